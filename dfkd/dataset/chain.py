@@ -70,7 +70,7 @@ class Chain:
         images = [
             np.asarray(Image.open(io.BytesIO(sample.image)).convert("RGB"))
             for receipt in receipts
-            for sample in read_shard(self.version.home.get(receipt.key), receipt)
+            for sample, _ in read_shard(self.version.home.get(receipt.key), receipt)
         ]
         return torch.from_numpy(np.stack(images))
 

@@ -10,7 +10,6 @@ from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +24,6 @@ from dfkd.dataset.shards import Example
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import in_order
 from dfkd.utils.images import header_size
-
-T = TypeVar("T")
 
 IMAGE_FORMATS = {"png": "PNG", "jpg": "JPEG"}
 BUFFER_BYTES = 128 << 20
@@ -104,17 +101,16 @@ class Stream:
         """
         self.version, self.image_size, self.seed, self.share = version, image_size, seed, share
         self.examples = Examples(version)
-        self.shards = self.examples.shards
-        images = len(self.examples)
+        images, shards = len(self.examples), self.examples.shards
         self.steps = steps_per_epoch(images, batch_size)
         # The first `remainder` ranks take one image more, so any world size gives the same batch.
         quotient, remainder = divmod(batch_size, share.world)
         self.rows = quotient + (share.rank < remainder)
         self._offset = share.rank * quotient + min(share.rank, remainder)
-        mean_bytes = sum(receipt.bytes for receipt in self.shards) / images
+        mean_bytes = sum(receipt.bytes for receipt in shards) / images
         self.buffer = max(2 * self.rows, int(buffer_bytes / mean_bytes))
         length = min(run_length(self.buffer, self.rows), max(1, int(MAX_RUN_BYTES / mean_bytes)))
-        self.runs = run_bounds([receipt.samples for receipt in self.shards], length)
+        self.runs = run_bounds([receipt.samples for receipt in shards], length)
         self.cached = images * 3 * image_size**2 <= cache_bytes
 
     @cached_property
@@ -144,7 +140,7 @@ class Stream:
             for samples in _split(order, self.rows):
                 yield self._batch(samples, *self._cache.take(samples))
         else:
-            with contextlib.closing(_ahead(self._stream(order), PREFETCH_BATCHES)) as batches:
+            with contextlib.closing(_ahead(self._stream(order))) as batches:
                 yield from batches
 
     def _batch(
@@ -273,18 +269,17 @@ def _unusable(example: Example, suffix: str, problem: str) -> CorruptionError:
     )
 
 
-def _ahead(items: Generator[T], depth: int) -> Generator[T]:
-    """Yield the items of a generator, which a thread runs up to `depth` items ahead.
+def _ahead(batches: Generator[Batch]) -> Generator[Batch]:
+    """Yield batches, which a thread makes up to `PREFETCH_BATCHES` ahead.
 
     An exception in the thread is raised here.
     """
-    end = object()
-    with contextlib.closing(items), ThreadPoolExecutor(1, "dfkd-ahead") as thread:
-        ready = deque(thread.submit(next, items, end) for _ in range(depth))
+    with contextlib.closing(batches), ThreadPoolExecutor(1, "dfkd-ahead") as thread:
+        ready = deque(thread.submit(next, batches, None) for _ in range(PREFETCH_BATCHES))
         try:
-            while (item := ready.popleft().result()) is not end:
-                ready.append(thread.submit(next, items, end))
-                yield item  # type: ignore[misc]
+            while (batch := ready.popleft().result()) is not None:
+                ready.append(thread.submit(next, batches, None))
+                yield batch
         finally:
-            # Whoever closes this generator early needs no further items.
+            # Whoever closes this generator early needs no further batches.
             thread.shutdown(cancel_futures=True)

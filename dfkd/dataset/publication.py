@@ -15,14 +15,8 @@ import pyarrow.parquet as pq
 
 from dfkd.config.hashing import sha256_file
 from dfkd.config.methods import method_of
-from dfkd.dataset.published import (
-    INDEX_ROWS,
-    INDEX_SCHEMA,
-    PublishedVersion,
-    index_row,
-    sha256_object,
-)
-from dfkd.dataset.shards import Receipt, read_located
+from dfkd.dataset.published import INDEX_ROWS, INDEX_SCHEMA, PublishedVersion, index_row
+from dfkd.dataset.shards import Receipt, read_shard
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, in_order
 from dfkd.utils.strict_json import canonical
@@ -75,7 +69,7 @@ def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> Label
         # One byte more than expected shows a longer object, without reading all of it into memory.
         shards = in_order(lambda each: home.get(each.key, each.bytes + 1), receipts)
         for receipt, data in zip(receipts, shards, strict=True):
-            for sample, location in read_located(data, receipt):
+            for sample, location in read_shard(data, receipt):
                 moments.add(sample.arrays["distances"], sample.metadata["class_index"])
                 rows.append(index_row(sample, location, receipt.shard))
             # Rows are written in groups, so that memory stays bounded for any number of samples.
@@ -109,13 +103,14 @@ def publish(
         moments = write_index(home, receipts, index)
         manifest |= {"label_mean": moments.mean, "label_std": moments.std}
         manifest["inconsistent"] = moments.inconsistent
+        card = data_card(manifest).encode()
         manifest["files"] = {
-            layout.CARD: hashlib.sha256(data_card(manifest).encode()).hexdigest(),
+            layout.CARD: hashlib.sha256(card).hexdigest(),
             layout.INDEX: sha256_file(index),
         }
         # The manifest makes the version published, so everything it refers to is written before.
         storage.put(layout.INDEX, index)
-        storage.put(layout.CARD, data_card(manifest).encode())
+        storage.put(layout.CARD, card)
         storage.put_if_absent(layout.MANIFEST, canonical(manifest))
 
 
@@ -125,9 +120,9 @@ def repair(version: PublishedVersion) -> None:
     That happens when two publishers race: one writes the manifest, and the other overwrites the
     files before it sees the manifest.
     """
-    storage = version.storage
-    if all(sha256_object(storage, key) == digest for key, digest in version.files.items()):
+    if not version.damaged_files():
         return
+    storage = version.storage
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder, layout.INDEX)
         write_index(version.home, version.shards, index)
@@ -164,9 +159,9 @@ def _describe(
 
 INTRODUCTION = """\
 {samples} images in {shards} WebDataset shards ({bytes} bytes), synthesised by dfkd from class names
-alone: no image was read to make them. Each image was optimised until a vision-language teacher
-took it for its prompt, and carries the teacher's distances (`distances.npy`, smaller is closer) and
-its embedding (`embedding.npy`).
+alone: no image was read to make them. Each image carries a vision-language teacher's distances to
+the class prompts (`distances.npy`, smaller is closer) and its embedding of the image
+(`embedding.npy`).
 """
 
 TERMS = """\
@@ -226,13 +221,10 @@ def _carried_lines(shards: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _class_rows(manifest: Mapping[str, Any]) -> list[str]:
     """The rows of the table of images by class."""
-    samples = [0] * len(manifest["classes"])
-    failed = [0] * len(manifest["classes"])
+    names = [name.replace("|", "\\|") for name in manifest["classes"]]
+    samples, failed = [0] * len(names), [0] * len(names)
     for shard in manifest["shards"]:
         class_index = int(shard["task"].partition("-")[0])
         samples[class_index] += shard["samples"]
         failed[class_index] += len(shard["failed"])
-    return [
-        f"| {name.replace('|', chr(92) + '|')} | {samples[row]} | {failed[row]} |"
-        for row, name in enumerate(manifest["classes"])
-    ]
+    return [f"| {name} | {samples[row]} | {failed[row]} |" for row, name in enumerate(names)]

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
 from dfkd.config.hashing import fingerprint, sha256_file
-from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_located, verify_bytes
+from dfkd.dataset.prompt_tables import REQUIRED_COLUMNS
+from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_shard
 from dfkd.errors import CorruptionError, InfrastructureError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
@@ -122,19 +123,13 @@ class PublishedVersion:
         """The version's own objects."""
         return self.home.child(layout.version(self.id))
 
-    def fetch(self, receipt: Receipt) -> bytes:
-        """The bytes of a shard; `CorruptionError` if they differ from its receipt."""
-        data = self.home.get(receipt.key, receipt.bytes + 1)
-        verify_bytes(data, receipt)
-        return data
-
     def samples(self, receipt: Receipt) -> Iterator[Sample]:
         """Yield the samples of a shard, which is verified before the first one."""
         return (sample for sample, _ in self.located_samples(receipt))
 
     def located_samples(self, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
         """Yield what `samples` yields, each sample with its location in the shard."""
-        return read_located(self.home.get(receipt.key, receipt.bytes + 1), receipt)
+        return read_shard(self.home.get(receipt.key, receipt.bytes + 1), receipt)
 
     def first_samples(
         self, count: int, class_indices: Sequence[int] | None = None
@@ -192,7 +187,7 @@ class PublishedVersion:
         data, where = self.storage.get(key), self.storage.location(key)
         if self.prompt_digests().get(name) != hashlib.sha256(data).hexdigest():
             raise CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
-        return parquet.read(data, ("class_index", "index"), where, PROMPTS_REMEDY)
+        return parquet.read(data, REQUIRED_COLUMNS, where, PROMPTS_REMEDY)
 
     def prompt_digests(self) -> dict[str, str]:
         """The sha256 of each part of the prompts by its name, from prompts.json.
@@ -216,6 +211,12 @@ class PublishedVersion:
     def files(self) -> dict[str, str]:
         """The sha256 of the index and of the data card, by key."""
         return dict(self.manifest["files"])
+
+    def damaged_files(self) -> list[str]:
+        """The keys in `files` whose objects are missing or not what was published."""
+        return [
+            key for key, digest in self.files.items() if sha256_object(self.storage, key) != digest
+        ]
 
 
 def open_version(storage: Storage, name: str, sha256: str | None = None) -> PublishedVersion:

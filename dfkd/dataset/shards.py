@@ -230,24 +230,20 @@ def _problem(metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | 
     return None
 
 
-def read_shard(data: bytes, receipt: Receipt) -> Iterator[Sample]:
-    """Yield the samples of a shard whose size, sha256 and sample count match the receipt.
+def read_shard(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
+    """Yield each sample of a shard with its location, once the bytes match the receipt.
 
     Raises:
-        CorruptionError: they do not match, or `write_shard` would not write such a member.
+        CorruptionError: size, sha256 or number of samples do not match, or `write_shard` would not
+            write such a member.
     """
-    return (sample for sample, _ in read_located(data, receipt))
-
-
-def read_located(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
-    """Yield what `read_shard` yields, each sample with its location in the shard."""
-    verify_bytes(data, receipt)
+    _verify_bytes(data, receipt)
     for sample, span in _samples_with_slices(data, receipt.shard, receipt.samples):
         digest = hashlib.sha256(memoryview(data)[span]).digest()
         yield sample, SampleLocation(span.start, digest)
 
 
-def verify_bytes(data: bytes, receipt: Receipt) -> None:
+def _verify_bytes(data: bytes, receipt: Receipt) -> None:
     """Raise `CorruptionError` unless `data` has the receipt's size and sha256."""
     if len(data) > receipt.bytes:
         _refuse(receipt.shard, f"more than the {receipt.bytes} bytes that its receipt says")

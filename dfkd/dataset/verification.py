@@ -4,12 +4,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from dfkd.dataset.published import (
-    INDEX_SCHEMA,
-    PublishedVersion,
-    index_row,
-    sha256_object,
-)
+from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion, index_row, sha256_object
 from dfkd.dataset.shards import Receipt, decode_receipt
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
@@ -29,11 +24,7 @@ def verify(version: PublishedVersion) -> list[str]:
         problem for receipt in version.shards for problem in _receipt_problems(version, receipt)
     ]
     problems += _prompt_problems(version)
-    damaged = [
-        key
-        for key, digest in version.files.items()
-        if sha256_object(version.storage, key) != digest
-    ]
+    damaged = version.damaged_files()
     problems += [
         f"{version.storage.location(key)}: is not what was published; "
         "run jobs/synthesize.py again, it writes the file anew"

@@ -77,6 +77,7 @@ def augment(pixels: Tensor, options: Collection[Augmentation], generator: Genera
 
 def _geometry(options: Collection[Augmentation], draws: _Draws) -> Tensor:
     """Affine matrices float32 [N, 2, 3] from view to image coordinates, both in [-1, 1]."""
+    # Constants, and yet drawn: without these two draws all later ones of a seed would change.
     one, zero = draws.uniform(1, 1), draws.uniform(0, 0)
     linear = torch.eye(2, device=one.device).expand(draws.batch, 2, 2)
     shift = torch.stack([zero, zero], 1)
@@ -158,18 +159,16 @@ def _blur(pixels: Tensor, draws: _Draws) -> Tensor:
 
 def _erase(pixels: Tensor, draws: _Draws) -> Tensor:
     """Fill a rectangle with a random colour in a random part of the images."""
-    height, width = pixels.shape[-2:]
-    rows = _stripe(height, draws, pixels.device)
-    columns = _stripe(width, draws, pixels.device)
+    rows, columns = (_stripe(length, draws) for length in pixels.shape[-2:])
     colour = torch.stack([draws.uniform(0, 1) for _ in range(3)], 1)[:, :, None, None]
     hole = rows[:, None, :, None] & columns[:, None, None, :]
     hole = hole & draws.bernoulli(ERASE).view(-1, 1, 1, 1)
     return torch.where(hole, colour, pixels)
 
 
-def _stripe(length: int, draws: _Draws, device: torch.device) -> Tensor:
+def _stripe(length: int, draws: _Draws) -> Tensor:
     """bool [N, length]: one interval for each image, 1/5 to 1/2 of the length."""
     size = draws.uniform(0.2, 0.5)
     start = draws.uniform(0, 1) * (1 - size)
-    position = (torch.arange(length, device=device) + 0.5) / length
+    position = (torch.arange(length, device=size.device) + 0.5) / length
     return (position >= start[:, None]) & (position < (start + size)[:, None])

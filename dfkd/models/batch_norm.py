@@ -6,7 +6,7 @@ layers are visible nowhere else.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.utils.progress import Closing
 
-T = TypeVar("T")
+Measure = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Maps a module, its input and its output to what `Taps` keeps of a pass."""
 
 
 def layers(network: nn.Module) -> list[_BatchNorm]:
@@ -22,24 +23,21 @@ def layers(network: nn.Module) -> list[_BatchNorm]:
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
-class Taps(Closing, Generic[T]):
-    """Forward hooks that compute a value of each module; a context manager.
+class Taps(Closing):
+    """Forward hooks that compute a tensor of each module; a context manager.
 
-    The values are part of the autograd graph of the pass, so losses on them have gradients.
+    The tensors are part of the autograd graph of the pass, so losses on them have gradients.
     """
 
-    def __init__(
-        self, modules: Iterable[nn.Module], measure: Callable[[nn.Module, Tensor, Tensor], T]
-    ) -> None:
-        """`measure` maps a module, its input and its output to the value."""
-        self._values: dict[int, T] = {}
+    def __init__(self, modules: Iterable[nn.Module], measure: Measure) -> None:
+        self._values: dict[int, Tensor] = {}
         self._handles = [
             module.register_forward_hook(self._hook(number, measure))
             for number, module in enumerate(modules)
         ]
 
-    def _hook(self, number: int, measure: Callable[[nn.Module, Tensor, Tensor], T]) -> Any:
-        """A forward hook that stores the value of module `number`."""
+    def _hook(self, number: int, measure: Measure) -> Any:
+        """A forward hook that stores the tensor of module `number`."""
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             """Called by torch after the module's forward pass."""
@@ -48,12 +46,12 @@ class Taps(Closing, Generic[T]):
         return hook
 
     @property
-    def read(self) -> list[T]:
-        """The values of the last forward pass, in the order of the modules."""
+    def read(self) -> list[Tensor]:
+        """The tensors of the last forward pass, in the order of the modules."""
         return [self._values[number] for number in range(len(self._handles))]
 
     def close(self) -> None:
-        """Remove the hooks and their values."""
+        """Remove the hooks and their tensors."""
         for handle in self._handles:
             handle.remove()
         self._values.clear()

@@ -62,14 +62,13 @@ class Student(nn.Module):
         head: nn.Linear,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
-        texts: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.register_buffer("texts", texts)
+        self.register_buffer("texts", None)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Distances [N, M]; in training what the head learns, which may be standardised."""
@@ -163,7 +162,7 @@ def card(
     Args:
         embedding_dim: E of a student of embeddings; 0 for a student of distances.
     """
-    # Cards of students of distances are older than the two keys and do without.
+    # Students of distances are older than these two keys, so their cards do not have them.
     embedding = {"target": config.target, "embedding_dim": embedding_dim} if embedding_dim else {}
     return {
         "schema": 1,

@@ -291,7 +291,7 @@ def require_batch_norm(teacher: Teacher, what: str) -> None:
         )
 
 
-def batch_norm_taps(teacher: Teacher, what: str) -> Taps[Tensor]:
+def batch_norm_taps(teacher: Teacher, what: str) -> Taps:
     """Hooks for the `statistics_distance` of all batch-norm layers of the image tower, in order.
 
     Args:

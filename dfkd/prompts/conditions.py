@@ -20,7 +20,8 @@ from dfkd.prompts.pseudo_words import PseudoWords, embed_with
 from dfkd.prompts.styles import class_text_embeddings, dictionary, mixture, styled_prompt
 
 SAME = 1e-3
-"""Length of the difference below which two embeddings are of the same text on other devices."""
+"""Two embeddings are taken for those of the same text if their difference is at most this long. The
+rounding of another device changes an embedding by less."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class _FinalLatents:
 
 
 class Synthesiser:
-    """Makes batches of images with fixed models; compiles the step of full batches at most."""
+    """Makes batches of images with fixed models."""
 
     def __init__(
         self, teacher: Teacher, generator: Generator, config: Synthesis, steps: int | None = None
@@ -133,7 +133,7 @@ class Synthesiser:
         seeds: Sequence[int],
         latents: Tensor,
         on_step: OnStep | None,
-        taps: Taps[Tensor] | None = None,
+        taps: Taps | None = None,
     ) -> Synthesised:
         """Run the steps of a batch; with `taps`, L_bn of what they read is part of the loss."""
         config, generator, coupled = self.config, self.generator, taps is not None

@@ -51,19 +51,19 @@ class RunContext:
 
 @dataclass(frozen=True)
 class PartRequest:
-    """The images of one part, or of a batch of it; with context and state it determines them.
+    """What a part, or a batch of it, is to hold.
+
+    The images follow from the request, the `RunContext` and the state after the part before.
 
     Attributes:
         labels: class of each image, int64 [N] on the teacher's device.
         seeds: one for each image; together they seed everything that the images share.
-        image_size: side of an image in pixels.
         part: number of the part.
         before: number of images in all earlier parts.
     """
 
     labels: Tensor
     seeds: Sequence[int]
-    image_size: int
     part: int = 0
     before: int = 0
 
@@ -73,7 +73,7 @@ class PartRequest:
 
     def select(self, rows: slice) -> "PartRequest":
         """The request for a subset of the images."""
-        return PartRequest(self.labels[rows], self.seeds[rows], self.image_size)
+        return PartRequest(self.labels[rows], self.seeds[rows])
 
     def rounds(self, total: int, context: RunContext) -> range:
         """The rounds of this part, when the images of a run share `total` rounds evenly."""

@@ -121,7 +121,6 @@ class ShardMaker:
         """
         self.manifest = manifest
         self.teacher = teacher
-        self.generator = generator
         self.notify = notify
         self.batch_size = initial_batch_size(manifest.synthesis, teacher.device)
         self.coupled = has_dependent_images(manifest.method)
@@ -230,7 +229,7 @@ class ShardMaker:
         start = 0
         while start < len(requests):
             # Coupled methods without latents cut a part into batches themselves.
-            size = self.batch_size if self.generator else len(requests)
+            size = self.batch_size if self.synthesiser else len(requests)
             batch = requests[start : start + size]
             results = None
             try:
@@ -253,7 +252,7 @@ class ShardMaker:
         """
         # A smaller coupled batch gives other images, and results must not depend on memory.
         if self.coupled:
-            section = "synthesis" if self.generator else f"inversion.{self.manifest.method}"
+            section = "synthesis" if self.synthesiser else f"inversion.{self.manifest.method}"
             raise DfkdError(
                 "memory had no room for a batch, and to halve it would change its images, which "
                 f"depend on each other; lower {section}.batch_size"
@@ -316,7 +315,7 @@ class ShardMaker:
             part = batch[0].index // size
             # Only the last part is smaller, so all earlier ones have this many images.
             before = part * size * len(manifest.classes)
-            request = PartRequest(labels, seeds, manifest.synthesis.image_size, part, before)
+            request = PartRequest(labels, seeds, part, before)
             return self.inverter.make(request, on_step)
         assert self.synthesiser is not None  # noqa: S101 - there is a generator
         prompts = [request.prompt for request in batch]
@@ -360,7 +359,7 @@ class ShardMaker:
 
 def _no_earlier_parts(part: int) -> Tensor:
     """The default of `earlier`, for methods that read no earlier part."""
-    raise ValueError(f"part {part} is asked for, and nobody was told where parts are")
+    raise ValueError(f"part {part} is needed, but `earlier` was not given")
 
 
 def initial_batch_size(config: Synthesis, device: torch.device) -> int:
@@ -369,7 +368,7 @@ def initial_batch_size(config: Synthesis, device: torch.device) -> int:
 
 
 def _images_of_unit(manifest: Manifest) -> int:
-    """Images of a unit of work that is not the last one; a batch cannot have more."""
+    """Images of a full unit of work, the most that a batch can have."""
     size = min(manifest.synthesis.shard_size, manifest.synthesis.images_per_class)
     return size * len(manifest.classes) if has_dependent_images(manifest.method) else size
 

@@ -37,7 +37,7 @@ LONG = dataclasses.replace(
     schedule="cosine",
 )
 STEPS = 2
-COURSE = Schedule.of(CONFIG, STEPS)
+SCHEDULE = Schedule.of(CONFIG, STEPS)
 
 
 def batch(seed: int) -> Batch:
@@ -52,12 +52,12 @@ def batch(seed: int) -> Batch:
 
 
 def student(config: Distillation) -> Student:
-    """One with random weights; what `CONFIG` names stands for a backbone that has learned."""
+    """A student with random weights; the file that `CONFIG` names need not exist."""
     return build(dataclasses.replace(config, weights="none", warmup_epochs=0), 3, 16, seed=0)
 
 
 def distiller(config: Distillation = CONFIG, **options: object) -> Distiller:
-    return Distiller(student(config), config, COURSE, seed=0, **options)
+    return Distiller(student(config), config, SCHEDULE, seed=0, **options)
 
 
 def advance(run: Distiller, to: int) -> Distiller:
@@ -71,18 +71,18 @@ def equal(left: Student, right: Student) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_the_course_has_two_phases() -> None:
-    assert Schedule(STEPS, warmup=4, total=10) == COURSE
-    rates = [COURSE.rate(CONFIG, step) for step in range(10)]
+def test_the_schedule_has_two_phases() -> None:
+    assert Schedule(STEPS, warmup=4, total=10) == SCHEDULE
+    rates = [SCHEDULE.rate(CONFIG, step) for step in range(10)]
     assert rates == [0.05] * 4 + [pytest.approx(0.005)] * 6
 
 
 @given(st.integers(0, 5), st.integers(1, 5), st.integers(1, 7))
 def test_a_cosine_falls_within_each_phase(warmup: int, epochs: int, steps: int) -> None:
     config = Distillation(warmup_epochs=warmup, epochs=epochs)
-    course = Schedule.of(config, steps)
-    rates = [course.rate(config, step) for step in range(course.total)]
-    for phase, peak in ((rates[: course.warmup], 0.1), (rates[course.warmup :], 0.01)):
+    schedule = Schedule.of(config, steps)
+    rates = [schedule.rate(config, step) for step in range(schedule.total)]
+    for phase, peak in ((rates[: schedule.warmup], 0.1), (rates[schedule.warmup :], 0.01)):
         assert sorted(phase, reverse=True) == phase
         assert not phase or phase[0] == pytest.approx(peak)
         assert all(rate > 0 for rate in phase)
@@ -91,7 +91,7 @@ def test_a_cosine_falls_within_each_phase(warmup: int, epochs: int, steps: int) 
 def test_warm_up_trains_the_head_alone_on_a_backbone_in_evaluation_mode() -> None:
     run = distiller()
     before = {name: tensor.clone() for name, tensor in run.student.state_dict().items()}
-    advance(run, COURSE.warmup)
+    advance(run, SCHEDULE.warmup)
     changed = {n for n, t in run.student.state_dict().items() if not torch.equal(t, before[n])}
     assert changed == {"head.weight", "head.bias"}  # and no statistics of batch norm
     run.advance(batch(99))
@@ -102,11 +102,11 @@ def test_warm_up_trains_the_head_alone_on_a_backbone_in_evaluation_mode() -> Non
 
 def test_warm_up_drops_nothing() -> None:
     config = dataclasses.replace(CONFIG, student="timm:vit_tiny_patch16_224")
-    run = Distiller(student(config), config, COURSE, seed=0)
+    run = Distiller(student(config), config, SCHEDULE, seed=0)
     run.student.backbone.pos_drop.p = 0.5
     twins = [run.student.features(batch(0).pixels / 255) for _ in range(2)]
     assert torch.equal(*twins)
-    advance(run, COURSE.warmup)
+    advance(run, SCHEDULE.warmup)
     twins = [run.student.features(batch(0).pixels / 255) for _ in range(2)]
     assert not torch.equal(*twins)
 
@@ -155,7 +155,7 @@ def test_labels_are_standardised_or_left_as_they_are() -> None:
     assert LabelScale.of(True, mean=1.0, std=0.0).std > 0
 
 
-@pytest.mark.parametrize("cut", [1, 3, COURSE.warmup, 5, 9])
+@pytest.mark.parametrize("cut", [1, 3, SCHEDULE.warmup, 5, 9])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_restored_run_ends_with_the_same_bits(cut: int, optimizer: str) -> None:
     config = dataclasses.replace(
@@ -166,12 +166,12 @@ def test_a_restored_run_ends_with_the_same_bits(cut: int, optimizer: str) -> Non
         labels="live",
     )
     options = {"label": lambda pixels, *_: pixels.mean(dim=(2, 3))}
-    whole = advance(distiller(config, **options), COURSE.total)
+    whole = advance(distiller(config, **options), SCHEDULE.total)
     state = advance(distiller(config, **options), cut).state()
     resumed = distiller(config, **options)
     resumed.restore(state)
     assert resumed.step == cut
-    assert equal(advance(resumed, COURSE.total).student, whole.student)
+    assert equal(advance(resumed, SCHEDULE.total).student, whole.student)
 
 
 def test_live_labels_belong_to_the_augmented_view() -> None:
@@ -242,7 +242,7 @@ def test_a_wrapper_is_made_for_each_phase() -> None:
         wrapped.append([p.requires_grad for p in module.parameters()])
         return module
 
-    advance(distiller(distribute=distribute), COURSE.total)
+    advance(distiller(distribute=distribute), SCHEDULE.total)
     assert len(wrapped) == 2
     assert sum(wrapped[0]) == 2
     assert all(wrapped[1])

@@ -32,7 +32,7 @@ CONFIG = Distillation(
     optimizer="adamw",
     learning_rate=1e-3,
 )
-COURSE = Schedule.of(CONFIG, 3)
+SCHEDULE = Schedule.of(CONFIG, 3)
 WIDTH = 4
 OBJECTIVE = EmbeddingObjective(
     mean=torch.tensor([0.5, -0.25, 0.0, 0.125]),
@@ -57,7 +57,7 @@ def student() -> Student:
 
 
 def distiller(config: Distillation = CONFIG, **options: object) -> Distiller:
-    return Distiller(student(), config, COURSE, seed=0, scale=OBJECTIVE, **options)
+    return Distiller(student(), config, SCHEDULE, seed=0, scale=OBJECTIVE, **options)
 
 
 def test_the_loss_is_the_mean_squared_error_of_standardised_embeddings() -> None:

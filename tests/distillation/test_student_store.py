@@ -73,7 +73,7 @@ def test_missing_weights_are_refused() -> None:
 
 
 def test_styles_rename_a_student_whose_labels_use_them() -> None:
-    """An inversion's data set has no styles in its fingerprint, and so cannot tell."""
+    """The fingerprint of an inversion's data set does not cover the styles."""
     changes = [{"styles": ("oil", "ink")}, {"styles": "miniature"}, {"template": "{style} {class}"}]
 
     def names(texts: Texts) -> set[str]:

@@ -81,7 +81,6 @@ def readers(version: PublishedVersion) -> list[Callable[[], object]]:
         return list(Stream(version, 32, 6, 0, cache_bytes=cache_bytes).batches(0))
 
     return [
-        lambda: version.fetch(first),
         lambda: next(version.samples(first)),
         lambda: streamed(0),
         lambda: streamed(1 << 20),

@@ -46,9 +46,9 @@ def read(*overrides: str, root: str = "unused") -> Manifest:
 def problem(teacher: Teacher, *labels: int) -> tuple[Classifier, PartRequest]:
     """A classifier of the two classes, and a run for images of these classes."""
     classifier = Classifier(teacher, class_text_embeddings(read(), teacher))
-    return classifier, PartRequest(torch.tensor(labels), range(len(labels)), 64)
+    return classifier, PartRequest(torch.tensor(labels), range(len(labels)))
 
 
-def course(images: int = 4, *parts: Tensor) -> RunContext:
+def run_context(images: int = 4, *parts: Tensor) -> RunContext:
     """The context of a run of so many images, with the stored images of its first parts."""
     return RunContext(5, images, 64, parts.__getitem__)

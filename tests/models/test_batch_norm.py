@@ -1,4 +1,4 @@
-"""L_bn is what it says on numbers that can be checked by hand, and on every layer of a teacher."""
+"""L_bn of numbers that can be checked by hand, and of every layer of a teacher."""
 
 import numpy as np
 import pytest

@@ -16,7 +16,6 @@ from dfkd.models.generators.generator import TextInput
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.conditions import PromptStates, StoredPrompt
 from dfkd.prompts.maker import PromptMaker
-from dfkd.prompts.styles import mixture
 from tests.helpers import small_manifest
 
 
@@ -77,7 +76,6 @@ def test_states_of_mix_are_mixed_like_its_embeddings(tmp_path: Path, teacher: Te
         # The weight in the text is rounded to three digits.
         expected = float(share) * first + (1 - float(share)) * second
         torch.testing.assert_close(row, expected, atol=1e-2, rtol=0)
-    assert mixture(manifest.prompts, 1) == mixture(manifest.prompts, 1)
 
 
 def test_a_prompt_that_the_guard_replaced_has_the_states_of_the_class(

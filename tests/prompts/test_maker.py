@@ -229,7 +229,7 @@ EVERY_KEY = (
 def test_the_fingerprint_has_the_keys_that_change_prompts_and_no_others(
     tmp_path: Path, teacher: Teacher, method: str
 ) -> None:
-    """Classes so similar and words so wild that the guard acts; parts that fill a bank."""
+    """With similar classes and far-off words the guard acts, and the parts fill the bank."""
     base = (
         f"prompts.method={method}",
         "classes=[house, home, building]",

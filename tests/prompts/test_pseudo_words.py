@@ -138,7 +138,7 @@ def test_a_disturbed_sentence_always_fits(teacher: Teacher) -> None:
 def test_tokens_after_the_end_are_left_out_unless_they_are_read(
     text: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Left out, what follows changes no embedding; where it would, it is kept."""
+    """They are kept only for towers in which they change the embedding."""
     config = model_config(VIT)
     config["text_cfg"] |= text
     config["custom_text"] = bool(text)

@@ -18,7 +18,6 @@ from dfkd.config.inversion import Inversion
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Prompts, Synthesis, TeacherConfig
 from dfkd.dataset.published import current
-from dfkd.dataset.shards import read_shard
 from dfkd.models.teacher import Teacher
 from dfkd.pipeline.required_weights import needs
 from dfkd.storage.local import open_storage
@@ -274,11 +273,7 @@ def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
 
     home = open_storage(str(tmp_path / "run")).child("data/contrastive")
     version = current(home)
-    samples = [
-        sample
-        for receipt in version.shards
-        for sample in read_shard(home.get(receipt.key), receipt)
-    ]
+    samples = [sample for receipt in version.shards for sample in version.samples(receipt)]
     assert len(samples) == 2
     for sample in samples:
         assert sample.arrays["distances"].shape == (2,)

@@ -158,7 +158,7 @@ def test_a_nan_leaves_the_batch_whose_statistics_it_would_spoil(
 def test_the_last_step_computes_no_gradient(
     steps: int, passes: int, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No loss would be computed of the latents that it leads to."""
+    """It would move the latents once more, and no loss would belong to them."""
     found: list[tuple[Tensor, ...]] = []
     grad = torch.autograd.grad
 

@@ -184,7 +184,7 @@ def test_an_image_that_fails_twice_is_counted_and_not_written(
 def test_a_retry_has_a_seed_of_its_own(
     tmp_path: Path, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A generator that gives no number for the first seed of one image, as a real one may."""
+    """The generator gives NaN for the first seed of one image."""
     manifest = read(tmp_path)
     task = next(tasks(manifest))
     bad = image_seed(manifest, 0, 1)

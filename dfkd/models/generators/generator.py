@@ -1,6 +1,6 @@
 """What synthesis needs of a generator, whatever its kind (`dfkd.models.generators.kinds`).
 
-A generator gives each image a latent and decodes it. How much of the work is whose differs:
+A generator gives each image a latent and decodes it. What makes the latent depends on the kind:
 
     optimised   the latent starts at random, and the teacher's gradient moves it (VQGAN)
     sampled     the generator makes the latent from the prompt, and the teacher only labels it
@@ -28,7 +28,7 @@ class TextInput:
     layers: int
     """Blocks of the tower, from the first on; the final layer norm follows."""
     pads_with_end: bool
-    """Whether texts are padded with the end token, else with token 0 as open_clip does."""
+    """Whether texts are padded with the end token; if not, with token 0, as open_clip does."""
 
 
 @dataclass(frozen=True)

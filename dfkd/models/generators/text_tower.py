@@ -5,7 +5,7 @@ that condition the model must come from the teacher itself. They mean something 
 its own text encoder is the same network. open_clip and transformers name its tensors differently.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +49,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """The text encoder of a diffusion model, which the teacher's tower takes the place of."""
+    """The text encoder of a diffusion model, which the teacher's text tower replaces."""
 
     shape: Shape
     input: TextInput
@@ -122,9 +122,9 @@ def _shape_difference(teacher: Teacher, shape: Shape) -> str:
         vocab_size=len(teacher.token_table),
         num_hidden_layers=depth,
     )
-    for name in (field.name for field in fields(shape)):
-        if (has := getattr(own, name)) != (needs := getattr(shape, name)):
-            return f"{name} is {has} there and {needs} here"
+    for name, needed in asdict(shape).items():
+        if getattr(own, name) != needed:
+            return f"{name} is {getattr(own, name)} there and {needed} here"
     return ""
 
 
@@ -134,10 +134,13 @@ def _weight_difference(teacher: Teacher, shape: Shape, state: dict[str, Tensor])
     for name, own in as_clip_text_model(teacher.text, shape.num_hidden_layers).items():
         if name not in theirs or theirs[name].shape != own.shape:
             return f"its text_encoder has no {name} of shape {tuple(own.shape)}"
-        apart = torch.linalg.vector_norm(theirs[name].float() - own.float().cpu())
-        share = float(apart / torch.linalg.vector_norm(own.float()).cpu())
-        if not share <= TOLERANCE:  # also if it is no number
-            return f"{name} differs by {share:.0%} of its norm"
+        expected = own.float().cpu()
+        apart, norm = (
+            torch.linalg.vector_norm(each) for each in (theirs[name].float() - expected, expected)
+        )
+        # Not `apart > ...`, which is false for NaN. Biases of zero have a norm of zero.
+        if not apart <= TOLERANCE * norm:
+            return f"{name} differs by {float(apart / norm):.0%} of its norm"
     return ""
 
 

@@ -120,7 +120,7 @@ class VQGAN:
 
     def require(self, teacher: Teacher, image_size: int) -> None:
         """Refuse a size that is not a multiple of `downsampling`; any teacher has a gradient."""
-        self.latent_shape(image_size)
+        self._latent_side(image_size)
 
     def init_latents(
         self, seeds: Sequence[int], image_size: int, condition: Condition | None = None
@@ -133,7 +133,7 @@ class VQGAN:
             image_size: a multiple of `downsampling`.
             condition: not used.
         """
-        _, side, _ = self.latent_shape(image_size)
+        side = self._latent_side(image_size)
         codebook = self.codebook.cpu()  # drawn on the CPU, so latents do not depend on the device
         latents = []
         # One generator per image, so that a latent does not depend on the others of its batch.
@@ -143,8 +143,8 @@ class VQGAN:
             latents.append(codes.view(side, side, -1).permute(2, 0, 1))
         return torch.stack(latents).contiguous().to(self.codebook.device)
 
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """C, h and w of the latent of an image.
+    def _latent_side(self, image_size: int) -> int:
+        """h = w of the latent of an image.
 
         Raises:
             ManifestError: `image_size` is not a multiple of `downsampling`.
@@ -157,7 +157,7 @@ class VQGAN:
                 image_size,
                 f"use {max(1, side) * self.downsampling}",
             )
-        return self.codebook.shape[1], side, side
+        return side
 
     def nearest(self, latent: Tensor) -> Tensor:
         """Indices [B, h, w] of the nearest code to each cell of a latent [B, C, h, w].

@@ -34,12 +34,11 @@ def decode(decoder: Any, codes: Tensor) -> Tensor:
 
 
 def _residual(block: Any, images: Tensor) -> Tensor:
-    """taming's ResnetBlock without time embedding and dropout: [B, C, H, W] to [B, D, H, W]."""
+    """A ResnetBlock of taming's `Decoder` in evaluation mode: [B, C, H, W] to [B, D, H, W]."""
     hidden = block.conv1(_normalise(block.norm1, images, swish=True))
     hidden = block.conv2(_normalise(block.norm2, hidden, swish=True))
     if block.in_channels != block.out_channels:
-        shortcut = block.conv_shortcut if block.use_conv_shortcut else block.nin_shortcut
-        images = shortcut(images)
+        images = block.nin_shortcut(images)
     total: Tensor = images + hidden
     return total
 

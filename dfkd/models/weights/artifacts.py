@@ -28,7 +28,7 @@ class Artifact:
     """A published file."""
 
     file: str
-    """Unique name of the file in the cache and on a mirror; that of a folder's file has slashes."""
+    """Unique path of the file in the cache and on a mirror, with slashes if it is in a folder."""
     addresses: tuple[str, ...]
     """Addresses of the same file; each one is sufficient."""
     licence: str
@@ -157,7 +157,7 @@ _PIPELINE = (
 
 
 def _pipeline(name: str, repository: str, licence: str) -> tuple[Artifact, ...]:
-    """The files of a diffusion model on the hub, none of whose hashes is known to us."""
+    """The files of a diffusion model on the hub; no source states their hashes."""
     base = f"https://huggingface.co/{repository}/resolve/main"
     return tuple(Artifact(f"{name}/{each}", (f"{base}/{each}",), licence) for each in _PIPELINE)
 

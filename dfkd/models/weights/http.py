@@ -82,7 +82,10 @@ class PartialFile(progress.Closing):
 
 
 def is_safe(address: str, artifact: Artifact) -> bool:
-    """Whether a replaced file would be noticed: by https, a published hash, or a local address."""
+    """Whether nobody can replace the file unnoticed on its way from `address`.
+
+    It comes by https or from this machine, or its whole hash is published.
+    """
     url = urlsplit(address)
     loopback = url.hostname == "localhost" or _is_loopback(url.hostname or "")
     return url.scheme == "https" or (url.scheme == "http" and (artifact.certain or loopback))
@@ -100,9 +103,9 @@ def copy(source: Path, artifact: Artifact, part: PartialFile) -> None:
 
 
 def receive(address: str, artifact: Artifact, part: PartialFile, timeout: float) -> None:
-    """Download the missing bytes into `part`, or all bytes if nothing or nobody can resume them.
+    """Download the missing bytes into `part`.
 
-    Bytes of a file without a published hash are not resumed.
+    All bytes are downloaded if the server cannot resume, or if no hash of the file is published.
 
     Args:
         timeout: seconds without a byte after which the connection counts as dead.
@@ -121,7 +124,7 @@ def receive(address: str, artifact: Artifact, part: PartialFile, timeout: float)
     except urllib.error.HTTPError as error:
         # A refused range may mean that the file is complete already.
         with error:
-            if not _explain(error, part):
+            if not _is_worth_retrying(error, part):
                 return
         raise OSError(f"answers {error.code}") from None
     except urllib.error.URLError as error:
@@ -144,8 +147,12 @@ def _request(address: str, part: PartialFile) -> urllib.request.Request:
     return urllib.request.Request(address, headers=headers)  # noqa: S310 - checked by `is_safe`
 
 
-def _explain(error: urllib.error.HTTPError, part: PartialFile) -> bool:
-    """Whether to try again; False if no byte is missing; raises `Refusal` if it is useless."""
+def _is_worth_retrying(error: urllib.error.HTTPError, part: PartialFile) -> bool:
+    """Whether another attempt may succeed; False if `part` is complete already.
+
+    Raises:
+        Refusal: no attempt can succeed.
+    """
     if error.code == 416:
         if error.headers.get("Content-Range") == f"bytes */{part.done}":
             return False

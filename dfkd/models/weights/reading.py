@@ -183,9 +183,9 @@ def _is_safetensors(path: Path) -> bool:
     return bool(0 < length <= path.stat().st_size)
 
 
-def _listed(what: str, names: list[str], shown: int = 3) -> list[str]:
-    """A phrase with the first of `names`, or nothing if there are none."""
+def _listed(what: str, names: list[str]) -> list[str]:
+    """A phrase with the first three of `names`, or nothing if there are none."""
     if not names:
         return []
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return [f"{what} {', '.join(names[:shown])}{more}"]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"{what} {', '.join(names[:3])}{more}"]

@@ -94,7 +94,7 @@ class _Unpickler(pickle.Unpickler):
         self._storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a global of the pickle; only these can ever be called."""
+        """The replacement of a class or function that the pickle names; all others are refused."""
         # The classes that the archive defines itself, in its folder `code`.
         if module == "__torch__" or module.startswith("__torch__."):
             return _Node

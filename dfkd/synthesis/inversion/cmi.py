@@ -226,8 +226,6 @@ class FeatureBank:
 
     def draw(self, count: int, draws: torch.Generator) -> Tensor:
         """Draw at most `count` rows without replacement."""
-        if not len(self.features) or count == 0:
-            return self.features[:0]
         return self.features[torch.randperm(len(self.features), generator=draws)[:count]]
 
 

@@ -52,9 +52,10 @@ class DeepInverter(Inverter):
     def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
         """Make a part batch after batch."""
         classifier, config = self.classifier, self.settings.deepinversion
+        side = self.context.image_size
         with batch_norm_taps(classifier.teacher, self.name) as taps:
             results = [
-                _Batch(classifier, taps, request.select(rows), config, on_step).optimise()
+                _Batch(classifier, taps, request.select(rows), side, config, on_step).optimise()
                 for rows in even_batches(len(request.seeds), config.batch_size)
             ]
         pixels = torch.cat([to_bytes(classifier.pixels(images)) for images, _ in results])
@@ -68,14 +69,15 @@ class _Batch:
     def __init__(
         self,
         classifier: Classifier,
-        taps: Taps[Tensor],
+        taps: Taps,
         request: PartRequest,
+        side: int,
         config: DeepInversion,
         on_step: OnStep | None,
     ) -> None:
         self.classifier, self.taps, self.config = classifier, taps, config
         self.labels, self.on_step = request.labels, on_step
-        noise = _noise(request.seeds, request.image_size)
+        noise = _noise(request.seeds, side)
         self.images = noise.to(request.labels.device).requires_grad_()
         self.draws = request.draws("jitter")
         self.range = [classifier.whiten(torch.tensor(level)) for level in (0.0, 1.0)]

@@ -78,7 +78,7 @@ class Classifier:
         return torch.cat([self.logits(pixels).softmax(1).cpu() for pixels in batches])
 
 
-def stage_taps(teacher: Teacher) -> Taps[Tensor]:
+def stage_taps(teacher: Teacher) -> Taps:
     """Taps on the input of each stage of a ResNet tower, averaged over positions: [N, C].
 
     In a tower without stages the taps are on the input of each batch-norm layer.
@@ -90,7 +90,7 @@ def stage_taps(teacher: Teacher) -> Taps[Tensor]:
     return Taps(tapped, lambda module, entering, output: entering.float().flatten(2).mean(dim=2))
 
 
-def embedding_taps(teacher: Teacher) -> Taps[Tensor]:
+def embedding_taps(teacher: Teacher) -> Taps:
     """A tap on the image embedding [N, E] before it is normalised."""
     visual: Any = teacher.model.visual
     return Taps([visual], lambda module, entering, output: output.float())

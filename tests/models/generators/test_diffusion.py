@@ -17,6 +17,7 @@ from dfkd.errors import Exit, ManifestError
 from dfkd.models.generators import kinds
 from dfkd.models.generators.diffusion import SCHEDULERS, Diffusion
 from dfkd.models.generators.generator import Condition
+from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.pipeline.preflight import check_synthesis
 from tests.helpers.tiny_pipeline import (
@@ -240,6 +241,17 @@ def test_rounded_weights_of_the_text_tower_are_the_same_tower(home: Path, own: P
     path = own / "text_encoder/model.safetensors"
     save_file({key: value.bfloat16() for key, value in load_file(path).items()}, path)
     check_synthesis(read_manifest(home, own))
+
+
+def test_zeros_of_the_text_tower_are_compared_like_other_numbers(tmp_path: Path) -> None:
+    """Biases of an untrained tower are zero, and a difference relative to them is no number."""
+    teacher = tiny_teacher(tmp_path)
+    teacher.text.ln_final.bias.data.zero_()
+    encoder = TextEncoder.read(write_pipeline(tmp_path / "pipeline", teacher))
+    encoder.require(teacher)
+    teacher.text.ln_final.bias.data.fill_(0.1)
+    with pytest.raises(ManifestError, match=r"final_layer_norm\.bias differs by 100% of its norm"):
+        encoder.require(teacher)
 
 
 def test_steps_that_the_scheduler_cannot_do_are_refused(home: Path, pipeline: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_torchscript_archive_is_read_as_torch_would(archive: Path, tmp_path: P
 
 
 def rewrite(source: Path, target: Path, changes: dict[str, bytes], how: int = 0) -> None:
-    """A copy of an archive with other content for the members whose names end so."""
+    """A copy of an archive; members whose names end with a key of `changes` get its value."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", how) as new:
         for name in old.namelist():
             ends = [end for end in changes if name.endswith(end)]

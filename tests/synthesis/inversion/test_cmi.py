@@ -21,13 +21,13 @@ from dfkd.synthesis.inversion.cmi import (
 )
 from dfkd.synthesis.inversion.inverter import cosine_factor, stage_taps
 from dfkd.synthesis.request import PartRequest
-from tests.helpers.inversion_runs import course, problem
+from tests.helpers.inversion_runs import problem, run_context
 
 SMALL = Cmi(steps=3, batch_size=2, latent=8, width=4, student_steps=2)
 
 
 def test_the_contrast_tells_each_image_from_all_others() -> None:
-    """Unit vectors at right angles: each finds itself among two, at temperature 0.5."""
+    """Two orthogonal unit vectors, at temperature 0.5."""
     views = torch.eye(2)
     own = -math.log(math.exp(2) / (math.exp(2) + 1))
     assert float(contrastive_loss(views, views, 2, 0.5)) == pytest.approx(own)
@@ -102,11 +102,11 @@ def test_the_student_s_rate_is_a_cosine_over_the_run(teacher: Teacher) -> None:
     assert [cosine_factor(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
     classifier, run = problem(teacher, 0, 1)
     config = Cmi(steps=1, batch_size=2, latent=8, width=4, student_steps=1)
-    made = CmiInverter(classifier, course(8), Inversion(cmi=config))
+    made = CmiInverter(classifier, run_context(8), Inversion(cmi=config))
     made.make(run)
     assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
-    made.context = course(8, torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
-    made.make(PartRequest(run.labels, (7, 8), 64, part=1, before=2))
+    made.context = run_context(8, torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
+    made.make(PartRequest(run.labels, (7, 8), part=1, before=2))
     assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * cosine_factor(2 / 8))
     assert made.learner.optimizer.defaults["weight_decay"] == 1e-4
 
@@ -124,7 +124,7 @@ def test_the_loss_is_statistics_class_adversary_and_contrast(
             for name in names:
                 monkeypatch.setattr(cmi, name, 2.0 if name in chosen else 0.0)
             config = Inversion(cmi=Cmi(latent=8, width=4))
-            made = CmiInverter(classifier, course(), config)
+            made = CmiInverter(classifier, run_context(), config)
             made.moments, made.features = moments, features
             made.learner.student.eval()
             made.draws = torch.Generator().manual_seed(3)
@@ -140,7 +140,7 @@ def test_each_batch_is_remembered_and_taught_before_the_next(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, run = problem(teacher, 0, 1, 0)
-    made = CmiInverter(classifier, course(3), Inversion(cmi=SMALL))
+    made = CmiInverter(classifier, run_context(3), Inversion(cmi=SMALL))
     weights = made.learner.student.head.weight.clone()
     seen = []
     teach = made.teach
@@ -162,7 +162,7 @@ def test_the_lowest_loss_is_kept_and_falls(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
     config = Cmi(steps=10, batch_size=4, latent=16, width=8, learning_rate=0.01)
     told: list[float] = []
-    inverter = CmiInverter(classifier, course(), Inversion(cmi=config))
+    inverter = CmiInverter(classifier, run_context(), Inversion(cmi=config))
     made = inverter.make(run, lambda step, loss: told.append(float(loss)))
     assert len(told) == 10
     assert made.losses.tolist() == pytest.approx([min(told)] * 4)

@@ -20,7 +20,7 @@ from dfkd.synthesis.inversion.deepinversion import (
     total_variation,
 )
 from dfkd.utils.pixels import from_bytes
-from tests.helpers.inversion_runs import course, problem
+from tests.helpers.inversion_runs import problem, run_context
 
 SHORT = DeepInversion(low_resolution_steps=4, steps=12, batch_size=4)
 
@@ -51,7 +51,7 @@ def test_the_loss_is_class_statistics_variation_and_norm(
     monkeypatch.setattr(deepinversion, "NORM_WEIGHT", 0.125)
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with batch_norm_taps(teacher, "test") as taps:
-        losses = _Batch(classifier, taps, run, config, None)._losses(images)
+        losses = _Batch(classifier, taps, run, 64, config, None)._losses(images)
         logits = classifier.logits(images * teacher.std + teacher.mean)
         statistics = float(batch_norm_loss(taps.read, 3.0))
     shared = 0.5 * statistics
@@ -99,7 +99,7 @@ def _rolled(images: Tensor, down: int, right: int, mirrored: bool) -> Tensor:
 def test_the_teacher_recognises_the_classes_of_the_images(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
     seen: list[Tensor] = []
-    inverter = DeepInverter(classifier, course(), Inversion(deepinversion=SHORT))
+    inverter = DeepInverter(classifier, run_context(), Inversion(deepinversion=SHORT))
     made = inverter.make(run, lambda step, losses: seen.append(losses))
     pixels = from_bytes(made.pixels)
     assert classifier.logits(pixels).argmax(1).tolist() == [0, 1, 0, 1]
@@ -116,7 +116,7 @@ def test_statistics_alone_are_matched(teacher: Teacher, monkeypatch: pytest.Monk
     config = DeepInversion(low_resolution_steps=0, steps=15)
     for weight in (1.0, 0.0):
         monkeypatch.setattr(deepinversion, "BATCH_NORM_WEIGHT", weight)
-        made = DeepInverter(classifier, course(), Inversion(deepinversion=config)).make(run)
+        made = DeepInverter(classifier, run_context(), Inversion(deepinversion=config)).make(run)
         with batch_norm_taps(teacher, "test") as taps:
             teacher.encode_image(from_bytes(made.pixels))
             values.append(float(batch_norm_loss(taps.read)))
@@ -126,7 +126,7 @@ def test_statistics_alone_are_matched(teacher: Teacher, monkeypatch: pytest.Monk
 def test_a_batch_is_made_by_itself_from_noise_of_its_images(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 1)
     config = Inversion(deepinversion=DeepInversion(low_resolution_steps=1, steps=2, batch_size=2))
-    inverter = DeepInverter(classifier, course(), config)
+    inverter = DeepInverter(classifier, run_context(), config)
     assert not inverter.state()  # so that parts are made in any order
     whole = inverter.make(run)
     alone = inverter.make(run.select(slice(2, 3)))

@@ -1,4 +1,4 @@
-"""DFAD: its discrepancy by hand, and a game in which each side gets what it wants."""
+"""DFAD: its loss by hand, and what a round trains."""
 
 import dataclasses
 
@@ -13,25 +13,25 @@ from dfkd.synthesis.inversion import dfad
 from dfkd.synthesis.inversion.dfad import DfadInverter, rate_factor
 from dfkd.synthesis.inversion.inverter import Classifier, InnerStudentTrainer
 from dfkd.synthesis.request import PartRequest
-from tests.helpers.inversion_runs import course, problem
+from tests.helpers.inversion_runs import problem, run_context
 
-GAME = Dfad(rounds=6, student_steps=1, batch_size=8, latent=16, width=8, snapshots=3)
+SETTINGS = Dfad(rounds=6, student_steps=1, batch_size=8, latent=16, width=8, snapshots=3)
 
 
 def test_the_generators_loss_is_minus_the_mean_difference_of_images_and_classes(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, _ = problem(teacher, 0, 1)
-    game = DfadInverter(classifier, course(), Inversion(dfad=GAME))
+    inverter = DfadInverter(classifier, run_context(), Inversion(dfad=SETTINGS))
     seen: list[tuple[Tensor, Tensor]] = []
-    student_logits = game.learner.student_logits
+    student_logits = inverter.learner.student_logits
 
     def watched(pixels: Tensor) -> Tensor:
         seen.append((pixels.detach(), student_logits(pixels)))
         return seen[-1][1]
 
-    monkeypatch.setattr(game.learner, "student_logits", watched)
-    loss = float(game.train_round())
+    monkeypatch.setattr(inverter.learner, "student_logits", watched)
+    loss = float(inverter.train_round())
     ((pixels, student),) = seen
     differences = (student - classifier.logits(pixels)).abs().detach()
     assert differences.shape == (8, 2)
@@ -39,7 +39,7 @@ def test_the_generators_loss_is_minus_the_mean_difference_of_images_and_classes(
 
 
 def learner(classifier: Classifier, rate: float = 0.1) -> InnerStudentTrainer:
-    return InnerStudentTrainer(classifier, course(), F.l1_loss, rate, 5e-4)
+    return InnerStudentTrainer(classifier, run_context(), F.l1_loss, rate, 5e-4)
 
 
 def test_the_student_learns_the_logits_of_the_teacher(teacher: Teacher) -> None:
@@ -69,8 +69,8 @@ def test_the_generator_learns_what_a_fixed_student_gets_wrong(
 ) -> None:
     monkeypatch.setattr(dfad, "STUDENT_RATE", 1e-12)
     classifier, _ = problem(teacher, 0, 1)
-    game = DfadInverter(classifier, course(), Inversion(dfad=GAME))
-    losses = [float(game.train_round()) for _ in range(10)]
+    inverter = DfadInverter(classifier, run_context(), Inversion(dfad=SETTINGS))
+    losses = [float(inverter.train_round()) for _ in range(10)]
     assert all(loss < 0 for loss in losses)  # minus the discrepancy
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
 
@@ -80,35 +80,35 @@ def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(
 ) -> None:
     classifier, _ = problem(teacher, 0, 1)
     config = Dfad(student_steps=3, batch_size=4, latent=8, width=4)
-    game = DfadInverter(classifier, course(), Inversion(dfad=config))
+    inverter = DfadInverter(classifier, run_context(), Inversion(dfad=config))
     learned: list[Tensor] = []
-    train_step = game.learner.train_step
+    train_step = inverter.learner.train_step
 
     def watched(pixels: Tensor, taught: Tensor) -> None:
         learned.append(pixels)
         train_step(pixels, taught)
 
-    monkeypatch.setattr(game.learner, "train_step", watched)
-    before = [parameter.clone() for parameter in game.generator.parameters()]
-    game.train_round()
+    monkeypatch.setattr(inverter.learner, "train_step", watched)
+    before = [parameter.clone() for parameter in inverter.generator.parameters()]
+    inverter.train_round()
     assert len(learned) == 3
     assert not any(pixels.requires_grad for pixels in learned)
     assert not torch.equal(learned[0], learned[1])
-    after = list(game.generator.parameters())
+    after = list(inverter.generator.parameters())
     assert any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
 def test_images_are_taken_from_all_rounds(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1, 0, 1)
     told: list[int] = []
-    game = DfadInverter(
-        classifier, course(12), Inversion(dfad=dataclasses.replace(GAME, rounds=12))
+    inverter = DfadInverter(
+        classifier, run_context(12), Inversion(dfad=dataclasses.replace(SETTINGS, rounds=12))
     )
-    made = game.make(run, lambda number, loss: told.append(number))
+    made = inverter.make(run, lambda number, loss: told.append(number))
     assert told == list(range(6))
     assert sorted(made.steps.tolist()) == [2, 2, 4, 4, 6, 6]
-    second = PartRequest(run.labels, range(6, 12), 64, part=1, before=6)
-    assert sorted(game.make(second).steps.tolist()) == [8, 8, 10, 10, 12, 12]
+    second = PartRequest(run.labels, range(6, 12), part=1, before=6)
+    assert sorted(inverter.make(second).steps.tolist()) == [8, 8, 10, 10, 12, 12]
     assert made.pixels.shape == (6, 64, 64, 3)
     assert not made.diverged.any()
 
@@ -117,8 +117,10 @@ def test_rates_fall_to_a_tenth_with_each_third_of_the_rounds(teacher: Teacher) -
     rates = [rate_factor(number, 15000) for number in (0, 4999, 5000, 9999, 10000, 14999)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     classifier, run = problem(teacher, 0, 1)
-    game = DfadInverter(classifier, course(2), Inversion(dfad=GAME))
+    inverter = DfadInverter(classifier, run_context(2), Inversion(dfad=SETTINGS))
     seen = []
-    game.make(run, lambda number, loss: seen.append(game.learner.optimizer.param_groups[0]["lr"]))
+    inverter.make(
+        run, lambda number, loss: seen.append(inverter.learner.optimizer.param_groups[0]["lr"])
+    )
     assert seen == pytest.approx([0.05, 0.05, 0.005, 0.005, 0.0005, 0.0005])
-    assert game.optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
+    assert inverter.optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)

@@ -121,10 +121,10 @@ def test_parts_salts_and_seeds_give_other_images(
     assert plain.isdisjoint(images("seed", "seed=1"))
 
 
-def test_an_image_that_diverges_is_tried_with_all_of_its_run(
+def test_a_part_that_diverges_is_made_again_with_other_seeds(
     tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first run of a method that fails as a real one may: every image is no number."""
+    """Every image of the first attempt diverges."""
     manifest = chosen("deepinversion")
     unit = next(units(manifest, ()))
     real, seen = DeepInverter.images, []
@@ -154,7 +154,7 @@ def test_a_batch_that_memory_has_no_room_for_is_not_halved(
     generator: VQGAN,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Halves would give other images."""
+    """Half a batch would give other images."""
 
     def full(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -20,7 +20,7 @@ from dfkd.synthesis.inversion import cmi
 from dfkd.synthesis.inversion.inverter import Inverter, embedding_taps, stage_taps
 from dfkd.synthesis.request import PartRequest, even_batches, synthesised
 from dfkd.synthesis.shard_maker import METHODS
-from tests.helpers.inversion_runs import course, problem, read
+from tests.helpers.inversion_runs import problem, read, run_context
 from tests.helpers.tiny_models import RESNET, load_teacher, model_config
 
 CHAINED = ("dfad", "cmi", "pre")
@@ -28,12 +28,12 @@ CHAINED = ("dfad", "cmi", "pre")
 
 def begun(method: str, teacher: Teacher, settings: Inversion, *parts: torch.Tensor) -> Inverter:
     classifier, _ = problem(teacher, 0)
-    return METHODS[method](classifier, course(6, *parts), settings)
+    return METHODS[method](classifier, run_context(6, *parts), settings)
 
 
 def run(part: int) -> PartRequest:
     seeds = range(2 * part, 2 * part + 2)
-    return PartRequest(torch.tensor([0, 1]), seeds, 64, part=part, before=2 * part)
+    return PartRequest(torch.tensor([0, 1]), seeds, part=part, before=2 * part)
 
 
 def test_only_chained_methods_have_a_state(teacher: Teacher) -> None:
@@ -52,7 +52,7 @@ def test_a_part_from_a_state_is_the_one_of_the_run_that_went_on(
     whole = begun(method, teacher, settings)
     first = whole.make(run(0)).pixels
     states = [whole.state()]
-    whole.context = course(6, first)
+    whole.context = run_context(6, first)
     second = whole.make(run(1)).pixels
     states.append(whole.state())
     assert any(not torch.equal(states[1][key], states[0][key]) for key in states[0])
@@ -80,7 +80,7 @@ def test_a_part_that_diverges_ends_the_chain(method: str, teacher: Teacher) -> N
     settings = read(f"inversion.{method}.learning_rate=1e35").inversion
     inverter = begun(method, teacher, settings)
     with pytest.raises(DfkdError, match=rf"inversion\.{method}: diverged in part 0, on which all"):
-        inverter.make(PartRequest(torch.tensor([0, 1, 0, 1]), range(4), 64))
+        inverter.make(PartRequest(torch.tensor([0, 1, 0, 1]), range(4)))
 
 
 def test_logits_are_scaled_cosines_without_their_mean(teacher: Teacher) -> None:
@@ -111,8 +111,8 @@ def test_whitened_pixels_are_what_the_layers_see(teacher: Teacher) -> None:
 
 
 def test_draws_depend_on_the_images_and_the_purpose() -> None:
-    one, two = (PartRequest(torch.tensor([0, 1]), seeds, 64) for seeds in ([1, 2], [1, 3]))
-    same = PartRequest(one.labels, (1, 2), 32)
+    one, two = (PartRequest(torch.tensor([0, 1]), seeds) for seeds in ([1, 2], [1, 3]))
+    same = PartRequest(one.labels, (1, 2))
     assert one.draws("a").initial_seed() == same.draws("a").initial_seed()
     assert len({r.draws(p).initial_seed() for r in (one, two) for p in "ab"}) == 4
     part = one.select(slice(1, 2))
@@ -139,12 +139,12 @@ def test_batches_are_few_and_even_and_hold_every_image_once(count: int, size: in
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 100))
 def test_parts_share_all_rounds_and_each_has_one(images: int, size: int, more: int) -> None:
     """A manifest must have at least as many rounds as parts."""
-    whole, starts = course(images), range(0, images, size)
+    whole, starts = run_context(images), range(0, images, size)
     total = len(starts) + more
     found = [
-        PartRequest(
-            torch.empty(0), range(start, min(start + size, images)), 64, before=start
-        ).rounds(total, whole)
+        PartRequest(torch.empty(0), range(start, min(start + size, images)), before=start).rounds(
+            total, whole
+        )
         for start in starts
     ]
     assert [number for rounds in found for number in rounds] == list(range(total))

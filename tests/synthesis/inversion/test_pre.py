@@ -1,4 +1,4 @@
-"""PRE-DFKD: every term by hand, and a memory that learns to give back what it was shown."""
+"""PRE-DFKD: every term by hand, and a memory that learns to reconstruct images."""
 
 import math
 
@@ -18,9 +18,9 @@ from dfkd.synthesis.inversion.pre import (
     one_hot_loss,
     prior_kl,
 )
-from tests.helpers.inversion_runs import course, problem
+from tests.helpers.inversion_runs import problem, run_context
 
-GAME = Pre(
+SETTINGS = Pre(
     rounds=4, student_steps=2, memory_steps=1, batch_size=16, latent=16, width=8, snapshots=2
 )
 
@@ -29,12 +29,12 @@ def logits(*rows: list[float]) -> Tensor:
     return torch.log(torch.tensor(rows))
 
 
-def test_certainty_is_the_cross_entropy_of_the_class_that_leads() -> None:
+def test_the_one_hot_loss_is_the_cross_entropy_of_the_most_probable_class() -> None:
     seen = logits([0.75, 0.25], [0.4, 0.6])
     assert float(one_hot_loss(seen)) == pytest.approx(-(math.log(0.75) + math.log(0.6)) / 2)
 
 
-def test_imbalance_is_lowest_where_all_classes_are_there() -> None:
+def test_the_class_entropy_loss_is_lowest_if_classes_are_balanced() -> None:
     assert float(class_entropy_loss(logits([0.9, 0.1], [0.1, 0.9]))) == pytest.approx(
         math.log10(0.5)
     )
@@ -42,7 +42,7 @@ def test_imbalance_is_lowest_where_all_classes_are_there() -> None:
     assert float(class_entropy_loss(logits([0.9, 0.1], [0.7, 0.3]))) == pytest.approx(expected)
 
 
-def test_agreement_is_one_less_the_divergence_at_temperature_three() -> None:
+def test_agreement_is_one_minus_the_divergence_at_temperature_three() -> None:
     seen = logits([0.5, 0.5], [0.9, 0.1])
     assert float(agreement(seen, seen)) == pytest.approx(1.0)
     student, teacher = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 30.0]])
@@ -58,7 +58,7 @@ def test_agreement_is_one_less_the_divergence_at_temperature_three() -> None:
     assert float(agreement(student, teacher)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_drift_is_of_mean_and_variance() -> None:
+def test_the_moment_penalty_is_of_mean_and_variance() -> None:
     assert float(moment_penalty(torch.tensor([[1.0], [3.0]]))) == pytest.approx((2 - 1) ** 2 + 2**2)
     assert float(moment_penalty(torch.tensor([[-(0.5**0.5)], [0.5**0.5]]))) == pytest.approx(
         0.0, abs=1e-6
@@ -84,9 +84,9 @@ def test_the_novelty_loss_is_the_sum_of_its_terms(
             for name in names:
                 monkeypatch.setattr(pre, name, 2.0 if name in chosen else 0.0)
             config = Pre(batch_size=16, latent=8, width=4)
-            game = PreInverter(classifier, course(), Inversion(pre=config))
-            game.embeddings = embeddings
-            values.append(float(game._novelty_step()))
+            inverter = PreInverter(classifier, run_context(), Inversion(pre=config))
+            inverter.embeddings = embeddings
+            values.append(float(inverter._novelty_step()))
     alone = values[0]
     assert 0 <= alone <= 1  # the agreement
     assert sum(value - alone for value in values[1:4]) == pytest.approx(values[4] - alone, rel=1e-3)
@@ -101,8 +101,8 @@ def test_the_memory_learns_to_reconstruct_images(teacher: Teacher) -> None:
     config = Pre(batch_size=16, latent=16, width=8)
     colours = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     shown = classifier.whiten(colours.expand(16, 3, 64, 64))
-    game = PreInverter(classifier, course(), Inversion(pre=config))
-    losses = [float(game._memory_step(shown, replays=False)) for _ in range(30)]
+    inverter = PreInverter(classifier, run_context(), Inversion(pre=config))
+    losses = [float(inverter._memory_step(shown, replays=False)) for _ in range(30)]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
@@ -110,38 +110,38 @@ def test_the_memory_replays_to_itself_from_the_second_round_on(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, run = problem(teacher, 0, 1)
-    game = PreInverter(classifier, course(2), Inversion(pre=GAME))
+    inverter = PreInverter(classifier, run_context(2), Inversion(pre=SETTINGS))
     told: list[bool] = []
-    train_round = game.train_round
+    train_round = inverter.train_round
 
     def watched(remembers: bool) -> Tensor:
         told.append(remembers)
         return train_round(remembers)
 
-    monkeypatch.setattr(game, "train_round", watched)
-    game.make(run)
+    monkeypatch.setattr(inverter, "train_round", watched)
+    inverter.make(run)
     assert told == [False, True, True, True]
 
 
 def test_replays_are_an_eighth_and_leave_the_memory_as_it_is(teacher: Teacher) -> None:
     classifier, _ = problem(teacher, 0, 1)
-    game = PreInverter(classifier, course(), Inversion(pre=GAME))
-    before = [parameter.clone() for parameter in game.memory.parameters()]
-    with torch.no_grad():  # as the harvest asks
-        seen = game.training_images()
-    assert game._replayed().shape == (2, 3, 64, 64)
+    inverter = PreInverter(classifier, run_context(), Inversion(pre=SETTINGS))
+    before = [parameter.clone() for parameter in inverter.memory.parameters()]
+    with torch.no_grad():  # as `SnapshotSampler.take` does
+        seen = inverter.training_images()
+    assert inverter._replayed().shape == (2, 3, 64, 64)
     assert seen.shape == (16 + 2, 3, 64, 64)
-    after = game.memory.parameters()
+    after = inverter.memory.parameters()
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
 
 
 def test_images_are_taken_from_all_rounds(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
     told: list[int] = []
-    game = PreInverter(classifier, course(), Inversion(pre=GAME))
-    made = game.make(run, lambda number, loss: told.append(number))
+    inverter = PreInverter(classifier, run_context(), Inversion(pre=SETTINGS))
+    made = inverter.make(run, lambda number, loss: told.append(number))
     assert told == list(range(4))
-    last = game.learner.optimizer.param_groups[0]["lr"]
+    last = inverter.learner.optimizer.param_groups[0]["lr"]
     assert last == pytest.approx(0.1 * (1 + math.cos(math.pi * 3 / 4)) / 2)
     assert sorted(made.steps.tolist()) == [2, 2, 4, 4]
     assert not made.diverged.any()

@@ -39,13 +39,13 @@ def test_every_image_has_one_place(classes: int, images: int, seed: int) -> None
 
 @pytest.mark.parametrize(("rounds", "snapshots"), [(10, 3), (2, 20), (7, 7), (1, 1)])
 def test_images_come_from_evenly_spread_rounds(rounds: int, snapshots: int) -> None:
-    run = PartRequest(torch.tensor([0, 1] * 5), range(10), 16)
-    harvest = SnapshotSampler(run, range(7, 7 + rounds), snapshots)
+    run = PartRequest(torch.tensor([0, 1] * 5), range(10))
+    sampler = SnapshotSampler(run, range(7, 7 + rounds), snapshots)
     for number in range(7, 7 + rounds):
-        harvest.take(
+        sampler.take(
             number, lambda n=number: torch.full((4, 3, 16, 16), n / 255), torch.tensor(number)
         )
-    made = harvest.assigned(undecided)
+    made = sampler.assigned(undecided)
     assert len(made.pixels) == 10
     assert int(made.steps.max()) == 7 + rounds
     assert torch.equal(made.pixels[:, 0, 0, 0].long() + 1, made.steps)
@@ -56,8 +56,8 @@ def test_images_come_from_evenly_spread_rounds(rounds: int, snapshots: int) -> N
 
 
 def test_an_image_of_no_numbers_has_diverged() -> None:
-    run = PartRequest(torch.tensor([0, 1]), range(2), 64)
-    harvest = SnapshotSampler(run, range(1), 1)
-    harvest.take(0, lambda: torch.full((2, 3, 64, 64), torch.nan), torch.tensor(torch.nan))
-    made = harvest.assigned(undecided)
+    run = PartRequest(torch.tensor([0, 1]), range(2))
+    sampler = SnapshotSampler(run, range(1), 1)
+    sampler.take(0, lambda: torch.full((2, 3, 64, 64), torch.nan), torch.tensor(torch.nan))
+    made = sampler.assigned(undecided)
     assert made.diverged.all()
