@@ -1,6 +1,5 @@
 """Speed of distillation: training steps on a batch in memory, and real ranks that read shards."""
 
-import dataclasses
 import itertools
 import json
 import time
@@ -11,6 +10,7 @@ import ray.train
 import torch
 
 from dfkd.benchmarks import reference
+from dfkd.benchmarks.gpu.training_steps import MANY_STEPS, UNIT, noise, ours, plain
 from dfkd.benchmarks.measure import (
     Call,
     Effort,
@@ -25,13 +25,10 @@ from dfkd.cluster.connection import connected
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_distiller
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.loader import Batch, RankShare, Stream
+from dfkd.dataset.loader import RankShare, Stream
 from dfkd.dataset.published import open_version
-from dfkd.distillation.distiller import Distiller, Schedule
-from dfkd.distillation.labels import live_targets
-from dfkd.models.student import Student, build
+from dfkd.distillation.distiller import Distiller
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.styles import class_text_embeddings
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import configure_process, device_name, pick_device
@@ -41,10 +38,6 @@ STEPS = 2
 """Training steps in one timed repeat."""
 BATCHES = (0.5, 2)
 """Other batch sizes, relative to the manifest's."""
-MANY_STEPS = 1_000_000
-"""Length of a phase that no benchmark reaches the end of."""
-
-UNIT = "images/s"
 LIVE, STORED = "distillation, live labels", "distillation, stored labels"
 PLAIN, WARMUP = "plain loop", "warm-up, stored labels"
 RANKS = (1, 2)
@@ -79,79 +72,22 @@ def time_steps(manifest: Manifest, device: torch.device, repeats: int) -> Result
     """
     config = manifest.distillation
     teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
-    batch = _batch(manifest, config.batch_size)
+    published = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
+    reference.as_published(published.model)
+
+    def live(images: int) -> Call:
+        return ours(manifest, noise(manifest, images), device, STEPS, teacher)
+
+    batch = noise(manifest, config.batch_size)
     variants = {
-        f"{LIVE}, batch of {rows}": _ours(manifest, _batch(manifest, rows), device, teacher)
-        for rows in (int(part * config.batch_size) for part in BATCHES)
+        f"{LIVE}, batch of {images}": live(images)
+        for images in (int(part * config.batch_size) for part in BATCHES)
     }
-    variants[STORED] = _ours(manifest, batch, device)
-    variants[PLAIN] = _plain_loop(manifest, batch, device)
-    variants[WARMUP] = _ours(manifest, batch, device, warmup=MANY_STEPS)
-    ours = _ours(manifest, batch, device, teacher)
+    variants[STORED] = ours(manifest, batch, device, STEPS)
+    variants[PLAIN] = plain(manifest, batch, published, STEPS)
+    variants[WARMUP] = ours(manifest, batch, device, STEPS, warmup=MANY_STEPS)
     limit = f"convolution, {config.precision}", reference.convolution(device, config.precision)
-    return time_loop(LIVE, UNIT, ours, variants, PLAIN, limit, repeats)
-
-
-def _ours(
-    manifest: Manifest,
-    batch: Batch,
-    device: torch.device,
-    teacher: Teacher | None = None,
-    warmup: int = 0,
-) -> Call:
-    """A call that does `STEPS` steps of a new student on one batch; its units are images.
-
-    Args:
-        teacher: labels the views. Without one, the stored labels are used and nothing is augmented,
-            so that the student is timed alone.
-        warmup: number of first steps in which only the head is trained, on a frozen backbone.
-    """
-    config, label = manifest.distillation, None
-    if teacher:
-        label = live_targets(teacher, class_text_embeddings(manifest, teacher))
-    else:
-        config = dataclasses.replace(config, labels="stored", texts="template", augmentation=())
-    schedule = Schedule(steps_per_epoch=1, warmup=warmup, total=warmup + MANY_STEPS)
-    distiller = Distiller(_student(manifest), config, schedule, 0, label, device=device)
-
-    def call() -> float:
-        for _ in range(STEPS):
-            distiller.advance(batch)
-        return float(STEPS * len(batch.labels))
-
-    return call
-
-
-def _plain_loop(manifest: Manifest, batch: Batch, device: torch.device) -> Call:
-    """The paper's loop in float32, on networks in their published memory layout."""
-    teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
-    student = _student(manifest).to(device).train()
-    reference.as_published(teacher.model, student)
-    texts, pixels = class_text_embeddings(manifest, teacher), batch.pixels.to(device).float() / 255
-
-    def call() -> float:
-        reference.plain_distillation(student, teacher, texts, pixels, STEPS)
-        return float(STEPS * len(pixels))
-
-    return call
-
-
-def _student(manifest: Manifest) -> Student:
-    """An untrained student with the manifest's classes and image size."""
-    size, classes = manifest.synthesis.image_size, len(manifest.classes)
-    return build(manifest.distillation, classes, size, seed=0, cache=manifest.cache)
-
-
-def _batch(manifest: Manifest, rows: int) -> Batch:
-    """Images of noise, with labels of all classes in turn."""
-    size = manifest.synthesis.image_size
-    noise = torch.Generator().manual_seed(0)
-    return Batch(
-        torch.randint(256, (rows, 3, size, size), generator=noise, dtype=torch.uint8),
-        torch.ones(rows, len(manifest.classes)),
-        torch.arange(rows) % len(manifest.classes),
-        torch.ones(rows, 1, dtype=torch.float16),
-    )
+    return time_loop(LIVE, UNIT, live(config.batch_size), variants, PLAIN, limit, repeats)
 
 
 def ranks(manifest: Manifest, per_class: int, multiples: Sequence[int], repeats: int) -> Results:

@@ -189,9 +189,9 @@ def profile(call: Callable[[], object]) -> dict[str, float]:
     activity = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activity.CPU, *[activity.CUDA] * gpu]) as profiler:
         call()
-    # Time of an operation itself, without the operations that it calls, so that the sum is the
-    # whole. The profiler counts microseconds. On a GPU only kernels and copies count: the operation
-    # that started a kernel, and a block that a library has named, repeat its time.
+    # The time of each operation without the operations that it calls, so that the sum is the whole
+    # time. The profiler counts microseconds. On a GPU only kernels and copies count, because the
+    # profiler adds their time again to the operation and to the named block that started them.
     cpu = torch.autograd.DeviceType.CPU  # type: ignore[attr-defined]
     spent = {
         operation.key: (operation.self_device_time_total if gpu else operation.self_cpu_time_total)
@@ -217,11 +217,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any]) -> list[str]:
-    """One line for each of the `figures` of results, below a heading; empty if there are none."""
-    figures = results.get("figures", ())
-    if not figures:
-        return []
-    rows = [HEAD, *(tuple(_row(figure)) for figure in figures)]
+    """One line for each of the `figures` of results, below a heading."""
+    rows = [HEAD, *((figure["name"], *figure_cells(figure)) for figure in results["figures"])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -246,7 +243,10 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
             "",
             f"| {' | '.join(HEAD)} |",
             f"|---|{'---:|' * 3}{'---|' * 3}",
-            *(f"| {' | '.join(_row(figure))} |" for figure in record["results"].get("figures", ())),
+            *(
+                f"| {' | '.join([figure['name'], *figure_cells(figure)])} |"
+                for figure in record["results"]["figures"]
+            ),
             "",
             *profile_table(record["results"].get("profile", {})),
         ]
@@ -265,9 +265,8 @@ def profile_table(calls: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     yield ""
 
 
-def _row(figure: Mapping[str, Any]) -> Iterator[str]:
-    """The cells of a figure, below `HEAD`."""
-    yield figure["name"]
+def figure_cells(figure: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the cells of a figure, below all of `HEAD` but its name."""
     for key in NUMERIC:
         yield scaled(figure[key])
     yield figure["unit"]

@@ -42,44 +42,49 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     """
     device = pick_device()
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
+    timed = _with_contrastive(manifest, updates=UPDATES)
     bank = manifest.prompts.contrastive.bank
     variants = {
-        f"{NAME}, bank of {size}": _ours(manifest, teacher, size)
+        f"{NAME}, bank of {size}": ours(_with_contrastive(timed, bank=size), teacher)
         for size in (int(part * bank) for part in BANKS)
     }
-    variants[PLAIN] = _plain(manifest, teacher)
-    ours = _ours(manifest, teacher, bank)
+    variants[PLAIN] = plain(timed, teacher)
     limit = "matrix product, float32", reference.product(device)
-    results = time_loop(NAME, UNIT, ours, variants, PLAIN, limit, effort.repeats)
+    repeats = effort.repeats
+    results = time_loop(NAME, UNIT, ours(timed, teacher), variants, PLAIN, limit, repeats)
     return {**results, "diversity": diversity(manifest, teacher, effort.updates)}
 
 
-def _ours(manifest: Manifest, teacher: Teacher, bank: int) -> Call:
-    """Our updates of a whole batch against a full bank of `bank` embeddings."""
-    config = dataclasses.replace(manifest.prompts.contrastive, updates=UPDATES, bank=bank)
-    settings = dataclasses.replace(manifest.prompts, contrastive=config)
-    problem, start = example(manifest, teacher, config.batch_size, bank)
+def _with_contrastive(manifest: Manifest, **values: Any) -> Manifest:
+    """The manifest with new values for some keys of `prompts.contrastive`."""
+    config = dataclasses.replace(manifest.prompts.contrastive, **values)
+    return replace_values(manifest, prompts={"contrastive": config})
+
+
+def ours(manifest: Manifest, teacher: Teacher) -> Call:
+    """A call that does all updates of a batch against a full bank; its units are prompt-updates."""
+    problem, start = example(manifest, teacher)
 
     def call() -> float:
-        contrastive.optimise(problem, start, settings, np.random.default_rng(0))
-        return float(UPDATES * len(start))
+        contrastive.optimise(problem, start, manifest.prompts, np.random.default_rng(0))
+        return float(manifest.prompts.contrastive.updates * len(start))
 
     return call
 
 
-def _plain(manifest: Manifest, teacher: Teacher) -> Call:
-    """The same updates in the plain loop."""
+def plain(manifest: Manifest, teacher: Teacher) -> Call:
+    """The same updates as equation 12 states them: every sentence is encoded whole."""
     config = manifest.prompts.contrastive
-    problem, start = example(manifest, teacher, config.batch_size)
+    problem, start = example(manifest, teacher)
 
     def call() -> float:
         draw = np.random.default_rng(0)
         remembered = problem.bank.draw(config.bank, draw)
         assert remembered is not None  # noqa: S101 - the bank is full
         reference.plain_prompts(
-            teacher, problem.words, problem.names, start, remembered, UPDATES, draw
+            teacher, problem.words, problem.names, start, remembered, config.updates, draw
         )
-        return float(UPDATES * len(start))
+        return float(config.updates * len(start))
 
     return call
 
@@ -96,16 +101,13 @@ def diversity(manifest: Manifest, teacher: Teacher, updates: int) -> dict[str, A
     size = max(1, manifest.synthesis.images_per_class // PARTS)
     by_parallel = {}
     for parallel in PARALLEL:
-        config = dataclasses.replace(
-            manifest.prompts.contrastive,
+        updated = _with_contrastive(
+            manifest.with_method("contrastive"),
             parallel=parallel,
             updates=updates or manifest.prompts.contrastive.updates,
         )
-        sized = replace_values(
-            manifest.with_method("contrastive"),
-            prompts={"contrastive": config},
-            synthesis={"images_per_class": PARTS * size, "shard_size": size},
-        )
+        shards = {"images_per_class": PARTS * size, "shard_size": size}
+        sized = replace_values(updated, synthesis=shards)
         by_parallel[str(parallel)] = _prompt_statistics(sized, teacher)
     return by_parallel
 
@@ -121,24 +123,20 @@ def _prompt_statistics(manifest: Manifest, teacher: Teacher) -> dict[str, Any]:
     return statistics(tables, maker.class_texts.cpu().numpy())
 
 
-def example(
-    manifest: Manifest, teacher: Teacher, rows: int, bank: int = 0
-) -> tuple[Problem, torch.Tensor]:
-    """A batch with labels of all classes in turn, its pseudo-words, and a full bank.
-
-    Args:
-        bank: number of embeddings in the bank; 0 uses the manifest's.
-    """
+def example(manifest: Manifest, teacher: Teacher) -> tuple[Problem, torch.Tensor]:
+    """A batch with labels of all classes in turn, its pseudo-words, and a full bank."""
+    config = manifest.prompts.contrastive
     texts = class_text_embeddings(manifest, teacher)
-    labels = torch.arange(rows, device=texts.device) % len(manifest.classes)
-    size = bank or manifest.prompts.contrastive.bank
+    labels, bank_labels = (
+        torch.arange(count, device=texts.device) % len(manifest.classes)
+        for count in (config.batch_size, config.bank)
+    )
     # Full from the start, as after the first batches of a run; before that an update costs less.
-    memory = PromptBank(size)
-    bank_labels = torch.arange(size, device=texts.device) % len(manifest.classes)
+    memory = PromptBank(config.bank)
     memory.add(texts[bank_labels], bank_labels)
     names = [manifest.classes[label] for label in labels.tolist()]
     words = PseudoWords(teacher, manifest.prompts.template)
     draws = torch.Generator().manual_seed(0)
-    noise = torch.randn(rows, teacher.token_table.shape[1], generator=draws)
+    noise = torch.randn(len(labels), teacher.token_table.shape[1], generator=draws)
     start = words.around_the_mean(noise, manifest.prompts.scale)
     return Problem(words, names, labels, texts, memory), start

@@ -82,8 +82,8 @@ def _operands(
 ) -> Iterator[Tensor]:
     """Standard normal tensors of these shapes, the same at each call.
 
-    Constant ones would give a limit that no real work reaches: a GPU needs less power for them and
-    clocks higher.
+    With constant tensors the limit would be too high for real work, because a GPU then needs less
+    power and clocks higher.
     """
     draws = torch.Generator(device).manual_seed(0)
     for shape in shapes:

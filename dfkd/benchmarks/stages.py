@@ -30,8 +30,8 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
         seconds = _timed(timed)
     figures = [Figure(f"stage {name}", "s", (spent,)) for name, spent in seconds.items()]
     figures.append(Figure("all stages", "s", (sum(seconds.values()),)))
-    # Conventional methods optimise no latents, so a run of them alone has no such rate. The time of
-    # prompts and of the start of workers is in it.
+    # Conventional methods optimise no latents, so a run of them alone has no such rate. The seconds
+    # include those of the prompts and of the start of workers.
     if steps := sum(image_steps(timed.with_method(method)) for method in timed.methods):
         rate = steps / seconds["synthesize"]
         figures.append(Figure("image-steps in stage synthesize", "1/s", (rate,)))

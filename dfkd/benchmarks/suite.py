@@ -46,7 +46,7 @@ def run(
         # From outside this process: memory of workers counts too.
         with watched() as watch:
             results = BENCHMARKS[name](manifest, effort)
-        results["figures"] = [figure.as_dict() for figure in results.get("figures", ())]
+        results["figures"] = [figure.as_dict() for figure in results["figures"]]
         results["memory"] = watch.summary()
         record = {
             "benchmark": name,

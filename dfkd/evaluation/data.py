@@ -23,6 +23,9 @@ LISTS = frozenset({".txt", ".csv"})
 MAX_MEMBER = 1 << 20
 """Largest bundled image in bytes."""
 
+MAX_NAMES = 12
+"""Maximum number of names that a note or an error lists."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -119,14 +122,13 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
     return data
 
 
-def open_bundle(path: Path, classes: Sequence[str], config: Evaluation | None = None) -> Domains:
+def open_bundle(path: Path, classes: Sequence[str], config: Evaluation) -> Domains:
     """A bundled set: a plain tar of `domain/class/image`, read into memory and never unpacked.
 
     Raises:
         ManifestError: the set has none of the classes.
         CorruptionError: the file is missing or no tar, or a member is not such an image.
     """
-    config = config or Evaluation()
     content, labels = _SourceContent(), _labels(classes, config.aliases)
     for name, image in _members(path):
         domain, word, _ = name.split("/")
@@ -237,11 +239,12 @@ def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
             yield f"ignored: {count} {description}"
 
 
-def _join_names(names: Iterable[str], limit: int = 12) -> str:
-    """The first names in order, and how many more there are."""
+def _join_names(names: Iterable[str]) -> str:
+    """The first `MAX_NAMES` names in order, and how many more there are."""
     ordered = sorted(names)
-    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
-    return (", ".join(ordered[:limit]) or "nothing") + more
+    hidden = len(ordered) - MAX_NAMES
+    more = f" and {hidden} more" if hidden > 0 else ""
+    return (", ".join(ordered[:MAX_NAMES]) or "nothing") + more
 
 
 def _folder(root: Path, labels: Mapping[str, int], requested: Sequence[str]) -> _SourceContent:

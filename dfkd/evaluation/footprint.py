@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
@@ -125,9 +125,19 @@ def read(storage: Storage) -> Latency:
 
 def write(storage: Storage, networks: Mapping[str, NetworkSize]) -> dict[str, float]:
     """Measure each network, once for each shape, and write `latency.json`; returns its `ms`."""
-    content = measure(networks)
-    storage.put(FILE, canonical(content))
-    ms: dict[str, float] = content["ms"]
+    by_name = {network.name: network for network in networks.values()}
+    # Random pixels: the time does not depend on what an image shows.
+    draw = torch.Generator().manual_seed(0)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, network in by_name.items():
+        size = network.image_size
+        calls[name] = functools.partial(
+            network.answer, torch.rand(1, 3, size, size, generator=draw)
+        )
+    with torch.inference_mode():
+        timed = time_on_one_core(calls)
+    ms: dict[str, float] = {key: timed["ms"][network.name] for key, network in networks.items()}
+    storage.put(FILE, canonical({"schema": 1, **timed, "ms": ms}))
     return ms
 
 
@@ -144,20 +154,3 @@ def cached_or_measured(storage: Storage, networks: Mapping[str, NetworkSize]) ->
     fits = known.machine == processor_name() and by_name.keys() <= known.ms.keys()
     ms = known.ms if fits else write(storage, by_name)
     return {key: ms[network.name] for key, network in networks.items()}
-
-
-def measure(networks: Mapping[str, NetworkSize]) -> dict[str, Any]:
-    """Measure each shape once; returns the content of `latency.json`."""
-    by_name = {network.name: network for network in networks.values()}
-    # Random pixels: the time does not depend on what an image shows.
-    draw = torch.Generator().manual_seed(0)
-    calls: dict[str, Callable[[], object]] = {}
-    for name, network in by_name.items():
-        size = network.image_size
-        calls[name] = functools.partial(
-            network.answer, torch.rand(1, 3, size, size, generator=draw)
-        )
-    with torch.inference_mode():
-        timed = time_on_one_core(calls)
-    ms = {key: timed["ms"][network.name] for key, network in networks.items()}
-    return {"schema": 1, **timed, "ms": ms}

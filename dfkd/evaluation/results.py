@@ -236,8 +236,8 @@ def over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> tuple[dict[str, Sp
         by_seed: the accuracy on each domain, for each of at least one seed.
 
     Returns:
-        The spread of each domain, sorted by name, and that of the mean over domains. The mean over
-        domains comes first, so the deviation is that of the figure which a table shows.
+        The spread of each domain, sorted by name, and that of the mean over domains. The latter
+        first averages each seed over domains, so its deviation is that of the mean in a table.
     """
     names = sorted({name for accuracies in by_seed.values() for name in accuracies})
     domains = {

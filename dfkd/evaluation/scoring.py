@@ -3,10 +3,9 @@
 A model is anything that maps pixels to distances [N, M]; it answers with the nearest class.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from dfkd.evaluation.data import Domains, Item, as_utf8, open_data
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
 from dfkd.prompts.styles import class_text_embeddings
-from dfkd.storage.base import Storage
+from dfkd.storage.base import Storage, in_order
 from dfkd.storage.cost_records import record_cost
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import device_name, pick_device
@@ -122,7 +121,7 @@ def evaluate(
     root = open_storage(manifest.storage.root)
     candidates = _load_candidates(scored, root, students, manifest.classes)
     models = _with_cost_records(root, candidates, len(data.items))
-    scores = score(models, data, BATCH, threads)
+    scores = score(([model] for model in models), data, BATCH, threads)
     sizes = {model: found.parameters for model, found in footprint.networks(manifest).items()}
     average = manifest.evaluation.average
     content = results(data, scores.rows, scores.unreadable, sizes, average)
@@ -229,41 +228,26 @@ def _tower_candidate(
 
 
 def score(
-    candidates: Iterable[Candidate], data: Domains, batch_size: int, threads: int | None = None
+    groups: Iterable[Sequence[Candidate]],
+    data: Domains,
+    batch_size: int,
+    threads: int | None = None,
 ) -> Scores:
-    """Score every candidate on every domain, one candidate after the other.
+    """Score models on every domain, group after group.
 
     Args:
-        candidates: the models; of a lazy iterable at most two are in memory.
+        groups: the models. Those of a group take images of one size, and each image is decoded once
+            for all of them. Of a lazy iterable at most two groups are in memory.
         data: the images, with classes in the order of the models' outputs.
         batch_size: images of a batch.
         threads: threads that decode images; None means one for each processor.
 
     Returns:
-        A row for each candidate and each domain with a readable image.
+        A row for each model and each domain with a readable image.
 
     Raises:
         DfkdError: a model's output is not finite or not [N, M], or no image can be read.
     """
-    return _score(((candidate,) for candidate in candidates), data, batch_size, threads)
-
-
-def score_together(
-    candidates: Sequence[Candidate], data: Domains, batch_size: int, threads: int | None = None
-) -> Scores:
-    """Score models that take images of one size; each image is decoded once for all of them.
-
-    Arguments, result and errors are those of `score`.
-    """
-    if len({candidate.image_size for candidate in candidates}) != 1:
-        raise ValueError("models that are scored together take images of one size")
-    return _score([candidates], data, batch_size, threads)
-
-
-def _score(
-    groups: Iterable[Sequence[Candidate]], data: Domains, batch_size: int, threads: int | None
-) -> Scores:
-    """Score groups of candidates; the candidates of a group share each decoded image."""
     rows: list[ResultRow] = []
     unreadable: dict[str, str] = {}
     for group in groups:
@@ -297,6 +281,8 @@ def _confusions(
 
     Adds the reason for each image that cannot be read to `unreadable`, by the image's name.
     """
+    if len({candidate.image_size for candidate in group}) != 1:
+        raise ValueError("models that are scored together take images of one size")
     M = len(data.classes)
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
     title = f"{group[0].model} {group[0].method} seed {group[0].seed}"
@@ -349,24 +335,11 @@ def decode_items(
     Threads decode up to `PREFETCH_BATCHES` batches in advance. An image is uint8 [S, S, 3] with
     S = `image_size`, or a text that says why it cannot be read.
     """
-    waiting: deque[tuple[Sequence[Item], list[Future[Decoded]]]] = deque()
-    with ThreadPoolExecutor(threads, "decode") as pool:
-        for start in range(0, len(items), batch_size):
-            chunk = items[start : start + batch_size]
-            waiting.append((chunk, [pool.submit(_decode, item, image_size) for item in chunk]))
-            # Yield before more are submitted, so images do not pile up before a slow model.
-            if len(waiting) > PREFETCH_BATCHES:
-                yield _collect(waiting.popleft())
-        while waiting:
-            yield _collect(waiting.popleft())
-
-
-def _collect(
-    batch: tuple[Sequence[Item], list[Future[Decoded]]],
-) -> tuple[Sequence[Item], list[Decoded]]:
-    """Wait for the images of a batch."""
-    chunk, futures = batch
-    return chunk, [future.result() for future in futures]
+    ahead = PREFETCH_BATCHES * batch_size
+    decoded = in_order(lambda item: _decode(item, image_size), items, threads, ahead)
+    for start in range(0, len(items), batch_size):
+        chunk = items[start : start + batch_size]
+        yield chunk, list(islice(decoded, len(chunk)))
 
 
 def _decode(item: Item, image_size: int) -> Decoded:

@@ -33,7 +33,7 @@ from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.footprint import FLOAT32, parameters
 from dfkd.evaluation.results import ResultRow, accuracy_of, summarise
-from dfkd.evaluation.scoring import BATCH, Candidate, Classifier, score_together
+from dfkd.evaluation.scoring import BATCH, Candidate, Classifier, score
 from dfkd.export.labels import labels_json
 from dfkd.export.model_card import model_card
 from dfkd.export.onnx_graphs import (
@@ -304,7 +304,7 @@ def _evaluate(
     # The graphs are the methods of the rows. Scored together, each image is decoded once.
     models: dict[str, Classifier] = {"onnx": comparison, "int8": comparison.int8}
     candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
-    scores = score_together(candidates, data, BATCH, threads)
+    scores = score([candidates], data, BATCH, threads)
     images = {row["domain"]: row["images"] for row in scores.rows}
     by_graph = {name: [row for row in scores.rows if row["method"] == name] for name in models}
     # Over images, like the mean confidence that the card sets beside it.

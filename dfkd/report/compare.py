@@ -22,15 +22,15 @@ MARKS = ("A", "B")
 
 
 @dataclass(frozen=True)
-class AccuracyPair:
-    """A model's accuracy on one domain in both runs, 0-1; None for a run that did not score it."""
+class Pair:
+    """A figure of the first and of the second run; None for a run that does not have it."""
 
     first: float | None
     second: float | None
 
     @property
     def points(self) -> float | None:
-        """The second run's accuracy minus the first's, in percentage points."""
+        """Of accuracies (0-1): the second minus the first, in percentage points."""
         if self.first is None or self.second is None:
             return None
         return 100 * (self.second - self.first)
@@ -75,8 +75,7 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, s
         verdict=verdict,
         domains=domains,
         comparable=_measured(first) == _measured(second),
-        differences=differences(first, second, domains),
-        sizes=sizes(first, second),
+        models=compared_models(first, second, domains),
         settings=settings(first, second),
         manifests=bool(first.origin and second.origin),
     )
@@ -99,53 +98,32 @@ def _with_half_the_images(facts: Facts) -> Facts:
     return dataclasses.replace(facts, method_images=reduced)
 
 
-def differences(
-    first: Facts, second: Facts, domains: Sequence[str]
-) -> list[tuple[str, list[AccuracyPair]]]:
-    """One pair for each model and domain; the domain '' stands for their mean."""
-    return [
-        (
-            label,
-            [
-                AccuracyPair(_mean(first, label, name), _mean(second, label, name))
-                for name in domains
-            ],
-        )
-        for label in _labels(first, second)
-    ]
+@dataclass(frozen=True)
+class ComparedModel:
+    """A model that at least one of two runs has scored."""
+
+    label: str
+    accuracies: list[Pair]
+    """Accuracy on each domain, 0-1."""
+    sizes: tuple[Pair, Pair]
+    """Megabytes, and milliseconds for one image."""
 
 
-def _labels(*runs: Facts) -> list[str]:
-    """The models that any of the runs has scored, each once."""
-    return list(dict.fromkeys(model.label for facts in runs for model in facts.scored))
+def compared_models(first: Facts, second: Facts, domains: Sequence[str]) -> list[ComparedModel]:
+    """Each model of the two runs, on these domains; the domain '' stands for their mean."""
+    scored = [{model.label: model for model in facts.scored} for facts in (first, second)]
+    models = []
+    for label in dict.fromkeys([*scored[0], *scored[1]]):
+        pair = [by_label.get(label) for by_label in scored]
+        accuracies = [Pair(*(_accuracy(model, domain) for model in pair)) for domain in domains]
+        megabytes = Pair(*(model.megabytes if model else None for model in pair))
+        ms = Pair(*(model.ms if model else None for model in pair))
+        models.append(ComparedModel(label, accuracies, (megabytes, ms)))
+    return models
 
 
-Pair = tuple[float | None, float | None]
-"""A figure of the first and of the second run; None where it is unknown."""
-
-
-def sizes(first: Facts, second: Facts) -> dict[str, tuple[Pair, Pair]]:
-    """Megabytes and milliseconds in both runs, by label; None where a model was not scored."""
-    by_label = {}
-    for label in _labels(first, second):
-        before, after = (_size(_model(facts, label)) for facts in (first, second))
-        by_label[label] = ((before[0], after[0]), (before[1], after[1]))
-    return by_label
-
-
-def _size(model: ScoredModel | None) -> Pair:
-    """Megabytes and milliseconds of a model."""
-    return (model.megabytes, model.ms) if model else (None, None)
-
-
-def _model(facts: Facts, label: str) -> ScoredModel | None:
-    """The model with a label; None if the run did not score it."""
-    return next((model for model in facts.scored if model.label == label), None)
-
-
-def _mean(facts: Facts, label: str, domain: str) -> float | None:
-    """A model's accuracy on a domain, or the mean over domains for ''."""
-    model = _model(facts, label)
+def _accuracy(model: ScoredModel | None, domain: str) -> float | None:
+    """A model's accuracy on a domain; None if the run scored no such model there."""
     spread = model.on(domain) if model else None
     return spread["mean"] if spread else None
 

@@ -242,7 +242,10 @@ def _scored_models(
 def _published_versions(
     storage: Storage, methods: Sequence[str], classes: tuple[str, ...], version: str
 ) -> dict[str, PublishedVersion]:
-    """The version of each method that has one of these classes: `version`, or the current one."""
+    """The version of each method: the one with id `version`, or the current one if that is empty.
+
+    Methods without such a version, or whose version has other classes, are left out.
+    """
     homes = {method: storage.child(layout.data(method)) for method in methods}
     opened = {
         method: open_version(home, version) if version else current(home)

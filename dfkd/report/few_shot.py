@@ -130,7 +130,11 @@ def _grid(
 
 
 def _figure(figure: Spread | None, sign: str = "") -> str:
-    """Mean and deviation in percent, with `sign` "+" also the plus of a gain; a dash for None."""
+    """Mean and deviation in percent; a dash for None.
+
+    Args:
+        sign: "+" writes the sign of a positive mean too.
+    """
     if figure is None:
         return "-"
     deviation = "" if figure["std"] is None else f" ±{100 * figure['std']:.1f}"

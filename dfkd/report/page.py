@@ -20,7 +20,7 @@ from dfkd.evaluation.results import ClassSummary, require_finished, summarise_cl
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report import charts, diversity
 from dfkd.report.diversity import MEASURES, diversities, rank_correlation
-from dfkd.report.facts import Facts, MethodImages, collect, label_of, note_origin
+from dfkd.report.facts import Facts, collect, label_of, note_origin
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
@@ -147,7 +147,6 @@ def _environment() -> jinja2.Environment:
         "version": metadata.version("dfkd"),
         "shown": _shown,
         "label_of": label_of,
-        "own_class": _own_class,
         "rank_correlation": rank_correlation,
     }
     return environment
@@ -165,12 +164,6 @@ def _shown(facts: Facts) -> list[int]:
         for c in shown_classes(facts.classes)
         if any(images.gallery.strips.get(c) for images in facts.method_images)
     ]
-
-
-def _own_class(images: MethodImages) -> str:
-    """The share of a method's prompts that are nearest to their own class; a dash if unknown."""
-    share = images.prompts.statistics.get("own_class") if images.prompts else None
-    return f"{100 * share:.1f} %" if isinstance(share, float | int) else "-"
 
 
 def level(share: float) -> int:

@@ -169,8 +169,8 @@ class PromptFacts:
     across: npt.NDArray[Any]
     """Cosines of pairs from two classes."""
     vendi: float
-    statistics: dict[str, Any]
-    """The content of prompts.json, computed on all prompts; empty if it is missing."""
+    own_class: float | None
+    """Share of all prompts that are nearest to their own class, 0-1; None if it is unknown."""
 
 
 def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
@@ -196,7 +196,7 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
         within=within,
         across=across,
         vendi=vendi_score(embeddings),
-        statistics=_statistics(version),
+        own_class=_own_class(version),
     )
 
 
@@ -220,20 +220,20 @@ def _arrays(
         embeddings = np.stack(table["embedding"].to_numpy()).astype(np.float64)
         usable = np.isfinite(embeddings).all() and (np.abs(embeddings).sum(axis=1) > 0).all()
         known = ((labels >= 0) & (labels < len(version.classes))).all()
-    except (KeyError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise _damaged(version, str(error)) from None
     if not usable or not known:
         raise _damaged(version, "a row is not finite, zero, or of no class")
     return labels, embeddings
 
 
-def _statistics(version: PublishedVersion) -> dict[str, Any]:
-    """The content of prompts.json; empty if there is none, since a page can do without it."""
+def _own_class(version: PublishedVersion) -> float | None:
+    """The share in prompts.json; None without it, since a page can do without it."""
     try:
-        content = strict_json.parse(version.storage.get("prompts.json"))
-    except (MissingObject, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        share = strict_json.parse(version.storage.get("prompts.json"))["own_class"]
+    except (MissingObject, ValueError, TypeError, KeyError):
+        return None
+    return share if isinstance(share, float | int) else None
 
 
 def _damaged(version: PublishedVersion, problem: str) -> CorruptionError:

@@ -39,7 +39,8 @@ def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
     models = [line["model"] for line in summaries]
     sizes = [f"{megabytes(results['parameters'][model]):.1f}" for model in models]
     times = [f"{ms[model]:.1f}" if model in ms else "-" for model in models]
-    return _grid(labels, columns, _append_columns(means, ["MB", *sizes, ""], ["ms", *times, ""]))
+    last = zip(means, ["MB", *sizes, ""], ["ms", *times, ""], strict=True)
+    return _grid(labels, columns, align(list(last), left=0))
 
 
 def align(lines: Sequence[Sequence[str]], left: int = 1, gap: str = " ") -> list[str]:
@@ -50,17 +51,6 @@ def align(lines: Sequence[Sequence[str]], left: int = 1, gap: str = " ") -> list
         for line in lines
     )
     return [gap.join(cells).rstrip() for cells in padded]
-
-
-def _append_columns(means: Sequence[str], *columns: Sequence[str]) -> list[str]:
-    """Append aligned columns to the cells of the mean, line by line."""
-    cells_by_line = list(means)
-    for cells in columns:
-        width = max(map(len, cells))
-        cells_by_line = [
-            f"{line} {cell:>{width}}" for line, cell in zip(cells_by_line, cells, strict=True)
-        ]
-    return cells_by_line
 
 
 def class_table(results: Mapping[str, Any]) -> str:

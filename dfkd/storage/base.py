@@ -142,16 +142,21 @@ class Storage(Protocol):
         """
 
 
-def in_order(request: Callable[[A], B], items: Iterable[A]) -> Generator[B]:
-    """Yield `request(item)` for each item in order, with `CONCURRENT_REQUESTS` calls in flight.
+def in_order(
+    request: Callable[[A], B],
+    items: Iterable[A],
+    threads: int = CONCURRENT_REQUESTS,
+    ahead: int = CONCURRENT_REQUESTS,
+) -> Generator[B]:
+    """Yield `request(item)` for each item in order; `threads` calls run at a time.
 
-    The items are drawn one at a time, and at most that many results wait in memory.
+    The items are drawn one at a time, and at most `ahead` results wait in memory.
     """
     remaining = iter(items)
-    pool = ThreadPoolExecutor(CONCURRENT_REQUESTS, "dfkd-request")
+    pool = ThreadPoolExecutor(threads, "dfkd-request")
     try:
         pending: deque[Future[B]] = deque(
-            pool.submit(request, item) for item in islice(remaining, CONCURRENT_REQUESTS)
+            pool.submit(request, item) for item in islice(remaining, ahead)
         )
         while pending:
             result = pending.popleft().result()

@@ -31,7 +31,7 @@ from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Fraction, Sha256
 
 SCHEMA = 1
-"""Raised whenever a code change alters the scores of an unchanged student."""
+"""Increase it with every code change that changes the scores of an unchanged student."""
 
 FILE = "cell.json"
 LIMIT = 1 << 22

@@ -52,8 +52,8 @@ class Judge:
             CorruptionError: an image is not what was published.
         """
         positions = torch.tensor([self.classes.index(name) for name in version.classes])
-        # One image at a time: a stream leaves out the images that fill no batch.
         hits = []
+        # Batches of one image, because a stream leaves out the images that do not fill a batch.
         for batch in Stream(version, image_size, 1, seed=0).batches(0):
             logits = self.network(batch.pixels.to(self.device).float() / 255)
             hits.append(logits.argmax(1).cpu() == positions[batch.labels])

@@ -55,7 +55,7 @@ def cost(study: Study) -> dict[str, int]:
     """Cost of a full run: data sets, image-steps, students, and images seen in training."""
     data_sets = study.data_sets().values()
     seen = 0
-    # Every cell trains a student of its own, while cells with equal images share a data set.
+    # Every cell trains its own student, but cells with the same synthesis share a data set.
     for cell in study.cells if study.trains else ():
         config = cell.manifest.distillation
         steps = steps_per_epoch(image_count(cell.manifest), config.batch_size)

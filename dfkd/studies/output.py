@@ -142,7 +142,7 @@ def _differences(described: StudyFile, results: StudyResults) -> dict[str, Diffe
     """Paired difference of each student row from its reference (`compare`), by label."""
     # Only students have a value of each axis; the other rows have a name instead.
     students = {row.names: row for row in results.rows if row.model == "student"}
-    # One axis has the value that is compared with; a row's reference has it in that place.
+    # A row's reference has the same names, except that `compare` replaces the one on its axis.
     axes = [described.compare in axis.values for axis in described.chosen_axes]
     differences = {}
     for names, row in students.items():
@@ -202,7 +202,7 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
 
 
 def _missing(results: StudyResults) -> Iterator[str]:
-    """Yield a note for each row with fewer seeds than the title promises, and each failed cell."""
+    """Yield a note for each row that lacks seeds of the study, and for each failed cell."""
     for row in results.rows:
         if row.model == "student" and len(row.cells) < len(results.seeds):
             yield f"{row.label}: {len(row.cells)} of {len(results.seeds)} seeds."

@@ -81,7 +81,7 @@ def measure_agreement(cell: Cell, student: StudentLocation, held_out: str) -> fl
     """Share of the images of version `held_out` that student and teacher put into one class."""
     manifest, device = cell.manifest, pick_device()
     home = open_storage(manifest.storage.root).child(layout.data(cell.method))
-    # One image at a time: a stream leaves out the images that fill no batch.
+    # Batches of one image, because a stream leaves out the images that do not fill a batch.
     images = Stream(open_version(home, held_out), manifest.synthesis.image_size, 1, seed=0)
     model, _ = load_located(student, manifest.classes, device)
     return agreement(model, images, device)
@@ -89,23 +89,17 @@ def measure_agreement(cell: Cell, student: StudentLocation, held_out: str) -> fl
 
 @torch.no_grad()
 def agreement(student: nn.Module, images: Stream, device: torch.device) -> float:
-    """Share of images, 0-1, whose nearest class is the same by the student and by the stored
-    distances of the teacher; the student is in eval mode on `device`.
+    """Share of images, 0-1, for which student and teacher have the same nearest class.
+
+    Args:
+        student: in eval mode on `device`.
+        images: with the teacher's stored distances.
     """
     same = [
         student(batch.pixels.to(device).float() / 255).argmin(1).cpu() == batch.distances.argmin(1)
         for batch in images.batches(0)
     ]
     return float(torch.cat(same).double().mean())
-
-
-def _require_readable(unreadable: Sequence[str]) -> None:
-    """Raise `PartialError` if there are images that could not be read."""
-    if unreadable:
-        raise PartialError(
-            f"evaluation.data: {len(unreadable)} images could not be read, the first is "
-            f"{unreadable[0]}; fix or remove them"
-        )
 
 
 def score(
@@ -130,8 +124,12 @@ def score(
         PartialError: an image cannot be read.
     """
     results = evaluate(manifest, threads or None, version, store.folder).results
-    # A cell without some images would not compare with the others, so it is not kept.
-    _require_readable(results["data"]["unreadable"])
+    # The result of a cell that lacks images cannot be compared with the others, so none is stored.
+    if unreadable := results["data"]["unreadable"]:
+        raise PartialError(
+            f"evaluation.data: {len(unreadable)} images could not be read, the first is "
+            f"{unreadable[0]}; fix or remove them"
+        )
     return store.keep(
         CellResult(
             model=store.model,

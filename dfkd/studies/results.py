@@ -8,7 +8,6 @@ bytes.
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 from dfkd.config.distillation import Average, Model
@@ -235,8 +234,8 @@ def collect_results(
     study_cells: StudyCells,
     command: str,
     commit: str | None,
-    maps: Iterable[Map] = (),
-    parameters: Mapping[str, int] = MappingProxyType({}),
+    maps: Iterable[Map],
+    parameters: Mapping[str, int],
 ) -> StudyResults:
     """Collect the results of a study from its cells.
 

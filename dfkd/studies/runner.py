@@ -318,7 +318,7 @@ class _Runner:
         if not data.finished:
             self._connect()
         try:
-            # `abandon`: another cell's unfinished version is not in the way; that cell resumes it.
+            # With `abandon`, another cell's unfinished version is no error; that cell resumes it.
             return build(data.manifest, data.identity, abandon=True, make_current=False).version
         except DfkdError as error:
             self.broken[key] = error

@@ -17,6 +17,7 @@ from dfkd.evaluation.data import Domains
 from dfkd.evaluation.few_shot import read_domain
 from dfkd.evaluation.few_shot_split import split_domain
 from dfkd.evaluation.few_shot_tuning import LabelledImages, features_of, fine_tune, from_distances
+from dfkd.evaluation.scoring import BATCH
 from dfkd.models.student import Student, load_student
 from dfkd.prompts.diversity import principal_plane
 from dfkd.storage import layout
@@ -28,10 +29,8 @@ from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
 
 MAX_IMAGES = 1000
-"""Largest number of points of a map, because its cost grows with the square. Of more images evenly
-spaced ones are shown."""
-BATCH = 64
-"""Images of which features are computed at once."""
+"""Maximum number of points of a map, because its cost grows with their square. If there are more
+images, evenly spaced ones are shown."""
 DIGITS = 3
 """Decimals of a position, whose unit means nothing, and of a silhouette."""
 

@@ -210,7 +210,7 @@ list(record.run(Kit(QUICK, torch.device("cpu"))))
 @pytest.mark.parametrize(
     ("limit", "stop", "code", "states"),
     [
-        (1.0, lambda process: None, 3, ["done", "skipped", "skipped"]),
+        (5.0, lambda process: None, 3, ["done", "skipped", "skipped"]),
         (
             600.0,
             lambda process: process.terminate(),

@@ -149,7 +149,7 @@ def test_plain_prompts_are_contrastive_prompts(teacher: Teacher, tmp_path: Path)
             prompts={"contrastive": {"updates": 3, "batch_size": 6, "bank": 4}},
         )
     )
-    problem, start = prompts.example(manifest, teacher, 6)
+    problem, start = prompts.example(manifest, teacher)
     draws = [np.random.default_rng(0) for _ in range(2)]
     ours = contrastive.optimise(problem, start, manifest.prompts, draws[0])
     remembered = problem.bank.draw(4, draws[1])
@@ -264,7 +264,6 @@ def test_a_table_has_a_line_for_each_figure() -> None:
         "stream 1.5 k 1 k 2 k images/s 63% of bare decoding -",
         "bare decoding 2.5 G 2.5 G 2.5 G images/s - 2.00 x stream",
     ]
-    assert table({"pool": []}) == []
     assert [scaled(value) for value in (0.1234, 12.34, 999.4, 1e16)] == [
         "0.123", "12.3", "999", "10 P",
     ]  # fmt: skip

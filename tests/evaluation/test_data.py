@@ -207,7 +207,7 @@ def test_domains_and_aliases_hold_for_lists_and_the_bundle_too(tmp_path: Path) -
 
 def test_the_bundle_is_read_without_unpacking_it(tmp_path: Path) -> None:
     names = ("flat/dog/1.png", "flat/house/1.png", "ink/alarm-clock/a.png", "ink/cat/1.png")
-    data = open_bundle(bundle(tmp_path / "set.tar", *names), CLASSES)
+    data = open_bundle(bundle(tmp_path / "set.tar", *names), CLASSES, Evaluation())
     assert counts(data) == {("flat", "dog"): 1, ("flat", "house"): 1, ("ink", "alarm clock"): 1}
     assert data.items[0].read() == b"xxx"
     assert list(tmp_path.iterdir()) == [tmp_path / "set.tar"]
@@ -215,7 +215,7 @@ def test_the_bundle_is_read_without_unpacking_it(tmp_path: Path) -> None:
 
 def test_classes_that_the_bundle_lacks_are_unscored_and_noted(tmp_path: Path) -> None:
     path = bundle(tmp_path / "set.tar", "flat/dog/1.webp", "flat/cat/1.png")
-    data = open_bundle(path, ("rocket", "dog", "pizza"))
+    data = open_bundle(path, ("rocket", "dog", "pizza"), Evaluation())
     assert data.classes == ("rocket", "dog", "pizza")
     assert data.unscored == ("rocket", "pizza")
     assert [item.class_index for item in data.items] == [1]
@@ -227,7 +227,7 @@ def test_classes_that_the_bundle_lacks_are_unscored_and_noted(tmp_path: Path) ->
 def test_a_bundle_with_none_of_the_classes_is_refused_with_what_it_has(tmp_path: Path) -> None:
     path = bundle(tmp_path / "set.tar", "flat/dog/1.png", "flat/cat/1.png")
     with pytest.raises(ManifestError, match=r"only cat, dog.*root/domain/class"):
-        open_bundle(path, ("rocket", "pizza"))
+        open_bundle(path, ("rocket", "pizza"), Evaluation())
 
 
 SMALL = "flat/dog/1.png"
@@ -246,7 +246,7 @@ def test_a_bundle_with_a_strange_member_is_refused(
     tmp_path: Path, name: str, changes: dict[str, Any]
 ) -> None:
     with pytest.raises(CorruptionError, match="not a small domain/class/image file"):
-        open_bundle(bundle(tmp_path / "set.tar", name, **changes), CLASSES)
+        open_bundle(bundle(tmp_path / "set.tar", name, **changes), CLASSES, Evaluation())
 
 
 def test_a_truncated_or_missing_bundle_is_refused(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_truncated_or_missing_bundle_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
     for damaged in (path, tmp_path / "missing.tar"):
         with pytest.raises(CorruptionError, match="no readable tar"):
-            open_bundle(damaged, CLASSES)
+            open_bundle(damaged, CLASSES, Evaluation())
 
 
 @given(st.text(alphabet="ab -_AB", max_size=12))

@@ -46,7 +46,7 @@ def test_the_record_names_the_arguments_that_were_parsed(
     job = jobs.load("benchmark")
     monkeypatch.setattr("sys.argv", ["pytest", "-q"])
     monkeypatch.setattr(suite, "configure_process", lambda threads: None)
-    monkeypatch.setitem(suite.BENCHMARKS, "export", lambda manifest, options: {"image_size": {}})
+    monkeypatch.setitem(suite.BENCHMARKS, "export", lambda manifest, options: {"figures": []})
     path = str(write_manifest(tmp_path))
     assert job.main(["export", path, "--set", "synthesis.steps=1"]) == 0
     kept = json.loads((tmp_path / "run" / "benchmarks" / "export.json").read_text())

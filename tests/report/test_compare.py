@@ -17,8 +17,13 @@ def better(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     return collect(open_storage(manifest.storage.root))
 
 
+def accuracies(first: Facts, second: Facts, domains: list[str]) -> dict[str, list[compare.Pair]]:
+    models = compare.compared_models(first, second, domains)
+    return {model.label: model.accuracies for model in models}
+
+
 def test_differences_are_percentage_points(facts: Facts, better: Facts) -> None:
-    found = dict(compare.differences(facts, better, [*facts.images, ""]))
+    found = accuracies(facts, better, [*facts.images, ""])
     assert list(found) == ["teacher", *METHODS]
     assert [cell.points for cell in found["teacher"]] == [0.0] * 4
     assert [cell.points for cell in found["vanilla"]] == pytest.approx([10.0] * 4)
@@ -26,7 +31,7 @@ def test_differences_are_percentage_points(facts: Facts, better: Facts) -> None:
 
 def test_what_only_one_run_has_scored_has_no_difference(facts: Facts) -> None:
     less = dataclasses.replace(facts, scored=facts.scored[:2])
-    found = dict(compare.differences(facts, less, ["elsewhere", ""]))
+    found = accuracies(facts, less, ["elsewhere", ""])
     assert found["vanilla"][0].points is None
     assert found["contrastive"][1].points is None
     assert found["contrastive"][1].first is not None

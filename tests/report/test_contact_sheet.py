@@ -52,7 +52,7 @@ def test_only_the_classes_that_are_shown_are_read(
     write_contact_sheet(storage, "tiny", {"vanilla": version})
 
 
-def test_the_sheet_shows_every_image_once_and_is_the_same_each_time(manifest: Manifest) -> None:
+def test_the_same_versions_give_the_same_sheet(manifest: Manifest) -> None:
     storage = open_storage(manifest.storage.root)
     versions = {method: publish(manifest, method) for method in manifest.prompts.method}
     place = write_contact_sheet(storage, "tiny", versions)

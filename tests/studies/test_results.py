@@ -98,7 +98,7 @@ def test_figures_are_means_over_classes_if_the_manifest_says_so(tmp_path: Path) 
         "Baseline": (CellScore(0, "cells/a", outcome("d", photo=0.5, sketch=0.3)),),
         "Random_Prompt": (CellScore(0, "cells/b", outcome("d", photo=0.7, sketch=0.5)),),
     }
-    results = collect_results(study, StudyCells(teacher, students, {}, {}), "", None)
+    results = collect_results(study, StudyCells(teacher, students, {}, {}), "", None, (), {})
     assert [row.mean["mean"] for row in results.rows if row.mean] == [0.375, 0.2, 0.3]
     assert results.rows[0].domains["photo"]["mean"] == 0.5
     found = grid(study.described, results, {})

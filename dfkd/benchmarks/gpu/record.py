@@ -6,7 +6,7 @@ A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `env
     figure            as `dfkd.benchmarks.measure.Figure.as_dict`
     bandwidth_share   share of the bandwidth of a large copy
     memory            most bytes that tensors took on the GPU
-    usual             whether it is our loop with a job's usual settings, to which targets apply
+    usual             whether it is our loop with a job's default settings; targets apply to it
     passed            of a check
     profile           seconds by kernel
     remark            a sentence for the table
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from dfkd.benchmarks.gpu.kit import Kit, Result
-from dfkd.benchmarks.measure import profile_table, scaled
+from dfkd.benchmarks.measure import figure_cells, profile_table, scaled
 from dfkd.errors import Exit, one_line
 from dfkd.storage.base import Storage
 from dfkd.utils.hardware import describe_machine
@@ -225,16 +225,12 @@ def _target(target: Mapping[str, Any]) -> Iterator[str]:
 
 
 def cells(row: Mapping[str, Any]) -> Iterator[str]:
-    """The cells of a row, below `HEAD`."""
-    yield row["name"]
-    figure = row.get("figure")
-    for key in ("median", "least", "most"):
-        yield scaled(figure[key]) if figure else "-"
-    yield figure["unit"] if figure else "-"
-    yield f"{figure['share']:.0%} of {figure['limit']}" if figure and "share" in figure else "-"
+    """Yield the cells of a row, below `HEAD`."""
+    *numbers_and_unit, share, peer = figure_cells(row["figure"]) if "figure" in row else ["-"] * 6
+    yield from (row["name"], *numbers_and_unit, share)
     yield f"{row['bandwidth_share']:.0%}" if "bandwidth_share" in row else "-"
     yield f"{scaled(row['memory'])}B" if "memory" in row else "-"
-    yield f"{figure['ratio']:.2f} x {figure['peer']}" if figure and "ratio" in figure else "-"
+    yield peer
     yield f"{row['seconds']:.1f}" if "seconds" in row else "-"
     yield " ".join(filter(None, _remarks(row))).replace("|", "/")
 

@@ -62,7 +62,7 @@ def _checks(teacher: str) -> Iterator[Row]:
     name = f"{teacher}, one pass in bfloat16 against float32"
     yield Row(name, partial(checks.check_pass, teacher=teacher), 30)
     yield Row("the same batch again", checks.check_repeat)
-    yield Row("batch independence", checks.check_company)
+    yield Row("batch independence", checks.check_batch_independence)
 
 
 def _loop(name: str, variant: Variant, seconds: float = 10.0) -> Row:

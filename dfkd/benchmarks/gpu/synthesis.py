@@ -43,7 +43,7 @@ class Variant:
 
     @property
     def usual(self) -> bool:
-        """Whether a job on a GPU runs with these settings, of which `compile` is its choice."""
+        """Whether a job on a GPU uses these settings by default, with or without `compile`."""
         default = Variant(self.teacher, self.batch)
         return self in (default, replace(default, mode="compiled"))
 
@@ -60,7 +60,7 @@ class Variant:
             models = kit.teacher(self.teacher, self.precision), kit.generator(self.precision)
             synthesiser = Synthesiser(*models, config, steps)
         else:
-            # A new `Teacher` or `VQGAN` would change the layout, so these are as they were copied.
+            # Not new objects, because `Teacher` and `VQGAN` set the layout when they are made.
             synthesiser = Synthesiser(*kit.published(self.teacher), config, steps)
         if self.mode == "CUDA graphs":
             synthesiser.distances = torch.compile(
