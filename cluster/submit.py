@@ -19,19 +19,19 @@ from typing import Any
 import yaml
 
 LAST = ("Complete", "Failed", "ValidationFailed")
-"""Values of `jobDeploymentStatus` that no other follows."""
+"""Final values of `jobDeploymentStatus`."""
 
 
 @dataclass(frozen=True)
 class Kubernetes:
-    """The API as a pod's service account may use it."""
+    """The Kubernetes API, used with a pod's service account."""
 
     url: str
     account: Path
     """Where Kubernetes puts the token, the certificate authority and the namespace."""
 
     def call(self, name: str = "", body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """A RayJob of this namespace; with `body`, one that is created.
+        """Read the RayJob `name` of this namespace, or create one from `body`; returns it.
 
         Raises:
             urllib.error.URLError: no answer, or (`HTTPError`) a refusal.
@@ -50,13 +50,13 @@ class Kubernetes:
 
 
 def owned(rayjob: dict[str, Any], name: str, uid: str) -> dict[str, Any]:
-    """The RayJob under the name of the Job that it is to be cleared away with."""
+    """The RayJob with the name of the Job, which owns it: both are deleted together."""
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
     return rayjob | {"metadata": rayjob["metadata"] | {"name": name, "ownerReferences": [owner]}}
 
 
 def ensure(kubernetes: Kubernetes, rayjob: dict[str, Any]) -> None:
-    """Create it, unless an earlier pod of the same Job has."""
+    """Create the RayJob, unless an earlier pod of the same Job has created it."""
     try:
         kubernetes.call(body=rayjob)
     except urllib.error.HTTPError as error:
@@ -65,7 +65,7 @@ def ensure(kubernetes: Kubernetes, rayjob: dict[str, Any]) -> None:
 
 
 def follow(kubernetes: Kubernetes, name: str, pause: float) -> bool:
-    """Print each state that is new until the last; returns whether the run succeeded."""
+    """Print each new state of the RayJob until its last; returns whether the run succeeded."""
     seen = ""
     while seen not in LAST:
         try:
