@@ -1,7 +1,8 @@
 """Create the RayJob of a file and wait for its end: what the CronJob's pod runs, in Kubernetes.
 
-It takes the name of the Kubernetes Job that the pod belongs to and is owned by it: a pod that
-replaces another finds the RayJob of the one before, and both are cleared away together.
+The RayJob has the name of the Kubernetes Job that the pod belongs to, and that Job owns it. So a
+pod that replaces another one finds the RayJob of its predecessor, and Kubernetes deletes Job and
+RayJob together.
 """
 
 import argparse
@@ -88,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns 0 if the RayJob succeeded, 1 if it did not, 4 if the API failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rayjob", type=Path, help="YAML file of the RayJob")
-    parser.add_argument("--name", required=True, help="of the Job that this pod belongs to")
-    parser.add_argument("--uid", required=True, help="of that Job")
+    parser.add_argument("--name", required=True, help="name of the Job that this pod belongs to")
+    parser.add_argument("--uid", required=True, help="uid of that Job")
     parser.add_argument("--api", default="https://kubernetes.default.svc", metavar="URL")
     account = Path("/var/run/secrets/kubernetes.io/serviceaccount")
     parser.add_argument("--account", type=Path, default=account, metavar="FOLDER")

@@ -22,6 +22,7 @@ from dfkd.storage.base import (
     Request,
     Storage,
     StoredObject,
+    byte_count,
     check_key,
     disk_full_error,
     ignore,
@@ -172,7 +173,7 @@ class LocalStorage:
     @contextlib.contextmanager
     def _written(self, target: Path, data: bytes | Path) -> Iterator[Path]:
         """Yield a synced file with `data`, locked against `prepare` in other processes."""
-        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        size = byte_count(data)
         with self._observed("put", size), disk_full_error(target, size):
             target.parent.mkdir(parents=True, exist_ok=True)
             partial, stream = _open_partial(self.root / PARTIAL)
