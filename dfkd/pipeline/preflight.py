@@ -48,11 +48,12 @@ def _check_games(manifest: Manifest) -> None:
     rounds = {"dfad": manifest.inversion.dfad.rounds, "pre": manifest.inversion.pre.rounds}
     for method in rounds.keys() & set(manifest.methods):
         if size % SIDE:
+            nearest = max(1, size // SIDE) * SIDE
             raise ManifestError(
                 "synthesis.image_size",
                 f"must be a multiple of {SIDE} for {method}",
                 size,
-                f"use {max(1, size // SIDE) * SIDE}",
+                f"use {nearest}",
             )
         if rounds[method] < parts:
             raise ManifestError(
