@@ -1,6 +1,6 @@
 """A real Azure Blob server for demonstrations and tests: Azurite on loopback, from npm.
 
-`python cluster/azurite.py` starts one, prints what to export, and stops it at Ctrl-C.
+`python cluster/azurite.py` starts one, prints the variables to export, and stops it at Ctrl-C.
 """
 
 import base64
@@ -12,17 +12,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ceph import PATIENCE, free_ports, serve
+from servers import PATIENCE, free_ports, serve, wait_until
 
 PROGRAM = Path(__file__).parents[1] / ".cache/azurite/node_modules/.bin/azurite-blob"
 INSTALL = "npm install --prefix .cache/azurite azurite@3.35.0"
-"""What puts `PROGRAM` there; `.ci/run` does it too."""
+"""The command that installs `PROGRAM`; `.ci/run` does it too."""
 ACCOUNT = "tester"
 KEY = base64.b64encode(b"not-a-secret-on-loopback").decode()
 VERSION = "2021-12-02"
@@ -30,7 +29,7 @@ VERSION = "2021-12-02"
 
 
 def missing() -> str:
-    """What is missing and how to get it, in one line; empty if nothing is."""
+    """One line that names what is missing and how to get it; empty if nothing is missing."""
     if shutil.which("node") and PROGRAM.is_file():
         return ""
     absent = "Azurite" if shutil.which("node") else "node"
@@ -64,13 +63,13 @@ class Azurite:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop it and remove its folder, and so all that it kept."""
+        """Stop it and remove its folder with all objects."""
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables with which obstore uses it."""
+        """The environment variables that obstore needs to use it."""
         return {
             "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
             "AZURE_STORAGE_ACCOUNT_KEY": KEY,
@@ -105,7 +104,7 @@ class Azurite:
         self._server.wait()
 
     def restart(self) -> None:
-        """Start again after `stop`, on the same port; returns when it serves what it had."""
+        """Start again after `stop`, on the same port; returns when objects can be read."""
         port = self.endpoint.rpartition(":")[2]
         command = [str(PROGRAM), "--blobPort", port, "--silent", "--disableTelemetry"]
         command += (
@@ -120,23 +119,16 @@ class Azurite:
                 stdout=output,
                 stderr=output,
             )
-        self._wait()
+        wait_until(self._takes_containers, [self._server])
 
-    def _wait(self) -> None:
-        limit = time.monotonic() + PATIENCE
-        while time.monotonic() < limit:
-            if self._server.poll() is not None:
-                raise RuntimeError(f"Azurite ended with {self._server.returncode}")
-            try:
-                self.make_bucket(f"ready-{uuid.uuid4().hex}")
-                return
-            except OSError:
-                time.sleep(0.1)
-        raise RuntimeError(f"Azurite did not come up in {PATIENCE:g} s")
+    def _takes_containers(self) -> bool:
+        """Make a container; raises `OSError` while the server is not ready."""
+        self.make_bucket(f"ready-{uuid.uuid4().hex}")
+        return True
 
 
 def main() -> int:
-    """Serve until Ctrl-C or SIGTERM; what is to be exported goes to stdout."""
+    """Serve until Ctrl-C or SIGTERM."""
     if absent := missing():
         print(f"error: {absent}", file=sys.stderr)
         return 1

@@ -1,20 +1,13 @@
 """A real S3 server for demonstrations and tests: Ceph on loopback, from the system's packages.
 
-`python cluster/ceph.py` starts one, prints what to export, and stops it at Ctrl-C.
+`python cluster/ceph.py` starts one, prints the variables to export, and stops it at Ctrl-C.
 """
 
-import contextlib
-import random
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +16,11 @@ from urllib.request import urlopen
 import boto3
 import botocore.config
 
+from servers import PATIENCE, free_ports, serve, wait_until
+
 PACKAGES = "ceph-mon ceph-osd radosgw ceph-common"
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "monmaptool")
 KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "not-a-secret-on-loopback"}
-PATIENCE = 240.0
-"""Seconds until a server that does not come up is given up: a busy machine takes long."""
-
 CONFIGURATION = """
 [global]
 fsid = {fsid}
@@ -75,7 +67,7 @@ rgw_thread_pool_size = 32
 
 
 def missing() -> str:
-    """What is missing and how to get it, in one line; empty if nothing is."""
+    """One line that names missing programs and how to get them; empty if none is missing."""
     absent = [program for program in PROGRAMS if shutil.which(program) is None]
     if not absent:
         return ""
@@ -111,13 +103,13 @@ class Ceph:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop it and remove its folder, and so all that it kept."""
+        """Stop it and remove its folder with all objects."""
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables with which S3 clients use it."""
+        """The environment variables that S3 clients need to use it."""
         return {**KEYS, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": self.endpoint}
 
     def make_bucket(self, name: str) -> None:
@@ -139,7 +131,7 @@ class Ceph:
         self._daemons = []
 
     def restart(self) -> None:
-        """Start again after `kill`, on the same port; returns when it serves what it had."""
+        """Start again after `kill`, on the same port; returns when objects can be read."""
         self._start_daemons()
         if self.persistent:
             self._client().head_object(Bucket="ready", Key="ready")
@@ -191,7 +183,7 @@ class Ceph:
             self._daemon("ceph-mon", "-i", "a")
             self._daemon("ceph-osd", "-i", "0")
         self._daemon("radosgw", "-n", "client.rgw")
-        self._wait(lambda: urlopen(self.endpoint, timeout=30).status == 200)  # noqa: S310
+        wait_until(lambda: urlopen(self.endpoint, timeout=30), self._daemons)  # noqa: S310
 
     def _command(self, program: str, *arguments: str) -> list[str]:
         return [program, "--conf", str(self._folder / "ceph.conf"), *arguments]
@@ -216,50 +208,9 @@ class Ceph:
                 )
             )
 
-    def _wait(self, ready: Callable[[], bool]) -> None:
-        limit = time.monotonic() + PATIENCE
-        while time.monotonic() < limit:
-            for daemon in self._daemons:
-                if daemon.poll() is not None:
-                    raise RuntimeError(f"{daemon.args!r} ended with {daemon.returncode}")
-            try:
-                if ready():
-                    return
-            except OSError:
-                pass
-            time.sleep(0.1)
-        raise RuntimeError(f"Ceph did not come up in {PATIENCE:g} s")
-
     def _logs(self) -> str:
         tails = [path.read_text(errors="replace")[-1500:] for path in self._folder.glob("*.out")]
         return "\n".join(tails)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses, below those that the system gives to outgoing connections."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.randrange(20_000, 32_000)  # noqa: S311
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports += [port] if port not in ports else []
-    return ports
-
-
-def serve(server: Any, root: str) -> int:
-    """Run a server until Ctrl-C or SIGTERM, with the bucket `dfkd` at `root`; returns 0.
-
-    What is to be exported goes to stdout.
-    """
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    with server:
-        server.make_bucket("dfkd")
-        for name, value in server.environment.items():
-            print(f"export {name}={value}")
-        print(f"# bucket: {root}; Ctrl-C stops the server", flush=True)
-        stopped.wait()
-    return 0
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""A demonstration on this machine: S3, a head, two workers, one of which dies half-way.
+"""A demonstration on this machine: S3, a head, and two workers, one of which dies half-way.
 
     python cluster/local.py [MANIFEST] [--set key=value ...]
 

@@ -1,7 +1,8 @@
 """Create the RayJob of a file and wait for its end: what the CronJob's pod runs, in Kubernetes.
 
-It takes the name of the Kubernetes Job that the pod belongs to and is owned by it: a pod that
-replaces another finds the RayJob of the one before, and both are cleared away together.
+The RayJob has the name of the Kubernetes Job that the pod belongs to, and that Job owns it. So a
+pod that replaces another one finds the RayJob of its predecessor, and Kubernetes deletes Job and
+RayJob together.
 """
 
 import argparse
@@ -19,19 +20,19 @@ from typing import Any
 import yaml
 
 LAST = ("Complete", "Failed", "ValidationFailed")
-"""Values of `jobDeploymentStatus` that no other follows."""
+"""Final values of `jobDeploymentStatus`."""
 
 
 @dataclass(frozen=True)
 class Kubernetes:
-    """The API as a pod's service account may use it."""
+    """The Kubernetes API, used with a pod's service account."""
 
     url: str
     account: Path
     """Where Kubernetes puts the token, the certificate authority and the namespace."""
 
     def call(self, name: str = "", body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """A RayJob of this namespace; with `body`, one that is created.
+        """Read the RayJob `name` of this namespace, or create one from `body`; returns it.
 
         Raises:
             urllib.error.URLError: no answer, or (`HTTPError`) a refusal.
@@ -50,13 +51,13 @@ class Kubernetes:
 
 
 def owned(rayjob: dict[str, Any], name: str, uid: str) -> dict[str, Any]:
-    """The RayJob under the name of the Job that it is to be cleared away with."""
+    """The RayJob with the name of the Job, which owns it: both are deleted together."""
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
     return rayjob | {"metadata": rayjob["metadata"] | {"name": name, "ownerReferences": [owner]}}
 
 
 def ensure(kubernetes: Kubernetes, rayjob: dict[str, Any]) -> None:
-    """Create it, unless an earlier pod of the same Job has."""
+    """Create the RayJob, unless an earlier pod of the same Job has created it."""
     try:
         kubernetes.call(body=rayjob)
     except urllib.error.HTTPError as error:
@@ -65,7 +66,7 @@ def ensure(kubernetes: Kubernetes, rayjob: dict[str, Any]) -> None:
 
 
 def follow(kubernetes: Kubernetes, name: str, pause: float) -> bool:
-    """Print each state that is new until the last; returns whether the run succeeded."""
+    """Print each new state of the RayJob until its last; returns whether the run succeeded."""
     seen = ""
     while seen not in LAST:
         try:
@@ -88,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns 0 if the RayJob succeeded, 1 if it did not, 4 if the API failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rayjob", type=Path, help="YAML file of the RayJob")
-    parser.add_argument("--name", required=True, help="of the Job that this pod belongs to")
-    parser.add_argument("--uid", required=True, help="of that Job")
+    parser.add_argument("--name", required=True, help="name of the Job that this pod belongs to")
+    parser.add_argument("--uid", required=True, help="uid of that Job")
     parser.add_argument("--api", default="https://kubernetes.default.svc", metavar="URL")
     account = Path("/var/run/secrets/kubernetes.io/serviceaccount")
     parser.add_argument("--account", type=Path, default=account, metavar="FOLDER")

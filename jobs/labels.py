@@ -1,4 +1,4 @@
-"""Write the texts of other classes, which an exported student of embeddings then tells apart."""
+"""Write labels of other classes, which let an exported student of embeddings tell those apart."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import evaluate
 from dfkd.config.manifest import Manifest
 from dfkd.pipeline import command_line
 
@@ -38,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--abandon", action="store_true", help="leave what is unfinished behind, begin the next"
     )
-    arguments.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="CPU threads; 0 is all there are"
-    )
+    evaluate.add_arguments(arguments)
     return command_line.run(arguments, work, plan, argv)
 
 

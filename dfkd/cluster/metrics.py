@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from dfkd.cluster.pool import Pool, Quarantined
+from dfkd.cluster.pool import Quarantined
 from dfkd.config.manifest import Manifest
+from dfkd.config.plan import Unit
 from dfkd.dataset.shards import Receipt
 from dfkd.evaluation.results import accuracy_of
 from dfkd.storage.base import Request
@@ -136,63 +137,48 @@ def report_accuracy(manifest: str, results: Mapping[str, Any]) -> None:
         ACCURACY.set(accuracy_of(row, results["average"]), manifest=manifest, **labels)
 
 
-@dataclass
-class TaskReporter:
-    """Reports each task of a pool once, when it ends: metrics and a log line."""
+def report_task(
+    manifest: Manifest,
+    version: str,
+    receipt: Receipt,
+    *,
+    steps: int,
+    seconds: float,
+    node: str,
+    attempt: int,
+) -> None:
+    """Report a finished task: metrics and a log line.
 
-    manifest: Manifest
-    version: str
-    """Id of the version that the tasks belong to."""
-    pool: Pool[Any]
-    _reported: int = 0
-    """The number of quarantined tasks reported so far."""
+    Args:
+        manifest: of the run, with one method.
+        version: id of the version that the task belongs to.
+        receipt: the receipt of its shard.
+        steps: optimisation steps, summed over its images.
+        seconds: time that the task took.
+        node: address of the worker's node.
+        attempt: 1 for the first attempt.
+    """
+    labels = {"manifest": manifest.name, "method": manifest.method}
+    failed = len(receipt.failed)
+    IMAGES.add(receipt.samples, outcome="done", **labels)
+    IMAGES.add(failed, outcome="failed", **labels)
+    IMAGE_STEPS.add(steps, **labels)
+    TASK_SECONDS.add(seconds, **labels)
+    logs.log_event(
+        "task",
+        run=version,
+        task=receipt.task,
+        attempt=attempt,
+        seconds=round(seconds, 3),
+        images=receipt.samples,
+        failed=failed,
+        bytes=receipt.bytes,
+        node=node,
+    )
 
-    @property
-    def labels(self) -> dict[str, str]:
-        """The labels of the run's measures."""
-        return {"manifest": self.manifest.name, "method": self.manifest.method}
 
-    def report_done(
-        self, receipt: Receipt, steps: int, seconds: float, node: str, attempt: int = 1
-    ) -> None:
-        """Report a finished task.
-
-        Args:
-            receipt: the receipt of its shard.
-            steps: optimisation steps, summed over its images.
-            seconds: time that the task took.
-            node: address of the worker's node.
-            attempt: 1 for the first attempt.
-        """
-        failed = len(receipt.failed)
-        IMAGES.add(receipt.samples, outcome="done", **self.labels)
-        IMAGES.add(failed, outcome="failed", **self.labels)
-        IMAGE_STEPS.add(steps, **self.labels)
-        TASK_SECONDS.add(seconds, **self.labels)
-        logs.log_event(
-            "task",
-            run=self.version,
-            task=receipt.task,
-            attempt=attempt,
-            seconds=round(seconds, 3),
-            images=receipt.samples,
-            failed=failed,
-            bytes=receipt.bytes,
-            node=node,
-        )
-
-    def report_quarantined(self) -> list[Quarantined[Any]]:
-        """Report the tasks that were quarantined since the last call; returns them."""
-        # The list only grows, so what lies behind the reported ones is new.
-        new = self.pool.quarantine[self._reported :]
-        self._reported += len(new)
-        for item in new:
-            IMAGES.add(item.task.count, outcome="quarantined", **self.labels)
-            logs.log_event(
-                "quarantined",
-                run=self.version,
-                task=item.task.id,
-                images=item.task.count,
-                reason=item.reason,
-            )
-        return new
+def report_quarantined(manifest: Manifest, version: str, item: Quarantined[Unit]) -> None:
+    """Report a quarantined unit of tasks, with the arguments of `report_task`."""
+    images = item.task.count
+    IMAGES.add(images, outcome="quarantined", manifest=manifest.name, method=manifest.method)
+    logs.log_event("quarantined", run=version, task=item.task.id, images=images, reason=item.reason)

@@ -16,7 +16,7 @@ import ray
 
 from dfkd.cluster.budget import BudgetTracker
 from dfkd.cluster.capacity import require_shared_storage, worker_resources
-from dfkd.cluster.metrics import TaskReporter, count_request
+from dfkd.cluster.metrics import count_request, report_quarantined, report_task
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
 from dfkd.cluster.worker import (
@@ -323,8 +323,7 @@ def _reporting(
         bar(f"{manifest.method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
     ):
-        reporter = TaskReporter(manifest, version.id, pool)
-        report = _ShardReport(version, pool, cost, progress, tracker, reporter)
+        report = _ShardReport(manifest, version, pool, cost, progress, tracker)
         try:
             yield report
         finally:
@@ -332,16 +331,18 @@ def _reporting(
             report.show_failures()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _ShardReport:
-    """Counts and shows each finished unit of a synthesis."""
+    """Counts and shows each unit of a synthesis once, when it is finished or quarantined."""
 
+    manifest: Manifest
     version: Version
     pool: Pool[Any]
     cost: CostCounter
     progress: ScreenBar | LineBar
     tracker: ShardTracker
-    reporter: TaskReporter
+    _quarantined: int = 0
+    """The number of quarantined units reported so far."""
 
     def record(self, result: TaskResult[list[tuple[Receipt, ShardSummary]]]) -> None:
         """Count and show the shards of a finished unit."""
@@ -353,15 +354,26 @@ class _ShardReport:
             self.progress.update(receipt.samples)
             # The tasks of a unit are made together, so each counts an equal part of its time.
             seconds = result.seconds / len(result.result)
-            tries = self.pool.tries(result.unit)
-            self.reporter.report_done(receipt, summary.steps, seconds, result.node, tries)
+            report_task(
+                self.manifest,
+                self.version.id,
+                receipt,
+                steps=summary.steps,
+                seconds=seconds,
+                node=result.node,
+                attempt=self.pool.tries(result.unit),
+            )
         for note in result.notes:
             say(f"note: task {result.unit}: {note}")
         self.show_failures()
 
     def show_failures(self) -> None:
-        """Report newly quarantined tasks, and show how many images and tasks have failed."""
-        for item in self.reporter.report_quarantined():
+        """Report and store newly quarantined tasks; show how many images and tasks have failed."""
+        # The list only grows, so what lies behind the reported ones is new.
+        new = self.pool.quarantine[self._quarantined :]
+        self._quarantined += len(new)
+        for item in new:
+            report_quarantined(self.manifest, self.version.id, item)
             for task in item.task.tasks:
                 self.version.quarantine(task.id, item.reason)
         counts = {"failed": self.tracker.failed, "quarantined": len(self.pool.quarantine)}

@@ -1,7 +1,8 @@
-"""`labels.json`: the class names of an exported student, or of a student of embeddings their texts.
+"""`labels.json`: the class names of an exported student.
 
-A student of distances has a list of names. A student of embeddings has an object with the unit text
-embedding of each name, so another file gives it other classes (`dfkd.export.predict --labels`).
+For a student of distances it is a list of names. For a student of embeddings it is an object with
+the unit text embedding of each name, so another file gives it other classes
+(`dfkd.export.predict --labels`).
 """
 
 import json

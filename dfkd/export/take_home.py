@@ -2,8 +2,8 @@
 
     model.onnx         float32; normalises its input itself, any batch size
     model.int8.onnx    the same in int8, calibrated on synthesised images only
-    labels.json        class names in the order of the outputs; of a student of embeddings, whose
-                       models give embeddings, with their texts (see labels.py)
+    labels.json        class names in the order of the outputs; for a student of embeddings also
+                       the text embedding of each (see labels.py)
     preprocess.json    schema 1: from a picture to the input, and from the output to probabilities
     README.md          the model card, with an example
     takehome.json      schema 1, written last: the measured figures, as in the card
@@ -106,9 +106,12 @@ def write_take_home(manifest: Manifest, results: Mapping[str, Any], threads: int
 
 
 def _scored_accuracy(results: Mapping[str, Any], location: StudentLocation) -> dict[str, Any]:
-    """The accuracies of the student in PyTorch and of the teacher, by `torch` and `teacher`.
+    """The accuracies of the student in PyTorch and of the teacher, under `torch` and `teacher`.
 
-    The teacher's is None if it was not scored; a student that was not is a `ManifestError`.
+    The teacher's is None if the teacher was not scored.
+
+    Raises:
+        ManifestError: the student was not scored.
     """
     rows: list[ResultRow] = results["rows"]
     key = ("student", location.method, location.seed)

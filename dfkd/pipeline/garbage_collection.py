@@ -16,13 +16,12 @@ from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, open_version, read_json
 from dfkd.distillation.student_names import student_name
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.models.student import CARD
 from dfkd.pipeline.attempts import Attempt, unfinished
 from dfkd.pipeline.listing import Listing, Objects
 from dfkd.storage import layout, lease
 from dfkd.storage.base import MissingObject, Storage, StoredObject
 
-FIRST = (layout.MANIFEST, CARD)
+FIRST = (layout.MANIFEST, layout.STUDENT_CARD)
 """What readers start from, so it is removed first."""
 ORDER = {**dict.fromkeys(FIRST, 0), layout.ABANDONED: 2, layout.IDENTITY: 3, layout.REMOVING: 4}
 """The order of removal; other objects have 1, and the mark that it has begun goes last."""
@@ -275,8 +274,8 @@ def _students(
         # The version of a student is named by its mark, by its card, or by the settings.
         if marked:
             version = root.get(mark).decode()
-        elif CARD in objects:
-            card = read_json(root, f"{layout.student(name)}/{CARD}")
+        elif layout.STUDENT_CARD in objects:
+            card = read_json(root, f"{layout.student(name)}/{layout.STUDENT_CARD}")
             version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"
         else:
             version = expected.get(name, "")

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dfkd.errors import ManifestError
-from dfkd.models.student import CARD, WEIGHTS
 from dfkd.pipeline.attempts import CANDIDATE, CURRENT, RESULTS
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, StoredObject
@@ -29,7 +28,7 @@ FIELDS = {
 
 
 def _pattern(folder: str, *names: str) -> re.Pattern[str]:
-    """Matches keys of dfkd's own layout: the `name` of one of `names`, in `folder`."""
+    """Matches the keys of dfkd's own layout in `folder` that have one of `names` there."""
 
     def expression(key: str) -> str:
         """The regular expression for a key with words of `FIELDS` in it."""
@@ -58,8 +57,8 @@ VERSION = _pattern(
 POINTER = _pattern(layout.data("METHOD"), f"{layout.CURRENT}NUMBER.json")
 STUDENT = _pattern(
     layout.student("STUDENT"),
-    CARD,
-    WEIGHTS,
+    layout.STUDENT_CARD,
+    layout.STUDENT_WEIGHTS,
     layout.REMOVING,
     f"{layout.CHECKPOINTS}STEP.safetensors",
     f"{layout.TENSORBOARD}FILE",

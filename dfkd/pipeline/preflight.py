@@ -48,7 +48,13 @@ def _check_games(manifest: Manifest) -> None:
     rounds = {"dfad": manifest.inversion.dfad.rounds, "pre": manifest.inversion.pre.rounds}
     for method in rounds.keys() & set(manifest.methods):
         if size % SIDE:
-            raise _not_a_multiple(f"{SIDE} for {method}", size, SIDE)
+            nearest = max(1, size // SIDE) * SIDE
+            raise ManifestError(
+                "synthesis.image_size",
+                f"must be a multiple of {SIDE} for {method}",
+                size,
+                f"use {nearest}",
+            )
         if rounds[method] < parts:
             raise ManifestError(
                 f"inversion.{method}.rounds",
@@ -56,14 +62,6 @@ def _check_games(manifest: Manifest) -> None:
                 rounds[method],
                 "raise it, or synthesis.shard_size",
             )
-
-
-def _not_a_multiple(divisor: str, size: int, factor: int) -> ManifestError:
-    """The error for an image size that is not a multiple of `factor`, described by `divisor`."""
-    nearest = max(1, size // factor) * factor
-    return ManifestError(
-        "synthesis.image_size", f"must be a multiple of {divisor}", size, f"use {nearest}"
-    )
 
 
 def _check_part(manifest: Manifest, teacher: Teacher) -> None:

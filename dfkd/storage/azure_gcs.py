@@ -1,13 +1,11 @@
 """Storage in a container of Azure Blob or a bucket of Google Cloud Storage, through obstore.
 
-The clients and errors are in `dfkd.storage.azure_gcs_client`. obstore's uploads in parts are not
-used: a mapped file can be sent in one request without being in memory, so no upload is ever left
-unfinished, and of two writers of a key none loses its parts.
+The clients and errors are in `dfkd.storage.azure_gcs_client`. A file is mapped and sent in one
+request, so it is never in memory as a whole.
 """
 
 import contextlib
 import mmap
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +14,7 @@ from typing import Any, TypeVar
 
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
-from dfkd.errors import DfkdError, ManifestError
+from dfkd.errors import ManifestError
 from dfkd.storage.azure_gcs_client import Connection, explain, is_transient, reason
 from dfkd.storage.base import (
     KEY,
@@ -25,8 +23,6 @@ from dfkd.storage.base import (
     MissingObject,
     Request,
     StoredObject,
-    byte_count,
-    check_key,
     disk_full_error,
     require_disk_space,
 )
@@ -34,21 +30,8 @@ from dfkd.storage.bucket import BucketStorage
 
 T = TypeVar("T")
 
-MAX_PUT_BYTES = 5000 << 20
-"""Azure's maximal size of an object in a single request; GCS takes more."""
 PAGE = 1000
 """Entries of a listing that are handed over at once."""
-
-
-def open_azure_gcs(scheme: str, bucket: str, prefix: str) -> "ObstoreStorage":
-    """The storage at `az://bucket/prefix` or `gs://bucket/prefix`.
-
-    Raises:
-        ManifestError: the store does not honour put-if-absent, or may not be used.
-    """
-    store = ObstoreStorage(bucket, prefix, scheme=scheme)
-    store.with_few_attempts().probe()
-    return store
 
 
 @dataclass(frozen=True)
@@ -56,12 +39,7 @@ class ObstoreStorage(BucketStorage):
     """A prefix of a container of Azure Blob or of a bucket of Google Cloud Storage."""
 
     connection: Connection = field(default_factory=Connection, repr=False, compare=False)
-    scheme: str = field(kw_only=True)
-    """`az` or `gs`."""
-
-    def _at(self, key: str) -> str:
-        """The name of an object in the bucket; `CorruptionError` for an invalid key."""
-        return self._head + check_key(key)
+    max_put_bytes = 5000 << 20  # Azure's; GCS takes more
 
     @property
     def _client(self) -> Any:
@@ -82,67 +60,27 @@ class ObstoreStorage(BucketStorage):
                 raise
             raise explain(error, self.scheme, self.location(key)) from None
 
-    def probe(self) -> None:
-        """Raise `ManifestError` if a second put-if-absent succeeds too.
-
-        It takes one request if an earlier probe has left its object, else two.
-        """
-        name = self._head + PROBE
-        if self._put_once(PROBE, name, b"") and self._put_once(PROBE, name, b""):
-            raise ManifestError(
-                "storage.root",
-                "a store that honours If-None-Match or x-goog-if-generation-match",
-                self.location(),
-                "use Azure, Google Cloud or a directory: in this store two writers would both win",
-            )
-
-    def put(self, key: str, data: bytes | Path) -> None:
-        """See `Storage.put`."""
-        name = self._at(key)
-        self._attempt("put", key, lambda request: self._send(request, key, name, data))
-
-    def put_if_absent(self, key: str, data: bytes | Path) -> bool:
-        """See `Storage.put_if_absent`."""
-        return self._put_once(key, self._at(key), data)
-
-    def _put_once(self, key: str, name: str, data: bytes | Path) -> bool:
-        """Write an object unless it exists; returns whether this call has written it."""
-        # Retries keep the same id, so an object with this id was written by this call.
-        writer = uuid.uuid4().hex
-        options = {"mode": "create", "attributes": {WRITER_METADATA: writer}}
-
-        def send(request: Request) -> tuple[bool, bool]:
-            """Whether this attempt wrote the object; and whether an earlier one may have."""
-            try:
-                self._send(request, key, name, data, **options)
-            except (AlreadyExistsError, PreconditionError):
-                return False, request.attempt > 1
-            return True, False
-
-        won, in_doubt = self._attempt("put", key, send)
-        # An earlier attempt may have written the object although its answer was lost.
-        return won or (in_doubt and self._writer(key, name) == writer)
-
     def _send(
-        self, request: Request, key: str, name: str, data: bytes | Path, **options: Any
-    ) -> None:
-        """Send a whole object in one request."""
-        size = byte_count(data)
-        if size > MAX_PUT_BYTES:
-            raise DfkdError(
-                f"storage: {self.location(key)}: an object has at most {MAX_PUT_BYTES} bytes, "
-                f"got {size}; lower synthesis.shard_size"
-            )
+        self, request: Request, name: str, data: bytes | Path, size: int, writer: str = ""
+    ) -> bool:
+        """See `BucketStorage._send`."""
+        options = {"mode": "create", "attributes": {WRITER_METADATA: writer}} if writer else {}
         limits = self.connection.limits
         patience = limits.read if size < limits.large else limits.write
         client = self.connection.client(self.scheme, self.bucket, patience)
         # At most `MAX_UPLOADS` bodies at once: more would share the bandwidth and time out.
         with self.connection.slots:
-            client.put(name, _buffer(data, size), use_multipart=False, **options)
+            try:
+                client.put(name, _buffer(data, size), use_multipart=False, **options)
+            except (AlreadyExistsError, PreconditionError):
+                if writer:
+                    return False
+                raise
         request.bytes = size
+        return True
 
     def _writer(self, key: str, name: str) -> str:
-        """The id of the call that wrote an object; empty if another program wrote it."""
+        """See `BucketStorage._writer`."""
         attributes = self._attempt(
             "head", key, lambda _: self._client.get(name, options={"head": True}).attributes
         )
@@ -150,7 +88,7 @@ class ObstoreStorage(BucketStorage):
 
     def get(self, key: str, limit: int | None = None) -> bytes:
         """See `Storage.get`."""
-        name = self._at(key)
+        name = self._name(key)
 
         def send(request: Request) -> bytes:
             answer = self._client.get(name)
@@ -166,14 +104,14 @@ class ObstoreStorage(BucketStorage):
 
     def size(self, key: str) -> int:
         """See `Storage.size`."""
-        name = self._at(key)
+        name = self._name(key)
         return int(self._attempt("head", key, lambda _: self._client.head(name))["size"])
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         """See `Storage.get_range`."""
         if stop <= start:
             return b""
-        name = self._at(key)
+        name = self._name(key)
 
         def send(request: Request) -> bytes:
             try:
@@ -190,7 +128,7 @@ class ObstoreStorage(BucketStorage):
 
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
-        name = self._at(key)
+        name = self._name(key)
 
         def send(request: Request) -> None:
             answer = self._client.get(name)
@@ -204,14 +142,6 @@ class ObstoreStorage(BucketStorage):
                 stream.flush()
 
         self._attempt("get", key, send)
-
-    def exists(self, key: str) -> bool:
-        """See `Storage.exists`."""
-        try:
-            self.size(key)
-        except MissingObject:
-            return False
-        return True
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `Storage.list`."""
@@ -231,7 +161,7 @@ class ObstoreStorage(BucketStorage):
         """
         name = self._head + PROBE
         try:
-            self._attempt("put", PROBE, lambda request: self._send(request, PROBE, name, b""))
+            self._attempt("put", PROBE, lambda request: self._send(request, name, b"", 0))
         except ManifestError:
             return datetime.now(UTC)
         head: dict[str, datetime] = self._attempt("head", PROBE, lambda _: self._client.head(name))
@@ -284,13 +214,9 @@ class ObstoreStorage(BucketStorage):
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""
-        name = self._at(key)
+        name = self._name(key)
         with contextlib.suppress(MissingObject):
             self._attempt("delete", key, lambda _: self._client.delete(name))
-
-    def location(self, key: str = "") -> str:
-        """See `Storage.location`."""
-        return f"{self.scheme}://{self.bucket}/{self._head}{key}"
 
 
 def _buffer(data: bytes | Path, size: int) -> bytes | mmap.mmap:

@@ -121,7 +121,7 @@ class Storage(Protocol):
         """All keys that begin with `prefix`, sorted by their characters."""
 
     def entries(self, prefix: str = "") -> Iterator[StoredObject]:
-        """The keys of `list` with sizes and ages, for as many requests or two more."""
+        """The keys of `list` with sizes and ages; at most two requests more than `list` makes."""
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """The names directly under `prefix` (empty, or ending in '/') that have keys below them."""

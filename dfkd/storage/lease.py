@@ -1,7 +1,7 @@
-"""Leases: one process holds a name for a limited time and protects versions from removal.
+"""Leases: a process holds a name alone, or protects versions from removal, for a limited time.
 
     leases/{name}/{n:08d}.json    numbered, each created by one holder; the highest number counts
-    leases/readers/{id}.json      leases of readers, any number at once
+    leases/readers/{id}.json      leases of readers, any number at once, each for some versions
 
 Each object is {holder, since, expires, released, versions}. A holder regularly writes a later
 `expires` into its own object. When it has died, another process creates the next number. The clocks
@@ -53,7 +53,7 @@ class Record:
     """Seconds since 1970."""
     released: bool
     versions: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """`{method}/{id}` of the versions that must not be removed while the lease is held."""
+    """`{method}/{id}` of the versions that must not be removed while a reader holds the lease."""
 
     def held(self, now: float) -> bool:
         """Whether the holder may still be working at the time `now`."""
@@ -110,7 +110,6 @@ def acquire(
     storage: Storage,
     name: str,
     seconds: float,
-    versions: Iterable[str] = (),
     clock: Clock = time.time,
 ) -> Lease:
     """Acquire the lease `name` if it is free, released or expired.
@@ -118,7 +117,6 @@ def acquire(
     Args:
         storage: the run's root.
         seconds: length of the lease, after which it expires unless it is renewed.
-        versions: `{method}/{id}` of the versions that must not be removed while it is held.
 
     Raises:
         LeaseError: another process holds the lease; the text names its holder and its end.
@@ -130,7 +128,7 @@ def acquire(
         raise _refusal(name, newest)
     match = NUMBERED.fullmatch(key)
     key = layout.lease(name, int(match["number"]) + 1 if match else 1)
-    lease = Lease(storage, key, _holder(), seconds, tuple(versions), clock, now)
+    lease = Lease(storage, key, _holder(), seconds, clock=clock, since=now)
     # Several processes may have computed the same number; put-if-absent lets one of them win.
     if not storage.put_if_absent(lease.key, lease.record()):
         raise _refusal(name, newest_lease(storage, name)[1])
@@ -138,11 +136,9 @@ def acquire(
 
 
 @contextmanager
-def holding(
-    storage: Storage, name: str, seconds: float, versions: Iterable[str] = ()
-) -> Iterator[Lease]:
+def holding(storage: Storage, name: str, seconds: float) -> Iterator[Lease]:
     """Hold a lease inside the block, renewed by a thread; raises `LeaseError` as `acquire`."""
-    lease = acquire(storage, name, seconds, versions)
+    lease = acquire(storage, name, seconds)
     # Released also after an error, so that the same command need not wait for the lease to expire.
     try:
         with _renewing(lease):

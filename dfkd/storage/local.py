@@ -5,7 +5,6 @@ S3 is in `dfkd.storage.s3`; Azure Blob and Google Cloud Storage are in `dfkd.sto
 
 import contextlib
 import fcntl
-import importlib
 import os
 import shutil
 import time
@@ -13,7 +12,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import BinaryIO
 
 from dfkd.errors import ManifestError
@@ -24,6 +22,7 @@ from dfkd.storage.base import (
     Request,
     Storage,
     StoredObject,
+    byte_count,
     check_key,
     disk_full_error,
     ignore,
@@ -31,6 +30,7 @@ from dfkd.storage.base import (
     require_disk_space,
     split_root,
 )
+from dfkd.storage.bucket import BucketStorage
 
 __all__ = [
     "LocalStorage",
@@ -54,18 +54,9 @@ def open_storage(root: str) -> Storage:
         ManifestError: not such a root, it cannot be written, it has no put-if-absent, or it needs
             an extra that is not installed.
     """
-    scheme, bucket, path = split_root("storage.root", root)
-    # Imported here, because boto3 takes long to import and a directory needs none of it.
-    if scheme == "s3":
-        from dfkd.storage.s3 import open_s3
-
-        return open_s3(bucket, path)
-    if scheme:
-        store: Storage = _azure_gcs().open_azure_gcs(scheme, bucket, path)
-        return store
-    local = LocalStorage(Path(path).absolute())
-    local.prepare()
-    return local
+    store = _storage(root)
+    store.prepare()
+    return store
 
 
 def open_to_read(root: str) -> Storage:
@@ -77,27 +68,27 @@ def open_to_read(root: str) -> Storage:
     Raises:
         ManifestError: not such a root, or it needs an extra that is not installed.
     """
+    store = _storage(root)
+    return store if isinstance(store, LocalStorage) else store.with_few_attempts()
+
+
+def _storage(root: str) -> "LocalStorage | BucketStorage":
+    """The storage at a root, before any request; raises as `open_to_read`."""
     scheme, bucket, path = split_root("storage.root", root)
+    if not scheme:
+        return LocalStorage(Path(path).absolute())
+    # Imported here, because both libraries take long to import and a directory needs neither.
     if scheme == "s3":
         from dfkd.storage.s3 import S3Storage
 
-        return S3Storage(bucket, path).with_few_attempts()
-    if scheme:
-        store: Storage = (
-            _azure_gcs().ObstoreStorage(bucket, path, scheme=scheme).with_few_attempts()
-        )
-        return store
-    return LocalStorage(Path(path).absolute())
-
-
-def _azure_gcs() -> ModuleType:
-    """The module that needs the extra; raises `ManifestError` without it."""
+        return S3Storage(bucket, path)
     try:
-        return importlib.import_module("dfkd.storage.azure_gcs")
+        from dfkd.storage.azure_gcs import ObstoreStorage
     except ImportError as error:
         raise ManifestError(
             "storage.root", "needs the extra obstore", error.name, "pip install -e '.[obstore]'"
         ) from None
+    return ObstoreStorage(bucket, path, scheme=scheme)
 
 
 def root_exists(root: str) -> bool:
@@ -182,7 +173,7 @@ class LocalStorage:
     @contextlib.contextmanager
     def _written(self, target: Path, data: bytes | Path) -> Iterator[Path]:
         """Yield a synced file with `data`, locked against `prepare` in other processes."""
-        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        size = byte_count(data)
         with self._observed("put", size), disk_full_error(target, size):
             target.parent.mkdir(parents=True, exist_ok=True)
             partial, stream = _open_partial(self.root / PARTIAL)

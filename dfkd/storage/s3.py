@@ -1,7 +1,6 @@
 """Storage in an S3 bucket, on top of `dfkd.storage.s3_client`."""
 
 import contextlib
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -13,16 +12,12 @@ from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.storage.base import (
     KEY,
-    PROBE,
     WRITER_METADATA,
-    MissingObject,
     Request,
     StoredObject,
-    byte_count,
-    check_key,
     disk_full_error,
     require_disk_space,
 )
@@ -31,8 +26,6 @@ from dfkd.storage.s3_client import Connection, explain, redact, status
 
 T = TypeVar("T")
 
-MAX_PUT_BYTES = 5 << 30
-"""S3's maximal size of an object in a single request."""
 CREDENTIAL_ERRORS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
@@ -46,22 +39,17 @@ CREDENTIAL_ERRORS = (
 )
 
 
-def open_s3(bucket: str, prefix: str) -> "S3Storage":
-    """The storage at `s3://bucket/prefix`; `ManifestError` unless it honours put-if-absent."""
-    store = S3Storage(bucket, prefix)
-    store.with_few_attempts().probe()
-    return store
-
-
 @dataclass(frozen=True)
 class S3Storage(BucketStorage):
     """A prefix of an S3 bucket. boto3 finds credentials, region and endpoint in its usual way."""
 
     connection: Connection = field(default_factory=Connection, repr=False, compare=False)
+    scheme: str = field(default="s3", kw_only=True)
+    max_put_bytes = 5 << 30
 
     def _at(self, key: str) -> dict[str, str]:
         """The arguments of a request about an object; `CorruptionError` for an invalid key."""
-        return {"Bucket": self.bucket, "Key": self._head + check_key(key)}
+        return {"Bucket": self.bucket, "Key": self._name(key)}
 
     @property
     def _client(self) -> Any:
@@ -87,81 +75,28 @@ class S3Storage(BucketStorage):
                 "run the same command again, it resumes"
             ) from None
 
-    def probe(self) -> None:
-        """Raise `ManifestError` if a second put-if-absent succeeds too.
-
-        It takes one request if an earlier probe has left its object, else two.
-        """
-        target = {"Bucket": self.bucket, "Key": self._head + PROBE}
-        if self._put_once(PROBE, target, b"") and self._put_once(PROBE, target, b""):
-            raise ManifestError(
-                "storage.root",
-                "a store that honours PUT with If-None-Match",
-                self.location(),
-                "use AWS S3, Ceph or a directory: in this store two writers would both win",
-            )
-
-    def put(self, key: str, data: bytes | Path) -> None:
-        """See `Storage.put`."""
-        target, size = self._at(key), self._size_of(key, data)
-        self._attempt("put", key, lambda request: self._send(request, target, data, size))
-
-    def put_if_absent(self, key: str, data: bytes | Path) -> bool:
-        """See `Storage.put_if_absent`."""
-        return self._put_once(key, self._at(key), data)
-
-    def _put_once(self, key: str, target: dict[str, str], data: bytes | Path) -> bool:
-        """Write an object unless it exists; returns whether this call has written it."""
-        size, writer = self._size_of(key, data), uuid.uuid4().hex
-        # Retries keep the same id, so an object with this id was written by this call.
-        options = {"IfNoneMatch": "*", "Metadata": {WRITER_METADATA: writer}}
-
-        def send(request: Request) -> tuple[bool, bool]:
-            """Whether this attempt wrote the object; and whether an earlier one may have."""
-            try:
-                self._send(request, target, data, size, **options)
-            except ClientError as error:
-                if status(error) != 412:
-                    raise
-                return False, request.attempt > 1
-            return True, False
-
-        won, in_doubt = self._attempt("put", key, send)
-        # An earlier attempt may have written the object although its answer was lost.
-        return won or (in_doubt and self._writer(key, target) == writer)
-
-    def _size_of(self, key: str, data: bytes | Path) -> int:
-        """Bytes of an object's data; `DfkdError` if they are too many for one request.
-
-        Uploads in parts are not used: not every store has conditions for them, and only shards of
-        images could become so large.
-        """
-        size = byte_count(data)
-        if size > MAX_PUT_BYTES:
-            raise DfkdError(
-                f"storage: {self.location(key)}: S3 takes at most {MAX_PUT_BYTES} bytes in one "
-                f"request, got {size}; lower synthesis.shard_size"
-            )
-        return size
-
     def _send(
-        self,
-        request: Request,
-        target: dict[str, str],
-        data: bytes | Path,
-        size: int,
-        **options: Any,
-    ) -> None:
-        """Send a whole object in one request."""
+        self, request: Request, name: str, data: bytes | Path, size: int, writer: str = ""
+    ) -> bool:
+        """See `BucketStorage._send`."""
+        options = {"IfNoneMatch": "*", "Metadata": {WRITER_METADATA: writer}} if writer else {}
         # At most `MAX_UPLOADS` bodies at once: more would share the bandwidth and time out.
         with self.connection.slots, contextlib.ExitStack() as stack:
             body = data if isinstance(data, bytes) else stack.enter_context(data.open("rb"))
-            self._client.put_object(**target, Body=body, **options)
-            request.bytes = size
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=name, Body=body, **options)
+            except ClientError as error:
+                if writer and status(error) == 412:
+                    return False
+                raise
+        request.bytes = size
+        return True
 
-    def _writer(self, key: str, target: dict[str, str]) -> str:
-        """The id of the call that wrote an object; empty if another program wrote it."""
-        answer = self._attempt("head", key, lambda _: self._client.head_object(**target))
+    def _writer(self, key: str, name: str) -> str:
+        """See `BucketStorage._writer`."""
+        answer = self._attempt(
+            "head", key, lambda _: self._client.head_object(Bucket=self.bucket, Key=name)
+        )
         return str(answer.get("Metadata", {}).get(WRITER_METADATA, ""))
 
     def get(self, key: str, limit: int | None = None) -> bytes:
@@ -220,15 +155,6 @@ class S3Storage(BucketStorage):
 
         self._attempt("get", key, send)
 
-    def exists(self, key: str) -> bool:
-        """See `Storage.exists`."""
-        target = self._at(key)
-        try:
-            self._attempt("head", key, lambda _: self._client.head_object(**target))
-        except MissingObject:
-            return False
-        return True
-
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `Storage.list`."""
         return (entry.key for entry in self.entries(prefix))
@@ -265,10 +191,6 @@ class S3Storage(BucketStorage):
         """See `Storage.delete`."""
         target = self._at(key)
         self._attempt("delete", key, lambda _: self._client.delete_object(**target))
-
-    def location(self, key: str = "") -> str:
-        """See `Storage.location`."""
-        return f"s3://{self.bucket}/{self._head}{key}"
 
 
 def _require_whole(answer: Any, request: Request) -> None:

@@ -95,11 +95,15 @@ def _watch(pid: int, interval: float) -> None:
 def _sample(pid: int, begun: float) -> tuple[float, int, int]:
     """The fields of `Memory` at this moment."""
     driver = _pss(pid)
-    return time.monotonic() - begun, driver, driver + sum(map(_pss, _descendants(pid)))
+    return (
+        time.monotonic() - begun,
+        driver,
+        driver + sum(map(_pss, descendants(pid) - {os.getpid()})),
+    )
 
 
-def _descendants(pid: int) -> set[int]:
-    """All descendants of a process except the sampling process itself."""
+def descendants(pid: int) -> set[int]:
+    """The process ids of all descendants of a process; Linux only."""
     parents = {}
     for folder in PROC.iterdir():
         if folder.name.isdecimal():
@@ -108,12 +112,12 @@ def _descendants(pid: int) -> set[int]:
             words = _read(folder / "stat").rpartition(")")[2].split()
             parents[int(folder.name)] = int(words[1]) if words else 0
     # Generation after generation, until one has no children.
-    descendants: set[int] = set()
+    found: set[int] = set()
     new = {pid}
     while new:
-        new = {child for child, parent in parents.items() if parent in new} - descendants
-        descendants |= new
-    return descendants - {os.getpid()}
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
 
 
 def _pss(pid: int) -> int:

@@ -55,7 +55,8 @@ def canonical(tree: Any) -> bytes:
 
 
 def indented(tree: Any) -> bytes:
-    """`tree` as `canonical` has it, but wider indented and with lists of integers on one line.
+    """`tree` as UTF-8 JSON with sorted keys, for people: indented by two spaces, and with every
+    list of integers on one line.
 
     Raises:
         ValueError: a number is NaN or infinite.

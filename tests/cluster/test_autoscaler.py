@@ -12,7 +12,8 @@ import yaml
 from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
 from dfkd.storage.local import open_storage
-from nodes import Node, RayCluster, descendants
+from dfkd.utils.memory import descendants
+from nodes import Node, RayCluster
 from tests.helpers import jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]

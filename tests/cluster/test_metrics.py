@@ -11,14 +11,18 @@ import ray
 
 from dfkd.cluster import metrics
 from dfkd.cluster.capacity import WorkerResources
-from dfkd.cluster.metrics import ALL_MEASURES, Count, Level, Measure, Pace, TaskReporter
+from dfkd.cluster.metrics import ALL_MEASURES, Count, Level, Measure, Pace
 from dfkd.cluster.pool import Pool, Quarantined
+from dfkd.cluster.synthesis import _reporting
+from dfkd.cluster.tracking import ShardSummary
+from dfkd.cluster.worker import TaskResult
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import tasks
+from dfkd.config.plan import units
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import begin
 from dfkd.storage.base import Request
+from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.local import open_storage
 from dfkd.utils import logs
 from tests.helpers.prometheus import Found, wait_for
@@ -141,15 +145,16 @@ def test_each_task_is_told_of_once(tmp_path: Path, kept: Kept, endpoint: str) ->
     published = publish(manifest)
     home = open_storage(manifest.storage.root).child("data/vanilla")
     version = begin(home, identity(manifest, {}))
-    poisoned, *_ = tasks(manifest)
+    poisoned, *_ = units(manifest, ())
     pool: Pool = Pool(lambda: None, 1, 3, WorkerResources(1.0))
-    reporter = TaskReporter(manifest, version.id, pool)
     receipt: Receipt = published.shards[1]
-    reporter.report_done(receipt, steps=40, seconds=1.25, node="10.0.0.7")
-    reporter.report_quarantined()
-    pool.quarantine.append(Quarantined(poisoned, "no luck"))
-    reporter.report_quarantined()
-    reporter.report_quarantined()
+    summary = ShardSummary("dog", 4, 0, 0.1, 0.9, 40, (), ())
+    made = TaskResult([(receipt, summary)], 1.25, "cpu", node="10.0.0.7", unit=receipt.task)
+    with _reporting(manifest, version, pool, CostCounter(), ()) as report:
+        report.record(made)
+        pool.quarantine.append(Quarantined(poisoned, "no luck"))
+        report.show_failures()
+        report.show_failures()
     done, quarantined = kept.lines
     assert done["event"] == "task"
     assert done["run"] == quarantined["run"] == published.id

@@ -1,6 +1,5 @@
 """`ray job submit` as cluster/README.md shows it: the real command line against a real head."""
 
-import importlib.util
 import json
 import re
 import shlex
@@ -21,7 +20,7 @@ from ray._private.runtime_env.packaging import create_package
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from nodes import RAY, RayCluster
-from tests.helpers.jobs import ROOT
+from tests.helpers.jobs import ROOT, load
 from tests.helpers.prometheus import scraped
 
 PATIENCE = 600.0
@@ -249,15 +248,10 @@ def test_every_job_can_be_submitted_as_documented(
     shown += re.findall(r'RUN="(jobs/(\w+)\.py .*)"', text)
     there = {file.stem for file in (ROOT / "jobs").glob("*.py")}
     assert there <= {job for _, job in shown}
-    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
     monkeypatch.chdir(ROOT)
     for line, job in (each for each in shown if each[1] in there):
         script, *words = shlex.split(line)
         monkeypatch.setattr(sys, "argv", [script])
-        spec = importlib.util.spec_from_file_location(f"submitted_{job}", script)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load(job)
         assert module.main([*words, "--submission-id"]) == 0
         assert re.fullmatch(rf"dfkd-{job}-[0-9a-f]{{16}}\n", capsys.readouterr().out)

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from dfkd.errors import Exit
+from dfkd.utils.memory import descendants
 from tests.helpers.jobs import command, environment, run_here
-from tests.helpers.machines import below, title, wait_for
+from tests.helpers.machines import title, wait_for
 from tests.helpers.tiny_study import METHODS, write
 
 MOMENTS = ("data/random/versions/*/receipts/*", "students/random*")
@@ -79,7 +80,9 @@ def test_a_student_whose_process_is_killed_is_taken_up_again(tmp_path: Path) -> 
     def trainer() -> int | None:
         if not list(tmp_path.glob("root/students/*/checkpoints/*")):
             return None
-        return next((p for p in below(process.pid) if "ray::StudentTrainer.run" in title(p)), None)
+        return next(
+            (p for p in descendants(process.pid) if "ray::StudentTrainer.run" in title(p)), None
+        )
 
     os.kill(wait_for(trainer, lambda: process.poll() is None), signal.SIGKILL)
     out, err = process.communicate()

@@ -13,6 +13,7 @@ import pytest
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
+from dfkd.utils.memory import descendants
 from tests.helpers import jobs
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -54,14 +55,14 @@ class Nodes:
     def kill(self, node: Node) -> None:
         """SIGKILL to a node's raylet and all its workers."""
         self.workers.remove(node)
-        for pid in [raylet(node), *below(raylet(node))]:
+        for pid in [raylet(node), *descendants(raylet(node))]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.cluster.remove_node(node, allow_graceful=False)
 
     def actors(self, name: str) -> list[tuple[Node, int]]:
         """Node and process id of each actor of a class."""
-        family = ((node, pid) for node in self.workers for pid in sorted(below(raylet(node))))
+        family = ((node, pid) for node in self.workers for pid in sorted(descendants(raylet(node))))
         return [(node, pid) for node, pid in family if f"ray::{name}" in title(pid)]
 
     def close(self) -> None:
@@ -93,21 +94,6 @@ def title(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text()
     return ""
-
-
-def below(pid: int) -> set[int]:
-    """All descendants of a process."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(folder.name)] = int(
-                (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            )
-    found, new = set(), {pid}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new}
-        found |= new
-    return found
 
 
 def wait_for(condition: Callable[[], Any], alive: Callable[[], bool], limit: float = 600.0) -> Any:

@@ -20,6 +20,7 @@ from dfkd.dataset.random_access import Examples
 from dfkd.dataset.verification import verify
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
 from dfkd.storage.base import MAX_UPLOADS
+from dfkd.storage.bucket import BucketStorage
 from dfkd.storage.local import MissingObject, Request, Storage, open_storage
 from dfkd.storage.retries import RetryPolicy
 from dfkd.storage.s3 import S3Storage
@@ -161,9 +162,6 @@ class FaultTests:
     with short pauses, and `impatient`, which waits two seconds for an answer.
     """
 
-    too_large = (5 << 30) + 1
-    """Bytes of an object that does not fit into one request."""
-
     def test_busy_stores_are_asked_again(self, storage: Storage, proxy: Proxy) -> None:
         seen: list[Request] = []
         watched = storage.child("a").observed(seen.append)
@@ -230,11 +228,12 @@ class FaultTests:
         assert "lost" in proxy.struck
 
     def test_an_object_too_large_for_one_request_is_refused(
-        self, storage: Storage, proxy: Proxy, tmp_path: Path
+        self, storage: BucketStorage, proxy: Proxy, tmp_path: Path
     ) -> None:
+        most = storage.max_put_bytes
         with (tmp_path / "huge").open("wb") as stream:
-            stream.truncate(self.too_large)
-        limit = rf"at most {self.too_large - 1} bytes.*got {self.too_large}; .*shard_size"
+            stream.truncate(most + 1)
+        limit = f"at most {most} bytes, got {most + 1}; .*shard_size"
         with pytest.raises(DfkdError, match=limit) as caught:
             storage.put_if_absent("huge", tmp_path / "huge")
         assert caught.value.exit_code == Exit.FAILED
@@ -283,5 +282,5 @@ class S3FaultTests(FaultTests):
         with Proxy(os.environ["AWS_ENDPOINT_URL"], drop_conditions=True) as ignorant:
             monkeypatch.setenv("AWS_ENDPOINT_URL", ignorant.endpoint)
             for place in (root, f"{root}/never-opened"):
-                with pytest.raises(ManifestError, match="a store that honours PUT with If-None"):
+                with pytest.raises(ManifestError, match="a store that honours If-None"):
                     open_storage(place)

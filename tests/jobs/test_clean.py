@@ -1,10 +1,8 @@
 """The job as a user meets it: shows what it would do, does exactly that, and refuses nonsense."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,24 +11,12 @@ from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
 from dfkd.storage import lease
 from dfkd.storage.local import open_storage
-from tests.helpers import partial_version
-from tests.helpers.jobs import ROOT
+from tests.helpers import jobs, partial_version
 from tests.helpers.partial_version import TASKS, fill, home, regenerated
 from tests.helpers.tiny_version import write_manifest
 from tests.pipeline.test_garbage_collection import age
 
-
-def load_job() -> Any:
-    """The job as a module; `jobs` is a folder of scripts, not a package."""
-    spec = importlib.util.spec_from_file_location("clean_job", ROOT / "jobs" / "clean.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-clean = load_job()
+clean = jobs.load("clean")
 
 
 @pytest.fixture

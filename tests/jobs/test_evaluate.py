@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow.parquet as pq
 import pytest
@@ -31,22 +30,9 @@ TOWERS = {
 }
 
 
-class Evaluate(Protocol):
-    def __call__(self, manifest: Path, *options: str) -> subprocess.CompletedProcess[str]: ...
-
-
-@pytest.fixture
-def evaluate(capsys: pytest.CaptureFixture[str]) -> Evaluate:
-    """The job in this process, which saves an interpreter's start for each call."""
-    job = jobs.load("evaluate")
-
-    def call(manifest: Path, *options: str) -> subprocess.CompletedProcess[str]:
-        capsys.readouterr()
-        code = job.main([str(manifest), "--threads", "1", *options])
-        printed = capsys.readouterr()
-        return subprocess.CompletedProcess([], code, printed.out, printed.err)
-
-    return call
+def evaluate(manifest: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The job in this process."""
+    return jobs.run_here("evaluate", manifest, "--threads", "1", *options)
 
 
 def write_teacher(folder: Path) -> dict[str, object]:
@@ -105,7 +91,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_run_is_scored_and_written(evaluate: Evaluate, run: Path) -> None:
+def test_a_run_is_scored_and_written(run: Path) -> None:
     job = evaluate(run)
     root = run.parent / "run"
     assert job.returncode == 0, job.stderr
@@ -137,7 +123,7 @@ def test_a_run_is_scored_and_written(evaluate: Evaluate, run: Path) -> None:
         assert sheet.width > 2 * 8 * 32
 
 
-def test_scoring_again_gives_the_same_bytes(evaluate: Evaluate, run: Path) -> None:
+def test_scoring_again_gives_the_same_bytes(run: Path) -> None:
     names = ("results.json", "results.parquet", "contact-sheet.png")
     root = run.parent / "run"
     assert evaluate(run).returncode == 0
@@ -147,7 +133,7 @@ def test_scoring_again_gives_the_same_bytes(evaluate: Evaluate, run: Path) -> No
 
 
 def test_means_over_classes_are_everywhere_where_they_are_asked_for(
-    evaluate: Evaluate, run: Path, tmp_path: Path
+    run: Path, tmp_path: Path
 ) -> None:
     """The student of seed 1 takes red for green and back: right in blue, 1 of 6 images."""
     for name, count in zip(CLASSES, (4, 1, 1), strict=True):
@@ -175,7 +161,7 @@ def test_means_over_classes_are_everywhere_where_they_are_asked_for(
     assert "note: the layout is domain/class folders" in job.stdout
 
 
-def test_sizes_and_latencies_stand_beside_the_scores(evaluate: Evaluate, run: Path) -> None:
+def test_sizes_and_latencies_stand_beside_the_scores(run: Path) -> None:
     """The counts in results.json, the milliseconds apart from it, and both in the table."""
     job, root = evaluate(run), run.parent / "run"
     sizes = json.loads((root / "results.json").read_text())["parameters"]
@@ -189,9 +175,7 @@ def test_sizes_and_latencies_stand_beside_the_scores(evaluate: Evaluate, run: Pa
         assert line[-2:] == [f"{4 * sizes[model] / 1e6:.1f}", f"{latency['ms'][model]:.1f}"]
 
 
-def test_a_text_only_classifier_of_each_seed_is_scored(
-    evaluate: Evaluate, run: Path, tmp_path: Path
-) -> None:
+def test_a_text_only_classifier_of_each_seed_is_scored(run: Path, tmp_path: Path) -> None:
     """On the teacher's tower, or on one of its own, which then answers zero-shot too."""
     common = (
         "--set=evaluation.models=[text-only, teacher]",
@@ -222,7 +206,7 @@ def test_a_text_only_classifier_of_each_seed_is_scored(
     assert "records/evaluate-text-only-s1.json" in names
 
 
-def test_the_teacher_alone_needs_no_student(evaluate: Evaluate, run: Path, tmp_path: Path) -> None:
+def test_the_teacher_alone_needs_no_student(run: Path, tmp_path: Path) -> None:
     options = ("--set", "evaluation.models=teacher", "--set", f"storage.root={tmp_path}")
     job = evaluate(run, *options)
     assert job.returncode == 0, job.stderr
@@ -231,9 +215,7 @@ def test_the_teacher_alone_needs_no_student(evaluate: Evaluate, run: Path, tmp_p
     assert not (tmp_path / "contact-sheet.png").exists()
 
 
-def test_a_missing_student_is_named_with_the_job_that_trains_it(
-    evaluate: Evaluate, run: Path
-) -> None:
+def test_a_missing_student_is_named_with_the_job_that_trains_it(run: Path) -> None:
     job = evaluate(run, "--set", "distillation.seeds=[0, 5]")
     assert job.returncode == 2
     (line,) = job.stderr.strip().splitlines()
@@ -241,7 +223,7 @@ def test_a_missing_student_is_named_with_the_job_that_trains_it(
     assert "jobs/distill.py" in line
 
 
-def test_a_class_in_no_domain_is_refused_even_in_a_dry_run(evaluate: Evaluate, run: Path) -> None:
+def test_a_class_in_no_domain_is_refused_even_in_a_dry_run(run: Path) -> None:
     for option in ((), ("--dry-run",)):
         job = evaluate(run, "--set", "classes=[red, green, blue, mauve]", *option)
         assert job.returncode == 2
@@ -257,7 +239,7 @@ def test_the_command_line_is_the_same_job(run: Path) -> None:
     assert json.loads(job.stdout)["teacher"] == 1
 
 
-def test_a_dry_run_says_what_would_be_scored(evaluate: Evaluate, run: Path) -> None:
+def test_a_dry_run_says_what_would_be_scored(run: Path) -> None:
     job = evaluate(run, "--dry-run")
     assert job.returncode == 0, job.stderr
     plan = json.loads(job.stdout)
@@ -265,7 +247,7 @@ def test_a_dry_run_says_what_would_be_scored(evaluate: Evaluate, run: Path) -> N
 
 
 def test_an_unreadable_image_ends_partial_with_everything_else_written(
-    evaluate: Evaluate, run: Path, tmp_path: Path
+    run: Path, tmp_path: Path
 ) -> None:
     for name in CLASSES:
         paint(tmp_path / "data", "flat", name)
@@ -282,7 +264,7 @@ def test_an_unreadable_image_ends_partial_with_everything_else_written(
     assert len(found["data"]["unreadable"]) == 1
 
 
-def test_a_damaged_student_is_refused(evaluate: Evaluate, run: Path) -> None:
+def test_a_damaged_student_is_refused(run: Path) -> None:
     manifest = Manifest.read(run, ("distillation.epochs=5", "prompts.method=mix"))
     for seed in (0, 1):
         finish(manifest, "mix", seed)

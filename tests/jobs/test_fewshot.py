@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -32,25 +32,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class FewShot(Protocol):
-    def __call__(self, manifest: Path, *options: str) -> subprocess.CompletedProcess[str]: ...
-
-
-@pytest.fixture
-def fewshot(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> FewShot:
-    """The job in this process, which saves an interpreter's start for each call."""
-    monkeypatch.syspath_prepend(jobs.ROOT / "jobs")
-    job = jobs.load("fewshot")
-
-    def call(manifest: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-        capsys.readouterr()
-        words = [word for setting in settings for word in ("--set", setting)]
-        words = ["--dry-run"] if settings == ("--dry-run",) else words
-        code = job.main([str(manifest), "--threads", "1", *words])
-        printed = capsys.readouterr()
-        return subprocess.CompletedProcess([], code, printed.out, printed.err)
-
-    return call
+def fewshot(manifest: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    """The job in this process."""
+    words = [word for setting in settings for word in ("--set", setting)]
+    words = ["--dry-run"] if settings == ("--dry-run",) else words
+    return jobs.run_here("fewshot", manifest, "--threads", "1", *words)
 
 
 def write(folder: Path, **settings: object) -> Path:
@@ -160,7 +146,7 @@ def test_untouched_is_each_student_as_it_was_evaluated(undisturbed: Path) -> Non
 
 
 def test_a_training_too_short_to_change_an_answer_has_the_untouched_accuracy(
-    fewshot: FewShot, manifest: Path
+    manifest: Path,
 ) -> None:
     """So both are of the same test images, and training starts from the student's own answers."""
     job = fewshot(manifest, "fewshot.learning_rate=1.0e-12", "fewshot.starts=student")
@@ -171,7 +157,7 @@ def test_a_training_too_short_to_change_an_answer_has_the_untouched_accuracy(
         assert row.right == rows[("untouched", *about)].right, curve  # type: ignore[index]
 
 
-def test_seeds_take_the_students_in_turn(fewshot: FewShot, manifest: Path) -> None:
+def test_seeds_take_the_students_in_turn(manifest: Path) -> None:
     job = fewshot(manifest, "fewshot.seeds=[4, 5, 6]", "fewshot.starts=student")
     assert job.returncode == 0, job.stderr
     rights = {
@@ -184,7 +170,7 @@ def test_seeds_take_the_students_in_turn(fewshot: FewShot, manifest: Path) -> No
 
 
 def test_the_same_command_again_trains_nothing_and_changes_no_byte(
-    fewshot: FewShot, undisturbed: Path, tmp_path: Path
+    undisturbed: Path, tmp_path: Path
 ) -> None:
     path = copied(undisturbed, tmp_path)
     before = contents(tmp_path / "run")
@@ -203,7 +189,7 @@ def test_the_same_command_again_trains_nothing_and_changes_no_byte(
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(
-    fewshot: FewShot, prepared: Path, undisturbed: Path, tmp_path: Path
+    prepared: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     path = copied(prepared, tmp_path)
     process = subprocess.Popen(
@@ -226,7 +212,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
 
 
 def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
-    fewshot: FewShot, undisturbed: Path, tmp_path: Path
+    undisturbed: Path, tmp_path: Path
 ) -> None:
     path = copied(undisturbed, tmp_path)
     before = cells(path)
@@ -260,7 +246,7 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(
-    fewshot: FewShot, manifest: Path, setting: str, words: list[str]
+    manifest: Path, setting: str, words: list[str]
 ) -> None:
     job = fewshot(manifest, setting)
     assert job.returncode == 2
@@ -269,7 +255,7 @@ def test_what_cannot_run_is_refused_in_one_line(
     assert not cells(manifest)
 
 
-def test_a_file_of_another_architecture_is_refused(fewshot: FewShot, manifest: Path) -> None:
+def test_a_file_of_another_architecture_is_refused(manifest: Path) -> None:
     other = manifest.parent / "other.safetensors"
     tensors = build(Manifest.read(manifest).distillation, 3, 32, 0).head.state_dict()
     safetensors.torch.save_file(tensors, other)
@@ -278,9 +264,7 @@ def test_a_file_of_another_architecture_is_refused(fewshot: FewShot, manifest: P
     assert "fewshot.library: must match the architecture" in last_error(job)
 
 
-def test_a_domain_in_which_nothing_can_be_told_apart_is_refused(
-    fewshot: FewShot, manifest: Path
-) -> None:
+def test_a_domain_in_which_nothing_can_be_told_apart_is_refused(manifest: Path) -> None:
     data = manifest.parent / "data"
     for number, (name, images) in enumerate({"clock": 3, "book": 1, "camera": 1}.items()):
         (data / "flat" / name).mkdir(parents=True)
@@ -294,9 +278,7 @@ def test_a_domain_in_which_nothing_can_be_told_apart_is_refused(
     assert "'flat'" in last_error(job)
 
 
-def test_an_unreadable_image_ends_partial_with_everything_else_written(
-    fewshot: FewShot, manifest: Path
-) -> None:
+def test_an_unreadable_image_ends_partial_with_everything_else_written(manifest: Path) -> None:
     data = manifest.parent / "data"
     for number, name in enumerate(CLASSES):
         (data / "flat" / name).mkdir(parents=True)
@@ -329,9 +311,7 @@ def test_an_unreadable_image_ends_partial_with_everything_else_written(
         b'"right": [99, 0, 0]}',
     ],
 )
-def test_a_damaged_cell_is_named(
-    fewshot: FewShot, undisturbed: Path, tmp_path: Path, damage: bytes
-) -> None:
+def test_a_damaged_cell_is_named(undisturbed: Path, tmp_path: Path, damage: bytes) -> None:
     path = copied(undisturbed, tmp_path)
     cell = next((tmp_path / "run/fewshot/cells").glob("scratch-k1-s0-*"))
     cell.write_bytes(damage)
@@ -342,7 +322,7 @@ def test_a_damaged_cell_is_named(
     assert fewshot(path).returncode == 0
 
 
-def test_a_training_that_diverges_is_no_score(fewshot: FewShot, manifest: Path) -> None:
+def test_a_training_that_diverges_is_no_score(manifest: Path) -> None:
     job = fewshot(manifest, "fewshot.learning_rate=1.0e+29", "fewshot.starts=scratch")
     assert job.returncode == 1
     assert "scratch on 'chalk' with 1 shots and seed 0 diverged" in last_error(job)
@@ -350,7 +330,7 @@ def test_a_training_that_diverges_is_no_score(fewshot: FewShot, manifest: Path) 
     assert not cells(manifest)
 
 
-def test_a_dry_run_says_what_would_be_trained(fewshot: FewShot, manifest: Path) -> None:
+def test_a_dry_run_says_what_would_be_trained(manifest: Path) -> None:
     job = fewshot(manifest, "--dry-run")
     assert job.returncode == 0, job.stderr
     plan = json.loads(job.stdout)

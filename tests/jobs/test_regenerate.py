@@ -1,6 +1,5 @@
 """Regeneration as a scheduler runs it: published, refused at the gate, a share made anew, swept."""
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from dfkd.errors import Exit
 from dfkd.evaluation.results import validate_results
 from dfkd.storage import lease
 from dfkd.storage.local import Storage, open_storage
-from tests.helpers.jobs import ROOT
+from tests.helpers.jobs import load
 from tests.helpers.own_ray import own_ray
 
 CLASSES = ("clock", "book", "key")
@@ -39,16 +38,6 @@ MANIFEST = {
     "cluster": {"workers": 1},
     "regeneration": {"lease_seconds": 60},
 }  # fmt: skip
-
-
-def load(name: str) -> Any:
-    """A job as a module; `jobs` is a folder of scripts, not a package."""
-    spec = importlib.util.spec_from_file_location(f"{name}_job", ROOT / "jobs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 regenerate, clean = load("regenerate"), load("clean")

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +14,11 @@ from tests.helpers import jobs
 
 CLASSES = ["cat", "dog"]
 
-Report = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Report:
-    """The job: exit code, stdout and stderr."""
-    job = jobs.load("report")
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = job.main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
+def report(source: Path | str, *arguments: Path | str) -> tuple[int, str, str]:
+    """Run the job in this process; its exit code, stdout and stderr."""
+    found = jobs.run_here("report", source, *map(str, arguments))
+    return found.returncode, found.stdout, found.stderr
 
 
 def write_run(folder: Path, right: int) -> Path:
@@ -53,9 +42,7 @@ def write_run(folder: Path, right: int) -> Path:
     return path
 
 
-def test_a_manifest_gives_a_page_that_names_the_run_and_its_command(
-    report: Report, tmp_path: Path
-) -> None:
+def test_a_manifest_gives_a_page_that_names_the_run_and_its_command(tmp_path: Path) -> None:
     manifest = write_run(tmp_path / "first", 9)
     code, out, err = report(manifest, "--set", "seed=3")
     assert code == 0, err
@@ -70,7 +57,7 @@ def test_a_manifest_gives_a_page_that_names_the_run_and_its_command(
     assert place.read_text() == before
 
 
-def test_two_runs_are_compared_whether_manifests_or_folders(report: Report, tmp_path: Path) -> None:
+def test_two_runs_are_compared_whether_manifests_or_folders(tmp_path: Path) -> None:
     first = write_run(tmp_path / "first", 9)
     write_run(tmp_path / "second", 7)
     code, out, err = report(first, tmp_path / "second" / "run")
@@ -81,7 +68,7 @@ def test_two_runs_are_compared_whether_manifests_or_folders(report: Report, tmp_
     assert not (tmp_path / "second" / "run" / "comparison.html").exists()
 
 
-def test_a_dry_run_writes_nothing(report: Report, tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     manifest = write_run(tmp_path / "first", 9)
     code, out, _ = report(manifest, tmp_path, "--dry-run")
     assert code == 0
@@ -94,7 +81,7 @@ def test_a_dry_run_writes_nothing(report: Report, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["folder", "root", "other"])
 def test_a_run_that_is_not_there_is_one_line_and_makes_nothing(
-    report: Report, tmp_path: Path, missing: str
+    tmp_path: Path, missing: str
 ) -> None:
     manifest = write_run(tmp_path / "first", 9)
     (tmp_path / "empty").mkdir()
@@ -110,7 +97,7 @@ def test_a_run_that_is_not_there_is_one_line_and_makes_nothing(
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_overrides_belong_to_a_manifest(report: Report, tmp_path: Path) -> None:
+def test_overrides_belong_to_a_manifest(tmp_path: Path) -> None:
     write_run(tmp_path / "first", 9)
     code, _, err = report(tmp_path / "first" / "run", "--set", "seed=1")
     assert code == 2

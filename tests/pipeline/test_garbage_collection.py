@@ -150,7 +150,9 @@ def test_a_lease_keeps_what_it_names_until_it_expires(manifest: Manifest, root: 
     with lease.reading(storage, [f"vanilla/{versions[0].id}"]):
         assert "held by" in sweep(manifest, keep=1).kept[f"vanilla/{versions[0].id}"]
         assert verify(versions[0]) == []
-    lease.acquire(storage, "regenerate", 10, [f"vanilla/{versions[0].id}"], clock=lambda: 0.0)
+    names = (f"vanilla/{versions[0].id}",)
+    dead = lease.Lease(storage, "leases/readers/dead.json", "host:1", 10, names, clock=lambda: 0.0)
+    dead.renew()
     assert f"vanilla/{versions[0].id}" not in sweep(manifest, keep=1).kept
     assert verify(versions[2]) == []
 

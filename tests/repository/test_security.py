@@ -162,9 +162,8 @@ def test_a_shard_far_longer_than_its_receipt_says_is_not_read_whole(tmp_path: Pa
     version = partial_version.fill(tmp_path)
     receipt = version.shards[0]
     os.truncate(version.storage.location(receipt.shard), 1 << 40)  # more than any memory holds
-    for read in (version.fetch, lambda receipt: list(version.samples(receipt))):
-        with pytest.raises(CorruptionError, match=f"more than the {receipt.bytes} bytes"):
-            read(receipt)
+    with pytest.raises(CorruptionError, match=f"more than the {receipt.bytes} bytes"):
+        list(version.samples(receipt))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from azurite import Azurite
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.azure_gcs import MAX_PUT_BYTES, ObstoreStorage
+from dfkd.storage.azure_gcs import ObstoreStorage
 from dfkd.storage.azure_gcs_client import Connection, Limits
 from dfkd.storage.local import open_storage
 from dfkd.storage.retries import RetryPolicy
@@ -44,8 +44,6 @@ class TestStorage(StorageTests):
 
 
 class TestFaults(FaultTests):
-    too_large = MAX_PUT_BYTES + 1
-
     @pytest.fixture
     def storage(self, root: str, proxy: Proxy) -> ObstoreStorage:
         return opened(root, Limits(RetryPolicy(pause=0.01)))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from dfkd.errors import ManifestError
-from dfkd.storage.azure_gcs import MAX_PUT_BYTES, ObstoreStorage
+from dfkd.storage.azure_gcs import ObstoreStorage
 from dfkd.storage.azure_gcs_client import Connection, Limits
 from dfkd.storage.local import open_storage
 from dfkd.storage.retries import RetryPolicy
@@ -36,8 +36,6 @@ class TestStorage(StorageTests):
 
 
 class TestFaults(FaultTests):
-    too_large = MAX_PUT_BYTES + 1
-
     @pytest.fixture
     def proxy(
         self, server: GcsStandIn, root: str, monkeypatch: pytest.MonkeyPatch

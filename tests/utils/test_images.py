@@ -47,16 +47,6 @@ def test_other_modes_become_rgb() -> None:
     assert decode_image(encode(cmyk, "JPEG"), 8)[0, 0].tolist() == pytest.approx([255, 0, 0], abs=2)
 
 
-def test_the_orientation_of_a_camera_is_applied() -> None:
-    image = Image.new("RGB", (16, 16), "black")
-    image.paste((255, 255, 255), (0, 0, 16, 8))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = decode_image(encode(image, exif=exif), 16)
-    assert (turned[:, 8:] == 255).all()
-    assert (turned[:, :8] == 0).all()
-
-
 @pytest.mark.parametrize("orientation", range(10))
 def test_every_orientation_is_turned_as_pillow_turns_it(orientation: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)

@@ -1,6 +1,5 @@
 """The status of a whole run: its stages, and the command that goes on."""
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.errors import ManifestError
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, read_results
+from dfkd.pipeline.attempts import attempts
 from dfkd.pipeline.status.activity import Activity, Cost, Holder
 from dfkd.pipeline.status.advice import FileStatus, Stages
 from dfkd.pipeline.status.students import (
@@ -23,7 +23,6 @@ from dfkd.storage import layout
 from dfkd.storage.base import Storage
 
 RESULTS, REPORT = "results.json", "report.html"
-ATTEMPT = re.compile(rf"{layout.REGENERATIONS}([0-9]{{8}})/(claim|finished)\.json")
 CLOCK_SECONDS = 1.5
 """An object counts as newer only by more than this, because S3 tells times in whole seconds."""
 
@@ -88,13 +87,13 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
 
 def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Stages:
     """The stages of a run; raises as `read_status`."""
-    attempts = _attempts(root)
-    versions = _versions(root, manifest, activity, bool(attempts))
+    known = attempts(root)
+    versions = _versions(root, manifest, activity, bool(known))
     listed = time.time()
     students = _students(root, manifest, versions, activity)
     finished = [listed - (s.age_seconds or 0.0) for s in students if s.state == "finished"]
     # Without a manifest, the newest student may be one that jobs/regenerate.py has refused.
-    trained = max(finished, default=0.0) if manifest or not attempts else 0.0
+    trained = max(finished, default=0.0) if manifest or not known else 0.0
     results = _written(root, RESULTS)
     if not (manifest or versions or students or results):
         raise ManifestError(
@@ -110,19 +109,9 @@ def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Sta
         evaluate=_file(results, trained, _scores_all(root, manifest) if results else True),
         report=_file(_written(root, REPORT), results or 0.0),
         # Only the newest attempt can be unfinished.
-        regenerating=bool(attempts) and not attempts[max(attempts)],
+        regenerating=bool(known) and not known[-1].finished,
         study=any(root.folders(layout.CELLS)),
     )
-
-
-def _attempts(root: Storage) -> dict[int, bool]:
-    """Whether each regeneration is finished, by its number."""
-    found: dict[int, bool] = {}
-    for key in root.list(layout.REGENERATIONS):
-        if match := ATTEMPT.fullmatch(key):
-            number = int(match[1])
-            found[number] = found.get(number, False) or match[2] == "finished"
-    return found
 
 
 def _versions(
