@@ -194,7 +194,7 @@ def _diffusion(diffusion: Scores) -> str:
         f"{diffusion['parameters']:,} parameters in the UNet, which makes latents of the generator "
         f"(v-prediction, conditioned on the hidden states of the teacher's text tower); "
         f"{diffusion['steps']:,} steps, {diffusion['images_seen']:,} images, {diffusion['hours']} "
-        f"hours. With {diffusion['sampling_steps']} steps of DDIM and guidance "
+        f"hours. With {diffusion['sampling_steps']} sampling steps and guidance "
         f"{diffusion['guidance']:g}, the teacher names {_percent(means['plain'])} % of the images "
         f'of "A {{class}}" and {_percent(means["styled"])} % of those with styles '
         f"({diffusion['images']} images in all, `diffusion/samples.png`: in each row eight without "

@@ -22,8 +22,8 @@ from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.utils.pixels import to_bytes
 
-#: DDIM's steps and the guidance scale of the samples.
-_STEPS, _GUIDANCE = 12, 3.0
+#: Sampling steps and guidance scale of the samples.
+_STEPS, _GUIDANCE = 8, 3.0
 #: Images of each class without and with styles.
 _COUNT = 8
 
@@ -69,7 +69,7 @@ def _exported(folder: Path) -> Diffusion:
     return Diffusion(
         diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
         diffusers.VQModel.from_pretrained(folder / "vae"),
-        diffusers.DDIMScheduler.from_pretrained(folder / "scheduler"),
+        diffusers.UniPCMultistepScheduler.from_pretrained(folder / "scheduler"),
         TextEncoder.read(folder),
         _STEPS,
         _GUIDANCE,

@@ -379,7 +379,7 @@ def test_the_noise_that_the_unet_learns_from_is_what_its_scheduler_removes(
     signal, sigma = trainer.alphas[time].sqrt(), (1 - trainer.alphas[time]).sqrt()
     velocity = signal * noise - sigma * clean
     step = scheduler.step(velocity, time, signal * clean + sigma * noise)
-    torch.testing.assert_close(step.pred_original_sample, clean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(step.prev_sample, clean, rtol=1e-4, atol=1e-4)
 
 
 def test_perceptual_gradients_stay_finite_on_empty_images(tokenizer: SimpleTokenizer) -> None:
