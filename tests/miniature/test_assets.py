@@ -16,11 +16,16 @@ from safetensors.torch import load_file
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 
 from dfkd.config import bundled
+from dfkd.config.manifest import Manifest
 from dfkd.miniature import evaluation_set, recipe
 from dfkd.miniature.drawings import clipart, icons
 from dfkd.miniature.looks.domains import DOMAINS, SPARSE
+from dfkd.models.generators import kinds
+from dfkd.models.generators.generator import Condition
+from dfkd.models.teacher import Teacher
 from dfkd.utils.yaml import load
 
+CPU = torch.device("cpu")
 MANIFEST = "manifests/pretrain.yaml"
 OFFICIAL = {"airplane", "book", "camera", "car", "cat", "clock"} | {
     "dog", "fish", "heart", "house", "leaf", "tree",
@@ -34,18 +39,29 @@ def scores() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def diffusion_scores() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((bundled.DIFFUSION / "scores.json").read_text("utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
 def members() -> list[tarfile.TarInfo]:
     with tarfile.open(bundled.EVALUATION) as bundle:
         return bundle.getmembers()
 
 
 def test_weights_are_small_enough_to_ship() -> None:
-    weights = (bundled.TEACHER_WEIGHTS, bundled.GENERATOR_WEIGHTS, bundled.BACKBONE)
+    weights = list(bundled.ASSETS.rglob("*.safetensors"))
+    assert len(weights) == 5
     assert sum(path.stat().st_size for path in weights) <= 60e6
 
 
-def test_files_are_the_ones_that_were_scored(scores: dict[str, Any]) -> None:
-    for name, known in scores["files"].items():
+def test_files_are_the_ones_that_were_scored(
+    scores: dict[str, Any], diffusion_scores: dict[str, Any]
+) -> None:
+    weights = {str(path.relative_to(bundled.ASSETS)) for path in bundled.ASSETS.glob("*/*/*")}
+    assert diffusion_scores["files"].keys() == weights
+    for name, known in (scores["files"] | diffusion_scores["files"]).items():
         data = (bundled.ASSETS / name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (known["bytes"], known["sha256"])
 
@@ -75,6 +91,30 @@ def test_the_generator_keeps_colours_and_what_the_teacher_sees(scores: dict[str,
     assert generator["chroma_kept"] >= 0.9
     assert min(generator["teacher_kept"].values()) >= 0.97
     assert generator["codes_used_by_the_bundled_set"] == generator["codes"]
+
+
+def test_the_diffusion_model_draws_what_it_is_told(diffusion_scores: dict[str, Any]) -> None:
+    named = diffusion_scores["teacher"]
+    assert named.keys() == OFFICIAL
+    for kind in ("plain", "styled"):
+        assert sum(shares[kind] for shares in named.values()) / len(named) >= 0.6
+
+
+def test_the_bundled_diffusion_model_draws_most_classes(teacher: Teacher) -> None:
+    """As a manifest names it, one image of each class of the demo."""
+    manifest = Manifest.read("manifests/miniature.yaml")
+    model = kinds.load(manifest, CPU)
+    model.require(teacher, manifest.synthesis.image_size)
+    assert model.text is not None
+    prompts = [f"A {name}" for name in manifest.classes]
+    ids = teacher.tokenize([*prompts, ""])
+    with torch.no_grad():
+        states = teacher.hidden_states(teacher.embed_tokens(ids), model.text.layers)
+        condition = Condition(states[:-1], states[-1:])
+        images = model.decode(model.init_latents(range(len(prompts)), 64, condition))
+        nearest = (teacher.encode_image(images) @ teacher.encode_text(prompts).T).argmax(1)
+    right = int((nearest == torch.arange(len(prompts))).sum())
+    assert right >= len(prompts) / 2
 
 
 def test_teacher_loads_strictly_into_open_clip() -> None:
