@@ -5,20 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
+from dfkd.config.synthesis import GeneratorConfig
 from dfkd.miniature.evaluation_set import OFFICIAL
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.looks.look import vocabulary
 from dfkd.miniature.training.diffusion import DiffusionTrainer
 from dfkd.models.generators.diffusion import Diffusion
 from dfkd.models.generators.generator import Condition
-from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.utils.pixels import to_bytes
 
@@ -66,14 +65,8 @@ def scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
 
 def _exported(folder: Path) -> Diffusion:
     """The model in diffusers' layout, with the half-precision values that its users get."""
-    return Diffusion(
-        diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
-        diffusers.VQModel.from_pretrained(folder / "vae"),
-        diffusers.UniPCMultistepScheduler.from_pretrained(folder / "scheduler"),
-        TextEncoder.read(folder),
-        _STEPS,
-        _GUIDANCE,
-    )
+    config = GeneratorConfig(kind="diffusers", weights=str(folder), guidance=_GUIDANCE)
+    return Diffusion.read(config, _STEPS, torch.device("cpu"))
 
 
 def _sample(model: Diffusion, teacher: Teacher, prompts: list[str]) -> Tensor:

@@ -115,12 +115,25 @@ class Diffusion:
 
     @classmethod
     def of(cls, manifest: Manifest, device: torch.device, precision: Precision) -> "Diffusion":
-        """See `Generator.of`.
+        """See `Generator.of` and `read`."""
+        steps, cache = manifest.synthesis.steps, manifest.cache
+        return cls.read(manifest.generator, steps, device, precision, cache)
+
+    @classmethod
+    def read(
+        cls,
+        config: GeneratorConfig,
+        steps: int,
+        device: torch.device,
+        precision: Precision = "float32",
+        cache: str = CACHE,
+    ) -> "Diffusion":
+        """The model that `config` names.
 
         Raises:
             ManifestError: the scheduler cannot do so many steps.
+            WeightsError: a file is missing, corrupt or hostile, or the parts do not fit.
         """
-        config, cache, steps = manifest.generator, manifest.cache, manifest.synthesis.steps
         files = cls.files(config, cache)
         folder = find_folder(config.weights, cache)
         encoder = TextEncoder.read(folder)
