@@ -102,6 +102,15 @@ def agreement(student: nn.Module, images: Stream, device: torch.device) -> float
     return float(torch.cat(same).double().mean())
 
 
+def _require_readable(unreadable: Sequence[str]) -> None:
+    """Raise `PartialError` if there are images that could not be read."""
+    if unreadable:
+        raise PartialError(
+            f"evaluation.data: {len(unreadable)} images could not be read, the first is "
+            f"{unreadable[0]}; fix or remove them"
+        )
+
+
 def score(
     manifest: Manifest,
     store: CellStore,
@@ -125,11 +134,7 @@ def score(
     """
     results = evaluate(manifest, threads or None, version, store.folder).results
     # The result of a cell that lacks images cannot be compared with the others, so none is stored.
-    if unreadable := results["data"]["unreadable"]:
-        raise PartialError(
-            f"evaluation.data: {len(unreadable)} images could not be read, the first is "
-            f"{unreadable[0]}; fix or remove them"
-        )
+    _require_readable(results["data"]["unreadable"])
     return store.keep(
         CellResult(
             model=store.model,

@@ -301,9 +301,10 @@ def _network(
     """
     config, weights = files[f"{FIELD}/{part}/config"], files[f"{FIELD}/{part}/weights"]
     tree = _configuration(config, kinds)
+    kind = getattr(_diffusers(), tree["_class_name"])
     try:
         with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
-            network = getattr(_diffusers(), tree["_class_name"]).from_config(tree)
+            network = kind.from_config(tree)
     except Exception as error:  # a malformed configuration can raise anything in a constructor
         raise _unbuildable(config, error) from None
     state = {_present_name(key): value for key, value in read_state_dict(FIELD, weights).items()}
@@ -337,8 +338,9 @@ def _scheduler(path: Path, steps: int) -> Any:
         ManifestError: the scheduler cannot do so many steps.
     """
     tree = _configuration(path, SCHEDULERS)
+    kind = getattr(_diffusers(), tree["_class_name"])
     try:
-        scheduler = getattr(_diffusers(), tree["_class_name"]).from_config(tree)
+        scheduler = kind.from_config(tree)
     except Exception as error:  # as for the networks
         raise _unbuildable(path, error) from None
     try:
