@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dfkd.config.plan import image_count, image_steps
+from dfkd.config.plan import image_count, image_steps, sampling_steps
 from dfkd.dataset.loader import steps_per_epoch
 from dfkd.dataset.published import read_json
 from dfkd.distillation.distiller import Schedule
@@ -52,7 +52,7 @@ def files() -> list[Path]:
 
 
 def cost(study: Study) -> dict[str, int]:
-    """Cost of a full run: data sets, image-steps, students, and images seen in training."""
+    """Cost of a full run: data sets, their images and steps, students, images seen in training."""
     data_sets = study.data_sets().values()
     seen = 0
     # Every cell trains its own student, but cells with the same synthesis share a data set.
@@ -62,13 +62,15 @@ def cost(study: Study) -> dict[str, int]:
         seen += Schedule.of(config, steps).total * config.batch_size
     return {
         "data_sets": len(data_sets),
-        "image_steps": sum(map(image_steps, data_sets)),
+        "images": sum(map(image_count, data_sets)),
+        "optimisation_steps": sum(map(image_steps, data_sets)),
+        "sampling_steps": sum(map(sampling_steps, data_sets)),
         "students": len(study.cells) if study.trains else 0,
         "student_images": seen,
     }
 
 
-HEADS = ("study", "shows", "rows", "seeds", "image-steps", "student images", "results")
+HEADS = ("study", "shows", "rows", "seeds", "images", "student images", "results")
 
 
 def listing() -> str:
@@ -92,7 +94,7 @@ def _line(study: Study) -> tuple[str, ...]:
         ", ".join(study.described.shows),
         str(len(study.rows)),
         str(len(study.described.chosen_seeds)),
-        f"{totals['image_steps']:,}" if totals["image_steps"] else "-",
+        f"{totals['images']:,}",
         f"{totals['student_images']:,}",
         _committed(study),
     )

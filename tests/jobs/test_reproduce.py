@@ -397,8 +397,8 @@ def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str
     blank = lines.index("")
     assert {line.split()[0] for line in lines[:blank]} == names
     dictionary = next(line for line in lines if line.startswith("dictionary"))
-    # (5 + 5 + 1) data sets of 576 images and 18 steps; 15 students of 80 epochs of 12 x 48 images.
-    assert dictionary.split()[1:-1] == ["Table", "6", "3", "5", "114,048", "691,200"]
+    # (5 + 5 + 1) data sets of 12 x 96 images; 15 students of 80 epochs of 12 x 96 images.
+    assert dictionary.split()[1:-1] == ["Table", "6", "3", "5", "12,672", "1,382,400"]
     index = dict(line.split(": ", 1) for line in lines[blank + 1 :])
     assert list(index) == [
         *(f"Figure {n}" for n in range(1, 12)),
@@ -406,18 +406,6 @@ def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str
     ]
     assert index["Table 2"] == "methods"
     assert index["Figure 4"].startswith("a drawing")
-
-
-def test_the_list_has_no_image_steps_of_a_study_without_latents(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    dfad = [{"name": "Method", "values": {"DFAD": {"synthesis": {"method": "dfad"}}}}]
-    path = write(tmp_path, axes=dfad)
-    monkeypatch.setattr(listing, "files", lambda: [path])
-    with pytest.raises(SystemExit):
-        job.main(["--list"])
-    _, line, *_ = capsys.readouterr().out.splitlines()
-    assert line.split()[-5:-2] == ["1", "2", "-"]
 
 
 def test_the_plan_counts_and_makes_nothing(reproduce: Reproduce, tmp_path: Path) -> None:
@@ -438,7 +426,8 @@ def test_the_plan_counts_and_makes_nothing(reproduce: Reproduce, tmp_path: Path)
     plan = json.loads(out)
     assert plan["size"] == "quick"
     assert plan["seeds"] == [0]
-    assert (plan["data_sets"], plan["image_steps"]) == (2, 2 * 4 * 3)
+    assert (plan["data_sets"], plan["images"]) == (2, 2 * 4)
+    assert (plan["optimisation_steps"], plan["sampling_steps"]) == (2 * 4 * 3, 0)
     assert (plan["students"], plan["student_images"]) == (2, 2 * 4)
     assert not (tmp_path / "quick").exists()
 
