@@ -173,9 +173,14 @@ def test_the_lines_for_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     names["manifest"] = dataclasses.replace(
         given,
         cluster=dataclasses.replace(given.cluster, workers=1),
-        prompts=dataclasses.replace(given.prompts, method=given.prompts.method[-1:]),
+        prompts=dataclasses.replace(
+            given.prompts,
+            method=given.prompts.method[-1:],
+            contrastive=dataclasses.replace(given.prompts.contrastive, updates=2),
+        ),
         synthesis=dataclasses.replace(given.synthesis, images_per_class=4, shard_size=4, steps=2),
         distillation=dataclasses.replace(given.distillation, epochs=1, batch_size=8),
+        text_only=dataclasses.replace(given.text_only, styles=1),
     )
     for statement in statements[2:-1]:
         exec(statement, names)

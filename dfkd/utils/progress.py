@@ -74,12 +74,13 @@ class LineBar(Closing):
         self.count = self.initial = done
         self.text = ""
         self.started = self.printed = time.monotonic()
+        self._shown: tuple[int, str] | None = None
 
     def update(self, n: int = 1) -> None:
         """See `Bar.update`."""
         self.count += n
         if time.monotonic() - self.printed > QUIET_SECONDS:
-            self.close()  # it only prints, so work may go on
+            self._print()
 
     def note(self, text: str) -> None:
         """See `ScreenBar.note`."""
@@ -87,7 +88,13 @@ class LineBar(Closing):
 
     def close(self) -> None:
         """See `Bar.close`."""
-        self.printed = time.monotonic()
+        # The last update may just have printed the same line.
+        if self._shown != (self.count, self.text):
+            self._print()
+
+    def _print(self) -> None:
+        """Print the present state in a line of its own."""
+        self.printed, self._shown = time.monotonic(), (self.count, self.text)
         meter = tqdm.format_meter(
             self.count,
             self.total,

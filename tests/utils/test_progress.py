@@ -34,6 +34,19 @@ def test_a_log_gets_a_whole_line_every_ten_seconds_and_one_at_the_end(
     assert all(len(line) <= 80 for line in (first, second, last))
 
 
+def test_a_line_that_shows_the_end_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with bar("styles", 2, "style") as shown:
+        for _ in range(2):
+            now += 6.0
+            shown.update()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "2/2" in line
+
+
 def test_a_log_of_short_work_is_one_line_with_its_failures(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
