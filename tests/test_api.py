@@ -160,7 +160,7 @@ def lines_for_python() -> str:
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_cpus")
 def test_the_lines_for_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one prompt method, and fewer images, steps and epochs than they ask for."""
+    """With one prompt method, and fewer images, steps, epochs and styles than they ask for."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "manifests").symlink_to(ROOT / "manifests")
     statements = [ast.unparse(node) for node in ast.parse(lines_for_python()).body]

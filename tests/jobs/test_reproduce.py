@@ -408,6 +408,15 @@ def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str
     assert index["Figure 4"].startswith("a drawing")
 
 
+def test_the_steps_of_a_study_are_those_of_its_generators(tmp_path: Path) -> None:
+    dfad = [{"name": "Method", "values": {"DFAD": {"synthesis": {"method": "dfad"}}}}]
+    without_latents = listing.cost(listing.find(str(write(tmp_path, axes=dfad)), ()))
+    assert without_latents["images"] > 0
+    assert (without_latents["optimisation_steps"], without_latents["sampling_steps"]) == (0, 0)
+    sampled = listing.cost(listing.find("dictionary", ()))
+    assert (sampled["optimisation_steps"], sampled["sampling_steps"]) == (0, 8 * sampled["images"])
+
+
 def test_the_plan_counts_and_makes_nothing(reproduce: Reproduce, tmp_path: Path) -> None:
     code, out, _ = reproduce(
         write(

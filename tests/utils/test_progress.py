@@ -13,16 +13,21 @@ import pytest
 from dfkd.utils.progress import LineBar, ScreenBar, bar
 
 
+def work(monkeypatch: pytest.MonkeyPatch, count: int, seconds: float) -> None:
+    """Show `count` images of so many seconds each, by a clock that needs no waiting."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with bar("mix images", count, "img") as shown:
+        assert isinstance(shown, LineBar)
+        for _ in range(count):
+            now += seconds
+            shown.update()
+
+
 def test_a_log_gets_a_whole_line_every_ten_seconds_and_one_at_the_end(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    with bar("mix images", 60, "img") as shown:
-        assert isinstance(shown, LineBar)
-        for _ in range(60):
-            now += 0.5
-            shown.update()
+    work(monkeypatch, 60, 0.5)
     text = capfd.readouterr().err
     assert "\r" not in text
     assert "\x1b" not in text
@@ -37,12 +42,7 @@ def test_a_log_gets_a_whole_line_every_ten_seconds_and_one_at_the_end(
 def test_a_line_that_shows_the_end_is_not_repeated(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    with bar("styles", 2, "style") as shown:
-        for _ in range(2):
-            now += 6.0
-            shown.update()
+    work(monkeypatch, 2, 6.0)
     (line,) = capfd.readouterr().err.splitlines()
     assert "2/2" in line
 

@@ -300,13 +300,8 @@ def _network(
         WeightsError: a file is corrupt or hostile, or they do not fit each other.
     """
     config, weights = files[f"{FIELD}/{part}/config"], files[f"{FIELD}/{part}/weights"]
-    tree = _configuration(config, kinds)
-    kind = getattr(_diffusers(), tree["_class_name"])
-    try:
-        with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
-            network = kind.from_config(tree)
-    except Exception as error:  # a malformed configuration can raise anything in a constructor
-        raise _unbuildable(config, error) from None
+    # Shapes only, so that a mismatch costs no memory.
+    network = _from_configuration(config, kinds, "meta")
     state = {_present_name(key): value for key, value in read_state_dict(FIELD, weights).items()}
     if part == "vae":
         # Images are only decoded, so the half that encodes them need not be there.
@@ -337,24 +332,31 @@ def _scheduler(path: Path, steps: int) -> Any:
         WeightsError: the configuration is none of a known scheduler.
         ManifestError: the scheduler cannot do so many steps.
     """
-    tree = _configuration(path, SCHEDULERS)
-    kind = getattr(_diffusers(), tree["_class_name"])
-    try:
-        scheduler = kind.from_config(tree)
-    except Exception as error:  # as for the networks
-        raise _unbuildable(path, error) from None
+    scheduler = _from_configuration(path, SCHEDULERS, "cpu")
     try:
         scheduler.set_timesteps(steps)
     except Exception as error:  # each scheduler has its own checks
-        rule = f"must suit {tree['_class_name']} ({one_line(error)})"
+        kind = type(scheduler).__name__
+        rule = f"must suit {kind} ({one_line(error)})"
         raise ManifestError("synthesis.steps", rule, steps, "choose another number") from None
     return scheduler
 
 
-def _unbuildable(path: Path, error: Exception) -> WeightsError:
-    """The error about a configuration that diffusers refuses."""
-    rule = f"must be buildable by diffusers ({one_line(error)})"
-    return WeightsError(FIELD, rule, str(path), REMEDY)
+def _from_configuration(path: Path, kinds: Sequence[str], device: str) -> Any:
+    """The object of diffusers that a configuration describes, with its tensors on ``device``.
+
+    Raises:
+        WeightsError: the configuration is not one of ``kinds``, or diffusers refuses it.
+    """
+    tree = _configuration(path, kinds)
+    # Outside the try, so that a broken diffusers is not blamed on the file.
+    kind = getattr(_diffusers(), tree["_class_name"])
+    try:
+        with torch.device(device):
+            return kind.from_config(tree)
+    except Exception as error:  # a malformed configuration can raise anything in a constructor
+        rule = f"must be buildable by diffusers ({one_line(error)})"
+        raise WeightsError(FIELD, rule, str(path), REMEDY) from None
 
 
 def _require_fitting(unet: Any, vae: Any, encoder: TextEncoder, folder: Path) -> None:
