@@ -17,7 +17,8 @@ from pathlib import Path
 from ceph import Ceph, missing
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import task_count
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from nodes import RAY, RayCluster
 
 ROOT = Path(__file__).parents[1]

@@ -6,6 +6,7 @@ RayJob together.
 """
 
 import argparse
+import http.client
 import json
 import ssl
 import sys
@@ -19,6 +20,8 @@ from typing import Any
 
 import yaml
 
+UNANSWERED = (OSError, http.client.HTTPException)
+"""Errors of a request; `HTTPError` and `URLError` are kinds of `OSError`."""
 LAST = ("Complete", "Failed", "ValidationFailed")
 """Final values of `jobDeploymentStatus`."""
 
@@ -35,7 +38,7 @@ class Kubernetes:
         """Read the RayJob `name` of this namespace, or create one from `body`; returns it.
 
         Raises:
-            urllib.error.URLError: no answer, or (`HTTPError`) a refusal.
+            OSError, http.client.HTTPException: no answer, or (`HTTPError`) a refusal.
         """
         namespace = (self.account / "namespace").read_text().strip()
         token = (self.account / "token").read_text().strip()  # each time: Kubernetes renews it
@@ -66,15 +69,22 @@ def ensure(kubernetes: Kubernetes, rayjob: dict[str, Any]) -> None:
 
 
 def follow(kubernetes: Kubernetes, name: str, pause: float) -> bool:
-    """Print each new state of the RayJob until its last; returns whether the run succeeded."""
+    """Print each new state of the RayJob until its last; returns whether the run succeeded.
+
+    A request without an answer is sent again. A deleted RayJob is a run that failed.
+    """
     seen = ""
     while seen not in LAST:
         try:
             status = kubernetes.call(name).get("status", {})
-        except urllib.error.URLError as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404):
+        except UNANSWERED as error:
+            code = getattr(error, "code", 0)
+            if code == 404:
+                print(f"{name}: was deleted", file=sys.stderr, flush=True)
+                return False
+            if code in (401, 403):
                 raise
-            print(f"waiting: {error.reason}", file=sys.stderr, flush=True)
+            print(f"waiting: {error}", file=sys.stderr, flush=True)
         else:
             state = status.get("jobDeploymentStatus", "")
             if state != seen:
@@ -97,11 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pause", type=float, default=10.0, metavar="SECONDS")
     options = parser.parse_args(argv)
     kubernetes = Kubernetes(options.api, options.account)
+    rayjob = yaml.safe_load(options.rayjob.read_text())
     try:
-        rayjob = yaml.safe_load(options.rayjob.read_text())
         ensure(kubernetes, owned(rayjob, options.name, options.uid))
         return 0 if follow(kubernetes, options.name, options.pause) else 1
-    except urllib.error.URLError as error:
+    except UNANSWERED as error:
         print(f"error: {options.api}: {error}; see cluster/README.md", file=sys.stderr)
         return 4
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         write_report,
     )
     from dfkd.config.manifest import Manifest
-    from dfkd.config.plan import Budget
     from dfkd.errors import (
         BudgetError,
         CorruptionError,
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Budget",
     "BudgetError",
     "Built",
     "CorruptionError",
@@ -79,7 +77,7 @@ if not TYPE_CHECKING:  # for mypy it would give every unknown name a type
         """A public name, from its module (PEP 562)."""
         if name not in __all__:
             raise AttributeError(f"module 'dfkd' has no attribute {name!r}")
-        light = {"Budget": "dfkd.config.plan", "Manifest": "dfkd.config.manifest"}
+        light = {"Manifest": "dfkd.config.manifest"}
         home = "dfkd.errors" if name.endswith("Error") else light.get(name, "dfkd.api")
         globals()[name] = getattr(import_module(home), name)
         return globals()[name]

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from dfkd.cluster.metrics import report_accuracy
 from dfkd.cluster.synthesis import Built, build, finished, identify
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
-from dfkd.config.plan import Budget
+from dfkd.config.presets import PRESETS
 from dfkd.dataset.published import PublishedVersion
+from dfkd.dataset.versions import refuse_unfinished
 from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation import few_shot as fewshot
 from dfkd.evaluation import few_shot_results, footprint, scoring
@@ -46,10 +47,9 @@ from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import thread_limit
 from dfkd.utils.images import decode_image
 from dfkd.utils.pixels import from_bytes
-from dfkd.utils.yaml import dump
+from dfkd.utils.yaml import check, expand_preset, merge, read_tree
 
 __all__ = [
-    "Budget",
     "Built",
     "Curves",
     "Evaluated",
@@ -77,6 +77,7 @@ def read_manifest(path: str | Path, **values: Any) -> Manifest:
         path: of the file, e.g. `manifests/miniature.yaml`.
         **values: new values by key; a section is a mapping of the keys to change, e.g.
             `classes=["rocket", "tree"], synthesis={"steps": 50}`. Values are plain values or paths.
+            A name with dots is that of a key in a section: `**{"synthesis.steps": 50}`.
 
     Returns:
         The manifest that all stages take.
@@ -84,17 +85,20 @@ def read_manifest(path: str | Path, **values: Any) -> Manifest:
     Raises:
         ManifestError: the file or a value breaks a rule, which the text names.
     """
-    return Manifest.read(path, tuple(_overrides("", values)))
-
-
-def _overrides(parent: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield `key.sub=value` for every leaf, with the value in YAML."""
+    tree = read_tree(path)
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _overrides(f"{parent}{key}.", value)
-        else:
-            plain = os.fspath(value) if isinstance(value, os.PathLike) else value
-            yield f"{parent}{key}={dump(plain, inline=True)}"
+        nested = _plain(value)
+        for name in reversed(key.split(".")):
+            nested = {name: nested}
+        tree = merge(tree, nested)
+    return check(Manifest, expand_preset(tree, PRESETS))
+
+
+def _plain(value: Any) -> Any:
+    """`value` with texts in place of paths, and dicts in place of other mappings."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def synthesize(
@@ -102,7 +106,7 @@ def synthesize(
     *,
     abandon: bool = False,
     accept_partial: bool = False,
-    budget: Budget | None = None,
+    worker_seconds: float | None = None,
     on_version: Callable[[Built], object] = lambda built: None,
 ) -> list[Built]:
     """Make prompts and images, and publish one version of the data set for each method.
@@ -111,7 +115,8 @@ def synthesize(
         manifest: of the run.
         abandon: abandon another manifest's unfinished work instead of refusing.
         accept_partial: publish although some tasks are quarantined.
-        budget: limit for each version that the call makes.
+        worker_seconds: limit of the working time for each version, summed over workers; tasks that
+            have begun are finished, also beyond it.
         on_version: called with each version as soon as it is published.
 
     Returns:
@@ -121,18 +126,23 @@ def synthesize(
         ManifestError: weights, names or sizes do not fit; nothing has been started.
         FingerprintError: another manifest's work is unfinished here.
         PartialError: tasks are quarantined; the same call tries them again.
-        BudgetError: the budget is spent; the same call resumes.
+        BudgetError: `worker_seconds` are spent; the same call resumes.
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
     check_synthesis(manifest)
+    singles = [manifest.with_method(method) for method in manifest.methods]
+    identities = [identify(single) for single in singles]
+    # Refuse the unfinished work of a later method before the images of the first one are made.
+    if not abandon:
+        root = open_storage(manifest.storage.root)
+        for single, identity in zip(singles, identities, strict=True):
+            refuse_unfinished(root.child(layout.data(single.method)), identity)
     versions = []
     with contextlib.ExitStack() as ray_runtime:
-        for method in manifest.methods:
-            single = manifest.with_method(method)
-            identity = identify(single)
+        for single, identity in zip(singles, identities, strict=True):
             if not finished(single, identity):  # a finished version needs no cluster
                 ray_runtime.enter_context(connected())
-            versions.append(build(single, identity, abandon, accept_partial, budget))
+            versions.append(build(single, identity, abandon, accept_partial, worker_seconds))
             on_version(versions[-1])
     return versions
 
@@ -272,8 +282,8 @@ def take_home(manifest: Manifest, *, threads: int = 0) -> str:
         The location of the folder.
 
     Raises:
-        ManifestError: the run is not evaluated, or that student was not scored.
-        CorruptionError: an object of the run is damaged.
+        ManifestError: the run is not evaluated.
+        CorruptionError: that student or another object of the run is missing or damaged.
     """
     storage = open_storage(manifest.storage.root)
     with thread_limit(threads) as thread_count:

@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Any
 
 SECRET_PATTERN = re.compile(
-    r"""(?<=://)[^\s'"@/]+(?=@)|(?<=://)[^\s'"@:]*:[^\s'"@]*(?=@)"""
+    r"""(?<=://)[^\s'"/]+(?=@)|(?<=://)[^\s'"@:]*:[^\s'"]*(?=@)"""
     r"""|(?<=Signature=)[^\s'"&]+|(?<=Token=)[^\s'"&]+|(?<=Credential=)[^\s'"&]+"""
     r"""|(?<=[?&]sig=)[^\s'"&]+|(?<=AccountKey=)[^\s'";]+|(?:AKIA|ASIA)[A-Z0-9]{16}"""
 )
@@ -27,7 +27,12 @@ def conceal(text: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """The text of a library's error in one line of at most 160 characters; its class if empty."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return conceal(" ".join(str(error).split()))[:160] or type(error).__name__
+
+
+def as_utf8(text: str) -> str:
+    """The text with backslash escapes for what UTF-8 lacks, such as a file name's other bytes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class Exit(IntEnum):

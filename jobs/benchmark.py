@@ -17,16 +17,7 @@ from dfkd.pipeline import command_line
 if TYPE_CHECKING:
     from dfkd.benchmarks.measure import Effort
 
-BENCHMARKS = (
-    "synthesis",
-    "prompts",
-    "streaming",
-    "distillation",
-    "export",
-    "driver",
-    "scale",
-    "stages",
-)
+BENCHMARKS = ("synthesis", "prompts", "streaming", "distillation", "driver", "scale", "stages")
 
 
 def effort(options: argparse.Namespace) -> Effort:
@@ -87,23 +78,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command_line.parser(__doc__ or "", benchmark=(*BENCHMARKS, "all"))
     add = arguments.add_argument
     add("--quick", action="store_true", help="few repeats of small sizes: it runs, in minutes")
-    add("--repeats", type=int, metavar="N", help="timed turns (7)")
-    add("--threads", type=int, default=1, metavar="N", help="CPU threads of torch (1)")
+    add("--repeats", type=command_line.at_least(1), metavar="N", help="timed turns (7)")
+    add(
+        "--threads",
+        type=command_line.at_least(1),
+        default=1,
+        metavar="N",
+        help="CPU threads of torch (1)",
+    )
     add(
         "--tasks",
-        type=int,
+        type=command_line.at_least(10),  # speeds of ten parts are compared
         nargs="+",
         metavar="N",
         help="driver: how many tasks that do nothing, one run for each number",
     )
     add(
         "--shards",
-        type=int,
+        type=command_line.at_least(1),
         nargs="+",
         metavar="N",
         help="driver: how many shards a version has whose requests are counted",
     )
-    add("--classes", type=int, default=0, help="scale: made-up classes (0: the manifest's own)")
+    add(
+        "--classes",
+        type=command_line.at_least(0),
+        default=0,
+        metavar="N",
+        help="scale: made-up classes (0: the manifest's own)",
+    )
     words = sys.argv[1:] if argv is None else argv
     return command_line.run(arguments, partial(work, words=words), plan, words)
 

@@ -58,19 +58,14 @@ def _existing(manifest: Manifest) -> str:
     return location
 
 
-def _count(text: str) -> int:
-    """The value of --keep."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more: the current version stays")
-    return value
-
-
 def _seconds(text: str) -> float:
     """The value of --grace."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, 0 or more, got {text!r}")
     return value
 
 
@@ -79,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command_line.parser(__doc__ or "")
     arguments.add_argument(
         "--keep",
-        type=_count,
+        type=command_line.at_least(1),
         default=KEEP,
         metavar="N",
         help=f"versions to keep, the current one included; default: {KEEP}",

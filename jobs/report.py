@@ -10,8 +10,8 @@ from typing import Any
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
 from dfkd.pipeline import command_line
-from dfkd.storage.base import split_root
-from dfkd.storage.local import Storage, open_storage, root_exists
+from dfkd.storage.base import Storage, split_root
+from dfkd.storage.local import open_storage, root_exists
 
 
 @dataclass(frozen=True)

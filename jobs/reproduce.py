@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from dfkd.errors import DfkdError, ManifestError, PartialError
 from dfkd.pipeline import command_line
-from dfkd.storage.base import BUCKET_ROOTS, split_root
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import BUCKET_ROOTS, Storage, split_root
+from dfkd.storage.local import open_storage
 
 if TYPE_CHECKING:
     from dfkd.config.distillation import Average

@@ -14,7 +14,7 @@ SECONDS = 10.0
 
 
 def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    """What would be looked at; nothing is ever written."""
+    """What would be looked at; only `.probe` is written, and only on Azure and Google Cloud."""
     methods = ", ".join(run.manifest.methods) if run.manifest else "all that are found"
     return {"root": run.root, "methods": methods}
 
@@ -52,9 +52,12 @@ def _command(job: str, run: Run, options: argparse.Namespace) -> str:
 
 def _seconds(text: str) -> float:
     """The value of --watch."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("must be a number of seconds, more than 0")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, more than 0, got {text!r}")
     return value
 
 

@@ -9,7 +9,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError
 from dfkd.pipeline import command_line
 from dfkd.storage import layout
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 
 REPORT = "verify.json"
 

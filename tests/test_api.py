@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import dfkd
-from tests.helpers.tiny_version import CLASSES, publish, write_manifest
+from tests.helpers.tiny_version import CLASSES, fill, publish, write_manifest
 
 ROOT = Path(__file__).parents[1]
 MINIATURE = ROOT / "manifests" / "miniature.yaml"
@@ -78,8 +78,25 @@ def test_a_manifest_is_read_with_other_values(tmp_path: Path) -> None:
     assert manifest.synthesis.steps == dfkd.read_manifest(MINIATURE).synthesis.steps
     with pytest.raises(dfkd.ManifestError, match=r"synthesis\.steps.*got '9'"):
         dfkd.read_manifest(MINIATURE, synthesis={"steps": "9"})
+    dotted: dict[str, object] = {"prompts.guard": {"attempts": 1}, "prompts.guard.weight": 2.0}
+    found = dfkd.read_manifest(MINIATURE, **dotted)
+    assert (found.prompts.guard.attempts, found.prompts.guard.weight) == (1, 2.0)
+    aliases = {"T.V.": "tv", "a=b": "="}  # names, whose dots and signs separate nothing
+    found = dfkd.read_manifest(MINIATURE, classes=list(aliases), evaluation={"aliases": aliases})
+    assert found.evaluation.aliases == aliases
     with pytest.raises(dfkd.ManifestError, match="plain text, numbers and lists"):
         dfkd.read_manifest(MINIATURE, classes={"tree", "rocket"})
+
+
+def test_a_later_method_s_unfinished_work_is_refused_before_the_first_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = dfkd.read_manifest(write_manifest(tmp_path), prompts={"method": ["vanilla", "mix"]})
+    fill(dataclasses.replace(manifest, seed=1), [], "mix")
+    monkeypatch.setattr("dfkd.api.build", lambda *_: pytest.fail("made before the refusal"))
+    with pytest.raises(dfkd.FingerprintError, match=r"data/mix/.* seed: 1 there, 0 here"):
+        dfkd.synthesize(manifest)
+    assert not (tmp_path / "run" / "data" / "vanilla").exists()
 
 
 @pytest.mark.heavy

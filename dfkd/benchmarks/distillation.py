@@ -97,7 +97,7 @@ def ranks(manifest: Manifest, per_class: int, multiples: Sequence[int], repeats:
 
     Args:
         manifest: gives the student, the image size and the batch size.
-        per_class: images of each class in the version.
+        per_class: least number of images of each class in the version.
         multiples: batch sizes over all ranks, relative to the manifest's.
         repeats: number of runs for each number of ranks.
 
@@ -106,24 +106,11 @@ def ranks(manifest: Manifest, per_class: int, multiples: Sequence[int], repeats:
     """
     figures: list[Figure] = []
     waiting: dict[str, Any] = {}
-    single_method = manifest.with_method(manifest.method)
-    synthesis = {"images_per_class": per_class, "shard_size": max(1, per_class // 4)}
-    for multiple in multiples:
-        batch_size = multiple * manifest.distillation.batch_size
-        # The warm-up would be faster; the stand-in's labels are random, so not standardised.
-        training = {
-            "batch_size": batch_size,
-            "warmup_epochs": 0,
-            "standardise": False,
-            "target": "distances",
-        }
-        with temporary_root(single_method, synthesis=synthesis, distillation=training) as sized:
-            version = put_version(sized).id
-            # Like `time_in_turns`: the numbers of ranks take turns.
-            turns = [
-                {count: _run_ranks(sized, version, count) for count in RANKS}
-                for _ in range(repeats)
-            ]
+    batch_sizes = [multiple * manifest.distillation.batch_size for multiple in multiples]
+    # A version must hold a batch.
+    per_class = max(per_class, -(-max(batch_sizes) // len(manifest.classes)))
+    for batch_size in batch_sizes:
+        turns = _turns(manifest, per_class, batch_size, repeats)
         rates: dict[str, tuple[float, ...]] = {}
         for count in RANKS:
             name = f"distillation, {count} rank{'s' * (count > 1)}, batch of {batch_size}"
@@ -133,6 +120,27 @@ def ranks(manifest: Manifest, per_class: int, multiples: Sequence[int], repeats:
         figures.append(Figure(single, UNIT, rates[single]))
         figures += [compared_with_peer(single, name, UNIT, rates) for name in others]
     return {"figures": figures, "waiting": waiting}
+
+
+def _turns(
+    manifest: Manifest, per_class: int, batch_size: int, repeats: int
+) -> list[dict[int, dict[str, float]]]:
+    """The figures of rank 0 by number of ranks, for each repeat, on a new version of noise."""
+    single_method = manifest.with_method(manifest.method)
+    synthesis = {"images_per_class": per_class, "shard_size": max(1, per_class // 4)}
+    # The warm-up would be faster; the stand-in's labels are random, so not standardised.
+    training = {
+        "batch_size": batch_size,
+        "warmup_epochs": 0,
+        "standardise": False,
+        "target": "distances",
+    }
+    with temporary_root(single_method, synthesis=synthesis, distillation=training) as sized:
+        version = put_version(sized).id
+        # Like `time_in_turns`: the numbers of ranks take turns.
+        return [
+            {count: _run_ranks(sized, version, count) for count in RANKS} for _ in range(repeats)
+        ]
 
 
 def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ from dfkd.cluster.synthesis import (
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import SynthesisWorker
 from dfkd.config.manifest import Manifest, StorageConfig
-from dfkd.config.plan import Budget, Unit, image_count, task_count, tasks
+from dfkd.config.plan import Unit, image_count, task_count, tasks
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion, current
 from dfkd.dataset.shards import Receipt
@@ -81,7 +81,7 @@ def _build_and_read(manifest: Manifest) -> Results:
     unfinished = begin(home, identify(manifest))
     # A resumed run is faster than a whole one, so the record says how much it found.
     reused_tasks = len(unfinished.done())
-    budget = BudgetTracker(Budget(), CostCounter())
+    budget = BudgetTracker(None, CostCounter())
     steps: dict[str, Any] = {}
 
     def step(name: str, work: Callable[[], T]) -> T:

@@ -4,7 +4,7 @@ import datetime
 import json
 from collections.abc import Callable, Iterator, Sequence
 
-from dfkd.benchmarks import distillation, driver, export, loading, prompts, scale, stages, synthesis
+from dfkd.benchmarks import distillation, driver, loading, prompts, scale, stages, synthesis
 from dfkd.benchmarks.measure import Effort, Results, page, table
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
@@ -21,7 +21,6 @@ BENCHMARKS: dict[str, Callable[[Manifest, Effort], Results]] = {
     "prompts": prompts.measure,
     "streaming": loading.measure,
     "distillation": distillation.measure,
-    "export": export.measure,
     "driver": driver.measure,
     "scale": scale.measure,
     "stages": stages.measure,

@@ -5,7 +5,6 @@ from typing import Any
 
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.worker import TaskResult
-from dfkd.config.plan import Budget, Unit
 from dfkd.errors import BudgetError
 from dfkd.storage.cost_records import CostCounter
 
@@ -14,7 +13,8 @@ from dfkd.storage.cost_records import CostCounter
 class BudgetTracker:
     """The budget of a run and what has been spent of it."""
 
-    budget: Budget
+    limit: float | None
+    """Worker-seconds at which no more work starts; None for no limit."""
     cost: CostCounter
     spent: float = 0.0
     """Worker-seconds of the finished pools, failed attempts included."""
@@ -23,12 +23,9 @@ class BudgetTracker:
         # The workers' seconds are added up; None would mean the stage's time x their number.
         self.cost.worker_seconds = 0.0
 
-    def allows(self, pool: Pool[Any], images: int = 0) -> bool:
-        """Whether work on `images` more images may start, given the work in flight in `pool`."""
-        # What is in flight will be spent too: with many workers that is far more than a task.
-        in_flight = sum(unit.count for unit in pool.in_flight if isinstance(unit, Unit))
-        seconds = self.spent + pool.busy_seconds
-        return self.budget.allows(self.cost.images + in_flight + images, seconds)
+    def allows(self, pool: Pool[Any]) -> bool:
+        """Whether more work may start, given the work of `pool`."""
+        return self.limit is None or self.spent + pool.busy_seconds < self.limit
 
     def count(self, result: TaskResult[Any]) -> None:
         """Add a worker's time to the cost of the stage."""
@@ -41,6 +38,6 @@ class BudgetTracker:
         if pool.stopped:
             raise BudgetError(
                 f"budget: {self.cost.images} images and {self.spent:.0f} worker-seconds were "
-                f"spent, which leaves no room under {self.budget.caps}; run the same command "
+                f"spent, and the limit is {self.limit:g} worker-seconds; run the same command "
                 "again, it resumes"
             )

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from dfkd.cluster.ray_internals import quiet_authentication
-from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.errors import InfrastructureError, ManifestError, one_line
 
 LOCAL_OBJECT_STORE = 128 << 20
 """Bytes of Ray's object store, which carries only small messages; shards go through storage."""
@@ -34,7 +35,8 @@ def connected() -> Iterator[None]:
 
     Raises:
         InfrastructureError: the cluster does not answer.
-        ManifestError: RAY_ADDRESS is not a valid address.
+        ManifestError: RAY_ADDRESS is not a valid address, or its cluster has another Python or Ray,
+            or needs a token that is missing here.
     """
     # Whoever started Ray also stops it.
     if ray.is_initialized():
@@ -56,6 +58,13 @@ def connected() -> Iterator[None]:
             "RAY_ADDRESS", "must be an address of Ray", address, "give host:port, or unset it"
         ) from None
     except Exception as error:  # Ray raises plain Exception if the machine is too busy to start it
+        if "Version mismatch" in str(error) or isinstance(error, AuthenticationError):
+            raise ManifestError(
+                "RAY_ADDRESS",
+                "must be a cluster with this Python and Ray, whose token you have",
+                one_line(error),
+                "use the cluster's environment, see cluster/README.md",
+            ) from None
         raise InfrastructureError(
             f"RAY_ADDRESS: no Ray cluster answered at {address or 'local'} ({error}); "
             "start one, or unset RAY_ADDRESS to run locally"

@@ -42,6 +42,7 @@ from dfkd.distillation.student_store import (
 )
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import CARD, build
+from dfkd.storage import layout
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import reading
@@ -251,4 +252,4 @@ def _fill_cost(
 
 def _checkpoints(target: StudentLocation) -> Checkpoints:
     """The checkpoints of an unfinished training."""
-    return Checkpoints(target.storage.child("checkpoints"))
+    return Checkpoints(target.storage.child(layout.CHECKPOINTS))

@@ -111,8 +111,9 @@ class Pool(Generic[T]):
     """The failed attempts since the last success, as in `_tries`."""
     _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
     """Resources of the schedulable nodes, by node id, as of the last refresh."""
-    _waiting: int = 0
-    """The number of actors up to which more are started than fit; 0 without an autoscaler."""
+    _wanted: int = 0
+    """With an autoscaler, the number of actors that are started whether or not they fit yet; else
+    0."""
     _fitting: int = 0
     """The number of actors that fit the nodes, at most `size`."""
     _last_poll: float = 0.0
@@ -145,7 +146,7 @@ class Pool(Generic[T]):
             # Draw a task before starting actors: a finished run needs no room and starts none.
             if self._peek(tasks, may_start):
                 require_room(self.resources)
-                self._waiting = min(self.size, MAX_WAITING_ACTORS) if has_autoscaler() else 0
+                self._wanted = min(self.size, MAX_WAITING_ACTORS) if has_autoscaler() else 0
             while self.in_flight or self._peek(tasks, may_start):
                 self._poll()
                 self._fill(tasks, may_start)
@@ -199,9 +200,8 @@ class Pool(Generic[T]):
         awaited = {slot.awaited: slot for slot in self._slots if slot.awaited is not None}
         if not awaited:
             time.sleep(POLL_SECONDS)
-        done, _ = (
-            ray.wait(list(awaited), num_returns=1, timeout=POLL_SECONDS) if awaited else ([], [])
-        )
+            return
+        done, _ = ray.wait(list(awaited), num_returns=1, timeout=POLL_SECONDS)
         # At most one result a call, because the next thing to do is to give its actor a new task.
         for reference in done:
             slot = awaited[reference]
@@ -257,7 +257,7 @@ class Pool(Generic[T]):
     def _resize(self) -> None:
         """Start or remove actors until as many are there as fit the nodes, or may wait for room."""
         self._fitting = min(self.size, self.resources.slots(self._nodes))
-        target = max(self._fitting, self._waiting)
+        target = max(self._fitting, self._wanted)
         # Actors on draining nodes end after their task, so replacements start already.
         lasting = [slot for slot in self._slots if not slot.node or slot.node in self._nodes]
         for _ in range(target - len(lasting)):

@@ -22,7 +22,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.loader import Batch, RankShare, Stream
 from dfkd.dataset.published import PublishedVersion, open_version
-from dfkd.distillation.distiller import Distiller, LabelScale, Schedule
+from dfkd.distillation.distiller import DistanceObjective, Distiller, Schedule
 from dfkd.distillation.embedding import EmbeddingObjective
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.student_names import stated_settings
@@ -83,7 +83,7 @@ def train(config: dict[str, Any]) -> bool:
         check_teacher(job.manifest, job.method, version)
     stream = open_stream(job.manifest, version, job.seed, rank, world)
     distiller = open_distiller(job, version, stream, rank, world)
-    checkpoints = Checkpoints(folder.child("checkpoints"))
+    checkpoints = Checkpoints(folder.child(layout.CHECKPOINTS))
     # Rank 0 decides, because a rank of an earlier attempt may still write while others list.
     newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
     if newest:
@@ -197,7 +197,7 @@ def _train_as_leader(
     batch_size = job.manifest.distillation.batch_size
     done, total = distiller.step * batch_size, distiller.schedule.total * batch_size
     bar = _bar(job, f"{job.method} student", total, done)
-    with Tracker(bar, folder.child("tensorboard"), batch_size) as tracker:
+    with Tracker(bar, folder.child(layout.TENSORBOARD), batch_size) as tracker:
         leader = _Leader(distiller, tracker, checkpoints)
         # Stopped early: the checkpoint is written, and the ranks that start next go on from it.
         if _train_epochs(stream, distiller, pace, leader.advance, leader.save):
@@ -219,7 +219,7 @@ def _write_student(
 ) -> None:
     """Write the trained student; `means` are its last loss and agreement."""
     # The exported head gives distances or embeddings, not standardised ones.
-    student = distiller.scale.finish(distiller.student)
+    student = distiller.objective.finish(distiller.student)
     manifest, width = job.manifest, 0 if student.texts is None else student.texts.shape[1]
     # The card says what loads the student, and what it was trained on and how.
     contents = {
@@ -250,10 +250,12 @@ def open_distiller(
     manifest, config = job.manifest, job.manifest.distillation
     device = pick_device() if job.gpu else torch.device("cpu")
     moments = version.manifest["label_mean"], version.manifest["label_std"]
-    scale: LabelScale | EmbeddingObjective = LabelScale.of(config.standardise, *moments)
+    objective: DistanceObjective | EmbeddingObjective = DistanceObjective.of(
+        config.standardise, *moments
+    )
     outputs, size = len(manifest.classes), manifest.synthesis.image_size
     if job.embedding:
-        scale, outputs = job.embedding.to(device), len(job.embedding.mean)
+        objective, outputs = job.embedding.to(device), len(job.embedding.mean)
     student = build(config, outputs, size, job.seed, manifest.cache)
     return Distiller(
         student,
@@ -261,7 +263,7 @@ def open_distiller(
         Schedule.of(config, stream.steps),
         job.seed,
         label=target_function(manifest, device),
-        scale=scale,
+        objective=objective,
         device=device,
         rank=rank,
         distribute=partial(distribute, precision=config.precision)
@@ -281,7 +283,9 @@ def distribute(module: nn.Module, precision: str) -> nn.Module:
     """
     device = next(module.parameters()).device
     ids = [device] if device.type == "cuda" else None
-    with warnings.catch_warnings():  # torch renamed it; older versions lack the new name
+    # torch deprecates `broadcast_buffers`; its successor is missing in older versions, and set to
+    # False still copies buffers at the start.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         parallel = DistributedDataParallel(
             module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True

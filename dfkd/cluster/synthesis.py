@@ -32,7 +32,6 @@ from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method, has_dependent_parts, prompt_method
 from dfkd.config.plan import (
-    Budget,
     estimated_bytes,
     fresh_tasks,
     image_count,
@@ -71,6 +70,10 @@ LIBRARIES = (
 """Libraries whose version can change a pixel or a student; recorded if installed."""
 
 
+REASONS = 3
+"""Number of quarantined tasks whose reasons the error repeats."""
+
+
 @dataclass(frozen=True)
 class Built:
     """A published version and its counts."""
@@ -96,7 +99,7 @@ def build(
     identity: Mapping[str, Any],
     abandon: bool = False,
     accept_partial: bool = False,
-    budget: Budget | None = None,
+    worker_seconds: float | None = None,
     make_current: bool = True,
 ) -> Built:
     """Make and publish the version of a manifest with one method; resumes unfinished work.
@@ -105,11 +108,13 @@ def build(
         identity: the manifest's identity, from `identify`.
         abandon: leave unfinished work of another manifest behind; otherwise it is an error.
         accept_partial: publish although tasks are quarantined.
-        budget: limit on what this call spends on prompts and shards.
+        worker_seconds: limit of this call's working time, summed over workers, failed attempts
+            included. Tasks that have begun are finished, also beyond it.
         make_current: False publishes a candidate that readers do not use yet.
 
     Raises:
-        BudgetError: the budget is spent; finished work is kept, and the same command resumes.
+        BudgetError: `worker_seconds` are spent; finished work is kept, and the same command
+            resumes.
         PartialError: tasks are quarantined; all others are kept, and the same command retries.
         ManifestError: no node of the cluster can hold a worker.
     """
@@ -122,7 +127,9 @@ def build(
     # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
     with reading(root, [f"{method}/{version.id}"]):
         begin(version.home, identity, abandon)
-        quarantined = {} if version.published else _make_missing(manifest, root, version, budget)
+        quarantined = {}
+        if not version.published:
+            quarantined = _make_missing(manifest, root, version, worker_seconds)
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
         # Checked again, because a driver that was suspended may have lost its lease meanwhile.
@@ -152,12 +159,12 @@ def _require_space(manifest: Manifest, version: Version, carries: bool) -> None:
 
 
 def _make_missing(
-    manifest: Manifest, root: Storage, version: Version, budget: Budget | None
+    manifest: Manifest, root: Storage, version: Version, worker_seconds: float | None
 ) -> dict[str, str]:
     """Make the missing prompts and shards; returns the reason for each quarantined task id."""
     version.lift_quarantine()
     with record_cost(root, "synthesize", manifest.method) as cost:
-        budget_tracker = BudgetTracker(budget or Budget(), cost)
+        budget_tracker = BudgetTracker(worker_seconds, cost)
         write_prompts(manifest, version, budget_tracker)
         return write_shards(manifest, version, budget_tracker)
 
@@ -165,8 +172,11 @@ def _make_missing(
 def _refuse_quarantined(
     manifest: Manifest, version: Version, quarantined: Mapping[str, str]
 ) -> None:
-    """Raise `PartialError` with the reason for each quarantined task."""
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(quarantined.items()))
+    """Raise `PartialError` with the reasons of the first quarantined tasks."""
+    shown = [f"{name}: {reason}" for name, reason in sorted(quarantined.items())[:REASONS]]
+    if len(quarantined) > REASONS:
+        shown.append("jobs/status.py shows more, with --json all")
+    reasons = "; ".join(shown)
     raise PartialError(
         f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks quarantined "
         f"({reasons}); run the same command again, or add --accept-partial to publish without"
@@ -277,7 +287,7 @@ def write_shards(
     cost = budget_tracker.cost
     pool = _pool(manifest, kind, version, workers, largest)
     with _reporting(manifest, version, pool, cost, done) as report:
-        for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool, unit.count)):
+        for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool)):
             budget_tracker.count(result)
             report.record(result)
     budget_tracker.finish(pool)

@@ -26,13 +26,13 @@ from dfkd.config.plan import Unit, estimated_bytes, part_count, part_name
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version
-from dfkd.errors import InfrastructureError, WeightsError
+from dfkd.errors import WeightsError
 from dfkd.models import teacher
 from dfkd.models.generators import kinds
 from dfkd.models.generators.generator import Generator
 from dfkd.prompts.maker import PromptMaker
 from dfkd.prompts.statistics import statistics
-from dfkd.storage.base import require_disk_space
+from dfkd.storage.base import disk_full_error, require_disk_space
 from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.device import configure_process, device_name, pick_device
 
@@ -95,8 +95,8 @@ class Worker(Actor, ABC):
     def run(self, unit: Any) -> TaskResult[Any]:
         """Do a unit of work; returns its result and its cost."""
         started = time.perf_counter()
+        self.notes.clear()  # an attempt that raised has left its own
         result, notes = self.run_task(unit), tuple(self.notes)
-        self.notes.clear()
         seconds, node = time.perf_counter() - started, ray.util.get_node_ip_address()
         return TaskResult(result, seconds, device_name(pick_device()), notes, node, unit.id)
 
@@ -169,12 +169,7 @@ class SynthesisWorker(Worker):
         maker, self._maker = self._maker or self._load_maker(unit), None
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                committed = self._make_shards(maker, unit, Path(folder))
-            except OSError as error:
-                raise InfrastructureError(
-                    f"task {unit.id}: {error}; free space, run again"
-                ) from None
+            committed = self._make_shards(maker, unit, Path(folder))
         if has_dependent_parts(self.manifest.method):
             # The next part of a chained method continues from this state. It is written after the
             # receipts, so that a worker that dies before it makes the same part once more.
@@ -200,7 +195,9 @@ class SynthesisWorker(Worker):
         size = estimated_bytes(self.manifest, unit.count)
         require_disk_space(folder / "shards", size)
         curve = MeanLoss()
-        made = maker.shards(unit, self._prompts(unit), folder, curve)
+        # Only a full disk ends the run. Another error may be this node's, so the pool tries again.
+        with disk_full_error(folder, size):
+            made = maker.shards(unit, self._prompts(unit), folder, curve)
         committed = []
         for task in unit.tasks:
             # The receipt is that of the first attempt at the task, whoever made it.

@@ -5,10 +5,11 @@ Defaults are the paper's values. If the paper states none, the key's docstring e
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.config.bundled import CACHE
@@ -50,7 +51,7 @@ from dfkd.utils.yaml import load
 class StorageConfig:
     """The location of a run's results."""
 
-    root: Name
+    root: Annotated[Name, AfterValidator(os.path.expanduser)]
     """A directory, `s3://bucket/prefix`, `az://container/prefix` or `gs://bucket/prefix`. On a
     cluster of several nodes, the directory must be an absolute path on a file system that all nodes
     share."""
@@ -152,11 +153,12 @@ class Manifest:
                 raise ManifestError(
                     "classes", "a class name must not be empty", name, "name or remove it"
                 )
-            # A slash would split a folder's name, and outer spaces would change the prompt unseen.
-            if "/" in name or name != name.strip() or not name.isprintable():
+            # A slash would split a folder's name, braces would be slots of a template, and outer
+            # spaces would change the prompt unseen.
+            if set("/{}") & set(name) or name != name.strip() or not name.isprintable():
                 raise ManifestError(
                     "classes",
-                    "a class name is printable, without '/' and without outer spaces",
+                    "a class name is printable, without '/', '{', '}' and without outer spaces",
                     name,
                     "rename it",
                 )

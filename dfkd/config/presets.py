@@ -57,8 +57,4 @@ BEST = merge(PAPER, {"distillation": {"texts": "styles"}})
 """The paper's method with ensemble labels, which cost almost nothing; manifests/studies/better
 shows their effect."""
 
-FAST = merge(PAPER, {"synthesis": {"pace": 4.0}})
-"""The paper's method in a quarter of the steps; manifests/studies/fewer has it
-as a row."""
-
-PRESETS = {"paper": PAPER, "best": BEST, "fast": FAST}
+PRESETS = {"paper": PAPER, "best": BEST}

@@ -146,7 +146,8 @@ class Synthesis:
     which few-step models need 1 to 8."""
     batch_size: Natural = 8
     """Images optimised together. 0: the largest batch up to `shard_size` that a GPU's memory holds,
-    and 8 on a CPU. A batch that is too large for the memory is always halved."""
+    and 8 on a CPU. A batch that is too large for the memory is halved; with L_bn, where that would
+    change the images, it is an error."""
     learning_rate: Positive = 0.15
     """Adam's learning rate, which stays constant."""
     pace: Annotated[float, Field(ge=1)] = 1.0

@@ -4,21 +4,21 @@ The state is written after each part, so a killed run loses only the part in pro
 tensors only (safetensors), with their sha256, which a reader checks.
 """
 
-import io
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Unit, part_count, parts, units
 from dfkd.dataset.shards import read_shard
 from dfkd.dataset.versions import Version
+from dfkd.storage import layout
 from dfkd.storage.checkpoints import Checkpoints
+from dfkd.utils.images import decode_image
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Chain:
     @property
     def states(self) -> Checkpoints:
         """The carried states; state `n` is what part `n` starts from."""
-        return Checkpoints(self.version.storage.child("state"))
+        return Checkpoints(self.version.storage.child(layout.STATES))
 
     def units(self, manifest: Manifest, done: Container[str]) -> Iterator[Unit | None]:
         """Yield the remaining parts, from the newest state on; None while the previous part runs.
@@ -63,14 +63,16 @@ class Chain:
         """The images of a finished part, uint8 [N, H, W, 3], ordered by class and index.
 
         Raises:
-            CorruptionError: a shard does not match its receipt.
+            CorruptionError: a shard does not match its receipt, or an image cannot be decoded.
         """
         (tasks,) = islice(parts(manifest), part, part + 1)
         receipts = [self.version.receipt(task) for task in tasks]
+        home, size = self.version.home, manifest.synthesis.image_size
         images = [
-            np.asarray(Image.open(io.BytesIO(sample.image)).convert("RGB"))
+            sample.decoded(lambda image: decode_image(image, size))
             for receipt in receipts
-            for sample, _ in read_shard(self.version.home.get(receipt.key), receipt)
+            # One byte more than expected shows a longer object, without reading all of it.
+            for sample, _ in read_shard(home.get(receipt.key, receipt.bytes + 1), receipt)
         ]
         return torch.from_numpy(np.stack(images))
 

@@ -79,8 +79,10 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 class Stream:
     """Batches of a published version for one rank. The caller keeps the state (epoch, step).
 
-    `batches(epoch, step)` resumes, at any world size. In an epoch each sample is seen once, by one
-    rank, except for those of the last incomplete batch. All ranks take the same number of steps.
+    `batches(epoch, step)` resumes, at any world size. With one world size an epoch shows each
+    sample once, to one rank, except those of the last incomplete batch; if it changes within an
+    epoch, the rest of that epoch repeats some samples and leaves out others. All ranks take the
+    same number of steps.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Stream:
         length = min(run_length(self.buffer, self.rows), max(1, int(MAX_RUN_BYTES / mean_bytes)))
         self.runs = run_bounds([receipt.samples for receipt in shards], length)
         self.cached = images * 3 * image_size**2 <= cache_bytes
+        self._embedding_width: int | None = None
 
     @cached_property
     def _cache(self) -> "_Cache":
@@ -162,19 +165,28 @@ class Stream:
             # A resumed epoch skips the samples of earlier steps, so a run may be needed in part.
             begin, end = self.runs[run : run + 2]
             samples = begin + np.flatnonzero(needed[begin:end])
-            examples = self.examples.read(samples)
-            for example in examples:
-                self._check(example)
-            return dict(zip(samples.tolist(), examples, strict=True))
+            return dict(zip(samples.tolist(), self.examples.read(samples), strict=True))
 
-        return in_order(fetch, runs[np.sort(first_uses)].tolist())
+        with contextlib.closing(in_order(fetch, runs[np.sort(first_uses)].tolist())) as fetched:
+            for examples in fetched:
+                # Not in the threads of `fetch`, which would not agree on the first embedding.
+                for example in examples.values():
+                    self._check(example)
+                yield examples
 
     def _check(self, example: Example) -> None:
-        """Raise `CorruptionError` unless the example has a distance to each class."""
-        classes = len(self.version.classes)
+        """Raise `CorruptionError` unless the example has a distance to each class, and an embedding
+        as long as the first one.
+        """
+        classes, width = len(self.version.classes), len(example.embedding)
         if len(example.distances) != classes:
             rule = f"must be {classes} numbers, one for each class"
             raise _unusable(example, "distances.npy", rule)
+        if self._embedding_width is None:
+            self._embedding_width = width
+        if width != self._embedding_width:
+            rule = f"must be {self._embedding_width} numbers, as in other samples"
+            raise _unusable(example, "embedding.npy", rule)
 
     def _stream(self, order: Indices) -> Generator[Batch]:
         """Yield decoded batches in order.
@@ -247,18 +259,19 @@ def decode(example: Example, image_size: int) -> Tensor:
     The size in the header is checked first, because a decoder allocates memory for that size.
 
     Raises:
-        CorruptionError: the image is unreadable or has another size.
+        CorruptionError: the image is unreadable, or has another size or more than 8 bits a channel.
     """
-    encoded = torch.frombuffer(bytearray(example.image), dtype=torch.uint8)
     try:
         size = header_size(example.image, IMAGE_FORMATS[example.extension])
+        problem = f"{size[0]} x {size[1]} px, not {image_size} px a side"
         if size == (image_size, image_size):
+            encoded = torch.frombuffer(bytearray(example.image), dtype=torch.uint8)
             image: Tensor = decode_image(encoded, ImageReadMode.RGB)
-            return image.permute(1, 2, 0)
+            if image.dtype == torch.uint8:
+                return image.permute(1, 2, 0)
+            problem = f"{image.dtype}, not 8 bits a channel"
     except (RuntimeError, ValueError) as error:
         problem = str(error).partition("\n")[0]
-    else:
-        problem = f"{size[0]} x {size[1]} px, not {image_size} px a side"
     raise _unusable(example, example.extension, problem)
 
 

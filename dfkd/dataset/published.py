@@ -78,7 +78,7 @@ class _Manifest(BaseModel, strict=True):
     prompts: Sha256 | None = None
 
 
-class _Pointer(BaseModel, strict=True):
+class Pointer(BaseModel, strict=True):
     """The content of an object under `current/`."""
 
     number: Annotated[int, Field(ge=1, le=MAX_POINTER_NUMBER)]
@@ -275,22 +275,25 @@ def current_id(storage: Storage) -> str | None:
     return pointer.version if pointer else None
 
 
-def _newest_pointer(storage: Storage) -> _Pointer | None:
+def _newest_pointer(storage: Storage) -> Pointer | None:
     """The pointer with the highest number; None if there is none."""
     keys = [key for key in storage.list(layout.CURRENT) if layout.pointer_number(key) is not None]
     if not keys:
         return None
     # Keys are listed in order, and all numbers have eight digits, so the last key is the newest.
-    data = storage.get(keys[-1])
-    parse_json(data, storage.location(keys[-1]))
+    return read_pointer(storage, keys[-1])
+
+
+def read_pointer(storage: Storage, key: str) -> Pointer:
+    """The content of an object under `current/`; `CorruptionError` if it names no version."""
+    data = storage.get(key)
+    parse_json(data, storage.location(key))
     try:
-        pointer = _Pointer.model_validate_json(data)
+        pointer = Pointer.model_validate_json(data)
     except ValidationError:
         pointer = None
-    if pointer is None or keys[-1] != layout.pointer(pointer.number):
-        raise CorruptionError(
-            f"{storage.location(keys[-1])}: names no version; restore or delete it"
-        )
+    if pointer is None or key != layout.pointer(pointer.number):
+        raise CorruptionError(f"{storage.location(key)}: names no version; restore or delete it")
     return pointer
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dfkd.dataset.tar import member_slices, members
-from dfkd.errors import CorruptionError
+from dfkd.errors import CorruptionError, as_utf8
 from dfkd.storage import layout
 from dfkd.utils import strict_json
 from dfkd.utils.strict_json import canonical
@@ -116,7 +116,7 @@ class Receipt:
     It holds no times, so the same work gives the same receipt.
     """
 
-    task: Annotated[str, Field(pattern="^[0-9]{4,9}-[0-9]{5,9}$")]
+    task: Annotated[str, Field(pattern=f"^{layout.TASK}$")]
     shard: str
     """Key of the shard within its version."""
     sha256: Sha256
@@ -215,10 +215,17 @@ def _encode(sample: Sample) -> dict[str, bytes]:
 def _problem(metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | None:
     """The first violation of the sample format, or None; writers and readers use this check."""
     for key, kind in METADATA.items():
-        if type(metadata.get(key)) is not kind:
-            return f"metadata {key!r} must be {kind.__name__}, is {metadata.get(key)!r}"
-        if kind is float and not math.isfinite(metadata[key]):
-            return f"metadata {key!r} must be finite, is {metadata[key]!r}"
+        value = metadata.get(key)
+        if type(value) is not kind:
+            return f"metadata {key!r} must be {kind.__name__}, is {value!r}"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"metadata {key!r} must be finite, is {value!r}"
+        # The columns of `published.INDEX_SCHEMA` have 64 or 32 bits; that module imports this one.
+        bits = 63 if key in ("index", "seed") else 31
+        if isinstance(value, int) and value.bit_length() > bits:
+            return f"metadata {key!r} must have at most {bits} bits, is {value!r}"
+        if isinstance(value, str) and value != as_utf8(value):
+            return f"metadata {key!r} must be UTF-8, is {value!r}"
     if arrays.keys() != ARRAYS.keys():
         return f"arrays must be {sorted(ARRAYS)}, are {sorted(arrays)}"
     for name, dtype in ARRAYS.items():
@@ -267,11 +274,7 @@ def _samples_with_slices(
     `count` is the expected number of samples, which is checked before the first one.
     """
     # tarfile ends silently at a truncated header, so the end mark is checked first.
-    if (
-        len(data) % tarfile.RECORDSIZE
-        or data[-END_MARK_BYTES:].strip(b"\0")
-        or len(data) < END_MARK_BYTES
-    ):
+    if not data or len(data) % tarfile.RECORDSIZE or data[-END_MARK_BYTES:].strip(b"\0"):
         _refuse(name, f"{len(data)} bytes without the end mark of a tar")
     try:
         groups = _groups(members(data), name)

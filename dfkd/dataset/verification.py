@@ -4,7 +4,13 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion, index_row, sha256_object
+from dfkd.dataset.published import (
+    INDEX_SCHEMA,
+    PROMPTS_REMEDY,
+    PublishedVersion,
+    index_row,
+    sha256_object,
+)
 from dfkd.dataset.shards import Receipt, decode_receipt
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
@@ -50,10 +56,7 @@ def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
     for name, digest in digests.items():
         if sha256_object(version.storage, layout.prompts(name)) != digest:
             where = version.storage.location(layout.prompts(name))
-            yield (
-                f"{where}: is not what was published; "
-                "restore it from a copy, or give another storage.root and synthesise again"
-            )
+            yield f"{where}: is not what was published; {PROMPTS_REMEDY}"
 
 
 def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:

@@ -48,20 +48,28 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
     # The identity goes through JSON, so that it compares equal to the stored one.
     requested = json.loads(canonical(dict(identity)))
     version = Version(storage, fingerprint(requested))
-    for other in _unfinished(storage):
-        if other == version.id:
-            continue
-        if not abandon:
-            stored = read_json(storage, f"{layout.version(other)}/{layout.IDENTITY}")
-            where = storage.location(layout.version(other))
-            refuse_difference(stored, requested, where)
-        storage.put(f"{layout.version(other)}/{layout.ABANDONED}", b"")
+    if abandon:
+        for other in _unfinished(storage):
+            if other != version.id:
+                storage.put(f"{layout.version(other)}/{layout.ABANDONED}", b"")
+    else:
+        refuse_unfinished(storage, requested)
     # The name is a prefix of the fingerprint, so a stored identity could differ by a collision.
     if not version.storage.put_if_absent(layout.IDENTITY, canonical(requested)):
         refuse_difference(version.identity, requested, version.storage.location())
     version.storage.delete(layout.ABANDONED)
     refuse_removal(storage, version.id)
     return version
+
+
+def refuse_unfinished(storage: Storage, identity: Mapping[str, Any]) -> None:
+    """Raise `FingerprintError` if a version of another identity is unfinished in the storage of one
+    method; the text shows the difference.
+    """
+    requested = json.loads(canonical(dict(identity)))
+    for other in _unfinished(storage):
+        stored = read_json(storage, f"{layout.version(other)}/{layout.IDENTITY}")
+        refuse_difference(stored, requested, storage.location(layout.version(other)))
 
 
 def _unfinished(storage: Storage) -> list[str]:

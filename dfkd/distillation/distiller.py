@@ -63,7 +63,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class LabelScale:
+class DistanceObjective:
     """L1 loss on standardised targets, (distance - mean) / std; the default changes nothing.
 
     After the training `dfkd.models.student.fold` puts its inverse into the student's head.
@@ -75,8 +75,10 @@ class LabelScale:
     """Their standard deviation."""
 
     @classmethod
-    def of(cls, standardise: bool | tuple[float, float], mean: float, std: float) -> "LabelScale":
-        """The scale that `distillation.standardise` asks for.
+    def of(
+        cls, standardise: bool | tuple[float, float], mean: float, std: float
+    ) -> "DistanceObjective":
+        """The objective that `distillation.standardise` asks for.
 
         Args:
             standardise: mean and standard deviation of the targets; true stands for (0, 1), false
@@ -138,7 +140,7 @@ class Distiller:
         schedule: Schedule,
         seed: int,
         label: TargetFunction | None = None,
-        scale: LabelScale | EmbeddingObjective = LabelScale(),
+        objective: DistanceObjective | EmbeddingObjective = DistanceObjective(),
         device: torch.device = CPU,
         rank: int = 0,
         distribute: Distribute = lambda module: module,
@@ -152,7 +154,7 @@ class Distiller:
             seed: seed of the student; each step's randomness is derived from it.
             label: computes the targets from the views; None uses those that are stored with the
                 images.
-            scale: standardisation of the targets, and the loss on them.
+            objective: standardisation of the targets, and the loss on them.
             rank: number of this process, from 0.
             distribute: wraps the student for training with several ranks.
             weight: factor on this rank's loss: its images of a step, divided by the mean over the
@@ -160,7 +162,8 @@ class Distiller:
         """
         self.loss_weight = weight
         self.config, self.schedule, self.seed, self.label = config, schedule, seed, label
-        self.scale, self.device, self.rank, self.distribute = scale, device, rank, distribute
+        self.objective, self.device = objective, device
+        self.rank, self.distribute = rank, distribute
         self.student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0
         self._enter_phase()
@@ -201,7 +204,7 @@ class Distiller:
         targets = self._targets(views, batch)
         with seeded(self._own_seed, self.device), autocast(self.device, self.config.precision):
             outputs = self.model(views)
-        loss = self.scale.loss(outputs.float(), targets)
+        loss = self.objective.loss(outputs.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
         # DDP takes the plain mean of the ranks' gradients, but ranks may hold unequal numbers of
         # images. With the weight that mean is the gradient of the mean over the whole batch.
@@ -214,7 +217,7 @@ class Distiller:
         # step holds the second phase's optimizer, as `restore` expects at this step.
         if self.step == self.schedule.warmup:
             self._enter_phase()
-        student, teacher = self.scale.nearest(outputs.detach(), targets)
+        student, teacher = self.objective.nearest(outputs.detach(), targets)
         return StepMetrics(loss.detach(), (student == teacher).float().mean())
 
     def view(self, batch: Batch) -> Tensor:
@@ -237,7 +240,7 @@ class Distiller:
     def _targets(self, pixels: Tensor, batch: Batch) -> Tensor:
         """What the teacher says float32 [B, M or E]: of the views, or stored with the images."""
         if self.label is None:
-            return self.scale.stored(batch).to(self.device).float()
+            return self.objective.stored(batch).to(self.device).float()
         return self.label(pixels)
 
     def state(self) -> dict[str, Tensor]:

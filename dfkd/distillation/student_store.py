@@ -86,7 +86,7 @@ def _refuse_foreign(version: PublishedVersion, method: Method, required: dict[st
         if identity.get(field) != value:
             raise ManifestError(
                 field,
-                f"must be that of the current version of method {method}, {identity.get(field)!r}",
+                f"must be that of version {version.id} of method {method}, {identity.get(field)!r}",
                 value,
                 "run jobs/synthesize.py with this manifest first",
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dfkd.config.bundled import EVALUATION
 from dfkd.config.distillation import Evaluation
-from dfkd.errors import CorruptionError, ManifestError
+from dfkd.errors import CorruptionError, ManifestError, as_utf8
 from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, read_rows
 from dfkd.evaluation.layouts import Layout, recognise
 from dfkd.evaluation.public_data_sets import normalise_name
@@ -200,11 +200,6 @@ def _domains(config: Evaluation, classes: Sequence[str], content: _SourceContent
     items.sort(key=lambda item: (order.index(item.domain), item.class_index, item.name))
     data = Domains(config.data, tuple(classes), tuple(items), ())
     return dataclasses.replace(data, notes=tuple(map(as_utf8, _notes(data, content))))
-
-
-def as_utf8(text: str) -> str:
-    """The text with backslash escapes for bytes of file names that are not UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:

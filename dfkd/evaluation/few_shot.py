@@ -32,9 +32,9 @@ from torch import Tensor
 
 from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
-from dfkd.errors import CorruptionError, DfkdError, ManifestError
+from dfkd.errors import CorruptionError, DfkdError, ManifestError, as_utf8
 from dfkd.evaluation import few_shot_starts
-from dfkd.evaluation.data import Domains, as_utf8, open_data
+from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot_results import (
     FOLDER,
     Curve,

@@ -67,9 +67,8 @@ def text_only(manifest: Manifest) -> NetworkSize:
 
 def _tower(tower: Teacher) -> NetworkSize:
     """The image tower of a model; its text tower has no part in answering."""
-    visual = tower.model.get_submodule("visual")
     name = f"{tower.name}, {tower.image_size} px"
-    return NetworkSize(name, parameters(visual), tower.image_size, tower.encode_image)
+    return NetworkSize(name, parameters(tower.visual), tower.image_size, tower.encode_image)
 
 
 def student(manifest: Manifest) -> NetworkSize:

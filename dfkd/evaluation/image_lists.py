@@ -46,7 +46,7 @@ MAX_LABEL_DIGITS = 6
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield number and fields of each line `path, domain, class`.
+    """Yield number and fields of each line `path, domain, class`, the path with `/` and no root.
 
     The first line decides whether tabs, commas or spaces separate the fields of the whole list.
 
@@ -61,8 +61,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         if len(fields) != 3 or not all(fields):
             raise bad_line(path, number, "must be: path, domain, class", line)
         if [word.lower() for word in fields] != HEADER:
-            _names(path, number, fields[0])
-            yield number, fields
+            yield number, ["/".join(_names(path, number, fields[0])), *fields[1:]]
 
 
 def read_labelled_lines(path: Path) -> Iterator[tuple[int, list[str], int]]:

@@ -82,7 +82,7 @@ class ResultRow(TypedDict):
     accuracy: Fraction
     class_mean: Fraction
     per_class: dict[str, Fraction]
-    confusion: list[list[Natural]]
+    confusion: list[list[Annotated[int, Field(ge=0, lt=1 << 32)]]]  # sums must fit into int64
 
 
 class Spread(TypedDict):

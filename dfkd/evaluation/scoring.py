@@ -25,9 +25,9 @@ from dfkd.distillation.student_store import (
     require_replaceable_classes,
 )
 from dfkd.distillation.text_only import class_vectors, load_tower
-from dfkd.errors import DfkdError, ManifestError
+from dfkd.errors import DfkdError, ManifestError, as_utf8
 from dfkd.evaluation import footprint
-from dfkd.evaluation.data import Domains, Item, as_utf8, open_data
+from dfkd.evaluation.data import Domains, Item, open_data
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
 from dfkd.prompts.styles import class_text_embeddings

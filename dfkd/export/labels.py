@@ -18,7 +18,7 @@ from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 
 DIGITS = 8
-"""Decimals of a vector's entries; float32 has no more."""
+"""Decimals of a vector's entries; the error of 5e-9 is far below what tells classes apart."""
 
 
 def labels_json(classes: Sequence[str], texts: Tensor | None) -> str:

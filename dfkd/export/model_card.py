@@ -62,7 +62,7 @@ CARD = """\
 
 A {student[architecture]} ({student[parameters]:,} parameters, {student[image_size]} px) that \
 `dfkd` distilled from a vision-language
-teacher on {data[images]:,} synthesised images and no real one.
+teacher on {data[images]:,} synthesised images; distillation saw no real one.
 
 `model.onnx` (opset {opset}) takes `pixels`, float32 [N, 3, {student[image_size]}, \
 {student[image_size]}] RGB in [0, 1], which it
@@ -117,8 +117,8 @@ image tower in float32.
 ## Licence
 
 The weights are the output of your run; `dfkd` (Apache-2.0) lays no claim to them. They derive from
-the weights of the teacher and the generator, whose licences and terms apply: read those before you
-pass this folder on.
+the weights of the teacher, the generator and the student's initial backbone, whose licences and
+terms apply: read those before you pass this folder on.
 """
 
 AVERAGES = {
@@ -203,8 +203,9 @@ def _origin(facts: Mapping[str, Any]) -> str:
         ["fingerprint", f"`{data['fingerprint']}`"],
         ["prompt method, seed", f"{student['method']}, {student['seed']}"],
         ["student", f"`{student['folder']}`, sha256 `{student['sha256']}`"],
+        ["student's initial weights", f"`{student['weights']}`"],
         ["teacher", str(facts["teacher"]["model"])],
-        *([f"{r} sha256", f"`{d}`"] for r, d in sorted(facts["teacher"]["weights"].items())),
+        *([f"{r} sha256", f"`{d}`"] for r, d in sorted(data["weights"].items())),
         ["int8 calibration", f"{calibration['images']} images of that version, no others"],
         ["made with", ", ".join(f"{n} {v}" for n, v in sorted(facts["libraries"].items()))],
     ]

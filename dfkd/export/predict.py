@@ -7,7 +7,6 @@ an invalid file is reported in one line, with exit code 2.
 import argparse
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from dfkd.errors import DfkdError, Exit, ManifestError, one_line
+from dfkd.errors import DfkdError, Exit, ManifestError, as_utf8, one_line
 from dfkd.utils.images import Array, batch, decode_image
 
 MODEL, INT8 = "model.onnx", "model.int8.onnx"
@@ -129,9 +128,10 @@ def _labels(path: Path) -> tuple[tuple[str, ...], Array | None]:
     labels = _json(path)
     names = list(labels) if isinstance(labels, list | dict) else []
     texts = _vectors(labels.values()) if isinstance(labels, dict) else None
-    valid = names and all(isinstance(name, str) and name for name in names)
+    # As in a manifest: with other names one could forge a line of output.
+    valid = names and all(isinstance(n, str) and n and n.isprintable() for n in names)
     if not valid or (texts is not None and texts.ndim != 2):
-        rule = "must be a list of names, or an object with a unit vector for each name"
+        rule = "must be a list of printable names, or an object with a unit vector for each"
         _refuse(str(path), rule, _short(labels))
     return tuple(names), texts
 
@@ -156,10 +156,15 @@ def _replaced(own: Array | None, path: Path) -> tuple[tuple[str, ...], Array]:
             str(path),
             "leave it out, or distil with distillation.target=embedding",
         )
-    names, texts = _labels(path)
+    remedy = "write it with jobs/labels.py"
+    try:
+        names, texts = _labels(path)
+    except ManifestError:  # it is about a student folder, of which this file is no part
+        readable = "must be a readable file with a unit vector for each name"
+        raise ManifestError("--labels", readable, str(path), remedy) from None
     if texts is None or texts.shape[1] != own.shape[1]:
         rule = f"must have a vector of {own.shape[1]} numbers for each name"
-        raise ManifestError("--labels", rule, str(path), "write it with jobs/labels.py")
+        raise ManifestError("--labels", rule, str(path), remedy)
     return names, texts
 
 
@@ -174,8 +179,9 @@ def _rules(folder: Path) -> Rules:
     if type(size) is not int or not 0 < size <= MAX_SIZE:
         _refuse(f"{path} size", f"must be a whole number from 1 to {MAX_SIZE}", _short(size))
     temperature: Any = rules.get("temperature")
-    if type(temperature) not in (int, float) or not MIN_TEMPERATURE <= temperature < math.inf:
-        rule = f"must be a number from {MIN_TEMPERATURE}"
+    largest = sys.float_info.max
+    if type(temperature) not in (int, float) or not MIN_TEMPERATURE <= temperature <= largest:
+        rule = f"must be a number from {MIN_TEMPERATURE} to {largest}"
         _refuse(f"{path} temperature", rule, _short(temperature))
     source, target = (_port_name(path, rules, key) for key in ("input", "output"))
     return Rules(size, source, target, float(temperature))
@@ -281,7 +287,7 @@ def _label_pictures(options: argparse.Namespace) -> None:
                 "give a picture file",
             ) from None
         labels = describe(probabilities, predictor.labels, options.top)
-        print(f"{path}: {labels}", flush=True)
+        print(as_utf8(f"{path}: {labels}"), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

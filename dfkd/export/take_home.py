@@ -28,8 +28,8 @@ from dfkd.config.distillation import Average
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
+from dfkd.distillation.student_names import weights_identity
 from dfkd.distillation.student_store import StudentLocation, locate_student
-from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.footprint import FLOAT32, parameters
 from dfkd.evaluation.results import ResultRow, accuracy_of, summarise
@@ -64,22 +64,21 @@ CPU = torch.device("cpu")
 
 
 def write_take_home(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
-    """Export the run's student to `student/`, and score the exported graphs on the evaluation data.
+    """Export the run's student to `student/`, and score it and its graphs on the evaluation data.
 
     Args:
         manifest: the manifest of an evaluated run.
-        results: the content of `results.json`, with rows of that student.
+        results: the content of `results.json`, which has the accuracy of the teacher.
         threads: threads for decoding and for the models; the timing uses one core.
 
     Returns:
         The location of the folder, for display.
 
     Raises:
-        ManifestError: the student is missing or was not scored.
-        CorruptionError: student or data set are damaged.
+        ManifestError: nothing is published for the last method, or evaluation data are unusable.
+        CorruptionError: student or data set are missing or damaged.
     """
     location = locate_student(manifest, manifest.methods[-1], manifest.distillation.seeds[0])
-    accuracy = _scored_accuracy(results, location)
     student, card = load_student(location.storage)
     teacher = Teacher.load(manifest.teacher, CPU, cache=manifest.cache)
     with tempfile.TemporaryDirectory() as name:
@@ -100,36 +99,18 @@ def write_take_home(manifest: Manifest, results: Mapping[str, Any], threads: int
         comparison = Comparison(student, folder, rules["temperature"], threads)
         # Scoring calls the comparison with every evaluation image, so the check of the graphs
         # against PyTorch covers all of them and is complete only after this line.
-        facts["evaluation"] = _evaluate(manifest, comparison, accuracy, card, threads)
+        facts["evaluation"] = _evaluate(manifest, comparison, results, card, threads)
         facts["check"], facts["confidence"] = comparison.facts(), comparison.confidence
         return _publish(folder, facts, open_storage(manifest.storage.root).child(FOLDER))
 
 
-def _scored_accuracy(results: Mapping[str, Any], location: StudentLocation) -> dict[str, Any]:
-    """The accuracies of the student in PyTorch and of the teacher, under `torch` and `teacher`.
-
-    The teacher's is None if the teacher was not scored.
-
-    Raises:
-        ManifestError: the student was not scored.
-    """
-    rows: list[ResultRow] = results["rows"]
-    key = ("student", location.method, location.seed)
-    # A run may have scored students of other methods and seeds too.
-    own = [row for row in rows if (row["model"], row["method"], row["seed"]) == key]
-    if not own:
-        raise ManifestError(
-            "evaluation.models",
-            f"must score the student of method {location.method} seed {location.seed} to export it",
-            sorted({row["model"] for row in rows}),
-            "run jobs/evaluate.py with evaluation.models=[teacher, student]",
-        )
-    teacher = [row for row in rows if row["model"] == "teacher"]
-    average = results["average"]
-    return {
-        "torch": _accuracy(own, average),
-        "teacher": _accuracy(teacher, average) if teacher else None,
-    }
+def _teacher_accuracy(
+    results: Mapping[str, Any], images: Mapping[str, int], average: Average
+) -> dict[str, Any] | None:
+    """The teacher's accuracy; None if it was not scored, or on other numbers of `images`."""
+    rows: list[ResultRow] = [row for row in results["rows"] if row["model"] == "teacher"]
+    counts = {row["domain"]: row["images"] for row in rows}
+    return _accuracy(rows, average) if counts == images else None
 
 
 def _accuracy(rows: Sequence[ResultRow], average: Average) -> dict[str, Any]:
@@ -218,16 +199,17 @@ def _origin(
             "folder": location.name,
             "method": location.method,
             "seed": location.seed,
+            "weights": weights_identity("distillation.weights", manifest.distillation.weights),
             "parameters": parameters(student),
         },
         "data": {
             "version": location.version.id,
             "fingerprint": location.version.fingerprint,
             "images": location.version.manifest["samples"],
+            "weights": location.version.manifest["weights"],
         },
         "teacher": {
             "model": manifest.teacher.model,
-            "weights": location.version.manifest["weights"],
             "image_size": teacher.image_size,
             "parameters": parameters(tower),
             "bytes": FLOAT32 * parameters(tower),
@@ -246,7 +228,11 @@ def _answering(graph: GraphFunction, student: Student) -> GraphFunction:
 
 
 class Comparison:
-    """The float graph as a model to score; it also measures how both graphs differ from PyTorch."""
+    """The student and both graphs as models to score; it also measures how the graphs differ.
+
+    Of each batch, PyTorch's distances (`torch`) come first; the float graph's are compared with
+    them.
+    """
 
     def __init__(self, student: Student, folder: Path, temperature: float, threads: int) -> None:
         """Load both graphs from `folder`; `temperature` turns distances into probabilities."""
@@ -254,13 +240,20 @@ class Comparison:
         self.graphs = {
             name: _answering(load_graph(folder / name, threads), student) for name in (MODEL, INT8)
         }
+        self.expected = np.empty(0, np.float32)
         self.images, self.confidence_sum = 0, 0.0
         self.largest = dict.fromkeys(self.graphs, 0.0)
         self.equal = dict.fromkeys(self.graphs, 0)
 
+    def torch(self, pixels: Tensor) -> Tensor:
+        """PyTorch's distances [N, M] of pixels [N, 3, S, S], kept for the next comparison."""
+        distances: Tensor = self.student(pixels)
+        self.expected = distances.numpy()
+        return distances
+
     def __call__(self, pixels: Tensor) -> Tensor:
-        """The float graph's distances [N, M] of pixels [N, 3, S, S], compared with PyTorch's."""
-        expected = self.student(pixels).numpy()
+        """The float graph's distances [N, M] of the same pixels, compared with PyTorch's."""
+        expected = self.expected
         outputs = {name: graph(pixels.numpy()) for name, graph in self.graphs.items()}
         self.images += len(expected)
         for name, distances in outputs.items():
@@ -297,21 +290,25 @@ class Comparison:
 def _evaluate(
     manifest: Manifest,
     comparison: Comparison,
-    accuracy: Mapping[str, Any],
+    results: Mapping[str, Any],
     card: Mapping[str, Any],
     threads: int,
 ) -> dict[str, Any]:
-    """The accuracy of both graphs, with that of PyTorch and of the teacher from `accuracy`."""
+    """The accuracy of the student and of both graphs, with that of the teacher from `results`."""
     data = open_data(manifest.evaluation, manifest.classes)
     size = card["image_size"]
-    # The graphs are the methods of the rows. Scored together, each image is decoded once.
-    models: dict[str, Classifier] = {"onnx": comparison, "int8": comparison.int8}
+    # The forms are the methods of the rows. Scored together, each image is decoded once.
+    models: dict[str, Classifier] = {
+        "torch": comparison.torch,
+        "onnx": comparison,
+        "int8": comparison.int8,
+    }
     candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
     scores = score([candidates], data, BATCH, threads)
     images = {row["domain"]: row["images"] for row in scores.rows}
-    by_graph = {name: [row for row in scores.rows if row["method"] == name] for name in models}
+    by_form = {name: [row for row in scores.rows if row["method"] == name] for name in models}
     # Over images, like the mean confidence that the card sets beside it.
-    right = sum(row["images"] * row["accuracy"] for row in by_graph["onnx"])
+    right = sum(row["images"] * row["accuracy"] for row in by_form["onnx"])
     average = manifest.evaluation.average
     return {
         "source": data.source,
@@ -320,8 +317,8 @@ def _evaluate(
         "average": average,
         "right": right / sum(images.values()),
         "accuracy": {
-            **accuracy,
-            **{name: _accuracy(rows, average) for name, rows in by_graph.items()},
+            "teacher": _teacher_accuracy(results, images, average),
+            **{name: _accuracy(rows, average) for name, rows in by_form.items()},
         },
     }
 

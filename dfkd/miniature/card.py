@@ -58,7 +58,6 @@ def write_notice(recipe: Recipe, split: DataSplit, folder: Path) -> None:
     described = split.catalogue.collections
     # Clip art is a collection of rows too, but none of the package.
     used = pretraining.collections_of([*split.rows, *split.validation]).keys() & described.keys()
-    evaluated = [prefix for group in EVALUATION.values() for prefix in group]
     parts = [
         f"The models and images in this folder derive from icon sets of the npm package\n"
         f"{recipe.data.package} (https://iconify.design), all under permissive licences, and from\n"
@@ -67,7 +66,7 @@ def write_notice(recipe: Recipe, split: DataSplit, folder: Path) -> None:
     ]
     for heading, prefixes in (
         ("Used for training or validation:", sorted(used)),
-        ("Images of these sets are in evaluation.tar (painted, 64 px):", evaluated),
+        ("Images of these sets are in evaluation.tar (painted, 64 px):", EVALUATION),
     ):
         collections = [described[prefix] for prefix in prefixes]
         lines = [f"- {c.title} ({c.prefix}), {c.author}, {c.licence}, {c.url}" for c in collections]
@@ -134,7 +133,8 @@ def _teacher(teacher: Scores) -> str:
     return (
         f"{teacher['parameters']:,} parameters, {teacher['vocabulary']:,} tokens; "
         f"{teacher['steps']:,} steps, {teacher['images_seen']:,} painted images, "
-        f'{teacher["hours"]} hours.\n\nZero-shot accuracy with the prompt "A {{class}}" (%):\n\n'
+        f'{teacher["hours"]} hours.\n\nZero-shot accuracy with the prompt "A {{class}}" (%), on '
+        f"the images before their WebP compression in `evaluation.tar`:\n\n"
         + _table(
             (
                 "domain",
@@ -192,7 +192,8 @@ def _diffusion(diffusion: Scores) -> str:
     }
     return (
         f"{diffusion['parameters']:,} parameters in the UNet, which makes latents of the generator "
-        f"(v-prediction, conditioned on the hidden states of the teacher's text tower); "
+        f"(v-prediction, conditioned on the hidden states of the teacher's text tower); trained on "
+        f"drawings of the {diffusion['nouns']} most frequent one-word names: "
         f"{diffusion['steps']:,} steps, {diffusion['images_seen']:,} images, {diffusion['hours']} "
         f"hours. With {diffusion['sampling_steps']} sampling steps and guidance "
         f"{diffusion['guidance']:g}, the teacher names {_percent(means['plain'])} % of the images "
@@ -225,12 +226,11 @@ def _provenance(scores: Scores, diffusion: Scores) -> str:
             for name, f in (scores["files"] | diffusion["files"]).items()
         ],
     )
-    note = f"\n\n{scores['note']}" if scores["note"] else ""
     return (
         f"`{scores['command']}` on {machine['processor']} ({machine['processors']} cores, no GPU), "
         f"torch {machine['torch']}, seed {scores['seed']}, scored {machine['date']}; the diffusion "
         f"model with `{diffusion['command']}`, scored {diffusion['machine']['date']}. This card, "
-        f"`scores.json` and `NOTICE` are written by the job.{note}\n\n{files}"
+        f"`scores.json` and `NOTICE` are written by the job.\n\n{files}"
     )
 
 

@@ -61,7 +61,8 @@ def make(recipe: Recipe, command: str) -> Path:
         command: the command line, for the model card.
 
     Raises:
-        ManifestError: the icon package or the clip art is not where the recipe says.
+        ManifestError: the icon package or the clip art is not where the recipe says, or npm is
+            missing.
         InfrastructureError: the icon package could not be downloaded.
         FingerprintError: the work folder belongs to another recipe.
     """
@@ -77,7 +78,6 @@ def make(recipe: Recipe, command: str) -> Path:
         "recipe": fingerprint(work_folder.identity(recipe)),
         "command": command,
         "seed": recipe.seed,
-        "note": recipe.note,
         "machine": scoring.machine_scores(),
         "data": scoring.data_scores(recipe, split),
         "teacher": scoring.teacher_scores(teacher_trainer, models.teacher, models.tokenizer, split),
@@ -245,7 +245,7 @@ def _judge_classes(split: DataSplit) -> dict[str, list[DrawingRow]]:
 def write_scores(scores: Scores, folder: Path) -> Path:
     """Write ``scores.json``; returns its path."""
     path = folder / "scores.json"
-    path.write_text(json.dumps(scores, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    work_folder.write_whole(path, json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
     return path
 
 

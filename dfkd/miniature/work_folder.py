@@ -35,8 +35,8 @@ _WITHOUT_EFFECT = frozenset(
     {
         *("data.directory", "data.clipart", "data.work", "data.max_likeness"),
         *("teacher.compile", "teacher.checkpoint_every"),
-        *("generator.compile", "generator.checkpoint_every"),
-        *("diffusion.checkpoint_every", "backbone.checkpoint_every", "judge.checkpoint_every"),
+        *("generator.checkpoint_every", "diffusion.checkpoint_every"),
+        *("backbone.checkpoint_every", "judge.checkpoint_every"),
     }
 )
 
@@ -68,7 +68,7 @@ def claim(recipe: Recipe, stage: Stage) -> Path:
     expected = identity(recipe, stage)
     if not record.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(expected, indent=2) + "\n", "utf-8")
+        write_whole(record, json.dumps(expected, indent=2) + "\n")
     stored = json.loads(record.read_text("utf-8"))
     changed = sorted(key for key in expected | stored if stored.get(key) != expected.get(key))
     if changed:
@@ -77,6 +77,13 @@ def claim(recipe: Recipe, stage: Stage) -> Path:
             "give another data.work or remove that folder"
         )
     return folder
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file; a kill leaves the earlier file, or none, in place."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, "utf-8")
+    os.replace(partial, path)
 
 
 class Stateful(Protocol):

@@ -148,7 +148,8 @@ def _timm(
         options["img_size"] = image_size
     try:
         model = timm.create_model(name, pretrained=library, **options)
-    except (OSError, RuntimeError) as error:
+    # Of an impossible size some models say so by an AssertionError.
+    except (OSError, RuntimeError, AssertionError) as error:
         if library:
             raise _not_loaded(config, field, error) from None
         raise ManifestError(

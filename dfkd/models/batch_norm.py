@@ -46,7 +46,7 @@ class Taps(Closing):
         return hook
 
     @property
-    def read(self) -> list[Tensor]:
+    def values(self) -> list[Tensor]:
         """The tensors of the last forward pass, in the order of the modules."""
         return [self._values[number] for number in range(len(self._handles))]
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from dfkd.config.bundled import CACHE
 from dfkd.config.distillation import Distillation
 from dfkd.config.hashing import derive_seed
-from dfkd.errors import CorruptionError, one_line
+from dfkd.errors import CorruptionError, ManifestError, one_line
 from dfkd.models.backbone import (
     FIELD,
     IMAGENET_MEAN,
@@ -33,7 +33,7 @@ from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
 from dfkd.utils.device import seeded
 from dfkd.utils.strict_json import canonical
-from dfkd.utils.types import Sha256, Size, first_problem
+from dfkd.utils.types import Name, Sha256, Size, first_problem
 
 WEIGHTS, CARD = layout.STUDENT_WEIGHTS, layout.STUDENT_CARD
 
@@ -209,12 +209,15 @@ def load_student(
         student=meta["architecture"], stem=meta["stem"], weights="none", warmup_epochs=0
     )
     classes, width = len(meta["classes"]), meta.get("embedding_dim", 0)
-    student = build(config, width or classes, meta["image_size"], seed=0)
+    try:
+        student = build(config, width or classes, meta["image_size"], seed=0)
+    except ManifestError as error:  # its remedy is for a manifest
+        raise _damaged(storage.location(CARD), one_line(error)) from None
     if width:
         student.texts = torch.empty(classes, width)
     try:
         student.load_state_dict(safetensors.torch.load(data))
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, KeyError) as error:  # KeyError: a dtype that torch lacks
         raise _damaged(storage.location(WEIGHTS), one_line(error)) from None
     return student.eval().requires_grad_(False).to(device), meta
 
@@ -223,7 +226,7 @@ class _StudentCard(BaseModel, strict=True):
     """The keys of a card that the code relies on; a card has more."""
 
     schema_: Literal[1] = Field(alias="schema")
-    architecture: str
+    architecture: Name
     stem: Literal["imagenet", "small"]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)]

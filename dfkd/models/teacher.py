@@ -55,6 +55,8 @@ def file_hashes(config: TeacherConfig, cache: str = CACHE) -> dict[str, str]:
     source = find_weights(config.weights, architecture, cache)
     files = {
         "teacher.weights": source.path,
+        # It states the pixels' mean and deviation; `teacher.model` may name the same file.
+        "teacher.weights/config": None if source.config == architecture.path else source.config,
         "teacher.model": architecture.path,
         "teacher.tokenizer": tokenizer_file(architecture),
     }
@@ -73,13 +75,13 @@ class Teacher:
         tokenizer: open_clip's tokenizer.
         device: the model's device.
         text: the module with the layers of the text tower.
+        visual: the image tower.
         image_size: height and width in pixels of the image tower's input.
         embedding_dim: E, the dimension of embeddings.
         logit_scale: factor on cosines before a softmax over texts.
         context_length: L, the number of tokens of a text with start, end and padding.
         token_table: [K, D], the token embeddings, whose mean and spread Eq 8-11 use.
         causal: whether tokens after a sentence's end do not change its embedding.
-        has_batch_norm: whether the image tower has batch-norm layers.
         mean, std: [1, 3, 1, 1], mean and standard deviation that normalise pixels in [0, 1].
     """
 
@@ -100,15 +102,13 @@ class Teacher:
         self._eos_id = self.text.eos_id if separate else self.text.text_eos_id
         self.causal = self.text.attn_mask is not None and self._pool_type in ("argmax", "eos")
         visual: Any = model.visual
-        visual.to(memory_format=torch.channels_last)
-        self._visual = visual
-        self.image_size = _square(name, visual.image_size)
+        self.visual = visual.to(memory_format=torch.channels_last)
+        self.image_size = _square(name, self.visual.image_size)
         self.token_table: Tensor = self.text.token_embedding.weight
         self.device = self.token_table.device
         self.context_length = int(self.text.context_length)
         self.embedding_dim = _embedding_dim(self.text)
         self.logit_scale = float(model.get_parameter("logit_scale").exp())
-        self.has_batch_norm = bool(layers(visual))
         mean = torch.tensor(preprocess.get("mean", OPENAI_DATASET_MEAN), device=self.device)
         std = torch.tensor(preprocess.get("std", OPENAI_DATASET_STD), device=self.device)
         self.mean, self.std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
@@ -179,7 +179,7 @@ class Teacher:
                 the longest sentence.
         """
         x, mask = self._tower_input(embeddings)
-        return self.read_off(self.text.transformer(x, attn_mask=mask), tokens)
+        return self.pool(self.text.transformer(x, attn_mask=mask), tokens)
 
     def hidden_states(self, embeddings: Tensor, layers: int) -> Tensor:
         """Hidden states [N, L, D] of token embeddings [N, L, D], after the final layer norm.
@@ -203,7 +203,7 @@ class Teacher:
         mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
         return embeddings + text.positional_embedding[:length].to(embeddings.dtype), mask
 
-    def read_off(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def pool(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Text embeddings [N, E], not normalised, from the last block's output [N, L, D]."""
         pooled: Tensor = text_global_pool(
             self.text.ln_final(hidden), tokens, self._pool_type, eos_token_id=self._eos_id
@@ -242,7 +242,7 @@ class Teacher:
         mixed = self._multiplies and (precision or self._precision) == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
             normal = torch.addcmul(self._shift, pixels, self._scale)
-            features: Tensor = self._visual(normal.contiguous(memory_format=torch.channels_last))
+            features: Tensor = self.visual(normal.contiguous(memory_format=torch.channels_last))
         return F.normalize(features.float(), dim=-1)
 
 
@@ -282,7 +282,7 @@ def require_batch_norm(teacher: Teacher, what: str) -> None:
     Args:
         what: the method, for the message.
     """
-    if not teacher.has_batch_norm:
+    if not layers(teacher.visual):
         raise ManifestError(
             "teacher.model",
             f"{what} needs an image tower with batch norm",
@@ -301,8 +301,7 @@ def batch_norm_taps(teacher: Teacher, what: str) -> Taps:
         ManifestError: the tower has no batch norm.
     """
     require_batch_norm(teacher, what)
-    visual: nn.Module = teacher.model.get_submodule("visual")
-    return Taps(layers(visual), statistics_distance)
+    return Taps(layers(teacher.visual), statistics_distance)
 
 
 def spherical_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -80,6 +80,8 @@ class Source:
     """open_clip's `preprocess_cfg`; empty if unknown."""
     quick_gelu: bool | None
     """Whether it was trained with QuickGELU; None if unknown."""
+    config: Path | None = None
+    """The configuration beside the weights that states these facts, if there is one."""
 
 
 def read_architecture(model: str) -> Architecture:
@@ -127,12 +129,13 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
     given = Path(weights).expanduser()
     if weights == MINIATURE:
         source = Source(existing_file("teacher.weights", TEACHER_WEIGHTS), {}, None)
-    elif given.is_dir():
-        source = _in_directory(given)
+    # Before folders, as `jobs/fetch.py` does; `./openai` still names a folder.
     elif tag := get_pretrained_cfg(architecture.name, weights):
         quick_gelu = bool(tag.get("quick_gelu"))
         require_activation(weights, quick_gelu, architecture)  # before the file is looked for
         source = Source(_tagged(architecture.name, weights, tag, cache), tag, quick_gelu)
+    elif given.is_dir():
+        source = _in_directory(given)
     elif given.is_file():
         source = Source(given, {}, is_torchscript(given) or None)
     else:
@@ -378,5 +381,5 @@ def _in_directory(directory: Path) -> Source:
     path = (preferred or checkpoints)[0]
     if not (directory / CONFIG).is_file():
         return Source(path, {}, is_torchscript(path) or None)
-    architecture = read_architecture(str(directory))
-    return Source(path, architecture.preprocess, architecture.quick_gelu)
+    beside = read_architecture(str(directory))
+    return Source(path, beside.preprocess, beside.quick_gelu, beside.path)

@@ -14,20 +14,24 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from dfkd.config.fingerprint import refuse_difference
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest, Regeneration
 from dfkd.config.methods import method_of
-from dfkd.dataset.published import PublishedVersion, current, read_json
-from dfkd.errors import LeaseError, ManifestError
+from dfkd.dataset.published import PublishedVersion, current
+from dfkd.errors import CorruptionError, LeaseError, ManifestError
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical
+from dfkd.utils.types import first_problem
+
+T = TypeVar("T")
 
 CLAIM = re.compile(rf"{layout.REGENERATIONS}(?P<number>[0-9]{{8}})/claim\.json")
 CANDIDATE, CURRENT = "candidate", "current"
@@ -60,24 +64,24 @@ class Attempt:
         return layout.regeneration(self.number)
 
     @cached_property
-    def claim(self) -> dict[str, Any]:
-        """Content of `claim.json`: the `identity` of the candidate."""
-        return read_json(self.storage, "claim.json")
+    def identity(self) -> dict[str, Any]:
+        """Identity of the candidate, from `claim.json`."""
+        return _read(self.storage, "claim.json", Claim).identity
 
     @property
     def method(self) -> str:
         """Method of the candidate."""
-        return method_of(self.claim["identity"])
+        return method_of(self.identity)
 
     @property
     def candidate(self) -> str:
         """Id of the version that this attempt makes."""
-        return fingerprint(self.claim["identity"])[:16]
+        return fingerprint(self.identity)[:16]
 
     @property
     def base(self) -> str:
         """Fingerprint of the version whose shards are carried over; empty if there is none."""
-        return str(self.claim["identity"].get("carried.from", ""))
+        return str(self.identity.get("carried.from", ""))
 
     @property
     def finished(self) -> bool:
@@ -89,8 +93,7 @@ class Attempt:
         """The gate's decision; None before the gate has run."""
         if not self.storage.exists("decision.json"):
             return None
-        tree = read_json(self.storage, "decision.json")
-        return Decision(**{**tree, "reasons": tuple(tree["reasons"])})
+        return _read(self.storage, "decision.json", Decision)
 
     def decide(self, decision: "Decision") -> "Decision":
         """Write the gate's decision once; returns the decision that is stored."""
@@ -103,6 +106,14 @@ class Attempt:
     def finish(self) -> None:
         """Mark the attempt as finished, so that the next call begins a new one."""
         self.storage.put_if_absent("finished.json", canonical({"number": self.number}))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Content of `claim.json`."""
+
+    identity: dict[str, Any]
+    """Identity of the candidate."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,18 @@ class Decision:
     def accepted(self) -> bool:
         """Whether the candidate becomes current."""
         return not self.reasons
+
+
+def _read(storage: Storage, key: str, schema: type[T]) -> T:
+    """The content of an attempt's object; `CorruptionError` if it is something else."""
+    try:
+        return TypeAdapter(schema).validate_json(storage.get(key), strict=True)
+    except ValidationError as error:
+        field, rule, _ = first_problem(error)
+        raise CorruptionError(
+            f"{storage.location(key)}: not what dfkd wrote ({field} {rule}); restore it, or delete "
+            "its folder and run again"
+        ) from None
 
 
 def attempts(root: Storage) -> list[Attempt]:
@@ -158,12 +181,11 @@ def begin(root: Storage, number: int, identity: Mapping[str, Any]) -> Attempt:
         LeaseError: another process that took over the lease claimed the number.
     """
     attempt = Attempt(root, number)
-    expected = canonical({"identity": dict(identity)})
-    attempt.storage.put_if_absent("claim.json", expected)
+    claim = Claim(dict(identity))
+    attempt.storage.put_if_absent("claim.json", canonical(asdict(claim)))
     # Put-if-absent may have lost against an earlier claim, so compare with what is stored.
-    if canonical(attempt.claim) != expected:
-        claimed = attempt.claim["identity"]
-        refuse_difference(claimed, dict(identity), attempt.storage.location())
+    if canonical(attempt.identity) != canonical(claim.identity):
+        refuse_difference(attempt.identity, claim.identity, attempt.storage.location())
         raise LeaseError(f"{attempt.storage.location()}: was claimed by another; run again")
     return attempt
 
@@ -239,7 +261,7 @@ def gate(
 
 def rules(config: Regeneration, decision: Decision) -> list[tuple[str, str, str, str]]:
     """Rows of the rules' table: rule, value of the current version, of the candidate, verdict."""
-    # All figures are those of the stored decision, so a resumed attempt shows the same ones.
+    # All figures are the decision's, so the page shows what was decided on.
     before = decision.current_accuracy
     least = -1.0 if before is None else before - config.tolerance
     return [

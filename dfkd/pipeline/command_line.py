@@ -78,6 +78,21 @@ def parser(description: str, **choices: Sequence[str]) -> argparse.ArgumentParse
     return arguments
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option whose value is a whole number and not below `least`."""
+
+    def count(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, got {text!r}")
+        return value
+
+    return count
+
+
 def run(
     arguments: argparse.ArgumentParser,
     work: Work,

@@ -13,7 +13,7 @@ from typing import Any
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.published import PublishedVersion, open_version, read_json
+from dfkd.dataset.published import PublishedVersion, open_version, read_json, read_pointer
 from dfkd.distillation.student_names import student_name
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.pipeline.attempts import Attempt, unfinished
@@ -181,10 +181,10 @@ def _last_current(home: Storage, keep: int) -> dict[int, str]:
     found: dict[int, str] = {}
     keys = [key for key in home.list(layout.CURRENT) if layout.pointer_number(key) is not None]
     for key in reversed(keys):
-        pointer = read_json(home, key)
+        pointer = read_pointer(home, key)
         # A roll-back gives a version a second, higher number; it counts once.
-        if pointer["version"] not in found.values():
-            found[int(pointer["number"])] = str(pointer["version"])
+        if pointer.version not in found.values():
+            found[pointer.number] = pointer.version
         if len(found) == keep:
             break
     return found

@@ -37,12 +37,12 @@ def check_synthesis(manifest: Manifest) -> None:
     _check_part(manifest, teacher)
     for method in filter(has_dependent_images, manifest.methods):
         require_batch_norm(teacher, method)
-    _check_games(manifest)
+    _check_adversarial(manifest)
     if any(map(prompt_method, manifest.methods)):
         kinds.load(manifest, cpu).require(teacher, manifest.synthesis.image_size)
 
 
-def _check_games(manifest: Manifest) -> None:
+def _check_adversarial(manifest: Manifest) -> None:
     """Refuse sizes that the networks of dfad and pre cannot handle, and parts without a round."""
     size, parts = manifest.synthesis.image_size, part_count(manifest)
     rounds = {"dfad": manifest.inversion.dfad.rounds, "pre": manifest.inversion.pre.rounds}

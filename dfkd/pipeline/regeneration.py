@@ -11,7 +11,7 @@ from dfkd.cluster import distillation
 from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import build, identify
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import Budget, fresh_tasks, task_count, tasks
+from dfkd.config.plan import fresh_tasks, task_count, tasks
 from dfkd.dataset.published import PublishedVersion, advance, open_version, refuse_removal
 from dfkd.errors import GateError
 from dfkd.evaluation.results import read_results, validate_results
@@ -95,7 +95,8 @@ def regenerate(manifest: Manifest, command: str, *, abandon: bool, threads: int)
             page = run.accept(decision)
         attempt.finish()
     if not decision.accepted:
-        print(f"wrote {page}", flush=True)
+        if decision.current:
+            print(f"wrote {page}", flush=True)
         raise GateError(
             f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
             f"({'; '.join(decision.reasons)}); it stays for inspection until jobs/clean.py "
@@ -155,9 +156,9 @@ class _Run:
         config = self.manifest.regeneration
         built = build(
             self.manifest,
-            self.attempt.claim["identity"],
+            self.attempt.identity,
             abandon=abandon,
-            budget=Budget(worker_seconds=config.worker_seconds or None),
+            worker_seconds=config.worker_seconds or None,
             make_current=False,
         )
         print(f"{built.method}: {built.images} images, {built.failed} failed", flush=True)
@@ -175,17 +176,16 @@ class _Run:
             current = None
         accuracy = self.score(candidate, attempts.CANDIDATE)
         current_accuracy = self.score(current, attempts.CURRENT) if current else None
+        decision = attempts.gate(config, candidate, accuracy, current, current_accuracy)
         # Whoever has lost the lease in the hours of training must not write a decision.
         self.lease.fence()
-        decision = attempt.decide(
-            attempts.gate(config, candidate, accuracy, current, current_accuracy)
-        )
+        # The page comes first: a call that resumes after the decision does not write it.
         if current:
             old = self.facts(current, attempts.CURRENT)
             new = self.facts(candidate, attempts.CANDIDATE)
             page = compare.render(old, new, attempts.rules(config, decision))
             attempt.storage.put(compare.PAGE, page.encode())
-        return decision
+        return attempt.decide(decision)
 
     def facts(self, version: PublishedVersion, name: str) -> Facts:
         """What the page that compares two versions shows of one; its results are in `name`."""

@@ -237,14 +237,19 @@ class PromptMaker:
             np.random.default_rng(batch_seed),
         )
         pseudo_words, embeddings = solution.pseudo_words, solution.embeddings
+        # Not those of `start`: where the guard made it vanilla, the updates began at a pseudo-word.
+        texts = [self.words.text(name) for name in names]
         if self.manifest.prompts.guard.attempts:
             bad = ~self.consistent(embeddings, labels)
             pseudo_words, embeddings = pseudo_words.clone(), embeddings.clone()
             pseudo_words[bad], embeddings[bad] = start.pseudo_words[bad], start.embeddings[bad]
+            for i in bad.nonzero().flatten().tolist():
+                texts[i] = start.texts[i]
         # The bank takes the final prompts, because later prompts must differ from those.
         self.bank.add(embeddings, labels)
         return dataclasses.replace(
             start,
+            texts=texts,
             pseudo_words=pseudo_words,
             embeddings=embeddings,
             initial=start.embeddings,

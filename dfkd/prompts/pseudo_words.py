@@ -260,7 +260,7 @@ class TextPrefix:
         mask = torch.cat([earlier, later], dim=2)[:, None]
         for block, before in zip(text.transformer.resblocks, self.seen, strict=True):
             hidden, _, _ = _pass(block, hidden, before, mask)
-        return self.teacher.read_off(hidden, tokens)
+        return self.teacher.pool(hidden, tokens)
 
 
 def _pass(

@@ -229,7 +229,7 @@ def _shares(
     """Rows of a histogram's bars, and the highest bar of each group."""
     edges = np.linspace(low, high, BINS + 1)
     rows, peaks = [], []
-    for order, (name, slot, values) in enumerate(groups):
+    for name, slot, values in groups:
         counts, _ = np.histogram(np.clip(values, low, high), edges)
         # Shares and not counts, because groups have different sizes.
         shares = counts / max(counts.sum(), 1)
@@ -237,8 +237,8 @@ def _shares(
         peaks.append((name, slot, float(edges[highest]), float(shares[highest])))
         rows += [
             {
-                "x": float(edge), "x2": float(after), "y": float(share), "group": name,
-                "colour": series(slot), "order": order,
+                "x": float(edge), "x2": float(after), "y": float(share),
+                "colour": series(slot),
                 "about": f"{name}: {100 * share:.1f} % from {edge:.2f} to {after:.2f}",
             }
             for edge, after, share in zip(edges[:-1], edges[1:], shares, strict=True)

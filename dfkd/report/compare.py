@@ -10,7 +10,7 @@ from dfkd.report.facts import MAX_URI_CHARACTERS, Facts, ScoredModel, collect
 from dfkd.report.gallery import reduced_to_budget
 from dfkd.report.page import accuracy_charts, slots_of, template
 from dfkd.report.wording import figures, headline
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 
 PAGE = "comparison.html"
 SECTIONS = [

@@ -15,7 +15,7 @@ import altair as alt
 from dfkd.evaluation.few_shot_results import CURVES, Curve, FewShotResults, gains
 from dfkd.evaluation.results import Spread
 from dfkd.report.svg import RenderedChart, axis_style, band, data_chart, files
-from dfkd.report.tables import HEADS, WIDTH
+from dfkd.report.tables import HEADS, WIDTH, align
 
 CELL = 10
 """Maximum width of a column in characters: `78.9 ±12.3`."""
@@ -143,11 +143,7 @@ def _figure(figure: Spread | None, sign: str = "") -> str:
 
 def _text_table(grid: Grid) -> str:
     """The grid as lines of text, with a rule below the heading."""
-    left = max(map(len, LABELS))
-    lines = [
-        (label.ljust(left) + "".join(f" {cell:>{CELL}}" for cell in cells)).rstrip()
-        for label, *cells in grid
-    ]
+    lines = align(grid)
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 

@@ -94,7 +94,7 @@ class Gallery:
     rejections: int
     """Number of `examined` images that the teacher puts into another class."""
     examined: int
-    """Number of images in the shards that were opened."""
+    """Number of images in the shards of `strips`, which are evenly spaced."""
     embeddings: Numbers
     """The teacher's embeddings float32 [N, E] of a sample of `examined`, none of them zero."""
     labels: Numbers
@@ -177,9 +177,11 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     # The last key of lexsort sorts first; class and index make the order the same each time.
     by_doubt = np.lexsort((index.index, index.class_index, index.confidence))[:WORST]
     by_loss = np.lexsort((index.index, index.class_index, -index.loss))[:WORST]
+    spaced = [row for rows in picks.values() for row in rows]
     # All shards are scanned in one pass, so that none is read twice.
     scan = _ShardScan(version)
-    scan.read(index, [*(row for rows in picks.values() for row in rows), *by_doubt, *by_loss])
+    counted = {int(index.shard[row]) for row in spaced}
+    scan.read(index, [*spaced, *by_doubt, *by_loss], counted)
     strips = {c: scan.pictures(index, rows) for c, rows in picks.items()}
     # A zero vector has no direction, so no cosine.
     usable = [(own, vector) for own, vector in scan.embeddings if np.abs(vector).sum() > 0]
@@ -213,34 +215,45 @@ class _ShardScan:
     wanted: dict[str, Sample] = field(default_factory=dict)
     """The samples that `read` was asked for, by key."""
     rejected: dict[int, Sample] = field(default_factory=dict)
-    """The least confident sample of each class that the teacher puts into another class."""
+    """The least confident counted sample of each class that the teacher puts into another one."""
     embeddings: list[tuple[int, Numbers]] = field(default_factory=list)
-    """Class index and embedding of every sample."""
+    """Class index and embedding of every counted sample."""
     rejections: int = 0
-    """Number of samples that the teacher puts into another class."""
+    """Number of counted samples that the teacher puts into another class."""
     examined: int = 0
-    """Number of samples."""
+    """Number of counted samples."""
 
-    def read(self, index: Index, rows: Iterable[int]) -> None:
-        """Scan the shards that hold these rows of the index."""
+    def read(self, index: Index, rows: Iterable[int], counted: set[int]) -> None:
+        """Scan the shards that hold these rows of the index.
+
+        Args:
+            counted: positions of the shards whose samples are counted.
+        """
         keys: dict[int, set[str]] = {}
         for row in rows:
             keys.setdefault(int(index.shard[row]), set()).add(_key(index, row))
         for shard in sorted(keys):
-            self._scan(self.version.shards[shard], keys[shard])
+            self._scan(self.version.shards[shard], keys[shard], shard in counted)
 
-    def _scan(self, receipt: Receipt, keys: set[str]) -> None:
-        """Look at every sample of a shard; keep those with one of these keys."""
+    def _scan(self, receipt: Receipt, keys: set[str], counted: bool) -> None:
+        """Keep the samples of a shard with one of these keys; count all of them if `counted`."""
         for sample in self.version.samples(receipt):
-            self.examined += 1
-            own = sample.metadata["class_index"]
-            self.embeddings.append((own, sample.arrays["embedding"]))
             if sample.key in keys:
                 self.wanted[sample.key] = sample
-            if predicted(sample) != own:
-                self.rejections += 1
-                earlier = self.rejected.setdefault(own, sample)
-                self.rejected[own] = min(earlier, sample, key=_confidence)
+            # A shard that is opened for a doubtful image has more of them than others, so it would
+            # bias the figures about all images.
+            if counted:
+                self._count(sample)
+
+    def _count(self, sample: Sample) -> None:
+        """Add a sample to the figures about all images."""
+        self.examined += 1
+        own = sample.metadata["class_index"]
+        self.embeddings.append((own, sample.arrays["embedding"]))
+        if predicted(sample) != own:
+            self.rejections += 1
+            earlier = self.rejected.setdefault(own, sample)
+            self.rejected[own] = min(earlier, sample, key=_confidence)
 
     def least_confident(self) -> list[Sample]:
         """The first of `rejected`, the least confident one first."""

@@ -117,7 +117,6 @@ class TrainedStudent:
     method: str
     seed: int
     architecture: str
-    image_size: int
     target: str
     """What it learned from the teacher: `distances` or `embedding`."""
     bytes: int
@@ -144,7 +143,6 @@ def read_student(student: Storage, name: str, method: str, seed: int, label: str
         method=method,
         seed=seed,
         architecture=card["architecture"],
-        image_size=card["image_size"],
         target=card.get("target", "distances"),
         bytes=card["bytes"],
         sha256=card["sha256"],

@@ -26,7 +26,7 @@ from dfkd.storage.base import (
     disk_full_error,
     require_disk_space,
 )
-from dfkd.storage.bucket import BucketStorage
+from dfkd.storage.bucket import BucketStorage, folder_names
 
 T = TypeVar("T")
 
@@ -210,7 +210,7 @@ class ObstoreStorage(BucketStorage):
         """See `Storage.folders`."""
         folder = (self._head + prefix).rstrip("/")
         answer = self._attempt("list", prefix, lambda _: self._client.list_with_delimiter(folder))
-        return tuple(sorted(name.rpartition("/")[2] for name in answer["common_prefixes"]))
+        return folder_names(answer["common_prefixes"])
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""

@@ -43,7 +43,8 @@ After a lost answer it shows whether this call or another writer created the obj
 MAX_UPLOADS = 4
 """Maximal number of bodies that a storage and its children send at the same time."""
 OPENING_ATTEMPTS = 5
-"""Attempts while opening, so that an unreachable store fails in seconds; later requests wait."""
+"""Attempts while opening, so that an unreachable store fails within a minute (one that accepts but
+never answers: five); later requests wait longer."""
 
 CONCURRENT_REQUESTS = 16
 """Requests of one caller in flight, because each one costs a network round trip."""
@@ -133,7 +134,7 @@ class Storage(Protocol):
         """The key's full path or URL, for messages."""
 
     def child(self, prefix: str) -> "Storage":
-        """The same storage with all keys under `prefix/`."""
+        """The same storage with all keys under `prefix/`; the slash may be given or not."""
 
     def observed(self, observe: Observer) -> "Storage":
         """The same storage, which calls `observe` after each request of itself or its children.

@@ -3,13 +3,14 @@
 import threading
 import uuid
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.storage.base import (
+    KEY,
     MAX_UPLOADS,
     OPENING_ATTEMPTS,
     PROBE,
@@ -155,7 +156,7 @@ class BucketStorage(Storage):
 
     def child(self, prefix: str) -> Self:
         """See `Storage.child`."""
-        return replace(self, prefix=self._name(prefix))
+        return replace(self, prefix=self._name(prefix.removesuffix("/")))
 
     def with_few_attempts(self) -> Self:
         """The same storage with only `OPENING_ATTEMPTS` attempts for each request."""
@@ -166,3 +167,9 @@ class BucketStorage(Storage):
     def observed(self, observe: Observer) -> Self:
         """See `Storage.observed`."""
         return replace(self, connection=replace(self.connection, observe=observe))
+
+
+def folder_names(paths: Iterable[str]) -> tuple[str, ...]:
+    """The names of listed folders, sorted, without those that dfkd cannot have written."""
+    names = (path.rstrip("/").rpartition("/")[2] for path in paths)
+    return tuple(sorted(name for name in names if KEY.fullmatch(name)))

@@ -50,7 +50,8 @@ class Checkpoints:
             tensors: dict[str, Tensor] = safetensors.torch.load(data)
             if _metadata(data).get("sha256") != _digest(tensors):
                 raise SafetensorError("its tensors have another sha256 than they were written with")
-        except SafetensorError as error:
+        # A stranger's file may have a dtype that torch lacks: a KeyError.
+        except (SafetensorError, KeyError) as error:
             raise CorruptionError(
                 f"{self.storage.location(_key(step))}: not a checkpoint ({error}); delete it and "
                 "run again, training resumes from the one before"
@@ -84,7 +85,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 def _metadata(data: bytes) -> dict[str, str]:
     """The metadata of a valid safetensors file: 8 bytes of header length, then the header."""
     size = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
     return metadata
 
 

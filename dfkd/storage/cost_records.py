@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
-from dfkd.storage.base import Storage
+from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Natural, first_problem
 
@@ -137,10 +137,10 @@ def read(storage: Storage) -> list[CostRecord]:
 
 def _entries(storage: Storage, key: str) -> tuple[CostRecord, ...]:
     """The entries of a record, none if it does not exist; `CorruptionError` if it is damaged."""
-    if not storage.exists(key):
-        return ()
     try:
         entries = TypeAdapter(_Record).validate_json(storage.get(key), strict=True).entries
+    except MissingObject:
+        return ()
     except ValidationError as error:
         field, rule, _ = first_problem(error)
         raise _damaged(storage, key, f"{field}: {rule}") from None

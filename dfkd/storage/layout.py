@@ -34,7 +34,7 @@ RECORDS = "records/"
 TENSORBOARD = "tensorboard/"
 BENCHMARKS = "benchmarks/"
 CHECKPOINTS = "checkpoints/"
-OTHER_CLASSES = "other-classes"
+OTHER_CLASSES = "other-classes/"
 
 IDENTITY = "identity.json"
 PROMPTS = "prompts/"

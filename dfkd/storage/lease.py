@@ -47,10 +47,10 @@ class Record:
 
     holder: str
     """Host and process id, for messages."""
-    since: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """When the holder acquired the lease, in seconds since 1970; 0 if that is not known."""
-    expires: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Seconds since 1970."""
+    since: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """When the holder acquired the lease, in seconds since 1970."""
+    expires: Annotated[float, Field(ge=0, le=253402300799)]
+    """Seconds since 1970, before the year 10000."""
     released: bool
     versions: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """`{method}/{id}` of the versions that must not be removed while a reader holds the lease."""
@@ -68,10 +68,10 @@ class Lease:
     key: str
     holder: str
     seconds: float
+    since: float
+    """See `Record.since`."""
     versions: tuple[str, ...] = ()
     clock: Clock = time.time
-    since: float = 0.0
-    """See `Record.since`."""
 
     @property
     def name(self) -> str:
@@ -128,7 +128,7 @@ def acquire(
         raise _refusal(name, newest)
     match = NUMBERED.fullmatch(key)
     key = layout.lease(name, int(match["number"]) + 1 if match else 1)
-    lease = Lease(storage, key, _holder(), seconds, clock=clock, since=now)
+    lease = Lease(storage, key, _holder(), seconds, now, clock=clock)
     # Several processes may have computed the same number; put-if-absent lets one of them win.
     if not storage.put_if_absent(lease.key, lease.record()):
         raise _refusal(name, newest_lease(storage, name)[1])
@@ -151,7 +151,7 @@ def holding(storage: Storage, name: str, seconds: float) -> Iterator[Lease]:
 def reading(storage: Storage, versions: Iterable[str]) -> Iterator[None]:
     """Protect `versions` (`{method}/{id}`) from removal inside the block."""
     key = f"{layout.LEASES}{READERS}/{uuid.uuid4().hex}.json"
-    lease = Lease(storage, key, _holder(), READER_SECONDS, tuple(versions), since=time.time())
+    lease = Lease(storage, key, _holder(), READER_SECONDS, time.time(), tuple(versions))
     # Readers do not exclude each other, so each has an object of its own and no number.
     lease.renew()
     try:

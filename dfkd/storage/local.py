@@ -17,7 +17,6 @@ from typing import BinaryIO
 from dfkd.errors import ManifestError
 from dfkd.storage.base import (
     KEY,
-    MissingObject,
     Observer,
     Request,
     Storage,
@@ -31,17 +30,6 @@ from dfkd.storage.base import (
     split_root,
 )
 from dfkd.storage.bucket import BucketStorage
-
-__all__ = [
-    "LocalStorage",
-    "MissingObject",
-    "Request",
-    "Storage",
-    "open_storage",
-    "open_to_read",
-    "require_root_space",
-    "root_exists",
-]
 
 PARTIAL = ".partial"
 """Directory of unfinished files; no key can name it."""
@@ -60,10 +48,11 @@ def open_storage(root: str) -> Storage:
 
 
 def open_to_read(root: str) -> Storage:
-    """The storage at a root that is only read: nothing is created, tested or cleaned there.
+    """The storage at a root that is only read: it is neither created, tested nor cleaned.
 
-    A directory need not exist, and then holds no keys. A store that does not answer is an error
-    within seconds.
+    A directory need not exist, and then holds no keys. An unreachable store is an error within a
+    minute (one that accepts but never answers: five). On Azure and Google Cloud, `entries` writes
+    the empty object `.probe`, whose time is the store's.
 
     Raises:
         ManifestError: not such a root, or it needs an extra that is not installed.
@@ -290,7 +279,7 @@ class LocalStorage:
 
     def child(self, prefix: str) -> "LocalStorage":
         """See `Storage.child`."""
-        return replace(self, prefix=str(Path(self.prefix, check_key(prefix))))
+        return replace(self, prefix=str(Path(self.prefix, check_key(prefix.removesuffix("/")))))
 
     def observed(self, observe: Observer) -> "LocalStorage":
         """See `Storage.observed`; only put and get are reported."""

@@ -21,7 +21,7 @@ from dfkd.storage.base import (
     disk_full_error,
     require_disk_space,
 )
-from dfkd.storage.bucket import BucketStorage
+from dfkd.storage.bucket import BucketStorage, folder_names
 from dfkd.storage.s3_client import Connection, explain, redact, status
 
 T = TypeVar("T")
@@ -171,7 +171,7 @@ class S3Storage(BucketStorage):
         """See `Storage.folders`."""
         pages = self._pages(prefix, Delimiter="/")
         below = (item["Prefix"] for page in pages for item in page.get("CommonPrefixes", ()))
-        return tuple(sorted(name.rstrip("/").rpartition("/")[2] for name in below))
+        return folder_names(below)
 
     def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
         """Yield the answers to a listing, each of which has at most a thousand entries."""

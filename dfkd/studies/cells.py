@@ -3,9 +3,8 @@
     cells/{model}-{hash12}/cell.json     a `CellResult`; present once the cell is finished
                            results.json  as the evaluation wrote it, with the confusion matrices
 
-`model` is the student's name, which covers data set, settings and seed, or the name of the teacher
-or of a text-only classifier. Studies that have a cell in common and use the same root share its
-result.
+`model` is the student's name, which covers data set, settings and seed, or the name of the teacher.
+Studies that have a cell in common and use the same root share its result.
 """
 
 import hashlib
@@ -18,14 +17,12 @@ from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.distillation import Average
 from dfkd.config.hashing import fingerprint
-from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_names import student_name
-from dfkd.distillation.text_only import classifier_name
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains
-from dfkd.evaluation.results import ZERO_SHOT, ResultRow, selected
+from dfkd.evaluation.results import ResultRow, selected
 from dfkd.storage import layout
-from dfkd.storage.local import MissingObject, Storage
+from dfkd.storage.base import MissingObject, Storage
 from dfkd.studies.study import Cell
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Fraction, Sha256
@@ -59,9 +56,9 @@ class CellResult:
 
     schema: Literal[1] = 1
     model: str
-    """Name of the student's folder, `teacher-{hash12}`, or `text-only-s{seed}-{hash12}`."""
+    """Name of the student's folder, or `teacher-{hash12}`."""
     version: Sha256 | Literal[""]
-    """Fingerprint of the data set that the student learned from; empty for all others."""
+    """Fingerprint of the data set that the student learned from; empty for the teacher."""
     data: Sha256
     """Digest of the scored images and their labels (`evaluation_digest`)."""
     held_out: Sha256 | Literal[""] = ""
@@ -174,11 +171,6 @@ def cell_of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) ->
     return CellStore(storage, name, "", data)
 
 
-def cell_of_text_only(storage: Storage, manifest: Manifest, seed: int, data: str) -> CellStore:
-    """Where the result of the text-only classifier of a manifest and seed is stored."""
-    return CellStore(storage, f"text-only-{classifier_name(manifest, seed)}", "", data)
-
-
 def evaluation_digest(data: Domains) -> str:
     """The sha256 of all images with their domains and classes; file names do not matter.
 
@@ -196,11 +188,7 @@ def evaluation_digest(data: Domains) -> str:
 
 
 def scores(rows: list[ResultRow]) -> tuple[Score, ...]:
-    """The scores of the one trained or zero-shot model in the rows.
-
-    A text-only classifier with a tower of its own also yields zero-shot rows of that tower; they
-    are left out.
-    """
+    """The scores of the one model in the rows."""
     return tuple(
         Score(
             domain=row["domain"],
@@ -210,5 +198,4 @@ def scores(rows: list[ResultRow]) -> tuple[Score, ...]:
             per_class=row["per_class"],
         )
         for row in rows
-        if (row["model"], row["method"]) != ("text-only", ZERO_SHOT)
     )

@@ -1,6 +1,7 @@
 """The files that a study writes: its table in the paper's shape and its figure.
 
 results.json                      described in `dfkd.studies.results`
+latency.json                      described in `dfkd.evaluation.footprint`; not for a gallery
 table.md, table.csv, table.tex    not for a gallery
 figure.svg, figure.png            only the PNG for a gallery and a case
 """
@@ -14,7 +15,7 @@ from dfkd.evaluation.data import Domains
 from dfkd.evaluation.footprint import megabytes
 from dfkd.report.contact_sheet import contact_sheet, examples
 from dfkd.report.svg import RenderedChart
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 from dfkd.studies import figures
 from dfkd.studies.figures import Scatter, Series
 from dfkd.studies.results import FILE, StudyResults, StudyRow
@@ -172,15 +173,15 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
     kind = "Mean accuracy of the classes" if by_class else "Accuracy"
     yield f"{kind}{of} in percent{over}. Images scored{alone}: {scored}."
     yield (
-        "MB: parameters of what answers an image, in float32. ms: one image on one core, measured "
-        "when this table was written."
+        "MB: parameters of what answers an image, in float32. ms: one image on one core of the "
+        "machine that wrote this table, from latency.json beside it."
     )
     if results.size == "quick":
         yield "Made with --quick: it shows that the study runs, and measures nothing."
     if _differences(described, results):
         yield (
-            f"vs {described.compare}: the mean less that of {described.compare}, paired by seed, "
-            "with its 95 % interval (Student's t over the same runs)."
+            f"vs {described.compare}: the mean difference from {described.compare} over the seeds "
+            "that both rows have, with its 95 % interval (Student's t)."
         )
     if any(row.agreement for row in results.rows):
         yield (

@@ -6,7 +6,7 @@ bytes.
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -73,7 +73,7 @@ class CellMeasurement:
 
 @dataclass(frozen=True)
 class StudyRow:
-    """The cells with the same value of each axis, or those of teacher or text-only classifier."""
+    """The cells with the same value of each axis, or the cell of the teacher."""
 
     names: tuple[str, ...]
     """One value of each axis; for the teacher its name, then blanks."""
@@ -192,8 +192,6 @@ class StudyCells:
     """The data set of each row's first seed, by the row's name."""
     failed: Mapping[str, str]
     """Why a cell is missing, by its label."""
-    text_only: tuple[CellScore, ...] = ()
-    """The text-only classifier of each seed, if the study has a row for it."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +242,6 @@ def collect_results(
     """
     outcomes = [cell.outcome for cells in study_cells.students.values() for cell in cells]
     outcomes += [study_cells.teacher.outcome] if study_cells.teacher else []
-    outcomes += [cell.outcome for cell in study_cells.text_only]
     # All cells were scored on the same data, so the first one tells domains, images and notes.
     scores = outcomes[0].scores if outcomes else ()
     return StudyResults(
@@ -273,18 +270,14 @@ def collect_results(
 def _scored_rows(
     study: Study, study_cells: StudyCells, parameters: Mapping[str, int]
 ) -> Iterable[StudyRow]:
-    """Yield the rows with a finished cell: teacher, text-only classifier, then the students."""
-    reference_rows: list[tuple[str, Model, Sequence[CellScore]]] = [
-        (study.described.teacher, "teacher", [study_cells.teacher] if study_cells.teacher else []),
-        (study.described.text_only, "text-only", study_cells.text_only),
-    ]
+    """Yield the rows with a finished cell: the teacher, then the students."""
     average = study.manifest.evaluation.average
-    # Blanks, because every row of a table has a cell for each axis.
-    blanks = ("",) * (len(study.described.chosen_axes) - 1)
-    for name, model, scored in reference_rows:
-        if scored:
-            measured = tuple(CellMeasurement.of(cell, average) for cell in scored)
-            yield StudyRow.of((name, *blanks), model, measured, parameters.get(name))
+    if study_cells.teacher:
+        name = study.described.teacher
+        zero_shot = CellMeasurement.of(study_cells.teacher, average)
+        # Blanks, because every row of a table has a cell for each axis.
+        names = (name, *("",) * (len(study.described.chosen_axes) - 1))
+        yield StudyRow.of(names, "teacher", (zero_shot,), parameters.get(name))
     for name, cells in study_cells.students.items():
         if cells:
             measured = tuple(CellMeasurement.of(cell, average) for cell in cells)

@@ -17,20 +17,19 @@ from typing import Any
 from dfkd.cluster.capacity import schedulable_nodes
 from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.synthesis import build, finished, identify
-from dfkd.config.distillation import Model
 from dfkd.config.fingerprint import identity
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
-from dfkd.distillation.text_only import load_tower
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot import unknown_domain
 from dfkd.evaluation.footprint import NetworkSize
 from dfkd.pipeline.preflight import check_batches, check_distillation, check_synthesis
+from dfkd.storage.base import Storage
 from dfkd.storage.lease import reading
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.local import open_storage
 from dfkd.studies import cells
 from dfkd.studies.cells import CellResult, CellStore
 from dfkd.studies.judge import Judge, read_judge
@@ -103,30 +102,13 @@ def reproduce(
     cell_jobs = list(_cell_jobs(study, root, data, judge.sha256 if judge else ""))
     # Only of unfinished cells, because the checks load models.
     _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])
-    if study.described.text_only:
-        load_tower(manifest, device)
     with contextlib.ExitStack() as runtime:
-        study_cells = _Runner(study, threads, at_once, on_cell, runtime, judge).run(cell_jobs)
-    if data is None or not study.described.text_only:
-        return study_cells
-    return dataclasses.replace(study_cells, text_only=tuple(_text_only(study, root, data, threads)))
+        return _Runner(study, threads, at_once, on_cell, runtime, judge).run(cell_jobs)
 
 
-def _text_only(study: Study, root: Storage, data: Domains, threads: int) -> Iterator[CellScore]:
-    """Yield the text-only classifier of each seed, trained or reused."""
-    digest, manifest = cells.evaluation_digest(data), _with_model(study.manifest, "text-only")
-    for seed in study.described.chosen_seeds:
-        store = cells.cell_of_text_only(root, manifest, seed, digest)
-        # `score` takes a manifest of one model, and each seed makes a classifier of its own.
-        distillation = dataclasses.replace(manifest.distillation, seeds=(seed,))
-        one_seed = dataclasses.replace(manifest, distillation=distillation)
-        outcome = store.read() or score(one_seed, store, threads=threads)
-        yield CellScore(seed, store.folder, outcome)
-
-
-def _with_model(manifest: Manifest, model: Model) -> Manifest:
-    """The manifest with only one model to evaluate."""
-    evaluation = dataclasses.replace(manifest.evaluation, models=(model,))
+def _of_teacher(manifest: Manifest) -> Manifest:
+    """The manifest with only the teacher to evaluate."""
+    evaluation = dataclasses.replace(manifest.evaluation, models=("teacher",))
     return dataclasses.replace(manifest, evaluation=evaluation)
 
 
@@ -292,7 +274,7 @@ class _Runner:
         # All cells share one teacher (`_cell_jobs` checks that), so the first one scores it.
         if cell_job.teacher and self.teacher is None:
             outcome = cell_job.teacher.read() or score(
-                _with_model(cell.manifest, "teacher"), cell_job.teacher, threads=self.threads
+                _of_teacher(cell.manifest), cell_job.teacher, threads=self.threads
             )
             self.teacher = CellScore(0, cell_job.teacher.folder, outcome)
         if cell_job.store is None:
@@ -384,8 +366,6 @@ def networks(study: Study, study_cells: StudyCells) -> dict[str, NetworkSize]:
     rows: dict[str, NetworkSize] = {}
     if study_cells.teacher:
         rows[study.described.teacher] = footprint.teacher(study.manifest)
-    if study_cells.text_only:
-        rows[study.described.text_only] = footprint.text_only(study.manifest)
     # Rows with the same shape share one network, so it is built and measured once.
     shapes: dict[tuple[object, ...], NetworkSize] = {}
     for row in (name for name, scored in study_cells.students.items() if scored):

@@ -1,13 +1,14 @@
 """The schema of a study's file, and the rules that can be checked on the file alone."""
 
 import dataclasses
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.errors import ManifestError
-from dfkd.utils.types import CHECKED, Count, Name, Natural, Positive, require_unique
+from dfkd.utils.types import CHECKED, Count, Name, Natural, require_unique
 
 Settings = dict[str, Any]
 """Manifest keys with new values, nested as in a manifest file."""
@@ -66,17 +67,14 @@ class Adaptation:
     """A domain of `evaluation.data`."""
     shots: Count = 16
     """Training images of each class. A class with too few keeps one image for testing."""
-    perplexity: Positive = 30.0
-    """Perplexity of the t-SNE."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Quick:
-    """What `--quick` changes: the same study, smaller and under its own root."""
+    """What `--quick` changes: the same study, smaller, with seed 0 and under its own root."""
 
     settings: Settings
     """Settings applied before those of the axes; they must include storage.root."""
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
     axes: tuple[Axis, ...] = ()
     """Axes that replace the study's; empty keeps the study's."""
 
@@ -123,8 +121,6 @@ class StudyFile:
     """
     teacher: str = ""
     """Name of the row with the teacher's zero-shot accuracy; empty leaves it out."""
-    text_only: str = ""
-    """Name of the row with the text-only classifiers, one for each seed; empty leaves it out."""
     columns: Literal["domains", "classes"] = "domains"
     """Columns of the table; with `classes` there is a row for each domain, as in Table 4."""
     x: str = ""
@@ -199,7 +195,7 @@ class StudyFile:
     @property
     def chosen_seeds(self) -> tuple[int, ...]:
         """The seeds of the selected size; only the first for a gallery."""
-        seeds = self.quick.seeds if self.size == "quick" else self.seeds
+        seeds = (0,) if self.size == "quick" else self.seeds
         return seeds[:1] if self.kind == "gallery" else seeds
 
     @property
@@ -211,6 +207,6 @@ class StudyFile:
 def _is_number(text: str) -> bool:
     """Whether a text is a finite number."""
     try:
-        return float(text) < float("inf")
+        return math.isfinite(float(text))
     except ValueError:
         return False

@@ -125,7 +125,6 @@ def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
         raise ManifestError("skip", "must leave a row", len(described.skip), "shorten it")
     study = Study(described, path.parent, cells)
     _check_common_settings(study)
-    _check_text_only(study)
     _check_distinct_rows(study)
     _check_pictures(study)
     # A quick study may replace axes, so the paper's rows and the reference may be missing.
@@ -279,19 +278,6 @@ def _check_common_settings(study: Study) -> None:
                 )
 
 
-def _check_text_only(study: Study) -> None:
-    """Refuse several text towers if there is a text-only row, which all rows share."""
-    for cell in study.cells if study.described.text_only else ():
-        for field in ("text_tower", "text_only"):
-            if getattr(cell.manifest, field) != getattr(study.manifest, field):
-                raise ManifestError(
-                    "text_only",
-                    f"must be empty where rows have several towers or settings, as {cell.row} has",
-                    study.described.text_only,
-                    "empty it, or move teacher and text_only to settings",
-                )
-
-
 def _check_distinct_rows(study: Study) -> None:
     """Refuse rows with the same name or the same settings, which must be mistakes."""
     seen: dict[str, str] = {}
@@ -321,7 +307,7 @@ def _check_pictures(study: Study) -> None:
 
 def _check_paper(study: Study) -> None:
     """Refuse numbers of the paper for a row that the study does not have."""
-    labels = [*study.rows, *filter(None, (study.described.teacher, study.described.text_only))]
+    labels = list(filter(None, [*study.rows, study.described.teacher]))
     for number, paper in enumerate(study.described.paper):
         for label in paper.rows:
             if label not in labels:

@@ -31,6 +31,8 @@ from dfkd.utils.hardware import cpu_count
 MAX_IMAGES = 1000
 """Maximum number of points of a map, because its cost grows with their square. If there are more
 images, evenly spaced ones are shown."""
+PERPLEXITY = 30.0
+"""Effective number of neighbours of a point; at most a third of the others, if there are few."""
 DIGITS = 3
 """Decimals of a position, whose unit means nothing, and of a silhouette."""
 
@@ -75,7 +77,7 @@ def before_and_after(
         student: gives distances, as distillation leaves it.
         images: all images of the domain.
         classes: names by index.
-        adaptation: the domain's name, the training images of each class, and the perplexity.
+        adaptation: the domain's name, and the training images of each class.
         config: settings of the training; its first seed is that of the split.
     """
     shots, seed = adaptation.shots, config.seeds[0]
@@ -89,7 +91,7 @@ def before_and_after(
     labels, taught = images.labels[shown].numpy(), torch.isin(shown, train).numpy()
     for trained_shots, model in ((0, student), (shots, tuned)):
         features = features_of(model, images.pixels, shown, BATCH).cpu().numpy()
-        positions = tsne(features, adaptation.perplexity)
+        positions = tsne(features)
         # Images that the training has learned from would make the classes look too compact.
         compactness = silhouette(features[~taught], labels[~taught])
         yield Map(
@@ -116,11 +118,8 @@ def silhouette(rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> 
     return float(silhouette_score(rows, labels))
 
 
-def tsne(rows: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[np.floating[Any]]:
+def tsne(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
     """Positions [N, 2] at which neighbours among rows [N, F] are neighbours, the same each time.
-
-    Args:
-        perplexity: effective number of neighbours; at most a third of the other rows is used.
 
     Raises:
         ManifestError: scikit-learn is not installed.
@@ -131,7 +130,7 @@ def tsne(rows: npt.NDArray[np.float32], perplexity: float) -> npt.NDArray[np.flo
         return principal_plane(rows)
     # The exact method, because sums of the approximation depend on the number of threads.
     maker = require_tsne()(
-        perplexity=min(perplexity, most), init="pca", random_state=0, method="exact"
+        perplexity=min(PERPLEXITY, most), init="pca", random_state=0, method="exact"
     )
     positions: npt.NDArray[np.floating[Any]] = maker.fit_transform(rows)
     return positions

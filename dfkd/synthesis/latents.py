@@ -74,13 +74,15 @@ class Synthesiser:
         """
         self.teacher, self.generator, self.config = teacher, generator, config
         self.steps = config.steps if steps is None else steps
-        self.distances: Callable[[Tensor, Tensor, ViewParameters | None], Tensor] = self._distances
+        self.view_distances: Callable[[Tensor, Tensor, ViewParameters | None], Tensor] = (
+            self._view_distances
+        )
         """Mean distance [B] of each latent's views to its target [B, E]."""
         self.full_batch = config.batch_size
         """Images of a compiled batch. All others run eagerly, because a graph is compiled for one
         size, and each further one would take minutes."""
         if config.compile:
-            self.distances = torch.compile(self._distances, dynamic=False)
+            self.view_distances = torch.compile(self._view_distances, dynamic=False)
 
     def __call__(
         self,
@@ -143,11 +145,11 @@ class Synthesiser:
         optimizer = _adam(latents.requires_grad_(), config.learning_rate)
         for step in range(self.steps):
             full = len(rows) == self.full_batch
-            evaluate = self.distances if full else self._distances
+            evaluate = self.view_distances if full else self._view_distances
             losses = evaluate(latents, targets[rows], views.draw(step))
             if taps is not None:
                 # Added to every image, so the sum over the batch keeps the ratio of the two terms.
-                losses = losses + config.batch_norm_weight[0] * batch_norm_loss(taps.read)
+                losses = losses + config.batch_norm_weight[0] * batch_norm_loss(taps.values)
             final.update(rows, latents, losses)
             if on_step is not None:
                 on_step(step, losses.detach())
@@ -165,10 +167,10 @@ class Synthesiser:
                 latents, optimizer = _select(latents, optimizer, ~diverged, config.learning_rate)
         return self._result(final)
 
-    def _distances(
+    def _view_distances(
         self, latents: Tensor, targets: Tensor, view_parameters: ViewParameters | None
     ) -> Tensor:
-        """See `distances`."""
+        """See `view_distances`."""
         pixels = self._decode(latents)
         embeddings = self.teacher.encode_image(apply_views(pixels, view_parameters))
         # The views of an image are adjacent, so each target is repeated in place.
@@ -221,7 +223,9 @@ def _step(
     """One optimiser step in place, followed by the projection to latents that can be decoded."""
     # The gradient of the sum is, for each image, that of its own loss: a mean would scale it with
     # the batch size. Adam works element by element, so the images stay independent.
-    (latents.grad,) = torch.autograd.grad(losses.sum(), [latents])
+    (gradient,) = torch.autograd.grad(losses.sum(), [latents])
+    # Fused Adam needs the latents' own layout, and channels-last convolutions give another.
+    latents.grad = gradient.contiguous()
     optimizer.step()
     latents.data = generator.constrain(latents.data)
 

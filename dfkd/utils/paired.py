@@ -1,7 +1,8 @@
 """Paired differences between two rows of results, seed by seed.
 
 Two runs with the same seed share the latents' noise and the student's initial weights and batches.
-These cancel in the difference, so its interval is narrower than that of two separate means.
+What they share cancels in the difference. That narrows the interval only where both rows rise and
+fall together; otherwise it is wider than that of two separate means.
 """
 
 import statistics

@@ -1,5 +1,6 @@
 """Types and rules for the fields of a manifest; pydantic checks the types."""
 
+from collections import Counter
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
@@ -39,8 +40,8 @@ Several = Annotated[tuple[T, ...], BeforeValidator(_several)]
 
 def require_unique(field: str, values: tuple[object, ...]) -> None:
     """Raise `ManifestError` if a value occurs twice."""
-    for value in values:
-        if values.count(value) > 1:
+    for value, times in Counter(values).items():
+        if times > 1:
             raise ManifestError(field, "every entry once", value, "remove the repetition")
 
 

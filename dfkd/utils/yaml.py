@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import math
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -34,7 +33,8 @@ _SCALARS = {
         "-+.0123456789",
     ),
 }
-"""Pattern and possible first characters of the booleans and numbers of YAML 1.2.
+"""Pattern and possible first characters of the booleans and numbers of YAML 1.2, except that
+integers also take PyYAML's octal `010` and binary `0b11`.
 
 PyYAML implements 1.1, where `1e-3` is a string, `no` is a boolean, and `1:30` is 90."""
 
@@ -142,16 +142,9 @@ def read_tree(path: str | Path) -> Tree:
     return tree
 
 
-def dump(value: object, *, inline: bool = False) -> str:
-    """`value`, made of plain types, as YAML that reads back as the same; `inline`: on one line."""
-    return yaml.dump(
-        value,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=inline,
-        width=math.inf if inline else None,
-    )
+def dump(value: object) -> str:
+    """`value`, made of plain types, as YAML that reads back as the same."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def check(schema: type[T], tree: Tree) -> T:

@@ -1,6 +1,7 @@
 """The kit for a GPU: that it runs where little is installed, what it records, and its limit."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -280,8 +281,38 @@ def test_images_are_compared_by_pixels_and_by_distances() -> None:
         assert found["passed"] == passed
     assert f"{4:.3f} levels (< 3)" in checks._within(made(0, 0.5), made(4, 0.5), 3, 0.02)["remark"]
     one, two = made(0, 0).pixels, made(-2, 0).pixels
-    assert checks._equal(one, one) == {"passed": True, "remark": "equal to the bit"}
-    assert checks._equal(one, two) == {"passed": False, "remark": "not equal, by up to 2 levels"}
+    equal, different = "equal to the bit", "not equal, by up to 2 levels"
+    kit = Kit(QUICK, CPU)
+    assert checks._equal(kit, one, one) == {"passed": True, "remark": equal}
+    assert checks._equal(kit, one, two) == {"passed": False, "remark": different}
+
+
+@pytest.mark.parametrize(
+    ("device", "repeat", "company"), [("cpu", False, False), ("cuda", None, True)]
+)
+def test_equality_to_the_bit_is_judged_on_a_cpu_only(
+    monkeypatch: pytest.MonkeyPatch, device: str, repeat: bool | None, company: bool
+) -> None:
+    """Every second batch is a level brighter."""
+    level = itertools.cycle((100, 101))
+
+    class Loop:
+        teacher = None
+
+        def __call__(self, targets: torch.Tensor, seeds: Any) -> Synthesised:
+            pixels = torch.full((len(targets), 2, 2, 3), next(level), dtype=torch.uint8)
+            return Synthesised(pixels, targets, targets, targets > 0)
+
+    monkeypatch.setattr(checks, "_bundled", lambda kit: Loop())
+    monkeypatch.setattr(checks, "_make", lambda loop: loop(torch.ones(4), range(4)))
+    kit = Kit(QUICK, torch.device(device))
+    monkeypatch.setattr(kit, "targets", lambda teacher, count: torch.ones(count))
+    found = checks.check_repeat(kit)
+    assert found.get("passed") == repeat
+    assert found["remark"] == "not equal, by up to 1 levels"
+    found = checks.check_batch_independence(kit)
+    assert found["passed"] == company
+    assert "in another batch not equal" in found["remark"]
 
 
 def test_traffic_is_what_operations_read_and_write() -> None:

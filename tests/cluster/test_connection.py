@@ -1,6 +1,12 @@
 """Addresses at which no cluster is: refused at once, in a process that is not connected."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+import ray
+from ray._private.utils import check_version_info
+from ray.exceptions import AuthenticationError
 
 from dfkd.cluster.connection import _check_reachable, connected
 from dfkd.errors import InfrastructureError, ManifestError
@@ -22,6 +28,27 @@ def test_a_cluster_that_does_not_answer_is_worth_retrying(
 def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(ManifestError, match="RAY_ADDRESS: must be an address"), connected():
+        pass
+
+
+def another_version(**options: Any) -> None:
+    check_version_info({"ray_version": "1.0.0", "python_version": "3.6.0"}, "Ray Client")
+
+
+def no_token(**options: Any) -> None:
+    raise AuthenticationError("Token authentication is enabled but no token was found")
+
+
+@pytest.mark.parametrize(
+    ("connect", "reason"),
+    [(another_version, "Version mismatch: .* Ray: 1.0.0"), (no_token, "no token was found")],
+)
+def test_a_cluster_of_another_environment_is_not_worth_retrying(
+    connect: Callable[..., None], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "init", connect)
+    with pytest.raises(ManifestError, match=f"RAY_ADDRESS: must be .*{reason}"), connected():
         pass
 
 

@@ -17,7 +17,7 @@ from dfkd.cluster.distillation import cpus_per_rank, distill, plan_workers
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream
 from dfkd.config.manifest import Cluster, Manifest
-from dfkd.distillation.distiller import Distiller, LabelScale, Schedule
+from dfkd.distillation.distiller import DistanceObjective, Distiller, Schedule
 from dfkd.distillation.embedding import EmbeddingObjective, embedding_objective
 from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import InfrastructureError, ManifestError
@@ -112,13 +112,13 @@ def one_step(manifest: Manifest, target: StudentLocation, rank: int) -> Student:
     config = manifest.distillation
     stream = open_stream(manifest, target.version, 0, rank, 2)
     assert (stream.steps, stream.rows) == (1, 12 - rank)
-    scale: LabelScale | EmbeddingObjective = LabelScale()
+    objective: DistanceObjective | EmbeddingObjective = DistanceObjective()
     if config.target == "embedding":
-        scale = embedding_objective(manifest, target.version)
+        objective = embedding_objective(manifest, target.version)
     student = build(config, 3 if config.target == "distances" else EMBEDDING, 32, 0)
-    distiller = Distiller(student, config, Schedule.of(config, 1), 0, scale=scale)
+    distiller = Distiller(student, config, Schedule.of(config, 1), 0, objective=objective)
     distiller.advance(next(stream.batches(0)))
-    return scale.finish(student)
+    return objective.finish(student)
 
 
 def test_ranks_that_start_again_after_the_end_leave_the_student_alone(trained: Manifest) -> None:

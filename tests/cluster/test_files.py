@@ -353,6 +353,14 @@ def test_two_runs_never_overlap_and_none_runs_for_ever() -> None:
     assert cron["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] > job["ttlSecondsAfterFinished"]
 
 
+def test_a_pod_that_saw_its_run_fail_is_not_replaced() -> None:
+    """submit.py exits with 1 then, and with 4 if the API failed."""
+    spec = the("cronjob", "CronJob")["spec"]["jobTemplate"]["spec"]
+    rule = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [1]}}
+    assert spec["podFailurePolicy"]["rules"] == [rule]
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # which such a policy needs
+
+
 def test_ray_is_closed() -> None:
     """Token mode everywhere, and nobody but the operator reaches a port that runs code."""
     cluster = rayjob()["spec"]["rayClusterSpec"]
@@ -389,8 +397,10 @@ def test_the_schedule_may_create_and_watch_rayjobs_and_nothing_else() -> None:
 
 
 def test_the_entrypoint_is_a_command_that_works() -> None:
-    program, script, path, *words = shlex.split(rayjob()["spec"]["entrypoint"])
-    assert program == "python"
+    shell, again, pause, program, script, path, *words = shlex.split(rayjob()["spec"]["entrypoint"])
+    assert (shell, program) == ("sh", "python")
+    assert (ROOT / again).is_file()
+    assert float(pause) > 0
     assert (ROOT / script).is_file()
     assert words[::2] == ["--set"] * len(words[::2])
     manifest = Manifest.read(str(ROOT / path), tuple(words[1::2]))

@@ -1,6 +1,7 @@
 """The schedule's pod against an HTTP server that answers as Kubernetes does."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,13 +19,17 @@ RAYJOB = ROOT / "cluster" / "kubernetes" / "rayjob.yaml"
 
 
 class Api(ThreadingHTTPServer):
-    """Keeps what was created; its RayJob goes through `states`, the last of which stays."""
+    """Keeps what was created; its RayJob goes through `states`, the last of which stays.
 
-    def __init__(self, states: list[dict[str, str]]) -> None:
+    It is deleted when a state is None. The next answers fail as `faults` says: `busy` is 503,
+    `silent` closes the connection without an answer, `cut` within one.
+    """
+
+    def __init__(self, states: list[dict[str, str] | None]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.states = states
+        self.faults: list[str] = []
         self.created: dict[str, dict[str, Any]] = {}
-        self.busy = 0
         self.tokens: set[str] = set()
 
     @property
@@ -61,13 +66,25 @@ class Handler(BaseHTTPRequestHandler):
         name = self.path.removeprefix(f"{RAYJOBS}/")
         if name not in self.server.created:
             self.answer(404, {})
-        elif self.server.busy:
-            self.server.busy -= 1
-            self.answer(503, {})
+        elif self.server.faults:
+            self.fail(self.server.faults.pop(0))
         else:
             states = self.server.states
             state = states.pop(0) if len(states) > 1 else states[0]
-            self.answer(200, self.server.created[name] | {"status": state})
+            if state is None:
+                del self.server.created[name]
+                self.answer(404, {})
+            else:
+                self.answer(200, self.server.created[name] | {"status": state})
+
+    def fail(self, fault: str) -> None:
+        if fault == "busy":
+            self.answer(503, {})
+        elif fault == "cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"{")
 
 
 @pytest.fixture
@@ -101,7 +118,7 @@ def test_the_pod_creates_a_rayjob_of_its_own_job_and_waits_for_its_end(
     api: Api, account: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api.states = [{}, RUNNING, RUNNING, SUCCEEDED]
-    api.busy = 2
+    api.faults = ["busy", "silent", "cut"]
     assert run(api, account) == 0
     ((name, made),) = api.created.items()
     assert name == "dfkd-29384"
@@ -112,6 +129,7 @@ def test_the_pod_creates_a_rayjob_of_its_own_job_and_waits_for_its_end(
     assert api.tokens == {"Bearer a-token"}
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [f"{name}: Running", f"{name}: Complete"]
+    assert [line.partition(":")[0] for line in printed.err.splitlines()] == ["waiting"] * 3
     assert "a-token" not in printed.out + printed.err
 
 
@@ -136,6 +154,29 @@ def test_a_run_that_did_not_succeed_is_a_failed_job(
 ) -> None:
     api.states = [RUNNING, last]
     assert run(api, account) == 1
+
+
+def test_a_deleted_rayjob_is_a_failed_job_and_not_created_again(
+    api: Api, account: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.states = [RUNNING, None]
+    assert run(api, account) == 1
+    assert api.created == {}
+    assert capsys.readouterr().err == "dfkd-29384: was deleted\n"
+
+
+def test_an_api_that_does_not_answer_is_worth_a_retry(
+    account: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=lambda: server.accept()[0].close(), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        words = [str(RAYJOB), "--name", "dfkd-29384", "--uid", "0a1b", "--api", url]
+        assert submit.main([*words, "--account", str(account)]) == 4
+        thread.join()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {url}: ")
 
 
 def test_what_the_api_refuses_is_one_line(

@@ -12,7 +12,7 @@ from dfkd.cluster.capacity import require_shared_storage
 from dfkd.cluster.synthesis import build, finished, identify, write_prompts
 from dfkd.cluster.worker import PromptPart, PromptSummary, PromptWorker, SynthesisWorker
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import Budget, estimated_bytes, units
+from dfkd.config.plan import estimated_bytes, units
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.published import read_json
 from dfkd.dataset.verification import verify
@@ -41,6 +41,14 @@ def read(folder: Path) -> Manifest:
     return Manifest.read(read_file(folder))
 
 
+def make_prompts(manifest: Manifest) -> None:
+    """Make all prompts in this process, so that a budget is spent on shards alone."""
+    home = open_storage(manifest.storage.root).child("data/vanilla")
+    worker = PromptWorker(manifest, begin(home, identify(manifest)), 1.0)
+    for unit in (*map(PromptPart, range(2)), PromptSummary()):
+        worker.run_task(unit)
+
+
 def receipts(folder: Path) -> int:
     return len(list(folder.glob("run/data/vanilla/versions/*/receipts/*.json")))
 
@@ -50,16 +58,18 @@ def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
 ) -> None:
     manifest = read(tmp_path)
     identity = identify(manifest)
-    with pytest.raises(BudgetError, match=r"4 images and \d+ worker-seconds .* 5 images") as caught:
-        build(manifest, identity, budget=Budget(images=5))
+    make_prompts(manifest)
+    limit = r"2 images and \d+ worker-seconds .* limit is 1e-09 worker-seconds"
+    with pytest.raises(BudgetError, match=limit) as caught:
+        build(manifest, identity, worker_seconds=1e-9)
     assert caught.value.exit_code == Exit.PARTIAL
     assert "the same command again, it resumes" in str(caught.value)
-    assert receipts(tmp_path) == 2
+    assert receipts(tmp_path) == 1
     assert not finished(manifest, identity)
     with pytest.raises(BudgetError, match="0 images and 0 worker-seconds"):
-        build(manifest, identity, budget=Budget(worker_seconds=0.0))
-    assert receipts(tmp_path) == 2
-    built = build(manifest, identity, budget=Budget(images=4, worker_seconds=1e6))
+        build(manifest, identity, worker_seconds=0.0)
+    assert receipts(tmp_path) == 1
+    built = build(manifest, identity, worker_seconds=1e6)
     assert built.images == 8
     assert verify(built.version) == []
     assert finished(manifest, identity)
@@ -83,6 +93,19 @@ def test_why_a_task_is_quarantined_is_known_until_it_is_tried_again(
     version.storage.delete("shards/0001-00001.tar")
     assert build(manifest, identity).images == 8
     assert list(version.storage.list("quarantined/")) == []
+
+
+def test_of_many_quarantined_tasks_the_error_repeats_three_reasons(tmp_path: Path) -> None:
+    version = Version(open_storage(str(tmp_path)), "0" * 64)
+    quarantined = {f"0000-0000{number}": f"why {number}" for number in range(4)}
+    more = (
+        r"\(0000-00000: why 0; .*; 0000-00002: why 2; jobs/status\.py shows more, with --json all\)"
+    )
+    with pytest.raises(PartialError, match=more):
+        making._refuse_quarantined(read(tmp_path), version, quarantined)
+    del quarantined["0000-00003"]
+    with pytest.raises(PartialError, match=r"; 0000-00002: why 2\); run the same command again"):
+        making._refuse_quarantined(read(tmp_path), version, quarantined)
 
 
 def test_parallel_prompts_are_the_same_whoever_makes_them(two_cpus: None, tmp_path: Path) -> None:
@@ -179,19 +202,12 @@ def test_room_is_needed_for_missing_shards_only(
     monkeypatch.setattr(making, "require_root_space", lambda root, size: asked.append(size))
     manifest = read(tmp_path)
     identity = identify(manifest)
+    make_prompts(manifest)
     with pytest.raises(BudgetError):
-        build(manifest, identity, budget=Budget(images=4))
+        build(manifest, identity, worker_seconds=1e-9)
     for _ in range(2):
         assert build(manifest, identity).images == 8
-    assert asked == [estimated_bytes(manifest, 8), estimated_bytes(manifest, 4)]
-
-
-def test_budgets() -> None:
-    assert Budget().allows(10**9, 1e12)
-    assert Budget(images=5).allows(5, 1e12)
-    assert not Budget(images=5).allows(6, 0.0)
-    assert not Budget(worker_seconds=5.0).allows(0, 5.0)
-    assert Budget(images=5, worker_seconds=1.5).caps == "5 images and 1.5 worker-seconds"
+    assert asked == [estimated_bytes(manifest, 8), estimated_bytes(manifest, 6)]
 
 
 def test_a_version_in_the_making_is_kept_from_removal(

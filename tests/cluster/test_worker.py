@@ -1,10 +1,15 @@
 """What a worker reads, and how often; what it makes and refuses is in test_synthesis.py."""
 
+import errno
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from dfkd.benchmarks.scale import ScaleWorker
 from dfkd.benchmarks.stand_in import put_prompts
@@ -14,6 +19,7 @@ from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
 from dfkd.dataset.versions import begin
+from dfkd.errors import InfrastructureError
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_models import VIT, model_config, openai_archive, write_teacher
 from tests.helpers.tiny_version import write_manifest
@@ -68,3 +74,34 @@ def test_a_finished_shard_is_read_once(tmp_path: Path) -> None:
     assert counts[f"{receipt.task}.tar"] == 1
     assert (summary.samples, summary.failed) == (receipt.samples, 0)
     assert len(summary.images) == receipt.samples
+
+
+@dataclass
+class BadDisk:
+    """A maker of shards that notes something and then meets an error of the disk."""
+
+    worker: SynthesisWorker
+    code: int
+
+    def shards(self, *_: object) -> None:
+        self.worker.notes.append("a note")
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(errno.ENOSPC, InfrastructureError), (errno.EIO, OSError), (errno.EROFS, OSError)],
+)
+def test_only_a_full_disk_ends_the_run(
+    tmp_path: Path, code: int, expected: type[Exception]
+) -> None:
+    """After any other error the pool tries another actor, which may be on another node."""
+    manifest = Manifest.read(write_manifest(tmp_path))
+    version = begin(open_storage(manifest.storage.root), identity(manifest, {}))
+    put_prompts(manifest, version)
+    unit = next(units(manifest, ()))
+    worker = ScaleWorker(manifest, version, 1.0)
+    worker._maker = BadDisk(worker, code)
+    with pytest.raises(expected, match=os.strerror(code)):
+        worker.run(unit)
+    assert worker.run(unit).notes == ()

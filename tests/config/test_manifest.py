@@ -53,6 +53,7 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("classes=[dog]", "classes", "at least 2"),
         ("classes=[dog, '']", "classes", "empty"),
         ("classes=[dog, ' cat']", "classes", "outer spaces"),
+        ("classes=[dog, '{style}']", "classes", "without '/', '{', '}'"),
         ("classes=[dog, a/b]", "classes", "'/'"),
         ("classes=[dog, true]", "classes.1", "string"),
         ("name=two words", "name", "pattern"),
@@ -151,7 +152,6 @@ def test_an_ensemble_of_texts_needs_a_style(path: Path) -> None:
         "{kind: diffusers, weights: x} synthesis.view_noise=1",
         "{kind: diffusers, weights: x} synthesis.compile=true",
         "{kind: diffusers, weights: x} synthesis.batch_norm_weight=1",
-        "{kind: diffusers, weights: x} preset=fast",
     ],
 )
 def test_a_key_that_the_generator_does_not_read_is_refused(path: Path, override: str) -> None:
@@ -188,6 +188,25 @@ def test_methods_are_prompts_with_and_without_statistics_and_inversions(path: Pa
     assert manifest.with_method("dfad").prompts.method == ("vanilla",)
     plain = Manifest.read(path, ("synthesis.batch_norm_weight=1",))
     assert plain.methods == ("contrastive-bn",)
+
+
+@pytest.mark.parametrize(
+    ("root", "found"),
+    [
+        ("~/runs/mine", "/home/me/runs/mine"),
+        ("runs/mine~", "runs/mine~"),
+        ("s3://bucket/run", "s3://bucket/run"),
+        ("az://container", "az://container"),
+        ("gs://bucket/run", "gs://bucket/run"),
+    ],
+)
+def test_a_tilde_in_the_root_is_the_home_folder(
+    path: Path, monkeypatch: pytest.MonkeyPatch, root: str, found: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    manifest = Manifest.read(path, (f"storage.root={root}",))
+    assert manifest.storage.root == found
+    assert manifest.with_method(manifest.method).storage == manifest.storage
 
 
 def test_a_single_value_may_stand_for_a_list_of_one(path: Path) -> None:

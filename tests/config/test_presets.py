@@ -51,7 +51,7 @@ def test_the_command_line_replaces_the_preset_and_leaves_the_manifests_own_keys(
 def test_an_unknown_preset_is_refused_with_all_that_there_are(
     tmp_path: Path, value: object
 ) -> None:
-    rule = "preset: must be one of paper, best, fast"
+    rule = "preset: must be one of paper, best, got"
     with pytest.raises(ManifestError, match=rule):
         read(tmp_path, preset=value)
     with pytest.raises(ManifestError, match=rule):

@@ -1,10 +1,12 @@
 """The parts of a chained method: made one after the other, from the newest state on."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dfkd.benchmarks.stand_in import StandInMaker
 from dfkd.config.fingerprint import identity
@@ -33,9 +35,13 @@ def version(tmp_path: Path, manifest: Manifest, teacher: Teacher) -> Version:
     return version
 
 
-def finish(version: Version, manifest: Manifest, unit: Unit, folder: Path) -> None:
-    """Commit a part, and write the state that it leaves."""
-    StandInMaker(manifest).shards(unit, version.prompt_part(part_name(unit.part)), folder)
+def finish(
+    version: Version, manifest: Manifest, unit: Unit, folder: Path, image: bytes = b""
+) -> None:
+    """Commit a part, perhaps with another image, and write the state that it leaves."""
+    maker = StandInMaker(manifest)
+    maker.image = image or maker.image
+    maker.shards(unit, version.prompt_part(part_name(unit.part)), folder)
     for task in unit.tasks:
         version.commit(task, folder / f"{task.id}.tar")
     Chain(version).keep(manifest, unit.part, {"part": torch.tensor(unit.part)})
@@ -96,4 +102,17 @@ def test_the_images_of_a_part_are_read_as_they_are_stored(
     key = "shards/0001-00000.tar"
     version.storage.put(key, version.storage.get(key)[:-1] + b"\1")
     with pytest.raises(CorruptionError, match="sha256"):
+        Chain(version).images(manifest, 0)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "EPS", ""])
+def test_images_of_a_part_that_are_no_pictures_are_refused(
+    version: Version, manifest: Manifest, tmp_path: Path, kind: str
+) -> None:
+    """Pillow hands an EPS to Ghostscript, a language in which one can write files."""
+    stream = io.BytesIO(b"no picture")
+    if kind:
+        Image.new("RGB", (64, 64)).save(stream, kind)
+    finish(version, manifest, next(units(manifest, ())), tmp_path, stream.getvalue())
+    with pytest.raises(CorruptionError, match="image 0000-0000000 cannot be read"):
         Chain(version).images(manifest, 0)

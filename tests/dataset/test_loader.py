@@ -10,8 +10,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import PREFETCH_BATCHES, RankShare, Stream, steps_per_epoch
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.storage.base import CONCURRENT_REQUESTS
-from dfkd.storage.local import Request
+from dfkd.storage.base import CONCURRENT_REQUESTS, Request
 from tests.helpers.tiny_version import publish, write_manifest
 
 

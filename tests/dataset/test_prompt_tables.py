@@ -9,8 +9,8 @@ import pytest
 from dfkd.benchmarks.driver import RequestCounts, counted
 from dfkd.dataset import prompt_tables
 from dfkd.errors import CorruptionError
-from dfkd.storage.base import Request
-from dfkd.storage.local import MissingObject, Storage, open_storage
+from dfkd.storage.base import MissingObject, Request, Storage
+from dfkd.storage.local import open_storage
 
 CLASSES, IMAGES = 40, 25
 

@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dfkd.dataset.published import INDEX_SCHEMA, index_row
 from dfkd.dataset.shards import (
     MAX_MEMBER_BYTES,
     Receipt,
     Sample,
+    SampleLocation,
     decode_receipt,
     parse_shard,
     read_shard,
     write_shard,
 )
+from dfkd.dataset.shards import METADATA as KEYS
 from dfkd.errors import CorruptionError
 from tests.helpers import partial_version
 from tests.helpers.pickles import Mark
@@ -338,6 +342,7 @@ TEXT = METADATA.decode()
         TEXT.replace('"loss": 0.5', '"loss": true'),
         TEXT.replace('"loss": 0.5', '"loss": 0.5, "loss": 0.25'),
         TEXT.replace('"steps": 20', '"steps": ' + "9" * 5000),
+        TEXT.replace('"class": "owl"', r'"class": "\ud800"'),
         TEXT.replace('"steps": 20', '"steps": 20, "more": NaN'),
         TEXT.replace('"steps": 20', '"steps": 20, "more": ' + "[" * 5000 + "]" * 5000),
     ],
@@ -346,6 +351,37 @@ def test_invalid_metadata_is_refused(text: str) -> None:
     data = with_sample(text.encode())
     with pytest.raises(CorruptionError, match="sample 'z'"):
         list(read_shard(data, receipt_of(data, 4)))
+
+
+INTEGERS = [key for key, kind in KEYS.items() if kind is int]
+
+
+@pytest.mark.parametrize("key", INTEGERS)
+def test_integers_as_large_as_the_index_takes_are_read(key: str) -> None:
+    limit = 1 << INDEX_SCHEMA.field(key).type.bit_width - 1
+    for value in (1 - limit, limit - 1):
+        text = json.dumps(SAMPLES[0].metadata | {key: value})
+        assert list(parse_shard(with_sample(text.encode()), "x"))[3].metadata[key] == value
+    text = json.dumps(SAMPLES[0].metadata | {key: limit})
+    with pytest.raises(CorruptionError, match=rf"sample 'z': metadata '{key}' must have at most"):
+        list(parse_shard(with_sample(text.encode()), "x"))
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(INTEGERS), st.integers()),
+    st.text(st.characters()),
+)
+@example({"seed": 1 << 80}, "")
+@example({}, "\ud800")
+def test_metadata_that_is_read_can_be_written_to_the_index(
+    numbers: dict[str, int], prompt: str
+) -> None:
+    text = json.dumps(SAMPLES[0].metadata | numbers | {"prompt": prompt})
+    with contextlib.suppress(CorruptionError):
+        sample = list(parse_shard(with_sample(text.encode()), "x"))[3]
+        row = index_row(sample, SampleLocation(0, bytes(32)), "x")
+        assert pa.Table.from_pylist([row], INDEX_SCHEMA).to_pylist() == [row]
 
 
 @settings(deadline=None, max_examples=300)

@@ -21,7 +21,7 @@ from dfkd.dataset.shards import read_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError, Exit, FingerprintError, PartialError
-from dfkd.storage.local import MissingObject
+from dfkd.storage.base import MissingObject
 from tests.helpers import partial_version
 from tests.helpers.jobs import contents
 from tests.helpers.partial_version import (

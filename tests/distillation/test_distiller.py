@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dfkd.config.distillation import Distillation
 from dfkd.dataset.loader import Batch
-from dfkd.distillation.distiller import Distiller, LabelScale, Schedule
+from dfkd.distillation.distiller import DistanceObjective, Distiller, Schedule
 from dfkd.models.student import Student, build, fold
 from dfkd.utils.device import multiplies_bfloat16
 
@@ -131,28 +131,28 @@ def test_the_student_learns_the_teacher_s_classes() -> None:
 
 def test_standardised_training_still_gives_a_student_of_distances() -> None:
     config = dataclasses.replace(LONG, standardise=True)
-    scale = LabelScale(mean=1.0667, std=0.1886)
-    run = Distiller(student(config), config, Schedule.of(config, STEPS), 0, scale=scale)
+    objective = DistanceObjective(mean=1.0667, std=0.1886)
+    run = Distiller(student(config), config, Schedule.of(config, STEPS), 0, objective=objective)
     while not run.done:
         run.advance(batch(run.step))
     unseen = batch(777)
-    outputs = fold(run.student, scale.mean, scale.std).eval()(unseen.pixels / 255)
+    outputs = fold(run.student, objective.mean, objective.std).eval()(unseen.pixels / 255)
     assert (outputs - unseen.distances).abs().mean() < 0.06
 
 
 @given(st.lists(st.floats(0, 4), min_size=2, max_size=8))
 def test_labels_of_another_spread_keep_the_nearest_class(found: list[float]) -> None:
     plain = torch.tensor([found])
-    scale = LabelScale.of((0.87, 0.04), mean=1.0, std=0.25)
-    moved = (plain - scale.mean) / scale.std
+    objective = DistanceObjective.of((0.87, 0.04), mean=1.0, std=0.25)
+    moved = (plain - objective.mean) / objective.std
     torch.testing.assert_close((moved - 0.87) / 0.04, (plain - 1.0) / 0.25, atol=1e-4, rtol=1e-4)
     assert moved[0, plain.argmin()] == moved.min()
 
 
 def test_labels_are_standardised_or_left_as_they_are() -> None:
-    assert LabelScale.of(True, mean=1.0, std=0.25) == LabelScale(1.0, 0.25)
-    assert LabelScale.of(False, mean=1.0, std=0.25) == LabelScale(0.0, 1.0)
-    assert LabelScale.of(True, mean=1.0, std=0.0).std > 0
+    assert DistanceObjective.of(True, mean=1.0, std=0.25) == DistanceObjective(1.0, 0.25)
+    assert DistanceObjective.of(False, mean=1.0, std=0.25) == DistanceObjective(0.0, 1.0)
+    assert DistanceObjective.of(True, mean=1.0, std=0.0).std > 0
 
 
 @pytest.mark.parametrize("cut", [1, 3, SCHEDULE.warmup, 5, 9])

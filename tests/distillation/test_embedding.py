@@ -57,7 +57,7 @@ def student() -> Student:
 
 
 def distiller(config: Distillation = CONFIG, **options: object) -> Distiller:
-    return Distiller(student(), config, SCHEDULE, seed=0, scale=OBJECTIVE, **options)
+    return Distiller(student(), config, SCHEDULE, seed=0, objective=OBJECTIVE, **options)
 
 
 def test_the_loss_is_the_mean_squared_error_of_standardised_embeddings() -> None:

@@ -167,6 +167,24 @@ def test_a_list_file_names_images_beside_it(tmp_path: Path, name: str, text: str
     assert all(item.read() == b"never decoded" for item in data.items)
 
 
+@pytest.mark.parametrize("name", ["/abs/a.png", "abs\\a.png", "./abs//a.png"])
+def test_a_path_of_a_list_starts_beside_it(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "abs/a.png")
+    path = tmp_path / "list.txt"
+    path.write_text(f"{name}\tphoto\tdog\n")
+    assert [item.name for item in open_folder(path, ("dog",)).items] == [
+        str(tmp_path / "abs/a.png")
+    ]
+
+
+def test_a_path_of_a_list_does_not_lead_elsewhere(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "here/b.png")
+    path = tmp_path / "here" / "list.txt"
+    path.write_text(f"{tmp_path / 'a.png'}\tphoto\tdog\n")
+    with pytest.raises(ManifestError, match=r"list\.txt:1: must name an existing"):
+        open_folder(path, ("dog",))
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -165,6 +165,7 @@ def test_counts_stand_on_one_line_and_texts_are_left_alone(tmp_path: Path) -> No
         (("rows", 0, "confusion"), [[9, 1]], r"confusion: must be 2 x 2"),
         (("rows", 0, "confusion"), [[9, -1], [0, 0]], r"confusion\.0\.1: should be greater"),
         (("rows", 0, "confusion"), [[0, 0], [0, 0]], r"confusion: must count"),
+        (("rows", 0, "confusion"), [[1 << 63, 0], [0, 0]], r"confusion\.0\.0: should be less than"),
         (("rows", 0, "extra"), 1, r"rows\.0\.extra: Extra inputs"),
         (("rows", 1, "domain"), "flat", "must occur once"),
         (("average",), "median", "average: should be 'images' or 'classes'"),

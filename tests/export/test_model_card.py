@@ -21,14 +21,15 @@ FACTS: dict[str, Any] = {
         "seed": 4,
         "folder": "mix-s4-abc",
         "sha256": "cafe",
+        "weights": "IMAGENET1K_V1",
     },
-    "data": {"version": "v1", "fingerprint": "f1", "images": 2880},
-    "teacher": {
-        "model": "a|b",
-        "weights": {"teacher.weights": "beef"},
-        "image_size": 224,
-        "bytes": 350_000_000,
+    "data": {
+        "version": "v1",
+        "fingerprint": "f1",
+        "images": 2880,
+        "weights": {"teacher.weights": "beef", "generator.weights": "ace"},
     },
+    "teacher": {"model": "a|b", "image_size": 224, "bytes": 350_000_000},
     "calibration": {"images": 256},
     "evaluation": {
         "source": "folder {x}",
@@ -56,7 +57,7 @@ def test_every_figure_is_that_of_the_facts() -> None:
     card = model_card(FACTS)
     for line in (
         "A resnet18 (1,234,567 parameters, 64 px)",
-        "on 2,880 synthesised images and no real one",
+        "on 2,880 synthesised images; distillation saw no real one.",
         "`folder {x}`",
         "|  | flat | ink | mean |",
         "| teacher zero-shot | 50.0 | 25.0 | 37.5 |",
@@ -66,7 +67,9 @@ def test_every_figure_is_that_of_the_facts() -> None:
         "| teacher's image tower, PyTorch, 224 px | 350.0 | 80.0 |",
         "| `model.int8.onnx` | 11.3 | 1.5 |",
         r"| teacher | a\|b |",
+        "| student's initial weights | `IMAGENET1K_V1` |",
         "| teacher.weights sha256 | `beef` |",
+        "| generator.weights sha256 | `ace` |",
         "softmax(-distances / 0.0571)",
         "highest probability is 80 % on average, and 44 % of the answers are right.",
         "opset 18",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -115,9 +116,17 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no labels": (without(LABELS), "labels.json"),
     "facts are a list": (text(FACTS, "[]"), "sha256"),
     "files are a list": (text(FACTS, '{"files": []}'), "sha256"),
-    "labels are an object": (text(LABELS, '{"a": 1}'), "labels.json: must be a list of names"),
-    "labels are numbers": (text(LABELS, "[1, 2, 3]"), "must be a list of names"),
-    "no label": (text(LABELS, "[]"), "must be a list of names"),
+    "labels are an object": (text(LABELS, '{"a": 1}'), "labels.json: must be a list of printable"),
+    "labels are numbers": (text(LABELS, "[1, 2, 3]"), "must be a list of printable names"),
+    "no label": (text(LABELS, "[]"), "must be a list of printable names"),
+    "a label forges a line": (
+        text(LABELS, json.dumps(["\x1b[31mred\nfoo: cat 1.0", *NAMES[1:]])),
+        r"must be a list of printable names.*, got .*x1b\[31mred.*nfoo",
+    ),
+    "half a character": (
+        text(LABELS, r'["\ud800", "b", "c"]'),
+        "must be a list of printable names",
+    ),
     "labels are deep": (text(LABELS, "[" * 100_000), "must be JSON"),
     "labels are no text": (lambda f: (f / LABELS).write_bytes(b"\xff\xfe\x00"), "must be JSON"),
     "a label more": (text(LABELS, json.dumps([*NAMES, "x"])), r"must give float32 \[N, 4\]"),
@@ -129,6 +138,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "foreign size": (lambda f: put_rules(f, size=16), r"must take float32 \[N, 3, 16, 16\]"),
     "no heat": (lambda f: put_rules(f, temperature=0), "temperature: must be a number"),
     "nan": (lambda f: put_rules(f, temperature=float("nan")), "temperature: must be a number"),
+    "endless heat": (lambda f: put_rules(f, temperature=10**400), "temperature: must be a number"),
     "text heat": (lambda f: put_rules(f, temperature="1"), "temperature: must be a number"),
     "no input": (lambda f: put_rules(f, input="pixels"), "input.name: must be a name"),
     "foreign input": (lambda f: put_rules(f, input={"name": "x"}), "as its one input"),
@@ -154,6 +164,14 @@ def test_a_folder_that_dfkd_did_not_write_is_refused_in_one_line(
     assert err.count("\n") == 1
     assert len(err) < 600
     assert re.search(message, err)
+
+
+def test_a_picture_s_name_needs_no_utf_8(
+    folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = picture.rename(picture.parent / os.fsdecode(b"caf\xe9.png"))
+    assert main([str(folder), str(path), "--top", "1"]) == 0
+    assert capsys.readouterr().out == f"{picture.parent}/caf\\udce9.png: green 1.000\n"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n"])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_student
-from dfkd.errors import ManifestError
+from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.scoring import evaluate
 from dfkd.export import take_home
@@ -40,6 +40,10 @@ FILES = {
     "README.md",
     "takehome.json",
 }
+
+
+ROLES = {"teacher.weights": "be" * 32, "generator.weights": "ac" * 32}
+"""The weights that the data set was made with."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def prepare(folder: Path) -> Manifest:
     )
     manifest = Manifest.read(path)
     for method in manifest.prompts.method:
-        publish(manifest, method)
+        publish(manifest, method, ROLES)
         for seed in manifest.distillation.seeds:
             finish(manifest, method, seed, swap=(method, seed) == ("mix", 1))
     return manifest
@@ -169,10 +173,19 @@ def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: 
     other, _ = load_student(locate_student(run.manifest, "mix", 0).storage)  # knows red from green
     comparison = take_home.Comparison(other, tmp_path, temperature=0.1, threads=1)
     red = np.full((1, 32, 32, 3), (200, 60, 60), np.uint8)
-    comparison(torch.from_numpy(batch(list(red))))
+    pixels = torch.from_numpy(batch(list(red)))
+    comparison.torch(pixels)
+    comparison(pixels)
     found = comparison.facts()["model.onnx"]
     assert found["max_difference"] > 0.5
     assert found["equal_predictions"] == 0
+
+
+def test_what_the_student_was_made_from_is_stated(run: Run) -> None:
+    facts = run.facts
+    assert facts["student"]["weights"] == "none"
+    assert facts["data"]["weights"] == ROLES
+    assert "weights" not in facts["teacher"]
 
 
 def test_accuracies_are_those_of_the_results_and_of_the_graphs(run: Run) -> None:
@@ -294,7 +307,23 @@ def test_the_card_s_example_does_what_the_command_does(
     assert capsys.readouterr().out.split(": ")[1].startswith(found[0][0])
 
 
-def test_a_student_that_nobody_scored_is_not_handed_out(run: Run) -> None:
-    rows = [row for row in run.results["rows"] if row["model"] == "teacher"]
-    with pytest.raises(ManifestError, match=r"evaluation\.models.*method mix seed 1"):
-        take_home.write_take_home(run.manifest, {**run.results, "rows": rows}, threads=1)
+@pytest.mark.parametrize("images", [1, 6])
+def test_the_results_tell_nothing_but_the_teacher_s_accuracy_on_the_same_images(
+    images: int, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of students may be those of other settings than the manifest's."""
+    rows = [{**row, "accuracy": 0.75} for row in run.results["rows"]]
+    rows[0]["images"] = images
+    monkeypatch.setattr(take_home, "_publish", lambda _folder, facts, _home: facts)
+    facts: Any = take_home.write_take_home(run.manifest, {**run.results, "rows": rows}, threads=1)
+    accuracy = facts["evaluation"]["accuracy"]
+    assert accuracy["torch"] == run.facts["evaluation"]["accuracy"]["torch"]
+    teacher = {"domains": {"flat": 0.75, "ink": 0.75}, "mean": 0.75}
+    assert accuracy["teacher"] == (teacher if images == 6 else None)
+
+
+def test_a_student_that_was_not_trained_is_not_handed_out(run: Run) -> None:
+    longer = dataclasses.replace(run.manifest.distillation, epochs=4)
+    manifest = dataclasses.replace(run.manifest, distillation=longer)
+    with pytest.raises(CorruptionError, match=r"student\.json: no such object"):
+        take_home.write_take_home(manifest, run.results, threads=1)

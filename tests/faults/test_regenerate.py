@@ -12,7 +12,8 @@ import pytest
 from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from tests.helpers.jobs import command, environment, run_here
 from tests.jobs.test_regenerate import manifest
 

@@ -17,7 +17,8 @@ from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import ResultRow, results, row, write_results
 from dfkd.models.student import build, card, save_student
 from dfkd.storage import cost_records
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from tests.helpers.tiny_version import publish, write_manifest
 
 CLASSES = ("red", "<img src=x onerror=alert(1)>", "Æ & 'blue'")

@@ -10,7 +10,6 @@ import numpy as np
 
 from dfkd.miniature.drawings.icons import EVALUATION
 
-HELD_OUT = tuple(prefix for group in EVALUATION.values() for prefix in group)
 TRAINING = ("mdi", "ri", "uil")  # the last one is a validation collection
 NAMES = ("clock", "guitar", "bell", "anchor", "lamp")
 GENERIC = ("simple-icons", "emojione", "game-icons", "healthicons", "gis", "wi")
@@ -41,7 +40,7 @@ def described(prefix: str, licence: str = "MIT", **more: Any) -> dict[str, Any]:
 def write(root: Path, more: dict[str, dict[str, str]] | None = None) -> Path:
     """Write the package into `root`; `more` adds drawings (name -> SVG body) to collections."""
     (root / "json").mkdir(parents=True)
-    prefixes = (*HELD_OUT, *TRAINING)
+    prefixes = (*EVALUATION, *TRAINING)
     (root / "collections.json").write_text(json.dumps({p: described(p) for p in prefixes}))
     for number, prefix in enumerate(prefixes):
         bodies = {name: drawing(100 * number + i) for i, name in enumerate(NAMES)}

@@ -19,7 +19,7 @@ from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import results, row, write_results
 from dfkd.report.gallery import SHARDS_PER_CLASS, evenly
 from dfkd.storage import layout
-from dfkd.storage.local import Storage
+from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical
 
 CLASSES, SHARDS, EACH = 10, 100, 100

@@ -18,7 +18,8 @@ from dfkd.config.plan import Task
 from dfkd.dataset import versions
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Receipt, Sample, sample_key, write_shard
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from tests.helpers.jobs import contents
 
 IDENTITY: dict[str, Any] = {

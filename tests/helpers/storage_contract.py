@@ -3,6 +3,7 @@
 A subclass has fixtures `root` (for `open_storage`, empty) and `storage`, opened there.
 """
 
+import dataclasses
 import os
 import pickle
 import random
@@ -19,9 +20,9 @@ from dfkd.dataset.published import current
 from dfkd.dataset.random_access import Examples
 from dfkd.dataset.verification import verify
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
-from dfkd.storage.base import MAX_UPLOADS
+from dfkd.storage.base import MAX_UPLOADS, MissingObject, Request, Storage
 from dfkd.storage.bucket import BucketStorage
-from dfkd.storage.local import MissingObject, Request, Storage, open_storage
+from dfkd.storage.local import LocalStorage, open_storage
 from dfkd.storage.retries import RetryPolicy
 from dfkd.storage.s3 import S3Storage
 from dfkd.storage.s3_client import Connection, Limits
@@ -87,6 +88,20 @@ class StorageTests:
         assert child.location("x").endswith("/runs/one/data/mix/versions/x")
         assert storage.folders("data/") == ("mix",)
         assert storage.folders("none/") == ()
+
+    def test_a_child_may_be_named_with_the_slash_of_its_folder(self, storage: Storage) -> None:
+        storage.child("data/").child("mix/").put("x", b"1")
+        assert storage.get("data/mix/x") == b"1"
+        assert storage.child("data/") == storage.child("data")
+
+    @pytest.mark.parametrize("name", [".ipynb_checkpoints", "my copy"])
+    def test_folders_that_dfkd_cannot_have_made_are_left_out(
+        self, storage: LocalStorage | BucketStorage, name: str
+    ) -> None:
+        storage.put("data/mix/x", b"")
+        data = storage.child("data")
+        dataclasses.replace(data, prefix=f"{data.prefix}/{name}").put("x", b"")
+        assert storage.folders("data/") == ("mix",)
 
     def test_entries_have_sizes_and_ages_by_the_clock_of_the_store(self, storage: Storage) -> None:
         def ages() -> dict[str, float]:

@@ -20,7 +20,6 @@ BASE = {
         "student": "timm:test_resnet", "weights": "none", "warmup_epochs": 0, "epochs": 1,
         "batch_size": 4, "augmentation": ["flip"],
     },
-    "text_only": {"styles": 1},
     "cluster": {"workers": 1},
 }  # fmt: skip
 METHODS = {

@@ -14,7 +14,9 @@ from dfkd.benchmarks.driver import RequestCounts, counted
 from dfkd.benchmarks.measure import FULL
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import current
-from dfkd.storage.local import Storage, open_storage
+from dfkd.errors import Exit
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import thread_limit
 from dfkd.utils.memory import Memory, Watch, watched
 from tests.helpers import jobs
@@ -46,11 +48,32 @@ def test_the_record_names_the_arguments_that_were_parsed(
     job = jobs.load("benchmark")
     monkeypatch.setattr("sys.argv", ["pytest", "-q"])
     monkeypatch.setattr(suite, "configure_process", lambda threads: None)
-    monkeypatch.setitem(suite.BENCHMARKS, "export", lambda manifest, options: {"figures": []})
+    monkeypatch.setitem(suite.BENCHMARKS, "driver", lambda manifest, options: {"figures": []})
     path = str(write_manifest(tmp_path))
-    assert job.main(["export", path, "--set", "synthesis.steps=1"]) == 0
-    kept = json.loads((tmp_path / "run" / "benchmarks" / "export.json").read_text())
-    assert kept["command"] == f"python jobs/benchmark.py export {path} --set synthesis.steps=1"
+    assert job.main(["driver", path, "--set", "synthesis.steps=1"]) == 0
+    kept = json.loads((tmp_path / "run" / "benchmarks" / "driver.json").read_text())
+    assert kept["command"] == f"python jobs/benchmark.py driver {path} --set synthesis.steps=1"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--repeats=0",
+        "--repeats=-3",
+        "--threads=0",
+        "--tasks 20 9",
+        "--shards=0",
+        "--classes=-1",
+        "--tasks=many",
+    ],
+)
+def test_numbers_that_measure_nothing_are_refused(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        jobs.load("benchmark").main(["all", "manifest.yaml", *words.split()])
+    assert caught.value.code == Exit.USAGE
+    assert f"argument {words.split('=')[0].split()[0]}: " in capsys.readouterr().err
 
 
 def test_requests_a_shard_do_not_grow(tmp_path: Path) -> None:
@@ -158,11 +181,6 @@ def test_the_hot_paths_are_timed(
         assert all(each["median"] > 0 for each in found.values())
         assert 0 < found[figure]["share"] < 2  # of a limit that noise may understate
         assert figure in printed
-    export = record(tmp_path, "export")["image_size"]
-    assert export.keys() == {"32", "64", "128"}
-    for at in export.values():
-        assert at["ms"].keys() == at["bytes"].keys() == {"teacher", "student", "student, int8"}
-        assert at["bytes"]["student, int8"] < at["bytes"]["student"]
     diversity = record(tmp_path, "prompts")["diversity"]
     assert list(diversity) == ["1", "12", "2", "4"]
     assert len({facts["similarity"] for facts in diversity.values()}) == 4
@@ -174,7 +192,7 @@ def test_the_hot_paths_are_timed(
 
     # What was built to be timed is gone.
     left = list(open_storage(str(tmp_path / "run" / "benchmarks")).list())
-    names = [*FIGURES, "export", "driver", "stages"]
+    names = [*FIGURES, "driver", "stages"]
     assert {key for key in left if not key.startswith("scale/")} == {
         "table.md", "scale.json", *(f"{name}.json" for name in names)
     }  # fmt: skip

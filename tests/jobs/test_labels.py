@@ -154,10 +154,11 @@ def test_labels_of_another_kind_are_refused(
     for content, rule in (
         ('["rose", "leaf"]', "--labels: must have a vector of 8 numbers for each name"),
         ('{"rose": [1.0, 0.0]}', "--labels: must have a vector of 8 numbers for each name"),
-        ('{"rose": [2.0, 0.0]}', "unit vector"),
-        ('{"rose": [1.0], "leaf": "x"}', "unit vector"),
-        ('{"": [1.0]}', "names"),
-        ("{}", "names"),
+        ('{"rose": [2.0, 0.0]}', "--labels: must be a readable file with a unit vector for each"),
+        ('{"rose": [1.0], "leaf": "x"}', "--labels: must be a readable file"),
+        ('{"": [1.0]}', "--labels: must be a readable file"),
+        ("{}", "--labels: must be a readable file"),
+        ("{", "--labels: must be a readable file"),
     ):
         (tmp_path / "labels.json").write_text(content)
         options = ["--labels", str(tmp_path / "labels.json")]

@@ -16,7 +16,8 @@ from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
 from dfkd.evaluation.results import validate_results
 from dfkd.storage import lease
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from tests.helpers.jobs import load
 from tests.helpers.own_ray import own_ray
 
@@ -91,6 +92,7 @@ def test_three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixtur
     root = open_storage(place)
     first = held(root)
     assert f"current: none -> {first}" in printed
+    assert "comparison.html" not in printed
     assert printed.splitlines()[-1] == f"wrote {root.location('report.html')}"
     results = root.get("results.json")
 

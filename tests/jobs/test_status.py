@@ -344,7 +344,7 @@ def test_a_regeneration_that_is_unfinished_goes_on_first(
     assert found["next"] == f"python jobs/distill.py {path}"
 
 
-def test_a_root_shows_all_that_is_in_it(manifest: Manifest, root: Path) -> None:
+def test_a_root_shows_all_that_is_in_it(path: Path, manifest: Manifest, root: Path) -> None:
     first = tiny_version.publish(manifest)
     second = filled(dataclasses.replace(manifest, seed=1), 1)
     put_checkpoint(root, "vanilla-s0-0123456789ab", 7, 10)
@@ -358,6 +358,7 @@ def test_a_root_shows_all_that_is_in_it(manifest: Manifest, root: Path) -> None:
     assert status(root)["next"] == "python jobs/distill.py MANIFEST"
     open_storage(str(root)).put("cells/one/results.json", b"{}")
     assert status(root)["next"] == "python jobs/reproduce.py STUDY"
+    assert status(path)["next"] == f"python jobs/distill.py {path}"  # of the manifest's own run
 
 
 def test_a_root_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -528,11 +529,14 @@ def test_a_watch_on_a_terminal_redraws_the_whole_status(finished: Path) -> None:
     assert shown.rstrip().endswith("next: nothing to do")
 
 
-@pytest.mark.parametrize("words", [["--watch=0"], ["--watch=nan"], ["--watch=x"]])
-def test_a_pause_that_is_no_time_is_refused(path: Path, words: list[str]) -> None:
+@pytest.mark.parametrize("value", ["0", "nan", "x"])
+def test_a_pause_that_is_no_time_is_refused(
+    path: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        run_here("status", path, *words)
+        jobs.load("status").main([str(path), f"--watch={value}"])
     assert caught.value.code == 2
+    assert f"must be a number of seconds, more than 0, got '{value}'" in capsys.readouterr().err
 
 
 @pytest.mark.heavy

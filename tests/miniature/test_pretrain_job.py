@@ -9,8 +9,7 @@ import safetensors
 import yaml
 
 from dfkd.config.manifest import Manifest
-from dfkd.errors import Exit, FingerprintError, InfrastructureError, ManifestError
-from dfkd.miniature import pretraining
+from dfkd.errors import Exit, FingerprintError, ManifestError
 from dfkd.miniature.evaluation_set import OFFICIAL
 from dfkd.miniature.recipe import GeneratorRecipe, IconData, Recipe
 from dfkd.miniature.work_folder import Stage, claim
@@ -28,7 +27,7 @@ STAGES: tuple[Stage, ...] = ("world", "teacher", "generator", "diffusion", "back
 
 def small(tmp_path: Path) -> dict[str, object]:
     """A recipe of seconds over a hand-made package."""
-    tiny = {"steps": 2, "batch_size": 8, "checkpoint_every": 1, "compile": False}
+    tiny = {"steps": 2, "batch_size": 8, "checkpoint_every": 1}
     return {
         "threads": 1,
         "output": str(tmp_path / "out"),
@@ -38,7 +37,7 @@ def small(tmp_path: Path) -> dict[str, object]:
             "work": str(tmp_path / "work"),
         },
         "teacher": tiny | {
-            "steps": 2, "groups": 1, "style_captions": 2,
+            "steps": 2, "groups": 1, "style_captions": 2, "compile": False,
             "embed_dim": 16, "image_width": 8, "text_width": 16, "text_layers": 1,
         },
         "generator": tiny | {"codes": 16, "free_steps": 1, "channel_multipliers": [1, 1, 1, 1]},
@@ -58,31 +57,28 @@ def test_help_and_bad_keys() -> None:
     assert "steps" in done.stderr
 
 
-def test_a_folder_that_is_no_package_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"collections\.json"):
-        pretraining.package(IconData(directory=str(tmp_path)))
-
-
-def test_missing_clip_art_is_refused_with_the_package_s_name(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="openclipart-svg"):
-        pretraining.clipart_folder(IconData(clipart=str(tmp_path / "none")))
-
-
-def test_npm_is_needed_only_without_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(InfrastructureError, match="npm is not installed"):
-        pretraining.package(IconData(work=str(tmp_path)))
-    (tmp_path / "collections.json").write_text("{}")
-    assert pretraining.package(IconData(directory=str(tmp_path))) == tmp_path
-
-
 def test_channels_must_suit_group_norm(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("generator: {channels: 40}")
     with pytest.raises(ManifestError, match=r"generator\.channels"):
         load(Recipe, path)
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        "--call=id",
+        "./folder",
+        "git+ssh://example.org/package.git",
+        "https://example.org/package.tgz",
+        "@iconify/json@latest",
+        "@iconify/json@2.2.535 ./folder",
+        "@iconify/json@2.2.535\n",
+    ],
+)
+def test_npm_gets_a_release_of_the_icon_package_and_nothing_else(package: str) -> None:
+    with pytest.raises(ManifestError, match=r"^data\.package: "):
+        load(Recipe, MANIFEST, (f"data.package={json.dumps(package)}",))
 
 
 def run_here(manifest: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -170,7 +166,7 @@ def test_another_recipe_does_not_resume_from_this_work(tmp_path: Path) -> None:
     data = IconData(work=str(tmp_path))
     for stage in STAGES:
         claim(Recipe(data=data), stage)
-        claim(Recipe(data=data, output="elsewhere", note="a remark", threads=7), stage)
+        claim(Recipe(data=data, output="elsewhere", threads=7), stage)
         with pytest.raises(FingerprintError, match=r"other seed; give another data\.work"):
             claim(Recipe(data=data, seed=1), stage)
 

@@ -149,6 +149,16 @@ def test_things_that_sets_share_are_seen_more_than_interface_parts() -> None:
     assert sampling.easy_weights(rows)[5:].sum() == 0
 
 
+def test_all_names_are_equally_likely_and_so_are_the_drawings_of_one() -> None:
+    rows = [
+        *(row("dog", "first", slot=i) for i in range(3)),  # variants of one drawing
+        row("dog", "second", slot=3),
+        row("cat", "second", slot=4),
+    ]
+    shares = sampling.name_weights(rows)
+    np.testing.assert_allclose(shares, [1 / 12, 1 / 12, 1 / 12, 1 / 4, 1 / 2])
+
+
 def test_batches_depend_on_seed_and_step_only(cache: Cache) -> None:
     keep = np.arange(len(cache.rows))
     first, second = (sampling.Batches(cache, keep, 16, 3).draw(5) for _ in range(2))
@@ -273,7 +283,7 @@ def test_generator_trains_with_codes_and_exports_official_names(
 ) -> None:
     recipe = GeneratorRecipe(
         channel_multipliers=(1, 1), latent_channels=32, codes=16, steps=3, free_steps=1,
-        batch_size=4, checkpoint_every=3, adversarial_from=1, critic_channels=8, compile=False,
+        batch_size=4, checkpoint_every=3, adversarial_from=1, critic_channels=8,
     )  # fmt: skip
     teacher = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
     trainer = generator.GeneratorTrainer(
@@ -346,6 +356,15 @@ def test_principal_components_are_those_of_the_most_variance() -> None:
     assert (components.std((0, 2, 3)).diff() < 0).all()
     back = torch.einsum("bkhw,ck->bchw", components * space.scale, space.axes)
     torch.testing.assert_close(back + space.mean[:, None, None], latents, rtol=1e-4, atol=1e-3)
+
+
+def test_a_diffusion_model_learns_the_most_frequent_one_word_names(
+    cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path
+) -> None:
+    trainer = diffusion_trainer(cache, tokenizer, tmp_path, 1)
+    assert {row.concept for row in trainer.batches.rows} == {"dog", "cat", "clock", "house", "tree"}
+    assert [*diffusion.named_rows(cache, np.arange(8), 1)] == [0, 6, 7]  # three drawings of a dog
+    assert [*diffusion.named_rows(cache, np.arange(1, 8), 1)] == [6, 7]
 
 
 def test_a_diffusion_model_learns_and_resumes_to_the_same_weights(

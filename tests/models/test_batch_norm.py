@@ -43,7 +43,7 @@ def test_every_kind_of_batch_norm_is_read(layer: nn.Module, seen: list[object]) 
         layer.get_buffer("running_var").fill_(variance)
         with Taps([layer], statistics_distance) as taps:
             layer(torch.tensor(seen))
-            assert float(batch_norm_loss(taps.read)) == pytest.approx(expected, abs=1e-6)
+            assert float(batch_norm_loss(taps.values)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_hooks_see_the_statistics_of_every_layer(teacher: Teacher) -> None:
@@ -56,7 +56,7 @@ def test_hooks_see_the_statistics_of_every_layer(teacher: Teacher) -> None:
     ]
     with batch_norm_taps(teacher, "test") as taps:
         teacher.encode_image(pixels)
-        read = taps.read
+        read = taps.values
     for handle in handles:
         handle.remove()
     assert len(read) == len(inputs) == len(norms) == 19

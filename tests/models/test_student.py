@@ -24,7 +24,8 @@ from dfkd.models.student import (
     save_student,
 )
 from dfkd.models.teacher import distances
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 
 RANDOM = {"weights": "none", "warmup_epochs": 0}
 SMALL = Distillation(student="resnet18", stem="small", **RANDOM)
@@ -66,6 +67,12 @@ def test_timm_students_take_the_run_s_image_size(name: str) -> None:
 def test_unknown_students_are_refused(name: str) -> None:
     with pytest.raises(ManifestError, match=r"distillation\.student"):
         build(Distillation(student=name, **RANDOM), 4, 32, 0)
+
+
+@pytest.mark.parametrize("name", ["nest_tiny", "twins_svt_small", "xcit_nano_12_p16_224"])
+def test_models_that_cannot_have_the_image_size_are_refused(name: str) -> None:
+    with pytest.raises(ManifestError, match=r"distillation\.student: cannot be built for 50 px"):
+        build(Distillation(student=f"timm:{name}", **RANDOM), 4, 50, 0)
 
 
 @pytest.mark.parametrize(

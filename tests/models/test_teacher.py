@@ -225,8 +225,6 @@ def test_class_names_must_differ_to_the_teacher_and_fit(vit: Teacher) -> None:
 
 
 def test_batch_norm_is_detected_and_required(vit: Teacher, resnet: Teacher) -> None:
-    assert resnet.has_batch_norm
-    assert not vit.has_batch_norm
     require_batch_norm(resnet, "DeepInversion")
     for use in (require_batch_norm, batch_norm_taps):  # on which L_bn would be silently nothing
         with pytest.raises(
@@ -244,6 +242,27 @@ def test_every_file_that_matters_is_hashed(tmp_path: Path) -> None:
         "teacher.weights": sha256_file(config.weights),
         "teacher.tokenizer": sha256_file(tmp_path / "merges.txt.gz"),
     }
+
+
+def test_the_configuration_beside_the_weights_is_hashed(tmp_path: Path) -> None:
+    """It decides mean and deviation, whatever architecture `teacher.model` names."""
+    named = write_teacher(tmp_path, model_config(VIT))
+    tree = {"model_cfg": model_config(VIT), "preprocess_cfg": {"mean": [0.5, 0.4, 0.3]}}
+    (tmp_path / "plain").mkdir()
+    shutil.copy(named.weights, tmp_path / "plain")
+    hashes = [file_hashes(TeacherConfig(model=named.model, weights=str(tmp_path / "plain")))]
+    assert hashes == [file_hashes(named)]
+    for blue in (0.3, 0.2):
+        tree["preprocess_cfg"]["mean"][2] = blue
+        folder = tmp_path / str(blue)
+        shutil.copytree(tmp_path / "plain", folder)
+        (folder / "open_clip_config.json").write_text(json.dumps(tree))
+        hashes.append(file_hashes(TeacherConfig(model=named.model, weights=str(folder))))
+        by_folder = file_hashes(TeacherConfig(model=str(folder), weights=str(folder)))
+        assert by_folder.keys() == {"teacher.weights", "teacher.model"}  # which is that file
+    without, one, two = hashes
+    assert {role for role in one if one[role] != two[role]} == {"teacher.weights/config"}
+    assert one.keys() - without.keys() == {"teacher.weights/config"}
 
 
 def test_a_smaller_vocabulary_comes_from_the_file_beside_the_configuration(tmp_path: Path) -> None:

@@ -16,18 +16,20 @@ from dfkd.dataset.published import PublishedVersion, advance, current, open_vers
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import begin
 from dfkd.distillation.student_names import student_name
-from dfkd.errors import LeaseError, ManifestError
+from dfkd.errors import CorruptionError, LeaseError, ManifestError
 from dfkd.pipeline import garbage_collection
 from dfkd.pipeline.attempts import Attempt
 from dfkd.pipeline.listing import VERSION
 from dfkd.storage import layout, lease
-from dfkd.storage.local import LocalStorage, MissingObject, open_storage
+from dfkd.storage.base import MissingObject
+from dfkd.storage.local import LocalStorage, open_storage
 from dfkd.utils.strict_json import canonical
 from tests.helpers.jobs import contents
 from tests.helpers.partial_version import IDENTITY, TASKS, commit, fill, home, regenerated
 from tests.helpers.tiny_version import write_manifest
 
 GRACE = 1000.0
+CLAIM = "regenerations/00000001/claim.json"
 
 
 def held() -> None:
@@ -151,7 +153,9 @@ def test_a_lease_keeps_what_it_names_until_it_expires(manifest: Manifest, root: 
         assert "held by" in sweep(manifest, keep=1).kept[f"vanilla/{versions[0].id}"]
         assert verify(versions[0]) == []
     names = (f"vanilla/{versions[0].id}",)
-    dead = lease.Lease(storage, "leases/readers/dead.json", "host:1", 10, names, clock=lambda: 0.0)
+    dead = lease.Lease(
+        storage, "leases/readers/dead.json", "host:1", 10, 0.0, names, clock=lambda: 0.0
+    )
     dead.renew()
     assert f"vanilla/{versions[0].id}" not in sweep(manifest, keep=1).kept
     assert verify(versions[2]) == []
@@ -274,6 +278,18 @@ def test_a_version_that_is_leased_after_the_plan_stays(manifest: Manifest, root:
     assert not storage.exists(f"data/vanilla/versions/{versions[0].id}/{layout.REMOVING}")
     with pytest.raises(MissingObject):
         open_version(home(root), versions[1].id)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"version": 7, "number": "one"}'])
+@pytest.mark.parametrize("key", ["data/vanilla/current/00000002.json", CLAIM])
+def test_a_damaged_object_that_names_versions_is_an_error(
+    manifest: Manifest, root: Path, key: str, content: bytes
+) -> None:
+    chain(root, 2)
+    storage = open_storage(str(root))
+    storage.put(key, content)
+    with pytest.raises(CorruptionError, match=storage.location(key)):
+        plan(manifest)
 
 
 def test_a_sweep_that_lost_its_lease_deletes_nothing(manifest: Manifest, root: Path) -> None:

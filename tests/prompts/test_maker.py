@@ -191,6 +191,31 @@ def test_the_guard_leaves_no_prompt_in_a_foreign_class(tmp_path: Path, teacher: 
     assert shares[1] == 1.0
 
 
+def test_a_contrastive_text_is_that_of_its_embedding(tmp_path: Path, teacher: Teacher) -> None:
+    """Of the updated pseudo-word, or of the class prompt that the guard has put in at the start.
+
+    The names are nearly synonyms, so that some prompts start as class prompts.
+    """
+    manifest = read(
+        tmp_path,
+        "classes=[dog, a dog, the dog]",
+        "prompts.method=contrastive",
+        "prompts.guard={attempts: 1, weight: 10.0}",
+        "prompts.contrastive={updates: 4, learning_rate: 0.2, batch_size: 12}",
+    )
+    maker = PromptMaker(manifest, teacher)
+    table = maker.part(0).to_pydict()
+    embeddings, initial = unit(table["embedding"]), unit(table["initial"])
+    vanilla = teacher.encode_text([f"A {name}" for name in table["class"]])
+    pseudo = maker.words.encode(table["class"], torch.tensor(table["pseudo"])).detach()
+    with_pseudo = torch.tensor(["*" in text for text in table["text"]])
+    expected = torch.where(with_pseudo[:, None], pseudo, vanilla)
+    assert torch.allclose(embeddings, expected, atol=1e-4)
+    started_vanilla = torch.isclose(initial, vanilla, atol=1e-4).all(dim=1)
+    # Both kinds occur among those: brought back into their class, and reset.
+    assert set(with_pseudo[started_vanilla].tolist()) == {True, False}
+
+
 def test_statistics_by_hand() -> None:
     """Three prompts, of which two share a direction and one is nearest to a foreign class."""
     rows = {name: [None] * 3 for name in SCHEMA.names}

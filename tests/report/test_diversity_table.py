@@ -6,6 +6,7 @@ import pytest
 from dfkd.report.diversity import Diversity, diversities, rank_correlation, read, table
 from dfkd.report.facts import collect
 from dfkd.report.page import write_stored
+from dfkd.report.wording import share
 from dfkd.storage.local import open_storage
 from tests.helpers.finished_run import finished
 
@@ -38,7 +39,7 @@ def test_unknown_measures_are_left_out() -> None:
 def test_a_run_says_what_its_report_shows(tmp_path: Path) -> None:
     storage = open_storage(finished(tmp_path).storage.root)
     facts = collect(storage)
-    write_stored(storage)
+    html = Path(write_stored(storage)).read_text()
     rows = read(storage)
     assert rows == diversities(facts)
     vanilla, contrastive = rows
@@ -47,6 +48,9 @@ def test_a_run_says_what_its_report_shows(tmp_path: Path) -> None:
     assert vanilla.prompt_cosine > contrastive.prompt_cosine
     scores = {s.label: s.summary["mean"] for s in facts.students}
     assert [row.accuracy for row in rows] == [scores["vanilla"], scores["contrastive"]]
+    assert None not in (vanilla.own_class, vanilla.accuracy)
+    shown = (f'<td class="n">{share(value)}' for value in (vanilla.own_class, vanilla.accuracy))
+    assert "</td>".join(shown) in html
     tree = json.loads(storage.get("diversity.json"))
     assert tree["rank_correlation"]["prompt_cosine"] is None  # of two methods
     lines = table(rows).splitlines()

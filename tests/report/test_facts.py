@@ -8,7 +8,8 @@ import pytest
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.report.facts import Facts, collect, note_origin
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
 from tests.helpers.finished_run import CLASSES, DOMAINS, METHODS, SEEDS, SIZES
 
 

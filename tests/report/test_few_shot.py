@@ -13,15 +13,15 @@ def test_the_table_has_a_line_for_each_curve_and_a_column_for_each_k() -> None:
     assert table(results()) == "\n".join(
         [
             "few-shot accuracy, %, mean of 2 domains",
-            "images a class          0          1         16",
-            "-----------------------------------------------",
-            "untouched       11.0 ±0.7  12.0 ±0.7  27.0 ±0.7",
-            "student                 -  22.0 ±0.7  37.0 ±0.7",
-            "library                 -  32.0 ±0.7  47.0 ±0.7",
-            "scratch                 -  42.0 ±0.7  57.0 ±0.7",
-            "gain                    - +10.0 ±0.0 +10.0 ±0.0",
-            "trained on              0          4         64",
-            "tested on            4000       4000       4000",
+            "images a class         0          1         16",
+            "----------------------------------------------",
+            "untouched      11.0 ±0.7  12.0 ±0.7  27.0 ±0.7",
+            "student                -  22.0 ±0.7  37.0 ±0.7",
+            "library                -  32.0 ±0.7  47.0 ±0.7",
+            "scratch                -  42.0 ±0.7  57.0 ±0.7",
+            "gain                   - +10.0 ±0.0 +10.0 ±0.0",
+            "trained on             0          4         64",
+            "tested on           4000       4000       4000",
         ]
     )
 
@@ -43,7 +43,7 @@ def test_no_line_is_wider_than_a_terminal_and_every_k_is_there(
 def test_the_paper_s_shots_fit_one_block() -> None:
     text = table(results(shots=(1, 2, 4, 8, 16)))
     assert "\n\n" not in text
-    assert max(map(len, text.splitlines())) == 80
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_markdown_has_each_domain_and_the_notes() -> None:

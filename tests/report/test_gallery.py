@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 from pathlib import Path
 
@@ -80,6 +81,29 @@ def test_a_gallery_shows_each_class_and_its_own_images(version: PublishedVersion
     assert found.labels.tolist() == [c for c in range(3) for _ in range(8)]
     assert found.vendi == pytest.approx(3)  # a direction for each class
     assert found.within.tolist() == pytest.approx([1] * 3 * 28)
+
+
+def test_shards_of_doubtful_images_are_opened_and_not_counted(
+    version: PublishedVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are in the second shard of their class, whose images are all taken for another class."""
+    monkeypatch.setattr(module, "SHARDS_PER_CLASS", 1)
+    monkeypatch.setattr(module, "WORST", 1)
+
+    def predicted(sample: Sample) -> int:
+        own: int = sample.metadata["class_index"]
+        return (own + (sample.metadata["index"] >= 4)) % 3
+
+    monkeypatch.setattr(module, "predicted", predicted)
+    index = read_index(version)
+    confidence, loss = index.confidence.copy(), index.loss.copy()
+    confidence[14], loss[23] = 0.1, 9.0
+    doubtful = dataclasses.replace(index, confidence=confidence, loss=loss)
+    found = gallery(version, doubtful, per_class=4)
+    assert [(p.class_index, p.index) for p in (*found.unsure, *found.lossy)] == [(1, 6), (2, 7)]
+    assert {p.index for strip in found.strips.values() for p in strip} == {0, 1, 2, 3}
+    assert (found.examined, found.rejections, found.rejected) == (12, 0, [])
+    assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_a_page_shows_small_images_whose_bytes_are_few() -> None:

@@ -243,7 +243,7 @@ def warnings(module: Module) -> Iterator[Message]:
             continue
         for function in module.functions():
             if inside in ("", function.name):
-                known = local_texts(function, {})
+                known = local_texts(function, constants(module))
                 for sentence in _sentences(function):
                     said, _, remedy = text(sentence, known).partition("; ")
                     yield Message(0 if kind == "note" else 1, kind, said, remedy)

@@ -38,7 +38,14 @@ from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
 from dfkd.distillation.distiller import Distiller, Schedule
-from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError, conceal
+from dfkd.errors import (
+    CorruptionError,
+    DfkdError,
+    InfrastructureError,
+    ManifestError,
+    conceal,
+    one_line,
+)
 from dfkd.export.take_home import calibration_images
 from dfkd.models.student import CARD, WEIGHTS, build, card, load_student, save_student
 from dfkd.pipeline.command_line import parser, run
@@ -73,9 +80,9 @@ def png_bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
-def encoded(kind: str, side: int = 32) -> bytes:
+def encoded(kind: str, side: int = 32, mode: str = "RGB") -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (side, side)).save(stream, kind)
+    Image.new(mode, (side, side)).save(stream, kind)
     return stream.getvalue()
 
 
@@ -146,7 +153,7 @@ def first_batch(version: PublishedVersion, cache_bytes: int) -> None:
     next(Stream(version, 32, 6, 0, cache_bytes=cache_bytes).batches(0))
 
 
-@pytest.mark.parametrize("name", ["png bomb", "jpeg bomb", "postscript", "header"])
+@pytest.mark.parametrize("name", ["png bomb", "jpeg bomb", "postscript", "header", "nothing"])
 def test_no_reader_accepts_a_version_with_such_images(tmp_path: Path, name: str) -> None:
     extension = "jpg" if name == "jpeg bomb" else "png"
     version = hostile_version(tmp_path, extension, image=STRANGE[name])
@@ -173,14 +180,17 @@ def test_a_shard_far_longer_than_its_receipt_says_is_not_read_whole(tmp_path: Pa
         (encoded("JPEG"), "png"),
         (encoded("PNG"), "jpg"),
         (encoded("PNG", 64), "png"),
+        (encoded("PNG", mode="I;16"), "png"),
     ],
-    ids=["gif", "jpeg as png", "png as jpg", "larger"],
+    ids=["gif", "jpeg as png", "png as jpg", "larger", "16 bits"],
 )
 def test_images_other_than_the_manifest_says_are_not_trained_on(
     tmp_path: Path, image: bytes, extension: str
 ) -> None:
-    with pytest.raises(CorruptionError, match=rf"sample .*\.{extension}: "):
-        first_batch(hostile_version(tmp_path, extension, image=image), 0)
+    version = hostile_version(tmp_path, extension, image=image)
+    for cache_bytes in (0, 1 << 20):
+        with pytest.raises(CorruptionError, match=rf"sample .*\.{extension}: "):
+            first_batch(version, cache_bytes)
 
 
 @pytest.mark.parametrize("count", [0, 2, 4])
@@ -190,6 +200,16 @@ def test_labels_that_are_not_one_for_each_class_are_not_trained_on(
     version = hostile_version(tmp_path, distances=np.ones(count, np.float32))
     for cache_bytes in (0, 1 << 20):
         with pytest.raises(CorruptionError, match=r"distances\.npy: must be 3 numbers"):
+            first_batch(version, cache_bytes)
+
+
+@pytest.mark.parametrize("width", [0, 1, 3, 5])
+def test_embeddings_of_another_length_than_the_first_are_not_trained_on(
+    tmp_path: Path, width: int
+) -> None:
+    version = hostile_version(tmp_path, embedding=np.ones(width, np.float16))
+    for cache_bytes in (0, 1 << 20):
+        with pytest.raises(CorruptionError, match=r"embedding\.npy: must be \d numbers, as in"):
             first_batch(version, cache_bytes)
 
 
@@ -312,7 +332,7 @@ def test_no_key_leads_outside_the_storage(outside: Path, name: str) -> None:
         storage.get,
         storage.exists,
         storage.delete,
-        storage.child,
+        lambda key: storage.child(f"{key}/"),  # one slash at the end is the folder's own
         lambda key: storage.put(key, b"x"),
         lambda key: storage.put_if_absent(key, b"x"),
         lambda key: storage.get_file(key, outside / "copy"),
@@ -421,8 +441,13 @@ def test_pickled_students_and_checkpoints_are_refused_and_never_run(tmp_path: Pa
 
 
 def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:
-    for tensors in ({"head.weight": torch.zeros(2, 3)}, {"x": torch.zeros(1)}):
-        put_student(tmp_path, safetensors.torch.save(tensors))
+    header = b'{"x":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}'  # a dtype that torch lacks
+    for weights in (
+        safetensors.torch.save({"head.weight": torch.zeros(2, 3)}),
+        safetensors.torch.save({"x": torch.zeros(1)}),
+        struct.pack("<Q", len(header)) + header + bytes(1),
+    ):
+        put_student(tmp_path, weights)
         with pytest.raises(CorruptionError, match=r"student\.safetensors: .*distil again"):
             load_student(open_storage(str(tmp_path)))
 
@@ -432,6 +457,7 @@ def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:
     [
         ({"schema": 2}, "schema"),
         ({"architecture": ["resnet18"]}, "architecture"),
+        ({"architecture": ""}, "architecture"),
         ({"stem": "none"}, "stem"),
         ({"classes": []}, "classes"),
         ({"classes": [1, 2]}, r"classes\.0"),
@@ -452,7 +478,9 @@ def test_a_student_card_with_invalid_values_is_refused(
 @pytest.mark.parametrize("name", ["os.system", "timm:hf-hub:someone/model", "timm:../x", "resnet"])
 def test_a_card_names_a_known_architecture_or_is_refused(tmp_path: Path, name: str) -> None:
     put_student(tmp_path, b"", architecture=name)
-    with pytest.raises(ManifestError, match=r"distillation\.student"):
+    with pytest.raises(
+        CorruptionError, match=r"student\.json: distillation\.student: .*distil again"
+    ):
         load_student(open_storage(str(tmp_path)))
 
 
@@ -508,6 +536,8 @@ def harmless(text: str) -> None:
 ROOTS = [
     f"s3://{KEY}:{SECRET}@bucket/x",
     "https://user:hunter2@host/bucket",
+    "https://user:p@hunter2@host/bucket",
+    "https://user:p/@hunter2@host/bucket",
     "s3://hunter2@bucket",
     "https://host/bucket?X-Amz-Signature=hunter2&x=1",
     f"https://host/bucket?X-Amz-Credential={KEY}%2F2026&X-Amz-Security-Token={TOKEN}",
@@ -547,6 +577,11 @@ def test_every_error_class_conceals_credentials() -> None:
             harmless(str(error))
             harmless(repr(error))
             harmless(str(pickle.loads(pickle.dumps(error))))
+
+
+def test_a_secret_at_the_cut_of_a_library_s_error_is_concealed() -> None:
+    for place in range(200):
+        harmless(one_line(ValueError("x" * place + " https://user:hunter2@host/bucket")))
 
 
 def test_text_without_credentials_is_not_concealed() -> None:

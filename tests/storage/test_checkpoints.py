@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,21 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(CorruptionError, match=path.name):
         checkpoints.read(7)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"__metadata__": None, "x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}},
+        {"x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}},
+    ],
+    ids=["no metadata", "a dtype that torch lacks"],
+)
+def test_a_valid_file_of_a_stranger_is_named(tmp_path: Path, header: dict[str, object]) -> None:
+    text, storage = json.dumps(header).encode(), open_storage(str(tmp_path))
+    storage.put("0000000007.safetensors", len(text).to_bytes(8, "little") + text + bytes(1))
+    with pytest.raises(CorruptionError, match=r"0000000007\.safetensors: not a checkpoint"):
+        Checkpoints(storage).read(7)
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from dfkd.errors import CorruptionError, InfrastructureError
+from dfkd.storage.base import Storage
 from dfkd.storage.cost_records import CostRecord, add, read, record_cost
-from dfkd.storage.local import Storage, open_storage
+from dfkd.storage.local import open_storage
 
 ENTRY = CostRecord(
     stage="distill",

@@ -124,7 +124,9 @@ def test_each_row_is_compared_with_the_row_that_is_otherwise_alike(tmp_path: Pat
     assert random.mean == pytest.approx(0.15)  # type: ignore[union-attr]
     # A single pair has no interval.
     assert random.low is None  # type: ignore[union-attr]
-    assert found.notes[2].startswith("vs Baseline: the mean less that of Baseline, paired by seed")
+    assert found.notes[2].startswith(
+        "vs Baseline: the mean difference from Baseline over the seeds"
+    )
 
 
 def test_agreement_has_a_column_where_it_was_measured(tmp_path: Path) -> None:

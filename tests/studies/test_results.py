@@ -65,21 +65,20 @@ def test_a_class_is_averaged_over_the_domains_that_have_it() -> None:
 
 
 def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: Path) -> None:
-    study = read(write(tmp_path, teacher="CLIP", text_only="Texts"))
+    study = read(write(tmp_path, teacher="CLIP"))
     late, early = outcome("2026-11-26", photo=0.5), outcome("2026-11-25", photo=0.25)
     students = {
         "Random_Prompt": (CellScore(0, "cells/a", early), CellScore(1, "cells/b", late)),
         "Baseline": (),
     }
     teacher = CellScore(0, "cells/t", outcome("2026-11-26", photo=1.0))
-    texts = (CellScore(0, "cells/x", outcome("2026-11-26", photo=0.75)),)
-    found = StudyCells(teacher, students, {}, {"x": "why"}, texts)
-    sizes = {"CLIP": 3, "Texts": 3, "Random_Prompt": 2}
+    found = StudyCells(teacher, students, {}, {"x": "why"})
+    sizes = {"CLIP": 3, "Random_Prompt": 2}
     results = collect_results(study, found, "python jobs/reproduce.py x", "abc", (), sizes)
-    assert [row.names for row in results.rows] == [("CLIP",), ("Texts",), ("Random_Prompt",)]
-    assert [row.model for row in results.rows] == ["teacher", "text-only", "student"]
-    assert [row.parameters for row in results.rows] == [3, 3, 2]
-    assert [cell.cell for cell in results.rows[2].cells] == ["cells/a", "cells/b"]
+    assert [row.names for row in results.rows] == [("CLIP",), ("Random_Prompt",)]
+    assert [row.model for row in results.rows] == ["teacher", "student"]
+    assert [row.parameters for row in results.rows] == [3, 2]
+    assert [cell.cell for cell in results.rows[1].cells] == ["cells/a", "cells/b"]
     assert results.domains == {"photo": 4}
     assert results.notes == ("a note",)
     assert results.made.dates == ("2026-11-25", "2026-11-26")

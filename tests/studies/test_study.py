@@ -81,14 +81,11 @@ def test_all_cells_of_one_synthesis_share_the_held_out_data_set(tmp_path: Path) 
 
 
 def test_quick_is_beneath_the_axes_and_has_its_own_root(tmp_path: Path) -> None:
-    quick = {
-        "settings": {"storage": {"root": "elsewhere"}, "distillation": {"epochs": 9}},
-        "seeds": [4],
-    }
+    quick = {"settings": {"storage": {"root": "elsewhere"}, "distillation": {"epochs": 9}}}
     path = write(tmp_path, axes=TWO, quick=quick)
     study = read(path, ("size=quick",))
     assert [cell.manifest.distillation.epochs for cell in study.cells] == [1, 2, 1, 2]
-    assert {cell.seed for cell in study.cells} == {4}
+    assert {cell.seed for cell in study.cells} == {0}
     assert study.manifest.storage.root == "elsewhere"
     assert read(path).manifest.storage.root != "elsewhere"
     other = [{"name": "Steps", "values": {3: {"synthesis": {"steps": 3}}}}]
@@ -172,6 +169,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"skip": [{}]}, "skip: must leave a row"),
     ({"kind": "curve"}, "x: must name an axis of a curve whose values are numbers, got ''"),
     ({"kind": "curve", "x": "Method"}, "got 'Method'; name one of Method"),
+    ({"kind": "curve", "x": "e", **axis(**{"-inf": {}})}, "x: must name an axis of a curve"),
     ({"kind": "gallery"}, "pictures: names classes in a gallery"),
     ({"kind": "gallery", "judge": "a.safetensors"}, "judge: must be empty in a gallery"),
     ({"kind": "case", "pictures": {"classes": ["clock", "book"]}}, "pictures: names classes"),

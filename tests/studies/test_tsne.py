@@ -10,28 +10,28 @@ from dfkd.models.student import build
 from dfkd.studies.schema import Adaptation
 from dfkd.studies.tsne import before_and_after, silhouette, tsne
 
-ADAPTATION = Adaptation(domain="ink", shots=4, perplexity=5.0)
+ADAPTATION = Adaptation(domain="ink", shots=4)
 
 
 def test_two_crowds_that_lie_apart_lie_apart_on_the_map() -> None:
     rows = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     rows[20:] += 50
-    found = tsne(rows, perplexity=5.0)
+    found = tsne(rows)
     assert found.shape == (40, 2)
     middles = found[:20].mean(axis=0), found[20:].mean(axis=0)
     widest = max(
         np.linalg.norm(part - part.mean(axis=0), axis=1).max() for part in np.split(found, 2)
     )
     assert np.linalg.norm(middles[0] - middles[1]) > 2 * widest
-    np.testing.assert_array_equal(found, tsne(rows, perplexity=5.0))
+    np.testing.assert_array_equal(found, tsne(rows))
 
 
 def test_few_rows_lie_on_their_principal_plane() -> None:
     rows = np.array([[0.0, 0, 0], [4, 0, 0], [0, 0, 3]], np.float32)
-    found = tsne(rows, perplexity=30.0)
+    found = tsne(rows)
     apart = np.linalg.norm(found[:, None] - found[None], axis=2)
     np.testing.assert_allclose(apart, [[0, 4, 3], [4, 0, 5], [3, 5, 0]], atol=1e-5)
-    assert tsne(rows[:1], perplexity=30.0).shape == (1, 2)
+    assert tsne(rows[:1]).shape == (1, 2)
 
 
 def test_a_silhouette_is_that_of_the_points_by_hand() -> None:

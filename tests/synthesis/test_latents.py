@@ -1,6 +1,7 @@
 """An image is optimised towards its own prompt, independently of whatever shares its batch."""
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import batch_norm_loss
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
+from dfkd.synthesis import latents
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.request import Synthesised
 from dfkd.utils.pixels import from_bytes
@@ -50,6 +52,18 @@ def test_an_image_depends_on_its_prompt_and_seed_and_not_on_its_batch(
     alone = run(teacher, generator, SMALL, PROMPTS[1:2], [2])
     difference = (together.pixels[1].int() - alone.pixels[0].int()).abs()
     assert float((difference > 1).float().mean()) < 0.01
+
+
+def test_fused_adam_makes_the_same_image(
+    teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job on a GPU has it; a gradient of another layout than the latents' would spoil them."""
+    plain = run(teacher, generator, SMALL)
+    fused = functools.partial(torch.optim.Adam, fused=True)
+    monkeypatch.setattr(latents, "_adam", lambda moved, rate: fused([moved], rate))
+    made = run(teacher, generator, SMALL)
+    assert float((made.pixels.int() - plain.pixels.int()).abs().float().mean()) < 0.05
+    torch.testing.assert_close(made.losses, plain.losses, rtol=0.01, atol=0.001)
 
 
 def test_distances_fall(teacher: Teacher, generator: VQGAN) -> None:
@@ -120,7 +134,7 @@ def test_statistics_that_are_asked_for_are_matched(teacher: Teacher, generator: 
         pixels = from_bytes(made.pixels)
         with batch_norm_taps(teacher, "test") as taps:
             seen = teacher.encode_image(pixels)
-            statistics = float(batch_norm_loss(taps.read))
+            statistics = float(batch_norm_loss(taps.values))
         distance = spherical_distance(seen, teacher.encode_text(PROMPTS)).mean()
         return statistics, float(made.losses.mean() - distance)
 

@@ -54,13 +54,13 @@ def check_pass(kit: Kit, teacher: str) -> Result:
 
 
 def check_repeat(kit: Kit) -> Result:
-    """The same batch made twice, which must be equal to the bit; known to hold on a CPU only."""
+    """The same batch made twice, where it must be equal to the bit (`_equal`)."""
     synthesiser = _bundled(kit)
-    return _equal(_make(synthesiser).pixels, _make(synthesiser).pixels)
+    return _equal(kit, _make(synthesiser).pixels, _make(synthesiser).pixels)
 
 
 def check_batch_independence(kit: Kit) -> Result:
-    """One image in two batches, where it must be equal to the bit, and alone.
+    """One image in two batches, where it must be equal to the bit (`_equal`), and alone.
 
     Alone it may differ by rounding, in a share of its pixels below `MAX_SHARE`.
     """
@@ -71,9 +71,9 @@ def check_batch_independence(kit: Kit) -> Result:
     in_another = synthesiser(targets[[2, 1, 0, 2]], [9, 1, 8, 7]).pixels[1]
     alone = synthesiser(targets[1:2], [1]).pixels[0]
     share = float(((together.int() - alone.int()).abs() > 1).float().mean())
-    found = _equal(together, in_another)
+    found = _equal(kit, together, in_another)
     return {
-        "passed": found["passed"] and share < MAX_SHARE,
+        "passed": found.get("passed", True) and share < MAX_SHARE,
         "remark": f"in another batch {found['remark']}; alone {share:.2%} of the values differ by "
         f"more than one level (< {MAX_SHARE:.0%})",
     }
@@ -108,7 +108,7 @@ def _gradient(kit: Kit, loop: Synthesiser, variant: Variant) -> tuple[Tensor, Te
     seeds, size = range(variant.batch), loop.teacher.image_size
     latents = loop.generator.init_latents(seeds, kit.sizes.image_size).requires_grad_()
     views = Views(seeds, 1, variant.views, 0.0, size, kit.device)
-    losses = loop.distances(latents, kit.targets(loop.teacher, variant.batch), views.draw(0))
+    losses = loop.view_distances(latents, kit.targets(loop.teacher, variant.batch), views.draw(0))
     (gradient,) = torch.autograd.grad(losses.sum(), [latents])
     return losses.detach(), gradient.double()
 
@@ -128,12 +128,15 @@ def _make(synthesiser: Synthesiser) -> Synthesised:
     return synthesiser(targets, range(BATCH))
 
 
-def _equal(one: Tensor, two: Tensor) -> Result:
-    """Whether two images are the same to the bit."""
+def _equal(kit: Kit, one: Tensor, two: Tensor) -> Result:
+    """Whether two images are the same to the bit, which is judged on a CPU only.
+
+    On a GPU torch's backward pass of `grid_sample` adds in any order.
+    """
     same = torch.equal(one, two)
     most = int((one.int() - two.int()).abs().max())
     words = "equal to the bit" if same else f"not equal, by up to {most} levels"
-    return {"passed": same, "remark": words}
+    return {"remark": words} | ({"passed": same} if kit.device.type == "cpu" else {})
 
 
 def _within(one: Synthesised, two: Synthesised, levels: float, distance: float) -> Result:

@@ -52,11 +52,10 @@ def trainer(sizes: Sizes, what: str, folder: Path) -> TeacherTrainer | Generator
     length: dict[str, Any] = {
         "steps": 2 * sizes.pretraining_steps,
         "checkpoint_every": sizes.pretraining_steps,
-        "compile": False,
     }
     cache = _cache(sizes.drawings)
     keep = np.arange(len(cache.rows))
-    recipe = dataclasses.replace(sizes.teacher_recipe, easy_steps=1, **length)
+    recipe = dataclasses.replace(sizes.teacher_recipe, easy_steps=1, compile=False, **length)
     words = caption_words(cache.rows, 1)
     merges_file = folder / "merges.txt.gz"
     write_merges(merges_file, merges(words))

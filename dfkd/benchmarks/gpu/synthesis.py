@@ -63,8 +63,8 @@ class Variant:
             # Not new objects, because `Teacher` and `VQGAN` set the layout when they are made.
             synthesiser = Synthesiser(*kit.published(self.teacher), config, steps)
         if self.mode == "CUDA graphs":
-            synthesiser.distances = torch.compile(
-                synthesiser.distances, dynamic=False, mode="reduce-overhead"
+            synthesiser.view_distances = torch.compile(
+                synthesiser.view_distances, dynamic=False, mode="reduce-overhead"
             )
         return synthesiser
 

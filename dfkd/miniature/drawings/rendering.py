@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from dfkd.miniature.drawings.icons import Catalogue, Drawing, Icon, choose
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.looks.look import Look, LookSampler
 from dfkd.miniature.looks.painting import paint
+from dfkd.miniature.work_folder import write_whole
 from dfkd.utils.pixels import from_bytes
 
 #: Weights of red, green and blue in luma (ITU-R BT.601).
@@ -194,10 +194,8 @@ def write(folder: Path, parts: list[_Part]) -> None:
     np.save(folder / "colour.npy", np.concatenate([p[2] for p in parts]))
     slots = {False: count(), True: count()}
     rows = [asdict(replace(row, slot=next(slots[row.colour]))) for part in parts for row in part[0]]
-    # `rows.json` marks a complete cache, so it is written last and moved into place.
-    partial = folder / "rows.json.part"
-    partial.write_text(json.dumps(rows), "utf-8")
-    os.replace(partial, folder / "rows.json")
+    # `rows.json` marks a complete cache, so it is written last.
+    write_whole(folder / "rows.json", json.dumps(rows))
 
 
 def _row(fields: dict[str, Any]) -> DrawingRow:

@@ -8,7 +8,7 @@ several sets draw.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,15 @@ def easy_weights(rows: Sequence[DrawingRow]) -> npt.NDArray[np.float64]:
     # A small trial may have no object of three sets.
     shared = 3 if max(sets.values()) > 2 else 1
     return _normalised([(sets[r.words] >= shared) / variants[r.collection, r.words] for r in rows])
+
+
+def name_weights(rows: Sequence[DrawingRow]) -> npt.NDArray[np.float64]:
+    """Sampling probability of each row where all names are equally likely, float64 [rows].
+
+    So are the drawings of a name, however many variants each has.
+    """
+    variants, sets = _counts(rows)
+    return _normalised([1 / (sets[r.words] * variants[r.collection, r.words]) for r in rows])
 
 
 def weights(rows: Sequence[DrawingRow]) -> npt.NDArray[np.float64]:
@@ -90,12 +99,20 @@ class Batches:
     Args:
         keep: indices of the rows of ``cache`` that are sampled.
         size: number of drawings of a batch.
+        easy: sampling probabilities of the first batches, from the rows.
     """
 
-    def __init__(self, cache: Cache, keep: npt.NDArray[np.int64], size: int, seed: int) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        keep: npt.NDArray[np.int64],
+        size: int,
+        seed: int,
+        easy: Callable[[Sequence[DrawingRow]], npt.NDArray[np.float64]] = easy_weights,
+    ) -> None:
         self.cache, self.size, self.seed = cache, size, seed
         self.rows = [cache.rows[i] for i in keep]
-        self.easy, self.usual = easy_weights(self.rows), weights(self.rows)
+        self.easy, self.usual = easy(self.rows), weights(self.rows)
         self.named: dict[tuple[str, ...], list[DrawingRow]] = {}
         for row in self.rows:
             self.named.setdefault(row.words, []).append(row)
@@ -106,8 +123,8 @@ class Batches:
         """The rows of a batch, and the generator for the step's other random choices.
 
         Args:
-            strength: share of `weights` in the sampling probabilities, 0-1; the rest is
-                `easy_weights`.
+            strength: share of `weights` in the sampling probabilities, 0-1; the rest is those of
+                the first batches.
             groups: the last ``GROUP_SIZE * groups`` rows are groups that share an object: twice
                 the same drawing, and two drawings of the same name, mostly from other sets.
         """

@@ -55,8 +55,10 @@ does."""
 ENCODING = ("encoder.", "quant_conv.")
 """Tensors of a VAE that only encode."""
 
-MAX_SIZE, MAX_LAYERS = 10_000, 64
-"""Bounds on the numbers in a configuration, and on those that count layers, blocks or entries."""
+MAX_SIZE, MAX_LAYERS = 10_000, 8
+"""Bounds on the numbers in a configuration, and on those that count layers, blocks or entries.
+
+The latter multiply; Stable Diffusion has at most 4 of each."""
 
 
 class Diffusion:

@@ -79,7 +79,7 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
         path: a safetensors file, a `torch.save` file or a TorchScript archive.
 
     Raises:
-        WeightsError: the file is missing or corrupt, or holds something other than tensors.
+        WeightsError: the file is missing or corrupt, or holds something other than plain tensors.
     """
     existing_file(field, path)
     try:
@@ -95,8 +95,9 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
         raise WeightsError(field, "must hold a state dict", str(path), _ELSEWHERE)
     # `weights_only` also allows numbers, strings and containers.
     for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise WeightsError(field, f"must hold tensors only, not {key!r}", str(path), _ELSEWHERE)
+        if not isinstance(key, str) or not _is_plain(value):
+            rule = f"must hold plain tensors only, not {key!r}"
+            raise WeightsError(field, rule, str(path), _ELSEWHERE)
     if all(key.startswith("module.") for key in state):
         return {key.removeprefix("module."): value for key, value in state.items()}
     return dict(state)
@@ -135,6 +136,18 @@ def load_into(field: str, path: Path, module: nn.Module, state: Mapping[str, Ten
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise WeightsError(field, f"must be finite, but {key} is not", str(path), _ELSEWHERE)
     module.load_state_dict(state, strict=True)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a dense tensor of a usual type, as every published weight is."""
+    # Checks and copies of others fail in torch, or lose something, such as the imaginary part.
+    return (
+        isinstance(value, Tensor)
+        and not value.is_nested
+        and not value.is_meta
+        and value.layout == torch.strided
+        and value.dtype in torchscript.DTYPES.values()
+    )
 
 
 def _read(path: Path) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_DTYPES = {
+DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
@@ -98,8 +98,8 @@ class _Unpickler(pickle.Unpickler):
         # The classes that the archive defines itself, in its folder `code`.
         if module == "__torch__" or module.startswith("__torch__."):
             return _Node
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
+        if module == "torch" and name in DTYPES:
+            return DTYPES[name]
         if f"{module}.{name}" in _ALLOWED:
             return _ALLOWED[f"{module}.{name}"]
         raise pickle.UnpicklingError(f"{module}.{name} has no place among weights")

@@ -40,7 +40,7 @@ class Stages:
     regenerating: bool
     """Whether a regeneration is unfinished."""
     study: bool
-    """Whether the root is one of studies, whose results are elsewhere."""
+    """Whether the root is one of studies, whose results are elsewhere; False with a manifest."""
 
     def next(self) -> Step | None:
         """The first stage that is not finished; None if all are."""

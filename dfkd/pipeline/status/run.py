@@ -110,7 +110,7 @@ def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Sta
         report=_file(_written(root, REPORT), results or 0.0),
         # Only the newest attempt can be unfinished.
         regenerating=bool(known) and not known[-1].finished,
-        study=any(root.folders(layout.CELLS)),
+        study=manifest is None and any(root.folders(layout.CELLS)),
     )
 
 

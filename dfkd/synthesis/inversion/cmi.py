@@ -163,7 +163,7 @@ class CmiInverter(Inverter):
         light = random_shift(images, self.draws)
         logits, light_features = self._features(light)
         # The taps are read now, because the next pass, over the crops, overwrites them.
-        statistics = batch_norm_loss(self.moments.read)
+        statistics = batch_norm_loss(self.moments.values)
         _, crop_features = self._features(random_crop(images, self.draws))
         adversarial = disagreement(self.learner.student_logits(light), logits).mean()
         loss = (
@@ -177,7 +177,7 @@ class CmiInverter(Inverter):
     def _features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, M] and features [B, F] of pixels [B, 3, S, S]."""
         logits = self.classifier.logits(pixels)
-        return logits, torch.cat(self.features.read, dim=1)
+        return logits, torch.cat(self.features.values, dim=1)
 
     def _contrast(self, crops: Tensor, light: Tensor) -> Tensor:
         """L_cr of the features [B, F] of both views, with negatives from the bank."""

@@ -121,7 +121,7 @@ class _Batch:
         # The batch terms are added to each image; the mean over the batch counts them once.
         return (
             F.cross_entropy(logits, self.labels, reduction="none")
-            + BATCH_NORM_WEIGHT * batch_norm_loss(self.taps.read, FIRST_LAYER_FACTOR)
+            + BATCH_NORM_WEIGHT * batch_norm_loss(self.taps.values, FIRST_LAYER_FACTOR)
             + TOTAL_VARIATION_WEIGHT * total_variation(images)
             + NORM_WEIGHT * mean_norm(images)
         )

@@ -5,7 +5,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from dfkd.models.batch_norm import Taps, layers
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
 from dfkd.storage.checkpoints import below, moments, restore_moments
-from dfkd.synthesis.inversion.networks import build_seeded
 from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
+from dfkd.utils.device import seeded
 from dfkd.utils.pixels import from_bytes
 
 M = TypeVar("M", bound=nn.Module)
@@ -83,17 +83,15 @@ def stage_taps(teacher: Teacher) -> Taps:
 
     In a tower without stages the taps are on the input of each batch-norm layer.
     """
-    visual: Any = teacher.model.visual
-    named = list(visual.named_modules())
+    named = teacher.visual.named_modules()
     stages = [module for name, module in named if re.fullmatch(r"(.*\.)?layer\d", name)]
-    tapped = stages or layers(visual)
+    tapped = stages or layers(teacher.visual)
     return Taps(tapped, lambda module, entering, output: entering.float().flatten(2).mean(dim=2))
 
 
 def embedding_taps(teacher: Teacher) -> Taps:
     """A tap on the image embedding [N, E] before it is normalised."""
-    visual: Any = teacher.model.visual
-    return Taps([visual], lambda module, entering, output: output.float())
+    return Taps([teacher.visual], lambda module, entering, output: output.float())
 
 
 class Inverter(ABC):
@@ -114,8 +112,9 @@ class Inverter(ABC):
         self.optimizers: Mapping[str, Optimizer] = {}
 
     def new_network(self, make: Callable[[], M], purpose: str) -> M:
-        """The network that `make` builds, on the device; `purpose` seeds its weights."""
-        return build_seeded(make, self.context.seed_of(purpose), self.device)
+        """The network that `make` builds, in training mode; `purpose` seeds its weights."""
+        with seeded(self.context.seed_of(purpose)):
+            return make().to(self.device).train()
 
     @abstractmethod
     def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:

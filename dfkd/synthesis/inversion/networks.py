@@ -4,16 +4,12 @@ The sources are `network/gan.py` (GeneratorB) in VainF/Data-Free-Adversarial-Dis
 `datafree/models/generator.py` in zju-vipa/CMI, and `networks/generator.py` in kuluhan/PRE-DFKD.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
-
-from dfkd.utils.device import seeded
 
 MAX_START_SIDE = 8
 """Largest side of a generator's first map in pixels, as in the published networks for 32 px."""
@@ -197,12 +193,3 @@ def _init_uniform(network: nn.Module) -> None:
             nn.init.uniform_(module.weight, -PRE_INIT_RANGE, PRE_INIT_RANGE)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-M = TypeVar("M", bound=nn.Module)
-
-
-def build_seeded(make: Callable[[], M], seed: int, device: torch.device) -> M:
-    """Build a module with `make` in training mode; its random initialisation comes from `seed`."""
-    with seeded(seed):
-        return make().to(device).train()

@@ -137,7 +137,7 @@ class PreInverter(Inverter):
         """Train the novelty generator for one step; returns its loss, a scalar."""
         pixels = self.classifier.pixels(self.novelty(self._latents(self.config.batch_size)))
         taught = self.classifier.logits(pixels)
-        (embeddings,) = self.embeddings.read
+        (embeddings,) = self.embeddings.values
         loss = (
             CLASS_WEIGHT * one_hot_loss(taught)
             + ENTROPY_WEIGHT * class_entropy_loss(taught)

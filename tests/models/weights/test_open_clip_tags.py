@@ -34,6 +34,19 @@ def test_an_openai_archive_is_read_from_the_cache(
     assert file_hashes(by_path) == file_hashes(config, str(tmp_path))
 
 
+def test_a_folder_that_is_named_like_a_tag_is_given_as_a_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The name alone is the tag, as `jobs/fetch.py` takes it."""
+    monkeypatch.chdir(tmp_path)
+    give_tag(monkeypatch, url="https://nowhere.invalid/Tiny.pt")
+    written = write_teacher(tmp_path / "tiny", model_config(VIT))
+    with pytest.raises(WeightsError, match=r"needs Tiny\.pt"):
+        file_hashes(TeacherConfig(model=written.model, weights="tiny"), str(tmp_path))
+    by_path = TeacherConfig(model=written.model, weights="./tiny")
+    assert file_hashes(by_path, str(tmp_path)) == file_hashes(written)
+
+
 def test_a_tag_that_was_not_fetched_names_the_command(tmp_path: Path) -> None:
     config = TeacherConfig(model="ViT-B-32-quickgelu", weights="openai")
     wanted = r"needs ViT-B-32\.pt.*; run python jobs/fetch\.py MANIFEST"

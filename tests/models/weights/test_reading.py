@@ -84,6 +84,22 @@ def test_content_other_than_a_state_dict_is_refused(content: Any, tmp_path: Path
     refusal(tmp_path / "odd.pt")
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(2).to(torch.float8_e4m3fn),
+        torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(2, device="meta"),
+        torch.eye(2).to_sparse(),
+        torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)]),
+    ],
+    ids=["float8", "complex", "meta", "sparse", "nested"],
+)
+def test_tensors_that_are_not_plain_are_refused(value: Tensor, tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1), "b": value}, tmp_path / "odd.pt")
+    assert "must hold plain tensors only, not 'b'" in refusal(tmp_path / "odd.pt")
+
+
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     refusal(tmp_path / "none.pt")
     refusal(tmp_path)

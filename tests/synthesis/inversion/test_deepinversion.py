@@ -53,7 +53,7 @@ def test_the_loss_is_class_statistics_variation_and_norm(
     with batch_norm_taps(teacher, "test") as taps:
         losses = _Batch(classifier, taps, run, 64, config, None)._losses(images)
         logits = classifier.logits(images * teacher.std + teacher.mean)
-        statistics = float(batch_norm_loss(taps.read, 3.0))
+        statistics = float(batch_norm_loss(taps.values, 3.0))
     shared = 0.5 * statistics
     shared += 0.25 * float(total_variation(images)) + 0.125 * float(mean_norm(images))
     for row, label in enumerate((0, 1, 1)):
@@ -119,7 +119,7 @@ def test_statistics_alone_are_matched(teacher: Teacher, monkeypatch: pytest.Monk
         made = DeepInverter(classifier, run_context(), Inversion(deepinversion=config)).make(run)
         with batch_norm_taps(teacher, "test") as taps:
             teacher.encode_image(from_bytes(made.pixels))
-            values.append(float(batch_norm_loss(taps.read)))
+            values.append(float(batch_norm_loss(taps.values)))
     assert values[0] < 0.7 * values[1]
 
 

@@ -3,6 +3,7 @@
 A part made from a state is the part of the run that went on.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from dfkd.errors import CorruptionError, DfkdError
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.inversion import cmi
 from dfkd.synthesis.inversion.inverter import Inverter, embedding_taps, stage_taps
+from dfkd.synthesis.inversion.networks import DfadGenerator, PreGenerator
 from dfkd.synthesis.request import PartRequest, even_batches, synthesised
 from dfkd.synthesis.shard_maker import METHODS
 from tests.helpers.inversion_runs import problem, read, run_context
@@ -66,6 +68,21 @@ def test_a_part_from_a_state_is_the_one_of_the_run_that_went_on(
     # The chain matters: from the start the same part is another.
     alone = begun(method, teacher, settings, first)
     assert not torch.equal(alone.make(run(1)).pixels, second)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: DfadGenerator(5, 4, 16), lambda: PreGenerator(5, 4, 16, spectral=True)]
+)
+def test_a_purpose_gives_the_same_network_and_touches_no_global_state(
+    make: Callable[[], nn.Module], teacher: Teacher
+) -> None:
+    inverter, latents = begun("dfad", teacher, read().inversion), torch.randn(6, 5)
+    before = torch.get_rng_state()
+    one, two, other = (inverter.new_network(make, purpose) for purpose in ("a", "a", "b"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.training
+    assert torch.equal(one(latents), two(latents))
+    assert not torch.equal(one(latents), other(latents))
 
 
 def test_a_state_of_another_network_is_refused(teacher: Teacher) -> None:
@@ -155,7 +172,7 @@ def test_stages_are_those_of_a_resnet(tmp_path: Path, teacher: Teacher) -> None:
     pixels = torch.rand(2, 3, 64, 64)
     with stage_taps(teacher) as taps:
         teacher.encode_image(pixels)
-        widths = [features.shape for features in taps.read]
+        widths = [features.shape for features in taps.values]
     inner = [teacher.model.get_submodule(f"visual.layer{n}.0.conv1") for n in (1, 2, 3, 4)]
     assert widths == [(2, conv.in_channels) for conv in inner]
     vit = load_teacher(tmp_path / "vit", model_config())
@@ -164,7 +181,7 @@ def test_stages_are_those_of_a_resnet(tmp_path: Path, teacher: Teacher) -> None:
     other = load_teacher(tmp_path / "resnet", model_config(RESNET))
     with stage_taps(other) as taps:
         other.encode_image(pixels)
-        assert len(taps.read) == 4
+        assert len(taps.values) == 4
 
 
 def test_a_stage_is_read_as_the_mean_over_positions(teacher: Teacher) -> None:
@@ -177,12 +194,12 @@ def test_a_stage_is_read_as_the_mean_over_positions(teacher: Teacher) -> None:
         x = module(x)
     with stage_taps(teacher) as taps:
         teacher.encode_image(pixels)
-        assert torch.allclose(taps.read[0], x.mean(dim=(2, 3)), atol=1e-5)
+        assert torch.allclose(taps.values[0], x.mean(dim=(2, 3)), atol=1e-5)
 
 
 def test_the_embedding_is_read_before_it_is_normalised(teacher: Teacher) -> None:
     with embedding_taps(teacher) as taps:
         unit = teacher.encode_image(torch.rand(2, 3, 64, 64))
-        (raw,) = taps.read
+        (raw,) = taps.values
     assert torch.allclose(nn.functional.normalize(raw, dim=1), unit, atol=1e-6)
     assert not torch.allclose(raw.norm(dim=1), torch.ones(2), atol=1e-2)

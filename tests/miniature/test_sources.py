@@ -1,0 +1,108 @@
+"""Where the drawings are: found or refused, and downloaded as a whole or not at all."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.miniature.drawings import sources
+from dfkd.miniature.recipe import IconData
+
+ARCHIVE = "iconify-json-2.2.535.tgz"
+NPM = f"""#!/bin/sh
+printf '%s\\n' "$@" > "$NPM_FOLDER/words"
+cp "$NPM_FOLDER/{ARCHIVE}" "$5" && echo {ARCHIVE}
+"""
+"""A program that packs what a test has prepared, and keeps the words that it was called with."""
+
+
+@pytest.fixture
+def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a program `npm`, which packs two files."""
+    folder = tmp_path / "npm"
+    folder.mkdir()
+    with tarfile.open(folder / ARCHIVE, "w:gz") as archive:
+        for name in ("package/collections.json", "package/json/mdi.json"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(name)
+            archive.addfile(entry, io.BytesIO(name.encode()))
+    (folder / "npm").write_text(NPM)
+    (folder / "npm").chmod(0o755)
+    monkeypatch.setenv("NPM_FOLDER", str(folder))
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_is_no_package_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"collections\.json"):
+        sources.icon_package(IconData(directory=str(tmp_path)))
+
+
+def test_missing_clip_art_is_refused_with_the_package_s_name(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="openclipart-svg"):
+        sources.clipart_folder(IconData(clipart=str(tmp_path / "none")))
+
+
+def test_npm_is_needed_only_without_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ManifestError, match="npm is not installed"):
+        sources.icon_package(IconData(work=str(tmp_path)))
+    (tmp_path / "collections.json").write_text("{}")
+    assert sources.icon_package(IconData(directory=str(tmp_path))) == tmp_path
+
+
+def test_npm_is_told_to_run_no_program_of_the_package(tmp_path: Path, npm: Path) -> None:
+    data = IconData(work=str(tmp_path / "work"))
+    sources.icon_package(data)
+    words = (npm / "words").read_text().splitlines()
+    assert words[0] == "pack"
+    assert "--ignore-scripts" in words
+    assert words[-2:] == ["--", data.package]
+
+
+def test_a_package_that_a_kill_left_half_unpacked_is_unpacked_again(
+    tmp_path: Path, npm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    data, whole = IconData(work=str(work)), tarfile.TarFile.extractall
+
+    def killed(archive: tarfile.TarFile, path: Path, filter: str) -> None:
+        whole(archive, path, members=archive.getmembers()[:1], filter=filter)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", killed)
+    with pytest.raises(KeyboardInterrupt):
+        sources.icon_package(data)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", whole)
+    package = sources.icon_package(data)
+    assert files(package) == {"collections.json", "json/mdi.json"}
+    assert {path.name for path in work.iterdir()} == {"package", ARCHIVE}
+
+
+def test_what_stands_in_the_place_of_the_package_is_replaced(tmp_path: Path, npm: Path) -> None:
+    (tmp_path / "work" / "package" / "json").mkdir(parents=True)
+    (tmp_path / "work" / "package" / "json" / "old.json").touch()
+    package = sources.icon_package(IconData(work=str(tmp_path / "work")))
+    assert files(package) == {"collections.json", "json/mdi.json"}
+
+
+def test_an_unpacked_package_is_not_downloaded_again(tmp_path: Path, npm: Path) -> None:
+    data = IconData(work=str(tmp_path / "work"))
+    first = sources.icon_package(data)
+    (npm / "words").unlink()
+    assert sources.icon_package(data) == first
+    assert not (npm / "words").exists()
+
+
+def test_a_download_that_fails_says_why(tmp_path: Path, npm: Path) -> None:
+    (npm / "npm").write_text("#!/bin/sh\necho 'no network' >&2\nexit 1\n")
+    with pytest.raises(InfrastructureError, match=r"npm pack @iconify/json.* no network; check"):
+        sources.icon_package(IconData(work=str(tmp_path / "work")))

@@ -1,0 +1,41 @@
+"""What an attempt has stored is read back as it was, and damage to it is one line."""
+
+from pathlib import Path
+
+import pytest
+
+from dfkd.errors import CorruptionError
+from dfkd.pipeline.attempts import Attempt, Decision, begin, unfinished
+from dfkd.storage.local import open_storage
+
+IDENTITY = {"prompts.method": ["mix"], "salt": 3, "synthesis.learning_rate": 0.1}
+DECISION = Decision("0" * 16, "", 0.5, None, 3, 0.25, ("one", "two"))
+DAMAGE = [b"", b"{", b"[]", b"{}", b"\xff", b'{"identity": [], "accuracy": "high"}']
+
+
+@pytest.fixture
+def attempt(tmp_path: Path) -> Attempt:
+    return begin(open_storage(str(tmp_path)), 3, IDENTITY)
+
+
+def test_what_was_claimed_and_decided_is_read_back(attempt: Attempt, tmp_path: Path) -> None:
+    assert attempt.decision is None
+    assert attempt.decide(DECISION) == DECISION
+    found = unfinished(open_storage(str(tmp_path)))
+    assert found is not None
+    assert (found.number, found.identity, found.method) == (3, IDENTITY, "mix")
+    assert found.decision == DECISION
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+def test_a_damaged_claim_is_named(attempt: Attempt, tmp_path: Path, content: bytes) -> None:
+    attempt.storage.put("claim.json", content)
+    with pytest.raises(CorruptionError, match=r"00000003/claim\.json: not what dfkd wrote"):
+        begin(open_storage(str(tmp_path)), 3, IDENTITY)
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+def test_a_damaged_decision_is_named(attempt: Attempt, content: bytes) -> None:
+    attempt.storage.put("decision.json", content)
+    with pytest.raises(CorruptionError, match=r"00000003/decision\.json: not what dfkd wrote"):
+        attempt.decide(DECISION)

@@ -1,0 +1,69 @@
+"""The page that compares two versions: there whenever a decision about them is, else not named."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from dfkd.config.fingerprint import identity
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import tasks
+from dfkd.dataset.published import PublishedVersion
+from dfkd.errors import GateError
+from dfkd.pipeline import regeneration
+from dfkd.pipeline.attempts import Attempt
+from dfkd.storage.local import open_storage
+from tests.helpers.tiny_version import fill, publish, write_manifest
+
+PAGE = "regenerations/{:08d}/comparison.html"
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    """Of a run without models whose gate refuses every candidate, which has too few images."""
+
+    def build(run: regeneration._Run, abandon: bool) -> PublishedVersion:
+        made = fill(run.manifest, tasks(run.manifest))
+        return made.publish(tasks(run.manifest), {}, make_current=False)
+
+    monkeypatch.setattr(regeneration, "_check", lambda manifest: None)
+    monkeypatch.setattr(regeneration, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(regeneration, "identify", lambda manifest, base: identity(manifest, {}))
+    monkeypatch.setattr(regeneration._Run, "build", build)
+    monkeypatch.setattr(regeneration._Run, "score", lambda *_: 0.5)
+    monkeypatch.setattr(regeneration._Run, "facts", lambda *_: None)
+    monkeypatch.setattr("dfkd.report.compare.render", lambda *_: "old and new")
+    return Manifest.read(write_manifest(tmp_path, regeneration={"minimum_per_class": 9}))
+
+
+def regenerate(manifest: Manifest) -> None:
+    regeneration.regenerate(manifest, "the command", abandon=False, threads=1)
+
+
+def test_a_kill_before_the_decision_leaves_the_page(
+    manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(manifest)
+    root = open_storage(manifest.storage.root)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Attempt, "decide", killed)
+        with pytest.raises(KeyboardInterrupt):
+            regenerate(manifest)
+    assert root.get(PAGE.format(1)) == b"old and new"
+    with pytest.raises(GateError, match="8 images of red, at least 9"):
+        regenerate(manifest)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"wrote {root.location(PAGE.format(1))}"
+
+
+def test_a_refused_first_version_has_no_page(
+    manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(GateError, match="8 images of red, at least 9"):
+        regenerate(manifest)
+    assert not open_storage(manifest.storage.root).exists(PAGE.format(0))
+    assert "comparison.html" not in capsys.readouterr().out
