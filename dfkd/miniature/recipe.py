@@ -140,8 +140,8 @@ class DiffusionRecipe:
     """Principal components of the latents' channels, which the model makes instead of latents."""
     nouns: Count = 400
     """Number of the most frequent names of training icons, whose drawings the model learns."""
-    steps: Count = 6500
-    easy_steps: Count = 1500
+    steps: Count = 4800
+    easy_steps: Count = 1200
     """Steps in which looks, captions and names become gradually harder."""
     rising_steps: Count = 200
     """Steps in which the learning rate rises; then it falls along a cosine."""

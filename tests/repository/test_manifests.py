@@ -54,7 +54,7 @@ DATA_SETS = {
     ),
 }
 """Name and domain folders of the data set of each manifest."""
-DIFFUSION = {"pacs_lcm": "LCMScheduler", "pacs_turbo": "EulerAncestralDiscreteScheduler"}
+DIFFUSION = {"pacs_lcm": "LCMScheduler", "pacs_turbo": "EulerDiscreteScheduler"}
 """The scheduler of each manifest with a diffusion model."""
 PIPELINE = (
     "unet/config.json",
@@ -114,7 +114,7 @@ def test_the_settings_are_the_paper_s(name: str) -> None:
     assert manifest.synthesis == Synthesis()
     methods = ("vanilla", "mix", "random", "contrastive")
     assert manifest.prompts == Prompts(method=methods)
-    student = Distillation(seeds=(0, 1, 2, 3, 4))
+    student = Distillation(seeds=(0, 1, 2, 3, 4), checkpoint_epochs=10)
     assert manifest.distillation == student
     assert len(manifest.classes) == {"pacs": 7, "vlcs": 5}.get(name, 12)
 
@@ -173,8 +173,11 @@ def test_with_a_diffusion_model_only_generator_teacher_and_steps_differ(name: st
     assert manifest.synthesis == dataclasses.replace(
         plain.synthesis, steps=manifest.synthesis.steps
     )
-    for section in ("classes", "prompts", "distillation", "text_only", "evaluation"):
+    for section in ("classes", "prompts", "text_only", "evaluation"):
         assert getattr(manifest, section) == getattr(plain, section)
+    assert manifest.distillation == dataclasses.replace(
+        plain.distillation, seeds=(0,), warmup_epochs=20, epochs=40
+    )
 
 
 @pytest.mark.parametrize("name", sorted(DATA_SETS))
