@@ -387,6 +387,11 @@ _ALLOCATION_FAILURES = (
     "not enough memory",
     "bad_alloc",
     "alloc_failed",
+    "allocation_failed",
     "could not create a primitive",  # oneDNN, which gives no reason
     "unable to find an engine",  # cuDNN, where no algorithm's workspace fits
+    # Handles and kernels are loaded outside torch's allocator, which may have taken all memory.
+    "cublas_status_not_initialized",
+    "cudnn_status_not_initialized",
+    "cudnn_status_internal_error",
 )
