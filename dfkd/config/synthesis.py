@@ -52,7 +52,7 @@ class GeneratorConfig:
     weights: Name
     """Of `vqgan`: the official `.ckpt`, a safetensors file with the same keys, or a name as in
     `config`. Of `diffusers`: a folder in its layout with safetensors files, `miniature`, or a name
-    that is read from the cache: `lcm-dreamshaper-v7`, `sd-turbo`."""
+    that is read from the cache: `stable-diffusion-v1-5`, `sd-turbo`."""
     guidance: Annotated[float, Field(ge=1)] = 1.0
     """Guidance scale of `diffusers`, as `guidance_scale` of its pipelines; 1: none."""
     refine_steps: Natural = 0

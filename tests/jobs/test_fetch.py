@@ -97,7 +97,7 @@ def test_a_diffusion_model_arrives_as_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each of its files is pinned, and what is something else is refused."""
-    name, mirror, cache = "lcm-dreamshaper-v7", tmp_path / "mirror", tmp_path / "cache"
+    name, mirror, cache = "sd-turbo", tmp_path / "mirror", tmp_path / "cache"
     clip = tiny_teacher(tmp_path)
     write_pipeline(mirror / name, clip)
     path = write_manifest(
@@ -113,7 +113,7 @@ def test_a_diffusion_model_arrives_as_a_folder(
     plan = json.loads(capsys.readouterr().out)
     unet = f"{name}/unet/diffusion_pytorch_model.safetensors"
     (address,) = plan["files"][unet]["addresses"]
-    repository = "https://huggingface.co/SimianLuo/LCM_Dreamshaper_v7/resolve/main/unet/"
+    repository = "https://huggingface.co/stabilityai/sd-turbo/resolve/main/unet/"
     assert address == f"{repository}diffusion_pytorch_model.safetensors"
     assert run(str(path), "--mirror", str(mirror)) == Exit.DONE
     lines = capsys.readouterr().out.splitlines()[:-1]

@@ -138,7 +138,7 @@ def require_usable(assets: Path) -> None:
     """Images can be sampled with the diffusion model and the teacher in a folder."""
     files = {"model": assets / "teacher.json", "weights": assets / "teacher.safetensors"}
     manifest = Manifest.read(
-        str(jobs.ROOT / "manifests" / "pacs_lcm.yaml"),
+        str(jobs.ROOT / "manifests" / "pacs_sd15.yaml"),
         (
             *(f"teacher.{key}={path}" for key, path in files.items()),
             *(f"generator.weights={assets / 'diffusion'}", "generator.guidance=2"),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -156,15 +157,41 @@ _PIPELINE = (
 """What is used of a folder in diffusers' layout. The text encoder's weights are only compared."""
 
 
-def _pipeline(name: str, repository: str, licence: str) -> tuple[Artifact, ...]:
-    """The files of a diffusion model on the hub; no source states their hashes."""
+def _pipeline(
+    name: str,
+    repository: str,
+    licence: str,
+    known: Mapping[str, tuple[str, int]] = MappingProxyType({}),
+) -> tuple[Artifact, ...]:
+    """The files of a diffusion model on the hub, with hash and size of the `known` ones."""
     base = f"https://huggingface.co/{repository}/resolve/main"
-    return tuple(Artifact(f"{name}/{each}", (f"{base}/{each}",), licence) for each in _PIPELINE)
+    return tuple(
+        Artifact(
+            f"{name}/{each}", (f"{base}/{each}",), licence, *known.get(each, _UNKNOWN), _COPIES
+        )
+        for each in _PIPELINE
+    )
 
 
 PUBLISHED_PIPELINES = {
-    "lcm-dreamshaper-v7": _pipeline(
-        "lcm-dreamshaper-v7", "SimianLuo/LCM_Dreamshaper_v7", "MIT by its model card"
+    "stable-diffusion-v1-5": _pipeline(
+        "stable-diffusion-v1-5",
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "CreativeML Open RAIL-M, see its model card",
+        {
+            "unet/diffusion_pytorch_model.safetensors": (
+                "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1",
+                3_438_167_540,
+            ),
+            "vae/diffusion_pytorch_model.safetensors": (
+                "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c",
+                334_643_276,
+            ),
+            "text_encoder/model.safetensors": (
+                "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334",
+                492_265_874,
+            ),
+        },
     ),
     "sd-turbo": _pipeline(
         "sd-turbo", "stabilityai/sd-turbo", "Stability AI Community License, see its model card"

@@ -263,7 +263,7 @@ def test_steps_that_the_scheduler_cannot_do_are_refused(home: Path, pipeline: Pa
 def test_a_folder_that_is_not_there_is_named(home: Path) -> None:
     text = refusal(read_manifest(home, home / "none"))
     assert (
-        "must be an existing folder or a known diffusion model (miniature, lcm-dreamshaper-v7, "
+        "must be an existing folder or a known diffusion model (miniature, stable-diffusion-v1-5, "
         in text
     )
 
