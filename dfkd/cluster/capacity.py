@@ -97,6 +97,15 @@ def worker_resources(cluster: Cluster) -> WorkerResources:
     return WorkerResources(cluster.cpus_per_worker, gpus)
 
 
+def rank_resources(cluster: Cluster) -> WorkerResources:
+    """The least that a rank of a distillation needs: a whole CPU and, if workers have one, a GPU.
+
+    Workers may share a CPU or a GPU, ranks do not.
+    """
+    worker = worker_resources(cluster)
+    return WorkerResources(max(1.0, worker.cpus), 1.0 if worker.gpus else 0.0)
+
+
 def require_room(resources: WorkerResources) -> None:
     """Raise `ManifestError` if no node can hold a worker and no autoscaler can add one.
 

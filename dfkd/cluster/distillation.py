@@ -22,10 +22,10 @@ from dfkd.cluster.capacity import (
     WorkerResources,
     count_nodes,
     no_capacity_error,
+    rank_resources,
     require_shared_storage,
     schedulable_nodes,
     wait_for_nodes,
-    worker_resources,
 )
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream, train
@@ -167,7 +167,7 @@ def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
     """
     least, most = ranks
     if ray.is_initialized():
-        wait_for_nodes(worker_resources(cluster), least)
+        wait_for_nodes(rank_resources(cluster), least)
     if trains_here(ranks):
         return Workers(0, float(hardware.cpu_count()), _own_device())
     # On a machine with GPUs each rank takes one; otherwise the ranks divide the CPUs.

@@ -11,7 +11,9 @@ import ray
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dfkd.cluster import distillation as module
 from dfkd.cluster import launch, rank
+from dfkd.cluster.capacity import WorkerResources
 from dfkd.cluster.connection import connected
 from dfkd.cluster.distillation import cpus_per_rank, distill, plan_workers
 from dfkd.cluster.launch import Workers, run_ranks
@@ -152,6 +154,25 @@ def test_ranks_that_find_no_room_end_the_run_after_a_while(
             distill(manifest, "vanilla", 0)
     finally:
         ray.cancel(other, force=True)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "each"),
+    [
+        (1.0, None, WorkerResources(1.0)),
+        (0.5, 0.0, WorkerResources(1.0)),
+        (0.5, 0.5, WorkerResources(1.0, 1.0)),
+        (4.0, 2.0, WorkerResources(4.0, 1.0)),
+    ],
+)
+def test_an_autoscaler_is_asked_for_what_ranks_need(
+    monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float | None, each: WorkerResources
+) -> None:
+    """Workers may share a CPU or a GPU, ranks may not."""
+    asked: list[object] = []
+    monkeypatch.setattr(module, "wait_for_nodes", lambda *request: asked.append(request))
+    plan_workers((2, 4), Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
+    assert asked == [(each, 2)]
 
 
 def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
