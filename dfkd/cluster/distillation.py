@@ -126,7 +126,7 @@ def _train(manifest: Manifest, target: StudentLocation, workers: Workers) -> Non
         # Only now that the lease is taken: a removal that began earlier has left its mark.
         refuse_removal(target.version.home, target.version.id)
         job = _job(manifest, target, workers)
-        run_ranks(train, {"job": job}, target.name, workers)
+        run_ranks(train, {"job": job}, target.name, workers, _checkpoints(target).newest)
 
 
 def _job(manifest: Manifest, target: StudentLocation, workers: Workers) -> Job:
