@@ -138,8 +138,8 @@ class Pool(Generic[T]):
         Raises:
             ManifestError: an actor raised it, which no retry can fix; or no node can hold an actor
                 and there is no autoscaler.
-            InfrastructureError: an actor raised it; or `attempts` x (actors + 1) attempts in a row
-                failed; or no node had room for an actor.
+            InfrastructureError: an actor raised it, or cannot use its GPU; or `attempts` x (actors
+                + 1) attempts in a row failed; or no node had room for an actor.
         """
         self.stopped = False
         self._last_placed = time.monotonic()

@@ -8,8 +8,11 @@ import pytest
 import ray
 
 from dfkd.cluster.capacity import WorkerResources
+from dfkd.cluster.distillation import plan_workers
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.cluster.worker import PromptPart
+from dfkd.config.manifest import Cluster
+from dfkd.errors import InfrastructureError
 from tests.helpers.own_ray import own_ray
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -44,3 +47,17 @@ def test_an_actor_without_a_gpu_sees_none() -> None:
     by_ray = ray.remote(num_cpus=0)(lambda: os.environ[VISIBLE]).remote()
     assert ray.get(by_ray) == "99"
     assert seen(gpus=0.0) == [""]
+
+
+REFUSAL = r"torch cannot use the GPU that Ray has reserved on node .* \(.+\); .*resumes"
+
+
+def test_a_worker_never_takes_the_cpu_in_place_of_its_gpu() -> None:
+    with pytest.raises(InfrastructureError, match=REFUSAL):
+        seen(gpus=1.0)
+
+
+@pytest.mark.parametrize("ranks", [(2, 2), (1, 2)])
+def test_ranks_never_take_the_cpu_in_place_of_their_gpu(ranks: tuple[int, int]) -> None:
+    with pytest.raises(InfrastructureError, match=REFUSAL):
+        plan_workers(ranks, Cluster())
