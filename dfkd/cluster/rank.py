@@ -27,7 +27,7 @@ from dfkd.distillation.embedding import EmbeddingObjective
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.student_names import stated_settings
 from dfkd.distillation.student_store import check_teacher
-from dfkd.models.student import CARD, build, card, save_student
+from dfkd.models.student import CARD, Student, build, card, save_student
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.checkpoints import Checkpoints
@@ -107,8 +107,9 @@ def open_stream(
 def average_buffers(module: nn.Module) -> None:
     """Replace the floating-point buffers of `module` by their mean over all ranks, in place.
 
-    These buffers are the running means and variances of batch norm, which each rank computes from
-    its own images. The mean is computed in float64, so equal values stay exactly the same.
+    These buffers are the running means and variances of batch norm, which each rank on a CPU
+    computes from its own images. The mean is computed in float64, so equal values stay exactly the
+    same.
     """
     if not torch.distributed.is_initialized():
         return
@@ -257,6 +258,8 @@ def open_distiller(
     if job.embedding:
         objective, outputs = job.embedding.to(device), len(job.embedding.mean)
     student = build(config, outputs, size, job.seed, manifest.cache)
+    if world > 1 and device.type == "cuda":
+        student = share_batch_norm(student)
     return Distiller(
         student,
         config,
@@ -272,6 +275,20 @@ def open_distiller(
         # DDP averages over ranks, whose parts of a batch may differ by an image.
         weight=stream.rows * world / config.batch_size,
     )
+
+
+def share_batch_norm(student: Student) -> Student:
+    """The student with batch norm over the images of all ranks instead of each rank's own.
+
+    The student then does not depend on the number of ranks. torch has such layers for GPUs only.
+    The state dict keeps its keys.
+    """
+    # timm's function, because torch's own would drop the activations that timm's layers contain.
+    # Imported here, because it takes seconds and few ranks need it.
+    from timm.layers import convert_sync_batchnorm
+
+    shared: Student = convert_sync_batchnorm(student)
+    return shared
 
 
 def distribute(module: nn.Module, precision: str) -> nn.Module:
