@@ -20,7 +20,7 @@ from dfkd.cluster.ray_internals import relayed_bar
 from dfkd.cluster.tracking import SAMPLES, Tracker
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
-from dfkd.dataset.loader import Batch, RankShare, Stream
+from dfkd.dataset.loader import Batch, RankShare, Stream, cache_limit
 from dfkd.dataset.published import PublishedVersion, open_version
 from dfkd.distillation.distiller import DistanceObjective, Distiller, Schedule
 from dfkd.distillation.embedding import EmbeddingObjective
@@ -81,7 +81,7 @@ def train(config: dict[str, Any]) -> bool:
     # On each node, because each reads its own weight files.
     if job.manifest.distillation.labels != "stored":
         check_teacher(job.manifest, job.method, version)
-    stream = open_stream(job.manifest, version, job.seed, rank, world)
+    stream = open_stream(job.manifest, version, job.seed, rank, world, job.cpus)
     distiller = open_distiller(job, version, stream, rank, world)
     checkpoints = Checkpoints(folder.child(layout.CHECKPOINTS))
     # Rank 0 decides, because a rank of an earlier attempt may still write while others list.
@@ -95,12 +95,21 @@ def train(config: dict[str, Any]) -> bool:
 
 
 def open_stream(
-    manifest: Manifest, version: PublishedVersion, seed: int, rank: int, world: int
+    manifest: Manifest,
+    version: PublishedVersion,
+    seed: int,
+    rank: int,
+    world: int,
+    cpus: float = 1.0,
 ) -> Stream:
-    """The batches of a version for one rank; raises `ManifestError` if it has too few images."""
-    config = manifest.distillation
+    """The batches of a version for one rank; raises `ManifestError` if it has too few images.
+
+    Args:
+        cpus: those of the rank, from which its share of the memory for decoded images follows.
+    """
+    config, size = manifest.distillation, manifest.synthesis.image_size
     share = RankShare(rank, world, config.loader_workers)
-    return Stream(version, manifest.synthesis.image_size, config.batch_size, seed, share)
+    return Stream(version, size, config.batch_size, seed, share, cache_limit(cpus))
 
 
 @torch.no_grad()

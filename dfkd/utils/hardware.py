@@ -17,6 +17,9 @@ WARMUP_CALLS, TIMED_CALLS = 3, 21
 CGROUP = Path("/sys/fs/cgroup")
 """Where the kernel tells the limits of this container (cgroup v2)."""
 
+MEMINFO = Path("/proc/meminfo")
+"""Where the kernel tells the memory of the machine."""
+
 
 def describe_machine() -> dict[str, Any]:
     """Processor name, usable CPUs, memory in bytes, system, torch's threads, and GPU if any."""
@@ -42,6 +45,27 @@ def cpu_count() -> int:
     file = CGROUP / "cpu.max"
     quota, period = file.read_text().split() if file.is_file() else ("max", "")
     return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+
+
+def available_memory() -> int:
+    """Bytes that machine and container can still give this process; 0 if the system does not tell.
+
+    Cached files count as free, because the kernel drops them when it needs memory.
+    """
+    available = 1024 * _numbers(MEMINFO).get("MemAvailable:", 0)
+    file = CGROUP / "memory.max"
+    limit = file.read_text().strip() if file.is_file() else "max"
+    if limit == "max":
+        return available
+    files = _numbers(CGROUP / "memory.stat").get("inactive_file", 0)
+    used = int((CGROUP / "memory.current").read_text()) - files
+    return max(0, min(available, int(limit) - used))
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """The numbers in a file of the kernel by the word before each; none if there is no file."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return {name: int(number) for name, number, *_ in map(str.split, lines)}
 
 
 def processor_name() -> str:

@@ -11,6 +11,7 @@ from dfkd.cluster import rank
 from dfkd.cluster.rank import Job, distribute, open_distiller, open_stream, share_batch_norm
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
+from dfkd.dataset import loader
 from dfkd.models.student import build
 from tests.helpers.tiny_version import publish, write_manifest
 
@@ -55,6 +56,19 @@ def test_a_student_with_shared_batch_norm_is_the_same_student(name: str) -> None
     assert plain.state_dict().keys() == shared.state_dict().keys()
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(plain(images), shared(images))
+
+
+@pytest.mark.parametrize(("cpus", "cached"), [(4.0, True), (1.0, False)])
+def test_a_rank_keeps_what_its_share_of_the_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: float, cached: bool
+) -> None:
+    manifest = Manifest.read(write_manifest(tmp_path))
+    version = publish(manifest)
+    decoded = 24 * 3 * 32**2
+    monkeypatch.setattr(loader, "CACHE_BYTES", 0)
+    monkeypatch.setattr(loader, "available_memory", lambda: 2 * decoded)
+    monkeypatch.setattr(loader, "cpu_count", lambda: 4)
+    assert open_stream(manifest, version, 0, 0, 1, cpus).cached == cached
 
 
 @pytest.mark.parametrize(

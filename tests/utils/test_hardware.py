@@ -9,6 +9,7 @@ from dfkd.utils import hardware
 from dfkd.utils.hardware import (
     TIMED_CALLS,
     WARMUP_CALLS,
+    available_memory,
     cpu_count,
     describe_machine,
     processor_name,
@@ -55,6 +56,39 @@ def test_a_container_s_share_of_time_limits_its_cpus(
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     (cgroup / "cpu.max").write_text(f"{limit}\n")
     assert cpu_count() == expected
+
+
+MEBI = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(None, 800), ("max", 800), (2000 * MEBI, 800), (700 * MEBI, 350), (100 * MEBI, 0)],
+)
+def test_available_memory_is_that_of_the_machine_or_of_a_smaller_container(
+    cgroup: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    limit: int | str | None,
+    expected: int,
+) -> None:
+    """Of the container's memory 400 MiB are in use, of which 50 are cached files."""
+    monkeypatch.setattr(hardware, "MEMINFO", tmp_path / "meminfo")
+    lines = f"MemTotal: {900 << 10} kB\nMemAvailable:   {800 << 10} kB\nHugePages_Total:   0\n"
+    (tmp_path / "meminfo").write_text(lines)
+    if limit is not None:
+        (cgroup / "memory.max").write_text(f"{limit}\n")
+        (cgroup / "memory.current").write_text(f"{400 * MEBI}\n")
+        (cgroup / "memory.stat").write_text(f"anon {350 * MEBI}\ninactive_file {50 * MEBI}\n")
+    assert available_memory() == expected * MEBI
+
+
+def test_a_system_that_does_not_tell_its_memory_has_none_available(
+    cgroup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert available_memory() > 0
+    monkeypatch.setattr(hardware, "MEMINFO", cgroup / "meminfo")
+    assert available_memory() == 0
 
 
 @pytest.mark.parametrize(
