@@ -24,12 +24,12 @@ from dfkd.cluster.capacity import (
     no_capacity_error,
     require_shared_storage,
     schedulable_nodes,
+    see_reserved_gpus,
     wait_for_nodes,
     worker_resources,
 )
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream, train
-from dfkd.cluster.reserved_gpus import see_reserved_gpus
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.loader import steps_per_epoch

@@ -19,8 +19,8 @@ from dfkd.cluster.capacity import (
     no_capacity_error,
     require_room,
     schedulable_nodes,
+    see_reserved_gpus,
 )
-from dfkd.cluster.reserved_gpus import see_reserved_gpus
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError, conceal
 
 PING_SECONDS = 30.0

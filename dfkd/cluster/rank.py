@@ -294,9 +294,10 @@ def share_batch_norm(student: Student) -> Student:
     """
     # timm's function, because torch's own would drop the activations that timm's layers contain.
     # Imported here, because it takes seconds and few ranks need it.
-    from timm.layers import convert_sync_batchnorm
+    from timm import layers
 
-    shared: Student = convert_sync_batchnorm(student)
+    convert: Any = layers.convert_sync_batchnorm  # type: ignore[attr-defined]  # has no types
+    shared: Student = convert(student)
     return shared
 
 

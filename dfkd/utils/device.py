@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 def pick_device() -> torch.device:
     """The visible CUDA device, else the CPU; also disables TF32 in this process.
 
-    A worker sees only the GPUs that it has reserved (see `dfkd.cluster.reserved_gpus`), so the
+    A worker sees only the GPUs that it has reserved (see `dfkd.cluster.capacity`), so the
     choice is right there too.
     """
     forbid_tf32()
