@@ -19,6 +19,7 @@ from dfkd.cluster.capacity import (
     no_capacity_error,
     require_room,
     schedulable_nodes,
+    see_reserved_gpus,
 )
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError, conceal
 
@@ -49,8 +50,9 @@ T = TypeVar("T", bound=Identified)
 class Actor:
     """Base class of the actors of a pool; a subclass adds the method `run(task)`."""
 
-    def node_id(self) -> str:
-        """The id of the actor's node. The pool calls this first; an answer means it has started."""
+    def begin(self) -> str:
+        """Prepare the process; returns the id of its node. The pool calls this before any task."""
+        see_reserved_gpus()
         return _node_id()
 
 
@@ -143,8 +145,8 @@ class Pool(Generic[T]):
         Raises:
             ManifestError: an actor raised it, which no retry can fix; or no node can hold an actor
                 and there is no autoscaler; or no task succeeded and `timeout` is too short.
-            InfrastructureError: an actor raised it; or `attempts` x (actors + 1) attempts in a row
-                failed; or no node had room for an actor.
+            InfrastructureError: an actor raised it, or cannot use its GPU; or `attempts` x (actors
+                + 1) attempts in a row failed; or no node had room for an actor.
         """
         self.stopped = False
         self._last_placed = time.monotonic()
@@ -218,7 +220,7 @@ class Pool(Generic[T]):
             except RayError as error:
                 self._handle_error(slot, task, error)
                 continue
-            if task is None:  # the answer of `node_id`: the actor has started
+            if task is None:  # the answer of `begin`: the actor has started
                 slot.node = result
                 self._last_placed = time.monotonic()
             else:
@@ -271,7 +273,7 @@ class Pool(Generic[T]):
         for _ in range(target - len(lasting)):
             actor = self.start()
             # Ray starts the actor when a node has room; until then the slot gets no task.
-            self._slots.append(ActorSlot(actor, actor.node_id.remote(), time.monotonic()))
+            self._slots.append(ActorSlot(actor, actor.begin.remote(), time.monotonic()))
         # To shrink, remove only actors that have not started, so no work is lost.
         waiting = [slot for slot in lasting if not slot.node]
         for slot in waiting[: max(0, len(lasting) - target)]:

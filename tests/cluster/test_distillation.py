@@ -1,7 +1,6 @@
 """Ranks as real processes: DDP, and a change of their number; faults/test_ranks.py kills them."""
 
 import dataclasses
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import Student, build, load_student
 from dfkd.models.teacher import file_hashes
 from dfkd.storage.checkpoints import Checkpoints
+from dfkd.utils.hardware import cpu_count
 from tests.helpers import jobs
 from tests.helpers.ranks import prepare
 from tests.helpers.tiny_models import model_config, write_teacher
@@ -200,7 +200,7 @@ def test_a_connection_of_the_caller_is_used_and_left_open() -> None:
 def test_one_rank_on_one_machine_runs_inside_the_driver() -> None:
     workers = plan_workers((1, 1), Cluster())
     assert workers.count == 0
-    assert workers.cpus == len(os.sched_getaffinity(0))
+    assert workers.cpus == cpu_count()
     assert plan_workers((2, 2), Cluster()).count == 2
 
 
