@@ -1,4 +1,6 @@
-"""The capacity of a cluster: how many workers its nodes hold, and what an autoscaler may add."""
+"""The capacity of a cluster: how many workers its nodes hold, what an autoscaler may add, and which
+GPUs a worker uses.
+"""
 
 import os
 from collections.abc import Mapping
@@ -9,7 +11,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from dfkd.cluster.ray_internals import draining_nodes, node_types
 from dfkd.config.manifest import Cluster
-from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.errors import InfrastructureError, ManifestError, one_line
 from dfkd.storage.base import BUCKET_ROOTS
 
 POLL_SECONDS = 1.0
@@ -89,12 +91,47 @@ def no_capacity_error(resources: WorkerResources) -> InfrastructureError:
     )
 
 
+def see_reserved_gpus() -> None:
+    """Let torch see the GPUs that this actor or task has reserved, and no others.
+
+    Call it before CUDA starts. Ray hides the other GPUs only from a process that has reserved one.
+    Processes without a GPU see all GPUs of their node, and each would use the first one.
+
+    Raises:
+        InfrastructureError: torch cannot use the GPU, and would compute on the CPU instead.
+    """
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    import torch  # here, because it takes seconds, and an actor without a GPU may need no torch
+
+    try:
+        torch.cuda.init()
+    # A torch without CUDA says so by an AssertionError.
+    except (AssertionError, RuntimeError) as error:
+        node, reason = ray.util.get_node_ip_address(), one_line(error)
+        raise InfrastructureError(
+            f"cluster: torch cannot use the GPU that Ray has reserved on node {node} ({reason}); "
+            "install a driver there that fits torch's CUDA, or start Ray there without GPUs, and "
+            "run the same command again, it resumes"
+        ) from None
+
+
 def worker_resources(cluster: Cluster) -> WorkerResources:
     """The resources of each synthesis worker: by default one GPU where the cluster has any."""
     gpus = cluster.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if WorkerResources(0.0, 1.0).slots(schedulable_nodes()) else 0.0
     return WorkerResources(cluster.cpus_per_worker, gpus)
+
+
+def rank_resources(cluster: Cluster) -> WorkerResources:
+    """The least that a rank of a distillation needs: a whole CPU and, if workers have one, a GPU.
+
+    Workers may share a CPU or a GPU, ranks do not.
+    """
+    worker = worker_resources(cluster)
+    return WorkerResources(max(1.0, worker.cpus), 1.0 if worker.gpus else 0.0)
 
 
 def require_room(resources: WorkerResources) -> None:

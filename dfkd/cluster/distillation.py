@@ -22,10 +22,11 @@ from dfkd.cluster.capacity import (
     WorkerResources,
     count_nodes,
     no_capacity_error,
+    rank_resources,
     require_shared_storage,
     schedulable_nodes,
+    see_reserved_gpus,
     wait_for_nodes,
-    worker_resources,
 )
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream, train
@@ -126,7 +127,7 @@ def _train(manifest: Manifest, target: StudentLocation, workers: Workers) -> Non
         # Only now that the lease is taken: a removal that began earlier has left its mark.
         refuse_removal(target.version.home, target.version.id)
         job = _job(manifest, target, workers)
-        run_ranks(train, {"job": job}, target.name, workers)
+        run_ranks(train, {"job": job}, target.name, workers, _checkpoints(target).newest)
 
 
 def _job(manifest: Manifest, target: StudentLocation, workers: Workers) -> Job:
@@ -163,21 +164,22 @@ def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
 
     Raises:
         ManifestError: the smallest number does not fit; Ray would wait for it without a message.
-        InfrastructureError: the autoscaler's nodes did not come in time.
+        InfrastructureError: the autoscaler's nodes did not come in time, or torch cannot use the
+            GPUs.
     """
     least, most = ranks
     if ray.is_initialized():
-        wait_for_nodes(worker_resources(cluster), least)
+        wait_for_nodes(rank_resources(cluster), least)
     if trains_here(ranks):
         return Workers(0, float(hardware.cpu_count()), _own_device())
     # On a machine with GPUs each rank takes one; otherwise the ranks divide the CPUs.
     nodes = schedulable_nodes()
     gpus = WorkerResources(0.0, 1.0).slots(nodes)
     device = _gpu_name() if gpus else "cpu"
-    if device != "cpu" and gpus < least:
+    if 0 < gpus < least:
         raise _too_many_ranks(f"the cluster's {gpus} GPUs", least)
     # Ranks may wait for each other at every step, so all of them must fit at the same time.
-    each = float(device != "cpu")
+    each = float(gpus > 0)
     count = max(least, min(most, WorkerResources(1.0, each).slots(nodes)))
     cpus = cpus_per_rank(nodes, count, each)
     if not cpus:
@@ -207,18 +209,26 @@ def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], ranks: int, gpus: fl
 
 
 def _gpu_name() -> str:
-    """The name of a worker's GPU; `cpu` if it has none, since Ray's GPU count can be configured.
+    """The name of a worker's GPU.
 
     Raises:
-        InfrastructureError: no GPU was free within `CAPACITY_WAIT_SECONDS`.
+        InfrastructureError: torch cannot use it, or no GPU was free within `CAPACITY_WAIT_SECONDS`.
     """
-    probe = ray.remote(num_gpus=1, max_retries=0)(_own_device)
+    probe = ray.remote(num_gpus=1, max_retries=0)(_reserved_device)
     try:
         return str(ray.get(probe.remote(), timeout=CAPACITY_WAIT_SECONDS))
-    except RayTaskError:
+    except RayTaskError as error:
+        if isinstance(error.cause, InfrastructureError):
+            raise error.cause from None
         raise  # a defect of ours, which keeps its traceback
     except RayError:  # the probe died, or other jobs held all GPUs
         raise no_capacity_error(WorkerResources(1.0, 1.0)) from None
+
+
+def _reserved_device() -> str:
+    """The name of the GPU that this process has reserved."""
+    see_reserved_gpus()
+    return _own_device()
 
 
 def _own_device() -> str:

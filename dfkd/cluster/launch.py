@@ -22,7 +22,7 @@ TRAIN: Any = ray.train
 """`ray.train` untyped: type checkers confuse its classes with those of an older API."""
 
 MAX_RANK_FAILURES = 2
-"""Rank deaths tolerated in one run; after each, all ranks restart from the last checkpoint."""
+"""Rank deaths tolerated without a new checkpoint between them; all ranks restart after each."""
 
 MAX_START_ATTEMPTS = 30
 """Attempts, of about a minute each, to get resources for all ranks before the run gives up."""
@@ -60,16 +60,49 @@ class Workers:
         return WorkerResources(self.cpus, float(self.gpu))
 
 
-def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> None:
+@dataclass
+class _Deaths:
+    """Counts the rank deaths since the last new checkpoint.
+
+    A long training on spot nodes may see any number of deaths while it makes progress.
+    """
+
+    newest: Callable[[], int]
+    """The step of the newest checkpoint, from which ranks restart."""
+    count: int = 0
+    reached: int = 0
+    """The newest checkpoint at the last death."""
+
+    def add(self, failures: Sequence[Exception]) -> None:
+        """Count a death; raises `InfrastructureError` if there were too many."""
+        before, self.reached = self.reached, self.newest()
+        self.count = 1 if self.reached > before else self.count + 1
+        if self.count > MAX_RANK_FAILURES:
+            raise InfrastructureError(
+                f"distillation: ranks died more than {MAX_RANK_FAILURES} times without a new "
+                f"checkpoint ({_last_line(failures)}); run the same command again, it resumes"
+            ) from None
+
+
+def run_ranks(
+    loop: Loop,
+    config: dict[str, Any],
+    name: str,
+    workers: Workers,
+    newest: Callable[[], int] = lambda: 0,
+) -> None:
     """Run `loop(config)` on every rank, until the first rank returns false.
+
+    Args:
+        newest: the step of the newest checkpoint, from which ranks restart.
 
     Raises:
         DfkdError: a rank raised it.
-        InfrastructureError: ranks died more than `MAX_RANK_FAILURES` times, or did not fit.
+        InfrastructureError: ranks died too often (see `MAX_RANK_FAILURES`), or did not fit.
         Exception: any other exception of a rank, with that rank's traceback as a note.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    deaths = 0
+    deaths = _Deaths(newest)
     # Local mode runs in this process, where the rank sets its own number of threads.
     with thread_limit(0):
         while True:
@@ -82,12 +115,7 @@ def run_ranks(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -
                 if (cause := root_cause(failures)) is not None:
                     raise cause from None
                 # A dead process, not an error of the code: try again from the checkpoint.
-                deaths += 1
-                if deaths > MAX_RANK_FAILURES:
-                    raise InfrastructureError(
-                        f"distillation: ranks died more than {MAX_RANK_FAILURES} times "
-                        f"({_last_line(failures)}); run the same command again, it resumes"
-                    ) from None
+                deaths.add(failures)
             # Ray's controller has given up; it had `MAX_START_ATTEMPTS` to find room.
             except TrainingFailedError as error:
                 raise InfrastructureError(

@@ -19,6 +19,7 @@ from dfkd.cluster.capacity import (
     no_capacity_error,
     require_room,
     schedulable_nodes,
+    see_reserved_gpus,
 )
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError, conceal
 
@@ -30,6 +31,9 @@ MAX_WAITING_ACTORS = 256
 
 MAX_NODE_LOSSES = 10
 """Attempts of one task that may be lost with their node before the task itself is suspected."""
+
+MAX_FIRST_TIMEOUTS = 2
+"""Attempts that may time out before any task has succeeded. Then the limit itself is suspected."""
 
 
 class Identified(Protocol):
@@ -46,8 +50,9 @@ T = TypeVar("T", bound=Identified)
 class Actor:
     """Base class of the actors of a pool; a subclass adds the method `run(task)`."""
 
-    def node_id(self) -> str:
-        """The id of the actor's node. The pool calls this first; an answer means it has started."""
+    def begin(self) -> str:
+        """Prepare the process; returns the id of its node. The pool calls this before any task."""
+        see_reserved_gpus()
         return _node_id()
 
 
@@ -96,6 +101,8 @@ class Pool(Generic[T]):
     """The resources that an actor reserves."""
     timeout: float = 0.0
     """Seconds that a task may take; 0 means no limit."""
+    succeeded: bool = False
+    """Whether a task has succeeded, in this run or in an earlier one that the caller knows of."""
     quarantine: list[Quarantined[T]] = field(default_factory=list)
     largest: int = 0
     """The largest number of actors that were running at the same time."""
@@ -107,6 +114,8 @@ class Pool(Generic[T]):
     """Tasks to start next: failed ones, and one that `_peek` has drawn already."""
     _tries: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """For each task id the failed attempts: the node of an actor that died, else empty."""
+    _timeouts: int = 0
+    """The number of attempts that have timed out."""
     _consecutive_failures: list[str] = field(default_factory=list)
     """The failed attempts since the last success, as in `_tries`."""
     _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -135,9 +144,9 @@ class Pool(Generic[T]):
 
         Raises:
             ManifestError: an actor raised it, which no retry can fix; or no node can hold an actor
-                and there is no autoscaler.
-            InfrastructureError: an actor raised it; or `attempts` x (actors + 1) attempts in a row
-                failed; or no node had room for an actor.
+                and there is no autoscaler; or no task succeeded and `timeout` is too short.
+            InfrastructureError: an actor raised it, or cannot use its GPU; or `attempts` x (actors
+                + 1) attempts in a row failed; or no node had room for an actor.
         """
         self.stopped = False
         self._last_placed = time.monotonic()
@@ -211,10 +220,11 @@ class Pool(Generic[T]):
             except RayError as error:
                 self._handle_error(slot, task, error)
                 continue
-            if task is None:  # the answer of `node_id`: the actor has started
+            if task is None:  # the answer of `begin`: the actor has started
                 slot.node = result
                 self._last_placed = time.monotonic()
             else:
+                self.succeeded = True
                 self._consecutive_failures.clear()
             # Remove an actor on a draining node now, before `_fill` looks for idle ones.
             if slot.node not in self._nodes and slot.node not in self._refresh_nodes():
@@ -263,7 +273,7 @@ class Pool(Generic[T]):
         for _ in range(target - len(lasting)):
             actor = self.start()
             # Ray starts the actor when a node has room; until then the slot gets no task.
-            self._slots.append(ActorSlot(actor, actor.node_id.remote(), time.monotonic()))
+            self._slots.append(ActorSlot(actor, actor.begin.remote(), time.monotonic()))
         # To shrink, remove only actors that have not started, so no work is lost.
         waiting = [slot for slot in lasting if not slot.node]
         for slot in waiting[: max(0, len(lasting) - target)]:
@@ -276,20 +286,34 @@ class Pool(Generic[T]):
         ray.kill(slot.actor)
 
     def _time_out(self, slot: ActorSlot[T]) -> None:
-        """Replace an actor whose task takes too long; that counts as a failed attempt."""
+        """Replace an actor whose task takes too long; that counts as a failed attempt.
+
+        Raises:
+            ManifestError: the first attempts of all have timed out.
+        """
         # A result may be ready, and only the driver was busy or suspended for so long.
         if ray.wait([slot.awaited], timeout=0)[0]:
             return
         # A hanging actor cannot be asked to stop. `_resize` starts another one in its place.
         task = self._release(slot)
         self._remove(slot)
-        if task is not None:
-            self._record_failure(
-                task,
-                f"no result within {self.timeout:g} seconds (a worker that hangs, or tasks that "
-                "need a larger cluster.task_timeout)",
-                "",
+        if task is None:
+            return
+        self._timeouts += 1
+        # Retries of such tasks would cost hours and time out as well.
+        if not self.succeeded and self._timeouts >= MAX_FIRST_TIMEOUTS:
+            raise ManifestError(
+                "cluster.task_timeout",
+                "must be longer than a task takes",
+                f"{self._timeouts} tries without a result within {self.timeout:g} seconds",
+                "raise it, lower synthesis.shard_size, or find out why workers hang",
             )
+        self._record_failure(
+            task,
+            f"no result within {self.timeout:g} seconds (a worker that hangs, or tasks that "
+            "need a larger cluster.task_timeout)",
+            "",
+        )
 
     def _handle_error(self, slot: ActorSlot[T], task: T | None, error: RayError) -> None:
         """Count a failed attempt, and decide whether its actor goes on.

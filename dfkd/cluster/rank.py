@@ -20,14 +20,14 @@ from dfkd.cluster.ray_internals import relayed_bar
 from dfkd.cluster.tracking import SAMPLES, Tracker
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
-from dfkd.dataset.loader import Batch, RankShare, Stream
+from dfkd.dataset.loader import Batch, RankShare, Stream, cache_limit
 from dfkd.dataset.published import PublishedVersion, open_version
 from dfkd.distillation.distiller import DistanceObjective, Distiller, Schedule
 from dfkd.distillation.embedding import EmbeddingObjective
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.student_names import stated_settings
 from dfkd.distillation.student_store import check_teacher
-from dfkd.models.student import CARD, build, card, save_student
+from dfkd.models.student import CARD, Student, build, card, save_student
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.checkpoints import Checkpoints
@@ -81,7 +81,7 @@ def train(config: dict[str, Any]) -> bool:
     # On each node, because each reads its own weight files.
     if job.manifest.distillation.labels != "stored":
         check_teacher(job.manifest, job.method, version)
-    stream = open_stream(job.manifest, version, job.seed, rank, world)
+    stream = open_stream(job.manifest, version, job.seed, rank, world, job.cpus)
     distiller = open_distiller(job, version, stream, rank, world)
     checkpoints = Checkpoints(folder.child(layout.CHECKPOINTS))
     # Rank 0 decides, because a rank of an earlier attempt may still write while others list.
@@ -95,20 +95,30 @@ def train(config: dict[str, Any]) -> bool:
 
 
 def open_stream(
-    manifest: Manifest, version: PublishedVersion, seed: int, rank: int, world: int
+    manifest: Manifest,
+    version: PublishedVersion,
+    seed: int,
+    rank: int,
+    world: int,
+    cpus: float = 1.0,
 ) -> Stream:
-    """The batches of a version for one rank; raises `ManifestError` if it has too few images."""
-    config = manifest.distillation
+    """The batches of a version for one rank; raises `ManifestError` if it has too few images.
+
+    Args:
+        cpus: those of the rank, from which its share of the memory for decoded images follows.
+    """
+    config, size = manifest.distillation, manifest.synthesis.image_size
     share = RankShare(rank, world, config.loader_workers)
-    return Stream(version, manifest.synthesis.image_size, config.batch_size, seed, share)
+    return Stream(version, size, config.batch_size, seed, share, cache_limit(cpus))
 
 
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
     """Replace the floating-point buffers of `module` by their mean over all ranks, in place.
 
-    These buffers are the running means and variances of batch norm, which each rank computes from
-    its own images. The mean is computed in float64, so equal values stay exactly the same.
+    These buffers are the running means and variances of batch norm, which each rank on a CPU
+    computes from its own images. The mean is computed in float64, so equal values stay exactly the
+    same.
     """
     if not torch.distributed.is_initialized():
         return
@@ -257,6 +267,8 @@ def open_distiller(
     if job.embedding:
         objective, outputs = job.embedding.to(device), len(job.embedding.mean)
     student = build(config, outputs, size, job.seed, manifest.cache)
+    if world > 1 and device.type == "cuda":
+        student = share_batch_norm(student)
     return Distiller(
         student,
         config,
@@ -272,6 +284,21 @@ def open_distiller(
         # DDP averages over ranks, whose parts of a batch may differ by an image.
         weight=stream.rows * world / config.batch_size,
     )
+
+
+def share_batch_norm(student: Student) -> Student:
+    """The student with batch norm over the images of all ranks instead of each rank's own.
+
+    The student then does not depend on the number of ranks. torch has such layers for GPUs only.
+    The state dict keeps its keys.
+    """
+    # timm's function, because torch's own would drop the activations that timm's layers contain.
+    # Imported here, because it takes seconds and few ranks need it.
+    from timm import layers
+
+    convert: Any = layers.convert_sync_batchnorm  # type: ignore[attr-defined]  # has no types
+    shared: Student = convert(student)
+    return shared
 
 
 def distribute(module: nn.Module, precision: str) -> nn.Module:

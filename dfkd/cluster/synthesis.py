@@ -229,6 +229,7 @@ def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTr
     # A kill loses only the parts in flight: parts in storage are not made again.
     done = {number for number in range(total) if version.has_prompts(part_name(number))}
     pool = _pool(manifest, PromptWorker, version, parts_at_once(manifest))
+    pool.succeeded = bool(done)
     with bar(f"{manifest.method} prompts", total, "part", len(done)) as progress:
         units = _ready_parts(manifest, done)
         for result in pool.run(units, lambda unit: budget_tracker.allows(pool)):
@@ -286,6 +287,7 @@ def write_shards(
     workers, largest = (1 if chain else len(sizes)), max(sizes, default=1)
     cost = budget_tracker.cost
     pool = _pool(manifest, kind, version, workers, largest)
+    pool.succeeded = bool(done)
     with _reporting(manifest, version, pool, cost, done) as report:
         for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool)):
             budget_tracker.count(result)

@@ -6,7 +6,7 @@ version's receipts. Caching and the number of threads change the speed only.
 
 import contextlib
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_
 from dfkd.dataset.shards import Example
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import in_order
+from dfkd.utils.hardware import available_memory, cpu_count
 from dfkd.utils.images import header_size
 
 IMAGE_FORMATS = {"png": "PNG", "jpg": "JPEG"}
@@ -31,7 +32,7 @@ BUFFER_BYTES = 128 << 20
 MAX_RUN_BYTES = 1 << 20
 """Bytes of one request at most; enough that transfer takes longer than the look-up in the store."""
 CACHE_BYTES = 256 << 20
-"""A version whose decoded images fit into this many bytes is decoded once and kept in memory."""
+"""A rank may keep this many bytes of decoded images in memory on any machine; see `cache_limit`."""
 PREFETCH_BATCHES = 2
 """Batches decoded ahead of the training step."""
 
@@ -49,6 +50,10 @@ class Batch:
     embeddings: Tensor
     """float16 [B, E], the teacher's unit embeddings of the images without views."""
 
+    def pinned(self) -> "Batch":
+        """A copy in page-locked memory."""
+        return Batch(*(tensor.pin_memory() for tensor in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class RankShare:
@@ -58,6 +63,15 @@ class RankShare:
     world: int = 1
     readers: int = 0
     """Decoding threads; 0 decodes in the prefetch thread."""
+
+
+def cache_limit(cpus: float) -> int:
+    """Bytes of decoded images that a rank with `cpus` of the machine's CPUs may keep in memory.
+
+    The ranks on a machine divide its CPUs, so all of them together keep at most half of the memory
+    that is free now.
+    """
+    return max(CACHE_BYTES, int(available_memory() / 2 * min(1.0, cpus / cpu_count())))
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -95,7 +109,11 @@ class Stream:
         cache_bytes: int = CACHE_BYTES,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
-        """Read the index; `batch_size` counts the images of one step over all ranks.
+        """Read the index.
+
+        Args:
+            batch_size: images of one step over all ranks.
+            cache_bytes: a version whose decoded images fit into so many bytes is decoded once.
 
         Raises:
             ManifestError: the version holds fewer images than a batch.
@@ -136,15 +154,29 @@ class Stream:
         Raises:
             CorruptionError: a sample is not what was published; no sample of its run was used.
         """
-        order = self.order(epoch)[step * self.rows :]
-        if self.cached:
-            # Only the first epoch reads; a resumed one reads what it needs and the next the rest.
-            self._cache.fill(self._read(order[~self._cache.filled[order]]))
-            for samples in _split(order, self.rows):
+        parts = _split(self.order(epoch)[step * self.rows :], self.rows)
+        batches = self._from_cache(parts) if self.cached else self._from_storage(parts)
+        with contextlib.closing(_ahead(batches)) as ready:
+            yield from ready
+
+    def _from_storage(self, parts: Sequence[Indices]) -> Generator[Batch]:
+        """Yield the batch of each part, whose samples are read and decoded for it."""
+        with contextlib.closing(self._decoded(parts)) as decoded:
+            for samples in parts:
+                yield self._batch(samples, *next(decoded))
+
+    def _from_cache(self, parts: Sequence[Indices]) -> Generator[Batch]:
+        """Yield the batch of each part from the cache, which first gets the samples it lacks.
+
+        So only the first epoch reads; a resumed one reads what it needs, and the next one the rest.
+        """
+        # An epoch shows each sample once, so none of these is added for an earlier batch.
+        missing = [samples[~self._cache.filled[samples]] for samples in parts]
+        with contextlib.closing(self._decoded([each for each in missing if len(each)])) as decoded:
+            for samples, lacking in zip(parts, missing, strict=True):
+                if len(lacking):
+                    self._cache.keep(lacking, *next(decoded))
                 yield self._batch(samples, *self._cache.take(samples))
-        else:
-            with contextlib.closing(_ahead(self._stream(order))) as batches:
-                yield from batches
 
     def _batch(
         self, samples: Indices, pixels: Tensor, distances: Tensor, embeddings: Tensor
@@ -188,57 +220,55 @@ class Stream:
             rule = f"must be {self._embedding_width} numbers, as in other samples"
             raise _unusable(example, "embedding.npy", rule)
 
-    def _stream(self, order: Indices) -> Generator[Batch]:
-        """Yield decoded batches in order.
+    def _decoded(self, parts: Sequence[Indices]) -> Generator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield pixels uint8 [B, H, W, 3], distances and embeddings of the samples of each part.
 
         A run is fetched when its first sample is due. Each sample is dropped after its use, so
         memory holds about one shuffle buffer of encoded images.
         """
         fetched: dict[int, Example] = {}
         with (
-            contextlib.closing(self._read(order)) as runs,
+            contextlib.closing(self._read(np.concatenate(parts))) as runs,
             ThreadPoolExecutor(max(1, self.share.readers), "dfkd-decode") as pool,
         ):
             apply = pool.map if self.share.readers else map
-            for samples in _split(order, self.rows):
-                batch = []
+            for samples in parts:
+                examples = []
                 for sample in samples.tolist():
                     # `runs` follows the order of first uses, so the next run holds this sample.
                     if sample not in fetched:
                         fetched |= next(runs)
                     # Each sample comes once in an epoch, so its bytes are not needed again.
-                    batch.append(fetched.pop(sample))
-                images = list(apply(lambda example: decode(example, self.image_size), batch))
-                yield self._batch(samples, torch.stack(images), *_arrays(batch))
+                    examples.append(fetched.pop(sample))
+                images = list(apply(lambda example: decode(example, self.image_size), examples))
+                yield torch.stack(images), *_arrays(examples)
 
 
 class _Cache:
-    """All decoded images of a small version in one tensor; each is decoded at its first use."""
+    """All decoded images of a version in one tensor; each is decoded at its first use."""
 
     def __init__(self, images: int, image_size: int, classes: int) -> None:
-        self.image_size = image_size
         self.pixels = torch.empty(images, image_size, image_size, 3, dtype=torch.uint8)
         self.distances = torch.empty(images, classes)
         # The first example tells the dimension of embeddings.
         self.embeddings = torch.empty(0)
         self.filled = np.zeros(images, bool)
 
-    def fill(self, runs: Iterable[dict[int, Example]]) -> None:
-        """Decode and keep the samples of `runs`, whose keys are sample numbers."""
-        for run in runs:
-            rows, (distances, embeddings) = list(run), _arrays(list(run.values()))
-            if not len(self.embeddings):
-                self.embeddings = embeddings.new_empty(len(self.filled), embeddings.shape[1])
-            self.distances[rows], self.embeddings[rows] = distances, embeddings
-            for sample, example in run.items():
-                self.pixels[sample] = decode(example, self.image_size)
-            self.filled[rows] = True
+    def keep(self, samples: Indices, pixels: Tensor, distances: Tensor, embeddings: Tensor) -> None:
+        """Keep some samples; the tensors are those that `take` returns."""
+        if not len(self.embeddings):
+            self.embeddings = embeddings.new_empty(len(self.filled), embeddings.shape[1])
+        self.pixels[samples] = pixels
+        self.distances[samples], self.embeddings[samples] = distances, embeddings
+        self.filled[samples] = True
 
     def take(self, samples: Indices) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels uint8 [B, H, W, 3], distances float32 [B, M] and embeddings float16 [B, E] of
-        samples already filled.
+        samples that are kept.
         """
-        return self.pixels[samples], self.distances[samples], self.embeddings[samples]
+        # Several times as fast as an index in brackets.
+        pixels = self.pixels.index_select(0, torch.from_numpy(samples))
+        return pixels, self.distances[samples], self.embeddings[samples]
 
 
 def _arrays(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
@@ -285,13 +315,21 @@ def _unusable(example: Example, suffix: str, problem: str) -> CorruptionError:
 def _ahead(batches: Generator[Batch]) -> Generator[Batch]:
     """Yield batches, which a thread makes up to `PREFETCH_BATCHES` ahead.
 
-    An exception in the thread is raised here.
+    Where there is a GPU they lie in page-locked memory, which the GPU reads while it computes. An
+    exception in the thread is raised here.
     """
+    pinned = torch.cuda.is_available()
+
+    def make() -> Batch | None:
+        """The next batch; None at the end."""
+        batch = next(batches, None)
+        return batch.pinned() if batch and pinned else batch
+
     with contextlib.closing(batches), ThreadPoolExecutor(1, "dfkd-ahead") as thread:
-        ready = deque(thread.submit(next, batches, None) for _ in range(PREFETCH_BATCHES))
+        ready = deque(thread.submit(make) for _ in range(PREFETCH_BATCHES))
         try:
             while (batch := ready.popleft().result()) is not None:
-                ready.append(thread.submit(next, batches, None))
+                ready.append(thread.submit(make))
                 yield batch
         finally:
             # Whoever closes this generator early needs no further batches.

@@ -225,7 +225,8 @@ class Distiller:
 
         The same batch gives the same views until `advance` has done the step.
         """
-        pixels = batch.pixels.to(self.device).float().div_(255)
+        # `non_blocking`: the steps before go on while the images are copied to a GPU.
+        pixels = batch.pixels.to(self.device, non_blocking=True).float().div_(255)
         if self.config.augmentation:
             generator = torch.Generator(self.device).manual_seed(self._own_seed)
             pixels = augment(pixels, self.config.augmentation, generator)

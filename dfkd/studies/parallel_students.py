@@ -10,10 +10,16 @@ import torch
 from torch import nn
 
 from dfkd.cluster import distillation
-from dfkd.cluster.capacity import WorkerResources, schedulable_nodes
+from dfkd.cluster.capacity import (
+    WorkerResources,
+    has_autoscaler,
+    rank_resources,
+    schedulable_nodes,
+    wait_for_nodes,
+)
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.cluster.synthesis import environment
-from dfkd.config.manifest import Manifest
+from dfkd.config.manifest import Cluster, Manifest
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import open_version
 from dfkd.distillation.student_store import StudentLocation, load_located
@@ -185,20 +191,47 @@ def run_in_parallel(
     has connected to Ray.
 
     Args:
-        at_most: students trained at once; 0 is as many as there are GPUs or, without any, CPUs.
+        at_most: students trained at once; 0 is as many as there are GPUs or, without any, CPUs. An
+            autoscaler adds nodes for them, and then 0 is no limit.
         threads: as for `train_and_score`; 0 uses the CPUs that the actor has reserved.
 
     Raises:
-        InfrastructureError: as `Pool.run`.
+        InfrastructureError: as `Pool.run` and `wait_for_nodes`.
     """
-    count, resources = divide_resources(schedulable_nodes(), len(jobs), at_most)
+    cluster = jobs[0].cell.manifest.cluster
+    count, resources = plan_students(cluster, len(jobs), at_most)
     remote: Callable[..., Any] = ray.remote(**resources.options)(StudentTrainer).remote  # type: ignore[call-overload]
-    attempts = jobs[0].cell.manifest.cluster.attempts
-    pool: Pool[StudentJob] = Pool(lambda: remote(resources, threads), count, attempts, resources)
+    pool: Pool[StudentJob] = Pool(
+        lambda: remote(resources, threads), count, cluster.attempts, resources
+    )
     yield from pool.run(iter(jobs))
     # The pool gave these up after too many failed attempts; the study reports them as missing.
     for each in pool.quarantine:
         yield StudentResult(each.task, None, each.reason)
+
+
+def plan_students(cluster: Cluster, students: int, at_most: int = 0) -> tuple[int, WorkerResources]:
+    """How many students train at once on the connected cluster, and what each of them reserves.
+
+    Without an autoscaler this is `divide_resources`. With one it waits for a first node, of which
+    each student reserves its share; the autoscaler adds nodes for those that find no room.
+
+    Args:
+        at_most: as for `divide_resources`.
+
+    Raises:
+        InfrastructureError: as `wait_for_nodes`.
+    """
+    if not has_autoscaler():
+        return divide_resources(schedulable_nodes(), students, at_most)
+    least = rank_resources(cluster)
+    wait_for_nodes(least, 1)
+    # Of each node by itself, because their number is yet to grow.
+    nodes = [{name: node} for name, node in schedulable_nodes().items()]
+    shares = [divide_resources(each, students, at_most)[1] for each in nodes if least.slots(each)]
+    # The smallest share, which has room on each kind of node.
+    share = min(shares, key=lambda each: each.cpus, default=least)
+    return min(students, at_most or students), share
 
 
 def divide_resources(

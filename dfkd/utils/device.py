@@ -14,7 +14,8 @@ CPU = torch.device("cpu")
 def pick_device() -> torch.device:
     """The visible CUDA device, else the CPU; also disables TF32 in this process.
 
-    Ray shows a worker only the GPUs that the worker has reserved, so the choice is right there too.
+    A worker sees only the GPUs that it has reserved (see `dfkd.cluster.capacity`), so the
+    choice is right there too.
     """
     forbid_tf32()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

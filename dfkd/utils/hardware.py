@@ -14,6 +14,12 @@ import torch
 WARMUP_CALLS, TIMED_CALLS = 3, 21
 """Untimed calls of each model, and timed calls after them."""
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where the kernel tells the limits of this container (cgroup v2)."""
+
+MEMINFO = Path("/proc/meminfo")
+"""Where the kernel tells the memory of the machine."""
+
 
 def describe_machine() -> dict[str, Any]:
     """Processor name, usable CPUs, memory in bytes, system, torch's threads, and GPU if any."""
@@ -31,7 +37,35 @@ def describe_machine() -> dict[str, Any]:
 
 def cpu_count() -> int:
     """Number of CPUs that this process may use; on macOS the number of all CPUs."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    # A container may see all CPUs of its machine and yet get the time of a few: `400000 100000`
+    # are four CPUs, and `max 100000` is no limit.
+    file = CGROUP / "cpu.max"
+    quota, period = file.read_text().split() if file.is_file() else ("max", "")
+    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+
+
+def available_memory() -> int:
+    """Bytes that machine and container can still give this process; 0 if the system does not tell.
+
+    Cached files count as free, because the kernel drops them when it needs memory.
+    """
+    available = 1024 * _numbers(MEMINFO).get("MemAvailable:", 0)
+    file = CGROUP / "memory.max"
+    limit = file.read_text().strip() if file.is_file() else "max"
+    if limit == "max":
+        return available
+    files = _numbers(CGROUP / "memory.stat").get("inactive_file", 0)
+    used = int((CGROUP / "memory.current").read_text()) - files
+    return max(0, min(available, int(limit) - used))
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """The numbers in a file of the kernel by the word before each; none if there is no file."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return {name: int(number) for name, number, *_ in map(str.split, lines)}
 
 
 def processor_name() -> str:
@@ -72,7 +106,11 @@ def time_on_one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any
 def thread_limit(threads: int) -> Iterator[int]:
     """Let torch use `threads` threads inside the block (0: all allowed); yields their number."""
     before = torch.get_num_threads()
-    count = threads if threads > 0 else min(cpu_count(), before)
+    # Ray starts the driver of a submitted job with OMP_NUM_THREADS=1 unless CPUs are reserved for
+    # it, however many CPUs its node has.
+    by_ray = before == 1 and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    allowed = cpu_count() if by_ray else min(cpu_count(), before)
+    count = threads if threads > 0 else allowed
     torch.set_num_threads(count)
     try:
         yield count

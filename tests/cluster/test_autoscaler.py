@@ -14,7 +14,7 @@ from dfkd.dataset.verification import verify
 from dfkd.storage.local import open_storage
 from dfkd.utils.memory import descendants
 from nodes import Node, RayCluster
-from tests.helpers import jobs
+from tests.helpers import jobs, tiny_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 
@@ -115,23 +115,22 @@ def write(folder: Path) -> Path:
     return path
 
 
-def start(job: str, folder: Path, cluster: Autoscaled) -> "subprocess.Popen[bytes]":
+def start(job: str, file: Path, cluster: Autoscaled) -> "subprocess.Popen[bytes]":
     """A job on a cluster that is a head alone."""
     assert cluster.size == 1
     address = f"{cluster.nodes[0].address}:{cluster.port}"
     environment = jobs.environment() | cluster.environment | {"RAY_ADDRESS": address}
-    command = jobs.command(job, write(folder))
-    with (folder / f"{job}.log").open("wb") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    with file.with_name(f"{job}.log").open("wb") as log:
+        return subprocess.Popen(jobs.command(job, file), env=environment, stdout=log, stderr=log)
 
 
-def run(job: str, folder: Path, cluster: Autoscaled) -> int:
+def run(job: str, file: Path, cluster: Autoscaled) -> int:
     """Run a job to its end; the most nodes at once."""
-    process, most = start(job, folder, cluster), cluster.size
+    process, most = start(job, file, cluster), cluster.size
     while process.poll() is None:
         most = max(most, cluster.size)
         time.sleep(0.3)
-    assert process.returncode == 0, (folder / f"{job}.log").read_text()
+    assert process.returncode == 0, file.with_name(f"{job}.log").read_text()
     return most
 
 
@@ -142,14 +141,14 @@ def wait_until_nodes_are_gone(cluster: Autoscaled) -> None:
 
 def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
     with Autoscaled() as cluster:
-        assert run("synthesize", tmp_path, cluster) == 1 + WORKERS
+        assert run("synthesize", write(tmp_path), cluster) == 1 + WORKERS
         wait_until_nodes_are_gone(cluster)
         # One rank, for which the head would do if it were a machine by itself.
-        assert run("distill", tmp_path, cluster) > 1
+        assert run("distill", write(tmp_path), cluster) > 1
         wait_until_nodes_are_gone(cluster)
         killed = tmp_path / "killed"
         killed.mkdir()
-        driver = start("synthesize", killed, cluster)
+        driver = start("synthesize", write(killed), cluster)
         while cluster.size == 1:  # until the first node comes
             assert driver.poll() is None, (killed / "synthesize.log").read_text()
             time.sleep(0.3)
@@ -161,3 +160,11 @@ def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
     assert published is not None
     assert len(published.shards) == 8
     assert verify(published) == []
+
+
+def test_a_study_gets_a_node_for_each_student(tmp_path: Path) -> None:
+    """Its data set is made by one worker, so there is one node when its students begin."""
+    axes = [{"name": "Method", "values": {"Baseline": tiny_study.METHODS["Baseline"]}}]
+    file = tiny_study.write(tmp_path, axes=axes, seeds=list(range(WORKERS)))
+    with Autoscaled() as cluster:
+        assert run("reproduce", file, cluster) == 1 + WORKERS

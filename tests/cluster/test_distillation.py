@@ -1,7 +1,6 @@
 """Ranks as real processes: DDP, and a change of their number; faults/test_ranks.py kills them."""
 
 import dataclasses
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -11,7 +10,9 @@ import ray
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dfkd.cluster import distillation as module
 from dfkd.cluster import launch, rank
+from dfkd.cluster.capacity import WorkerResources
 from dfkd.cluster.connection import connected
 from dfkd.cluster.distillation import cpus_per_rank, distill, plan_workers
 from dfkd.cluster.launch import Workers, run_ranks
@@ -24,6 +25,7 @@ from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.student import Student, build, load_student
 from dfkd.models.teacher import file_hashes
 from dfkd.storage.checkpoints import Checkpoints
+from dfkd.utils.hardware import cpu_count
 from tests.helpers import jobs
 from tests.helpers.ranks import prepare
 from tests.helpers.tiny_models import model_config, write_teacher
@@ -154,6 +156,25 @@ def test_ranks_that_find_no_room_end_the_run_after_a_while(
         ray.cancel(other, force=True)
 
 
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "each"),
+    [
+        (1.0, None, WorkerResources(1.0)),
+        (0.5, 0.0, WorkerResources(1.0)),
+        (0.5, 0.5, WorkerResources(1.0, 1.0)),
+        (4.0, 2.0, WorkerResources(4.0, 1.0)),
+    ],
+)
+def test_an_autoscaler_is_asked_for_what_ranks_need(
+    monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float | None, each: WorkerResources
+) -> None:
+    """Workers may share a CPU or a GPU, ranks may not."""
+    asked: list[object] = []
+    monkeypatch.setattr(module, "wait_for_nodes", lambda *request: asked.append(request))
+    plan_workers((2, 4), Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
+    assert asked == [(each, 2)]
+
+
 def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
         plan_workers((3, 3), Cluster())
@@ -179,7 +200,7 @@ def test_a_connection_of_the_caller_is_used_and_left_open() -> None:
 def test_one_rank_on_one_machine_runs_inside_the_driver() -> None:
     workers = plan_workers((1, 1), Cluster())
     assert workers.count == 0
-    assert workers.cpus == len(os.sched_getaffinity(0))
+    assert workers.cpus == cpu_count()
     assert plan_workers((2, 2), Cluster()).count == 2
 
 

@@ -132,6 +132,13 @@ def test_the_image_is_what_hadolint_accepts(tmp_path: Path) -> None:
     assert "Last USER should not be root" in found.stdout
 
 
+def test_the_image_has_what_ray_up_calls_in_a_container() -> None:
+    (tree,) = documents("aws.yaml")
+    assert tree["docker"]["container_name"]
+    (install,) = re.findall(r"apt-get install((?:.*\\\n)*)", (FOLDER / "Dockerfile").read_text())
+    assert {"openssh-client", "rsync"} <= set(install.split())
+
+
 def test_the_image_takes_in_all_that_it_copies() -> None:
     """The ignore file lets through nothing but the sources of COPY."""
     copied = [

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import ray.train
 import safetensors.torch
+from ray.train import WorkerGroupError
 
 from dfkd.cluster import distillation as module
+from dfkd.cluster import launch
 from dfkd.cluster.distillation import distill
+from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import train
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller
-from dfkd.errors import CorruptionError, Exit, WeightsError
+from dfkd.errors import CorruptionError, Exit, InfrastructureError, WeightsError
 from dfkd.models.student import build
 from tests.helpers import jobs
 from tests.helpers.ranks import prepare
@@ -151,3 +154,35 @@ def test_our_own_error_is_told_where_other_ranks_die(
 
     with pytest.raises(CorruptionError, match="shard x: cut; restore it"):
         run(failing(fail))
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "starts"),
+    [
+        ([0, 0, 0, 0], 3),
+        ([7, 7, 7, 7], 3),
+        ([0, 0, 5, 5, 9, 9, 9, 9], 7),
+        ([1, 2, 3, 4, 5, 6], 7),
+    ],
+    ids=["no checkpoint", "an old one", "some", "always a new one"],
+)
+def test_ranks_may_die_again_after_a_new_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: list[int], starts: int
+) -> None:
+    """`checkpoints` are the newest ones at each death; after them, the training ends well."""
+    left, started = iter(checkpoints), 0
+
+    def fit(*_: object) -> bool:
+        nonlocal started
+        started += 1
+        if started > len(checkpoints):
+            return False
+        raise WorkerGroupError("a rank died", {0: ray.exceptions.ActorDiedError()})
+
+    monkeypatch.setattr(launch, "_fit", fit)
+    given_up = False
+    try:
+        run_ranks(lambda config: None, {}, "student", Workers(2, 1.0, "cpu"), lambda: next(left))
+    except InfrastructureError as error:
+        given_up = "died more than 2 times without a new checkpoint" in str(error)
+    assert (started, given_up) == (starts, starts <= len(checkpoints))

@@ -52,7 +52,7 @@ class Worker(Actor):
             raise RuntimeError("the GPU is lost")
         if kind == "dies always" or (kind == "dies once" and first):
             os._exit(1)
-        if kind == "hangs once" and first:
+        if kind == "hangs always" or (kind == "hangs once" and first):
             os.kill(os.getpid(), signal.SIGSTOP)
         if kind == "fails always" or (kind == "fails once" and first):
             raise RuntimeError(f"no luck with {item.number}")
@@ -176,6 +176,22 @@ def test_what_always_hangs_is_quarantined_with_the_reason(cluster: None, tmp_pat
     (item,) = working.quarantine
     assert item.reason.startswith("no result within 2 seconds")
     assert "cluster.task_timeout" in item.reason
+
+
+def test_time_outs_before_any_success_blame_the_limit(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {0: "hangs always"}, size=1, attempts=2, timeout=2)
+    with pytest.raises(
+        ManifestError, match=r"^cluster\.task_timeout: .*2 tries .*within 2 seconds"
+    ):
+        list(working.run(Item(i) for i in range(4)))
+    assert tries(tmp_path) == {0: 2}
+
+
+def test_time_outs_after_a_success_blame_their_task(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {0: "hangs always"}, size=1, attempts=2, timeout=2)
+    working.succeeded = True  # as in a run that resumes another
+    assert list(working.run(Item(i) for i in range(4))) == [1, 2, 3]
+    assert [each.task.number for each in working.quarantine] == [0]
 
 
 def test_a_pool_that_is_told_to_stop_finishes_what_flies(cluster: None, tmp_path: Path) -> None:

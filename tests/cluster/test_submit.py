@@ -19,6 +19,7 @@ from ray._private.runtime_env.packaging import create_package
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
+from dfkd.utils.hardware import cpu_count
 from nodes import RAY, RayCluster
 from tests.helpers.jobs import ROOT, load
 from tests.helpers.prometheus import scraped
@@ -163,6 +164,14 @@ def test_a_stopped_job_is_resumed_by_the_next_submission(head: Head, root: Path)
     told = [line["task"] for line in lines(logs) if line["event"] == "task"]
     assert told
     assert len(told) == len(set(told))
+
+
+@pytest.mark.slow
+def test_a_submitted_driver_computes_on_all_cpus_of_its_node(head: Head) -> None:
+    code = "from dfkd.utils.hardware import thread_limit; print(100, thread_limit(0).__enter__())"
+    found = head.submit(f'python -c "{code}"')
+    assert found.returncode == 0, found.stdout
+    assert f"\n100 {cpu_count()}\n" in found.stdout
 
 
 @pytest.mark.slow

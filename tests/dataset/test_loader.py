@@ -7,8 +7,18 @@ import pytest
 import torch
 
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.loader import PREFETCH_BATCHES, RankShare, Stream, steps_per_epoch
+from dfkd.dataset import loader
+from dfkd.dataset.loader import (
+    CACHE_BYTES,
+    PREFETCH_BATCHES,
+    RankShare,
+    Stream,
+    cache_limit,
+    decode,
+    steps_per_epoch,
+)
 from dfkd.dataset.published import PublishedVersion
+from dfkd.dataset.shards import Example
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import CONCURRENT_REQUESTS, Request
 from tests.helpers.tiny_version import publish, write_manifest
@@ -72,13 +82,69 @@ def test_the_order_depends_on_seed_and_epoch(version: PublishedVersion) -> None:
 def test_batches_are_the_same_with_and_without_a_cache(
     version: PublishedVersion, share: RankShare, buffer_bytes: int
 ) -> None:
-    one_reader = dataclasses.replace(share, readers=0)
-    cached = stream(version, buffer_bytes=buffer_bytes, share=one_reader)
+    cached = stream(version, buffer_bytes=buffer_bytes, share=share)
     streamed = stream(version, buffer_bytes=buffer_bytes, cache_bytes=0, share=share)
     assert cached.cached
     assert not streamed.cached
-    for epoch in (0, 1):
-        assert same(read(cached, epoch), read(streamed, epoch))
+    # The cache begins with a part of the first epoch, as in a training that is resumed.
+    for epoch, step in ((0, 2), (1, 0), (0, 0)):
+        assert same(read(cached, epoch, step), read(streamed, epoch, step))
+
+
+def test_a_version_that_the_cache_holds_is_read_and_decoded_once(
+    version: PublishedVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+
+    def counted(example: Example, image_size: int) -> torch.Tensor:
+        decoded.append(example.key)
+        return decode(example, image_size)
+
+    monkeypatch.setattr(loader, "decode", counted)
+    observed, seen = watched(version)
+    source = stream(observed)
+    read(source)
+    assert len(decoded) == len(set(decoded)) == 30
+    seen.clear()
+    read(source, epoch=1)
+    assert len(decoded) == 30
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("free", "cpus", "expected"),
+    [
+        (8 << 30, 8.0, 4 << 30),
+        (8 << 30, 2.0, 1 << 30),
+        (8 << 30, 99.0, 4 << 30),
+        (1 << 30, 2.0, CACHE_BYTES),
+        (0, 8.0, CACHE_BYTES),
+    ],
+)
+def test_the_caches_of_all_ranks_take_half_of_the_free_memory(
+    monkeypatch: pytest.MonkeyPatch, free: int, cpus: float, expected: int
+) -> None:
+    monkeypatch.setattr(loader, "available_memory", lambda: free)
+    monkeypatch.setattr(loader, "cpu_count", lambda: 8)
+    assert cache_limit(cpus) == expected
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_where_there_is_a_gpu_batches_are_pinned_ahead(
+    version: PublishedVersion, monkeypatch: pytest.MonkeyPatch, cache_bytes: int
+) -> None:
+    threads: list[str] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        threads.append(threading.current_thread().name)
+        return tensor.clone()
+
+    plain = read(stream(version, cache_bytes=cache_bytes))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    assert same(read(stream(version, cache_bytes=cache_bytes)), plain)
+    assert len(threads) == 4 * 5  # four tensors in each batch
+    assert all(name.startswith("dfkd-ahead") for name in threads)
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
@@ -158,8 +224,9 @@ def test_images_of_another_size_are_refused(version: PublishedVersion) -> None:
         next(Stream(version, 48, 6, seed=0).batches(0))
 
 
-def test_leaving_early_ends_the_reading_thread(version: PublishedVersion) -> None:
-    batches = stream(version, cache_bytes=0, share=RankShare(readers=2)).batches(0)
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_leaving_early_ends_the_reading_thread(version: PublishedVersion, cache_bytes: int) -> None:
+    batches = stream(version, cache_bytes=cache_bytes, share=RankShare(readers=2)).batches(0)
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("dfkd")]

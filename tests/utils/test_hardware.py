@@ -5,16 +5,27 @@ from pathlib import Path
 import pytest
 import torch
 
+from dfkd.utils import hardware
 from dfkd.utils.hardware import (
     TIMED_CALLS,
     WARMUP_CALLS,
+    available_memory,
     cpu_count,
     describe_machine,
     processor_name,
+    thread_limit,
     time_on_one_core,
 )
 
 
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a container's limits; it has none yet."""
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("cgroup")
 def test_the_facts_are_this_machine() -> None:
     facts = json.loads(json.dumps(describe_machine()))
     assert facts["processor"] == processor_name() != ""
@@ -23,9 +34,86 @@ def test_the_facts_are_this_machine() -> None:
     assert facts["memory"] == pytest.approx(1024 * int(total), rel=0.05)
 
 
+@pytest.mark.usefixtures("cgroup")
 def test_where_the_system_knows_no_affinity_all_cpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     assert describe_machine()["cpus"] == cpu_count() == os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("max 100000", 8),
+        ("400000 100000", 4),
+        ("350000 100000", 3),
+        ("50000 100000", 1),
+        ("9900000 100000", 8),
+    ],
+)
+def test_a_container_s_share_of_time_limits_its_cpus(
+    cgroup: Path, monkeypatch: pytest.MonkeyPatch, limit: str, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    (cgroup / "cpu.max").write_text(f"{limit}\n")
+    assert cpu_count() == expected
+
+
+MEBI = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(None, 800), ("max", 800), (2000 * MEBI, 800), (700 * MEBI, 350), (100 * MEBI, 0)],
+)
+def test_available_memory_is_that_of_the_machine_or_of_a_smaller_container(
+    cgroup: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    limit: int | str | None,
+    expected: int,
+) -> None:
+    """Of the container's memory 400 MiB are in use, of which 50 are cached files."""
+    monkeypatch.setattr(hardware, "MEMINFO", tmp_path / "meminfo")
+    lines = f"MemTotal: {900 << 10} kB\nMemAvailable:   {800 << 10} kB\nHugePages_Total:   0\n"
+    (tmp_path / "meminfo").write_text(lines)
+    if limit is not None:
+        (cgroup / "memory.max").write_text(f"{limit}\n")
+        (cgroup / "memory.current").write_text(f"{400 * MEBI}\n")
+        (cgroup / "memory.stat").write_text(f"anon {350 * MEBI}\ninactive_file {50 * MEBI}\n")
+    assert available_memory() == expected * MEBI
+
+
+def test_a_system_that_does_not_tell_its_memory_has_none_available(
+    cgroup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert available_memory() > 0
+    monkeypatch.setattr(hardware, "MEMINFO", cgroup / "meminfo")
+    assert available_memory() == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads", "expected"),
+    [
+        ({}, 0, 1),
+        ({"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}, 0, 3),
+        ({"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}, 2, 2),
+        ({"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "OMP_NUM_THREADS": "2"}, 0, 2),
+    ],
+)
+def test_ray_s_own_limit_of_one_thread_does_not_bind_a_driver(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], threads: int, expected: int
+) -> None:
+    monkeypatch.setattr(hardware, "cpu_count", lambda: 3)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(variables.get("OMP_NUM_THREADS", "1")))
+    try:
+        with thread_limit(threads) as count:
+            assert count == torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_calls_take_turns_on_one_thread_which_is_given_back() -> None:

@@ -111,7 +111,7 @@ SIZES = {
     "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": 255_827_503,
 }
 
-_UNKNOWN = ("", None)
+_UNKNOWN: tuple[str, int | None] = ("", None)
 _HEIBOX = "https://heibox.uni-heidelberg.de/d/{}/files/?p=%2F{}&dl=1"
 _TAMING = "MIT (CompVis/taming-transformers); trained on ImageNet"
 _COPIES = "others who keep copies, not by its authors"
@@ -161,7 +161,7 @@ def _pipeline(
     name: str,
     repository: str,
     licence: str,
-    known: Mapping[str, tuple[str, int]] = MappingProxyType({}),
+    known: Mapping[str, tuple[str, int | None]] = MappingProxyType({}),
 ) -> tuple[Artifact, ...]:
     """The files of a diffusion model on the hub, with hash and size of the `known` ones."""
     base = f"https://huggingface.co/{repository}/resolve/main"
