@@ -115,8 +115,7 @@ def synthesize(
         manifest: of the run.
         abandon: abandon another manifest's unfinished work instead of refusing.
         accept_partial: publish although some tasks are quarantined.
-        worker_seconds: limit of the working time for each version, summed over workers; tasks that
-            have begun are finished, also beyond it.
+        worker_seconds: limit of all workers' time for a version; begun tasks are finished.
         on_version: called with each version as soon as it is published.
 
     Returns:
@@ -131,20 +130,24 @@ def synthesize(
     """
     check_synthesis(manifest)
     singles = [manifest.with_method(method) for method in manifest.methods]
-    identities = [identify(single) for single in singles]
-    # Refuse the unfinished work of a later method before the images of the first one are made.
+    planned = [(single, identify(single)) for single in singles]
     if not abandon:
-        root = open_storage(manifest.storage.root)
-        for single, identity in zip(singles, identities, strict=True):
-            refuse_unfinished(root.child(layout.data(single.method)), identity)
+        _refuse_unfinished(planned)
     versions = []
     with contextlib.ExitStack() as ray_runtime:
-        for single, identity in zip(singles, identities, strict=True):
+        for single, identity in planned:
             if not finished(single, identity):  # a finished version needs no cluster
                 ray_runtime.enter_context(connected())
             versions.append(build(single, identity, abandon, accept_partial, worker_seconds))
             on_version(versions[-1])
     return versions
+
+
+def _refuse_unfinished(planned: Sequence[tuple[Manifest, dict[str, Any]]]) -> None:
+    """Refuse the unfinished work of a later method before the images of the first one are made."""
+    root = open_storage(planned[0][0].storage.root)
+    for single, identity in planned:
+        refuse_unfinished(root.child(layout.data(single.method)), identity)
 
 
 def distill(
@@ -179,8 +182,7 @@ def distill(
 
 
 def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = ()) -> Evaluated:
-    """Score the teacher zero-shot, the text-only classifiers and every student, by domain and
-    class.
+    """Score the teacher, the text-only classifiers and all students, by domain and class.
 
     Writes `results.json`, `results.parquet`, `latency.json` and, if there are students,
     `contact-sheet.png` under the run's root. Unreadable images are left out and listed in

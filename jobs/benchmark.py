@@ -76,33 +76,27 @@ def work(manifest: Manifest, options: argparse.Namespace, words: Sequence[str]) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "", benchmark=(*BENCHMARKS, "all"))
-    add = arguments.add_argument
+    add, at_least = arguments.add_argument, command_line.at_least
     add("--quick", action="store_true", help="few repeats of small sizes: it runs, in minutes")
-    add("--repeats", type=command_line.at_least(1), metavar="N", help="timed turns (7)")
-    add(
-        "--threads",
-        type=command_line.at_least(1),
-        default=1,
-        metavar="N",
-        help="CPU threads of torch (1)",
-    )
+    add("--repeats", type=at_least(1), metavar="N", help="timed turns (7)")
+    add("--threads", type=at_least(1), default=1, metavar="N", help="CPU threads of torch (1)")
     add(
         "--tasks",
-        type=command_line.at_least(10),  # speeds of ten parts are compared
+        type=at_least(10),  # speeds of ten parts are compared
         nargs="+",
         metavar="N",
         help="driver: how many tasks that do nothing, one run for each number",
     )
     add(
         "--shards",
-        type=command_line.at_least(1),
+        type=at_least(1),
         nargs="+",
         metavar="N",
         help="driver: how many shards a version has whose requests are counted",
     )
     add(
         "--classes",
-        type=command_line.at_least(0),
+        type=at_least(0),
         default=0,
         metavar="N",
         help="scale: made-up classes (0: the manifest's own)",

@@ -58,13 +58,7 @@ def connected() -> Iterator[None]:
             "RAY_ADDRESS", "must be an address of Ray", address, "give host:port, or unset it"
         ) from None
     except Exception as error:  # Ray raises plain Exception if the machine is too busy to start it
-        if "Version mismatch" in str(error) or isinstance(error, AuthenticationError):
-            raise ManifestError(
-                "RAY_ADDRESS",
-                "must be a cluster with this Python and Ray, whose token you have",
-                one_line(error),
-                "use the cluster's environment, see cluster/README.md",
-            ) from None
+        _refuse_foreign(error)
         raise InfrastructureError(
             f"RAY_ADDRESS: no Ray cluster answered at {address or 'local'} ({error}); "
             "start one, or unset RAY_ADDRESS to run locally"
@@ -73,6 +67,17 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_foreign(error: Exception) -> None:
+    """Raise `ManifestError` if Ray's error says that the cluster is not one for this process."""
+    if "Version mismatch" in str(error) or isinstance(error, AuthenticationError):
+        raise ManifestError(
+            "RAY_ADDRESS",
+            "must be a cluster with this Python and Ray, whose token you have",
+            one_line(error),
+            "use the cluster's environment, see cluster/README.md",
+        ) from None
 
 
 def _check_reachable(address: str) -> None:

@@ -108,13 +108,11 @@ def build(
         identity: the manifest's identity, from `identify`.
         abandon: leave unfinished work of another manifest behind; otherwise it is an error.
         accept_partial: publish although tasks are quarantined.
-        worker_seconds: limit of this call's working time, summed over workers, failed attempts
-            included. Tasks that have begun are finished, also beyond it.
+        worker_seconds: limit of all workers' time in this call; begun tasks are finished.
         make_current: False publishes a candidate that readers do not use yet.
 
     Raises:
-        BudgetError: `worker_seconds` are spent; finished work is kept, and the same command
-            resumes.
+        BudgetError: `worker_seconds` are spent; the same command resumes.
         PartialError: tasks are quarantined; all others are kept, and the same command retries.
         ManifestError: no node of the cluster can hold a worker.
     """
@@ -127,9 +125,7 @@ def build(
     # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
     with reading(root, [f"{method}/{version.id}"]):
         begin(version.home, identity, abandon)
-        quarantined = {}
-        if not version.published:
-            quarantined = _make_missing(manifest, root, version, worker_seconds)
+        quarantined = _make_missing(manifest, root, version, worker_seconds)
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
         # Checked again, because a driver that was suspended may have lost its lease meanwhile.
@@ -161,7 +157,12 @@ def _require_space(manifest: Manifest, version: Version, carries: bool) -> None:
 def _make_missing(
     manifest: Manifest, root: Storage, version: Version, worker_seconds: float | None
 ) -> dict[str, str]:
-    """Make the missing prompts and shards; returns the reason for each quarantined task id."""
+    """Make the missing prompts and shards; returns the reason for each quarantined task id.
+
+    A published version lacks none.
+    """
+    if version.published:
+        return {}
     version.lift_quarantine()
     with record_cost(root, "synthesize", manifest.method) as cost:
         budget_tracker = BudgetTracker(worker_seconds, cost)

@@ -265,9 +265,8 @@ def score(
             f"evaluation.data: none of {len(data.items)} images can be read, the first being "
             f"{name} ({reason}); check {data.source}"
         )
-    return Scores(
-        tuple(rows), tuple(f"{name}: {reason}" for name, reason in sorted(unreadable.items()))
-    )
+    problems = (f"{name}: {reason}" for name, reason in sorted(unreadable.items()))
+    return Scores(tuple(rows), tuple(problems))
 
 
 def _confusions(

@@ -125,6 +125,11 @@ def _teacher(teacher: Scores) -> str:
         for d in every["accuracy"]
     ]
     rows += [(key, *(_percent(t[key]) for t in (every, official))) for key in ("mean", "chance")]
+    heads = (
+        "domain",
+        f"all {every['classes']} classes",
+        f"the {official['classes']} official ones",
+    )
     styles = teacher["styles"]
     random = ", ".join(
         f"{name}: cosine {scores['cosine']:.3f}, {_percent(scores['own_class'])} %"
@@ -135,14 +140,7 @@ def _teacher(teacher: Scores) -> str:
         f"{teacher['steps']:,} steps, {teacher['images_seen']:,} painted images, "
         f'{teacher["hours"]} hours.\n\nZero-shot accuracy with the prompt "A {{class}}" (%), on '
         f"the images before their WebP compression in `evaluation.tar`:\n\n"
-        + _table(
-            (
-                "domain",
-                f"all {every['classes']} classes",
-                f"the {official['classes']} official ones",
-            ),
-            rows,
-        )
+        + _table(heads, rows)
         + "\n\nThe official classes: "
         + ", ".join(official["names"])
         + f".\n\nThe {nouns['words']} commonest one-word names, on {nouns['images']:,} icons of "
