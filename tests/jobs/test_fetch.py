@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,8 +114,8 @@ def test_a_diffusion_model_arrives_as_a_folder(
     plan = json.loads(capsys.readouterr().out)
     unet = f"{name}/unet/diffusion_pytorch_model.safetensors"
     (address,) = plan["files"][unet]["addresses"]
-    repository = "https://huggingface.co/stabilityai/sd-turbo/resolve/main/unet/"
-    assert address == f"{repository}diffusion_pytorch_model.safetensors"
+    of_a_commit = r"https://huggingface\.co/stabilityai/sd-turbo/resolve/[0-9a-f]{40}/unet/"
+    assert re.fullmatch(rf"{of_a_commit}diffusion_pytorch_model\.safetensors", address)
     assert run(str(path), "--mirror", str(mirror)) == Exit.DONE
     lines = capsys.readouterr().out.splitlines()[:-1]
     assert len(lines) == 8

@@ -160,11 +160,16 @@ _PIPELINE = (
 def _pipeline(
     name: str,
     repository: str,
+    commit: str,
     licence: str,
     known: Mapping[str, tuple[str, int | None]] = MappingProxyType({}),
 ) -> tuple[Artifact, ...]:
-    """The files of a diffusion model on the hub, with hash and size of the `known` ones."""
-    base = f"https://huggingface.co/{repository}/resolve/main"
+    """The files of a diffusion model on the hub, with hash and size of the `known` ones.
+
+    Args:
+        commit: of the repository. Its branches can move, and most files have no published hash.
+    """
+    base = f"https://huggingface.co/{repository}/resolve/{commit}"
     return tuple(
         Artifact(
             f"{name}/{each}", (f"{base}/{each}",), licence, *known.get(each, _UNKNOWN), _COPIES
@@ -173,10 +178,12 @@ def _pipeline(
     )
 
 
+# Commits: those at which several public projects pin these repositories.
 PUBLISHED_PIPELINES = {
     "stable-diffusion-v1-5": _pipeline(
         "stable-diffusion-v1-5",
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         "CreativeML Open RAIL-M, see its model card",
         {
             "unet/diffusion_pytorch_model.safetensors": (
@@ -194,7 +201,10 @@ PUBLISHED_PIPELINES = {
         },
     ),
     "sd-turbo": _pipeline(
-        "sd-turbo", "stabilityai/sd-turbo", "Stability AI Community License, see its model card"
+        "sd-turbo",
+        "stabilityai/sd-turbo",
+        "b261bac6fd2cf515557d5d0707481eafa0485ec2",
+        "Stability AI Community License, see its model card",
     ),
 }
 """Diffusion models whose text tower is published on its own too, as weights of open_clip."""
