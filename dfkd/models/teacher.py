@@ -156,10 +156,7 @@ class Teacher:
 
     def content_tokens(self, text: str) -> list[int]:
         """The token ids of a text without start, end and padding; possibly empty."""
-        if hasattr(self.tokenizer, "encode"):
-            return list(self.tokenizer.encode(text))
-        inner = self.tokenizer.tokenizer
-        return list(inner.encode(self.tokenizer.clean_fn(text), add_special_tokens=False))
+        return list(self.tokenizer.encode(text))
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """E_token of Eq 7: the embeddings [N, L, D] of token ids [N, L]."""

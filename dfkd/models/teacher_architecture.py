@@ -48,7 +48,7 @@ class _Preprocess(TypedDict, total=False):
     interpolation: Literal["bicubic", "bilinear"]
 
 
-_TOKENIZER_KEYS = {"bpe_path", "clean", "strip_sep_token"}
+_TOKENIZER_KEYS = {"bpe_path", "clean"}
 _CHECKPOINTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 
 
@@ -92,8 +92,8 @@ def read_architecture(model: str) -> Architecture:
             `miniature`.
 
     Raises:
-        ManifestError: the architecture is unknown or unreadable, or its text tower cannot start
-            from token embeddings.
+        ManifestError: the architecture is unknown or unreadable, has a tokenizer other than CLIP's,
+            or a text tower that cannot start from token embeddings.
     """
     given = Path(model).expanduser()
     path: Path | None = None
@@ -251,7 +251,7 @@ def build_tokenizer(architecture: Architecture) -> Any:
     """open_clip's tokenizer of the architecture, a callable from texts to int64 ids [N, L].
 
     Raises:
-        ManifestError: the tokenizer's files are missing or cannot be downloaded.
+        ManifestError: the tokenizer's file is missing or damaged.
     """
     text = architecture.model["text_cfg"]
     options = dict(text.get("tokenizer_kwargs") or {})
@@ -259,22 +259,13 @@ def build_tokenizer(architecture: Architecture) -> Any:
     if merges := tokenizer_file(architecture):
         options["bpe_path"] = str(merges)
     try:
-        if name := text.get("hf_tokenizer_name"):
-            # A folder from a hub also has its tokenizer's files, so nothing needs a network.
-            if architecture.path is not None and architecture.path.name == CONFIG:
-                name = str(architecture.path.parent)
-            mode = text.get("tokenizer_mode")
-            return open_clip.tokenizer.HFTokenizer(name, tokenizer_mode=mode, **options)
-        # open_clip's factory recognises SigLIP's tokenizer by the name, not by the configuration.
-        if architecture.path is None and "siglip" in architecture.name.lower():
-            return open_clip.get_tokenizer(architecture.name)
         return open_clip.tokenizer.SimpleTokenizer(**options)
-    except Exception as error:  # files, network and parsers have no common error
+    except Exception as error:  # a damaged file of merges can raise anything
         raise ManifestError(
             "teacher.model",
             f"its tokenizer cannot be loaded ({one_line(error)})",
             architecture.name,
-            "put its files beside the configuration, or run where they can be downloaded",
+            "fix tokenizer_kwargs, or the file that bpe_path names",
         ) from None
 
 
@@ -303,7 +294,7 @@ def _shipped(model: str) -> dict[str, Any]:
 def _usual_preprocess(model: str) -> dict[str, Any]:
     """The preprocessing that all published weights of an architecture share; empty if they differ.
 
-    It matters because some architectures differ from CLIP, for example SigLIP.
+    It matters because some architectures differ from CLIP, for example MobileCLIP.
     """
     tags = open_clip.list_pretrained_tags_by_model(model)
     published = [get_pretrained_cfg(model, tag) for tag in tags]
@@ -323,10 +314,19 @@ def _is_config(config: Any) -> bool:
 
 
 def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
-    """Raise `ManifestError` if the text tower cannot start from token embeddings."""
+    """Raise `ManifestError` if this package cannot use the tokenizer or the text tower."""
+    text = config["text_cfg"]
+    # Files of such a tokenizer change every embedding, but no fingerprint would hold their hashes,
+    # and each worker would download them.
+    if name := text.get("hf_tokenizer_name"):
+        raise ManifestError(
+            "teacher.model",
+            f"must have CLIP's tokenizer; this one has a hub's (hf_tokenizer_name {name!r})",
+            model,
+            "choose a CLIP architecture such as ViT-B-32-quickgelu",
+        )
     # Eq 7 feeds token embeddings to the text tower. Towers that also need token ids inside, or that
     # are made of another library's modules, cannot do that.
-    text = config["text_cfg"]
     reason = None
     if "multimodal_cfg" in config or text.get("embed_cls"):
         reason = "a class embedding (CoCa, cls_emb)"

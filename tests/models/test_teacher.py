@@ -315,6 +315,7 @@ def refusal(model: str, weights: str) -> str:
         ("RN50", "openai", ["RN50 is built with GELU", "set teacher.model=RN50-quickgelu"]),
         ("RN50", "OpenAI", ["trained with QuickGELU", "set teacher.model=RN50-quickgelu"]),
         ("coca_ViT-B-32", "laion2b_s13b_b90k", ["cls_emb"]),
+        ("ViT-B-16-SigLIP", "webli", ["CLIP's tokenizer", "'timm/ViT-B-16-SigLIP'"]),
     ],
 )
 def test_a_model_or_tag_that_cannot_be_loaded_is_refused(
@@ -384,8 +385,10 @@ def test_weights_of_another_architecture_are_described_in_one_line(tmp_path: Pat
         (model_config(VIT, custom=True, no_causal_mask=True, use_pad_mask=True), "use_pad_mask"),
         (model_config(VIT, custom=True, hf_model_name="bert-base-uncased"), "hf_model_name"),
         (model_config(VIT) | {"multimodal_cfg": {}}, "CoCa"),
+        (model_config(VIT, hf_tokenizer_name="xlm-roberta-base"), "hf_tokenizer_name 'xlm-rob"),
         (model_config(VIT, custom=True, pool_type="none"), "pool_type 'none'"),
         (model_config(VIT, tokenizer_kwargs={"trust_remote_code": True}), "trust_remote_code"),
+        (model_config(VIT, tokenizer_kwargs={"clean": 1}), "its tokenizer cannot be loaded"),
         ({"embed_dim": 16}, "vision_cfg, text_cfg"),
         (model_config(VIT, layers="many"), "buildable by open_clip"),
         (model_config(VIT | {"patch_size": 0}), "buildable by open_clip"),
