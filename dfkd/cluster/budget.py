@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfkd.cluster.pool import Pool
-from dfkd.cluster.worker import TaskResult
 from dfkd.errors import BudgetError
 from dfkd.storage.cost_records import CostCounter
 
@@ -27,10 +26,10 @@ class BudgetTracker:
         """Whether more work may start, given the work of `pool`."""
         return self.limit is None or self.spent + pool.busy_seconds < self.limit
 
-    def count(self, result: TaskResult[Any]) -> None:
-        """Add a worker's time to the cost of the stage."""
-        self.cost.worker_seconds = (self.cost.worker_seconds or 0.0) + result.seconds
-        self.cost.device = result.device
+    def count(self, seconds: float, device: str) -> None:
+        """Add a worker's time on a device to the cost of the stage."""
+        self.cost.worker_seconds = (self.cost.worker_seconds or 0.0) + seconds
+        self.cost.device = device
 
     def finish(self, pool: Pool[Any]) -> None:
         """Add a finished pool's time; raises `BudgetError` if the budget stopped the pool."""

@@ -234,7 +234,7 @@ def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTr
     with bar(f"{manifest.method} prompts", total, "part", len(done)) as progress:
         units = _ready_parts(manifest, done)
         for result in pool.run(units, lambda unit: budget_tracker.allows(pool)):
-            budget_tracker.count(result)
+            budget_tracker.count(result.seconds, result.device)
             if result.result is not None:
                 done.add(result.result)  # `_ready_parts` reads it, and yields what depends on it
                 progress.update()
@@ -291,7 +291,7 @@ def write_shards(
     pool.succeeded = bool(done)
     with _reporting(manifest, version, pool, cost, done) as report:
         for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool)):
-            budget_tracker.count(result)
+            budget_tracker.count(result.seconds, result.device)
             report.record(result)
     budget_tracker.finish(pool)
     if chain:

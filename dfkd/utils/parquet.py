@@ -45,8 +45,7 @@ def read(
         source = io.BytesIO(data) if isinstance(data, bytes) else data
         with pq.ParquetFile(source, pre_buffer=True) as file:
             schema = file.schema_arrow
-            missing = [name for name in needed if name not in schema.names]
-            if missing:
+            if missing := [name for name in needed if name not in schema.names]:
                 raise ValueError(f"no column {missing[0]}")
             groups = list(select_groups(file.metadata))
             # Two checks: the metadata bound a single batch, the running sum bounds the table.
