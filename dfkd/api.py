@@ -260,9 +260,8 @@ def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
         CorruptionError: a student or a finished training is damaged.
     """
     with thread_limit(threads) as thread_count:
-        fewshot.few_shot(manifest, thread_count)
+        results = fewshot.few_shot(manifest, thread_count)
     root = open_storage(manifest.storage.root)
-    results = few_shot_results.read(root)
     storage = root.child(few_shot_results.FOLDER)
     storage.put("table.md", few_shot_report.markdown(results).encode())
     curves = few_shot_report.picture(results)
