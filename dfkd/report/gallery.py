@@ -1,7 +1,7 @@
 """The images of a version that a page shows, and the figures in its index about all images.
 
-A version may have millions of images in thousands of shards. Its index (`read_index`) has a loss
-and a confidence for each image. So the images to show are chosen from the index, and only the
+A version may have millions of images in thousands of shards. Its index (`read_index`) has a
+confidence for each image. So the images to show are chosen from the index, and only the
 shards that hold them are opened (`gallery`).
 """
 
@@ -54,7 +54,6 @@ class Index:
     index: Numbers
     shard: Numbers
     """Positions in `PublishedVersion.shards`."""
-    loss: Numbers
     confidence: Numbers
 
     @property
@@ -86,8 +85,6 @@ class Gallery:
     """Images by class index, in the order of image indices."""
     unsure: list[GalleryImage]
     """Lowest confidence first."""
-    lossy: list[GalleryImage]
-    """Highest loss first."""
     rejected: list[GalleryImage]
     """Images that the teacher puts into another class: the least confident one of each class, the
     lowest confidence first."""
@@ -128,7 +125,7 @@ def read_index(version: PublishedVersion) -> Index:
     Raises:
         CorruptionError: the file is not what was published.
     """
-    names = ["class_index", "index", "shard", "loss", "confidence"]
+    names = ["class_index", "index", "shard", "confidence"]
     shards = pa.array([receipt.shard for receipt in version.shards], pa.string())
     step = -(-sum(receipt.samples for receipt in version.shards) // MAX_ROWS) or 1
     columns: dict[str, list[Numbers]] = {name: [] for name in names}
@@ -176,12 +173,11 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     picks = {c: _spaced(index, c, per_class) for c in shown_classes(version.classes)}
     # The last key of lexsort sorts first; class and index make the order the same each time.
     by_doubt = np.lexsort((index.index, index.class_index, index.confidence))[:WORST]
-    by_loss = np.lexsort((index.index, index.class_index, -index.loss))[:WORST]
     spaced = [row for rows in picks.values() for row in rows]
     # All shards are scanned in one pass, so that none is read twice.
     scan = _ShardScan(version)
     counted = {int(index.shard[row]) for row in spaced}
-    scan.read(index, [*spaced, *by_doubt, *by_loss], counted)
+    scan.read(index, [*spaced, *by_doubt], counted)
     strips = {c: scan.pictures(index, rows) for c, rows in picks.items()}
     # A zero vector has no direction, so no cosine.
     usable = [(own, vector) for own, vector in scan.embeddings if np.abs(vector).sum() > 0]
@@ -189,7 +185,6 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     return Gallery(
         strips=strips,
         unsure=scan.pictures(index, by_doubt),
-        lossy=scan.pictures(index, by_loss),
         rejected=[_picture(sample) for sample in scan.least_confident()],
         rejections=scan.rejections,
         examined=scan.examined,

@@ -21,7 +21,7 @@ from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.footprint import FLOAT32
 from dfkd.models.student import read_card
-from dfkd.prompts.diversity import pair_cosines, principal_plane, vendi_score
+from dfkd.prompts.diversity import pair_cosines, vendi_score
 from dfkd.report.gallery import evenly
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
@@ -35,9 +35,9 @@ MAX_POINTS = 2000
 MAX_PARTS = 4
 """Maximum number of prompt files that are read; each holds one shard of every class."""
 MAX_PROMPTS = 420
-"""Maximum number of prompts that are sampled; a map of more points is unreadable."""
+"""Maximum number of prompts that are sampled."""
 RESTORE = "restore them, or synthesise into another storage.root"
-COLUMNS = ("class_index", "text", "embedding")
+COLUMNS = ("class_index", "embedding")
 EXPORT_FACTS = "student/takehome.json"
 FORMS = (
     ("teacher's image tower", "teacher", None),
@@ -157,11 +157,7 @@ class PromptFacts:
     method: str
     total: int
     """Number of prompts of the version."""
-    labels: npt.NDArray[Any]
-    """Class indices [N]."""
-    texts: list[str]
-    points: npt.NDArray[Any]
-    """First two principal components [N, 2]."""
+    sampled: int
     within: npt.NDArray[Any]
     """Cosines of pairs within a class."""
     across: npt.NDArray[Any]
@@ -188,9 +184,7 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     return PromptFacts(
         method=method,
         total=int(version.manifest["samples"]),
-        labels=labels,
-        texts=[str(text) for text in table["text"].to_pylist()],
-        points=principal_plane(embeddings),
+        sampled=table.num_rows,
         within=within,
         across=across,
         vendi=vendi_score(embeddings),

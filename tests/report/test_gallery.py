@@ -83,10 +83,10 @@ def test_a_gallery_shows_each_class_and_its_own_images(version: PublishedVersion
     assert found.within.tolist() == pytest.approx([1] * 3 * 28)
 
 
-def test_shards_of_doubtful_images_are_opened_and_not_counted(
+def test_the_shard_of_a_doubtful_image_is_opened_and_not_counted(
     version: PublishedVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both are in the second shard of their class, whose images are all taken for another class."""
+    """It is in the second shard of its class, whose images are all taken for another class."""
     monkeypatch.setattr(module, "SHARDS_PER_CLASS", 1)
     monkeypatch.setattr(module, "WORST", 1)
 
@@ -96,11 +96,11 @@ def test_shards_of_doubtful_images_are_opened_and_not_counted(
 
     monkeypatch.setattr(module, "predicted", predicted)
     index = read_index(version)
-    confidence, loss = index.confidence.copy(), index.loss.copy()
-    confidence[14], loss[23] = 0.1, 9.0
-    doubtful = dataclasses.replace(index, confidence=confidence, loss=loss)
+    confidence = index.confidence.copy()
+    confidence[14] = 0.1
+    doubtful = dataclasses.replace(index, confidence=confidence)
     found = gallery(version, doubtful, per_class=4)
-    assert [(p.class_index, p.index) for p in (*found.unsure, *found.lossy)] == [(1, 6), (2, 7)]
+    assert [(p.class_index, p.index) for p in found.unsure] == [(1, 6)]
     assert {p.index for strip in found.strips.values() for p in strip} == {0, 1, 2, 3}
     assert (found.examined, found.rejections, found.rejected) == (12, 0, [])
     assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -130,7 +130,7 @@ def some(classes: int, each: int, size: int) -> Gallery:
         return GalleryImage(c, i, "p", 0.5, 0.1, c, "x" * size)
 
     strips = {c: [picture(c, i) for i in range(each)] for c in range(classes)}
-    return Gallery(strips, [], [], [], 0, 0, np.empty((0, 0)), np.empty(0))
+    return Gallery(strips, [], [], 0, 0, np.empty((0, 0)), np.empty(0))
 
 
 def characters(galleries: list[Gallery]) -> int:

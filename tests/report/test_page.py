@@ -69,7 +69,7 @@ def test_every_part_is_there(written: tuple[Manifest, str]) -> None:
     assert COMMAND in outline.text
     assert "1 h 00 min" in outline.text.replace("\u00a0", " ")
     assert "model.int8.onnx" in outline.text
-    assert len(outline.all("svg")) == 1 + 3 + 2 + 2 * 2 + 2
+    assert len(outline.all("svg")) == 1 + 3 + 2
 
 
 def test_all_images_are_in_the_page_with_their_captions(written: tuple[Manifest, str]) -> None:
