@@ -19,7 +19,7 @@ from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.results import ClassSummary, require_finished, summarise_classes
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report import charts, diversity
-from dfkd.report.diversity import MEASURES, diversities, rank_correlation
+from dfkd.report.diversity import diversities
 from dfkd.report.facts import Facts, collect, label_of, note_origin
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
@@ -108,7 +108,6 @@ def render(facts: Facts) -> str:
         by_class=_by_class(facts),
         diversities=diversities(facts),
         twin=NEAR_DUPLICATE_COSINE,
-        measures=MEASURES,
         heads=HEADS,
         training=_training(facts, slots),
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
@@ -145,7 +144,6 @@ def _environment() -> jinja2.Environment:
         "version": metadata.version("dfkd"),
         "shown": _shown,
         "label_of": label_of,
-        "rank_correlation": rank_correlation,
     }
     return environment
 
