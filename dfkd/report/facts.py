@@ -37,11 +37,9 @@ from dfkd.report.gallery import (
     shown_classes,
 )
 from dfkd.report.readers import (
-    ExportedStudent,
     PromptFacts,
     TrainedStudent,
     read_checked,
-    read_exported_student,
     read_prompts,
     read_student,
 )
@@ -52,6 +50,8 @@ from dfkd.utils.types import CHECKED
 
 ORIGIN = "report.json"
 """File with the facts that no other object of a run holds, so a page needs only the folder."""
+EXPORTED = "student/takehome.json"
+"""Its presence says that the student to take home is complete."""
 
 MAX_URI_CHARACTERS = 3_000_000
 """Maximum total length of all image URIs on a page."""
@@ -141,7 +141,8 @@ class Facts:
     trained_students: list[TrainedStudent]
     entries: list[cost_records.CostRecord]
     """What each stage cost."""
-    exported_student: ExportedStudent | None
+    exported: bool
+    """Whether there is a student to take home, in the folder `student/`."""
     origin: RunOrigin | None
 
     @property
@@ -221,7 +222,7 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         trained_students=_trained_students(run, rows, origin),
         # Records of a root cover all its versions, so they do not tell what this one cost.
         entries=[] if root else cost_records.read(storage),
-        exported_student=read_exported_student(storage),
+        exported=storage.exists(EXPORTED),
         origin=origin,
     )
 

@@ -90,7 +90,7 @@ def render(facts: Facts) -> str:
     # Sections without content are left out together with their links.
     present = {
         **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
-        "takehome": facts.exported_student is not None,
+        "takehome": facts.exported,
     }  # fmt: skip
     return template("page.html.jinja").render(
         title=facts.name,
@@ -111,7 +111,6 @@ def render(facts: Facts) -> str:
         heads=HEADS,
         training=_training(facts, slots),
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
-        takehome=facts.exported_student,
         **_provenance(facts),
     )
 

@@ -100,7 +100,6 @@ def test_prompts_of_one_class_are_nearer_than_those_of_two(facts: Facts) -> None
         "data/vanilla/versions/{id}/index.parquet",
         "data/vanilla/versions/{id}/prompts/00000.parquet",
         "data/vanilla/versions/{id}/shards/0000-00000.tar",
-        "student/takehome.json",
         "students/{student}/student.json",
     ],
 )
