@@ -196,7 +196,6 @@ def test_the_hot_paths_are_timed(
 def check_driver(results: dict[str, Any]) -> None:
     assert [pool["tasks"] for pool in results["pool"]] == [200, 400]
     assert all(pool["tasks_per_s"] > 0 for pool in results["pool"])
-    assert all(len(pool["ms_per_task"]["values"]) == 10 for pool in results["pool"])
     assert [version["shards"] for version in results["requests"]] == [12, 24]
 
 
