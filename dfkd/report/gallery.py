@@ -35,7 +35,7 @@ MAX_CLASSES = 100
 SHARDS_PER_CLASS = 3
 """Shards that are opened for a class's images; a shard is read and checked as a whole."""
 WORST = 10
-"""Images in each list of doubtful ones."""
+"""Number of images of which the teacher is least sure that are shown."""
 SIDE = 128
 """Maximum width and height of an image on the page in pixels."""
 MAX_EMBEDDINGS = 600
@@ -85,9 +85,6 @@ class Gallery:
     """Images by class index, in the order of image indices."""
     unsure: list[GalleryImage]
     """Lowest confidence first."""
-    rejected: list[GalleryImage]
-    """Images that the teacher puts into another class: the least confident one of each class, the
-    lowest confidence first."""
     rejections: int
     """Number of `examined` images that the teacher puts into another class."""
     examined: int
@@ -185,7 +182,6 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     return Gallery(
         strips=strips,
         unsure=scan.pictures(index, by_doubt),
-        rejected=[_picture(sample) for sample in scan.least_confident()],
         rejections=scan.rejections,
         examined=scan.examined,
         embeddings=np.array([v for _, v in sampled] or np.empty((0, 0)), np.float32),
@@ -209,8 +205,6 @@ class _ShardScan:
     version: PublishedVersion
     wanted: dict[str, Sample] = field(default_factory=dict)
     """The samples that `read` was asked for, by key."""
-    rejected: dict[int, Sample] = field(default_factory=dict)
-    """The least confident counted sample of each class that the teacher puts into another one."""
     embeddings: list[tuple[int, Numbers]] = field(default_factory=list)
     """Class index and embedding of every counted sample."""
     rejections: int = 0
@@ -245,24 +239,12 @@ class _ShardScan:
         self.examined += 1
         own = sample.metadata["class_index"]
         self.embeddings.append((own, sample.arrays["embedding"]))
-        if predicted(sample) != own:
-            self.rejections += 1
-            earlier = self.rejected.setdefault(own, sample)
-            self.rejected[own] = min(earlier, sample, key=_confidence)
-
-    def least_confident(self) -> list[Sample]:
-        """The first of `rejected`, the least confident one first."""
-        return sorted(self.rejected.values(), key=_confidence)[:WORST]
+        self.rejections += predicted(sample) != own
 
     def pictures(self, index: Index, rows: Iterable[int]) -> list[GalleryImage]:
         """The images of these rows, in their order."""
         samples = (self.wanted.get(_key(index, row)) for row in rows)
         return [_picture(sample) for sample in samples if sample is not None]
-
-
-def _confidence(sample: Sample) -> tuple[float, str]:
-    """Sorts by confidence; the key decides between equal ones."""
-    return sample.metadata["confidence"], sample.key
 
 
 def _key(index: Index, row: int) -> str:
