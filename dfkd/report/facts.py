@@ -33,7 +33,6 @@ from dfkd.report.gallery import (
     Index,
     gallery,
     read_index,
-    reduced_to_budget,
     shown_classes,
 )
 from dfkd.report.readers import (
@@ -52,9 +51,6 @@ ORIGIN = "report.json"
 """File with the facts that no other object of a run holds, so a page needs only the folder."""
 EXPORTED = "student/takehome.json"
 """Its presence says that the student to take home is complete."""
-
-MAX_URI_CHARACTERS = 3_000_000
-"""Maximum total length of all image URIs on a page."""
 
 
 @checked(frozen=True, config=CHECKED)
@@ -263,19 +259,14 @@ def _method_images(
     versions: Mapping[str, PublishedVersion], classes: tuple[str, ...]
 ) -> list[MethodImages]:
     """Images, index and prompts of each method's version, within the limits of a page."""
-    # Divide the limit on pictures among the strips first, so that no more shards are opened than
-    # the page needs; `reduced_to_budget` then limits the bytes.
     strips = len(shown_classes(classes)) * max(len(versions), 1)
     per_class = min(MAX_PER_CLASS, max(MAX_PICTURES // strips, 1))
-    indices = {method: read_index(version) for method, version in versions.items()}
-    galleries = reduced_to_budget(
-        [gallery(version, indices[method], per_class) for method, version in versions.items()],
-        MAX_URI_CHARACTERS,
-    )
-    return [
-        MethodImages(method, version, indices[method], shown, read_prompts(version, method))
-        for (method, version), shown in zip(versions.items(), galleries, strict=True)
-    ]
+    images = []
+    for method, version in versions.items():
+        index, prompts = read_index(version), read_prompts(version, method)
+        shown = gallery(version, index, per_class)
+        images.append(MethodImages(method, version, index, shown, prompts))
+    return images
 
 
 def _trained_students(

@@ -6,7 +6,6 @@ shards that hold them are opened (`gallery`).
 """
 
 import base64
-import dataclasses
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,8 @@ MAX_ROWS = 250_000
 MAX_PER_CLASS = 12
 """Maximum number of images of a class and method."""
 MAX_PICTURES = 960
-"""Maximum number of images of all classes and methods together."""
+"""Maximum number of images of all classes and methods together, so that a page has some megabytes
+at most; every shown class has one, though."""
 MAX_CLASSES = 100
 """Maximum number of classes whose images are shown, evenly spaced."""
 SHARDS_PER_CLASS = 3
@@ -289,32 +289,3 @@ def data_uri(encoded: bytes) -> str:
     webp = stream.getvalue()
     kind, data = (kind, encoded) if fits and len(encoded) <= len(webp) else ("webp", webp)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def reduced_to_budget(galleries: Sequence[Gallery], budget: int) -> list[Gallery]:
-    """The galleries with so few images in their strips that these fit in `budget` characters.
-
-    Every class keeps at least one image; if even those do not fit, some classes have none.
-    """
-    count = max((len(s) for g in galleries for s in g.strips.values()), default=0)
-    reduced = list(galleries)
-    # Fewer images of each class first, because a page with all classes tells more.
-    while count > 1 and _uri_characters(reduced) > budget:
-        count -= 1
-        reduced = [
-            dataclasses.replace(g, strips={c: evenly(s, count) for c, s in g.strips.items()})
-            for g in galleries
-        ]
-    classes = max((len(g.strips) for g in galleries), default=0)
-    while _uri_characters(reduced) > budget:
-        classes //= 2
-        reduced = [
-            dataclasses.replace(g, strips={c: g.strips[c] for c in evenly(list(g.strips), classes)})
-            for g in reduced
-        ]
-    return reduced
-
-
-def _uri_characters(galleries: Sequence[Gallery]) -> int:
-    """Total length of the URIs in all strips."""
-    return sum(len(p.uri) for g in galleries for strip in g.strips.values() for p in strip)

@@ -13,13 +13,10 @@ from dfkd.dataset.shards import Sample
 from dfkd.errors import CorruptionError
 from dfkd.report import gallery as module
 from dfkd.report.gallery import (
-    Gallery,
-    GalleryImage,
     data_uri,
     evenly,
     gallery,
     read_index,
-    reduced_to_budget,
 )
 from dfkd.storage.local import open_storage
 from tests.helpers.large_run import CLASSES, EACH, large_version
@@ -123,29 +120,6 @@ def test_a_page_shows_small_images_whose_bytes_are_few() -> None:
 def test_other_files_than_png_and_jpeg_are_refused(data: bytes) -> None:
     with pytest.raises(CorruptionError, match="image 0001-7 cannot be read"):
         Sample("0001-7", data, "png", {}, {}).decoded(data_uri)
-
-
-def some(classes: int, each: int, size: int) -> Gallery:
-    def picture(c: int, i: int) -> GalleryImage:
-        return GalleryImage(c, i, "p", 0.5, 0.1, c, "x" * size)
-
-    strips = {c: [picture(c, i) for i in range(each)] for c in range(classes)}
-    return Gallery(strips, [], 0, 0, np.empty((0, 0)), np.empty(0))
-
-
-def characters(galleries: list[Gallery]) -> int:
-    return sum(len(p.uri) for g in galleries for s in g.strips.values() for p in s)
-
-
-def test_images_are_thinned_evenly_until_they_fit() -> None:
-    galleries = [some(5, 12, 1000), some(5, 12, 1000)]
-    assert reduced_to_budget(galleries, 120_000) == galleries
-    fewer = reduced_to_budget(galleries, 60_000)
-    assert characters(fewer) == 60_000
-    assert [p.index for p in fewer[0].strips[0]] == [0, 2, 4, 7, 9, 11]
-    one = reduced_to_budget(galleries, 10_001)
-    assert [len(strip) for strip in one[1].strips.values()] == [1] * 5
-    assert 0 < characters(reduced_to_budget(galleries, 5_000)) <= 5_000
 
 
 def test_of_100_000_images_a_page_opens_few_shards_and_stays_small(tmp_path: Path) -> None:
