@@ -106,7 +106,6 @@ def synthesize(
     *,
     abandon: bool = False,
     accept_partial: bool = False,
-    worker_seconds: float | None = None,
     on_version: Callable[[Built], object] = lambda built: None,
 ) -> list[Built]:
     """Make prompts and images, and publish one version of the data set for each method.
@@ -115,7 +114,6 @@ def synthesize(
         manifest: of the run.
         abandon: abandon another manifest's unfinished work instead of refusing.
         accept_partial: publish although some tasks are quarantined.
-        worker_seconds: limit of all workers' time for a version; begun tasks are finished.
         on_version: called with each version as soon as it is published.
 
     Returns:
@@ -125,7 +123,6 @@ def synthesize(
         ManifestError: weights, names or sizes do not fit; nothing has been started.
         FingerprintError: another manifest's work is unfinished here.
         PartialError: tasks are quarantined; the same call tries them again.
-        BudgetError: `worker_seconds` are spent; the same call resumes.
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
     check_synthesis(manifest)
@@ -138,7 +135,7 @@ def synthesize(
         for single, identity in planned:
             if not finished(single, identity):  # a finished version needs no cluster
                 ray_runtime.enter_context(connected())
-            versions.append(build(single, identity, abandon, accept_partial, worker_seconds))
+            versions.append(build(single, identity, abandon, accept_partial))
             on_version(versions[-1])
     return versions
 
@@ -260,9 +257,8 @@ def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
         CorruptionError: a student or a finished training is damaged.
     """
     with thread_limit(threads) as thread_count:
-        fewshot.few_shot(manifest, thread_count)
+        results = fewshot.few_shot(manifest, thread_count)
     root = open_storage(manifest.storage.root)
-    results = few_shot_results.read(root)
     storage = root.child(few_shot_results.FOLDER)
     storage.put("table.md", few_shot_report.markdown(results).encode())
     curves = few_shot_report.picture(results)

@@ -24,14 +24,7 @@ def effort(options: argparse.Namespace) -> Effort:
     """How much is measured, according to the options."""
     from dfkd.benchmarks.measure import FULL, QUICK
 
-    default = QUICK if options.quick else FULL
-    return dataclasses.replace(
-        default,
-        repeats=options.repeats or default.repeats,
-        tasks=tuple(options.tasks or default.tasks),
-        shards=tuple(options.shards or default.shards),
-        classes=options.classes,
-    )
+    return dataclasses.replace(QUICK if options.quick else FULL, classes=options.classes)
 
 
 def selected(options: argparse.Namespace) -> list[str]:
@@ -77,23 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "", benchmark=(*BENCHMARKS, "all"))
     add, at_least = arguments.add_argument, command_line.at_least
-    add("--quick", action="store_true", help="few repeats of small sizes: it runs, in minutes")
-    add("--repeats", type=at_least(1), metavar="N", help="timed turns (7)")
+    add("--quick", action="store_true", help="one repeat of small sizes: it runs, in minutes")
     add("--threads", type=at_least(1), default=1, metavar="N", help="CPU threads of torch (1)")
-    add(
-        "--tasks",
-        type=at_least(10),  # speeds of ten parts are compared
-        nargs="+",
-        metavar="N",
-        help="driver: how many tasks that do nothing, one run for each number",
-    )
-    add(
-        "--shards",
-        type=at_least(1),
-        nargs="+",
-        metavar="N",
-        help="driver: how many shards a version has whose requests are counted",
-    )
     add(
         "--classes",
         type=at_least(0),

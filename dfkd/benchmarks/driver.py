@@ -5,12 +5,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any, cast
 
 import ray
 
-from dfkd.benchmarks.measure import Effort, Figure, Results, spread
+from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.benchmarks.stand_in import StandInMaker, put_prompts, put_shards, temporary_root
 from dfkd.cluster.capacity import worker_resources
 from dfkd.cluster.connection import connected
@@ -22,7 +22,6 @@ from dfkd.dataset.published import open_version
 from dfkd.dataset.versions import begin
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
-from dfkd.utils.memory import watched
 
 COUNTED = ("put", "put_if_absent", "get", "get_range", "get_file", "size", "exists", "delete")
 """Operations of a storage that are one request each."""
@@ -30,8 +29,6 @@ SAMPLES = 5
 """Samples in a shard; their number does not change the number of requests."""
 PAGE = 1000
 """Maximum number of keys in an object store's answer to one list request."""
-TENTHS = 10
-"""Parts of a run whose speeds are compared, to see whether the driver becomes slower."""
 
 
 @dataclass
@@ -162,34 +159,20 @@ def idle_tasks(manifest: Manifest, count: int) -> dict[str, Any]:
 
     Args:
         manifest: its `cluster` section gives the number of workers and attempts.
-        count: number of tasks; at least ten.
+        count: number of tasks.
 
     Returns:
-        `tasks`, `workers`, `tasks_per_s`, the `ms_per_task` of each tenth of the tasks, and
-        `memory` as in `Watch.summary`.
+        `tasks`, `workers` and `tasks_per_s`.
     """
     cluster = manifest.cluster
     share = worker_resources(cluster)
     actor: Any = ray.remote(Idle).options(max_restarts=0, max_task_retries=0, **share.options)
     pool: Pool[Task] = Pool(actor.remote, cluster.workers or count, cluster.attempts, share)
-    with watched() as watch:
-        marks = list(_marks(pool, count))
-    tenth = count // TENTHS
-    # The time until the first mark is the start of the workers, which is left out.
-    return {
-        "tasks": count,
-        "workers": pool.largest,
-        "tasks_per_s": round(tenth * TENTHS / (marks[-1] - marks[0]), 1),
-        "ms_per_task": spread([(b - a) / tenth * 1000 for a, b in pairwise(marks)]),
-        "memory": watch.summary(),
-    }
-
-
-def _marks(pool: Pool[Task], count: int) -> Iterator[float]:
-    """Yield the time after the first task and after each tenth of the others."""
-    # One task more, because the first one ends with the start of the workers.
-    tenth = count // TENTHS
-    planned = (Task(number // 100, number % 100, 0, 1) for number in range(tenth * TENTHS + 1))
-    for number, _ in enumerate(pool.run(planned)):
-        if number % tenth == 0:
-            yield time.perf_counter()
+    # One task more, because the first one ends with the start of the workers, which is left out.
+    ended = pool.run(Task(number // 100, number % 100, 0, 1) for number in range(count + 1))
+    next(ended)
+    begun = time.perf_counter()
+    for _ in ended:
+        pass
+    rate = count / (time.perf_counter() - begun)
+    return {"tasks": count, "workers": pool.largest, "tasks_per_s": round(rate, 1)}

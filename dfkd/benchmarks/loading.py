@@ -3,8 +3,6 @@
 Reading is compared with bare decoding of the same images, mixing with uniform shuffling.
 """
 
-import hashlib
-
 import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_image
@@ -38,8 +36,8 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     """Images per second of one rank that reads and verifies versions of noise.
 
     Returns:
-        `figures`: for each image size the stream, bare decoding in one thread, and reading with
-        sha256; for each number of classes the figures of `mixing`.
+        `figures`: for each image size the stream, and bare decoding in one thread; for each number
+        of classes the figures of `mixing`.
     """
     figures = [figure for classes in CLASSES for figure in mixing(classes)]
     single, count = manifest.with_method(manifest.method), effort.per_class
@@ -51,7 +49,7 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
 
 
 def _reading_figures(version: PublishedVersion, size: int, repeats: int) -> list[Figure]:
-    """Rates of the stream, of decoding, and of reading with sha256, measured in turns."""
+    """Rates of the stream and of decoding, measured in turns."""
     # Without a cache, because a version of this size would be decoded once and kept.
     stream = Stream(version, size, BATCH, seed=0, cache_bytes=0)
     images = [
@@ -68,22 +66,11 @@ def _reading_figures(version: PublishedVersion, size: int, repeats: int) -> list
             decode_image(image, ImageReadMode.RGB)
         return float(len(images))
 
-    def fetch_and_hash() -> float:
-        total = 0
-        for receipt in version.shards:
-            data = version.home.get(receipt.key)
-            hashlib.sha256(data).hexdigest()
-            total += len(data)
-        return float(total)
-
-    calls = {"read": read, "decode": decode, "raw": fetch_and_hash}
-    rates = time_in_turns(calls, repeats)
-    decoding, reading = f"bare decoding, {size} px", f"reading and sha256, {size} px"
-    share = median_ratio(rates["read"], rates["decode"])
+    rates = time_in_turns({"read": read, "decode": decode}, repeats)
+    decoding, share = f"bare decoding, {size} px", median_ratio(rates["read"], rates["decode"])
     return [
         Figure(f"stream, {size} px", "images/s", rates["read"], decoding, share),
         Figure(decoding, "images/s", rates["decode"]),
-        Figure(reading, "B/s", rates["raw"]),
     ]
 
 

@@ -42,8 +42,6 @@ class Effort:
     """Numbers of shards of the versions whose requests are counted."""
     per_class: int
     """Images of each class in the versions that are read."""
-    updates: int
-    """Updates of the prompts whose diversity is compared; 0 uses the manifest's."""
     batches: tuple[int, ...]
     """Batch sizes for several ranks, relative to the manifest's."""
     whole: bool
@@ -52,9 +50,9 @@ class Effort:
     """Number of made-up classes of the run at scale; 0 uses the manifest's classes."""
 
 
-FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64, 0, (1, 2, 4), whole=True)
+FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64, (1, 2, 4), whole=True)
 """For measurements; takes a quarter of an hour on two cores."""
-QUICK = Effort(2, (200, 400), (12, 24), 16, 3, (1,), whole=False)
+QUICK = Effort(1, (200, 400), (12, 24), 16, (1,), whole=False)
 """For a check within minutes that everything runs; its figures say little."""
 
 

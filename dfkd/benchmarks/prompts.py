@@ -1,23 +1,19 @@
-"""Speed of contrastive prompt updates, and diversity of prompts when parts are made in parallel."""
+"""Speed of contrastive prompt updates."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from dfkd.benchmarks import reference
 from dfkd.benchmarks.measure import Call, Effort, Results, time_loop
 from dfkd.benchmarks.stand_in import replace_values
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import part_count
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
 from dfkd.prompts.contrastive import Problem, PromptBank
-from dfkd.prompts.maker import PromptMaker
 from dfkd.prompts.pseudo_words import PseudoWords
-from dfkd.prompts.statistics import statistics
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.utils.device import pick_device
 
@@ -27,18 +23,13 @@ BANKS = (0.25, 4)
 """Other numbers of negatives drawn for an update, relative to the manifest's."""
 UNIT = "prompt-updates/s"
 NAME, PLAIN = "contrastive prompts", "plain prompts"
-PARTS = 12
-"""Number of parts of the prompts whose diversity is compared."""
-PARALLEL = (1, 2, 4, PARTS)
-"""Numbers of parts that are made in parallel, without knowledge of each other."""
 
 
 def measure(manifest: Manifest, effort: Effort) -> Results:
     """Prompt updates per second of a whole batch, with the manifest's teacher and full banks.
 
     Returns:
-        The result of `time_loop`, also for other banks; a profile covers `UPDATES` updates. Its
-        entry `diversity` is the result of `diversity`.
+        The result of `time_loop`, also for other banks; a profile covers `UPDATES` updates.
     """
     device = pick_device()
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
@@ -50,9 +41,7 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     }
     variants[PLAIN] = plain(timed, teacher)
     limit = "matrix product, float32", reference.product(device)
-    repeats = effort.repeats
-    results = time_loop(NAME, UNIT, ours(timed, teacher), variants, PLAIN, limit, repeats)
-    return {**results, "diversity": diversity(manifest, teacher, effort.updates)}
+    return time_loop(NAME, UNIT, ours(timed, teacher), variants, PLAIN, limit, effort.repeats)
 
 
 def _with_contrastive(manifest: Manifest, **values: Any) -> Manifest:
@@ -87,40 +76,6 @@ def plain(manifest: Manifest, teacher: Teacher) -> Call:
         return float(config.updates * len(start))
 
     return call
-
-
-def diversity(manifest: Manifest, teacher: Teacher, updates: int) -> dict[str, Any]:
-    """Statistics of the same prompts, made with one memory bank or with parts in parallel.
-
-    Args:
-        updates: updates of each prompt; 0 uses the manifest's.
-
-    Returns:
-        The result of `dfkd.prompts.statistics` on all prompts, by `prompts.contrastive.parallel`.
-    """
-    size = max(1, manifest.synthesis.images_per_class // PARTS)
-    by_parallel = {}
-    for parallel in PARALLEL:
-        updated = _with_contrastive(
-            manifest.with_method("contrastive"),
-            parallel=parallel,
-            updates=updates or manifest.prompts.contrastive.updates,
-        )
-        shards = {"images_per_class": PARTS * size, "shard_size": size}
-        sized = replace_values(updated, synthesis=shards)
-        by_parallel[str(parallel)] = _prompt_statistics(sized, teacher)
-    return by_parallel
-
-
-def _prompt_statistics(manifest: Manifest, teacher: Teacher) -> dict[str, Any]:
-    """Make all prompts of a manifest, part after part; returns their statistics."""
-    maker = PromptMaker(manifest, teacher)
-    tables: list[pa.Table] = []
-    for part in range(part_count(manifest)):
-        # A part sees only the parts that would be finished if `parallel` parts ran at a time.
-        maker.remember(part, tables.__getitem__)
-        tables.append(maker.part(part))
-    return statistics(tables, maker.class_texts.cpu().numpy())
 
 
 def example(manifest: Manifest, teacher: Teacher) -> tuple[Problem, torch.Tensor]:

@@ -25,7 +25,6 @@ from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.versions import Version, begin
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
-from dfkd.synthesis.request import OnStep
 from dfkd.synthesis.shard_maker import MadeShard
 
 EMBEDDING = 16
@@ -80,9 +79,7 @@ class StandInMaker:
         image.save(stream, "PNG")
         self.image = stream.getvalue()
 
-    def shards(
-        self, unit: Unit, prompts: pa.Table, folder: Path, on_step: OnStep | None = None
-    ) -> dict[Task, MadeShard]:
+    def shards(self, unit: Unit, prompts: pa.Table, folder: Path) -> dict[Task, MadeShard]:
         """Write the shard of each task of a unit; no image fails."""
         made = {}
         for task in unit.tasks:

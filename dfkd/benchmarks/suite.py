@@ -42,8 +42,7 @@ def run(
     storage = open_storage(manifest.storage.root)
     configure_process(threads)  # as workers do
     for name in names:
-        # From outside this process: memory of workers counts too.
-        with watched() as watch:
+        with watched() as watch:  # memory of workers counts too
             results = BENCHMARKS[name](manifest, effort)
         results["figures"] = [figure.as_dict() for figure in results["figures"]]
         results["memory"] = watch.summary()

@@ -93,25 +93,6 @@ class Tracker(Board):
         return means
 
 
-class MeanLoss:
-    """The mean loss of each optimisation step over images (an `OnStep`) or over shards."""
-
-    def __init__(self) -> None:
-        self.sums: dict[int, Tensor] = {}
-        self.counts: dict[int, Tensor] = {}
-
-    def __call__(self, step: int, losses: Tensor) -> None:
-        """Add the losses [B] of a step, which stay on their device; non-finite ones are skipped."""
-        # A diverged image is tried again or left out, so its loss is left out.
-        finite = losses.isfinite()
-        self.sums[step] = self.sums.get(step, 0) + torch.where(finite, losses, 0).sum()
-        self.counts[step] = self.counts.get(step, 0) + finite.sum()
-
-    def points(self) -> tuple[float, ...]:
-        """The mean loss of each step in order; NaN for a step without a finite loss."""
-        return tuple(float(self.sums[step] / self.counts[step]) for step in self.sums)
-
-
 @dataclass(frozen=True)
 class ShardSummary:
     """The figures and images of a finished shard that are shown during a run."""
@@ -125,15 +106,11 @@ class ShardSummary:
     """Mean probability of the image's own class; NaN without samples."""
     steps: int
     """Optimisation steps, summed over the samples."""
-    curve: tuple[float, ...]
-    """See `MeanLoss.points`."""
     images: tuple[bytes, ...]
     """Encoded sample images of the class's first shard; empty for its other shards."""
 
     @classmethod
-    def of(
-        cls, class_name: str, samples: Sequence[Sample], failed: int, curve: MeanLoss, show: bool
-    ) -> Self:
+    def of(cls, class_name: str, samples: Sequence[Sample], failed: int, show: bool) -> Self:
         """The summary of a shard's samples; with some of its images if `show`."""
 
         def mean(key: str) -> float:
@@ -148,7 +125,6 @@ class ShardSummary:
             mean("loss"),
             mean("confidence"),
             sum(sample.metadata["steps"] for sample in samples),
-            curve.points(),
             tuple(sample.image for sample in samples[:SAMPLES]) if show else (),
         )
 
@@ -162,16 +138,12 @@ class ShardTracker(Board):
         self.side = min(image_size, SIDE)
         self.initial = self.done = done
         self.failed = self.shown = 0
-        self.curve = MeanLoss()
         self.started = self.uploaded = time.monotonic()
 
     def close(self) -> None:
-        """Write the mean loss of each step, then do what `Board.close` does."""
+        """Upload what was recorded, then do what `Board.close` does."""
         try:
-            for step, loss in enumerate(self.curve.points()):
-                if math.isfinite(loss):
-                    self.scalars({"loss_by_step": loss}, step)
-            if self.curve.sums:
+            if self.done > self.initial or self.failed:
                 self.upload()
         finally:
             super().close()
@@ -186,9 +158,6 @@ class ShardTracker(Board):
         if summary.samples:
             values |= {"loss": summary.loss, "confidence": summary.confidence}
         self.scalars(values, self.done)
-        # Averaged over shards and written once, at the end.
-        for step, mean in enumerate(summary.curve):
-            self.curve(step, torch.tensor([mean]))
         if summary.images and self.shown < CLASSES:
             self.shown += 1
             shown = np.stack([decode_image(image, self.side) for image in summary.images])

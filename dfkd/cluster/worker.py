@@ -19,7 +19,7 @@ import ray
 
 from dfkd.cluster.metrics import WORKER_RATE, count_request
 from dfkd.cluster.pool import Actor
-from dfkd.cluster.tracking import MeanLoss, ShardSummary
+from dfkd.cluster.tracking import ShardSummary
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_parts, prompt_method
 from dfkd.config.plan import Unit, estimated_bytes, part_count, part_name
@@ -194,10 +194,9 @@ class SynthesisWorker(Worker):
         """Write the shards of a unit into a local folder, then commit them."""
         size = estimated_bytes(self.manifest, unit.count)
         require_disk_space(folder / "shards", size)
-        curve = MeanLoss()
         # Only a full disk ends the run. Another error may be this node's, so the pool tries again.
         with disk_full_error(folder, size):
-            made = maker.shards(unit, self._prompts(unit), folder, curve)
+            made = maker.shards(unit, self._prompts(unit), folder)
         committed = []
         for task in unit.tasks:
             # The receipt is that of the first attempt at the task, whoever made it.
@@ -205,7 +204,7 @@ class SynthesisWorker(Worker):
             receipt = self.version.commit(task, folder / f"{task.id}.tar", failed)
             # The driver shows images of the first shard of each class only.
             name, first = self.manifest.classes[task.class_index], task.shard_index == 0
-            summary = ShardSummary.of(name, samples, len(failed), curve, first)
+            summary = ShardSummary.of(name, samples, len(failed), first)
             committed.append((receipt, summary))
         return committed
 

@@ -26,59 +26,52 @@
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Annotated, Literal, NoReturn, get_args
-
-from pydantic import Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
 
 from dfkd.config.distillation import Average, Start
-from dfkd.errors import CorruptionError
 from dfkd.evaluation.results import Spread, domain_means, over_seeds, selected, spread
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
-from dfkd.utils.types import CHECKED, Fraction, Natural, first_problem
 
 FOLDER = "fewshot"
 KEY = f"{FOLDER}/results.json"
-LIMIT = 1 << 28
-"""Largest accepted file in bytes; the results of a million trainings are smaller."""
 
 Curve = Literal["untouched"] | Start
 CURVES: tuple[Curve, ...] = ("untouched", *get_args(Start))
-Counts = tuple[Natural, ...]
+Counts = tuple[int, ...]
 """Number of images of each class."""
 
 
-@dataclass(frozen=True, config=CHECKED)
+@dataclass(frozen=True)
 class FewShotRow:
     """The scores of one training; the module's docstring describes the fields."""
 
     curve: Curve
     domain: str
-    shots: Natural
-    seed: Natural
+    shots: int
+    seed: int
     trained: Counts
     tested: Counts
     right: Counts
-    accuracy: Fraction
-    class_mean: Fraction
+    accuracy: float
+    class_mean: float
 
 
-@dataclass(frozen=True, config=CHECKED)
+@dataclass(frozen=True)
 class Point:
     """Summary of a curve at one k; the module's docstring describes the fields."""
 
     curve: Curve
-    shots: Natural
-    seeds: tuple[Natural, ...]
+    shots: int
+    seeds: tuple[int, ...]
     domains: dict[str, Spread]
-    mean: Fraction
-    std: Fraction | None
+    mean: float
+    std: float | None
 
 
-@dataclass(frozen=True, config=CHECKED)
+@dataclass(frozen=True)
 class FewShotData:
     """The data of the trainings, and the images that could not be read."""
 
@@ -88,21 +81,18 @@ class FewShotData:
     unreadable: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
+@dataclass(frozen=True, kw_only=True)
 class FewShotResults:
     """The content of `results.json`; the module's docstring describes the fields."""
 
     schema: Literal[1] = 1
     architecture: str
-    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    classes: tuple[str, ...]
     data: FewShotData
     curves: dict[Curve, str]
-    rows: Annotated[tuple[FewShotRow, ...], Field(min_length=1)]
+    rows: tuple[FewShotRow, ...]
     average: Average = "images"
     summary: tuple[Point, ...]
-
-
-RESULTS = TypeAdapter(FewShotResults)
 
 
 def curves(starts: Sequence[Start]) -> tuple[Curve, ...]:
@@ -175,79 +165,5 @@ def gains(rows: Sequence[FewShotRow], average: Average = "images") -> dict[int, 
 
 def write(storage: Storage, results: FewShotResults) -> str:
     """Write `fewshot/results.json` under a run's root; returns its location for display."""
-    _check(results)
     storage.put(KEY, strict_json.indented(asdict(results)))
     return storage.location(KEY)
-
-
-def read(storage: Storage) -> FewShotResults:
-    """The few-shot results of a run.
-
-    Args:
-        storage: the run's root.
-
-    Raises:
-        CorruptionError: there are none, or `write` would not have written them.
-    """
-    data = storage.get(KEY, LIMIT)
-    try:
-        strict_json.parse(data)  # refuses repeated keys, which pydantic accepts
-        results = RESULTS.validate_json(data, strict=True)
-    except ValidationError as error:
-        field, rule, _ = first_problem(error)
-        _refuse(field, rule)
-    except ValueError as error:
-        _refuse("the whole", str(error))
-    _check(results)
-    return results
-
-
-def _check(results: FewShotResults) -> None:
-    """Raise `CorruptionError` if figures do not follow from the counts, or a curve has a gap."""
-    domains, curves = set(results.data.domains), set(results.curves)
-    seeds: dict[tuple[Curve, int, str], list[int]] = {}
-    for number, entry in enumerate(results.rows):
-        _check_row(f"rows.{number}", entry, len(results.classes))
-        seeds.setdefault((entry.curve, entry.shots, entry.domain), []).append(entry.seed)
-    if not _whole(seeds, domains, curves):
-        _refuse("rows", "each curve, domain, shots and seed must be there once")
-    # The summary is computed again, so nobody can edit a mean alone.
-    if list(results.summary) != summarise(results.rows, results.average):
-        _refuse("summary", "does not follow from the rows")
-
-
-def _check_row(field: str, entry: FewShotRow, classes: int) -> None:
-    """Raise `CorruptionError` unless a row's accuracies follow from its counts."""
-    counts = (entry.trained, entry.tested, entry.right)
-    if any(len(by_class) != classes for by_class in counts) or not any(entry.tested):
-        _refuse(field, f"needs {classes} counts, and images that were tested")
-    if any(right > tested for right, tested in zip(entry.right, entry.tested, strict=True)):
-        _refuse(field, "more are right than were tested")
-    if entry != row(entry.curve, entry.domain, entry.shots, entry.seed, *counts):
-        _refuse(field, "the accuracies do not follow from the counts")
-
-
-def _whole(
-    seeds: Mapping[tuple[Curve, int, str], list[int]], domains: set[str], curves: set[Curve]
-) -> bool:
-    """Whether each curve has each k, domain and seed once, and "untouched" also 0 shots.
-
-    `untouched` must be there exactly if `student` is.
-    """
-    # All curves must have the seeds of the first one.
-    expected = sorted(next(iter(seeds.values())))
-    # 0 shots belong to the untouched student alone.
-    shots = {k for _, k, _ in seeds} - {0}
-    pairs = {(curve, k) for curve in curves for k in shots}
-    if "untouched" in curves:
-        pairs.add(("untouched", 0))
-    return (
-        len(set(expected)) == len(expected)
-        and ("untouched" in curves) == ("student" in curves)
-        and seeds.keys() == {(*pair, domain) for pair in pairs for domain in domains}
-        and all(sorted(present) == expected for present in seeds.values())
-    )
-
-
-def _refuse(field: str, problem: str) -> NoReturn:
-    raise CorruptionError(f"{KEY} {field}: {problem}; run jobs/fewshot.py again")

@@ -38,6 +38,8 @@ MODEL_FILES = (
 )
 #: The files whose hashes are part of the scores.
 FILES = (*MODEL_FILES, "backbone.safetensors", "evaluation.tar")
+#: Images of each domain in the picture of reconstructions.
+_COLUMNS = 16
 Classifier = Literal["backbone", "judge"]
 #: Models that can be trained alone.
 Single = Classifier | Literal["diffusion"]
@@ -249,20 +251,14 @@ def write_scores(scores: Scores, folder: Path) -> Path:
     return path
 
 
-def write_reconstructions(
-    split: DataSplit, generator: Network, folder: Path, columns: int = 16
-) -> None:
-    """Write ``reconstructions.png``: for each domain a row of images above their reconstructions.
-
-    Args:
-        columns: number of images of each domain.
-    """
+def write_reconstructions(split: DataSplit, generator: Network, folder: Path) -> None:
+    """Write ``reconstructions.png``: for each domain images above their reconstructions."""
     images = split.evaluation_pixels()
     reconstructed = pretraining.reconstruct(generator, images)
     strips = []
     for domain in DOMAINS:
         rows = [i for i, image in enumerate(split.evaluation) if image.domain == domain]
         # Evenly spread over the domain, which is sorted by class.
-        spread = [rows[i * len(rows) // columns] for i in range(columns)]
+        spread = [rows[i * len(rows) // _COLUMNS] for i in range(_COLUMNS)]
         strips += [samples.strip(images[spread]), samples.strip(reconstructed[spread])]
     Image.fromarray(np.concatenate(strips)).save(folder / "reconstructions.png", optimize=True)

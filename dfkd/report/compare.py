@@ -1,13 +1,11 @@
 """`comparison.html`: two runs next to each other, and their differences."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dfkd.config.fingerprint import flatten
-from dfkd.report.facts import MAX_URI_CHARACTERS, Facts, ScoredModel, collect
-from dfkd.report.gallery import reduced_to_budget
+from dfkd.report.facts import Facts, ScoredModel, collect
 from dfkd.report.page import accuracy_charts, slots_of, template
 from dfkd.report.wording import figures, headline
 from dfkd.storage.base import Storage
@@ -54,7 +52,6 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, s
     Args:
         verdict: for a regeneration: rule, current value, candidate's value, and whether it holds.
     """
-    runs = [_with_half_the_images(facts) for facts in (first, second)]
     slots = slots_of(first, second)
     # The mean '' comes last, after the domains of both runs.
     domains = [*dict.fromkeys([*first.images, *second.images]), ""]
@@ -69,7 +66,7 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, s
                 "numbers": figures(facts),
                 "chart": accuracy_charts(facts, slots, panels=0)[0][2],
             }
-            for mark, facts in zip(MARKS, runs, strict=True)
+            for mark, facts in zip(MARKS, (first, second), strict=True)
         ],
         slots=slots,
         verdict=verdict,
@@ -84,18 +81,6 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, s
 def _measured(facts: Facts) -> tuple[Any, ...]:
     """What accuracies are about: only runs with the same can be compared."""
     return facts.images, facts.classes, facts.average
-
-
-def _with_half_the_images(facts: Facts) -> Facts:
-    """The facts with half the bytes of images, because one page shows two runs."""
-    galleries = reduced_to_budget(
-        [images.gallery for images in facts.method_images], MAX_URI_CHARACTERS // 2
-    )
-    reduced = [
-        dataclasses.replace(images, gallery=gallery)
-        for images, gallery in zip(facts.method_images, galleries, strict=True)
-    ]
-    return dataclasses.replace(facts, method_images=reduced)
 
 
 @dataclass(frozen=True)

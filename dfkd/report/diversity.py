@@ -1,11 +1,10 @@
-"""Diversity and accuracy of each method of a run, to see whether the one predicts the other."""
+"""Diversity and accuracy of each method of a run, side by side."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel
 
 from dfkd.report.facts import Facts, MethodImages
@@ -15,7 +14,7 @@ from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical
 
 FILE = "diversity.json"
-"""Content: {"schema": 1, "rows": [`Diversity`, ...], "rank_correlation": {measure: -1 to 1}}"""
+"""Content: {"schema": 1, "rows": [`Diversity`, ...]}"""
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,6 @@ class _Content(BaseModel):
     rows: list[Diversity]
 
 
-MEASURES = tuple(field.name for field in fields(Diversity)[1:-2])
-"""The fields between the name of the method and the accuracy with its deviation."""
-
-
 def diversities(facts: Facts) -> list[Diversity]:
     """One row for each method with images, in the run's order."""
     scores = {scored.label: scored.summary for scored in facts.students}
@@ -82,33 +77,9 @@ def _mean(values: Any) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def rank_correlation(rows: Sequence[Diversity], measure: str) -> float | None:
-    """Spearman's rho between a measure and accuracy over methods; None for fewer than three
-    methods.
-
-    With four methods, even 1 or -1 occurs by chance in one of twelve cases.
-    """
-    pairs = [(getattr(row, measure), row.accuracy) for row in rows]
-    known = np.array([pair for pair in pairs if None not in pair], dtype=np.float64)
-    if len(known) < 3:
-        return None
-    ranks = np.stack([_ranks(column) for column in known.T])
-    # Without any variation there is no correlation.
-    if not ranks.std(axis=1).all():
-        return None
-    return float(np.corrcoef(ranks)[0, 1])
-
-
-def _ranks(values: Any) -> Any:
-    """Ranks from 0; equal values share their mean rank, as Spearman's rho requires."""
-    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
-
-
 def write(storage: Storage, rows: Sequence[Diversity]) -> None:
     """Write diversity.json under a run's root."""
-    rho = {measure: rank_correlation(rows, measure) for measure in MEASURES}
-    tree = {"schema": 1, "rows": [asdict(row) for row in rows], "rank_correlation": rho}
-    storage.put(FILE, canonical(tree))
+    storage.put(FILE, canonical({"schema": 1, "rows": [asdict(row) for row in rows]}))
 
 
 def read(storage: Storage) -> list[Diversity]:
@@ -135,15 +106,12 @@ HEADS = {
 
 
 def table(rows: Sequence[Diversity]) -> str:
-    """The rows, and below them each measure's rank correlation with accuracy, within 80 columns."""
+    """The rows as text of at most 80 columns."""
     names = [field.name for field in fields(Diversity)]
     cells = [[_cell(name, getattr(row, name)) for name in names] for row in rows]
-    rho = {measure: rank_correlation(rows, measure) for measure in MEASURES}
-    foot = ["rank corr.", *("-" if r is None else f"{r:+.1f}" for r in rho.values())]
     heads = [[HEADS[name][line] for name in names] for line in (0, 1)]
-    lines = align([*heads, *cells, [*foot, "", ""]])
-    rule = "-" * max(map(len, lines))
-    return "\n".join([*lines[:2], rule, *lines[2:-1], rule, lines[-1]])
+    lines = align([*heads, *cells])
+    return "\n".join([*lines[:2], "-" * max(map(len, lines)), *lines[2:]])
 
 
 def _cell(name: str, value: Any) -> str:

@@ -33,15 +33,12 @@ from dfkd.report.gallery import (
     Index,
     gallery,
     read_index,
-    reduced_to_budget,
     shown_classes,
 )
 from dfkd.report.readers import (
-    ExportedStudent,
     PromptFacts,
     TrainedStudent,
     read_checked,
-    read_exported_student,
     read_prompts,
     read_student,
 )
@@ -52,9 +49,8 @@ from dfkd.utils.types import CHECKED
 
 ORIGIN = "report.json"
 """File with the facts that no other object of a run holds, so a page needs only the folder."""
-
-MAX_URI_CHARACTERS = 3_000_000
-"""Maximum total length of all image URIs on a page."""
+EXPORTED = "student/takehome.json"
+"""Its presence says that the student to take home is complete."""
 
 
 @checked(frozen=True, config=CHECKED)
@@ -141,7 +137,8 @@ class Facts:
     trained_students: list[TrainedStudent]
     entries: list[cost_records.CostRecord]
     """What each stage cost."""
-    exported_student: ExportedStudent | None
+    exported: bool
+    """Whether there is a student to take home, in the folder `student/`."""
     origin: RunOrigin | None
 
     @property
@@ -221,7 +218,7 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         trained_students=_trained_students(run, rows, origin),
         # Records of a root cover all its versions, so they do not tell what this one cost.
         entries=[] if root else cost_records.read(storage),
-        exported_student=read_exported_student(storage),
+        exported=storage.exists(EXPORTED),
         origin=origin,
     )
 
@@ -262,19 +259,14 @@ def _method_images(
     versions: Mapping[str, PublishedVersion], classes: tuple[str, ...]
 ) -> list[MethodImages]:
     """Images, index and prompts of each method's version, within the limits of a page."""
-    # Divide the limit on pictures among the strips first, so that no more shards are opened than
-    # the page needs; `reduced_to_budget` then limits the bytes.
     strips = len(shown_classes(classes)) * max(len(versions), 1)
     per_class = min(MAX_PER_CLASS, max(MAX_PICTURES // strips, 1))
-    indices = {method: read_index(version) for method, version in versions.items()}
-    galleries = reduced_to_budget(
-        [gallery(version, indices[method], per_class) for method, version in versions.items()],
-        MAX_URI_CHARACTERS,
-    )
-    return [
-        MethodImages(method, version, indices[method], shown, read_prompts(version, method))
-        for (method, version), shown in zip(versions.items(), galleries, strict=True)
-    ]
+    images = []
+    for method, version in versions.items():
+        index, prompts = read_index(version), read_prompts(version, method)
+        shown = gallery(version, index, per_class)
+        images.append(MethodImages(method, version, index, shown, prompts))
+    return images
 
 
 def _trained_students(

@@ -1,12 +1,11 @@
 """The images of a version that a page shows, and the figures in its index about all images.
 
-A version may have millions of images in thousands of shards. Its index (`read_index`) has a loss
-and a confidence for each image. So the images to show are chosen from the index, and only the
+A version may have millions of images in thousands of shards. Its index (`read_index`) has a
+confidence for each image. So the images to show are chosen from the index, and only the
 shards that hold them are opened (`gallery`).
 """
 
 import base64
-import dataclasses
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,13 +28,14 @@ MAX_ROWS = 250_000
 MAX_PER_CLASS = 12
 """Maximum number of images of a class and method."""
 MAX_PICTURES = 960
-"""Maximum number of images of all classes and methods together."""
+"""Maximum number of images of all classes and methods together, so that a page has some megabytes
+at most; every shown class has one, though."""
 MAX_CLASSES = 100
 """Maximum number of classes whose images are shown, evenly spaced."""
 SHARDS_PER_CLASS = 3
 """Shards that are opened for a class's images; a shard is read and checked as a whole."""
 WORST = 10
-"""Images in each list of doubtful ones."""
+"""Number of images of which the teacher is least sure that are shown."""
 SIDE = 128
 """Maximum width and height of an image on the page in pixels."""
 MAX_EMBEDDINGS = 600
@@ -54,7 +54,6 @@ class Index:
     index: Numbers
     shard: Numbers
     """Positions in `PublishedVersion.shards`."""
-    loss: Numbers
     confidence: Numbers
 
     @property
@@ -86,11 +85,6 @@ class Gallery:
     """Images by class index, in the order of image indices."""
     unsure: list[GalleryImage]
     """Lowest confidence first."""
-    lossy: list[GalleryImage]
-    """Highest loss first."""
-    rejected: list[GalleryImage]
-    """Images that the teacher puts into another class: the least confident one of each class, the
-    lowest confidence first."""
     rejections: int
     """Number of `examined` images that the teacher puts into another class."""
     examined: int
@@ -128,7 +122,7 @@ def read_index(version: PublishedVersion) -> Index:
     Raises:
         CorruptionError: the file is not what was published.
     """
-    names = ["class_index", "index", "shard", "loss", "confidence"]
+    names = ["class_index", "index", "shard", "confidence"]
     shards = pa.array([receipt.shard for receipt in version.shards], pa.string())
     step = -(-sum(receipt.samples for receipt in version.shards) // MAX_ROWS) or 1
     columns: dict[str, list[Numbers]] = {name: [] for name in names}
@@ -176,12 +170,11 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     picks = {c: _spaced(index, c, per_class) for c in shown_classes(version.classes)}
     # The last key of lexsort sorts first; class and index make the order the same each time.
     by_doubt = np.lexsort((index.index, index.class_index, index.confidence))[:WORST]
-    by_loss = np.lexsort((index.index, index.class_index, -index.loss))[:WORST]
     spaced = [row for rows in picks.values() for row in rows]
     # All shards are scanned in one pass, so that none is read twice.
     scan = _ShardScan(version)
     counted = {int(index.shard[row]) for row in spaced}
-    scan.read(index, [*spaced, *by_doubt, *by_loss], counted)
+    scan.read(index, [*spaced, *by_doubt], counted)
     strips = {c: scan.pictures(index, rows) for c, rows in picks.items()}
     # A zero vector has no direction, so no cosine.
     usable = [(own, vector) for own, vector in scan.embeddings if np.abs(vector).sum() > 0]
@@ -189,8 +182,6 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     return Gallery(
         strips=strips,
         unsure=scan.pictures(index, by_doubt),
-        lossy=scan.pictures(index, by_loss),
-        rejected=[_picture(sample) for sample in scan.least_confident()],
         rejections=scan.rejections,
         examined=scan.examined,
         embeddings=np.array([v for _, v in sampled] or np.empty((0, 0)), np.float32),
@@ -214,8 +205,6 @@ class _ShardScan:
     version: PublishedVersion
     wanted: dict[str, Sample] = field(default_factory=dict)
     """The samples that `read` was asked for, by key."""
-    rejected: dict[int, Sample] = field(default_factory=dict)
-    """The least confident counted sample of each class that the teacher puts into another one."""
     embeddings: list[tuple[int, Numbers]] = field(default_factory=list)
     """Class index and embedding of every counted sample."""
     rejections: int = 0
@@ -250,24 +239,12 @@ class _ShardScan:
         self.examined += 1
         own = sample.metadata["class_index"]
         self.embeddings.append((own, sample.arrays["embedding"]))
-        if predicted(sample) != own:
-            self.rejections += 1
-            earlier = self.rejected.setdefault(own, sample)
-            self.rejected[own] = min(earlier, sample, key=_confidence)
-
-    def least_confident(self) -> list[Sample]:
-        """The first of `rejected`, the least confident one first."""
-        return sorted(self.rejected.values(), key=_confidence)[:WORST]
+        self.rejections += predicted(sample) != own
 
     def pictures(self, index: Index, rows: Iterable[int]) -> list[GalleryImage]:
         """The images of these rows, in their order."""
         samples = (self.wanted.get(_key(index, row)) for row in rows)
         return [_picture(sample) for sample in samples if sample is not None]
-
-
-def _confidence(sample: Sample) -> tuple[float, str]:
-    """Sorts by confidence; the key decides between equal ones."""
-    return sample.metadata["confidence"], sample.key
 
 
 def _key(index: Index, row: int) -> str:
@@ -312,32 +289,3 @@ def data_uri(encoded: bytes) -> str:
     webp = stream.getvalue()
     kind, data = (kind, encoded) if fits and len(encoded) <= len(webp) else ("webp", webp)
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def reduced_to_budget(galleries: Sequence[Gallery], budget: int) -> list[Gallery]:
-    """The galleries with so few images in their strips that these fit in `budget` characters.
-
-    Every class keeps at least one image; if even those do not fit, some classes have none.
-    """
-    count = max((len(s) for g in galleries for s in g.strips.values()), default=0)
-    reduced = list(galleries)
-    # Fewer images of each class first, because a page with all classes tells more.
-    while count > 1 and _uri_characters(reduced) > budget:
-        count -= 1
-        reduced = [
-            dataclasses.replace(g, strips={c: evenly(s, count) for c, s in g.strips.items()})
-            for g in galleries
-        ]
-    classes = max((len(g.strips) for g in galleries), default=0)
-    while _uri_characters(reduced) > budget:
-        classes //= 2
-        reduced = [
-            dataclasses.replace(g, strips={c: g.strips[c] for c in evenly(list(g.strips), classes)})
-            for g in reduced
-        ]
-    return reduced
-
-
-def _uri_characters(galleries: Sequence[Gallery]) -> int:
-    """Total length of the URIs in all strips."""
-    return sum(len(p.uri) for g in galleries for strip in g.strips.values() for p in strip)

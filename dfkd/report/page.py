@@ -5,7 +5,7 @@
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata, resources
 from typing import Any
 
@@ -19,7 +19,7 @@ from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.results import ClassSummary, require_finished, summarise_classes
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report import charts, diversity
-from dfkd.report.diversity import MEASURES, diversities, rank_correlation
+from dfkd.report.diversity import diversities
 from dfkd.report.facts import Facts, collect, label_of, note_origin
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
@@ -90,7 +90,7 @@ def render(facts: Facts) -> str:
     # Sections without content are left out together with their links.
     present = {
         **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
-        "takehome": facts.exported_student is not None,
+        "takehome": facts.exported,
     }  # fmt: skip
     return template("page.html.jinja").render(
         title=facts.name,
@@ -106,15 +106,11 @@ def render(facts: Facts) -> str:
         confusions=_confusions(facts),
         per_class=_per_class(facts),
         by_class=_by_class(facts),
-        image_charts=_image_charts(facts, slots),
-        diversity=_diversity(facts, slots),
         diversities=diversities(facts),
         twin=NEAR_DUPLICATE_COSINE,
-        measures=MEASURES,
         heads=HEADS,
         training=_training(facts, slots),
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
-        takehome=facts.exported_student,
         **_provenance(facts),
     )
 
@@ -147,7 +143,6 @@ def _environment() -> jinja2.Environment:
         "version": metadata.version("dfkd"),
         "shown": _shown,
         "label_of": label_of,
-        "rank_correlation": rank_correlation,
     }
     return environment
 
@@ -288,50 +283,6 @@ def _synthesised(facts: Facts) -> tuple[list[int], list[int], list[float | None]
         np.add.at(count, images.index.class_index, 1)
     means = [float(t / n) if n else None for t, n in zip(total, count, strict=True)]
     return made, failed, means
-
-
-def _image_charts(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]]:
-    """Title and histogram of the images' confidences and losses."""
-    if not any(images.index.rows for images in facts.method_images):
-        return []
-
-    def chart(
-        title: str, values: Callable[[Any], npt.NDArray[Any]], span: tuple[float, float]
-    ) -> Markup:
-        groups = [(m.method, slots[m.method], values(m.index)) for m in facts.method_images]
-        return charts.histogram(title, groups, *span)
-
-    # One axis for all methods, with a little room beyond the extremes.
-    losses = np.concatenate([images.index.loss for images in facts.method_images])
-    low, high = float(losses.min()), float(losses.max())
-    edge = max((high - low) * 0.02, 1e-3)
-    return [
-        ("Teacher's confidence in the class", chart("confidence", lambda i: i.confidence, (0, 1))),
-        ("Final loss", chart("loss", lambda i: i.loss, (low - edge, high + edge))),
-    ]
-
-
-def _diversity(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup, Markup]]:
-    """Method, histogram of the prompts' cosines, and map of the prompts."""
-    with_prompts = [images.prompts for images in facts.method_images if images.prompts]
-    smallest = min(
-        (float(v.min()) for p in with_prompts for v in (p.within, p.across) if len(v)), default=0.0
-    )
-    # One axis for all methods: from the tenth below the smallest cosine, at most 0.9, to 1.
-    low = min(np.floor(10 * smallest) / 10, 0.9)
-    return [
-        (
-            p.method,
-            charts.histogram(
-                "cosine",
-                [("within a class", slots[p.method], p.within), ("across classes", 0, p.across)],
-                low,
-                1.0,
-            ),
-            charts.prompt_map(p, facts.classes),
-        )
-        for p in with_prompts
-    ]
 
 
 def _training(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]]:

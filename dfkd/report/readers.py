@@ -1,4 +1,4 @@
-"""Readers of single objects of a run: students with their curves, prompts, the exported student.
+"""Readers of single objects of a run: students with their curves, and prompts.
 
 The page shows a sample of what is large, so a reader's memory does not grow with the run.
 """
@@ -7,21 +7,20 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
 
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError
-from dfkd.evaluation.footprint import FLOAT32
 from dfkd.models.student import read_card
-from dfkd.prompts.diversity import pair_cosines, principal_plane, vendi_score
+from dfkd.prompts.diversity import pair_cosines, vendi_score
 from dfkd.report.gallery import evenly
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
@@ -35,17 +34,9 @@ MAX_POINTS = 2000
 MAX_PARTS = 4
 """Maximum number of prompt files that are read; each holds one shard of every class."""
 MAX_PROMPTS = 420
-"""Maximum number of prompts that are sampled; a map of more points is unreadable."""
+"""Maximum number of prompts that are sampled."""
 RESTORE = "restore them, or synthesise into another storage.root"
-COLUMNS = ("class_index", "text", "embedding")
-EXPORT_FACTS = "student/takehome.json"
-FORMS = (
-    ("teacher's image tower", "teacher", None),
-    ("student in PyTorch", "torch", None),
-    ("student, model.onnx (float32)", "onnx", "model.onnx"),
-    ("student, model.int8.onnx", "int8", "model.int8.onnx"),
-)
-"""Name on the page, name in takehome.json, and file of each form of the exported model."""
+COLUMNS = ("class_index", "embedding")
 
 
 def read_checked(storage: Storage, key: str, kind: type[T]) -> T:
@@ -157,11 +148,7 @@ class PromptFacts:
     method: str
     total: int
     """Number of prompts of the version."""
-    labels: npt.NDArray[Any]
-    """Class indices [N]."""
-    texts: list[str]
-    points: npt.NDArray[Any]
-    """First two principal components [N, 2]."""
+    sampled: int
     within: npt.NDArray[Any]
     """Cosines of pairs within a class."""
     across: npt.NDArray[Any]
@@ -188,9 +175,7 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     return PromptFacts(
         method=method,
         total=int(version.manifest["samples"]),
-        labels=labels,
-        texts=[str(text) for text in table["text"].to_pylist()],
-        points=principal_plane(embeddings),
+        sampled=table.num_rows,
         within=within,
         across=across,
         vendi=vendi_score(embeddings),
@@ -238,103 +223,3 @@ def _damaged(version: PublishedVersion, problem: str) -> CorruptionError:
     """The error about unusable prompts."""
     where, reason = version.storage.location("prompts"), " ".join(problem.split())
     return CorruptionError(f"{where}: no readable prompts ({reason}); {RESTORE}")
-
-
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class _Accuracy(BaseModel):
-    mean: Amount
-
-
-class _Size(BaseModel):
-    bytes: int
-
-
-class _Difference(BaseModel):
-    max_difference: Amount
-    equal_predictions: Amount
-
-
-class _Parts(BaseModel):
-    accuracy: dict[str, _Accuracy | None]
-
-
-class _Latency(BaseModel):
-    ms: dict[str, Amount]
-
-
-class _Student(BaseModel):
-    method: str
-    seed: int
-    parameters: int
-
-
-class _ExportCard(BaseModel):
-    """The parts of takehome.json that a page shows."""
-
-    schema_: Literal[1] = Field(alias="schema")
-    student: _Student
-    teacher: _Size
-    files: dict[str, _Size]
-    latency: _Latency
-    evaluation: _Parts
-    check: dict[str, _Difference | int]
-
-
-@dataclass(frozen=True)
-class ExportedForm:
-    """One form of a model; None where nothing was measured."""
-
-    name: str
-    size: int | None
-    """Bytes."""
-    ms: float | None
-    """Median milliseconds of one image on one core."""
-    accuracy: float | None
-    """Mean accuracy over domains, 0-1."""
-    difference: float | None
-    """Largest difference of a distance from PyTorch's."""
-    equal: float | None
-    """Share of evaluation images with the same answer as PyTorch, 0-1."""
-
-
-@dataclass(frozen=True)
-class ExportedStudent:
-    """The student that a run exports."""
-
-    method: str
-    seed: int
-    lines: tuple[ExportedForm, ...]
-    """The teacher's image tower, the student in PyTorch, and the exported files, smallest last."""
-
-
-def read_exported_student(storage: Storage) -> ExportedStudent | None:
-    """The exported student of the run under `storage`; None if there is none.
-
-    Raises:
-        CorruptionError: takehome.json is damaged.
-    """
-    if not storage.exists(EXPORT_FACTS):
-        return None
-    card = read_checked(storage, EXPORT_FACTS, _ExportCard)
-    lines = tuple(_exported_form(card, *form) for form in FORMS)
-    return ExportedStudent(card.student.method, card.student.seed, lines)
-
-
-def _exported_form(card: _ExportCard, name: str, form: str, file: str | None) -> ExportedForm:
-    """The figures of one of `FORMS`."""
-    size = {"teacher": card.teacher.bytes, "torch": FLOAT32 * card.student.parameters}.get(form)
-    if file and file in card.files:
-        size = card.files[file].bytes
-    scored = card.evaluation.accuracy.get(form)
-    checked = card.check.get(file) if file else None
-    measured = checked if isinstance(checked, _Difference) else None
-    return ExportedForm(
-        name,
-        size,
-        card.latency.ms.get(form),
-        scored.mean if scored else None,
-        measured.max_difference if measured else None,
-        measured.equal_predictions if measured else None,
-    )

@@ -19,7 +19,7 @@ from markupsafe import Markup
 SERIES = 8
 """Number of series colours in the page's CSS; --s0 is the teacher's."""
 
-NAMES = ("ink", "muted", "line", "paper", *(f"s{number}" for number in range(SERIES)))
+NAMES = ("ink", "muted", "line", *(f"s{number}" for number in range(SERIES)))
 COLOURS = {name: f"#0{number:x}0{number:x}0{number:x}" for number, name in enumerate(NAMES)}
 """Placeholder colour of each CSS variable; nothing else is drawn in these colours."""
 

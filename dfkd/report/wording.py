@@ -125,9 +125,9 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}\u00a0h {minutes % 60:02}\u00a0min"
 
 
-def short(text: str, letters: int = 240) -> str:
-    """The text, truncated to `letters` characters."""
-    return text if len(text) <= letters else text[: letters - 1] + "…"
+def short(text: str) -> str:
+    """The text, truncated to 240 characters."""
+    return text if len(text) <= 240 else text[:239] + "…"
 
 
 def spread(statistics: Mapping[str, Any] | None) -> str:

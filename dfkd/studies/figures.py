@@ -7,7 +7,6 @@ from typing import Any
 import altair as alt
 
 from dfkd.evaluation.results import Spread
-from dfkd.report.charts import SHAPES
 from dfkd.report.svg import RenderedChart, axis_style, band, data_chart, files
 
 COLOURS = (
@@ -15,6 +14,7 @@ COLOURS = (
     "#6b4fa1", "#c0392b", "#7f8c1f", "#1f8a8c",
 )  # fmt: skip
 """Colours, safe for most colour-blind readers; more series repeat them in other marker shapes."""
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 INK, GREY, LINE = "#14181f", "#5b6472", "#e3e6eb"
 WIDTH, HEIGHT = 420, 280
 """Pixels of a plot without its axes."""

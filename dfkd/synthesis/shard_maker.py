@@ -40,7 +40,7 @@ from dfkd.synthesis.inversion.dfad import DfadInverter
 from dfkd.synthesis.inversion.inverter import Classifier, Inverter
 from dfkd.synthesis.inversion.pre import PreInverter
 from dfkd.synthesis.latents import Synthesiser
-from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
+from dfkd.synthesis.request import PartRequest, RunContext, Synthesised
 from dfkd.utils.pixels import from_bytes
 
 METHODS: dict[str, type[Inverter]] = {
@@ -156,9 +156,7 @@ class ShardMaker:
         if self.inverter:
             self.inverter.restore(state)
 
-    def shards(
-        self, unit: Unit, prompts: pa.Table, folder: Path, on_step: OnStep | None = None
-    ) -> dict[Task, MadeShard]:
+    def shards(self, unit: Unit, prompts: pa.Table, folder: Path) -> dict[Task, MadeShard]:
         """Write `{task.id}.tar` for each task of a unit; returns what each of them holds.
 
         An image that diverges is tried once more, with the derived seed of the second attempt.
@@ -176,7 +174,7 @@ class ShardMaker:
         made = {}
         # A separate thread encodes while the next batch is synthesised; Pillow releases the GIL.
         with ThreadPoolExecutor(1, "encoder") as encoder:
-            pending, failures = self._make(self._requests(unit, prompts), encoder, on_step)
+            pending, failures = self._make(self._requests(unit, prompts), encoder)
             for task in unit.tasks:
                 own = sorted(pending[task.class_index], key=lambda each: each.request.index)
                 samples = [each.sample(self.manifest.synthesis.format) for each in own]
@@ -186,14 +184,14 @@ class ShardMaker:
         return made
 
     def _make(
-        self, requests: list[ImageRequest], encoder: ThreadPoolExecutor, on_step: OnStep | None
+        self, requests: list[ImageRequest], encoder: ThreadPoolExecutor
     ) -> tuple[dict[int, list[_PendingSample]], list[ImageRequest]]:
         """The samples by class index, and the requests that failed at every attempt."""
         pending: dict[int, list[_PendingSample]] = defaultdict(list)
         for attempt in range(MAX_ATTEMPTS):
             # The same seed would diverge again, so each attempt derives another one.
             failed = []
-            for request, result in self._attempt(requests, attempt, encoder, on_step):
+            for request, result in self._attempt(requests, attempt, encoder):
                 if result is None:
                     failed.append(request)
                 else:
@@ -220,7 +218,6 @@ class ShardMaker:
         requests: list[ImageRequest],
         attempt: int,
         encoder: ThreadPoolExecutor,
-        on_step: OnStep | None,
     ) -> Iterator[tuple[ImageRequest, _PendingSample | None]]:
         """Yield each request with its sample, or with None if the image has diverged.
 
@@ -233,7 +230,7 @@ class ShardMaker:
             batch = requests[start : start + size]
             results = None
             try:
-                results = self._batch(batch, attempt, encoder, on_step)
+                results = self._batch(batch, attempt, encoder)
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error) or (len(batch) == 1 and not self.coupled):
                     raise
@@ -273,11 +270,10 @@ class ShardMaker:
         batch: list[ImageRequest],
         attempt: int,
         encoder: ThreadPoolExecutor,
-        on_step: OnStep | None,
     ) -> list[_PendingSample | None]:
         """Synthesise and label one batch; an image that diverged gives None."""
         seeds = [image_seed(self.manifest, r.class_index, r.index, attempt) for r in batch]
-        images = self._synthesise(batch, seeds, on_step)
+        images = self._synthesise(batch, seeds)
         pixels = images.pixels.numpy()
         # Diverged images are encoded as well: they are rare, and the rows stay aligned.
         encoded = [encoder.submit(self._encode, each) for each in pixels]
@@ -304,9 +300,7 @@ class ShardMaker:
             results.append(None if images.diverged[i] else sample)
         return results
 
-    def _synthesise(
-        self, batch: list[ImageRequest], seeds: list[int], on_step: OnStep | None
-    ) -> Synthesised:
+    def _synthesise(self, batch: list[ImageRequest], seeds: list[int]) -> Synthesised:
         """The pixels of a batch, from latents or from the inversion method."""
         manifest, device = self.manifest, self.class_texts.device
         if self.inverter:
@@ -316,12 +310,12 @@ class ShardMaker:
             # Only the last part is smaller, so all earlier ones have this many images.
             before = part * size * len(manifest.classes)
             request = PartRequest(labels, seeds, part, before)
-            return self.inverter.make(request, on_step)
+            return self.inverter.make(request)
         assert self.synthesiser is not None  # noqa: S101 - there is a generator
         prompts = [request.prompt for request in batch]
         targets = torch.stack([prompt.embedding for prompt in prompts]).to(device)
         condition = self.states(prompts) if self.states else None
-        return self.synthesiser(targets, seeds, on_step, condition)
+        return self.synthesiser(targets, seeds, condition=condition)
 
     def _encode(self, pixels: np.ndarray) -> bytes:
         """The image file of pixels uint8 [H, W, 3]."""

@@ -1,12 +1,9 @@
-"""Memory over time, sampled by another process, so that the watched process is not slowed down.
+"""Memory over time, sampled by a thread.
 
 The measure is PSS: memory shared by n processes counts 1/n for each, so sums are correct.
 """
 
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -57,49 +54,29 @@ def watched(interval: float = 1.0) -> Iterator[Watch]:
     Args:
         interval: seconds between two samples; there is always one at the start and one at the end.
     """
-    watch = Watch()
-    words = [sys.executable, "-m", "dfkd.utils.memory", str(os.getpid()), str(interval)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as watcher:  # noqa: S603
-        assert watcher.stdin is not None  # noqa: S101 - both are pipes
-        assert watcher.stdout is not None  # noqa: S101
-        watcher.stdout.readline()  # wait for the first sample
-        try:
-            yield watch
-        finally:
-            watcher.stdin.close()
-            watch.samples += [Memory(*values) for values in json.loads(watcher.stdout.read())]
+    watch, ended, begun = Watch(), threading.Event(), time.monotonic()
 
+    def sample() -> None:
+        """Add a sample."""
+        driver = _pss(os.getpid())
+        tree = driver + sum(map(_pss, descendants(os.getpid())))
+        watch.samples.append(Memory(time.monotonic() - begun, driver, tree))
 
-def _watch(pid: int, interval: float) -> None:
-    """Sample `pid` until stdin ends, then print all samples."""
-    ended = threading.Event()
+    def watch_on() -> None:
+        """Add samples until the block has ended."""
+        while not ended.wait(interval):
+            sample()
 
-    # The watched process closes the pipe when its block ends, and the kernel does so when it dies.
-    # Nothing is written to it, so `read` returns only then.
-    def wait() -> None:
-        """Set `ended` at the end of stdin."""
-        sys.stdin.read()
+    sample()
+    # A daemon thread does not keep a process alive that has died of an error.
+    thread = threading.Thread(target=watch_on, name="dfkd-memory", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
         ended.set()
-
-    threading.Thread(target=wait, daemon=True).start()
-    begun = time.monotonic()
-    samples = [_sample(pid, begun)]
-    print("watching", flush=True)
-    while not ended.wait(interval):
-        samples.append(_sample(pid, begun))
-    samples.append(_sample(pid, begun))
-    print(json.dumps(samples), flush=True)
-
-
-def _sample(pid: int, begun: float) -> tuple[float, int, int]:
-    """The fields of `Memory` at this moment."""
-    driver = _pss(pid)
-    return (
-        time.monotonic() - begun,
-        driver,
-        driver + sum(map(_pss, descendants(pid) - {os.getpid()})),
-    )
+        thread.join()
+        sample()
 
 
 def descendants(pid: int) -> set[int]:
@@ -134,7 +111,3 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-if __name__ == "__main__":  # python -m dfkd.utils.memory PID SECONDS
-    _watch(int(sys.argv[1]), float(sys.argv[2]))

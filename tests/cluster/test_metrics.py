@@ -148,7 +148,7 @@ def test_each_task_is_told_of_once(tmp_path: Path, kept: Kept, endpoint: str) ->
     poisoned, *_ = units(manifest, ())
     pool: Pool = Pool(lambda: None, 1, 3, WorkerResources(1.0))
     receipt: Receipt = published.shards[1]
-    summary = ShardSummary("dog", 4, 0, 0.1, 0.9, 40, (), ())
+    summary = ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())
     made = TaskResult([(receipt, summary)], 1.25, "cpu", node="10.0.0.7", unit=receipt.task)
     with _reporting(manifest, version, pool, CostCounter(), ()) as report:
         report.record(made)

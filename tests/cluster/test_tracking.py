@@ -1,7 +1,6 @@
 """Scalars and images arrive as event files that TensorBoard reads."""
 
 import io
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dfkd.cluster.tracking import CLASSES, SAMPLES, MeanLoss, ShardSummary, ShardTracker, Tracker
+from dfkd.cluster.tracking import CLASSES, SAMPLES, ShardSummary, ShardTracker, Tracker
 from dfkd.dataset.shards import Sample
 from dfkd.storage.local import open_storage
 from dfkd.utils.progress import LineBar
@@ -75,28 +74,12 @@ def sample(index: int, loss: float, confidence: float, colour: tuple[int, int, i
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def curve(*steps: float) -> MeanLoss:
-    made = MeanLoss()
-    for step, loss in enumerate(steps):
-        made(step, torch.tensor([loss]))
-    return made
-
-
-def test_a_curve_is_the_mean_over_images_and_skips_what_is_no_number() -> None:
-    made = curve(1.0, 0.5)
-    made(0, torch.tensor([2.0, 4.0, math.inf, math.nan]))
-    assert made.points() == (pytest.approx(7 / 3), 0.5)
-    assert MeanLoss().points() == ()
-
-
 def test_shards_are_shown_over_the_images_that_are_finished(tmp_path: Path) -> None:
     first = [sample(0, 0.2, 0.9, RED), sample(1, 0.4, 0.7, BLUE)]
     with ShardTracker(open_storage(str(tmp_path)), 16, done=10) as tracker:
-        tracker.record(ShardSummary.of("owl", first, 0, curve(1.0, 0.5), show=True))
-        tracker.record(
-            ShardSummary.of("owl", [sample(2, 0.6, 0.1, RED)], 1, curve(2.0, 1.5, 1.0), show=False)
-        )
-        tracker.record(ShardSummary.of("tree", [], 2, curve(math.nan), show=True))
+        tracker.record(ShardSummary.of("owl", first, 0, show=True))
+        tracker.record(ShardSummary.of("owl", [sample(2, 0.6, 0.1, RED)], 1, show=False))
+        tracker.record(ShardSummary.of("tree", [], 2, show=True))
         assert (tracker.done, tracker.failed) == (13, 3)
     found = events(tmp_path)
     assert points(found, "loss") == [(12, pytest.approx(0.3)), (13, pytest.approx(0.6))]
@@ -110,17 +93,10 @@ def test_shards_are_shown_over_the_images_that_are_finished(tmp_path: Path) -> N
     assert tuple(shown[8, 24]) == BLUE
 
 
-def test_a_shard_of_nothing_spoils_no_curve(tmp_path: Path) -> None:
-    with ShardTracker(open_storage(str(tmp_path)), 16) as tracker:
-        tracker.record(ShardSummary.of("owl", [], 2, curve(math.nan, 2.0), show=False))
-        tracker.record(ShardSummary.of("owl", [], 0, curve(1.0, 4.0, 5.0), show=False))
-    assert points(events(tmp_path), "loss_by_step") == [(0, 1.0), (1, 3.0), (2, 5.0)]
-
-
 def test_a_run_that_ends_with_an_error_keeps_what_it_showed(tmp_path: Path) -> None:
     def fail() -> None:
         with ShardTracker(open_storage(str(tmp_path)), 16) as tracker:
-            tracker.record(ShardSummary.of("owl", [sample(0, 0.2, 0.9, RED)], 0, curve(1.0), True))
+            tracker.record(ShardSummary.of("owl", [sample(0, 0.2, 0.9, RED)], 0, True))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -133,8 +109,8 @@ def test_nothing_made_leaves_no_file_and_what_is_shown_is_bounded(tmp_path: Path
         pass
     assert not list(tmp_path.glob("events*"))
     many = [sample(index, 0.2, 0.9, RED) for index in range(SAMPLES + 3)]
-    assert len(ShardSummary.of("owl", many, 0, curve(1.0), show=True).images) == SAMPLES
+    assert len(ShardSummary.of("owl", many, 0, show=True).images) == SAMPLES
     with ShardTracker(open_storage(str(tmp_path)), 16) as tracker:
         for number in range(CLASSES + 3):
-            tracker.record(ShardSummary.of(f"class {number}", many[:1], 0, curve(1.0), show=True))
+            tracker.record(ShardSummary.of(f"class {number}", many[:1], 0, show=True))
     assert len(events(tmp_path).Tags()["images"]) == CLASSES

@@ -1,13 +1,9 @@
 import json
-import math
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
-from dfkd.config.distillation import Average
-from dfkd.errors import CorruptionError
 from dfkd.evaluation.few_shot_results import (
     KEY,
     Curve,
@@ -15,14 +11,12 @@ from dfkd.evaluation.few_shot_results import (
     FewShotResults,
     FewShotRow,
     gains,
-    read,
     row,
     sort_rows,
     summarise,
     write,
 )
 from dfkd.storage.local import open_storage
-from dfkd.utils.strict_json import indented
 
 CLASSES = ("cat", "dög")
 
@@ -45,16 +39,15 @@ ROWS = [
 ]
 
 
-def content(rows: list[FewShotRow] | None = None, average: Average = "images") -> FewShotResults:
-    found = sort_rows(rows or ROWS)
+def content(rows: list[FewShotRow] = ROWS) -> FewShotResults:
+    found = sort_rows(rows)
     return FewShotResults(
         architecture="resnet18",
         classes=CLASSES,
         data=FewShotData("bundled", ("ink", "oil"), ("a note",), ("b.png: torn",)),
         curves={"untouched": "before", "student": "distilled", "scratch": "random weights"},
         rows=tuple(found),
-        average=average,
-        summary=tuple(summarise(found, average)),
+        summary=tuple(summarise(found)),
     )
 
 
@@ -84,18 +77,12 @@ def test_the_summary_is_a_mean_over_domains_and_then_over_seeds() -> None:
     assert single.std is None
 
 
-def test_summary_and_gain_are_over_classes_if_the_manifest_says_so(tmp_path: Path) -> None:
+def test_summary_and_gain_are_over_classes_if_the_manifest_says_so() -> None:
     *_, scratch = summarise(ROWS, "classes")
     first, second = ((1 / 10 + 3 / 30) / 2 + (5 / 10 + 3 / 30) / 2) / 2, (0.2 + 1) / 2
     assert scratch.mean == pytest.approx((first + second) / 2)
     gain = gains(ROWS, "classes")[2]["mean"]
     assert gain == pytest.approx(2 / 30 / 2 / 2)  # seed 1 adds 2 of 30 images of one class of two
-    storage = open_storage(str(tmp_path))
-    write(storage, content(average="classes"))
-    assert read(storage).summary[-1] == scratch
-    storage.put(KEY, storage.get(KEY).replace(b'"average": "classes"', b'"average": "images"'))
-    with pytest.raises(CorruptionError, match="summary: does not follow"):
-        read(storage)
 
 
 def test_a_gain_is_the_mean_difference_of_each_seed_on_its_own_test_images() -> None:
@@ -104,78 +91,13 @@ def test_a_gain_is_the_mean_difference_of_each_seed_on_its_own_test_images() -> 
     assert gains([found for found in ROWS if found.curve == "scratch"]) == {}
 
 
-def test_what_is_written_is_read_and_the_order_of_work_changes_no_byte(tmp_path: Path) -> None:
+def test_all_is_written_and_the_order_of_work_changes_no_byte(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     place = write(storage, content())
     assert place == str(tmp_path / KEY)
-    assert read(storage) == content()
     written = storage.get(KEY)
+    assert TypeAdapter(FewShotResults).validate_json(written) == content()
     write(storage, content(ROWS[::-1]))
     assert storage.get(KEY) == written
     assert json.loads(written)["schema"] == 1
     assert "dög" in written.decode()
-
-
-def test_results_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CorruptionError, match="no such object"):
-        read(open_storage(str(tmp_path)))
-
-
-WRITTEN: dict[str, Any] = json.loads(indented(asdict(content())))
-FIRST, *OTHERS = WRITTEN["rows"]
-
-
-def first_row(**changes: object) -> dict[str, Any]:
-    """Rows of which the first has other values."""
-    return {"rows": [FIRST | changes, *OTHERS]}
-
-
-@pytest.mark.parametrize(
-    ("changes", "place"),
-    [
-        ({"rows": []}, "rows"),
-        ({"schema": 2}, "schema"),
-        ({"more": 1}, "more"),
-        (first_row(accuracy=0.9), r"rows\.0: .*counts"),
-        (first_row(right=[11, 24]), r"rows\.0: more"),
-        (first_row(right=[8]), r"rows\.0: needs 2 counts"),
-        (first_row(tested=[0, 0], right=[0, 0]), r"rows\.0: needs"),
-        (first_row(right=[-1, 24]), r"rows\.0\.right\.0"),
-        (first_row(seed="0"), r"rows\.0\.seed"),
-        ({"rows": WRITTEN["rows"][:-1]}, "rows: each"),
-        ({"rows": [*WRITTEN["rows"], FIRST]}, "rows: each"),
-        ({"data": WRITTEN["data"] | {"domains": ["ink"]}}, "rows: each"),
-        ({"curves": {"untouched": "before", "student": "distilled"}}, "rows: each"),
-        (
-            {
-                "rows": [found for found in WRITTEN["rows"] if found["curve"] != "untouched"],
-                "curves": {"student": "distilled", "scratch": "random weights"},
-            },
-            "rows: each",
-        ),
-        ({"summary": [WRITTEN["summary"][0] | {"mean": 0.1}, *WRITTEN["summary"][1:]]}, "summary"),
-        (
-            {"summary": [WRITTEN["summary"][0] | {"std": math.inf}, *WRITTEN["summary"][1:]]},
-            "the whole",
-        ),
-    ],
-)
-def test_results_that_do_not_fit_are_refused_in_one_line(
-    tmp_path: Path, changes: dict[str, Any], place: str
-) -> None:
-    storage = open_storage(str(tmp_path))
-    storage.put(KEY, json.dumps(WRITTEN).encode())
-    read(storage)
-    storage.put(KEY, json.dumps(WRITTEN | changes).encode())
-    with pytest.raises(CorruptionError, match=place) as caught:
-        read(storage)
-    assert "\n" not in str(caught.value)
-    assert "jobs/fewshot.py" in str(caught.value)
-
-
-@pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"a": 1, "a": 2}', b"[" * 5000])
-def test_other_bytes_than_results_are_refused(tmp_path: Path, data: bytes) -> None:
-    storage = open_storage(str(tmp_path))
-    storage.put(KEY, data)
-    with pytest.raises(CorruptionError, match=r"fewshot/results\.json"):
-        read(storage)

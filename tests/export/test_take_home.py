@@ -26,8 +26,7 @@ from dfkd.export.onnx_graphs import OPSET, load_graph
 from dfkd.export.predict import Predictor, main
 from dfkd.models.student import load_student
 from dfkd.models.teacher import Teacher, distances
-from dfkd.report.readers import read_exported_student
-from dfkd.storage.local import LocalStorage, open_storage
+from dfkd.storage.local import LocalStorage
 from dfkd.utils.images import batch, decode_image
 from tests.helpers.tiny_version import CLASSES, publish, write_manifest
 from tests.jobs.test_evaluate import finish, paint, write_teacher
@@ -157,14 +156,6 @@ def test_confidence_is_the_mean_of_the_highest_probability(run: Run) -> None:
     predictor = Predictor(run.folder)
     highest = [predictor.probabilities(image).max() for image in readable(run.manifest)]
     assert run.facts["confidence"] == pytest.approx(np.mean(highest), rel=1e-4)
-
-
-def test_the_report_reads_the_folder(run: Run) -> None:
-    found = read_exported_student(open_storage(run.manifest.storage.root))
-    assert (found.method, found.seed) == ("mix", 1)
-    exact = found.lines[2]
-    assert exact.size == run.facts["files"]["model.onnx"]["bytes"]
-    assert exact.accuracy == run.facts["evaluation"]["accuracy"]["onnx"]["mean"]
 
 
 def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: Path) -> None:

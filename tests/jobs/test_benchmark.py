@@ -56,24 +56,21 @@ def test_the_record_names_the_arguments_that_were_parsed(
 
 
 @pytest.mark.parametrize(
-    "words",
+    "word",
     [
-        "--repeats=0",
-        "--repeats=-3",
         "--threads=0",
-        "--tasks 20 9",
-        "--shards=0",
+        "--threads=-3",
         "--classes=-1",
-        "--tasks=many",
+        "--classes=many",
     ],
 )
 def test_numbers_that_measure_nothing_are_refused(
-    words: str, capsys: pytest.CaptureFixture[str]
+    word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        jobs.load("benchmark").main(["all", "manifest.yaml", *words.split()])
+        jobs.load("benchmark").main(["all", "manifest.yaml", word])
     assert caught.value.code == Exit.USAGE
-    assert f"argument {words.split('=')[0].split()[0]}: " in capsys.readouterr().err
+    assert f"argument {word.partition('=')[0]}: " in capsys.readouterr().err
 
 
 def test_requests_a_shard_do_not_grow(tmp_path: Path) -> None:
@@ -137,7 +134,7 @@ def test_a_run_without_latents_has_no_rate_of_image_steps(
     assert names(dfad) == [name for name in whole if "image-steps" not in name]
 
 
-def test_memory_is_watched_from_outside() -> None:
+def test_memory_is_watched() -> None:
     # mapped, because an allocation may be served from pages that this process has kept
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     with mmap.mmap(-1, 64 << 20, flags=private) as held, watched(interval=0.01) as watch:
@@ -170,9 +167,8 @@ def test_the_hot_paths_are_timed(
         prompts={"contrastive": {"batch_size": 4, "bank": 8}},
         cluster={"workers": 1},
     )
-    sizes = ("--tasks", "20", "40", "--shards", "3", "6", "--classes", "4")
-    options = ("--quick", "--repeats", "1", "--set", "classes=[clock, cat, bell]")
-    assert benchmark("all", manifest, *sizes, *options) == 0
+    options = ("--quick", "--classes", "4", "--set", "classes=[clock, cat, bell]")
+    assert benchmark("all", manifest, *options) == 0
     printed = capsys.readouterr().out
     for name, figure in FIGURES.items():
         results = record(tmp_path, name)
@@ -181,9 +177,6 @@ def test_the_hot_paths_are_timed(
         assert all(each["median"] > 0 for each in found.values())
         assert 0 < found[figure]["share"] < 2  # of a limit that noise may understate
         assert figure in printed
-    diversity = record(tmp_path, "prompts")["diversity"]
-    assert list(diversity) == ["1", "12", "2", "4"]
-    assert len({facts["similarity"] for facts in diversity.values()}) == 4
     waiting = record(tmp_path, "distillation")["waiting"].values()
     assert all(0 < share["median"] < 1 for share in waiting)
 
@@ -201,10 +194,9 @@ def test_the_hot_paths_are_timed(
 
 
 def check_driver(results: dict[str, Any]) -> None:
-    assert [pool["tasks"] for pool in results["pool"]] == [20, 40]
+    assert [pool["tasks"] for pool in results["pool"]] == [200, 400]
     assert all(pool["tasks_per_s"] > 0 for pool in results["pool"])
-    assert all(len(pool["ms_per_task"]["values"]) == 10 for pool in results["pool"])
-    assert [version["shards"] for version in results["requests"]] == [3, 6]
+    assert [version["shards"] for version in results["requests"]] == [12, 24]
 
 
 def check_scale(results: dict[str, Any], root: Storage) -> None:

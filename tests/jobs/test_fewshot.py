@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import safetensors.torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_student
-from dfkd.evaluation.few_shot_results import FewShotResults, read
+from dfkd.evaluation.few_shot_results import KEY, FewShotResults
 from dfkd.evaluation.scoring import evaluate
 from dfkd.models.student import build, card, save_student
 from dfkd.storage.local import open_storage
@@ -90,7 +91,8 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def results(manifest: Path) -> FewShotResults:
-    return read(open_storage(Manifest.read(manifest).storage.root))
+    stored = open_storage(Manifest.read(manifest).storage.root).get(KEY)
+    return TypeAdapter(FewShotResults).validate_json(stored)
 
 
 def cells(manifest: Path) -> set[str]:

@@ -13,13 +13,10 @@ from dfkd.dataset.shards import Sample
 from dfkd.errors import CorruptionError
 from dfkd.report import gallery as module
 from dfkd.report.gallery import (
-    Gallery,
-    GalleryImage,
     data_uri,
     evenly,
     gallery,
     read_index,
-    reduced_to_budget,
 )
 from dfkd.storage.local import open_storage
 from tests.helpers.large_run import CLASSES, EACH, large_version
@@ -76,17 +73,17 @@ def test_a_gallery_shows_each_class_and_its_own_images(version: PublishedVersion
             with decoded(picture.uri) as image:
                 assert np.asarray(image.convert("RGB")).mean(axis=(0, 1)).argmax() == c
             assert picture.predicted == picture.class_index == c
-    assert (found.examined, found.rejections, found.rejected) == (24, 0, [])
+    assert (found.examined, found.rejections) == (24, 0)
     assert found.embeddings.shape == (24, 8)
     assert found.labels.tolist() == [c for c in range(3) for _ in range(8)]
     assert found.vendi == pytest.approx(3)  # a direction for each class
     assert found.within.tolist() == pytest.approx([1] * 3 * 28)
 
 
-def test_shards_of_doubtful_images_are_opened_and_not_counted(
+def test_the_shard_of_a_doubtful_image_is_opened_and_not_counted(
     version: PublishedVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both are in the second shard of their class, whose images are all taken for another class."""
+    """It is in the second shard of its class, whose images are all taken for another class."""
     monkeypatch.setattr(module, "SHARDS_PER_CLASS", 1)
     monkeypatch.setattr(module, "WORST", 1)
 
@@ -96,13 +93,13 @@ def test_shards_of_doubtful_images_are_opened_and_not_counted(
 
     monkeypatch.setattr(module, "predicted", predicted)
     index = read_index(version)
-    confidence, loss = index.confidence.copy(), index.loss.copy()
-    confidence[14], loss[23] = 0.1, 9.0
-    doubtful = dataclasses.replace(index, confidence=confidence, loss=loss)
+    confidence = index.confidence.copy()
+    confidence[14] = 0.1
+    doubtful = dataclasses.replace(index, confidence=confidence)
     found = gallery(version, doubtful, per_class=4)
-    assert [(p.class_index, p.index) for p in (*found.unsure, *found.lossy)] == [(1, 6), (2, 7)]
+    assert [(p.class_index, p.index) for p in found.unsure] == [(1, 6)]
     assert {p.index for strip in found.strips.values() for p in strip} == {0, 1, 2, 3}
-    assert (found.examined, found.rejections, found.rejected) == (12, 0, [])
+    assert (found.examined, found.rejections) == (12, 0)
     assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
@@ -125,29 +122,6 @@ def test_other_files_than_png_and_jpeg_are_refused(data: bytes) -> None:
         Sample("0001-7", data, "png", {}, {}).decoded(data_uri)
 
 
-def some(classes: int, each: int, size: int) -> Gallery:
-    def picture(c: int, i: int) -> GalleryImage:
-        return GalleryImage(c, i, "p", 0.5, 0.1, c, "x" * size)
-
-    strips = {c: [picture(c, i) for i in range(each)] for c in range(classes)}
-    return Gallery(strips, [], [], [], 0, 0, np.empty((0, 0)), np.empty(0))
-
-
-def characters(galleries: list[Gallery]) -> int:
-    return sum(len(p.uri) for g in galleries for s in g.strips.values() for p in s)
-
-
-def test_images_are_thinned_evenly_until_they_fit() -> None:
-    galleries = [some(5, 12, 1000), some(5, 12, 1000)]
-    assert reduced_to_budget(galleries, 120_000) == galleries
-    fewer = reduced_to_budget(galleries, 60_000)
-    assert characters(fewer) == 60_000
-    assert [p.index for p in fewer[0].strips[0]] == [0, 2, 4, 7, 9, 11]
-    one = reduced_to_budget(galleries, 10_001)
-    assert [len(strip) for strip in one[1].strips.values()] == [1] * 5
-    assert 0 < characters(reduced_to_budget(galleries, 5_000)) <= 5_000
-
-
 def test_of_100_000_images_a_page_opens_few_shards_and_stays_small(tmp_path: Path) -> None:
     version = large_version(open_storage(str(tmp_path)))
     index = read_index(version)
@@ -158,7 +132,4 @@ def test_of_100_000_images_a_page_opens_few_shards_and_stays_small(tmp_path: Pat
     assert found.examined == CLASSES * module.SHARDS_PER_CLASS * EACH
     assert found.rejections == CLASSES * module.SHARDS_PER_CLASS
     assert [p.index for p in found.unsure] == [0] * 10
-    assert {p.class_index: p.predicted for p in found.rejected} == {
-        c: (c + 1) % CLASSES for c in range(CLASSES)
-    }
     assert len(found.embeddings) == module.MAX_EMBEDDINGS

@@ -23,7 +23,6 @@ def part() -> pa.Table:
         "unused": list(vectors),
         "embedding": list(vectors),
         "class_index": np.repeat(np.arange(CLASSES), IMAGES),
-        "text": [f"text {number}" for number in range(count)],
     }
     return pa.table(columns)
 
@@ -52,8 +51,5 @@ def test_one_table_of_prompts_is_in_memory_at_a_time(
     assert prompts is not None
     assert len(allocated) == PARTS
     assert allocated[-1] - allocated[0] < 4 * WIDTH * MAX_PROMPTS * 1.5
-    assert len(prompts.texts) == MAX_PROMPTS
-    assert set(prompts.labels) == set(range(CLASSES))
-    np.testing.assert_array_equal(
-        prompts.labels, [int(t.split()[1]) // IMAGES for t in prompts.texts]
-    )
+    assert prompts.sampled == MAX_PROMPTS
+    assert len(prompts.within) + len(prompts.across) == MAX_PROMPTS * (MAX_PROMPTS - 1) // 2

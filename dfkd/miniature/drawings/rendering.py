@@ -29,17 +29,15 @@ from dfkd.utils.pixels import from_bytes
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 #: Drawings whose mean alpha (0-255) is not above this are blank.
 _BLANK = 2
+#: Empty space on each side of an icon, as a share of its longer side.
+_MARGIN = 0.04
 Pixels = npt.NDArray[np.uint8]
 
 
-def svg(icon: Icon, margin: float = 0.04) -> str:
-    """A square SVG document of the icon, centred, with black for colours that it leaves open.
-
-    Args:
-        margin: empty space on each side, as a share of the icon's longer side.
-    """
+def svg(icon: Icon) -> str:
+    """A square SVG document of the icon, centred, with black for colours that it leaves open."""
     left, top, width, height = icon.box
-    side = max(width, height) * (1 + 2 * margin)
+    side = max(width, height) * (1 + 2 * _MARGIN)
     x, y = left - (side - width) / 2, top - (side - height) / 2
     body = icon.body.replace("currentColor", "#000")
     return (

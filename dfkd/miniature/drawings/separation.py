@@ -28,6 +28,8 @@ _FREQUENCIES = 12
 _SIDE = 24
 #: Ink (0-255) that a row or column needs to belong to the drawing.
 _VISIBLE = 32
+#: Training drawings that are compared at once.
+_CHUNK = 8192
 #: The data of an SVG path, and a command or number in it.
 _PATH = re.compile(r'\sd="([^"]+)"')
 _TOKEN = re.compile(r"[a-zA-Z]|-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?")
@@ -116,7 +118,6 @@ def find_matches(
     eval_paths: list[str],
     eval_bits: Floats,
     max_distance: int,
-    chunk: int = 8192,
 ) -> list[Match]:
     """Every training drawing that equals an evaluation drawing, each once, by its row.
 
@@ -124,7 +125,6 @@ def find_matches(
         train_paths, eval_paths: `path_key` of each drawing; "" equals nothing.
         train_bits, eval_bits: `perceptual_hash` of each drawing, [drawings, bits].
         max_distance: hashes that differ in at most this many bits count as the same drawing.
-        chunk: number of training drawings that are compared at once, which bounds memory.
     """
     # Reversed, so that of several evaluation drawings with the same path the first is reported.
     eval_by_path = {path: index for index, path in reversed(list(enumerate(eval_paths))) if path}
@@ -132,9 +132,10 @@ def find_matches(
         i: Match(i, eval_by_path[p], "path") for i, p in enumerate(train_paths) if p in eval_by_path
     }
     bits = train_bits.shape[1]
-    for start in range(0, len(train_bits), chunk):
+    # In parts, which bounds memory.
+    for start in range(0, len(train_bits), _CHUNK):
         # For +-1 vectors the inner product is bits - 2 * Hamming distance.
-        distance = (bits - train_bits[start : start + chunk] @ eval_bits.T) / 2
+        distance = (bits - train_bits[start : start + _CHUNK] @ eval_bits.T) / 2
         nearest = distance.argmin(1)
         for offset in np.flatnonzero(distance.min(1) <= max_distance):
             index = start + int(offset)

@@ -50,7 +50,6 @@ from dfkd.synthesis.inversion.inverter import (
 )
 from dfkd.synthesis.inversion.networks import CmiGenerator, init_normal
 from dfkd.synthesis.request import (
-    OnStep,
     PartRequest,
     RunContext,
     Synthesised,
@@ -102,7 +101,7 @@ class CmiInverter(Inverter):
         super().restore(state)
         self.bank.features = state["bank"]
 
-    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest) -> Synthesised:
         """Make a part batch after batch."""
         self.draws = request.draws("cmi")
         # The previous part is read back from its shards, because JPEG changes pixels. A resumed run
@@ -114,7 +113,7 @@ class CmiInverter(Inverter):
             stage_taps(self.classifier.teacher) as self.features,
         ):
             for rows in even_batches(len(request.seeds), self.config.batch_size):
-                images, lowest = self.batch(request.labels[rows], on_step)
+                images, lowest = self.batch(request.labels[rows])
                 pixels.append(images)
                 losses.append(torch.full((len(images),), lowest))
                 # After the last batch of the run no image needs the student any more.
@@ -123,12 +122,11 @@ class CmiInverter(Inverter):
                 before += len(images)
         return synthesised(torch.cat(pixels), torch.cat(losses), self.config.steps)
 
-    def batch(self, labels: Tensor, on_step: OnStep | None) -> tuple[Tensor, float]:
+    def batch(self, labels: Tensor) -> tuple[Tensor, float]:
         """Make a batch of images.
 
         Args:
             labels: class of each image, int64 [B].
-            on_step: called after each step.
 
         Returns:
             The images, uint8 [B, H, W, 3], and their loss, the lowest of all steps.
@@ -142,11 +140,9 @@ class CmiInverter(Inverter):
             [*self.generator.parameters(), latents], self.config.learning_rate, BETAS
         )
         lowest, best, best_features = torch.inf, to_bytes(self.generator(latents)), None
-        for step in range(self.config.steps):
+        for _ in range(self.config.steps):
             images = self.generator(latents)
             loss, features = self._loss(images, labels)
-            if on_step is not None:
-                on_step(step, loss.detach()[None])
             if loss.item() < lowest:
                 lowest, best, best_features = loss.item(), to_bytes(images), features
             # The head learns to tell images apart, and the generator to make images that it can

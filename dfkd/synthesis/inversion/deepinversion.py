@@ -31,7 +31,7 @@ from dfkd.config.inversion import DeepInversion
 from dfkd.models.batch_norm import Taps, batch_norm_loss
 from dfkd.models.teacher import batch_norm_taps
 from dfkd.synthesis.inversion.inverter import Classifier, Inverter, set_rate
-from dfkd.synthesis.request import OnStep, PartRequest, Synthesised, even_batches, synthesised
+from dfkd.synthesis.request import PartRequest, Synthesised, even_batches, synthesised
 from dfkd.utils.pixels import to_bytes
 
 BETAS = (0.5, 0.9)
@@ -49,13 +49,13 @@ class DeepInverter(Inverter):
 
     name = "deepinversion"
 
-    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest) -> Synthesised:
         """Make a part batch after batch."""
         classifier, config = self.classifier, self.settings.deepinversion
         side = self.context.image_size
         with batch_norm_taps(classifier.teacher, self.name) as taps:
             results = [
-                _Batch(classifier, taps, request.select(rows), side, config, on_step).optimise()
+                _Batch(classifier, taps, request.select(rows), side, config).optimise()
                 for rows in even_batches(len(request.seeds), config.batch_size)
             ]
         pixels = torch.cat([to_bytes(classifier.pixels(images)) for images, _ in results])
@@ -73,10 +73,9 @@ class _Batch:
         request: PartRequest,
         side: int,
         config: DeepInversion,
-        on_step: OnStep | None,
     ) -> None:
         self.classifier, self.taps, self.config = classifier, taps, config
-        self.labels, self.on_step = request.labels, on_step
+        self.labels = request.labels
         noise = _noise(request.seeds, side)
         self.images = noise.to(request.labels.device).requires_grad_()
         self.draws = request.draws("jitter")
@@ -84,13 +83,10 @@ class _Batch:
 
     def optimise(self) -> tuple[Tensor, Tensor]:
         """Whitened images [B, 3, H, W] and losses [B] of the best step at the full side."""
-        low_steps = self.config.low_resolution_steps
-        self._optimise(low_steps, halve=True)
-        return self._optimise(self.config.steps, steps_before=low_steps)
+        self._optimise(self.config.low_resolution_steps, halve=True)
+        return self._optimise(self.config.steps)
 
-    def _optimise(
-        self, steps: int, *, halve: bool = False, steps_before: int = 0
-    ) -> tuple[Tensor, Tensor]:
+    def _optimise(self, steps: int, *, halve: bool = False) -> tuple[Tensor, Tensor]:
         """Optimise at one resolution; returns the images and losses [B] of the best step."""
         # A new optimiser, so the full side does not begin with the moments of the pooled gradients.
         optimizer = torch.optim.Adam([self.images], self.config.learning_rate, BETAS)
@@ -107,8 +103,6 @@ class _Batch:
             if loss.item() < lowest:
                 best, best_losses = self.images.detach().clone(), losses.detach()
                 lowest = loss.item()
-            if self.on_step is not None:
-                self.on_step(steps_before + step, losses.detach())
             set_rate(optimizer, learning_rate(self.config.learning_rate, step, steps))
             (self.images.grad,) = torch.autograd.grad(loss, [self.images])
             optimizer.step()

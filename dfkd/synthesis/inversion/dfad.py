@@ -34,7 +34,7 @@ from dfkd.synthesis.inversion.inverter import (
 )
 from dfkd.synthesis.inversion.networks import DfadGenerator
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
-from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
+from dfkd.synthesis.request import PartRequest, RunContext, Synthesised
 
 STUDENT_RATE, STUDENT_DECAY = 0.05, 5e-4
 """The student's initial learning rate and its weight decay."""
@@ -58,7 +58,7 @@ class DfadInverter(Inverter):
         self.networks = {"generator": self.generator, "student": self.learner.student}
         self.optimizers = {"generator": self.optimizer, "student": self.learner.optimizer}
 
-    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest) -> Synthesised:
         """Train for the rounds of the part; its images are sampled during training."""
         rounds = request.rounds(self.config.rounds, self.context)
         self.draws = request.draws("latents")
@@ -69,8 +69,6 @@ class DfadInverter(Inverter):
             set_rate(self.optimizer, self.config.learning_rate * factor)
             set_rate(self.learner.optimizer, STUDENT_RATE * factor)
             loss = self.train_round()
-            if on_step is not None:
-                on_step(number, loss[None])
             sampler.take(number, self.draw, loss)
         return sampler.assigned(self.classifier.probabilities)
 

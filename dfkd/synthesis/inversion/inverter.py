@@ -18,7 +18,7 @@ from dfkd.models.batch_norm import Taps, layers
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
 from dfkd.storage.checkpoints import below, moments, restore_moments
-from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
+from dfkd.synthesis.request import PartRequest, RunContext, Synthesised
 from dfkd.utils.device import seeded
 from dfkd.utils.pixels import from_bytes
 
@@ -117,16 +117,16 @@ class Inverter(ABC):
             return make().to(self.device).train()
 
     @abstractmethod
-    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest) -> Synthesised:
         """Make the images of a part; implemented by each method."""
 
-    def make(self, request: PartRequest, on_step: OnStep | None = None) -> Synthesised:
+    def make(self, request: PartRequest) -> Synthesised:
         """Make the images of a part, in the order of its labels.
 
         Raises:
             DfkdError: a chained method has diverged, so that no later part can be made.
         """
-        result = self.images(request, on_step)
+        result = self.images(request)
         # Images of an unchained method may diverge: they are made again with other seeds. In a
         # chain the next part would start from broken weights, so it ends here.
         if self.networks and (result.diverged.any() or not self._finite()):

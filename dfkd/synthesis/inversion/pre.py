@@ -47,7 +47,7 @@ from dfkd.synthesis.inversion.inverter import (
 )
 from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
-from dfkd.synthesis.request import OnStep, PartRequest, RunContext, Synthesised
+from dfkd.synthesis.request import PartRequest, RunContext, Synthesised
 
 CLASS_WEIGHT, ENTROPY_WEIGHT, ACTIVATION_WEIGHT = 1.0, 5.0, 0.1
 STUDENT_RATE, STUDENT_DECAY = 0.1, 5e-4
@@ -91,7 +91,7 @@ class PreInverter(Inverter):
             "student": self.learner.optimizer,
         }
 
-    def images(self, request: PartRequest, on_step: OnStep | None) -> Synthesised:
+    def images(self, request: PartRequest) -> Synthesised:
         """Train for the rounds of the part; its images are novel and replayed ones."""
         config, rounds = self.config, request.rounds(self.config.rounds, self.context)
         self.draws = request.draws("latents")
@@ -102,8 +102,6 @@ class PreInverter(Inverter):
                 set_rate(self.learner.optimizer, STUDENT_RATE * factor)
                 # Before the first round the memory has learnt nothing that it could replay.
                 loss = self.train_round(remembers=number > 0)
-                if on_step is not None:
-                    on_step(number, loss[None])
                 sampler.take(number, self.training_images, loss)
             return sampler.assigned(self.classifier.probabilities)
 

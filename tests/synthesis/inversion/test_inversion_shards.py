@@ -19,7 +19,7 @@ from dfkd.models.teacher import Teacher, distances
 from dfkd.pipeline.preflight import check_synthesis
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.inversion.deepinversion import DeepInverter
-from dfkd.synthesis.request import OnStep, PartRequest, Synthesised
+from dfkd.synthesis.request import PartRequest, Synthesised
 from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.pixels import from_bytes
 from tests.helpers.inversion_runs import CLASSES, read
@@ -129,8 +129,8 @@ def test_a_part_that_diverges_is_made_again_with_other_seeds(
     unit = next(units(manifest, ()))
     real, seen = DeepInverter.images, []
 
-    def failing(inverter: DeepInverter, run: PartRequest, on_step: OnStep | None) -> Synthesised:
-        made = real(inverter, run, on_step)
+    def failing(inverter: DeepInverter, run: PartRequest) -> Synthesised:
+        made = real(inverter, run)
         seen.append(made)
         if len(seen) == 1:
             made.diverged[:] = True
