@@ -10,7 +10,6 @@ import ray.train
 import torch
 
 from dfkd.benchmarks import reference
-from dfkd.benchmarks.gpu.training_steps import MANY_STEPS, UNIT, noise, ours, plain
 from dfkd.benchmarks.measure import (
     Call,
     Effort,
@@ -21,6 +20,7 @@ from dfkd.benchmarks.measure import (
     time_loop,
 )
 from dfkd.benchmarks.stand_in import put_version, temporary_root
+from dfkd.benchmarks.training_steps import MANY_STEPS, UNIT, noise, ours, plain
 from dfkd.cluster.connection import connected
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_distiller

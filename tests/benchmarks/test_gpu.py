@@ -22,6 +22,7 @@ from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.record import HEAD, JSON, PAGE, Record, Row, Target
 from dfkd.benchmarks.gpu.sizes import F16_16384, FULL, QUICK
 from dfkd.benchmarks.gpu.traffic import traffic
+from dfkd.models.generators import vqgan_decoder
 from dfkd.models.generators.vqgan import VQGAN, Network
 from dfkd.models.teacher_architecture import read_architecture
 from dfkd.storage.local import LocalStorage
@@ -51,13 +52,19 @@ def test_the_kit_runs_with_the_packages_of_a_bare_machine_and_the_wheels(tmp_pat
     planned, _ = rows.all_rows(QUICK, torch.cuda.is_available())
     assert list(states) == [row.name for row in planned]
     judged = [row["passed"] for row in record["rows"] if "passed" in row]
-    assert judged == [True] * 4
+    assert judged == [True] * 6
     loop = next(row for row in record["rows"] if row["name"] == "miniature, bfloat16, batch of 2")
     assert loop["usual"]
     assert loop["step_flop"] > 1e9
     assert loop["figure"]["share"] > 0
     assert loop["figure"]["ratio"] > 0
     assert loop["bandwidth_share"] > 0
+    sampled = [row for row in record["rows"] if row["name"].startswith("tiny diffusion")]
+    assert [row["batch"] for row in sampled] == [1, 1, 2, 2]
+    assert len({row["image_flop"] for row in sampled}) == 1  # whatever batch and precision
+    assert all(row["figure"]["share"] > 0 for row in sampled)
+    assert {row["figure"]["peer"] for row in sampled} == {"float32, batch of 1"}
+    assert sampled[0]["figure"]["ratio"] == 1
     assert [target["measured"] > 0 for target in record["targets"]] == [True] * 3
     lines = (out / PAGE).read_text().splitlines()
     for name in states:
@@ -102,6 +109,12 @@ def test_rows_have_names_of_their_own_and_the_compiled_ones_come_last() -> None:
     assert {row for row in names if ", batch of " in row} == {
         *(f"ViT-B-32-quickgelu, bfloat16, batch of {size}" for size in (8, 16, 32, 64)),
         *(f"RN50-quickgelu, bfloat16, batch of {size}" for size in (8, 32)),
+        "ViT-B-32-quickgelu, bfloat16, the CPU's decoder, batch of 32",
+        *(f"SD 1.5 with LCM-LoRA, 4 steps, float32, batch of {size}" for size in (1, 8)),
+        *(f"SD 1.5 with LCM-LoRA, 4 steps, bfloat16, batch of {size}" for size in (1, 8, 32)),
+        "SD 1.5 with LCM-LoRA, 4 steps, bfloat16 throughout, batch of 8",
+        "SD 1.5, guided, 20 steps, bfloat16, batch of 8",
+        "SD-Turbo, 1 step, bfloat16, batch of 8",
         *(f"ViT-B-32-quickgelu, compiled, batch of {size}" for size in (8, 128)),
         "ViT-B-32-quickgelu, CUDA graphs, batch of 8",
     }
@@ -391,3 +404,16 @@ def test_variants_share_weights_and_differ_in_what_they_say() -> None:
     assert not synthesis.Variant(name, 1, "float32").usual
     assert synthesis.Variant(name, 1, mode="compiled").usual
     assert not synthesis.Variant(name, 1, mode="CUDA graphs").usual
+    assert not synthesis.Variant(name, 1, own_decoder=True).usual
+
+
+def test_a_row_decodes_on_a_gpu_as_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    kit, name, seen = Kit(QUICK, CPU), QUICK.teachers[0], []
+    monkeypatch.setattr(
+        synthesis, "decode", lambda *given: seen.append(1) or vqgan_decoder.decode(*given)
+    )
+    loops = [synthesis.Variant(name, 1, own_decoder=own).synthesiser(kit) for own in (False, True)]
+    latents = loops[0].generator.init_latents([5], QUICK.image_size)
+    usual, other = (loop.generator.decode(latents) for loop in loops)
+    assert len(seen) == 1
+    assert torch.equal(usual, other)

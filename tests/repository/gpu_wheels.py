@@ -30,6 +30,8 @@ PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 KIT = ("dfkd.benchmarks.gpu.rows", "dfkd.benchmarks.gpu.drawings")
 """They import all other modules of the kit."""
+LATE = "from diffusers import AutoencoderKL, LCMScheduler, UNet2DConditionModel, VQModel"
+"""What a row imports only when it is measured."""
 
 
 def installed(name: str) -> metadata.Distribution | None:
@@ -70,9 +72,9 @@ def owners(modules: Iterable[str]) -> set[str]:
 
 
 def imported() -> set[str]:
-    """The distributions whose modules a process has imported after those of `KIT`."""
+    """The distributions whose modules a process has imported after `KIT` and `LATE`."""
     show = "print(*{name.partition('.')[0] for name in sys.modules})"
-    code = f"import {', '.join(KIT)}, sys; {show}"
+    code = f"import {', '.join(KIT)}, sys; {LATE}; {show}"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -85,7 +87,7 @@ def needed() -> set[str]:
     Libraries also import what happens to be installed, and require what only other modules of
     theirs import; the machine can do without either.
     """
-    own = owners(packages({name for module in KIT for name in reached(module)}))
+    own = owners(packages({name for module in KIT for name in reached(module)} | {"diffusers"}))
     return with_requirements(own, imported()) - {"dfkd"} - with_requirements(IMAGE)
 
 

@@ -3,5 +3,6 @@
 `python -m dfkd.benchmarks.gpu --out FOLDER` needs no Ray and no file of weights. In: how much is
 measured (`sizes.py`). Out: `gpu.json` and `gpu.md` in the folder, written anew after each row.
 Begin with `rows.py`, which lists the rows in their order. `record.py` runs them within the time
-limit; `kit.py` has the networks; `checks.py`, `synthesis.py` and `training.py` measure.
+limit; `kit.py` has the networks; `checks.py`, `synthesis.py`, `diffusion.py` and `training.py`
+measure.
 """

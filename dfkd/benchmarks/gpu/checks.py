@@ -13,7 +13,11 @@ from torch import Tensor
 
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.synthesis import Variant
-from dfkd.config.synthesis import Synthesis
+from dfkd.config.bundled import MINIATURE
+from dfkd.config.synthesis import GeneratorConfig, Synthesis, TeacherConfig
+from dfkd.models.generators.diffusion import Diffusion
+from dfkd.models.generators.generator import Condition
+from dfkd.models.teacher import Teacher
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.request import Synthesised
 from dfkd.synthesis.views import Views
@@ -23,7 +27,10 @@ STEPS = 3
 """Steps after which images of the bundled models are compared."""
 SIZE = 64
 """Side of their images in pixels."""
-BATCH = 4
+TEXTS = ("A dog", "A cat", "A house", "A tree")
+BATCH = len(TEXTS)
+SAMPLING_STEPS, GUIDANCE = 8, 3.0
+"""Of the bundled diffusion model, as in `manifests/miniature.yaml`."""
 LEVELS, DISTANCE = 3.0, 0.02
 """In bfloat16: mean difference of pixels in levels of 255, and difference of a distance."""
 COMPILED_LEVELS, COMPILED_DISTANCE = 0.05, 0.02
@@ -85,6 +92,12 @@ def check_compiled(kit: Kit) -> Result:
     return _within(one, two, COMPILED_LEVELS, COMPILED_DISTANCE)
 
 
+def check_sampled(kit: Kit, precision: Precision) -> Result:
+    """Images that the bundled diffusion model samples here against the CPU's in float32."""
+    exact = _sampled(torch.device("cpu"), "float32")
+    return _within(exact, _sampled(kit.device, precision), LEVELS, DISTANCE)
+
+
 def compare_gradients(kit: Kit, variant: Variant, compiled: Synthesiser) -> Result:
     """Losses and gradients of one compiled pass of a real architecture beside the eager one.
 
@@ -121,11 +134,22 @@ def _bundled(
     return Synthesiser(*kit.bundled(precision), config, STEPS)
 
 
+@torch.no_grad()
+def _sampled(device: torch.device, precision: Precision) -> Synthesised:
+    """A batch of some classes from the bundled diffusion model, guided as in the demo."""
+    teacher = Teacher.load(TeacherConfig(model=MINIATURE, weights=MINIATURE), device)
+    config = GeneratorConfig(kind="diffusers", weights=MINIATURE, guidance=GUIDANCE)
+    generator = Diffusion.read(config, SAMPLING_STEPS, device, precision)
+    layers = generator.encoder.input.layers
+    states = teacher.hidden_states(teacher.embed_tokens(teacher.tokenize(["", *TEXTS])), layers)
+    synthesiser = Synthesiser(teacher, generator, Synthesis(image_size=SIZE), steps=0)
+    targets = teacher.encode_text(TEXTS)
+    return synthesiser(targets, range(BATCH), condition=Condition(states[1:], states[:1]))
+
+
 def _make(synthesiser: Synthesiser) -> Synthesised:
     """A batch of some classes."""
-    names = ("dog", "cat", "house", "tree")
-    targets = synthesiser.teacher.encode_text([f"A {name}" for name in names])
-    return synthesiser(targets, range(BATCH))
+    return synthesiser(synthesiser.teacher.encode_text(TEXTS), range(BATCH))
 
 
 def _equal(kit: Kit, one: Tensor, two: Tensor) -> Result:

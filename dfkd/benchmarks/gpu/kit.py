@@ -41,7 +41,7 @@ class Kit:
         plain: speed of each plain loop by what it does; by a teacher's name images per hour.
         fastest: images per hour and batch size of the fastest eager bfloat16 row, by the teacher's
             name.
-        costs: operations and bytes of a step of one image, by teacher, precision and views.
+        costs: operations and bytes of a step of one image, by what they depend on.
         compiled: loops that several rows use, each compiled by the first of them, by their
             variants (`dfkd.benchmarks.gpu.synthesis.Variant`).
     """
@@ -51,7 +51,7 @@ class Kit:
         self.matrix_rate = self.bandwidth = 0.0
         self.plain: dict[str, float] = {}
         self.fastest: dict[str, tuple[float, int]] = {}
-        self.costs: dict[tuple[str, Precision, int], tuple[float, float]] = {}
+        self.costs: dict[Hashable, tuple[float, float]] = {}
         self.compiled: dict[Hashable, Synthesiser] = {}
         # Bound to this object, so that two kits share no network.
         self._clip = cache(self._build_clip)

@@ -6,10 +6,10 @@ A limit that is too short costs the last rows, of which each takes a minute or t
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from dfkd.benchmarks.gpu import checks, synthesis, training
+from dfkd.benchmarks.gpu import checks, diffusion, synthesis, training
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.record import Row, Target
-from dfkd.benchmarks.gpu.sizes import Sizes
+from dfkd.benchmarks.gpu.sizes import Sampler, Sizes
 from dfkd.benchmarks.gpu.synthesis import Mode, Variant
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.types import Precision
@@ -30,7 +30,7 @@ def all_rows(sizes: Sizes, gpu: bool) -> tuple[list[Row], list[Target]]:
     rows = [*_limits(), *_checks(first), *_eager(first, sizes)]
     for teacher in others:
         rows += _short(teacher, sizes)
-    rows += [_profile(first), *_prompts(first), *_students(sizes)]
+    rows += [_profile(first), *_sampled(sizes), *_prompts(first), *_students(sizes)]
     if gpu:
         rows += _fastest(first)
         rows += [Row("compiled against eager", checks.check_compiled, 60)]
@@ -63,6 +63,10 @@ def _checks(teacher: str) -> Iterator[Row]:
     yield Row(name, partial(checks.check_pass, teacher=teacher), 30)
     yield Row("the same batch again", checks.check_repeat)
     yield Row("batch independence", checks.check_batch_independence)
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    for precision in precisions:
+        name = f"bundled diffusion model in {precision}, against a CPU"
+        yield Row(name, partial(checks.check_sampled, precision=precision))
 
 
 def _loop(name: str, variant: Variant, seconds: float = 10.0) -> Row:
@@ -85,6 +89,9 @@ def _eager(teacher: str, sizes: Sizes) -> Iterator[Row]:
     yield _loop(f"{teacher}, bfloat16, no views", Variant(teacher, batch, views=0))
     for size in sizes.batches:
         yield _loop(f"{teacher}, bfloat16, batch of {size}", Variant(teacher, size), 15)
+    middle = sizes.batches[len(sizes.batches) // 2]
+    other = Variant(teacher, middle, own_decoder=True)
+    yield _loop(f"{teacher}, bfloat16, the CPU's decoder, batch of {middle}", other)
 
 
 def _short(teacher: str, sizes: Sizes) -> Iterator[Row]:
@@ -93,6 +100,39 @@ def _short(teacher: str, sizes: Sizes) -> Iterator[Row]:
     yield Row(f"{teacher}, plain loop", plain, 20)
     for size in (sizes.batches[0], sizes.batches[len(sizes.batches) // 2]):
         yield _loop(f"{teacher}, bfloat16, batch of {size}", Variant(teacher, size))
+
+
+def _sampled(sizes: Sizes) -> Iterator[Row]:
+    """Diffusion models: the first one in all its variants, the others as their manifests say."""
+    first, *others = sizes.samplers
+    middle = sizes.sampled_batches[len(sizes.sampled_batches) // 2]
+    for size in sizes.sampled_batches[:-1]:  # a larger batch is not faster in float32
+        yield _sample(first, size, "float32")
+    for size in sizes.sampled_batches:
+        yield _sample(first, size, "bfloat16")
+    yield _sample(first, middle, "bfloat16", throughout=True)
+    for sampler in others:
+        yield _sample(sampler, middle, "bfloat16")
+    profiled = partial(diffusion.profile_sampling, sampler=first, batch=middle)
+    yield Row("profile, diffusion", profiled)
+    for name in dict.fromkeys(sampler.teacher for sampler in sizes.samplers):
+        labels = partial(diffusion.time_labels, name=name, batch=middle)
+        yield Row(f"labels of {name}, float32", labels)
+
+
+def _sample(sampler: Sampler, batch: int, precision: Precision, throughout: bool = False) -> Row:
+    """A row of a diffusion model."""
+    how = "bfloat16 throughout" if throughout else precision
+    steps = "1 step" if sampler.steps == 1 else f"{sampler.steps} steps"
+    name = f"{sampler.name}, {steps}, {how}, batch of {batch}"
+    measure = partial(
+        diffusion.time_sampling,
+        sampler=sampler,
+        batch=batch,
+        precision=precision,
+        throughout=throughout,
+    )
+    return Row(name, measure, 20)
 
 
 def _profile(teacher: str) -> Row:

@@ -1,6 +1,7 @@
 """How much the kit measures: the real architectures at 224 px, or the miniature's in seconds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dfkd.config.bundled import GENERATOR_CONFIG, MINIATURE
 from dfkd.config.synthesis import Contrastive
@@ -27,6 +28,72 @@ F16_16384 = Model(
 
 
 @dataclass(frozen=True)
+class Sampler:
+    """A latent diffusion model, and how a manifest samples from it.
+
+    Networks and scheduler are classes of diffusers; what is not stated is as by their defaults.
+    """
+
+    name: str
+    teacher: str
+    """`teacher.model`, whose text tower is the model's own."""
+    unet: dict[str, Any]
+    """Of a `UNet2DConditionModel`, beside the width of that tower."""
+    vae: dict[str, Any]
+    """Of an `AutoencoderKL`."""
+    scheduler: str
+    schedule: dict[str, Any]
+    steps: int
+    guidance: float = 1.0
+
+
+_LEVELS = 4
+LCM = Sampler(
+    name="SD 1.5 with LCM-LoRA",
+    teacher="ViT-L-14-quickgelu",
+    unet={"sample_size": 64},
+    vae={
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "sample_size": 512,
+        "down_block_types": _LEVELS * ("DownEncoderBlock2D",),
+        "up_block_types": _LEVELS * ("UpDecoderBlock2D",),
+    },
+    scheduler="LCMScheduler",
+    schedule={},
+    steps=4,
+)
+"""The few-step model of `manifests/pacs_sd15.yaml`."""
+SD15 = replace(
+    LCM,
+    name="SD 1.5, guided",
+    scheduler="PNDMScheduler",
+    schedule={"skip_prk_steps": True},
+    steps=20,
+    guidance=7.5,
+)
+"""The model of `manifests/pacs_sd15.yaml`."""
+TURBO = replace(
+    LCM,
+    name="SD-Turbo",
+    teacher="ViT-H-14",
+    unet={"sample_size": 64, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
+    scheduler="EulerDiscreteScheduler",
+    schedule={"timestep_spacing": "trailing"},
+    steps=1,
+)
+"""The model of `manifests/pacs_turbo.yaml`."""
+TINY = replace(
+    LCM,
+    name="tiny diffusion",
+    teacher=MINIATURE,
+    unet={"sample_size": 8, "block_out_channels": (32, 32, 64, 64)},
+    vae=LCM.vae | {"block_out_channels": (32, 32, 32, 32)},
+)
+"""Blocks as in `LCM`, but small."""
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Architectures, sizes and repeats."""
 
@@ -42,6 +109,10 @@ class Sizes:
     """Timed windows of a loop, each of which gives one value."""
     window_steps: int
     """Steps in a window; ten hold one check for diverged images."""
+    samplers: tuple[Sampler, ...]
+    """Diffusion models; the first one is measured in more variants."""
+    sampled_batches: tuple[int, ...]
+    """Batch sizes of the first one; the others have that in the middle."""
     students: tuple[str, ...]
     training_batch: int
     """Images in a step of distillation."""
@@ -66,6 +137,8 @@ FULL = Sizes(
     compiled_batches=(8, 128),
     windows=3,
     window_steps=10,
+    samplers=(LCM, SD15, TURBO),
+    sampled_batches=(1, 8, 32),
     students=("resnet18", "resnet50"),
     training_batch=128,
     training_steps=4,
@@ -83,6 +156,8 @@ QUICK = Sizes(
     compiled_batches=(1, 2),
     windows=1,
     window_steps=2,
+    samplers=(TINY,),
+    sampled_batches=(1, 2),
     students=("resnet18",),
     training_batch=2,
     training_steps=1,

@@ -4,7 +4,7 @@ import itertools
 import statistics
 import time
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.traffic import traffic
 from dfkd.benchmarks.measure import Figure, operations, profile
 from dfkd.config.synthesis import Synthesis
+from dfkd.models.generators.vqgan import VQGAN, Network
+from dfkd.models.generators.vqgan_decoder import decode
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.types import Precision
 
@@ -40,6 +42,9 @@ class Variant:
     `mode="reduce-overhead"`."""
     channels_last: bool = True
     """Whether weights have the layout of a job; otherwise that of the networks' authors."""
+    own_decoder: bool = False
+    """Whether a GPU decodes by `dfkd.models.generators.vqgan_decoder`, as a CPU does, instead of
+    taming's decoder."""
 
     @property
     def usual(self) -> bool:
@@ -57,8 +62,11 @@ class Variant:
             compile=self.mode == "compiled",
         )
         if self.channels_last:
-            models = kit.teacher(self.teacher, self.precision), kit.generator(self.precision)
-            synthesiser = Synthesiser(*models, config, steps)
+            generator = kit.generator(self.precision)
+            if self.own_decoder:
+                _decode_as_on_a_cpu(generator)
+            teacher = kit.teacher(self.teacher, self.precision)
+            synthesiser = Synthesiser(teacher, generator, config, steps)
         else:
             # Not new objects, because `Teacher` and `VQGAN` set the layout when they are made.
             synthesiser = Synthesiser(*kit.published(self.teacher), config, steps)
@@ -67,6 +75,16 @@ class Variant:
                 synthesiser.view_distances, dynamic=False, mode="reduce-overhead"
             )
         return synthesiser
+
+
+def _decode_as_on_a_cpu(generator: VQGAN) -> None:
+    """Replace taming's decoder, which autocast gives norms and swishes in float32 on a GPU."""
+    network = generator.network
+
+    def forward(codes: Tensor) -> Tensor:
+        return decode(network.decoder, network.post_quant_conv(codes))
+
+    generator.network = cast(Network, forward)
 
 
 def time_plain_loop(kit: Kit, teacher: str, tf32: bool = False) -> Result:
@@ -187,7 +205,7 @@ def _step_seconds(kit: Kit, synthesiser: Synthesiser, targets: Tensor) -> tuple[
 
 def _cost(kit: Kit, variant: Variant) -> tuple[float, float]:
     """Operations and bytes of a step of one image, counted in an eager loop."""
-    key = variant.teacher, variant.precision, variant.views
+    key = variant.teacher, variant.precision, variant.views, variant.own_decoder
     if key not in kit.costs:
         kit.costs[key] = _count(kit, variant)
     return kit.costs[key]

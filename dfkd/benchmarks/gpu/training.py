@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd.benchmarks import prompts, reference
-from dfkd.benchmarks.gpu import training_steps
+from dfkd.benchmarks import prompts, reference, training_steps
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.measure import Call, Figure
 from dfkd.config.distillation import Distillation

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfkd.config.bundled import CACHE, DIFFUSION, MINIATURE
 from dfkd.config.manifest import Manifest
@@ -72,7 +72,8 @@ class Diffusion:
 
     Attributes:
         text: the hidden states that the UNet was trained on.
-        unet, vae, scheduler: objects of diffusers; the networks are frozen.
+        unet, vae, scheduler: objects of diffusers; the networks are frozen, and with mixed
+            precision their weights have been rounded in place.
         encoder: the text encoder, which the teacher's tower takes the place of.
         steps: sampling steps.
         guidance: scale of classifier-free guidance; 1 for none.
@@ -94,6 +95,8 @@ class Diffusion:
         self.device = next(self.unet.parameters()).device
         # Computed here, because torch.compile cannot trace it.
         self._mixed = precision == "bfloat16" and multiplies_bfloat16(self.device)
+        if self._mixed:
+            _round_weights(unet, vae)
         # Some schedulers add noise at each step.
         self._noisy = "generator" in inspect.signature(self.scheduler.step).parameters
         # A consistency model takes the guidance scale as input, so it needs no second pass.
@@ -213,6 +216,18 @@ class Diffusion:
     def constrain(self, latent: Tensor) -> Tensor:
         """The latent itself, because the VAE decodes any."""
         return latent
+
+
+def _round_weights(*networks: nn.Module) -> None:
+    """Round the weights of convolutions and linear layers to bfloat16, in place.
+
+    Autocast would round them to the same numbers, but at each call: it keeps the rounded weights
+    only of networks that are trained.
+    """
+    for network in networks:
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.to(torch.bfloat16)
 
 
 def scale_embedding(scale: float, size: int) -> Tensor:

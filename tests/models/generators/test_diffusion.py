@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.errors import Exit, ManifestError
-from dfkd.models.generators import kinds
+from dfkd.models.generators import diffusion, kinds
 from dfkd.models.generators.diffusion import SCHEDULERS, Diffusion
 from dfkd.models.generators.generator import Condition
 from dfkd.models.generators.text_tower import TextEncoder
@@ -126,6 +126,24 @@ def test_bfloat16_changes_latents_and_pixels_little(home: Path, pipeline: Path) 
     again = generator.decode(exact)
     assert again.dtype == torch.float32
     torch.testing.assert_close(again, pixels, atol=0.05, rtol=0)
+
+
+def test_weights_are_rounded_once_to_what_autocast_rounds_them_to_at_each_call(
+    home: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diffusion, "multiplies_bfloat16", lambda device: True)
+    once = kinds.load(read_manifest(home, pipeline), CPU, "bfloat16")
+    each_time = load(read_manifest(home, pipeline))
+    each_time._mixed = True
+    assert isinstance(once, Diffusion)
+    latents = [each.init_latents(SEEDS, SIZE, condition()) for each in (once, each_time)]
+    assert torch.equal(*latents)
+    assert torch.equal(once.decode(latents[0]), each_time.decode(latents[0]))
+    for network, other in ((once.unet, each_time.unet), (once.vae, each_time.vae)):
+        state = network.state_dict()
+        assert {value.dtype for value in state.values() if value.ndim > 1} == {torch.bfloat16}
+        assert {value.dtype for key, value in state.items() if "norm" in key} == {torch.float32}
+        assert {value.dtype for value in other.state_dict().values()} == {torch.float32}
 
 
 def test_a_tiny_autoencoder_decodes_too(home: Path, clip: Teacher, tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""The kit's diffusion models: their architectures, and that they are sampled as manifests say."""
+
+import pytest
+import torch
+
+from dfkd.benchmarks.gpu import diffusion
+from dfkd.benchmarks.gpu.kit import Kit
+from dfkd.benchmarks.gpu.sizes import FULL, LCM, QUICK, SD15, TINY, TURBO, Sampler
+from dfkd.config.manifest import Manifest
+from dfkd.models.generators.generator import Condition
+from dfkd.models.weights.artifacts import PUBLISHED_PIPELINES
+from tests.helpers.jobs import ROOT
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "unet"), [(LCM, 859_520_964), (SD15, 859_520_964), (TURBO, 865_910_724)]
+)
+def test_diffusion_models_have_as_many_weights_as_the_published_ones(
+    sampler: Sampler, unet: int
+) -> None:
+    generator = diffusion.build_generator(Kit(FULL, torch.device("meta")), sampler, "float32")
+    assert sum(each.numel() for each in generator.unet.parameters()) == unet
+    assert sum(each.numel() for each in generator.vae.parameters()) == 49_490_199
+    # A file of weights begins with a list of its tensors.
+    size = PUBLISHED_PIPELINES["stable-diffusion-v1-5"][1].bytes
+    assert size is not None
+    assert sampler is TURBO or 0 < size - 4 * unet < 100_000
+
+
+def test_diffusion_models_are_sampled_as_their_manifests_say() -> None:
+    for file, sampler in (("pacs_sd15", SD15), ("pacs_turbo", TURBO)):
+        manifest = Manifest.read(ROOT / f"manifests/{file}.yaml")
+        assert manifest.teacher.model == sampler.teacher
+        assert manifest.synthesis.steps == sampler.steps
+        assert manifest.generator.guidance == sampler.guidance
+        assert manifest.synthesis.batch_size == FULL.sampled_batches[1]
+    text = (ROOT / "manifests/pacs_sd15.yaml").read_text()
+    assert f"generator.guidance={LCM.guidance:g} --set synthesis.steps={LCM.steps}" in text
+
+
+def test_networks_in_bfloat16_throughout_sample_nearly_the_same() -> None:
+    kit = Kit(QUICK, CPU)
+    states = torch.randn(3, 77, 128, generator=torch.Generator().manual_seed(0))
+    latents = []
+    for convert in (False, True):
+        generator = diffusion.build_generator(kit, TINY, "float32")
+        if convert:
+            diffusion.convert(generator)
+        latents.append(generator.init_latents([0, 1], 32, Condition(states[1:], states[:1])))
+        assert generator.decode(latents[-1]).dtype == torch.float32
+    assert {each.dtype for each in generator.unet.parameters()} == {torch.bfloat16}
+    difference = (latents[0] - latents[1]).abs().max()
+    assert 0 < float(difference) < 0.1 * float(latents[0].abs().max())
