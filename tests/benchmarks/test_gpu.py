@@ -1,11 +1,8 @@
-"""The kit for a GPU: that it runs where little is installed, what it records, and its limit."""
+"""The kit for a GPU: that it runs where little is installed, its rows and its checks."""
 
 import dataclasses
 import itertools
 import json
-import os
-import re
-import signal
 import subprocess
 import sys
 import time
@@ -18,14 +15,13 @@ import torch
 
 from dfkd.benchmarks.gpu import checks, rows, synthesis
 from dfkd.benchmarks.gpu.command import main
-from dfkd.benchmarks.gpu.kit import Kit, Result
-from dfkd.benchmarks.gpu.record import HEAD, JSON, PAGE, Record, Row, Target
+from dfkd.benchmarks.gpu.kit import Kit
+from dfkd.benchmarks.gpu.record import JSON, PAGE, Row
 from dfkd.benchmarks.gpu.sizes import F16_16384, FULL, QUICK
 from dfkd.benchmarks.gpu.traffic import traffic
 from dfkd.models.generators import vqgan_decoder
 from dfkd.models.generators.vqgan import VQGAN, Network
 from dfkd.models.teacher_architecture import read_architecture
-from dfkd.storage.local import LocalStorage
 from dfkd.synthesis.request import Synthesised
 from tests.helpers.jobs import ROOT, environment
 from tests.repository import gpu_wheels
@@ -120,131 +116,6 @@ def test_rows_have_names_of_their_own_and_the_compiled_ones_come_last() -> None:
     }
     on_a_cpu, _ = rows.all_rows(FULL, gpu=False)
     assert not [row.name for row in on_a_cpu if "compiled" in row.name]
-
-
-def write(folder: Path, planned: list[Row], limit: float = 100, **targets: float) -> Record:
-    """A record of rows, begun now."""
-    storage = LocalStorage(folder)
-    storage.prepare()
-    wanted = [Target(key, key, least) for key, least in targets.items()]
-    return Record(storage, planned, wanted, "python -m x", limit, time.monotonic())
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((folder / JSON).read_bytes())["rows"]
-    return rows
-
-
-def figure(value: float, **other: Any) -> dict[str, Any]:
-    return {
-        "unit": "1/s",
-        "median": value,
-        "least": value,
-        "most": value,
-        "values": [value],
-        **other,
-    }
-
-
-def failing(kit: Kit) -> Result:
-    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
-
-
-def test_a_row_that_fails_is_recorded_and_the_next_one_runs(tmp_path: Path) -> None:
-    seen: list[list[str]] = []
-
-    def looking(kit: Kit) -> Result:
-        seen.append([row["state"] for row in read(tmp_path)])
-        return {"figure": figure(2500.0), "remark": "a | b"}
-
-    planned = [
-        Row("large", failing),
-        Row("fine", looking),
-        Row("no number", lambda kit: {"figure": figure(float("nan"))}),
-        Row("too long", looking, seconds=1000),
-    ]
-    list(write(tmp_path, planned).run(Kit(QUICK, CPU)))
-    assert seen == [["failed", "running", "waiting", "waiting"]]
-    found = read(tmp_path)
-    assert [row["state"] for row in found] == ["failed", "done", "failed", "skipped"]
-    assert found[0]["error"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
-    assert re.fullmatch(r"may take 1000 s, and \d+ s are left of --limit", found[3]["error"])
-    table = [line for line in (tmp_path / PAGE).read_text().splitlines() if line.startswith("| ")]
-    cells = {line.split(" | ")[0].strip("| "): line for line in table}
-    assert cells["fine"].startswith(
-        "| fine | 2.5 k | 2.5 k | 2.5 k | 1/s | - | - | - | - | 0.0 | a / b |"
-    )
-    assert "failed: OutOfMemoryError: CUDA out of memory" in cells["large"]
-    assert {line.count(" | ") for line in cells.values() if "row" in line} <= {len(HEAD) - 1}
-
-
-def test_targets_are_judged_by_the_fastest_usual_row(tmp_path: Path) -> None:
-    other = {"limit": "l", "share": 0.9, "peer": "p", "ratio": 9.0}
-    planned = [
-        Row("slow", lambda kit: {"usual": True, "figure": figure(3.0, **other)}),
-        Row("fast", lambda kit: {"usual": True, "figure": figure(4.0, limit="l", share=0.2)}),
-        Row("other work", lambda kit: {"figure": figure(9.0, **other)}),
-    ]
-    record = write(tmp_path, planned, median=4, share=0.35, ratio=5)
-    targets = json.loads((tmp_path / JSON).read_bytes())["targets"]
-    assert [target["measured"] for target in targets] == [None] * 3
-    list(record.run(Kit(QUICK, CPU)))
-    targets = json.loads((tmp_path / JSON).read_bytes())["targets"]
-    assert [(target["measured"], target["met"]) for target in targets] == [
-        (4.0, True), (0.2, False), (None, False),
-    ]  # fmt: skip
-    lines = (tmp_path / PAGE).read_text().splitlines()
-    assert {"| median | 4 | yes |", "| share | 0.2 | no |", "| ratio | - | not measured |"} < set(
-        lines
-    )
-
-
-HANGING = """
-import sys, time, torch
-from pathlib import Path
-from dfkd.benchmarks.gpu.kit import Kit
-from dfkd.benchmarks.gpu.record import Record, Row
-from dfkd.benchmarks.gpu.sizes import QUICK
-from dfkd.storage.local import LocalStorage
-
-def hang(kit):
-    print("hangs", flush=True)
-    time.sleep(600)
-
-storage = LocalStorage(Path(sys.argv[1]))
-storage.prepare()
-rows = [Row("first", lambda kit: {"remark": "fine"}, 0)]
-rows += [Row("second", hang, 0), Row("third", hang, 0)]
-record = Record(storage, rows, [], "python -m x", float(sys.argv[2]), time.monotonic())
-list(record.run(Kit(QUICK, torch.device("cpu"))))
-"""
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize(
-    ("limit", "stop", "code", "states"),
-    [
-        (5.0, lambda process: None, 3, ["done", "skipped", "skipped"]),
-        (
-            600.0,
-            lambda process: process.terminate(),
-            -signal.SIGTERM,
-            ["done", "running", "waiting"],
-        ),
-    ],
-    ids=["limit", "SIGTERM"],
-)
-def test_finished_rows_outlive_the_process(
-    tmp_path: Path, limit: float, stop: Callable[[Any], None], code: int, states: list[str]
-) -> None:
-    command = [sys.executable, "-c", HANGING, str(tmp_path), str(limit)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "hangs\n"
-        stop(process)
-        assert process.wait(60) == code
-    assert [row["state"] for row in read(tmp_path)] == states
 
 
 def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
