@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.config.fingerprint import identity, refuse_difference
-from dfkd.config.hashing import fingerprint, sha256_file
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import method_of
 from dfkd.errors import FingerprintError
@@ -157,12 +157,6 @@ def test_a_difference_is_refused_key_by_key(tmp_path: Path) -> None:
     assert "seed: 0 there, 4 here" in str(caught.value)
     assert "synthesis.steps: 500 there, 7 here" in str(caught.value)
     assert "--abandon" in str(caught.value)
-
-
-def test_sha256_of_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "abc"
-    file.write_bytes(b"abc")
-    assert sha256_file(file).startswith("ba7816bf8f01cfea")
 
 
 DIFFUSERS = "generator={kind: diffusers, weights: here, refine_steps: 2}"

@@ -219,11 +219,6 @@ def test_a_damaged_shard_stops_the_stream_before_it_is_used(tmp_path: Path) -> N
         read(stream(version, cache_bytes=0))
 
 
-def test_images_of_another_size_are_refused(version: PublishedVersion) -> None:
-    with pytest.raises(CorruptionError, match="48 px"):
-        next(Stream(version, 48, 6, seed=0).batches(0))
-
-
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
 def test_leaving_early_ends_the_reading_thread(version: PublishedVersion, cache_bytes: int) -> None:
     batches = stream(version, cache_bytes=cache_bytes, share=RankShare(readers=2)).batches(0)

@@ -24,7 +24,6 @@ from dfkd.dataset.shards import (
     Receipt,
     Sample,
     SampleLocation,
-    decode_receipt,
     parse_shard,
     read_shard,
     write_shard,
@@ -436,9 +435,3 @@ def test_a_writer_is_told_what_breaks_the_format(
 def test_a_key_given_twice_is_the_writers_defect(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="same key"):
         write_shard([SAMPLES[0], SAMPLES[0]], tmp_path / "x")
-
-
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"task": 3}'])
-def test_what_is_no_receipt_is_refused(data: bytes) -> None:
-    with pytest.raises(CorruptionError, match="here: not a receipt"):
-        decode_receipt(data, "here")

@@ -2,7 +2,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import pickle
 import random
 import tarfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -336,15 +335,6 @@ def test_a_damaged_shard_is_not_published(version: Version) -> None:
     with pytest.raises(CorruptionError, match=r"shards/0001-00001\.tar: sha256"):
         version.publish(TASKS, ENVIRONMENT)
     assert current(version.home) is None
-
-
-def test_versions_can_be_pickled(version: Version) -> None:
-    copy = pickle.loads(pickle.dumps(version))
-    assert copy == version
-    assert commit(copy, TASKS[0]) == version.receipts()[TASKS[0].id]
-    commit_all(version)
-    published = version.publish(TASKS, ENVIRONMENT)
-    assert pickle.loads(pickle.dumps(published)) == published
 
 
 # --- prompts --------------------------------------------------------------------------------------

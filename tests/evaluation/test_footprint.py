@@ -14,7 +14,6 @@ from dfkd.evaluation.footprint import (
     cached_or_measured,
     megabytes,
     networks,
-    parameters,
     read,
     write,
 )
@@ -49,10 +48,6 @@ def test_only_the_network_that_answers_an_image_is_counted(tmp_path: Path) -> No
     embedding = footprint.student(Manifest.read(path, ("distillation.target=embedding",)))
     assert embedding.parameters == 11_176_512 + 16 * (512 + 1)  # the teacher's 16 dimensions
     assert embedding.answer(torch.rand(1, 3, 32, 32)).shape == (1, 3)  # type: ignore[attr-defined]
-
-
-def test_batch_norm_statistics_are_not_counted_as_parameters() -> None:
-    assert parameters(torch.nn.BatchNorm2d(5)) == 10
 
 
 def test_networks_of_one_shape_are_measured_once(tmp_path: Path) -> None:
