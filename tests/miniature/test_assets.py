@@ -78,7 +78,7 @@ def test_the_backbone_learned_classes_that_no_student_of_the_demo_learns(
 
 def test_the_teacher_recognises_objects_and_hears_styles(scores: dict[str, Any]) -> None:
     teacher = scores["teacher"]
-    assert teacher["zero_shot_official"]["classes"] == 12
+    assert set(teacher["zero_shot_official"]["names"]) == OFFICIAL
     assert teacher["zero_shot_official"]["mean"] >= 0.65
     # Of two prompts of a class; 1 if the text tower ignores styles.
     assert teacher["styles"]["mix"] <= 0.85
@@ -130,12 +130,6 @@ def test_teacher_loads_strictly_into_open_clip() -> None:
     assert embedding.shape == (2, config["embed_dim"])
 
 
-@pytest.mark.parametrize("text", ["a dog", "umbrella in the style of pixel art", "zeppelin 7"])
-def test_tokenizer_round_trip(text: str) -> None:
-    tokenizer = SimpleTokenizer(str(bundled.ASSETS / "bpe.txt.gz"), context_length=24)
-    assert tokenizer.decode(tokenizer.encode(text)).strip() == text
-
-
 def test_generator_has_the_official_layout() -> None:
     params = yaml.safe_load(bundled.GENERATOR_CONFIG.read_text("utf-8"))["model"]["params"]
     state = load_file(bundled.GENERATOR_WEIGHTS)
@@ -157,10 +151,6 @@ def test_every_domain_shows_enough_images_of_each_official_class(
     assert {domain for domain, _ in images} == DOMAINS.keys()
     for domain in DOMAINS.keys() - SPARSE:
         assert min(images[domain, label] for label in OFFICIAL) >= 20
-
-
-def test_the_official_classes_are_scored(scores: dict[str, Any]) -> None:
-    assert set(scores["teacher"]["zero_shot_official"]["names"]) == OFFICIAL
 
 
 def test_bundle_is_deterministic_and_of_the_held_out_sets(members: list[tarfile.TarInfo]) -> None:

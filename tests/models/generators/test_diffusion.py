@@ -204,10 +204,6 @@ def test_a_lora_that_was_not_unloaded_is_refused_with_the_remedy(home: Path, own
     assert "pipe.fuse_lora(); pipe.unload_lora_weights(); pipe.save_pretrained(FOLDER)" in text
 
 
-def test_the_whole_plan_passes(home: Path, pipeline: Path) -> None:
-    check_synthesis(read_manifest(home, pipeline))
-
-
 @pytest.mark.parametrize(
     ("context", "layers", "pad"), [(16, 1, "!"), (16, 2, {"content": "<|endoftext|>"})]
 )

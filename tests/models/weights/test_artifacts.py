@@ -17,7 +17,6 @@ from dfkd.models.weights.artifacts import (
     cached,
     hub_id,
     of_tag,
-    published,
 )
 
 OPENAI = {"ViT-B-32-quickgelu": "ViT-B-32.pt", "RN50-quickgelu": "RN50.pt"}
@@ -87,24 +86,11 @@ def test_a_tag_that_only_a_hub_has_is_no_published_file() -> None:
     assert (of_tag({}), hub_id({})) == (None, "")
 
 
-def test_a_vqgan_has_a_configuration_and_weights() -> None:
-    for codes in (1024, 16384):
-        name = f"vqgan-imagenet-f16-{codes}"
-        config, weights = (published(f"generator.{key}", name) for key in ("config", "weights"))
-        assert (config.file, weights.file) == (f"{name}.yaml", f"{name}.ckpt")
-        assert published("teacher.weights", name) is None
-    assert published("generator.weights", "vqgan-imagenet-f16-512") is None
-
-
 def test_a_file_missing_from_the_cache_is_one_line_with_the_command(tmp_path: Path) -> None:
     artifact = Artifact("w.pt", ("https://a.org/w.pt",), "MIT")
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(WeightsError, match=r"^teacher\.weights: .*jobs/fetch\.py") as caught:
         cached("teacher.weights", "openai", artifact, tmp_path)
-    text = str(caught.value)
-    assert text == (
-        f"teacher.weights: needs w.pt, which is not in the cache {tmp_path}, got 'openai'; "
-        "run python jobs/fetch.py MANIFEST"
-    )
+    assert "\n" not in str(caught.value)
     assert caught.value.exit_code == Exit.USAGE
     (tmp_path / "w.pt").write_bytes(b"x")
     assert cached("teacher.weights", "openai", artifact, str(tmp_path)) == tmp_path / "w.pt"

@@ -11,8 +11,7 @@ from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
 from dfkd.storage.local import open_storage
 from tests.helpers.inversion_runs import TREE
-from tests.helpers.jobs import ROOT, contents, last_error, run_here
-from tests.helpers.tiny_models import model_config, write_teacher
+from tests.helpers.jobs import ROOT, contents, run_here
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
 
@@ -68,20 +67,6 @@ def test_a_run_that_died_within_a_part_resumes_to_the_same_bytes(
     found = run_here("synthesize", manifest, *WORDS)
     assert found.returncode == 0, found.stderr
     assert contents(tmp_path / "run" / "data") == contents(undisturbed / "run" / "data")
-
-
-def test_a_teacher_without_statistics_is_refused_in_one_line(tmp_path: Path) -> None:
-    teacher = write_teacher(tmp_path, model_config())
-    words = (
-        "--set",
-        f"teacher.model={teacher.model}",
-        "--set",
-        f"teacher.weights={teacher.weights}",
-    )
-    found = run_here("synthesize", write(tmp_path), *words, *WORDS)
-    assert found.returncode == 2
-    assert last_error(found).startswith("error: teacher.model: deepinversion needs an image tower")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
