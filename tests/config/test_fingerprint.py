@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.config.fingerprint import identity, refuse_difference
+from dfkd.config.fingerprint import identity
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import method_of
-from dfkd.errors import FingerprintError
 from tests.helpers import small_manifest
 
 WEIGHTS = {"teacher.weights": "aa", "generator.weights": "bb", "generator.config": "cc"}
@@ -147,16 +146,6 @@ def test_a_list_of_methods_has_no_fingerprint(tmp_path: Path) -> None:
         identity(manifest, WEIGHTS)
     mix, random = (digest(manifest.with_method(method)) for method in ("mix", "random"))
     assert mix == digest(read(tmp_path)) != random
-
-
-def test_a_difference_is_refused_key_by_key(tmp_path: Path) -> None:
-    one, two = read(tmp_path), read(tmp_path, "synthesis.steps=7", "seed=4")
-    refuse_difference(identity(one, WEIGHTS), identity(one, WEIGHTS), "there")
-    with pytest.raises(FingerprintError) as caught:
-        refuse_difference(identity(one, WEIGHTS), identity(two, WEIGHTS), "data/mix")
-    assert "seed: 0 there, 4 here" in str(caught.value)
-    assert "synthesis.steps: 500 there, 7 here" in str(caught.value)
-    assert "--abandon" in str(caught.value)
 
 
 DIFFUSERS = "generator={kind: diffusers, weights: here, refine_steps: 2}"

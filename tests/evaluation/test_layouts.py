@@ -152,27 +152,6 @@ LAYOUTS: dict[str, tuple[Write, tuple[str, ...], str, dict[str, int]]] = {
         "VisDA-2017 as domain/class folders",
         {"real": 12, "synthetic": 12},
     ),
-    "NOUN VisDA": (
-        lambda root: listed(
-            root,
-            VISDA,
-            {"train": "train_list.txt", "validation": "validation_list.txt"},
-            "/home/me/data/VisDA-2017/",
-        ),
-        VISDA,
-        "VisDA-2017 as image lists",
-        {"real": 12, "synthetic": 12},
-    ),
-    "Transfer-Learning-Library VisDA": (
-        lambda root: listed(
-            root,
-            VISDA,
-            {"train": "image_list/train.txt", "validation": "image_list/validation.txt"},
-        ),
-        VISDA,
-        "VisDA-2017 as image lists",
-        {"real": 12, "synthetic": 12},
-    ),
     "Transfer-Learning-Library Office-Home": (
         lambda root: listed(
             root, OFFICE_HOME, {name: f"image_list/{name}.txt" for name in ("Art", "Real_World")}

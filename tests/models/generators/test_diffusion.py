@@ -283,20 +283,6 @@ def test_zeros_of_the_text_tower_are_compared_like_other_numbers(tmp_path: Path)
         encoder.require(teacher)
 
 
-def test_steps_that_the_scheduler_cannot_do_are_refused(home: Path, pipeline: Path) -> None:
-    text = refusal(read_manifest(home, pipeline, "synthesis.steps=500"))
-    assert text.startswith("synthesis.steps: must suit LCMScheduler (")
-    assert text.endswith("got 500; choose another number")
-
-
-def test_a_folder_that_is_not_there_is_named(home: Path) -> None:
-    text = refusal(read_manifest(home, home / "none"))
-    assert (
-        "must be an existing folder or a known diffusion model (miniature, stable-diffusion-v1-5, "
-        in text
-    )
-
-
 @pytest.mark.parametrize(
     "file",
     [
