@@ -4,7 +4,6 @@ import hashlib
 import json
 import tarfile
 from collections import Counter
-from typing import Any
 
 import open_clip
 import pytest
@@ -27,21 +26,13 @@ from dfkd.utils.yaml import load
 
 CPU = torch.device("cpu")
 MANIFEST = "manifests/pretrain.yaml"
+SCORES, DIFFUSION_SCORES = (
+    json.loads((folder / "scores.json").read_text("utf-8"))
+    for folder in (bundled.ASSETS, bundled.DIFFUSION)
+)
 OFFICIAL = {"airplane", "book", "camera", "car", "cat", "clock"} | {
     "dog", "fish", "heart", "house", "leaf", "tree",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def scores() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((bundled.ASSETS / "scores.json").read_text("utf-8"))
-    return found
-
-
-@pytest.fixture(scope="module")
-def diffusion_scores() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((bundled.DIFFUSION / "scores.json").read_text("utf-8"))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -56,28 +47,24 @@ def test_weights_are_small_enough_to_ship() -> None:
     assert sum(path.stat().st_size for path in weights) <= 60e6
 
 
-def test_files_are_the_ones_that_were_scored(
-    scores: dict[str, Any], diffusion_scores: dict[str, Any]
-) -> None:
+def test_files_are_the_ones_that_were_scored() -> None:
     weights = {str(path.relative_to(bundled.ASSETS)) for path in bundled.ASSETS.glob("*/*/*")}
-    assert diffusion_scores["files"].keys() == weights
-    for name, known in (scores["files"] | diffusion_scores["files"]).items():
+    assert DIFFUSION_SCORES["files"].keys() == weights
+    for name, known in (SCORES["files"] | DIFFUSION_SCORES["files"]).items():
         data = (bundled.ASSETS / name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (known["bytes"], known["sha256"])
 
 
-def test_the_backbone_learned_classes_that_no_student_of_the_demo_learns(
-    scores: dict[str, Any],
-) -> None:
+def test_the_backbone_learned_classes_that_no_student_of_the_demo_learns() -> None:
     with safetensors.safe_open(bundled.BACKBONE, "numpy") as file:
         classes = json.loads(file.metadata()["classes"])
-    assert len(classes) == scores["backbone"]["classes"]
+    assert len(classes) == SCORES["backbone"]["classes"]
     assert evaluation_set.official_names().isdisjoint(classes)
-    assert scores["backbone"]["accuracy"] >= 0.8
+    assert SCORES["backbone"]["accuracy"] >= 0.8
 
 
-def test_the_teacher_recognises_objects_and_hears_styles(scores: dict[str, Any]) -> None:
-    teacher = scores["teacher"]
+def test_the_teacher_recognises_objects_and_hears_styles() -> None:
+    teacher = SCORES["teacher"]
     assert set(teacher["zero_shot_official"]["names"]) == OFFICIAL
     assert teacher["zero_shot_official"]["mean"] >= 0.65
     # Of two prompts of a class; 1 if the text tower ignores styles.
@@ -85,16 +72,16 @@ def test_the_teacher_recognises_objects_and_hears_styles(scores: dict[str, Any])
     assert teacher["styles"]["ratio"] >= 0.3
 
 
-def test_the_generator_keeps_colours_and_what_the_teacher_sees(scores: dict[str, Any]) -> None:
-    generator = scores["generator"]
+def test_the_generator_keeps_colours_and_what_the_teacher_sees() -> None:
+    generator = SCORES["generator"]
     assert generator["hue_error_degrees"] <= 15
     assert generator["chroma_kept"] >= 0.9
     assert min(generator["teacher_kept"].values()) >= 0.97
     assert generator["codes_used_by_the_bundled_set"] == generator["codes"]
 
 
-def test_the_diffusion_model_draws_what_it_is_told(diffusion_scores: dict[str, Any]) -> None:
-    named = diffusion_scores["teacher"]
+def test_the_diffusion_model_draws_what_it_is_told() -> None:
+    named = DIFFUSION_SCORES["teacher"]
     assert named.keys() == OFFICIAL
     for kind in ("plain", "styled"):
         assert sum(shares[kind] for shares in named.values()) / len(named) >= 0.6
@@ -162,11 +149,11 @@ def test_bundle_is_deterministic_and_of_the_held_out_sets(members: list[tarfile.
     assert {name.split("/")[1] for name in names} <= set(evaluation_set.NAMES)
 
 
-def test_notice_names_every_set_with_its_licence(scores: dict[str, Any]) -> None:
+def test_notice_names_every_set_with_its_licence() -> None:
     lines = (bundled.ASSETS / "NOTICE").read_text("utf-8").splitlines()
     entries = [line for line in lines if line.startswith("- ")]
     # Clip art is one of the collections; it is in the public domain and has no line of its own.
-    used = scores["data"]["training"]["collections"] - 1 + len(scores["data"]["validation"])
+    used = SCORES["data"]["training"]["collections"] - 1 + len(SCORES["data"]["validation"])
     assert len(entries) == used + len(icons.EVALUATION)
     for prefix in icons.EVALUATION:
         assert any(f"({prefix})" in line for line in entries)
@@ -175,10 +162,10 @@ def test_notice_names_every_set_with_its_licence(scores: dict[str, Any]) -> None
         assert not any(f"({reserved})" in line for reserved in icons.RESERVED)
 
 
-def test_the_card_is_the_job_s(scores: dict[str, Any]) -> None:
+def test_the_card_is_the_job_s() -> None:
     card = (bundled.ASSETS / "MODEL_CARD.md").read_text("utf-8")
     means = [
-        f"{100 * scores['teacher'][key]['mean']:.1f}" for key in ("zero_shot", "zero_shot_official")
+        f"{100 * SCORES['teacher'][key]['mean']:.1f}" for key in ("zero_shot", "zero_shot_official")
     ]
     assert f"| mean | {' | '.join(means)} |" in card
-    assert scores["data"]["package"] == load(recipe.Recipe, MANIFEST).data.package
+    assert SCORES["data"]["package"] == load(recipe.Recipe, MANIFEST).data.package

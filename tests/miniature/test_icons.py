@@ -20,17 +20,9 @@ from dfkd.miniature.drawings.icons import (
 from tests.helpers import icon_package
 
 
-def icon(body: str, name: str = "clock") -> Icon:
-    return Icon("mdi", name, (name,), (), (), (), body, (0, 0, 24, 24))
-
-
-def catalogue(tmp_path: Path, collections: dict[str, object]) -> Catalogue:
-    (tmp_path / "collections.json").write_text(json.dumps(collections))
-    return Catalogue(tmp_path)
-
-
 def trained(tmp_path: Path, collections: dict[str, object]) -> set[str]:
-    return {c.prefix for c in catalogue(tmp_path, collections).training()}
+    (tmp_path / "collections.json").write_text(json.dumps(collections))
+    return {collection.prefix for collection in Catalogue(tmp_path).training()}
 
 
 def test_the_sets_of_collections_do_not_overlap() -> None:
@@ -93,5 +85,5 @@ def test_names_lose_their_style() -> None:
 
 
 def test_variants_of_a_drawing_are_limited() -> None:
-    icons = [icon(icon_package.CROWN, "clock") for _ in range(5)]
-    assert len(choose(icons, 3)) == 3
+    icon = Icon("mdi", "clock", ("clock",), (), (), (), icon_package.CROWN, (0, 0, 24, 24))
+    assert len(choose([icon] * 5, 3)) == 3

@@ -36,14 +36,10 @@ def painted(look: Look, count: int = 2, seed: int = 0) -> Tensor:
     )
 
 
-def visible_on(ground_colour: int) -> int:
-    return WHITE if brightness(ground_colour) < 0.5 else BLACK
-
-
 PARTS = [
     *(Look(stroke=word) for word in STROKES),
     *(
-        Look(visible_on(colour), ground_colour=colour, ground=word)
+        Look(WHITE if brightness(colour) < 0.5 else BLACK, ground_colour=colour, ground=word)
         for word, ground in GROUNDS.items()
         for colour in [NAMES.index(ground.base[0])]
     ),

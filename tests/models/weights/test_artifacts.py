@@ -22,26 +22,19 @@ from dfkd.models.weights.artifacts import (
 OPENAI = {"ViT-B-32-quickgelu": "ViT-B-32.pt", "RN50-quickgelu": "RN50.pt"}
 
 
-def of_open_clip() -> list[Artifact]:
-    """What has an address of its own among open_clip's tags, each file once."""
-    found = (of_tag(get_pretrained_cfg(*each)) for each in open_clip.list_pretrained())
-    return list({artifact.addresses: artifact for artifact in found if artifact}.values())
-
-
-def of_torchvision() -> list[Artifact]:
+def every() -> list[Artifact]:
+    """What has an address of its own among open_clip's tags, and the files of the others."""
+    tags = (of_tag(get_pretrained_cfg(*each)) for each in open_clip.list_pretrained())
     names = [name for name in torchvision.models.list_models() if name.startswith("resnet")]
     sets = [torchvision.models.get_model_weights(name) for name in names]
-    return [at_address(each.url, "") for weights in sets for each in weights]
-
-
-def every() -> list[Artifact]:
+    resnets = [at_address(each.url, "") for weights in sets for each in weights]
     vqgans = [artifact for files in PUBLISHED_VQGANS.values() for artifact in files.values()]
-    return [*of_open_clip(), *of_torchvision(), *vqgans]
+    return [*filter(None, tags), *resnets, *vqgans]
 
 
 def test_artifacts_have_valid_names_hashes_and_addresses() -> None:
     artifacts = every()
-    assert len(artifacts) > 40
+    assert len({artifact.addresses for artifact in artifacts}) > 40
     for artifact in artifacts:
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", artifact.file)
         assert re.fullmatch(r"|[0-9a-f]{8}|[0-9a-f]{64}", artifact.sha256), artifact
