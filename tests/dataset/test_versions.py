@@ -246,12 +246,6 @@ def test_the_version_that_was_published_last_is_current(tmp_path: Path) -> None:
     assert len(list(home(tmp_path).list("current/"))) == 3
 
 
-def test_tuples_and_lists_are_the_same_identity(tmp_path: Path) -> None:
-    version = begin(home(tmp_path), IDENTITY | {"classes": ("owl", "tree")})
-    assert version.id == ID
-    assert version.identity == IDENTITY
-
-
 # --- commits --------------------------------------------------------------------------------------
 
 

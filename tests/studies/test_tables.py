@@ -6,7 +6,7 @@ import io
 import pytest
 
 from dfkd.evaluation.results import Spread
-from dfkd.studies.tables import Grid, as_csv, format_cell, latex, markdown
+from dfkd.studies.tables import Grid, as_csv, latex, markdown
 from dfkd.utils.paired import Difference
 
 GRID = Grid(
@@ -87,12 +87,6 @@ def test_a_text_of_several_lines_stays_one() -> None:
     grid = Grid("a\n\n# b", ("x\ny",), 1, (("c\n|d",),), ())
     assert markdown(grid) == "# a # b\n\n| x y   |\n| ----- |\n| c \\|d |\n"
     assert "x y \\\\\n" in latex(grid)
-
-
-def test_ours_and_the_papers_numbers_look_different() -> None:
-    assert format_cell(Spread(mean=0.5278, std=None)) == "52.8"
-    assert format_cell(52.81) == "52.81"
-    assert format_cell(100.0) == "100.00"
 
 
 def test_a_row_of_another_width_is_no_grid() -> None:

@@ -17,14 +17,17 @@ import pytest
 from dfkd.utils import logs
 from tests.helpers.jobs import ROOT
 
-TALK = """
+MADE = {
+    "run": "0123456789abcdef", "task": "0003-00001", "attempt": 2, "seconds": 4.213, "images": 11,
+    "failed": 1, "bytes": 1234, "node": "10.0.0.7",
+}  # fmt: skip
+LOST = {"run": "0123456789abcdef", "task": "0003-00002", "images": 12, "reason": "no\nluck"}
+TALK = f"""
 from contextlib import nullcontext
 from dfkd.utils import logs
 with logs.json_log("synthesize", ""):
-    logs.log_event("task", run="0123456789abcdef", task="0003-00001", attempt=2, seconds=4.213,
-                   images=11, failed=1, bytes=1234, node="10.0.0.7")
-    logs.log_event("quarantined", run="0123456789abcdef", task="0003-00002", images=12,
-                   reason="no\\nluck")
+    logs.log_event("task", **{MADE})
+    logs.log_event("quarantined", **{LOST})
 """
 
 
@@ -35,24 +38,8 @@ def test_a_task_is_one_line_of_json_on_stderr() -> None:
     done, quarantined = map(json.loads, found.stderr.splitlines())
     for line in (done, quarantined):
         assert datetime.fromisoformat(line.pop("time")).utcoffset() is not None
-    assert done == {
-        "event": "task",
-        "run": "0123456789abcdef",
-        "task": "0003-00001",
-        "attempt": 2,
-        "seconds": 4.213,
-        "images": 11,
-        "failed": 1,
-        "bytes": 1234,
-        "node": "10.0.0.7",
-    }
-    assert quarantined == {
-        "event": "quarantined",
-        "run": "0123456789abcdef",
-        "task": "0003-00002",
-        "images": 12,
-        "reason": "no\nluck",
-    }
+    assert done == {"event": "task", **MADE}
+    assert quarantined == {"event": "quarantined", **LOST}
 
 
 def test_nothing_is_logged_unless_a_job_asks_for_it() -> None:
@@ -67,6 +54,7 @@ import sys
 from dfkd.utils import logs
 from dfkd.utils.progress import bar
 with logs.json_log("synthesize", sys.argv[1]), bar("vanilla images", 9, "img") as shown:
+    shown.note("1 failed")
     for number in range(3):
         logs.log_event("quarantined", run="0" * 16, task=f"0000-0000{number}", images=3,
                        reason="no luck")
@@ -123,6 +111,9 @@ def test_a_terminal_shows_the_bar_alone_and_where_the_lines_are(tmp_path: Path) 
     told, bar, rest = screen(text)
     assert rest == ""
     assert bar.startswith("vanilla images: 100%|")
+    assert "9/9" in bar
+    assert "1 failed" in bar
+    assert len(bar) < 100
     (file,) = (tmp_path / logs.FOLDER).iterdir()
     assert told == f"a line of JSON for each task: {file}"
     assert re.fullmatch(r"\d{8}T\d{6}Z-synthesize\.jsonl", file.name)

@@ -1,16 +1,10 @@
-"""How progress looks: in a log whole lines, few of them; on a terminal one line that is redrawn."""
+"""How progress looks in a log: whole lines, few of them. `test_logs` has it on a terminal."""
 
-import fcntl
-import os
-import pty
-import struct
-import sys
-import termios
 import time
 
 import pytest
 
-from dfkd.utils.progress import LineBar, ScreenBar, bar
+from dfkd.utils.progress import LineBar, bar
 
 
 def work(monkeypatch: pytest.MonkeyPatch, count: int, seconds: float) -> None:
@@ -59,25 +53,3 @@ def test_a_log_of_short_work_is_one_line_with_its_failures(
     assert "3/3" in line
     assert line.endswith("2 failed, 1 quarantined]")
     assert line.isascii()
-
-
-def test_a_terminal_shows_one_line_that_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 70, 0, 0))
-    with os.fdopen(theirs, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        with bar("mix images", 4, "img") as shown:
-            assert isinstance(shown, ScreenBar)
-            shown.update(1)
-            shown.note("1 failed")
-            shown.update(3)
-        text = ""
-        while "\n" not in text:
-            text += os.read(ours, 1 << 16).decode()
-    os.close(ours)
-    assert text.count("\n") == 1
-    *_, last = text.strip().split("\r")
-    assert len(last) < 70
-    assert last.startswith("mix images: 100%|")
-    assert "4/4" in last
-    assert "1 failed" in last
