@@ -92,7 +92,7 @@ def test_images_that_the_teacher_takes_for_another_class_are_counted(tmp_path: P
     assert f"- images that the teacher takes for another class than their own: {wrong}\n" in card
 
 
-def test_the_index_has_one_row_for_each_sample(tmp_path: Path) -> None:
+def test_the_index_has_one_row_for_each_sample_and_says_where_it_lies(tmp_path: Path) -> None:
     published = fill(tmp_path)
     table = pq.read_table(io.BytesIO(published.storage.get("index.parquet")))
     assert table.schema.equals(INDEX_SCHEMA)
@@ -105,11 +105,6 @@ def test_the_index_has_one_row_for_each_sample(tmp_path: Path) -> None:
         assert row["shard"] == f"shards/{row['class_index']:04d}-{row['index'] // 3:05d}.tar"
         for name in ("class", "seed", "method", "prompt", "loss", "confidence", "steps", "attempt"):
             assert row[name] == sample.metadata[name]
-
-
-def test_the_index_says_where_each_sample_lies(tmp_path: Path) -> None:
-    published = fill(tmp_path)
-    rows = pq.read_table(io.BytesIO(published.storage.get("index.parquet"))).to_pylist()
     for receipt in published.shards:
         data = published.home.get(receipt.key)
         mine = [row for row in rows if row["shard"] == receipt.shard]

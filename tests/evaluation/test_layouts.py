@@ -504,24 +504,21 @@ def test_links_within_the_domain_are_images_like_others(tmp_path: Path) -> None:
     assert counts(opened(tmp_path / "link", VISDA))["synthetic"] == 13
 
 
-def test_a_list_with_another_first_label_is_refused_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("art_painting_crossval", lines("art_painting", PACS, "2.png"), "1 to 7, got 0"),
+        ("photo_train", lines("photo", ("elephant", "dog"), first=1), "1 goes with folder dog in"),
+    ],
+    ids=["first label", "other lists"],
+)
+def test_a_list_that_does_not_fit_the_others_of_its_data_set_is_refused_at_once(
+    tmp_path: Path, name: str, content: list[str], reason: str
+) -> None:
     """A copy of the lists of PACS that is handed round has a label 0, and is caught by it."""
     dassl_pacs(tmp_path)
-    path = tmp_path / "splits" / "art_painting_crossval_kfold.txt"
-    write_list(path, lines("art_painting", PACS, "2.png", first=0))
-    with pytest.raises(
-        ManifestError, match=r"art_painting_crossval_kfold\.txt:1: .* 1 to 7, got 0"
-    ):
-        opened(tmp_path, PACS)
-
-
-def test_lists_of_one_data_set_have_to_agree(tmp_path: Path) -> None:
-    dassl_pacs(tmp_path)
-    path = tmp_path / "splits" / "photo_train_kfold.txt"
-    write_list(path, lines("photo", ("elephant", "dog"), first=1))
-    with pytest.raises(
-        ManifestError, match=r"photo_train_kfold\.txt:1: .*label 1 goes with folder dog in"
-    ):
+    write_list(tmp_path / "splits" / f"{name}_kfold.txt", content)
+    with pytest.raises(ManifestError, match=rf"{name}_kfold\.txt:1: .*{reason}"):
         opened(tmp_path, PACS)
 
 

@@ -18,6 +18,7 @@ from dfkd.errors import ManifestError
 from dfkd.prompts.styles import PAPER
 from dfkd.studies.study import MAX_ROWS, read
 from tests.helpers.tiny_study import EPOCHS, METHODS, description, write
+from tests.repository.test_fuzz import changed, places
 
 SHIPPED = sorted((Path(__file__).parents[2] / "manifests" / "studies").glob("*/study.yaml"))
 TWO = [{"name": "Method", "values": METHODS}, {"name": "Epochs", "values": EPOCHS}]
@@ -209,25 +210,14 @@ JSON = st.recursive(
 )
 
 
-@st.composite
-def changed(draw: st.DrawFn) -> Any:
-    """A study's file with a random value somewhere in it."""
-    tree: Any = json.loads(json.dumps(description(axes=TWO, paper=[{**PAPER_ROW, "rows": {}}])))
-    node = tree
-    while isinstance(node, dict | list) and node:
-        place = draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
-        if draw(st.booleans()) or not isinstance(node[place], dict | list) or not node[place]:
-            node[place] = draw(JSON)
-            break
-        node = node[place]
-    return tree
+FILE = json.loads(json.dumps(description(axes=TWO, paper=[{**PAPER_ROW, "rows": {}}])))
 
 
-@given(changed())
-def test_any_change_of_a_study_is_valid_or_refused(tree: Any) -> None:
+@given(st.sampled_from([place for place in places(FILE) if place]), JSON)
+def test_any_change_of_a_study_is_valid_or_refused(place: tuple[Any, ...], value: object) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder))
-        path.write_text(yaml.safe_dump(tree))
+        path.write_text(yaml.safe_dump(changed(FILE, place, value)))
         with contextlib.suppress(ManifestError):
             assert read(path).cells
 
