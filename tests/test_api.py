@@ -14,10 +14,10 @@ from PIL import Image
 
 import dfkd
 from tests.helpers.tiny_version import CLASSES, fill, publish, write_manifest
+from tests.jobs.test_evaluate import PURE, paint
 
 ROOT = Path(__file__).parents[1]
 MINIATURE = ROOT / "manifests" / "miniature.yaml"
-COLOURS = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
@@ -104,11 +104,8 @@ def test_each_stage_is_a_call_and_the_student_answers_with_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    for name, colour in COLOURS.items():
-        (tmp_path / "data" / "flat" / name).mkdir(parents=True)
-        for index in range(2):
-            file = tmp_path / "data" / "flat" / name / f"{index}.png"
-            Image.new("RGB", (40, 32), colour).save(file)
+    for name in PURE:
+        paint(tmp_path / "data", "flat", name)
     manifest = dfkd.read_manifest(
         write_manifest(tmp_path),
         distillation={
@@ -150,7 +147,7 @@ def test_each_stage_is_a_call_and_the_student_answers_with_names(
     distances = student.distances(pictures)
     assert (distances.shape, distances.dtype) == ((4, 3), torch.float32)
     assert torch.equal(distances, distances[:1].expand(4, 3))
-    answers = student.predict([Image.new("RGB", (90, 50), colour) for colour in COLOURS.values()])
+    answers = student.predict([Image.new("RGB", (90, 50), colour) for colour in PURE.values()])
     scored = next(row for row in evaluated.results["rows"] if row["seed"] == 0)
     assert [CLASSES.index(name) for name in answers] == [
         counts.index(max(counts)) for counts in scored["confusion"]
