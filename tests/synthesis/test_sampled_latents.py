@@ -16,24 +16,10 @@ from dfkd.models.teacher import Teacher, spherical_distance
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.pixels import from_bytes
-from tests.helpers.tiny_pipeline import SIZE, read_manifest, tiny_teacher, write_pipeline
+from tests.helpers.tiny_pipeline import SIZE, read_manifest
+from tests.models.generators.test_diffusion import CPU, clip, home, pipeline
 
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def clip(home: Path) -> Teacher:
-    return tiny_teacher(home)
-
-
-@pytest.fixture(scope="module")
-def pipeline(home: Path, clip: Teacher) -> Path:
-    return write_pipeline(home / "pipeline", clip)
+__all__ = ["clip", "home", "pipeline"]
 
 
 def make(manifest: Manifest, teacher: Teacher, folder: Path) -> list[Sample]:
