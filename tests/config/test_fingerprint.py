@@ -156,12 +156,6 @@ def of_diffusers(tmp_path: Path, *overrides: str) -> dict[str, object]:
     return identity(read(tmp_path, DIFFUSERS, *overrides), FOLDER)
 
 
-def test_a_vqgan_s_identity_has_no_key_of_other_generators(tmp_path: Path) -> None:
-    """So that versions from before there were others keep their names."""
-    found = {key for key in identity(read(tmp_path), WEIGHTS) if key.startswith("generator.")}
-    assert found == {"generator.config.sha256", "generator.weights.sha256"}
-
-
 @pytest.mark.parametrize(
     "override",
     [

@@ -29,12 +29,6 @@ def named(fingerprint: str = "f", seed: int = 0, **settings: Any) -> str:
     return student_name(manifest, fingerprint, "mix", seed)
 
 
-def test_a_name_says_method_and_seed() -> None:
-    name = named("f" * 64, 3)
-    assert name.startswith("mix-s3-")
-    assert len(name) == len("mix-s3-") + 12
-
-
 @pytest.mark.parametrize(
     "change",
     [{"workers": 2}, {"loader_workers": 3}, {"checkpoint_epochs": 9}, {"seeds": (0, 1, 2)}],
