@@ -89,15 +89,11 @@ def test_library_weights_that_cannot_be_are_refused(
     assert "fewshot.library" in str(caught.value)
 
 
-def test_few_shot_seeds_use_the_students_in_turn(tmp_path: Path) -> None:
-    manifest = read(tmp_path, "distillation.seeds=[3, 8]")
-    assert [few_shot_starts.student_seed(manifest, seed) for seed in (0, 1, 2, 5)] == [3, 8, 3, 8]
-    assert (
-        few_shot_starts.curve_captions(manifest)["student"]
-        == "distilled, vanilla images, seed 3, 8"
-    )
-
-
-def test_a_start_is_described_without_the_folder_of_its_file(tmp_path: Path) -> None:
-    manifest = read(tmp_path, "fewshot.library=/home/me/imagenet.pth", "fewshot.starts=[library]")
-    assert few_shot_starts.curve_captions(manifest) == {"library": "weights imagenet.pth"}
+def test_a_start_is_described_by_its_students_or_by_its_file_without_the_folder(
+    tmp_path: Path,
+) -> None:
+    library = ("fewshot.library=/home/me/imagenet.pth", "fewshot.starts=[library, student]")
+    manifest = read(tmp_path, "distillation.seeds=[3, 8]", *library)
+    captions = few_shot_starts.curve_captions(manifest)
+    assert captions["library"] == "weights imagenet.pth"
+    assert captions["student"] == "distilled, vanilla images, seed 3, 8"

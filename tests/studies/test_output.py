@@ -77,15 +77,6 @@ def test_classes_as_columns_make_a_line_of_each_domain(tmp_path: Path) -> None:
     assert found.names == 2
 
 
-def test_a_case_shows_the_accuracy_of_its_class(tmp_path: Path) -> None:
-    study = read(write(tmp_path, kind="case", pictures={"classes": ["book"]}))
-    found = grid(study.described, results(row(("Baseline",), 0.5, 0.7)), {})
-    assert texts(found.rows[0]) == ["Baseline", 6, None, 6, "10.0", None]
-    assert found.notes[0].startswith(
-        "Accuracy of book in percent, mean ± standard deviation over 2"
-    )
-
-
 def test_one_axis_gives_a_line_for_each_domain_under_their_mean(tmp_path: Path) -> None:
     axes = [{"name": "Epochs", "values": EPOCHS}]
     study = read(write(tmp_path, kind="curve", x="Epochs", axes=axes))
@@ -166,14 +157,4 @@ def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
     assert note(single, runs).startswith("2 whole runs (data set and student). Images")
     assert note(students, runs).startswith(
         "2 seeds: whole runs (data set and student) of Random_Prompt, students of one data set of"
-    )
-
-
-def test_missing_cells_are_noted_below_the_table(tmp_path: Path) -> None:
-    study = read(write(tmp_path))
-    failed = {"Baseline seed 1": "shard x: torn"}
-    found = grid(study.described, results(row(("Baseline",), 0.4), failed=failed), {})
-    assert found.notes[-2:] == (
-        "Baseline: 1 of 2 seeds.",
-        "Missing: Baseline seed 1 (shard x: torn).",
     )

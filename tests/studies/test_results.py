@@ -1,6 +1,5 @@
 """Means and deviations over seeds, by hand."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -116,10 +115,3 @@ def test_rows_are_compared_seed_by_seed() -> None:
     half = 12.7062 * 0.2 / 2  # s = 0.2 / sqrt(2), divided by sqrt(2)
     assert found.mean == pytest.approx(0.2)
     assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-5)
-
-
-def test_a_row_knows_how_many_data_sets_it_has() -> None:
-    first, second = cells((0.5, 0.1), (0.7, 0.5))
-    assert StudyRow.of(("x",), "student", (first, second)).data_sets == 1
-    other = dataclasses.replace(second, version="3" * 64)
-    assert StudyRow.of(("x",), "student", (first, other)).data_sets == 2
