@@ -78,24 +78,19 @@ def exit_codes() -> dict[str, int]:
 
 def placeholder(node: ast.expr) -> str:
     """A short word for what is only known at run time: the name that the expression starts from."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    if isinstance(node, ast.Subscript):
-        return placeholder(node.value)
-    if isinstance(node, ast.BinOp):
-        return placeholder(node.left)
-    if isinstance(node, ast.BoolOp):
-        return placeholder(node.values[0])
-    if isinstance(node, ast.GeneratorExp | ast.ListComp):
-        return placeholder(node.generators[0].iter)
-    if isinstance(node, ast.Call):
-        if isinstance(node.func, ast.Attribute) and node.func.attr not in ("join", "location"):
-            return placeholder(node.func.value)
-        if isinstance(node.func, ast.Attribute) and node.func.attr == "location":
+    match node:
+        case ast.Name(id=word) | ast.Attribute(attr=word):
+            return word
+        case ast.Subscript(value=inner) | ast.BinOp(left=inner) | ast.BoolOp(values=[inner, *_]):
+            return placeholder(inner)
+        case ast.GeneratorExp(generators=[first, *_]) | ast.ListComp(generators=[first, *_]):
+            return placeholder(first.iter)
+        case ast.Call(func=ast.Attribute(attr="location")):
             return "location"
-        return next((word for word in map(placeholder, node.args) if word != "..."), "...")
+        case ast.Call(func=ast.Attribute(value=inner, attr=name)) if name != "join":
+            return placeholder(inner)
+        case ast.Call(args=arguments):
+            return next((word for word in map(placeholder, arguments) if word != "..."), "...")
     return "..."
 
 
