@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import Exit, WeightsError
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.pipeline.preflight import check_synthesis
-from tests.helpers import jobs
+from tests.helpers import jobs, small_manifest
 from tests.helpers.http_server import Publisher, give_tag, keep_hub_model
+from tests.helpers.small_manifest import SMALLEST
 from tests.helpers.tiny_models import (
     F16,
     VIT,
@@ -31,8 +31,7 @@ from tests.helpers.tiny_models import (
 from tests.helpers.tiny_pipeline import tiny_teacher, write_pipeline
 
 NAME = "vqgan-imagenet-f16-1024"
-MINIATURE = {"model": "miniature", "weights": "miniature"}
-GENERATOR = {"config": "miniature", "weights": "miniature"}
+GENERATOR = SMALLEST["generator"]
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +50,13 @@ def server(mirror: Path) -> Iterator[Publisher]:
 
 
 def write_manifest(folder: Path, **sections: Any) -> Path:
-    tree = {
-        "name": "x",
-        "classes": ["dog", "cat"],
+    own = {
         "storage": {"root": str(folder / "run")},
         "cache": str(folder / "cache"),
-        "teacher": MINIATURE,
         "generator": {"config": NAME, "weights": NAME},
         "distillation": {"weights": "none", "warmup_epochs": 0},
     }
-    path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump({**tree, **sections}))
-    return path
+    return small_manifest.write(folder, **own | sections)
 
 
 def run(*words: str) -> int:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from ceph import missing
@@ -20,27 +19,9 @@ from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from tests.helpers.jobs import load
 from tests.helpers.own_ray import own_ray
+from tests.helpers.tiny_version import write_manifest
 
 CLASSES = ("clock", "book", "key")
-MANIFEST = {
-    "name": "scheduled",
-    "classes": list(CLASSES),
-    "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
-    "prompts": {"method": "vanilla"},
-    "synthesis": {
-        "images_per_class": 4, "shard_size": 2, "image_size": 64, "steps": 1, "batch_size": 4,
-        "views": 0,
-    },
-    "distillation": {
-        "student": "timm:test_resnet", "weights": "none", "labels": "stored", "augmentation": [],
-        "warmup_epochs": 0, "epochs": 1, "batch_size": 6,
-    },
-    "cluster": {"workers": 1},
-    "regeneration": {"lease_seconds": 60},
-}  # fmt: skip
-
-
 regenerate, clean = load("regenerate"), load("clean")
 
 
@@ -55,17 +36,25 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """A manifest file without its root, with two to four images a class to evaluate on."""
+    """A manifest file, with two to four images a class to evaluate on."""
     noise = np.random.default_rng(0)
     for images, name in enumerate(CLASSES, start=2):
         for number in range(images):
             place = tmp_path / "data" / "photo" / name / f"{number}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noise.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(place)
-    path = tmp_path / "manifest.yaml"
-    tree = MANIFEST | {"evaluation": {"data": str(tmp_path / "data")}, "storage": {"root": "?"}}
-    path.write_text(yaml.safe_dump(tree))
-    return path
+    return write_manifest(
+        tmp_path,
+        classes=list(CLASSES),
+        synthesis={
+            "images_per_class": 4, "shard_size": 2, "image_size": 64, "steps": 1, "batch_size": 4,
+            "views": 0,
+        },
+        distillation={"epochs": 1},
+        evaluation={"data": str(tmp_path / "data")},
+        cluster={"workers": 1},
+        regeneration={"lease_seconds": 60},
+    )  # fmt: skip
 
 
 def run(job: Any, manifest: Path, root: str, *arguments: str) -> int:

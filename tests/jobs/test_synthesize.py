@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,13 +17,11 @@ from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
+from tests.helpers import small_manifest
 from tests.helpers.jobs import command, contents, environment, load, run, run_here
 
-TREE = {
-    "name": "small",
+TREE: dict[str, Any] = {
     "classes": ["dog", "house", "car"],
-    "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {
         "method": "contrastive",
         "scale": 3.0,
@@ -40,11 +39,8 @@ TREE = {
 }
 
 
-def write(folder: Path, **extra: object) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump(TREE | {"storage": {"root": str(folder / "run")}} | extra))
-    return path
+def write(folder: Path) -> Path:
+    return small_manifest.write(folder, storage={"root": str(folder / "run")}, **TREE)
 
 
 @pytest.fixture(scope="module")
