@@ -206,15 +206,6 @@ def test_a_text_only_classifier_of_each_seed_is_scored(run: Path, tmp_path: Path
     assert "records/evaluate-text-only-s1.json" in names
 
 
-def test_the_teacher_alone_needs_no_student(run: Path, tmp_path: Path) -> None:
-    options = ("--set", "evaluation.models=teacher", "--set", f"storage.root={tmp_path}")
-    job = evaluate(run, *options)
-    assert job.returncode == 0, job.stderr
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert {row["model"] for row in rows} == {"teacher"}
-    assert not (tmp_path / "contact-sheet.png").exists()
-
-
 def test_a_missing_student_is_named_with_the_job_that_trains_it(run: Path) -> None:
     job = evaluate(run, "--set", "distillation.seeds=[0, 5]")
     assert job.returncode == 2
@@ -232,23 +223,18 @@ def test_a_class_in_no_domain_is_refused_even_in_a_dry_run(run: Path) -> None:
         assert "'mauve'" in line
 
 
-def test_the_command_line_is_the_same_job(run: Path) -> None:
-    command = jobs.command("evaluate", run, "--dry-run")
-    job = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert job.returncode == 0, job.stderr
-    assert json.loads(job.stdout)["teacher"] == 1
-
-
 def test_a_dry_run_says_what_would_be_scored(run: Path) -> None:
-    job = evaluate(run, "--dry-run")
+    job = jobs.run("evaluate", run, "--dry-run")  # as a process: the command line is the same job
     assert job.returncode == 0, job.stderr
     plan = json.loads(job.stdout)
     assert (plan["domains"], plan["images"], plan["students"]) == (["flat", "ink"], 10, 4)
+    assert plan["teacher"] == 1
 
 
 def test_an_unreadable_image_ends_partial_with_everything_else_written(
     run: Path, tmp_path: Path
 ) -> None:
+    """Scored by the teacher alone, which needs no student."""
     for name in CLASSES:
         paint(tmp_path / "data", "flat", name)
     (tmp_path / "data" / "flat" / "red" / "0.png").write_bytes(b"torn")
@@ -260,6 +246,8 @@ def test_an_unreadable_image_ends_partial_with_everything_else_written(
     assert "1 images could not be read" in line
     assert "red/0.png" in line
     found = json.loads((tmp_path / "results.json").read_text())
+    assert {row["model"] for row in found["rows"]} == {"teacher"}
+    assert not (tmp_path / "contact-sheet.png").exists()
     assert found["rows"][0]["images"] == 5
     assert len(found["data"]["unreadable"]) == 1
 
