@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
 import ceph as servers
 from ceph import Ceph
@@ -18,17 +18,14 @@ from dfkd.dataset.verification import verify
 from dfkd.errors import InfrastructureError
 from dfkd.storage.local import open_storage
 from dfkd.storage.s3 import S3Storage
-from tests.helpers import partial_version
-from tests.helpers.jobs import command, environment, run_here
+from tests.helpers import partial_version, small_manifest
+from tests.helpers.jobs import command, contents, environment, run_here
 from tests.helpers.s3_proxy import Proxy
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.timeout(800)]
 
-TREE = {
-    "name": "small",
+TREE: dict[str, Any] = {
     "classes": ["dog", "house", "car"],
-    "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "random"},
     "synthesis": {
         "images_per_class": 4,
@@ -49,9 +46,7 @@ RETRY = 4
 
 
 def write(folder: Path, root: str) -> Path:
-    manifest = folder / "manifest.yaml"
-    manifest.write_text(yaml.safe_dump(TREE | {"storage": {"root": root}}))
-    return manifest
+    return small_manifest.write(folder, storage={"root": root}, **TREE)
 
 
 def start(folder: Path, root: str) -> subprocess.Popen[str]:
@@ -163,7 +158,7 @@ def require_filled(root: str, folder: Path) -> None:
     """Byte for byte what a directory holds after an undisturbed run, and nothing beside it."""
     partial_version.fill(folder)
     storage = open_storage(root)
-    assert {key: storage.get(key) for key in storage.list()} == partial_version.tree(folder)
+    assert {key: storage.get(key) for key in storage.list()} == contents(folder)
     assert verify(published(root, "data/vanilla")) == []
 
 
