@@ -56,12 +56,6 @@ def test_a_run_is_published_and_resumed_to_the_same_bytes(home: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("generator.kind=flux", "error: generator.kind: "),
-        ("generator.config=model.yaml", "error: generator.config: has no effect with generator.k"),
-        (
-            "synthesis.views=3",
-            "error: synthesis.views: has no effect with generator.kind",
-        ),
         ("synthesis.steps=500", "error: synthesis.steps: must suit LCMScheduler"),
         ("generator.weights=/nowhere", "error: generator.weights: must be an existing folder or "),
     ],
