@@ -107,11 +107,9 @@ def test_a_killed_driver_is_resumed(
     nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     manifest = write(tmp_path)
-    process = start(nodes, manifest)
-    wait_for(lambda: receipts(tmp_path / "run") >= 3, running(process))
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    jobs.kill_when(
+        lambda: receipts(tmp_path / "run") >= 3, "synthesize", manifest, env=nodes.environment
+    )
     assert version(tmp_path / "run") is None
     found = run(nodes, manifest)
     assert found.returncode == 0, found.stderr

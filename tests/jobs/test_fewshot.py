@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -171,19 +169,8 @@ def test_the_same_command_again_trains_nothing_and_changes_no_byte(
 def test_a_killed_run_resumes_to_the_same_bytes(
     prepared: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    path = copied(prepared, tmp_path)
-    process = subprocess.Popen(
-        jobs.command("fewshot", path, "--threads", "1"),
-        env=jobs.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    folder = tmp_path / "run/fewshot"
-    while len(list(folder.glob("cells/*"))) < 5:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    path, folder = copied(prepared, tmp_path), tmp_path / "run/fewshot"
+    jobs.kill_when(lambda: len(cells(path)) >= 5, "fewshot", path, "--threads", "1")
     assert 5 <= len(cells(path)) < 36
     assert not (folder / "results.json").exists()
     done = fewshot(path)

@@ -3,9 +3,6 @@
 import json
 import os
 import random
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from dfkd.dataset.verification import verify
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers import small_manifest
-from tests.helpers.jobs import command, contents, environment, load, run, run_here
+from tests.helpers.jobs import contents, kill_when, load, run, run_here
 
 TREE: dict[str, Any] = {
     "classes": ["dog", "house", "car"],
@@ -85,19 +82,8 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     manifest = write(tmp_path)
     moments = random.Random(0)
     for kind in ("prompts", "receipts"):
-        process = subprocess.Popen(
-            command("synthesize", manifest),
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        while not list((tmp_path / "run").glob(f"data/*/versions/*/{kind}/*")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 0.5))
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        made, after = f"run/data/*/versions/*/{kind}/*", moments.uniform(0.0, 0.5)
+        kill_when(lambda made=made: any(tmp_path.glob(made)), "synthesize", manifest, after=after)
     found = run_here("synthesize", manifest)
     assert found.returncode == 0, found.stderr
     assert contents(tmp_path / "run/data") == contents(undisturbed / "run/data")
