@@ -1,6 +1,5 @@
 """Ray's own autoscaler, with a provider that starts nodes on this machine instead of in a cloud."""
 
-import contextlib
 import json
 import subprocess
 import time
@@ -14,6 +13,7 @@ from dfkd.storage.local import open_storage
 from dfkd.utils.memory import descendants
 from nodes import Node, RayCluster
 from tests.helpers import jobs, tiny_study
+from tests.helpers.machines import title
 from tests.helpers.tiny_version import write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
@@ -72,16 +72,9 @@ class Autoscaled(RayCluster):
     def size(self) -> int:
         """Nodes that are there, the head included."""
         (head,) = self.nodes
-        lines = [arguments(pid) for pid in descendants(head.process.pid)]
+        lines = [title(pid) for pid in descendants(head.process.pid)]
         # By their lines: a raylet's child has its parent's until it becomes a worker.
         return len({line for line in lines if line.partition("\0")[0].endswith("/raylet")})
-
-
-def arguments(pid: int) -> str:
-    """The command line of a process; nothing if it is gone."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    return ""
 
 
 def write(folder: Path) -> Path:

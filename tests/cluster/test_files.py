@@ -260,7 +260,7 @@ def test_the_readme_documents_every_metric_and_no_other() -> None:
         assert rows[name] == measure.says
 
 
-def test_prometheus_reads_its_file(tmp_path: Path) -> None:
+def test_prometheus_reads_its_file() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed: apt-get install promtool")

@@ -8,12 +8,7 @@ import pytest
 
 import azurite as servers
 from azurite import Azurite
-from tests.faults.test_object_store import (
-    SEEDS,
-    fill,
-    make_weather,
-    require_filled,
-)
+from tests.faults.test_object_store import SEEDS, fill, make_weather, require_filled
 from tests.helpers.s3_proxy import Proxy
 
 pytestmark = [pytest.mark.faults, pytest.mark.azure, pytest.mark.timeout(400)]

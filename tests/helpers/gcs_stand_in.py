@@ -35,7 +35,6 @@ class GcsStandIn:
         self.buckets: dict[str, dict[str, Stored]] = {}
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "GcsStandIn":

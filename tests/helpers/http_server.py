@@ -34,7 +34,6 @@ class Publisher:
         self._script: list[str] = []
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "Publisher":

@@ -60,7 +60,6 @@ class Proxy:
         self._storm: tuple[random.Random, float, tuple[str, ...]] | None = None
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "Proxy":

@@ -29,7 +29,6 @@ PAPER = {
     "rows": {"CLIP": [99.46, 94.15], "Random_Prompt": [91.27, 69.0]},
 }
 
-
 pytestmark = pytest.mark.usefixtures("two_cpus")
 job = jobs.load("reproduce")
 ALONE = ("--threads", "1", "--at-once", "1")
@@ -54,11 +53,6 @@ def made(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write(folder, teacher="CLIP", paper=[PAPER], notes=["A note."])
     assert job.main([str(path), *ALONE]) == Exit.DONE
     return folder
-
-
-def batch(size: int) -> dict[str, dict[str, int]]:
-    """Settings of a row."""
-    return {"distillation": {"batch_size": size}}
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -317,13 +311,17 @@ def test_a_study_without_any_finished_cell_has_no_table(
     assert not (tmp_path / "table.md").exists()
 
 
+BATCHES = {n: {"distillation": {"batch_size": n}} for n in (4, 5)}
+TEMPLATES = {n: {"teacher": {"template": n + " {class}"}} for n in "AB"}
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"settings": {"distillation": {"student": "resnet1"}}}, "distillation.student"),
         ({"settings": {"synthesis": {"image_size": 65}}}, "synthesis.image_size"),
         (
-            {"axes": [{"name": "B", "values": {n: batch(n) for n in (4, 5)}}]},
+            {"axes": [{"name": "B", "values": BATCHES}]},
             "distillation.batch_size: must not exceed the 4 images, got 5",
         ),
         ({"settings": {"teacher": {"weights": "absent.pt"}}}, "teacher.weights"),
@@ -333,15 +331,7 @@ def test_a_study_without_any_finished_cell_has_no_table(
             "adaptation.domain: must be among those of evaluation.data",
         ),
         (
-            {
-                "teacher": "CLIP",
-                "axes": [
-                    {
-                        "name": "t",
-                        "values": {n: {"teacher": {"template": n + " {class}"}} for n in "AB"},
-                    }
-                ],
-            },
+            {"teacher": "CLIP", "axes": [{"name": "t", "values": TEMPLATES}]},
             "teacher: must be empty where rows have several teachers, as B has another",
         ),
     ],
