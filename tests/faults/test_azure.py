@@ -37,7 +37,7 @@ def proxy(mortal: Azurite, mortal_root: str, monkeypatch: pytest.MonkeyPatch) ->
     with Proxy(mortal.endpoint) as proxy:
         through = mortal.environment["AZURE_STORAGE_ENDPOINT"]
         monkeypatch.setenv(
-            "AZURE_STORAGE_ENDPOINT", through.replace(mortal.endpoint, proxy.endpoint)
+            "AZURE_STORAGE_ENDPOINT", through.replace(mortal.endpoint, proxy.address)
         )
         yield proxy
 

@@ -124,7 +124,7 @@ def mortal_root(mortal: Ceph, monkeypatch: pytest.MonkeyPatch) -> str:
 def proxy(mortal_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """In front of `mortal`."""
     with Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         yield proxy
 
 

@@ -277,7 +277,7 @@ class S3FaultTests(FaultTests):
     @pytest.fixture
     def proxy(self, root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         with Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
             yield proxy
 
     @pytest.fixture
@@ -295,7 +295,7 @@ class S3FaultTests(FaultTests):
     ) -> None:
         open_storage(root)
         with Proxy(os.environ["AWS_ENDPOINT_URL"], drop_conditions=True) as ignorant:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", ignorant.endpoint)
+            monkeypatch.setenv("AWS_ENDPOINT_URL", ignorant.address)
             for place in (root, f"{root}/never-opened"):
                 with pytest.raises(ManifestError, match="a store that honours If-None"):
                     open_storage(place)

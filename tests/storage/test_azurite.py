@@ -29,7 +29,7 @@ def root(azure_root: str) -> str:
 def proxy(azurite: Azurite, root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with Proxy(azurite.endpoint) as proxy:
         through = azurite.environment["AZURE_STORAGE_ENDPOINT"]
-        through = through.replace(azurite.endpoint, proxy.endpoint)
+        through = through.replace(azurite.endpoint, proxy.address)
         monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", through)
         yield proxy
 

@@ -22,7 +22,7 @@ def server() -> Iterator[GcsStandIn]:
 
 @pytest.fixture
 def root(server: GcsStandIn, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("GOOGLE_BASE_URL", server.endpoint)
+    monkeypatch.setenv("GOOGLE_BASE_URL", server.address)
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", TOKEN)
     return server.new_root()
 
@@ -40,8 +40,8 @@ class TestFaults(FaultTests):
     def proxy(
         self, server: GcsStandIn, root: str, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator[Proxy]:
-        with Proxy(server.endpoint) as proxy:
-            monkeypatch.setenv("GOOGLE_BASE_URL", proxy.endpoint)
+        with Proxy(server.address) as proxy:
+            monkeypatch.setenv("GOOGLE_BASE_URL", proxy.address)
             yield proxy
 
     @staticmethod
