@@ -3,7 +3,9 @@
 import io
 import json
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow.parquet as pq
 import pytest
@@ -68,10 +70,13 @@ def finish(manifest: Manifest, method: Method, seed: int, swap: bool = False) ->
     assert save_student(target, student_of_colours(manifest, seed, swap), meta)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Vanilla and mix, seeds 0 and 1; vanilla's student of seed 1 takes red for green and back."""
-    folder = tmp_path_factory.mktemp("run")
+def prepare(
+    folder: Path,
+    seeds: Sequence[int],
+    swapped: tuple[Method, int],
+    digests: Mapping[str, str] = MappingProxyType({}),
+) -> Manifest:
+    """A run of vanilla and mix; the student `swapped` takes red for green and back."""
     for name in CLASSES:
         paint(folder / "data", "flat", name)
     paint(folder / "data", "ink", "red", count=4)
@@ -79,16 +84,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         teacher=write_teacher(folder),
         prompts={"method": ["vanilla", "mix"]},
-        distillation={"seeds": [0, 1]},
+        distillation={"seeds": list(seeds)},
         evaluation={"data": str(folder / "data")},
     )
     manifest = Manifest.read(path)
-    publish(manifest, "vanilla")
-    publish(manifest, "mix")
     for method in manifest.prompts.method:
+        publish(manifest, method, digests)
         for seed in manifest.distillation.seeds:
-            finish(manifest, method, seed, swap=(method, seed) == ("vanilla", 1))
-    return path
+            finish(manifest, method, seed, swap=(method, seed) == swapped)
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest file of a run of two seeds."""
+    folder = tmp_path_factory.mktemp("run")
+    prepare(folder, seeds=[0, 1], swapped=("vanilla", 1))
+    return folder / "manifest.yaml"
 
 
 def test_a_run_is_scored_and_written(run: Path) -> None:
