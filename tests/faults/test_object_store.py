@@ -18,8 +18,8 @@ from dfkd.dataset.verification import verify
 from dfkd.errors import InfrastructureError
 from dfkd.storage.local import open_storage
 from dfkd.storage.s3 import S3Storage
-from tests.helpers import partial_version, small_manifest
-from tests.helpers.jobs import command, contents, environment, run_here
+from tests.helpers import jobs, partial_version, small_manifest
+from tests.helpers.jobs import contents, run_here
 from tests.helpers.s3_proxy import Proxy
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.timeout(800)]
@@ -50,22 +50,15 @@ def write(folder: Path, root: str) -> Path:
 
 
 def start(folder: Path, root: str) -> subprocess.Popen[str]:
-    """The job that makes the version, in a process group of its own."""
-    return subprocess.Popen(
-        command("synthesize", write(folder, root)),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    """The job that makes the version."""
+    return jobs.start("synthesize", write(folder, root))
 
 
 def finish(job: subprocess.Popen[str], folder: Path, root: str) -> None:
     """Wait, and as a scheduler does, start again what asks for it."""
     for _ in range(6):
         try:
-            said, _ = job.communicate()
+            said = job.communicate()
         finally:
             if job.poll() is None:
                 os.killpg(job.pid, signal.SIGKILL)
@@ -195,7 +188,7 @@ def test_a_run_whose_store_is_killed_and_restarted(
     job = start(tmp_path, mortal_root)
     try:
         while not proxy.held.wait(0.5):
-            assert job.poll() is None, job.communicate()[0]
+            assert job.poll() is None, job.communicate()
         kill_while_held(mortal, proxy)
     except BaseException:
         os.killpg(job.pid, signal.SIGKILL)

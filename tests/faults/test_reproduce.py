@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 
 from dfkd.errors import Exit
 from dfkd.utils.memory import descendants
-from tests.helpers.jobs import command, environment, kill_when, run_here
+from tests.helpers.jobs import environment, kill_when, run_here, start
 from tests.helpers.machines import title, wait_for
 from tests.helpers.tiny_study import METHODS, write
 
@@ -60,14 +59,7 @@ def test_a_student_whose_process_is_killed_is_taken_up_again(tmp_path: Path) -> 
     axes = [{"name": "Method", "values": {"Baseline": METHODS["Baseline"]}}]
     long = {"distillation": {"epochs": 40, "batch_size": 2}}
     study = write(tmp_path, axes=axes, settings=long)
-    process = subprocess.Popen(
-        command("reproduce", study, "--threads", "1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    )
+    process = start("reproduce", study, "--threads", "1")
 
     def trainer() -> int | None:
         if not list(tmp_path.glob("root/students/*/checkpoints/*")):

@@ -53,14 +53,8 @@ def version(root: Path) -> PublishedVersion | None:
 
 
 def start(nodes: Nodes, manifest: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The job on the cluster, to be awaited with `communicate`."""
-    return subprocess.Popen(
-        jobs.command("synthesize", manifest, *arguments),
-        env=nodes.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """The job on the cluster."""
+    return jobs.start("synthesize", manifest, *arguments, env=nodes.environment)
 
 
 def running(process: subprocess.Popen[str]) -> Callable[[], bool]:

@@ -47,6 +47,20 @@ def run(
     )
 
 
+def start(
+    job: str, manifest: Path, *arguments: str, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """A job in a process group of its own, to be awaited with `communicate`."""
+    return subprocess.Popen(
+        command(job, manifest, *arguments),
+        env=env or environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def kill_when(
     condition: Callable[[], object],
     job: str,
