@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,6 @@ from tests.helpers import jobs
 from tests.helpers.tiny_judge import write_judge
 from tests.helpers.tiny_study import EPOCHS, write
 
-Reproduce = Callable[..., tuple[int, str, str]]
-"""Arguments to exit code, stdout and stderr."""
-
 PAPER = {
     "of": "Table 1",
     "data": "PACS",
@@ -30,20 +26,14 @@ PAPER = {
 }
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
-job = jobs.load("reproduce")
 ALONE = ("--threads", "1", "--at-once", "1")
 """Students are trained in this process; test_parallel_students.py has them side by side."""
 
 
-@pytest.fixture
-def reproduce(capsys: pytest.CaptureFixture[str]) -> Reproduce:
-    def call(*words: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = int(job.main([*map(str, words), *ALONE]))
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
+def reproduce(*words: str | Path) -> tuple[int, str, str]:
+    """Run the job in this process; its exit code, stdout and stderr."""
+    found = jobs.run_here("reproduce", *map(str, words), *ALONE)
+    return found.returncode, found.stdout, found.stderr
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +41,8 @@ def made(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study of two methods and two seeds, made once: its root, its files."""
     folder = tmp_path_factory.mktemp("study")
     path = write(folder, teacher="CLIP", paper=[PAPER], notes=["A note."])
-    assert job.main([str(path), *ALONE]) == Exit.DONE
+    code, _, err = reproduce(path)
+    assert code == Exit.DONE, err
     return folder
 
 
@@ -125,9 +116,7 @@ def test_results_say_where_they_come_from(made: Path) -> None:
     assert not list((made / "root").glob("data/*/current/*"))
 
 
-def test_what_is_finished_is_found_and_gives_the_same_bytes(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_what_is_finished_is_found_and_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
     before = jobs.contents(made / "root")
     (tmp_path / "again").mkdir()  # latencies are measured, and kept beside the tables
     shutil.copy(made / "latency.json", tmp_path / "again")
@@ -140,9 +129,7 @@ def test_what_is_finished_is_found_and_gives_the_same_bytes(
         assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
 
 
-def test_cells_share_what_they_have_in_common(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_cells_share_what_they_have_in_common(made: Path, tmp_path: Path) -> None:
     """Of another study too: one data set, one student of each number of epochs, made once."""
     axes = [{"name": "Epochs", "values": EPOCHS}]
     start = {"storage": {"root": str(made / "root")}}
@@ -161,9 +148,7 @@ def test_cells_share_what_they_have_in_common(
     assert Image.open(tmp_path / "figure.png").width > 400
 
 
-def test_whole_runs_are_compared_with_each_other(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_whole_runs_are_compared_with_each_other(made: Path, tmp_path: Path) -> None:
     """Run 0 has its data set already; run 1 makes its own, and students of it."""
     shutil.copytree(made / "root", tmp_path / "root")
     axes = [{"name": "Epochs", "values": {"Baseline": EPOCHS[1], "Longer": EPOCHS[2]}}]
@@ -193,7 +178,7 @@ def test_whole_runs_are_compared_with_each_other(
 
 
 def test_a_judge_recognises_the_images_of_the_class_that_it_names(
-    made: Path, reproduce: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of clocks and books those of one; another judge scores anew, with the same students."""
     shutil.copytree(made / "root", tmp_path / "root")
@@ -219,7 +204,7 @@ def test_a_judge_recognises_the_images_of_the_class_that_it_names(
 
 
 @pytest.mark.parametrize("kind", ["bars", "embedding"])
-def test_a_figure_is_drawn(made: Path, reproduce: Reproduce, tmp_path: Path, kind: str) -> None:
+def test_a_figure_is_drawn(made: Path, tmp_path: Path, kind: str) -> None:
     start = {"storage": {"root": str(made / "root")}}
     shown = {"adaptation": {"domain": "pixel_art", "shots": 2}} if kind == "embedding" else {}
     code, out, _ = reproduce(write(tmp_path, start, kind=kind, seeds=[0], **shown))
@@ -238,9 +223,7 @@ def test_a_figure_is_drawn(made: Path, reproduce: Reproduce, tmp_path: Path, kin
         assert set(each["classes"]) == {"clock", "book"}
 
 
-def test_a_case_shows_one_class_made_and_real(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_a_case_shows_one_class_made_and_real(made: Path, tmp_path: Path) -> None:
     start = {"storage": {"root": str(made / "root")}}
     pictures = {"classes": ["book"], "count": 3}
     code, out, _ = reproduce(write(tmp_path, start, kind="case", pictures=pictures))
@@ -254,7 +237,7 @@ def test_a_case_shows_one_class_made_and_real(
         assert sheet.height > 11 * 64
 
 
-def test_a_gallery_needs_no_student(made: Path, reproduce: Reproduce, tmp_path: Path) -> None:
+def test_a_gallery_needs_no_student(made: Path, tmp_path: Path) -> None:
     pictures = {"classes": ["book"], "count": 2}
     start = {"storage": {"root": str(made / "root")}}
     code, out, _ = reproduce(write(tmp_path, start, kind="gallery", pictures=pictures))
@@ -266,9 +249,7 @@ def test_a_gallery_needs_no_student(made: Path, reproduce: Reproduce, tmp_path: 
     assert len(set(versions)) == 2
 
 
-def test_a_failed_cell_is_named_and_the_rest_is_kept(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_a_failed_cell_is_named_and_the_rest_is_kept(made: Path, tmp_path: Path) -> None:
     """A shard of one data set is damaged before a third seed is asked for."""
     root = tmp_path / "root"
     shutil.copytree(made / "root", root)
@@ -294,9 +275,7 @@ def test_a_failed_cell_is_named_and_the_rest_is_kept(
     assert "Missing" not in (tmp_path / "table.md").read_text()
 
 
-def test_a_study_without_any_finished_cell_has_no_table(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_a_study_without_any_finished_cell_has_no_table(made: Path, tmp_path: Path) -> None:
     """An evaluation set with a torn image: no cell is scored on what the others are not."""
     for name in ("clock", "book"):
         (tmp_path / "data" / "photo" / name).mkdir(parents=True)
@@ -337,22 +316,20 @@ TEMPLATES = {n: {"teacher": {"template": n + " {class}"}} for n in "AB"}
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_made(
-    reproduce: Reproduce, tmp_path: Path, changes: dict[str, Any], complaint: str
+    tmp_path: Path, changes: dict[str, Any], complaint: str
 ) -> None:
-    require_refusal(reproduce, write(tmp_path, **changes), complaint)
+    require_refusal(write(tmp_path, **changes), complaint)
 
 
-def test_a_class_without_evaluation_data_is_refused_before_anything_is_made(
-    reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_a_class_without_evaluation_data_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "data" / "photo" / "clock").mkdir(parents=True)
     Image.new("RGB", (64, 64)).save(tmp_path / "data" / "photo" / "clock" / "0.png")
     data = {"data": str(tmp_path / "data")}
     settings = {"classes": ["clock", "zebra"], "evaluation": data}
-    require_refusal(reproduce, write(tmp_path, settings=settings), "evaluation.data")
+    require_refusal(write(tmp_path, settings=settings), "evaluation.data")
 
 
-def require_refusal(reproduce: Reproduce, path: Path, complaint: str) -> None:
+def require_refusal(path: Path, complaint: str) -> None:
     code, _, err = reproduce(path)
     assert code == Exit.USAGE
     (line,) = err.strip().splitlines()
@@ -361,7 +338,7 @@ def require_refusal(reproduce: Reproduce, path: Path, complaint: str) -> None:
     assert not (path.parent / "root" / "data").exists()
 
 
-def test_a_study_that_is_not_there_is_refused(reproduce: Reproduce, tmp_path: Path) -> None:
+def test_a_study_that_is_not_there_is_refused(tmp_path: Path) -> None:
     code, _, err = reproduce("dictionry")
     assert (code, err.count("\n")) == (Exit.USAGE, 1)
     assert "did you mean 'dictionary'?" in err
@@ -373,7 +350,7 @@ def test_a_study_that_is_not_there_is_refused(reproduce: Reproduce, tmp_path: Pa
 
 def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        job.main(["--list"])
+        jobs.load("reproduce").main(["--list"])
     assert ended.value.code == Exit.DONE
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["study", "shows", "rows", "seeds"]
@@ -401,7 +378,7 @@ def test_the_steps_of_a_study_are_those_of_its_generators(tmp_path: Path) -> Non
     assert (sampled["optimisation_steps"], sampled["sampling_steps"]) == (0, 8 * sampled["images"])
 
 
-def test_the_plan_counts_and_makes_nothing(reproduce: Reproduce, tmp_path: Path) -> None:
+def test_the_plan_counts_and_makes_nothing(tmp_path: Path) -> None:
     settings = {"storage": {"root": str(tmp_path / "quick")}, "synthesis": {"steps": 3}}
     path = write(tmp_path, quick={"settings": settings})
     code, out, _ = reproduce(path, "--quick", "--dry-run")
@@ -415,9 +392,7 @@ def test_the_plan_counts_and_makes_nothing(reproduce: Reproduce, tmp_path: Path)
     assert not (tmp_path / "quick").exists()
 
 
-def test_quick_results_lie_under_its_own_root(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_quick_results_lie_under_its_own_root(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "root", tmp_path / "quick")
     quick = {"settings": {"storage": {"root": str(tmp_path / "quick")}}}
     absent = "absent.safetensors"  # the full study's judge, which a quick one does without
