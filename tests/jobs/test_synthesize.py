@@ -15,7 +15,7 @@ from dfkd.dataset.verification import verify
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers import small_manifest
-from tests.helpers.jobs import contents, kill_when, load, run, run_here
+from tests.helpers.jobs import contents, kill_when, run, run_here
 
 TREE: dict[str, Any] = {
     "classes": ["dog", "house", "car"],
@@ -133,12 +133,10 @@ def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> Non
         ("prompts.template='{class} " + "very " * 30 + "{style}'", "error: prompts.template: "),
     ],
 )
-def test_bad_input_is_one_line_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
-) -> None:
-    job = load("synthesize")  # in this process, which has imported all that is slow to import
-    assert job.main([str(write(tmp_path)), "--set", override]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+def test_bad_input_is_one_line_before_any_work(tmp_path: Path, override: str, message: str) -> None:
+    found = run_here("synthesize", write(tmp_path), "--set", override)
+    assert found.returncode == 2
+    (line,) = found.stderr.strip().splitlines()
     assert line.startswith(message)
     assert not (tmp_path / "run" / "data").exists()
 
