@@ -80,18 +80,11 @@ def age(file: Path, seconds: float) -> None:
 @contextlib.contextmanager
 def at_work(root: Path, version: str, seconds: float) -> Iterator[None]:
     """A lease that another process took so many seconds ago."""
-    now = time.time()
-    record = lease.Record(
-        holder="far:7",
-        since=now - seconds,
-        expires=now + 400,
-        released=False,
-        versions=(f"vanilla/{version}",),
-    )
-    storage = open_storage(str(root))
-    storage.put("leases/readers/0.json", canonical(dataclasses.asdict(record)))
+    storage, since, names = open_storage(str(root)), time.time() - seconds, (f"vanilla/{version}",)
+    held = lease.Lease(storage, "leases/readers/0.json", "far:7", 400, since, names)
+    held.renew()
     yield
-    storage.delete("leases/readers/0.json")
+    storage.delete(held.key)
 
 
 def test_a_run_that_is_not_begun(path: Path, root: Path) -> None:
