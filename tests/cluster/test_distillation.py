@@ -201,5 +201,3 @@ def test_one_rank_on_one_machine_runs_inside_the_driver() -> None:
 def test_elastic_ranks_are_as_many_as_fit() -> None:
     workers = plan_workers((1, 4), Cluster())
     assert (workers.count, workers.cpus, workers.elastic) == (2, 1.0, (1, 4))
-    with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
-        plan_workers((3, 4), Cluster())
