@@ -163,8 +163,6 @@ def test_means_over_classes_are_everywhere_where_they_are_asked_for(
     assert found["data"]["domains"] == ["odd", "flat"]
     (worse,) = (r for r in found["rows"] if r["accuracy"] < 0.2)
     assert (worse["domain"], worse["accuracy"]) == ("odd", pytest.approx(1 / 6))
-    vanilla = next(line for line in found["summary"] if line["method"] == "vanilla")
-    assert vanilla["mean"] == pytest.approx((1 + 1 / 3) / 2)
     lines = [line.split() for line in job.stdout.splitlines()]
     assert ["class", "mean,", "%", "odd", "flat", "mean", "MB", "ms"] in lines
     assert ["student", "vanilla", "66.7", "66.7", "66.7", "±47.1"] in [line[:6] for line in lines]
