@@ -1,13 +1,11 @@
 """Ray's own autoscaler, with a provider that starts nodes on this machine instead of in a cloud."""
 
-import contextlib
 import json
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
@@ -15,37 +13,14 @@ from dfkd.storage.local import open_storage
 from dfkd.utils.memory import descendants
 from nodes import Node, RayCluster
 from tests.helpers import jobs, tiny_study
+from tests.helpers.machines import title
+from tests.helpers.tiny_version import write_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 
 HEAD, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"
 """Under which the provider knows the head."""
 WORKERS = 2
-
-TREE = {
-    "name": "autoscaled",
-    "classes": ["dog", "house"],
-    "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
-    "prompts": {"method": "vanilla"},
-    "synthesis": {
-        "images_per_class": 4,
-        "shard_size": 1,
-        "image_size": 64,
-        "steps": 4,
-        "views": 0,
-    },
-    "distillation": {
-        "student": "timm:test_resnet",
-        "weights": "none",
-        "labels": "stored",
-        "augmentation": [],
-        "batch_size": 6,
-        "warmup_epochs": 0,
-        "epochs": 1,
-        "learning_rate": 0.05,
-    },
-}
 
 
 class Autoscaled(RayCluster):
@@ -97,22 +72,16 @@ class Autoscaled(RayCluster):
     def size(self) -> int:
         """Nodes that are there, the head included."""
         (head,) = self.nodes
-        lines = [arguments(pid) for pid in descendants(head.process.pid)]
+        lines = [title(pid) for pid in descendants(head.process.pid)]
         # By their lines: a raylet's child has its parent's until it becomes a worker.
         return len({line for line in lines if line.partition("\0")[0].endswith("/raylet")})
 
 
-def arguments(pid: int) -> str:
-    """The command line of a process; nothing if it is gone."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    return ""
-
-
 def write(folder: Path) -> Path:
-    path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump(TREE | {"storage": {"root": str(folder / "run")}}))
-    return path
+    made = {"images_per_class": 4, "shard_size": 1, "image_size": 64, "steps": 4, "views": 0}
+    return write_manifest(
+        folder, classes=["dog", "house"], synthesis=made, distillation={"epochs": 1}
+    )
 
 
 def start(job: str, file: Path, cluster: Autoscaled) -> "subprocess.Popen[bytes]":

@@ -1,7 +1,6 @@
 """Measures as Prometheus gets them, from a real Ray's endpoint: those of driver and actors."""
 
 import json
-import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from dfkd.dataset.versions import begin
 from dfkd.storage.base import Request
 from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.local import open_storage
-from dfkd.utils import logs
+from dfkd.utils.logs import json_log
 from tests.helpers.prometheus import Found, wait_for
 from tests.helpers.tiny_version import publish, write_manifest
 
@@ -120,27 +119,9 @@ def test_a_pace_divides_time_into_steps_and_waiting() -> None:
     assert (pace.steps, pace.worked, pace.waited) == (0, 0.0, 0.0)
 
 
-class Kept(logging.Handler):
-    """The lines that a job would show."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setFormatter(logs.JsonFormatter())
-        self.lines: list[dict[str, object]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(json.loads(self.format(record)))
-
-
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
-    handler = Kept()
-    monkeypatch.setattr(logs.LOGGER, "handlers", [handler])
-    monkeypatch.setattr(logs.LOGGER, "level", logging.INFO)
-    return handler
-
-
-def test_each_task_is_told_of_once(tmp_path: Path, kept: Kept, endpoint: str) -> None:
+def test_each_task_is_told_of_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], endpoint: str
+) -> None:
     manifest = Manifest.read(write_manifest(tmp_path))
     published = publish(manifest)
     home = open_storage(manifest.storage.root).child("data/vanilla")
@@ -150,12 +131,13 @@ def test_each_task_is_told_of_once(tmp_path: Path, kept: Kept, endpoint: str) ->
     receipt: Receipt = published.shards[1]
     summary = ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())
     made = TaskResult([(receipt, summary)], 1.25, "cpu", node="10.0.0.7", unit=receipt.task)
-    with _reporting(manifest, version, pool, CostCounter(), ()) as report:
+    with json_log("job", ""), _reporting(manifest, version, pool, CostCounter(), ()) as report:
         report.record(made)
         pool.quarantine.append(Quarantined(poisoned, "no luck"))
         report.show_failures()
         report.show_failures()
-    done, quarantined = kept.lines
+    told = capsys.readouterr().err.splitlines()
+    done, quarantined = (json.loads(line) for line in told if line.startswith("{"))
     assert done["event"] == "task"
     assert done["run"] == quarantined["run"] == published.id
     assert (done["task"], done["images"], done["failed"]) == (receipt.task, 4, 0)

@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import pytest
 
 import submit
 from tests.helpers.jobs import ROOT
+from tests.helpers.loopback import Loopback
 
 RAYJOBS = "/apis/ray.io/v1/namespaces/dfkd/rayjobs"
 RAYJOB = ROOT / "cluster" / "kubernetes" / "rayjob.yaml"
 
 
-class Api(ThreadingHTTPServer):
+class Api(Loopback):
     """Keeps what was created; its RayJob goes through `states`, the last of which stays.
 
     It is deleted when a state is None. The next answers fail as `faults` says: `busy` is 503,
@@ -26,15 +27,11 @@ class Api(ThreadingHTTPServer):
     """
 
     def __init__(self, states: list[dict[str, str] | None]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.states = states
         self.faults: list[str] = []
         self.created: dict[str, dict[str, Any]] = {}
         self.tokens: set[str] = set()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -98,15 +95,11 @@ def account(tmp_path: Path) -> Path:
 @pytest.fixture
 def api() -> Iterator[Api]:
     with Api([]) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def run(api: Api, account: Path) -> int:
-    words = [str(RAYJOB), "--name", "dfkd-29384", "--uid", "0a1b", "--api", api.url]
+    words = [str(RAYJOB), "--name", "dfkd-29384", "--uid", "0a1b", "--api", api.address]
     return submit.main([*words, "--account", str(account), "--pause", "0.01"])
 
 
@@ -185,4 +178,4 @@ def test_what_the_api_refuses_is_one_line(
     (account / "namespace").write_text("elsewhere")
     assert run(api, account) == 4
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {api.url}: HTTP Error 404")
+    assert line.startswith(f"error: {api.address}: HTTP Error 404")

@@ -2,9 +2,8 @@
 
 import shlex
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,20 @@ import yaml
 import spot
 from dfkd.cluster.capacity import schedulable_nodes
 from tests.helpers.jobs import ROOT
+from tests.helpers.loopback import Loopback
 from tests.helpers.machines import Nodes, two_nodes, wait_for
 
 
-class Metadata(ThreadingHTTPServer):
+class Metadata(Loopback):
     """Gives the notice at the request for it with the number `notice`; before, there is no page.
 
     A request for it needs a token of its own. `faults` are what the next requests get instead.
     """
 
     def __init__(self, notice: int) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.notice, self.asked, self.tokens = notice, 0, 0
         self.faults: list[int] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -73,13 +69,11 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def metadata() -> Iterator[Metadata]:
     with Metadata(notice=3) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server
-        server.shutdown()
 
 
 def watch(metadata: Metadata, *command: str) -> int:
-    return spot.main(["--metadata", metadata.url, "--pause", "0.01", *command])
+    return spot.main(["--metadata", metadata.address, "--pause", "0.01", *command])
 
 
 def test_the_command_runs_at_the_notice_and_not_before(

@@ -20,21 +20,19 @@ from dfkd.dataset.versions import Version, begin
 from dfkd.errors import BudgetError, Exit, ManifestError, PartialError, WeightsError
 from dfkd.storage.lease import held_leases
 from dfkd.storage.local import open_storage
+from tests.helpers import small_manifest
 from tests.helpers.inversion_runs import read as inversion
 from tests.helpers.tiny_models import RESNET, model_config, write_teacher
 
 
 def read_file(folder: Path) -> Path:
-    path = folder / "manifest.yaml"
-    path.write_text(
-        f"name: budget\nclasses: [dog, house]\nstorage: {{root: {folder / 'run'}}}\n"
-        "teacher: {model: miniature, weights: miniature}\n"
-        "generator: {config: miniature, weights: miniature}\n"
-        "prompts: {method: vanilla}\n"
-        "synthesis: {images_per_class: 4, shard_size: 2, image_size: 64, steps: 1}\n"
-        "cluster: {workers: 1}\n"
+    return small_manifest.write(
+        folder,
+        storage={"root": str(folder / "run")},
+        prompts={"method": "vanilla"},
+        synthesis={"images_per_class": 4, "shard_size": 2, "image_size": 64, "steps": 1},
+        cluster={"workers": 1},
     )
-    return path
 
 
 def read(folder: Path) -> Manifest:

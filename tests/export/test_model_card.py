@@ -2,8 +2,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from dfkd.export.model_card import EXAMPLE, model_card
 
 SCORES = {"domains": {"flat": 0.5, "ink": 0.25}, "mean": 0.375}
@@ -94,13 +92,6 @@ def test_a_teacher_that_was_not_scored_has_no_line() -> None:
     card = model_card(facts)
     assert "teacher zero-shot" not in card
     assert "| student, PyTorch | 50.0" in card
-
-
-def test_a_missing_fact_is_an_error() -> None:
-    facts = copy.deepcopy(FACTS)
-    del facts["check"]["model.int8.onnx"]
-    with pytest.raises(KeyError):
-        model_card(facts)
 
 
 def test_the_page_of_the_jobs_shows_the_same_example() -> None:

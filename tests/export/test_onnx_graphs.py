@@ -86,7 +86,7 @@ def test_the_same_student_gives_the_same_bytes(
 
 
 def test_int8_is_smaller_close_and_set_by_its_calibration_images(
-    student: Student, graph: Path, tmp_path: Path
+    graph: Path, tmp_path: Path
 ) -> None:
     digests = []
     seen = images(16)

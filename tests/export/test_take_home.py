@@ -28,8 +28,8 @@ from dfkd.models.student import load_student
 from dfkd.models.teacher import Teacher, distances
 from dfkd.storage.local import LocalStorage
 from dfkd.utils.images import batch, decode_image
-from tests.helpers.tiny_version import CLASSES, publish, write_manifest
-from tests.jobs.test_evaluate import finish, paint, write_teacher
+from tests.helpers.tiny_version import CLASSES
+from tests.jobs.test_evaluate import paint, prepare
 
 FILES = {
     "model.onnx",
@@ -39,8 +39,6 @@ FILES = {
     "README.md",
     "takehome.json",
 }
-
-
 ROLES = {"teacher.weights": "be" * 32, "generator.weights": "ac" * 32}
 """The weights that the data set was made with."""
 
@@ -59,33 +57,12 @@ class Run:
         return found
 
 
-def prepare(folder: Path) -> Manifest:
-    """Vanilla and mix, seeds 1 and 0; the student of mix and seed 1 takes red for green and back.
-
-    Seed 1 comes first in the manifest, so that the first seed is not the smallest.
-    """
-    for name in CLASSES:
-        paint(folder / "data", "flat", name)
-    paint(folder / "data", "ink", "red", count=4)
-    (folder / "data" / "ink" / "red" / "broken.png").write_bytes(b"no picture")
-    path = write_manifest(
-        folder,
-        teacher=write_teacher(folder),
-        prompts={"method": ["vanilla", "mix"]},
-        distillation={"seeds": [1, 0]},
-        evaluation={"data": str(folder / "data")},
-    )
-    manifest = Manifest.read(path)
-    for method in manifest.prompts.method:
-        publish(manifest, method, ROLES)
-        for seed in manifest.distillation.seeds:
-            finish(manifest, method, seed, swap=(method, seed) == ("mix", 1))
-    return manifest
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    manifest = prepare(tmp_path_factory.mktemp("takehome"))
+    """Seed 1 comes first in the manifest, so that the first seed is not the smallest."""
+    folder = tmp_path_factory.mktemp("takehome")
+    manifest = prepare(folder, seeds=[1, 0], swapped=("mix", 1), digests=ROLES)
+    (folder / "data" / "ink" / "red" / "broken.png").write_bytes(b"no picture")
     results = evaluate(manifest, 1).results
     events: list[str] = []
     put, delete = LocalStorage.put, LocalStorage.delete

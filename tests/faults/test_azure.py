@@ -8,12 +8,7 @@ import pytest
 
 import azurite as servers
 from azurite import Azurite
-from tests.faults.test_object_store import (
-    SEEDS,
-    fill,
-    make_weather,
-    require_filled,
-)
+from tests.faults.test_object_store import SEEDS, fill, make_weather, require_filled
 from tests.helpers.s3_proxy import Proxy
 
 pytestmark = [pytest.mark.faults, pytest.mark.azure, pytest.mark.timeout(400)]
@@ -42,7 +37,7 @@ def proxy(mortal: Azurite, mortal_root: str, monkeypatch: pytest.MonkeyPatch) ->
     with Proxy(mortal.endpoint) as proxy:
         through = mortal.environment["AZURE_STORAGE_ENDPOINT"]
         monkeypatch.setenv(
-            "AZURE_STORAGE_ENDPOINT", through.replace(mortal.endpoint, proxy.endpoint)
+            "AZURE_STORAGE_ENDPOINT", through.replace(mortal.endpoint, proxy.address)
         )
         yield proxy
 

@@ -2,7 +2,6 @@
 
 import io
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,15 +150,3 @@ def refuse(version: Version, tar: Path) -> None:
     with pytest.raises(CorruptionError):
         version.commit(TASKS[0], tar)
     assert version.receipts() == {}
-
-
-def test_a_bit_flipped_on_the_way_to_the_store_is_found(tmp_path: Path) -> None:
-    """What is stored is what was hashed, or it is refused by whoever reads it."""
-    version = begin(home(tmp_path / "run"), IDENTITY)
-    with tempfile.TemporaryDirectory() as folder:
-        tar = write_task(TASKS[0], Path(folder, "shard.tar"))
-        receipt = version.commit(TASKS[0], tar)
-    stored = Path(version.storage.location(receipt.shard))
-    for data in list(flipped(stored.read_bytes()))[::7]:
-        with replaced(stored, data), pytest.raises(CorruptionError, match="sha256"):
-            version.publish(TASKS[:1], ENVIRONMENT)

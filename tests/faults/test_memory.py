@@ -18,6 +18,7 @@ from dfkd.dataset.versions import begin
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.request import Synthesised
 from dfkd.synthesis.shard_maker import ShardMaker
+from tests.helpers import small_manifest
 
 pytestmark = pytest.mark.faults
 
@@ -28,16 +29,13 @@ IMAGES = 64
 
 
 def write(folder: Path) -> Path:
-    path = folder / "manifest.yaml"
-    path.write_text(
-        f"name: memory\nclasses: [dog, house]\nstorage: {{root: {folder / 'run'}}}\n"
-        "teacher: {model: miniature, weights: miniature}\n"
-        "generator: {config: miniature, weights: miniature}\n"
-        "prompts: {method: vanilla}\n"
-        f"synthesis: {{images_per_class: {IMAGES + 1}, shard_size: {IMAGES}, batch_size: {IMAGES},"
-        " image_size: 64, views: 0}\n"
+    sizes = {"images_per_class": IMAGES + 1, "shard_size": IMAGES, "batch_size": IMAGES}
+    return small_manifest.write(
+        folder,
+        storage={"root": str(folder / "run")},
+        prompts={"method": "vanilla"},
+        synthesis={**sizes, "image_size": 64, "views": 0},
     )
-    return path
 
 
 def limited_synthesis(synthesise: Callable[..., Synthesised]) -> Callable[..., Synthesised]:

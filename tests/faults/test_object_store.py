@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
 import ceph as servers
 from ceph import Ceph
@@ -18,17 +18,14 @@ from dfkd.dataset.verification import verify
 from dfkd.errors import InfrastructureError
 from dfkd.storage.local import open_storage
 from dfkd.storage.s3 import S3Storage
-from tests.helpers import partial_version
-from tests.helpers.jobs import command, environment, run_here
+from tests.helpers import jobs, partial_version, small_manifest
+from tests.helpers.jobs import contents, run_here
 from tests.helpers.s3_proxy import Proxy
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.timeout(800)]
 
-TREE = {
-    "name": "small",
+TREE: dict[str, Any] = {
     "classes": ["dog", "house", "car"],
-    "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "random"},
     "synthesis": {
         "images_per_class": 4,
@@ -49,28 +46,19 @@ RETRY = 4
 
 
 def write(folder: Path, root: str) -> Path:
-    manifest = folder / "manifest.yaml"
-    manifest.write_text(yaml.safe_dump(TREE | {"storage": {"root": root}}))
-    return manifest
+    return small_manifest.write(folder, storage={"root": root}, **TREE)
 
 
 def start(folder: Path, root: str) -> subprocess.Popen[str]:
-    """The job that makes the version, in a process group of its own."""
-    return subprocess.Popen(
-        command("synthesize", write(folder, root)),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    """The job that makes the version."""
+    return jobs.start("synthesize", write(folder, root))
 
 
 def finish(job: subprocess.Popen[str], folder: Path, root: str) -> None:
     """Wait, and as a scheduler does, start again what asks for it."""
     for _ in range(6):
         try:
-            said, _ = job.communicate()
+            said = job.communicate()
         finally:
             if job.poll() is None:
                 os.killpg(job.pid, signal.SIGKILL)
@@ -129,7 +117,7 @@ def mortal_root(mortal: Ceph, monkeypatch: pytest.MonkeyPatch) -> str:
 def proxy(mortal_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """In front of `mortal`."""
     with Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         yield proxy
 
 
@@ -163,7 +151,7 @@ def require_filled(root: str, folder: Path) -> None:
     """Byte for byte what a directory holds after an undisturbed run, and nothing beside it."""
     partial_version.fill(folder)
     storage = open_storage(root)
-    assert {key: storage.get(key) for key in storage.list()} == partial_version.tree(folder)
+    assert {key: storage.get(key) for key in storage.list()} == contents(folder)
     assert verify(published(root, "data/vanilla")) == []
 
 
@@ -200,7 +188,7 @@ def test_a_run_whose_store_is_killed_and_restarted(
     job = start(tmp_path, mortal_root)
     try:
         while not proxy.held.wait(0.5):
-            assert job.poll() is None, job.communicate()[0]
+            assert job.poll() is None, job.communicate()
         kill_while_held(mortal, proxy)
     except BaseException:
         os.killpg(job.pid, signal.SIGKILL)

@@ -14,7 +14,8 @@ from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
-from tests.helpers.jobs import command, environment, run_here
+from tests.helpers import jobs
+from tests.helpers.jobs import environment, run_here
 from tests.jobs.test_regenerate import manifest
 
 __all__ = ["manifest"]
@@ -28,14 +29,8 @@ def settings(root: Path) -> list[str]:
 
 
 def start(manifest: Path, root: Path, ray: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command("regenerate", manifest, *settings(root)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment() | {"RAY_ADDRESS": ray},
-        start_new_session=True,
-    )
+    own = environment() | {"RAY_ADDRESS": ray}
+    return jobs.start("regenerate", manifest, *settings(root), env=own)
 
 
 def until(process: subprocess.Popen[str], file: Path) -> None:

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +11,13 @@ import pytest
 
 from dfkd.errors import Exit
 from dfkd.utils.memory import descendants
-from tests.helpers.jobs import command, environment, run_here
+from tests.helpers.jobs import environment, kill_when, run_here, start
 from tests.helpers.machines import title, wait_for
 from tests.helpers.tiny_study import METHODS, write
 
 MOMENTS = ("data/random/versions/*/receipts/*", "students/random*")
 """Objects after whose appearance the job is killed; the second one comes after a finished cell."""
 ONE_BY_ONE = ("--threads", "1", "--at-once", "1")
-
-
-def start(study: Path, env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command("reproduce", study, *arguments),
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
-        env=env,
-        start_new_session=True,
-    )
 
 
 def rows(folder: Path) -> Any:
@@ -46,13 +32,11 @@ def test_killed_again_and_again_it_finds_the_same(
     monkeypatch.setenv("RAY_ADDRESS", ray_head)
     path = write(tmp_path / "killed", teacher="CLIP", seeds=[0])
     root = tmp_path / "killed" / "root"
+    own = environment() | {"RAY_ADDRESS": ray_head}
     for moment in MOMENTS:
-        process = start(path, environment() | {"RAY_ADDRESS": ray_head}, *ONE_BY_ONE)
-        while not list(root.glob(moment)):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill_when(
+            lambda moment=moment: any(root.glob(moment)), "reproduce", path, *ONE_BY_ONE, env=own
+        )
         assert not (tmp_path / "killed" / "results.json").exists(), moment
     done = run_here("reproduce", path, *ONE_BY_ONE)
     assert done.returncode == Exit.DONE, done.stderr
@@ -75,7 +59,7 @@ def test_a_student_whose_process_is_killed_is_taken_up_again(tmp_path: Path) -> 
     axes = [{"name": "Method", "values": {"Baseline": METHODS["Baseline"]}}]
     long = {"distillation": {"epochs": 40, "batch_size": 2}}
     study = write(tmp_path, axes=axes, settings=long)
-    process = start(study, environment(), "--threads", "1")
+    process = start("reproduce", study, "--threads", "1")
 
     def trainer() -> int | None:
         if not list(tmp_path.glob("root/students/*/checkpoints/*")):

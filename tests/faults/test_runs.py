@@ -10,24 +10,21 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
 from dfkd.dataset.published import PublishedVersion, current
 from dfkd.dataset.verification import verify
 from dfkd.storage.local import open_storage
-from tests.helpers import jobs
+from tests.helpers import jobs, small_manifest
 from tests.helpers.jobs import contents, last_error
 from tests.helpers.machines import Nodes, wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-TREE = {
-    "name": "tiny",
+TREE: dict[str, Any] = {
     "classes": ["dog", "house", "car"],
-    "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {"method": "vanilla"},
     "synthesis": {
         "images_per_class": 8,
@@ -44,9 +41,7 @@ METHOD = "data/vanilla"
 def write(folder: Path, root: Path | None = None) -> Path:
     """The manifest, of a run in `folder` or in another root."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump(TREE | {"storage": {"root": str(root or folder / "run")}}))
-    return path
+    return small_manifest.write(folder, storage={"root": str(root or folder / "run")}, **TREE)
 
 
 def receipts(root: Path) -> int:
@@ -58,14 +53,8 @@ def version(root: Path) -> PublishedVersion | None:
 
 
 def start(nodes: Nodes, manifest: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The job on the cluster, to be awaited with `communicate`."""
-    return subprocess.Popen(
-        jobs.command("synthesize", manifest, *arguments),
-        env=nodes.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """The job on the cluster."""
+    return jobs.start("synthesize", manifest, *arguments, env=nodes.environment)
 
 
 def running(process: subprocess.Popen[str]) -> Callable[[], bool]:
@@ -92,19 +81,6 @@ def expected(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return contents(folder / "run/data")
 
 
-@pytest.fixture(scope="module")
-def interrupted(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose driver was killed half-way: the folder with its manifest."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    process = start(nodes, write(folder))
-    wait_for(lambda: receipts(folder / "run") >= 3, running(process))
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert version(folder / "run") is None
-    return folder
-
-
 def test_a_worker_and_its_node_are_killed(
     nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
@@ -122,23 +98,16 @@ def test_a_worker_and_its_node_are_killed(
 
 
 def test_a_killed_driver_is_resumed(
-    nodes: Nodes, interrupted: Path, tmp_path: Path, expected: dict[str, bytes]
+    nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
-    shutil.copytree(interrupted / "run", tmp_path / "run")
-    found = run(nodes, write(tmp_path))
+    manifest = write(tmp_path)
+    jobs.kill_when(
+        lambda: receipts(tmp_path / "run") >= 3, "synthesize", manifest, env=nodes.environment
+    )
+    assert version(tmp_path / "run") is None
+    found = run(nodes, manifest)
     assert found.returncode == 0, found.stderr
     assert contents(tmp_path / "run/data") == expected
-
-
-def test_a_manifest_that_changed_is_refused_with_the_difference(
-    nodes: Nodes, interrupted: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(interrupted / "run", tmp_path / "run")
-    before = contents(tmp_path / "run")
-    found = run(nodes, write(tmp_path), "--set", "synthesis.steps=3", "--set", "seed=7")
-    assert found.returncode == 2
-    assert "seed: 0 there, 7 here; synthesis.steps: 2 there, 3 here" in last_error(found)
-    assert contents(tmp_path / "run") == before
 
 
 def test_two_drivers_at_once_make_one_version(
@@ -208,22 +177,3 @@ def test_a_disk_that_fills_up_half_way(
     found = run(nodes, manifest)
     assert found.returncode == 0, found.stderr
     assert contents(small_disk / "run/data") == expected
-
-
-@pytest.mark.parametrize(
-    ("override", "field"),
-    [
-        ("cluster.cpus_per_worker=2", "cluster.cpus_per_worker: must fit a node"),
-        ("cluster.gpus_per_worker=1", "cluster.gpus_per_worker: must fit a node"),
-    ],
-)
-def test_what_the_cluster_can_never_hold_is_refused_at_once(
-    nodes: Nodes,
-    tmp_path: Path,
-    override: str,
-    field: str,
-) -> None:
-    manifest = write(tmp_path)
-    found = run(nodes, manifest, "--set", override)
-    assert found.returncode == 2, found.stderr
-    assert last_error(found).startswith(f"error: {field}")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from dfkd.config.fingerprint import identity
@@ -36,11 +35,11 @@ def finished(folder: Path, gain: float = 0.0, **sections: dict[str, object]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     path = write_manifest(
         folder,
+        classes=list(CLASSES),
         prompts={"method": list(METHODS)},
         distillation={"seeds": list(SEEDS)},
         **sections,
     )
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"classes": list(CLASSES)}))
     manifest = Manifest.read(path)
     storage = open_storage(manifest.storage.root)
     for method in METHODS:

@@ -9,9 +9,11 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from tests.helpers.loopback import Loopback
 
 PAGE = 5
 """Entries of one answer to a listing, few enough that tests meet a second one."""
@@ -28,23 +30,13 @@ class Stored:
     generation: str = field(default_factory=lambda: str(uuid.uuid4().int % 10**15))
 
 
-class GcsStandIn:
-    """A server on loopback; use as a context."""
+class GcsStandIn(Loopback):
+    """The server; use as a context."""
 
     def __init__(self) -> None:
+        super().__init__(self._handler())
         self.buckets: dict[str, dict[str, Stored]] = {}
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "GcsStandIn":
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def new_root(self) -> str:
         """`gs://bucket/prefix` in a bucket of its own."""
@@ -57,9 +49,6 @@ class GcsStandIn:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                pass
 
             def _serve(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import pytest
 from dfkd.models import teacher_architecture
 from dfkd.models.weights.artifacts import Artifact
 from dfkd.pipeline import required_weights
+from tests.helpers.loopback import Loopback
 
 
-class Publisher:
+class Publisher(Loopback):
     """Serves `files` by name, with ranges; use as a context.
 
     Faults, one for a request each: `cut N` ends the connection after N bytes of the body, `busy` is
@@ -27,24 +28,17 @@ class Publisher:
     """
 
     def __init__(self, **files: bytes) -> None:
+        super().__init__(self._handler())
         self.files = dict(files)
         self.seen: list[tuple[str, str]] = []
         """Path and range of each request."""
         self.held, self.released = threading.Event(), threading.Event()
         self._script: list[str] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "Publisher":
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.released.set()
-        self._server.shutdown()
-        self._server.server_close()
+        super().__exit__()
 
     def inject(self, *faults: str) -> None:
         """These, one for each of the next requests."""
@@ -76,9 +70,6 @@ class Publisher:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                pass
 
             def do_GET(self) -> None:
                 kind, detail = publisher._next(self.path, self.headers.get("Range", ""))

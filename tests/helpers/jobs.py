@@ -4,9 +4,11 @@ import contextlib
 import importlib.util
 import io
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +45,39 @@ def run(
     return subprocess.run(
         command(job, manifest, *arguments), capture_output=True, text=True, env=env or environment()
     )
+
+
+def start(
+    job: str, manifest: Path, *arguments: str, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """A job in a process group of its own, to be awaited with `communicate`."""
+    return subprocess.Popen(
+        command(job, manifest, *arguments),
+        env=env or environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill_when(
+    condition: Callable[[], object],
+    job: str,
+    manifest: Path,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    after: float = 0.0,
+) -> None:
+    """Start a job, and SIGKILL it and its children some seconds after a condition has come true."""
+    words = command(job, manifest, *arguments)
+    process = subprocess.Popen(words, env=env or environment(), start_new_session=True)
+    while not condition():
+        assert process.poll() is None, f"{job} has ended before that"
+        time.sleep(0.01)
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 def run_here(job: str, manifest: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -196,7 +196,3 @@ def kill_at_random(root: Path, kills: int) -> int:
         if kill % 4 == 3:
             require_resumed(place, TASKS, undisturbed)
     return died
-
-
-tree = contents
-"""The name that tests of jobs, faults and the cluster have for it."""

@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+
+from tests.helpers.loopback import Loopback
 
 KINDS = ("busy", "throttled", "cut request", "cut answer", "lost", "slow", "silent", "held")
 """503 and 429 without asking the store; a connection cut in the middle of the body on the way there
@@ -39,11 +41,12 @@ class Fault:
         return self.method in ("", method) and self.target in target
 
 
-class Proxy:
+class Proxy(Loopback):
     """A server in front of an endpoint; use as a context."""
 
     def __init__(self, endpoint: str, drop_conditions: bool = False) -> None:
         """A proxy that also may make a store of one that ignores If-None-Match."""
+        super().__init__(self._handler())
         place = urlsplit(endpoint)
         self.upstream = (str(place.hostname), int(place.port or 80))
         self.drop_conditions = drop_conditions
@@ -59,17 +62,6 @@ class Proxy:
         self._script: list[Fault] = []
         self._storm: tuple[random.Random, float, tuple[str, ...]] | None = None
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "Proxy":
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def inject(self, *kinds: str, method: str = "", target: str = "") -> None:
         """These faults, one for each of the next requests that fit."""
@@ -110,9 +102,6 @@ class Proxy:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                pass
 
             def _serve(self) -> None:
                 kind = proxy._next(self.command, self.path)

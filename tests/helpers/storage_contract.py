@@ -20,12 +20,13 @@ from dfkd.dataset.published import current
 from dfkd.dataset.random_access import Examples
 from dfkd.dataset.verification import verify
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
-from dfkd.storage.base import MAX_UPLOADS, MissingObject, Request, Storage
+from dfkd.storage import azure_gcs_client, s3_client
+from dfkd.storage.azure_gcs import ObstoreStorage
+from dfkd.storage.base import MAX_UPLOADS, MissingObject, Request, Storage, split_root
 from dfkd.storage.bucket import BucketStorage
 from dfkd.storage.local import LocalStorage, open_storage
 from dfkd.storage.retries import RetryPolicy
 from dfkd.storage.s3 import S3Storage
-from dfkd.storage.s3_client import Connection, Limits
 from tests.helpers import partial_version
 from tests.helpers.jobs import contents
 from tests.helpers.s3_proxy import Proxy
@@ -170,12 +171,31 @@ class StorageTests:
                 [examples.read(np.array([sample])) for sample in range(3)]
 
 
+def opened(root: str, **limits: float) -> BucketStorage:
+    """The storage in a bucket, which was not asked yet, with short pauses and these limits."""
+    scheme, bucket, prefix = split_root("root", root)
+    retries = RetryPolicy(pause=0.01)
+    if scheme == "s3":
+        connection = s3_client.Connection(s3_client.Limits(retries, **limits))
+        return S3Storage(bucket, prefix, connection)
+    other = azure_gcs_client.Connection(azure_gcs_client.Limits(retries, **limits))
+    return ObstoreStorage(bucket, prefix, other, scheme=scheme)
+
+
 class FaultTests:
     """What a storage in a bucket makes of a bad network.
 
-    A subclass has fixtures `root` as above, `proxy` between it and the store, `storage` through it
-    with short pauses, and `impatient`, which waits two seconds for an answer.
+    A subclass has fixtures `root` as above, and `proxy` between it and the store.
     """
+
+    @pytest.fixture
+    def storage(self, root: str, proxy: Proxy) -> BucketStorage:
+        return opened(root)
+
+    @pytest.fixture
+    def impatient(self, root: str, proxy: Proxy) -> BucketStorage:
+        """Waits two seconds for an answer."""
+        return opened(root, read=2.0)
 
     def test_busy_stores_are_asked_again(self, storage: Storage, proxy: Proxy) -> None:
         seen: list[Request] = []
@@ -277,25 +297,15 @@ class S3FaultTests(FaultTests):
     @pytest.fixture
     def proxy(self, root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         with Proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
             yield proxy
-
-    @pytest.fixture
-    def storage(self, root: str, proxy: Proxy) -> S3Storage:
-        bucket, _, prefix = root.removeprefix("s3://").partition("/")
-        return S3Storage(bucket, prefix, Connection(Limits(RetryPolicy(pause=0.01))))
-
-    @pytest.fixture
-    def impatient(self, storage: S3Storage) -> S3Storage:
-        limits = Limits(RetryPolicy(pause=0.01), read=2.0)
-        return S3Storage(storage.bucket, storage.prefix, Connection(limits))
 
     def test_a_store_in_which_both_writers_win_is_refused(
         self, root: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         open_storage(root)
         with Proxy(os.environ["AWS_ENDPOINT_URL"], drop_conditions=True) as ignorant:
-            monkeypatch.setenv("AWS_ENDPOINT_URL", ignorant.endpoint)
+            monkeypatch.setenv("AWS_ENDPOINT_URL", ignorant.address)
             for place in (root, f"{root}/never-opened"):
                 with pytest.raises(ManifestError, match="a store that honours If-None"):
                     open_storage(place)

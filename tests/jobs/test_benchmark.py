@@ -2,14 +2,13 @@
 
 import json
 import mmap
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dfkd.benchmarks import driver, loading, stages, suite
+from dfkd.benchmarks import driver, stages, suite
 from dfkd.benchmarks.driver import RequestCounts, counted
 from dfkd.benchmarks.measure import FULL
 from dfkd.config.manifest import Manifest
@@ -33,37 +32,20 @@ def record(folder: Path, name: str) -> dict[str, Any]:
     return results
 
 
-@pytest.fixture
-def benchmark(two_cpus: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """The job in this process, whose number of threads it leaves alone."""
-    monkeypatch.setattr(suite, "configure_process", lambda threads: None)
-    job = jobs.load("benchmark")
-    with thread_limit(1):
-        yield lambda *words: int(job.main(list(map(str, words))))
-
-
 def test_the_record_names_the_arguments_that_were_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = jobs.load("benchmark")
     monkeypatch.setattr("sys.argv", ["pytest", "-q"])
     monkeypatch.setattr(suite, "configure_process", lambda threads: None)
     monkeypatch.setitem(suite.BENCHMARKS, "driver", lambda manifest, options: {"figures": []})
     path = str(write_manifest(tmp_path))
-    assert job.main(["driver", path, "--set", "synthesis.steps=1"]) == 0
+    found = jobs.run_here("benchmark", "driver", path, "--set", "synthesis.steps=1")
+    assert found.returncode == 0, found.stderr
     kept = json.loads((tmp_path / "run" / "benchmarks" / "driver.json").read_text())
     assert kept["command"] == f"python jobs/benchmark.py driver {path} --set synthesis.steps=1"
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "--threads=0",
-        "--threads=-3",
-        "--classes=-1",
-        "--classes=many",
-    ],
-)
+@pytest.mark.parametrize("word", ["--threads=0", "--classes=-1", "--classes=many"])
 def test_numbers_that_measure_nothing_are_refused(
     word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,14 +77,6 @@ PER_SHARD = {
     "shards": {"exists": 1, "get_range": 2, "put_if_absent": 2, "size": 1},
     "publish": {"get": 2},  # the receipt and the shard
 }
-
-
-@pytest.mark.parametrize("classes", [7, 345])
-def test_batches_hold_classes_nearly_as_evenly_as_under_uniform_shuffling(classes: int) -> None:
-    found = {figure.name: figure.ratio for figure in loading.mixing(classes)}
-    ratios = {name: ratio for name, ratio in found.items() if ratio is not None}
-    assert ratios[f"a class's share varies, {classes} classes, runs"] < 1.2
-    assert ratios[f"a class's share varies, {classes} classes, whole shards"] > 2
 
 
 def test_every_request_is_counted_and_answered(tmp_path: Path) -> None:
@@ -157,9 +131,10 @@ def test_a_summary_shows_growth() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-def test_the_hot_paths_are_timed(
-    tmp_path: Path, benchmark: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("two_cpus")
+def test_the_hot_paths_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, whose number of threads the job leaves alone."""
+    monkeypatch.setattr(suite, "configure_process", lambda threads: None)
     manifest = write_manifest(
         tmp_path,
         teacher={"model": "miniature", "weights": "miniature"},
@@ -168,15 +143,16 @@ def test_the_hot_paths_are_timed(
         cluster={"workers": 1},
     )
     options = ("--quick", "--classes", "4", "--set", "classes=[clock, cat, bell]")
-    assert benchmark("all", manifest, *options) == 0
-    printed = capsys.readouterr().out
+    with thread_limit(1):
+        done = jobs.run_here("benchmark", "all", str(manifest), *options)
+    assert done.returncode == 0, done.stderr
     for name, figure in FIGURES.items():
         results = record(tmp_path, name)
         assert 0 < results["memory"]["driver_most"] <= results["memory"]["tree_most"]
         found = {each["name"]: each for each in results["figures"]}
         assert all(each["median"] > 0 for each in found.values())
         assert 0 < found[figure]["share"] < 2  # of a limit that noise may understate
-        assert figure in printed
+        assert figure in done.stdout
     waiting = record(tmp_path, "distillation")["waiting"].values()
     assert all(0 < share["median"] < 1 for share in waiting)
 

@@ -11,7 +11,8 @@ from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
 from dfkd.storage import lease
 from dfkd.storage.local import open_storage
-from tests.helpers import jobs, partial_version
+from tests.helpers import jobs
+from tests.helpers.jobs import contents
 from tests.helpers.partial_version import TASKS, fill, home, regenerated
 from tests.helpers.tiny_version import write_manifest
 from tests.pipeline.test_garbage_collection import age
@@ -31,7 +32,7 @@ def test_a_dry_run_says_exactly_what_the_next_call_removes(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest = str(root.parent / "manifest.yaml")
-    before = partial_version.tree(root)
+    before = contents(root)
     assert clean.main([manifest, "--dry-run", "--keep=1"]) == Exit.DONE
     assert json.loads(capsys.readouterr().out)["objects"] == 0  # all of it is younger than a day
     assert clean.main([manifest, "--dry-run", "--keep=2", "--grace=0"]) == Exit.DONE
@@ -41,7 +42,7 @@ def test_a_dry_run_says_exactly_what_the_next_call_removes(
     assert clean.main([manifest, "--dry-run", "--keep=1"]) == Exit.DONE
     assert not (root / ".partial").exists()  # nothing is written
     planned = json.loads(capsys.readouterr().out)
-    assert partial_version.tree(root) == before
+    assert contents(root) == before
     objects = {
         key: size for removal in planned["remove"] for key, size in removal["objects"].items()
     }
@@ -52,7 +53,7 @@ def test_a_dry_run_says_exactly_what_the_next_call_removes(
     *lines, last = capsys.readouterr().out.splitlines()
     assert last == f"wrote {root / 'clean.json'}"
     assert f"removed {planned['objects']} objects, {planned['bytes']} bytes" in lines
-    assert before.keys() - partial_version.tree(root).keys() == objects.keys()
+    assert before.keys() - contents(root).keys() == objects.keys()
     assert json.loads((root / "clean.json").read_text()) == planned | {"schema": 1}
     held = current(home(root))
     assert held is not None

@@ -1,7 +1,4 @@
 import json
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -50,13 +47,10 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(
         publish(Manifest.read(manifests[name]), digests=file_hashes(teacher))
     assert jobs.run_here("distill", manifests["undisturbed"]).returncode == 0
 
-    process = subprocess.Popen(jobs.command("distill", manifests["killed"]), env=jobs.environment())
-    checkpoints = tmp_path / "killed" / "run" / "students"
-    while len(list(checkpoints.glob("*/checkpoints/*.safetensors"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    checkpoints = "killed/run/students/*/checkpoints/*.safetensors"
+    jobs.kill_when(
+        lambda: len(list(tmp_path.glob(checkpoints))) >= 2, "distill", manifests["killed"]
+    )
     assert not (student(tmp_path / "killed") / "student.json").exists()
 
     done = jobs.run_here("distill", manifests["killed"])

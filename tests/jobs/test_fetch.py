@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import Exit, WeightsError
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.pipeline.preflight import check_synthesis
-from tests.helpers import jobs
+from tests.helpers import jobs, small_manifest
 from tests.helpers.http_server import Publisher, give_tag, keep_hub_model
+from tests.helpers.small_manifest import SMALLEST
 from tests.helpers.tiny_models import (
     F16,
     VIT,
@@ -31,8 +31,7 @@ from tests.helpers.tiny_models import (
 from tests.helpers.tiny_pipeline import tiny_teacher, write_pipeline
 
 NAME = "vqgan-imagenet-f16-1024"
-MINIATURE = {"model": "miniature", "weights": "miniature"}
-GENERATOR = {"config": "miniature", "weights": "miniature"}
+GENERATOR = SMALLEST["generator"]
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +50,25 @@ def server(mirror: Path) -> Iterator[Publisher]:
 
 
 def write_manifest(folder: Path, **sections: Any) -> Path:
-    tree = {
-        "name": "x",
-        "classes": ["dog", "cat"],
+    own = {
         "storage": {"root": str(folder / "run")},
         "cache": str(folder / "cache"),
-        "teacher": MINIATURE,
         "generator": {"config": NAME, "weights": NAME},
         "distillation": {"weights": "none", "warmup_epochs": 0},
     }
-    path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump({**tree, **sections}))
-    return path
+    return small_manifest.write(folder, **own | sections)
 
 
-def run(*words: str) -> int:
-    """The job in this process, which saves an interpreter's start."""
-    return int(jobs.load("fetch").main(words))
+def fetch(path: Path, *words: str, code: Exit = Exit.DONE) -> str:
+    """What the job prints in this process or, if it is to fail, its error."""
+    found = jobs.run_here("fetch", path, *words)
+    assert found.returncode == code, found.stderr
+    return found.stderr if code else found.stdout
+
+
+def planned(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(fetch(path, "--dry-run"))
+    return found
 
 
 def test_a_vqgan_arrives_over_a_bad_line_and_is_pinned(server: Publisher, tmp_path: Path) -> None:
@@ -94,9 +95,7 @@ def test_a_vqgan_arrives_over_a_bad_line_and_is_pinned(server: Publisher, tmp_pa
     assert len(generator.codebook) == 1024
 
 
-def test_a_diffusion_model_arrives_as_a_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_diffusion_model_arrives_as_a_folder(tmp_path: Path) -> None:
     """Each of its files is pinned, and what is something else is refused."""
     name, mirror, cache = "sd-turbo", tmp_path / "mirror", tmp_path / "cache"
     clip = tiny_teacher(tmp_path)
@@ -110,54 +109,42 @@ def test_a_diffusion_model_arrives_as_a_folder(
         generator={"kind": "diffusers", "weights": name},
         synthesis={"steps": 2},
     )
-    assert run(str(path), "--dry-run") == Exit.DONE
-    plan = json.loads(capsys.readouterr().out)
     unet = f"{name}/unet/diffusion_pytorch_model.safetensors"
-    (address,) = plan["files"][unet]["addresses"]
+    (address,) = planned(path)["files"][unet]["addresses"]
     of_a_commit = r"https://huggingface\.co/stabilityai/sd-turbo/resolve/[0-9a-f]{40}/unet/"
     assert re.fullmatch(rf"{of_a_commit}diffusion_pytorch_model\.safetensors", address)
-    assert run(str(path), "--mirror", str(mirror)) == Exit.DONE
-    lines = capsys.readouterr().out.splitlines()[:-1]
+    lines = fetch(path, "--mirror", str(mirror)).splitlines()[:-1]
     assert len(lines) == 8
     assert all("NOT VERIFIED, as nobody states it; pinned in" in line for line in lines)
     for file in (each for each in (mirror / name).rglob("*") if each.is_file()):
         copied = cache / name / file.relative_to(mirror / name)
         assert copied.read_bytes() == file.read_bytes()
         assert copied.with_name(f"{copied.name}.sha256").is_file()
-    assert run(str(path)) == Exit.DONE  # all are there
+    fetch(path)  # all are there
     check_synthesis(Manifest.read(path))
 
     (cache / unet).unlink()
     with pytest.raises(WeightsError, match=r"pytorch_model\.safetensors, which is not in"):
         check_synthesis(Manifest.read(path))
     (mirror / unet).write_text("<html>")
-    assert run(str(path), "--mirror", str(mirror)) == Exit.FAILED
-    assert f"{unet}: sha256 " in capsys.readouterr().err
+    assert f"{unet}: sha256 " in fetch(path, "--mirror", str(mirror), code=Exit.FAILED)
 
 
 def test_what_was_fetched_is_verified_again_and_goes_on_to_the_next_machine(
-    mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mirror: Path, tmp_path: Path
 ) -> None:
     path, cache, other = write_manifest(tmp_path), tmp_path / "cache", str(tmp_path / "other")
-    for words in (
-        ("--mirror", str(mirror)),
-        (),
-        ("--mirror", str(cache), "--set", f"cache={other}"),
-    ):
-        assert run(str(path), *words) == Exit.DONE
-    lines = capsys.readouterr().out.splitlines()
+    printed = fetch(path, "--mirror", str(mirror)) + fetch(path)
+    printed += fetch(path, "--mirror", str(cache), "--set", f"cache={other}")
+    lines = printed.splitlines()
     assert [" fetched, " in line for line in lines if ".ckpt" in line] == [True, False, True]
     assert lines[-1] == f"wrote {other}"
     (cache / f"{NAME}.ckpt").write_bytes(b"damaged")
-    assert run(str(path)) == Exit.FAILED
-    assert "delete it and run again" in capsys.readouterr().err
+    assert "delete it and run again" in fetch(path, code=Exit.FAILED)
 
 
 def test_an_openai_archive_is_fetched_verified_and_used(
-    mirror: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the published format but not the published size, so under an address of its own."""
     quick = model_config(VIT, quick=True, context_length=77)
@@ -174,42 +161,18 @@ def test_an_openai_archive_is_fetched_verified_and_used(
         }
         path = write_manifest(tmp_path, teacher=teacher, generator=generator)
         server.inject("cut 100000")
-        assert run(str(path)) == Exit.DONE
+        assert f"sha256 {digest} as stated by its publisher" in fetch(path)
         assert server.ranges == ["", "bytes=100000-"]
-    out = capsys.readouterr().out
-    assert f"sha256 {digest} as stated by its publisher" in out
     check_synthesis(Manifest.read(path))
 
 
-def test_other_bytes_under_openais_name_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mirror").mkdir()
-    (tmp_path / "mirror" / "ViT-B-32.pt").write_bytes(b"another model")
-    teacher = {"model": "ViT-B-32-quickgelu", "weights": "openai"}
-    path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
-    assert run(str(path), "--mirror", str(tmp_path / "mirror")) == Exit.FAILED
-    assert "has 13 bytes, not 353976522" in capsys.readouterr().err
-    assert run(str(path), "--mirror", "http://me:secret@a.org") == Exit.USAGE
-    assert "secret" not in capsys.readouterr().err
-    assert not (tmp_path / "cache" / "ViT-B-32.pt").exists()
-
-
-def planned(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, Any]:
-    assert run(str(path), "--dry-run") == Exit.DONE
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
-
-
-def test_a_plan_has_the_facts_of_each_file_and_fetches_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_has_the_facts_of_each_file_and_fetches_nothing(tmp_path: Path) -> None:
     path = write_manifest(
         tmp_path,
         teacher={"model": "ViT-B-32-quickgelu", "weights": "laion400m_e32"},
         distillation={"weights": "IMAGENET1K_V1"},
     )
-    files = planned(capsys, path)["files"]
+    files = planned(path)["files"]
     teacher, config, _, student = files.values()
     assert teacher["key"] == "teacher.weights"
     assert teacher["sha256"] == "46683a32"
@@ -220,29 +183,25 @@ def test_a_plan_has_the_facts_of_each_file_and_fetches_nothing(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_plan_knows_what_is_there(
-    mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_knows_what_is_there(mirror: Path, tmp_path: Path) -> None:
     path = write_manifest(tmp_path)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / f"{NAME}.yaml").write_bytes((mirror / f"{NAME}.yaml").read_bytes())
-    found = planned(capsys, path)
+    found = planned(path)
     assert found["missing"] == [f"{NAME}.ckpt"]
     assert found["missing_of_unknown_size"] == 1
-    assert planned(capsys, write_manifest(tmp_path, generator=GENERATOR))["files"] == {}
+    assert planned(write_manifest(tmp_path, generator=GENERATOR))["files"] == {}
 
 
 def test_a_hubs_model_is_left_to_the_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     give_tag(monkeypatch, hf_hub="someone/tiny/")
     written = write_teacher(tmp_path / "files", model_config(VIT))
     teacher = {"model": written.model, "weights": "tiny"}
     path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
-    assert planned(capsys, path)["from_hubs"] == {"someone/tiny": "teacher.weights"}
-    assert run(str(path)) == Exit.USAGE
-    assert "its hub does not give someone/tiny" in capsys.readouterr().err
+    assert planned(path)["from_hubs"] == {"someone/tiny": "teacher.weights"}
+    assert "its hub does not give someone/tiny" in fetch(path, code=Exit.USAGE)
     keep_hub_model(tmp_path / "cache", "someone/tiny", Path(written.weights))
-    assert run(str(path)) == Exit.DONE
-    assert "someone/tiny, fetched by open_clip: " in capsys.readouterr().out
+    assert "someone/tiny, fetched by open_clip: " in fetch(path)

@@ -2,11 +2,8 @@
 
 import json
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -24,13 +21,7 @@ from tests.helpers.jobs import contents, last_error
 from tests.helpers.tiny_version import publish, write_manifest
 
 CLASSES = ("clock", "book", "camera")
-SETTINGS: dict[str, Any] = {
-    "domains": ["neon", "chalk"],
-    "shots": [1, 4],
-    "seeds": [0, 1],
-    "epochs": 1,
-    "learning_rate": 0.001,
-}
+CURVES = ("untouched", "student", "library", "scratch")
 
 
 def fewshot(manifest: Path, *settings: str) -> subprocess.CompletedProcess[str]:
@@ -40,15 +31,18 @@ def fewshot(manifest: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     return jobs.run_here("fewshot", manifest, "--threads", "1", *words)
 
 
-def write(folder: Path, **settings: object) -> Path:
+def write(folder: Path) -> Path:
     """A manifest of a run with a published version, finished students and library weights."""
     library = folder / "library.safetensors"
     path = write_manifest(
         folder,
+        classes=list(CLASSES),
         distillation={"seeds": [0, 1]},
-        fewshot={**SETTINGS, "library": str(library), **settings},
-    )
-    path.write_text(path.read_text().replace("- red\n- green\n- blue", "- " + "\n- ".join(CLASSES)))
+        fewshot={
+            "domains": ["neon", "chalk"], "shots": [1, 4], "seeds": [0, 1], "epochs": 1,
+            "learning_rate": 0.001, "library": str(library),
+        },
+    )  # fmt: skip
     manifest = Manifest.read(path)
     config = manifest.distillation
     safetensors.torch.save_file(build(config, 3, 32, seed=9).backbone.state_dict(), library)
@@ -105,8 +99,7 @@ def test_a_run_leaves_results_table_and_curves(undisturbed: Path) -> None:
     assert last == f"wrote {folder / 'results.json'}"
     assert drawn == f"curves {folder / 'curves.svg'}"
     assert max(len(line) for line in table if not line.startswith("note: ")) <= 80
-    curves = ["untouched", "student", "library", "scratch"]
-    assert [line.split()[0] for line in table[3:8]] == [*curves, "gain"]
+    assert [line.split()[0] for line in table[3:8]] == [*CURVES, "gain"]
     found = results(undisturbed)
     assert {row.domain for row in found.rows} == {"neon", "chalk"}
     assert len(found.rows) == len(cells(undisturbed)) == 2 * 2 * (3 + 2 + 2 + 2)
@@ -127,12 +120,7 @@ def test_all_starts_learn_from_the_same_images_and_the_rest_is_tested(undisturbe
     assert {(row.trained, row.tested) for row in rows if row.shots == 4} == {
         ((4, 4, 4), (16, 16, 16))
     }
-    assert {row.curve for row in rows if row.shots == 4} == {
-        "untouched",
-        "student",
-        "library",
-        "scratch",
-    }
+    assert {row.curve for row in rows if row.shots == 4} == set(CURVES)
 
 
 def test_untouched_is_each_student_as_it_was_evaluated(undisturbed: Path) -> None:
@@ -159,18 +147,6 @@ def test_a_training_too_short_to_change_an_answer_has_the_untouched_accuracy(
         assert row.right == rows[("untouched", *about)].right, curve  # type: ignore[index]
 
 
-def test_seeds_take_the_students_in_turn(manifest: Path) -> None:
-    job = fewshot(manifest, "fewshot.seeds=[4, 5, 6]", "fewshot.starts=student")
-    assert job.returncode == 0, job.stderr
-    rights = {
-        row.seed: row.right
-        for row in results(manifest).rows
-        if (row.shots, row.domain) == (0, "neon")
-    }
-    assert rights[4] == rights[6]
-    assert rights[5] != rights[6]
-
-
 def test_the_same_command_again_trains_nothing_and_changes_no_byte(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -193,19 +169,8 @@ def test_the_same_command_again_trains_nothing_and_changes_no_byte(
 def test_a_killed_run_resumes_to_the_same_bytes(
     prepared: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    path = copied(prepared, tmp_path)
-    process = subprocess.Popen(
-        jobs.command("fewshot", path, "--threads", "1"),
-        env=jobs.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    folder = tmp_path / "run/fewshot"
-    while len(list(folder.glob("cells/*"))) < 5:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    path, folder = copied(prepared, tmp_path), tmp_path / "run/fewshot"
+    jobs.kill_when(lambda: len(cells(path)) >= 5, "fewshot", path, "--threads", "1")
     assert 5 <= len(cells(path)) < 36
     assert not (folder / "results.json").exists()
     done = fewshot(path)
@@ -221,12 +186,10 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
     for setting in ("fewshot.seeds=[1]", "fewshot.shots=[4]", "fewshot.starts=[scratch]"):
         assert fewshot(path, setting).returncode == 0
         assert cells(path) == before
-    for setting, curves in (
-        ("learning_rate=0.01", {"student", "library", "scratch"}),
-        ("epochs=2", {"student", "library", "scratch"}),
-    ):
+    for setting in ("learning_rate=0.01", "epochs=2"):
         fewshot(path, f"fewshot.{setting}", "fewshot.shots=[1]")
-        assert {name.split("-")[0] for name in cells(path) - before} == curves
+        made = {name.split("-")[0] for name in cells(path) - before}
+        assert made == {"student", "library", "scratch"}
         before = cells(path)
 
 
@@ -235,12 +198,10 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
     [
         ("fewshot.domains=[neon, photo]", ["fewshot.domains", "'photo'", "chalk"]),
         ("fewshot.library=none", ["fewshot.library", "'none'", "fewshot.starts"]),
-        ("fewshot.library=/nowhere.safetensors", ["fewshot.library", "/nowhere"]),
         ("fewshot.starts=[student, chance]", ["fewshot.starts.1", "'chance'"]),
         ("fewshot.starts=[]", ["fewshot.starts"]),
         ("fewshot.shots=[1, 0]", ["fewshot.shots.1"]),
         ("fewshot.shots=[2, 2]", ["fewshot.shots", "once"]),
-        ("fewshot.epochs=0", ["fewshot.epochs", "greater than or equal to 1"]),
         ("distillation.seeds=[0, 7]", ["fewshot.starts", "seed 7", "jobs/distill.py"]),
         ("distillation.student=resnet18", ["fewshot.starts", "jobs/distill.py"]),
         ("evaluation.data=/nowhere", ["evaluation.data", "/nowhere"]),
@@ -266,14 +227,19 @@ def test_a_file_of_another_architecture_is_refused(manifest: Path) -> None:
     assert "fewshot.library: must match the architecture" in last_error(job)
 
 
-def test_a_domain_in_which_nothing_can_be_told_apart_is_refused(manifest: Path) -> None:
+def paint(manifest: Path, *images: int) -> Path:
+    """Evaluation data of one domain with so many images of each class."""
     data = manifest.parent / "data"
-    for number, (name, images) in enumerate({"clock": 3, "book": 1, "camera": 1}.items()):
+    for number, (name, count) in enumerate(zip(CLASSES, images, strict=True)):
         (data / "flat" / name).mkdir(parents=True)
-        for image in range(images):
-            Image.new("RGB", (8, 8), (80 * number, 9 * image, 0)).save(
-                data / f"flat/{name}/{image}.png"
-            )
+        for image in range(count):
+            picture = Image.new("RGB", (8, 8), (80 * number, 9 * image, 0))
+            picture.save(data / "flat" / name / f"{image}.png")
+    return data
+
+
+def test_a_domain_in_which_nothing_can_be_told_apart_is_refused(manifest: Path) -> None:
+    data = paint(manifest, 3, 1, 1)
     job = fewshot(manifest, f"evaluation.data={data}", "fewshot.domains=[]")
     assert job.returncode == 2
     assert "fewshot.domains: each needs two classes" in last_error(job)
@@ -281,13 +247,7 @@ def test_a_domain_in_which_nothing_can_be_told_apart_is_refused(manifest: Path) 
 
 
 def test_an_unreadable_image_ends_partial_with_everything_else_written(manifest: Path) -> None:
-    data = manifest.parent / "data"
-    for number, name in enumerate(CLASSES):
-        (data / "flat" / name).mkdir(parents=True)
-        for image in range(3):
-            Image.new("RGB", (8, 8), (80 * number, 9 * image, 0)).save(
-                data / f"flat/{name}/{image}.png"
-            )
+    data = paint(manifest, 3, 3, 3)
     (data / "flat" / "book" / "1.png").write_bytes(b"torn")
     options = (f"evaluation.data={data}", "fewshot.domains=[]", "fewshot.starts=student")
     job = fewshot(manifest, *options)

@@ -1,7 +1,6 @@
 """A whole run whose every object lies on a real S3 server."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from tests.jobs.test_pipeline import MANIFEST, settings
 pytestmark = [pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(800)]
 
 
-def test_from_class_names_to_a_report_on_s3(s3_root: str, tmp_path: Path) -> None:
+def test_from_class_names_to_a_report_on_s3(s3_root: str) -> None:
     more = ["classes=[clock, book]", "prompts.method=[contrastive]", "distillation.batch_size=4"]
     arguments = settings(s3_root, *more)
     found = run("pipeline", MANIFEST, *arguments)

@@ -1,13 +1,12 @@
 """Regeneration as a scheduler runs it: published, refused at the gate, a share made anew, swept."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from ceph import missing
@@ -18,30 +17,11 @@ from dfkd.evaluation.results import validate_results
 from dfkd.storage import lease
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
-from tests.helpers.jobs import load
+from tests.helpers.jobs import run_here
 from tests.helpers.own_ray import own_ray
+from tests.helpers.tiny_version import write_manifest
 
 CLASSES = ("clock", "book", "key")
-MANIFEST = {
-    "name": "scheduled",
-    "classes": list(CLASSES),
-    "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
-    "prompts": {"method": "vanilla"},
-    "synthesis": {
-        "images_per_class": 4, "shard_size": 2, "image_size": 64, "steps": 1, "batch_size": 4,
-        "views": 0,
-    },
-    "distillation": {
-        "student": "timm:test_resnet", "weights": "none", "labels": "stored", "augmentation": [],
-        "warmup_epochs": 0, "epochs": 1, "batch_size": 6,
-    },
-    "cluster": {"workers": 1},
-    "regeneration": {"lease_seconds": 60},
-}  # fmt: skip
-
-
-regenerate, clean = load("regenerate"), load("clean")
 
 
 @pytest.fixture
@@ -55,24 +35,33 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """A manifest file without its root, with two to four images a class to evaluate on."""
+    """A manifest file, with two to four images a class to evaluate on."""
     noise = np.random.default_rng(0)
     for images, name in enumerate(CLASSES, start=2):
         for number in range(images):
             place = tmp_path / "data" / "photo" / name / f"{number}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noise.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(place)
-    path = tmp_path / "manifest.yaml"
-    tree = MANIFEST | {"evaluation": {"data": str(tmp_path / "data")}, "storage": {"root": "?"}}
-    path.write_text(yaml.safe_dump(tree))
-    return path
+    return write_manifest(
+        tmp_path,
+        classes=list(CLASSES),
+        synthesis={
+            "images_per_class": 4, "shard_size": 2, "image_size": 64, "steps": 1, "batch_size": 4,
+            "views": 0,
+        },
+        distillation={"epochs": 1},
+        evaluation={"data": str(tmp_path / "data")},
+        cluster={"workers": 1},
+        regeneration={"lease_seconds": 60},
+    )  # fmt: skip
 
 
-def run(job: Any, manifest: Path, root: str, *arguments: str) -> int:
-    settings = [f"storage.root={root}", *(a for a in arguments if not a.startswith("--"))]
-    options = [a for a in arguments if a.startswith("--")]
-    words = [word for setting in settings for word in ("--set", setting)]
-    return int(job.main([str(manifest), *words, *options]))
+def run(
+    job: str, manifest: Path, root: Path | str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """A job in this process; what is no option is a setting."""
+    words = [word if word.startswith("--") else f"--set={word}" for word in arguments]
+    return run_here(job, manifest, f"--set=storage.root={root}", *words)
 
 
 def held(root: Storage) -> str:
@@ -85,21 +74,21 @@ def held(root: Storage) -> str:
 @pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.timeout(700)
-def test_three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_in_a_row(manifest: Path, place: str) -> None:
     """Published; refused by the gate; a share made anew and accepted; the rest swept."""
-    assert run(regenerate, manifest, place) == Exit.DONE
-    printed = capsys.readouterr().out
+    found = run("regenerate", manifest, place)
+    assert found.returncode == Exit.DONE, found.stderr
     root = open_storage(place)
     first = held(root)
-    assert f"current: none -> {first}" in printed
-    assert "comparison.html" not in printed
-    assert printed.splitlines()[-1] == f"wrote {root.location('report.html')}"
+    assert f"current: none -> {first}" in found.stdout
+    assert "comparison.html" not in found.stdout
+    assert found.stdout.splitlines()[-1] == f"wrote {root.location('report.html')}"
     results = root.get("results.json")
 
     strict = ["regeneration.minimum_per_class=5", "regeneration.tolerance=1.0"]
-    assert run(regenerate, manifest, place, *strict) == Exit.PARTIAL
-    found = capsys.readouterr()
-    (line,) = found.err.strip().splitlines()[-1:]
+    found = run("regenerate", manifest, place, *strict)
+    assert found.returncode == Exit.PARTIAL
+    line = found.stderr.strip().splitlines()[-1]
     assert "does not become current (4 images of clock, at least 5)" in line
     assert held(root) == first
     assert root.get("results.json") == results
@@ -109,8 +98,9 @@ def test_three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixtur
 
     some = ["regeneration.share=0.5", "regeneration.classes=[book]", "regeneration.tolerance=1.0"]
     some.append("evaluation.average=classes")
-    assert run(regenerate, manifest, place, *some) == Exit.DONE
-    assert f"current: {first} -> " in capsys.readouterr().out
+    found = run("regenerate", manifest, place, *some)
+    assert found.returncode == Exit.DONE, found.stderr
+    assert f"current: {first} -> " in found.stdout
     second = current(root.child("data/vanilla"))
     assert second is not None
     assert [r.version == first for r in second.shards].count(False) == 1
@@ -126,13 +116,13 @@ def test_three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixtur
     assert root.get("results.json") == root.get("regenerations/00000002/candidate/results.json")
     assert second.fingerprint in root.get("report.html").decode()
 
-    assert run(clean, manifest, place, "--keep=1", "--grace=0", "--dry-run") == Exit.DONE
-    planned = json.loads(capsys.readouterr().out)
+    planned = json.loads(run("clean", manifest, place, "--keep=1", "--grace=0", "--dry-run").stdout)
     assert {f"vanilla/{second.id}"} == planned["keep"].keys()
     gone = {key for removal in planned["remove"] for key in removal["objects"]}
     assert all(root.exists(key) for key in gone)
-    assert run(clean, manifest, place, "--keep=1", "--grace=0") == Exit.DONE
-    assert f"removed {len(gone)} objects, {planned['bytes']} bytes" in capsys.readouterr().out
+    found = run("clean", manifest, place, "--keep=1", "--grace=0")
+    assert found.returncode == Exit.DONE, found.stderr
+    assert f"removed {len(gone)} objects, {planned['bytes']} bytes" in found.stdout
     assert not any(root.exists(key) for key in gone)
     assert held(root) == second.id
     assert refused["candidate"] not in root.child("data/vanilla").folders("versions/")
@@ -140,12 +130,13 @@ def test_three_in_a_row(manifest: Path, place: str, capsys: pytest.CaptureFixtur
 
 
 def test_a_second_regeneration_is_refused_while_one_is_at_work(
-    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    manifest: Path, tmp_path: Path
 ) -> None:
     root = open_storage(str(tmp_path / "run"))
     with lease.holding(root, "regenerate", 600) as first:
-        assert run(regenerate, manifest, str(tmp_path / "run")) == Exit.RETRY
-    (line,) = capsys.readouterr().err.strip().splitlines()
+        found = run("regenerate", manifest, tmp_path / "run")
+    assert found.returncode == Exit.RETRY
+    (line,) = found.stderr.strip().splitlines()
     assert line.startswith(f"error: lease regenerate: is held by {first.holder} until ")
     assert list(root.list("regenerations/")) == []
 
@@ -161,19 +152,17 @@ def test_a_second_regeneration_is_refused_while_one_is_at_work(
     ],
 )
 def test_what_cannot_be_regenerated_is_refused_at_once(
-    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, complaint: str
+    manifest: Path, tmp_path: Path, setting: str, complaint: str
 ) -> None:
-    assert run(regenerate, manifest, str(tmp_path / "run"), setting) == Exit.USAGE
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    found = run("regenerate", manifest, tmp_path / "run", setting)
+    assert found.returncode == Exit.USAGE
+    (line,) = found.stderr.strip().splitlines()
     assert complaint in line
     assert not (tmp_path / "run").exists()
 
 
-def test_the_plan_makes_nothing(
-    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(regenerate, manifest, str(tmp_path / "run"), "--dry-run") == Exit.DONE
-    planned = json.loads(capsys.readouterr().out)
+def test_the_plan_makes_nothing(manifest: Path, tmp_path: Path) -> None:
+    planned = json.loads(run("regenerate", manifest, tmp_path / "run", "--dry-run").stdout)
     assert planned["salt"] == 0
     assert planned["fresh_images"] == 12
     assert not (tmp_path / "run").exists()

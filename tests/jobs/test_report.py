@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-from dfkd.evaluation.results import row, summarise, write_results
+from dfkd.evaluation.data import Domains, Item
+from dfkd.evaluation.results import results, row, write_results
 from dfkd.storage.local import open_storage
-from tests.helpers import jobs
+from tests.helpers import jobs, small_manifest
 
 CLASSES = ["cat", "dog"]
 
@@ -25,21 +25,14 @@ def write_run(folder: Path, right: int) -> Path:
     """A finished run of which the teacher has `right` of 10 images a class right; its manifest."""
     counts = np.array([[right, 10 - right], [10 - right, right]])
     rows = [row("teacher", "zero-shot", 0, "photo", CLASSES, counts)]
-    content = {"schema": 1, "classes": CLASSES, "rows": rows, "summary": summarise(rows)}
-    content["parameters"], content["average"] = {"teacher": 1000}, "images"
-    content["data"] = {"domains": ["photo"], "notes": [], "unreadable": []}
-    write_results(open_storage(str(folder / "run")), content)
-    path = folder / "run.yaml"
-    tree = {
-        "name": folder.name,
-        "classes": CLASSES,
-        "storage": {"root": str(folder / "run")},
-        "teacher": {"model": "miniature", "weights": "miniature"},
-        "generator": {"config": "miniature", "weights": "miniature"},
-        "evaluation": {"models": "teacher"},
-    }
-    path.write_text(yaml.safe_dump(tree))
-    return path
+    data = Domains("bundled", tuple(CLASSES), (Item("photo", 0, "a.png"),), ())
+    write_results(open_storage(str(folder / "run")), results(data, rows, [], {"teacher": 1000}))
+    return small_manifest.write(
+        folder,
+        classes=CLASSES,
+        storage={"root": str(folder / "run")},
+        evaluation={"models": "teacher"},
+    )
 
 
 def test_a_manifest_gives_a_page_that_names_the_run_and_its_command(tmp_path: Path) -> None:

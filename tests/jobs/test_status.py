@@ -20,6 +20,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.versions import Version
 from dfkd.distillation.student_names import student_name
+from dfkd.errors import InfrastructureError
+from dfkd.pipeline.status import show
 from dfkd.pipeline.status.run import read_status
 from dfkd.storage import cost_records, lease
 from dfkd.storage.base import Request
@@ -78,18 +80,11 @@ def age(file: Path, seconds: float) -> None:
 @contextlib.contextmanager
 def at_work(root: Path, version: str, seconds: float) -> Iterator[None]:
     """A lease that another process took so many seconds ago."""
-    now = time.time()
-    record = lease.Record(
-        holder="far:7",
-        since=now - seconds,
-        expires=now + 400,
-        released=False,
-        versions=(f"vanilla/{version}",),
-    )
-    storage = open_storage(str(root))
-    storage.put("leases/readers/0.json", canonical(dataclasses.asdict(record)))
+    storage, since, names = open_storage(str(root)), time.time() - seconds, (f"vanilla/{version}",)
+    held = lease.Lease(storage, "leases/readers/0.json", "far:7", 400, since, names)
+    held.renew()
     yield
-    storage.delete("leases/readers/0.json")
+    storage.delete(held.key)
 
 
 def test_a_run_that_is_not_begun(path: Path, root: Path) -> None:
@@ -399,9 +394,7 @@ def test_an_unreachable_store_is_worth_a_retry(path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.s3
-def test_on_s3_receipts_are_listed_and_not_read(
-    path: Path, manifest: Manifest, s3_root: str
-) -> None:
+def test_on_s3_receipts_are_listed_and_not_read(path: Path, s3_root: str) -> None:
     there = Manifest.read(path, (f"storage.root={s3_root}",))
     version = filled(there, 5)
     found = status(path, "--set", f"storage.root={s3_root}")
@@ -492,11 +485,8 @@ def test_a_watch_ends_when_everything_is_finished(finished: Path) -> None:
 
 
 def test_a_watch_outlives_a_store_that_is_away(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dfkd.errors import InfrastructureError
-    from dfkd.pipeline.status import show
-
     root, manifest = open_to_read(str(finished.parent / "run")), Manifest.read(finished)
     done = read_status(root, manifest, str)
     looks = [dataclasses.replace(done, next="more"), InfrastructureError("it is away"), done]
@@ -509,10 +499,8 @@ def test_a_watch_outlives_a_store_that_is_away(
 
     show.watch(look, as_json=False, seconds=0.01)
     printed = capsys.readouterr()
-    assert [line.rpartition("next: ")[2] for line in printed.out.splitlines()] == [
-        "more",
-        "nothing to do",
-    ]
+    shown = [line.rpartition("next: ")[2] for line in printed.out.splitlines()]
+    assert shown == ["more", "nothing to do"]
     assert printed.err.strip().endswith("it is away")
 
 

@@ -3,10 +3,8 @@
 import json
 import os
 import random
-import signal
-import subprocess
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,13 +14,11 @@ from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
-from tests.helpers.jobs import command, contents, environment, load, run, run_here
+from tests.helpers import small_manifest
+from tests.helpers.jobs import contents, kill_when, run, run_here
 
-TREE = {
-    "name": "small",
+TREE: dict[str, Any] = {
     "classes": ["dog", "house", "car"],
-    "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
     "prompts": {
         "method": "contrastive",
         "scale": 3.0,
@@ -40,11 +36,8 @@ TREE = {
 }
 
 
-def write(folder: Path, **extra: object) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump(TREE | {"storage": {"root": str(folder / "run")}} | extra))
-    return path
+def write(folder: Path) -> Path:
+    return small_manifest.write(folder, storage={"root": str(folder / "run")}, **TREE)
 
 
 @pytest.fixture(scope="module")
@@ -89,19 +82,8 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(
     manifest = write(tmp_path)
     moments = random.Random(0)
     for kind in ("prompts", "receipts"):
-        process = subprocess.Popen(
-            command("synthesize", manifest),
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        while not list((tmp_path / "run").glob(f"data/*/versions/*/{kind}/*")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 0.5))
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        made, after = f"run/data/*/versions/*/{kind}/*", moments.uniform(0.0, 0.5)
+        kill_when(lambda made=made: any(tmp_path.glob(made)), "synthesize", manifest, after=after)
     found = run_here("synthesize", manifest)
     assert found.returncode == 0, found.stderr
     assert contents(tmp_path / "run/data") == contents(undisturbed / "run/data")
@@ -151,12 +133,10 @@ def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> Non
         ("prompts.template='{class} " + "very " * 30 + "{style}'", "error: prompts.template: "),
     ],
 )
-def test_bad_input_is_one_line_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
-) -> None:
-    job = load("synthesize")  # in this process, which has imported all that is slow to import
-    assert job.main([str(write(tmp_path)), "--set", override]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+def test_bad_input_is_one_line_before_any_work(tmp_path: Path, override: str, message: str) -> None:
+    found = run_here("synthesize", write(tmp_path), "--set", override)
+    assert found.returncode == 2
+    (line,) = found.stderr.strip().splitlines()
     assert line.startswith(message)
     assert not (tmp_path / "run" / "data").exists()
 

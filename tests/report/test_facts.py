@@ -10,7 +10,7 @@ from dfkd.errors import CorruptionError, ManifestError
 from dfkd.report.facts import Facts, collect, note_origin
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
-from tests.helpers.finished_run import CLASSES, DOMAINS, METHODS, SEEDS, SIZES
+from tests.helpers.finished_run import CLASSES, DOMAINS, METHODS, SEEDS
 
 
 @pytest.fixture
@@ -40,12 +40,6 @@ def test_confusions_are_summed_over_domains_and_seeds(facts: Facts) -> None:
     assert vanilla.sum() == 20 * 3 * 3 * 2
 
 
-def test_parameters_are_those_of_results_json(facts: Facts) -> None:
-    assert [model.parameters for model in facts.scored] == [
-        SIZES[model.summary["model"]] for model in facts.scored
-    ]
-
-
 def test_what_a_student_learned_is_read_from_its_card(copy: Storage, facts: Facts) -> None:
     for name in copy.folders("students/"):
         card = json.loads(copy.get(f"students/{name}/student.json"))
@@ -72,14 +66,6 @@ def test_a_student_of_other_settings_is_left_out(copy: Storage, run: Manifest) -
     note_origin(copy, run, "command", [*names.values(), name])
     names = {(t.method, t.seed): t.name for t in collect(copy).trained_students}
     assert names["vanilla", 0] == name
-
-
-def test_the_origin_is_kept(copy: Storage, run: Manifest) -> None:
-    note_origin(copy, run, "python jobs/pipeline.py x.yaml", [])
-    origin = collect(copy).origin
-    assert origin is not None
-    assert origin.command == "python jobs/pipeline.py x.yaml"
-    assert origin.manifest == run.as_dict()
 
 
 def test_prompts_of_one_class_are_nearer_than_those_of_two(facts: Facts) -> None:

@@ -10,12 +10,10 @@ import pytest
 
 from azurite import Azurite
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.azure_gcs import ObstoreStorage
-from dfkd.storage.azure_gcs_client import Connection, Limits
+from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
-from dfkd.storage.retries import RetryPolicy
 from tests.helpers.s3_proxy import Proxy
-from tests.helpers.storage_contract import FaultTests, StorageTests
+from tests.helpers.storage_contract import FaultTests, StorageTests, opened
 
 pytestmark = pytest.mark.azure
 
@@ -29,14 +27,9 @@ def root(azure_root: str) -> str:
 def proxy(azurite: Azurite, root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with Proxy(azurite.endpoint) as proxy:
         through = azurite.environment["AZURE_STORAGE_ENDPOINT"]
-        through = through.replace(azurite.endpoint, proxy.endpoint)
+        through = through.replace(azurite.endpoint, proxy.address)
         monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", through)
         yield proxy
-
-
-def opened(root: str, limits: Limits) -> ObstoreStorage:
-    container, _, prefix = root.removeprefix("az://").partition("/")
-    return ObstoreStorage(container, prefix, Connection(limits), scheme="az")
 
 
 class TestStorage(StorageTests):
@@ -44,16 +37,8 @@ class TestStorage(StorageTests):
 
 
 class TestFaults(FaultTests):
-    @pytest.fixture
-    def storage(self, root: str, proxy: Proxy) -> ObstoreStorage:
-        return opened(root, Limits(RetryPolicy(pause=0.01)))
-
-    @pytest.fixture
-    def impatient(self, root: str, proxy: Proxy) -> ObstoreStorage:
-        return opened(root, Limits(RetryPolicy(pause=0.01), read=2.0))
-
     def test_a_listing_that_breaks_off_goes_on_behind_what_was_received(
-        self, storage: ObstoreStorage, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+        self, storage: Storage, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("dfkd.storage.azure_gcs.PAGE", 2)
         keys = [f"a/{number}" for number in range(5)]
@@ -94,7 +79,7 @@ def test_containers_that_cannot_be_used_are_refused(
     with pytest.raises(ManifestError, match=r"must be a bucket you may use.*ContainerNotFound"):
         open_storage("az://no-such-container/x")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "aHVudGVyMg==")
-    for use in (lambda: open_storage(root), lambda: list(opened(root, Limits()).list())):
+    for use in (lambda: open_storage(root), lambda: list(opened(root).list())):
         with pytest.raises(ManifestError, match=r"you may use, got .*\(AuthorizationFailure\)"):
             use()
     monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", "http://127.0.0.1:9/tester")

@@ -5,10 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from dfkd.errors import ManifestError
-from dfkd.storage.azure_gcs import ObstoreStorage
-from dfkd.storage.azure_gcs_client import Connection, Limits
+from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
-from dfkd.storage.retries import RetryPolicy
 from tests.helpers.gcs_stand_in import TOKEN, GcsStandIn, Stored
 from tests.helpers.s3_proxy import Proxy
 from tests.helpers.storage_contract import FaultTests, StorageTests
@@ -22,13 +20,13 @@ def server() -> Iterator[GcsStandIn]:
 
 @pytest.fixture
 def root(server: GcsStandIn, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("GOOGLE_BASE_URL", server.endpoint)
+    monkeypatch.setenv("GOOGLE_BASE_URL", server.address)
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", TOKEN)
     return server.new_root()
 
 
 class TestStorage(StorageTests):
-    def test_a_listing_of_several_pages_is_whole(self, storage: ObstoreStorage) -> None:
+    def test_a_listing_of_several_pages_is_whole(self, storage: Storage) -> None:
         keys = [f"a/{number:02d}" for number in range(12)]
         for key in keys:
             storage.put(key, b"")
@@ -40,22 +38,9 @@ class TestFaults(FaultTests):
     def proxy(
         self, server: GcsStandIn, root: str, monkeypatch: pytest.MonkeyPatch
     ) -> Iterator[Proxy]:
-        with Proxy(server.endpoint) as proxy:
-            monkeypatch.setenv("GOOGLE_BASE_URL", proxy.endpoint)
+        with Proxy(server.address) as proxy:
+            monkeypatch.setenv("GOOGLE_BASE_URL", proxy.address)
             yield proxy
-
-    @staticmethod
-    def opened(root: str, limits: Limits) -> ObstoreStorage:
-        bucket, _, prefix = root.removeprefix("gs://").partition("/")
-        return ObstoreStorage(bucket, prefix, Connection(limits), scheme="gs")
-
-    @pytest.fixture
-    def storage(self, root: str, proxy: Proxy) -> ObstoreStorage:
-        return self.opened(root, Limits(RetryPolicy(pause=0.01)))
-
-    @pytest.fixture
-    def impatient(self, root: str, proxy: Proxy) -> ObstoreStorage:
-        return self.opened(root, Limits(RetryPolicy(pause=0.01), read=2.0))
 
 
 def test_objects_of_others_are_passed_over_or_named(server: GcsStandIn, root: str) -> None:
