@@ -232,7 +232,7 @@ class DiffusionTrainer(Resumable):
         sampler = LookSampler(gen)
         default = 1 - strength * (1 - self.recipe.default_share)
         looks = [sampler.draw(row.colour, default) for row in rows]
-        images = painted(self.batches.cache, rows, looks, gen)
+        images = painted(self.batches.cache, rows, looks, gen, self.recipe.pose)
         captions = [
             self.captioner.caption(row, look, rng, easy=rng.random() > strength * (1 - _OWN_NAME))
             for row, look in zip(rows, looks, strict=True)
