@@ -11,7 +11,7 @@ from dfkd.config.methods import prompt_method
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.distillation.text_only import errors_name_own_keys
 from dfkd.models import backbone
-from dfkd.models.generators.diffusion import find_folder
+from dfkd.models.generators.diffusers_folder import find_folder
 from dfkd.models.generators.vqgan import find_file
 from dfkd.models.generators.vqgan_config import read_model
 from dfkd.models.teacher_architecture import find_weights, read_architecture, require_activation

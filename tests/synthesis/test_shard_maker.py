@@ -122,11 +122,11 @@ def run_with_an_error(
     synthesiser = maker.synthesiser
     assert synthesiser is not None
 
-    def make_or_fail(targets: torch.Tensor, *arguments: Any) -> Synthesised:
+    def make_or_fail(targets: torch.Tensor, *arguments: Any, **options: Any) -> Synthesised:
         sizes.append(len(targets))
         if len(sizes) == 1:
             raise error
-        return synthesiser(targets, *arguments)
+        return synthesiser(targets, *arguments, **options)
 
     maker.synthesiser = make_or_fail  # type: ignore[assignment]
     table = PromptMaker(manifest, teacher).part(task.shard_index)

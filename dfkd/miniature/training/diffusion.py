@@ -35,7 +35,7 @@ from dfkd.miniature.training.common import Resumable, cosine, rise
 from dfkd.miniature.training.generator import Network
 from dfkd.miniature.training.latent_space import LatentSpace
 from dfkd.miniature.work_folder import Log, Stateful
-from dfkd.models.generators.diffusion import ENCODING
+from dfkd.models.generators.diffusers_folder import ENCODING
 from dfkd.models.teacher import Teacher
 
 #: Share of `sampling.weights` in the sampling probabilities at the end; with the rest all names

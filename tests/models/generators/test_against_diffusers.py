@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dfkd.models.generators import kinds
-from dfkd.models.generators.diffusion import SCHEDULERS, Diffusion
+from dfkd.models.generators.diffusers_folder import SCHEDULERS
+from dfkd.models.generators.diffusion import Diffusion
 from dfkd.models.generators.generator import Condition, TextInput
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.prompts.conditions import PromptStates

@@ -111,14 +111,21 @@ def test_images_are_taken_from_all_rounds(teacher: Teacher) -> None:
     assert not made.diverged.any()
 
 
-def test_rates_fall_to_a_tenth_with_each_third_of_the_rounds(teacher: Teacher) -> None:
+def test_rates_fall_to_a_tenth_with_each_third_of_the_rounds(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rates = [rate_factor(number, 15000) for number in (0, 4999, 5000, 9999, 10000, 14999)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     classifier, run = problem(teacher, 0, 1)
     inverter = DfadInverter(classifier, run_context(2), Inversion(dfad=SETTINGS))
-    seen = []
-    inverter.make(
-        run, lambda number, loss: seen.append(inverter.learner.optimizer.param_groups[0]["lr"])
-    )
+    seen: list[float] = []
+    train_round = inverter.train_round
+
+    def watched() -> Tensor:
+        seen.append(inverter.learner.optimizer.param_groups[0]["lr"])
+        return train_round()
+
+    monkeypatch.setattr(inverter, "train_round", watched)
+    inverter.make(run)
     assert seen == pytest.approx([0.05, 0.05, 0.005, 0.005, 0.0005, 0.0005])
     assert inverter.optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)

@@ -1,0 +1,220 @@
+"""A folder in diffusers' layout: its files, and the networks and the scheduler that they describe.
+
+Configurations and weights come from strangers, so numbers are bounded, classes are listed, and
+tensors must fit.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from dfkd.config.bundled import CACHE, DIFFUSION, MINIATURE
+from dfkd.errors import ManifestError, WeightsError, one_line
+from dfkd.models.generators.text_tower import FIELD, REMEDY, TextEncoder
+from dfkd.models.weights.artifacts import FETCH, PUBLISHED_PIPELINES, cached
+from dfkd.models.weights.reading import load_into, match, read_json, read_state_dict
+
+UNETS = ("UNet2DConditionModel",)
+VAES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
+SCHEDULERS = (
+    "DDIMScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Classes of diffusers that a folder may name. These schedulers draw from given generators."""
+
+OTHER_CONDITIONS = (
+    "addition_embed_type",
+    "class_embed_type",
+    "encoder_hid_dim_type",
+    "num_class_embeds",
+)
+"""Keys of a UNet that needs more than the hidden states of one text tower, as Stable Diffusion XL
+does."""
+
+FUSE = (
+    "fuse it with diffusers: pipe.fuse_lora(); pipe.unload_lora_weights(); "
+    "pipe.save_pretrained(FOLDER)"
+)
+"""Remedy for layers of a LoRA, which diffusers saves if they were not unloaded."""
+
+ENCODING = ("encoder.", "quant_conv.")
+"""Tensors of a VAE that only encode."""
+
+MAX_SIZE, MAX_LAYERS = 10_000, 8
+"""Bounds on the numbers in a configuration, and on those that count layers, blocks or entries.
+
+The latter multiply; Stable Diffusion has at most 4 of each."""
+
+
+def find_folder(value: str, cache: str = CACHE) -> Path:
+    """The folder that `generator.weights` names.
+
+    Raises:
+        WeightsError: no such folder or name, or a file is not in the cache.
+    """
+    if value == MINIATURE:
+        return DIFFUSION
+    if artifacts := PUBLISHED_PIPELINES.get(value):
+        for artifact in artifacts:
+            cached(FIELD, value, artifact, cache)
+        return Path(cache).expanduser() / value
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        names = ", ".join([MINIATURE, *PUBLISHED_PIPELINES])
+        rule = f"must be an existing folder or a known diffusion model ({names})"
+        raise WeightsError(FIELD, rule, value, f"check the path, or name one and run {FETCH}")
+    return folder
+
+
+def _diffusers() -> ModuleType:
+    """The library, whose import takes a second, and which only this kind of generator needs."""
+    import diffusers
+
+    module: ModuleType = diffusers
+    return module
+
+
+def weights_file(part: Path) -> Path:
+    """The safetensors file of a network: the one with diffusers' usual name, or the only one."""
+    usual = part / "diffusion_pytorch_model.safetensors"
+    files = sorted(part.glob("*.safetensors"))
+    return files[0] if len(files) == 1 else usual
+
+
+def _configuration(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
+    """A configuration of one of the classes `kinds`, with bounded numbers.
+
+    Raises:
+        WeightsError: it is of another class, or a number is out of bounds.
+    """
+    tree = read_json(FIELD, path, REMEDY)
+    if tree.get("_class_name") not in kinds:
+        rule = f"must be one of {', '.join(kinds)}"
+        field = f"{FIELD}: {path.parent.name}._class_name"
+        raise WeightsError(field, rule, tree.get("_class_name"), "give another model")
+    # A file of a few bytes must not ask for a network of any size.
+    for key, number in _numbers(tree):
+        limit = MAX_LAYERS if re.search("layers|blocks|length", key) else MAX_SIZE
+        if abs(number) > limit:
+            raise WeightsError(
+                f"{FIELD}: {path.parent.name}.{key}", f"must be at most {limit}", number, REMEDY
+            )
+    return tree
+
+
+def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number in plain values with its key, and the length of each list."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _numbers(value, name)
+    elif isinstance(tree, list):
+        yield f"{key} (length)", len(tree)
+        for value in tree:
+            yield from _numbers(value, key)
+    elif isinstance(tree, int | float):
+        yield key, tree
+
+
+def read_network(
+    part: str,
+    kinds: Sequence[str],
+    files: Mapping[str, Path],
+    device: torch.device,
+) -> Any:
+    """The frozen UNet or VAE of a folder.
+
+    Raises:
+        WeightsError: a file is corrupt or hostile, or they do not fit each other.
+    """
+    config, weights = files[f"{FIELD}/{part}/config"], files[f"{FIELD}/{part}/weights"]
+    # Shapes only, so that a mismatch costs no memory.
+    network = _from_configuration(config, kinds, "meta")
+    state = {_present_name(key): value for key, value in read_state_dict(FIELD, weights).items()}
+    if part == "vae":
+        # Images are only decoded, so the half that encodes them need not be there.
+        network.encoder = network.quant_conv = None
+        state = {key: value for key, value in state.items() if not key.startswith(ENCODING)}
+    if any("lora" in key for key in state):
+        raise WeightsError(FIELD, "must not hold the layers of a LoRA", str(weights), FUSE)
+    expected = network.state_dict()
+    match(FIELD, weights, state, expected, REMEDY)
+    # Buffers that no file holds would stay uninitialised; only blocks of other models have some.
+    if len(expected) < len([*network.parameters(), *network.buffers()]):
+        rule = "must be of Stable Diffusion's blocks"
+        raise WeightsError(FIELD, rule, str(config), "give another model")
+    network.to_empty(device=device)
+    load_into(FIELD, weights, network, state)
+    return network.eval().requires_grad_(False)
+
+
+def _present_name(key: str) -> str:
+    """A tensor's name in today's diffusers; old VAEs name the matrices of attention otherwise."""
+    names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    old = r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)"
+    return re.sub(old, lambda found: names[found[0]], key)
+
+
+def read_scheduler(path: Path, steps: int) -> Any:
+    """The scheduler of a folder.
+
+    Raises:
+        WeightsError: the configuration is none of a known scheduler.
+        ManifestError: the scheduler cannot do so many steps.
+    """
+    scheduler = _from_configuration(path, SCHEDULERS, "cpu")
+    try:
+        scheduler.set_timesteps(steps)
+    except Exception as error:  # each scheduler has its own checks
+        kind = type(scheduler).__name__
+        rule = f"must suit {kind} ({one_line(error)})"
+        raise ManifestError("synthesis.steps", rule, steps, "choose another number") from None
+    return scheduler
+
+
+def _from_configuration(path: Path, kinds: Sequence[str], device: str) -> Any:
+    """The object of diffusers that a configuration describes, with its tensors on ``device``.
+
+    Raises:
+        WeightsError: the configuration is not one of ``kinds``, or diffusers refuses it.
+    """
+    tree = _configuration(path, kinds)
+    # Outside the try, so that a broken diffusers is not blamed on the file.
+    kind = getattr(_diffusers(), tree["_class_name"])
+    try:
+        with torch.device(device):
+            return kind.from_config(tree)
+    except Exception as error:  # a malformed configuration can raise anything in a constructor
+        rule = f"must be buildable by diffusers ({one_line(error)})"
+        raise WeightsError(FIELD, rule, str(path), REMEDY) from None
+
+
+def require_fitting(unet: Any, vae: Any, encoder: TextEncoder, folder: Path) -> None:
+    """Raise `WeightsError` if the configurations of a folder's parts do not belong together."""
+    width = encoder.shape.hidden_size
+    if other := [key for key in OTHER_CONDITIONS if unet.get(key) is not None]:
+        raise _foreign(
+            folder, f"must have a UNet that one text tower conditions, and this one has {other[0]}"
+        )
+    # The decoder of a VQGAN starts at its codes.
+    channels = vae.get("vq_embed_dim") or vae.latent_channels
+    if not unet.in_channels == unet.out_channels == channels:
+        raise _foreign(
+            folder, "must have a UNet for text to image, with as many channels as the VAE has"
+        )
+    if unet.cross_attention_dim != width:
+        raise _foreign(folder, f"must have a UNet for hidden states of width {width}")
+    if not isinstance(unet.sample_size, int):
+        raise _foreign(folder, "must have a UNet for square images of one size (sample_size)")
+
+
+def _foreign(folder: Path, rule: str) -> WeightsError:
+    """The error about a folder whose parts are intact but do not fit."""
+    return WeightsError(FIELD, rule, str(folder), "give a Stable Diffusion 1 or 2")
