@@ -14,9 +14,12 @@ import torch
 
 from dfkd.config.bundled import CACHE, DIFFUSION, MINIATURE
 from dfkd.errors import ManifestError, WeightsError, one_line
-from dfkd.models.generators.text_tower import FIELD, REMEDY, TextEncoder
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_PIPELINES, cached
 from dfkd.models.weights.reading import load_into, match, read_json, read_state_dict
+
+FIELD = "generator.weights"
+"""The manifest key that errors name."""
+REMEDY = "give an intact folder in diffusers' layout"
 
 UNETS = ("UNet2DConditionModel",)
 VAES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
@@ -196,9 +199,12 @@ def _from_configuration(path: Path, kinds: Sequence[str], device: str) -> Any:
         raise WeightsError(FIELD, rule, str(path), REMEDY) from None
 
 
-def require_fitting(unet: Any, vae: Any, encoder: TextEncoder, folder: Path) -> None:
-    """Raise `WeightsError` if the configurations of a folder's parts do not belong together."""
-    width = encoder.shape.hidden_size
+def require_fitting(unet: Any, vae: Any, width: int, folder: Path) -> None:
+    """Raise `WeightsError` if the configurations of a folder's parts do not belong together.
+
+    Args:
+        width: of the text encoder's hidden states.
+    """
     if other := [key for key in OTHER_CONDITIONS if unet.get(key) is not None]:
         raise _foreign(
             folder, f"must have a UNet that one text tower conditions, and this one has {other[0]}"

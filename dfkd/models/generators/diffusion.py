@@ -22,6 +22,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import WeightsError
 from dfkd.models.generators.diffusers_folder import (
+    FIELD,
+    REMEDY,
     UNETS,
     VAES,
     find_folder,
@@ -31,7 +33,7 @@ from dfkd.models.generators.diffusers_folder import (
     weights_file,
 )
 from dfkd.models.generators.generator import Condition, TextInput, to_pixels
-from dfkd.models.generators.text_tower import FIELD, REMEDY, TextEncoder
+from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
@@ -121,7 +123,7 @@ class Diffusion:
         scheduler = read_scheduler(files[f"{FIELD}/scheduler"], steps)
         unet = read_network("unet", UNETS, files, device)
         vae = read_network("vae", VAES, files, device)
-        require_fitting(unet.config, vae.config, encoder, folder)
+        require_fitting(unet.config, vae.config, encoder.shape.hidden_size, folder)
         return cls(unet, vae, scheduler, encoder, steps, config.guidance, precision)
 
     def require(self, teacher: Teacher, image_size: int) -> None:
