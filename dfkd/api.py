@@ -44,7 +44,7 @@ from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage, open_to_read
 from dfkd.utils.device import pick_device
-from dfkd.utils.hardware import thread_limit
+from dfkd.utils.hardware import cpu_count, thread_limit
 from dfkd.utils.images import decode_image
 from dfkd.utils.pixels import from_bytes
 from dfkd.utils.yaml import check, expand_preset, merge, read_tree
@@ -164,18 +164,26 @@ def distill(
         CorruptionError: a shard differs from its receipt.
         InfrastructureError: workers died too often; the same call resumes.
     """
-    students = []
+    names = [(method, seed) for method in manifest.methods for seed in manifest.distillation.seeds]
     # Refuse a method without a published version before the students of another one are trained.
-    for method in manifest.methods:
-        locate_student(manifest, method, manifest.distillation.seeds[0])
-    # A single rank on this machine needs no Ray, so it does not wait for Ray to start.
-    without_ray = manifest.distillation.ranks == (1, 1) and not cluster_address()
-    with contextlib.nullcontext() if without_ray else connected():
-        for method in manifest.methods:
-            for seed in manifest.distillation.seeds:
-                students.append(distillation.distill(manifest, method, seed))
-                on_student(students[-1])
-    return students
+    missing = [name for name in names if not locate_student(manifest, *name).finished]
+    students = {}
+    with connected() if _needs_ray(manifest, len(missing)) else contextlib.nullcontext():
+        for finished in distillation.distill_all(manifest, names):
+            students[finished.student.method, finished.student.seed] = finished
+            on_student(finished)
+    return [students[name] for name in names]
+
+
+def _needs_ray(manifest: Manifest, students: int) -> bool:
+    """Whether so many students train on a cluster, with several ranks, or side by side here.
+
+    Otherwise the job does not wait for Ray to start.
+    """
+    if cluster_address() or manifest.distillation.ranks != (1, 1):
+        return True
+    slots = torch.cuda.device_count() or cpu_count()
+    return min(students, slots, manifest.cluster.workers or slots) > 1
 
 
 def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = ()) -> Evaluated:

@@ -28,13 +28,15 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some evaluation images could not be read; everything is written.
     """
+    from dfkd.cluster.connection import connected
     from dfkd.pipeline.preflight import check_batches, check_distillation, check_evaluation
 
     check_distillation(manifest)  # before the hours of synthesis, not after them
     check_batches(manifest)
     check_evaluation(manifest)
-    synthesize.work(manifest, options)
-    distill.work(manifest, options)
+    with connected():  # once for both
+        synthesize.work(manifest, options)
+        distill.work(manifest, options)
     evaluated = dfkd.evaluate(manifest, threads=options.threads)
     evaluate.tell(evaluated)
     if evaluated.versions:

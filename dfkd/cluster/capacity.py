@@ -134,6 +134,60 @@ def rank_resources(cluster: Cluster) -> WorkerResources:
     return WorkerResources(max(1.0, worker.cpus), 1.0 if worker.gpus else 0.0)
 
 
+def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], ranks: int, gpus: float) -> float:
+    """The largest whole number of CPUs with which `ranks` ranks fit the nodes; 0 if none does.
+
+    A rank never spans two nodes.
+    """
+    # Try every number: the largest one is not total / ranks, since nodes differ in size.
+    most = max((int(node.get("CPU", 0.0)) for node in nodes.values()), default=0)
+    fitting = (
+        cpus for cpus in range(most, 0, -1) if WorkerResources(cpus, gpus).slots(nodes) >= ranks
+    )
+    return float(next(fitting, 0))
+
+
+def divide_resources(
+    nodes: Mapping[str, Mapping[str, float]], students: int, at_most: int = 0
+) -> tuple[int, WorkerResources]:
+    """How many students with one rank train at once, and what each of them reserves.
+
+    Each gets a GPU if there are any, and an equal share of the CPUs in whole numbers.
+
+    Args:
+        nodes: resources by node.
+        at_most: maximum number of students at once; 0 is no limit.
+    """
+    # A student uses a whole GPU: shares of one would compete for its memory.
+    gpus = 1.0 if WorkerResources(0.0, 1.0).slots(nodes) else 0.0
+    count = min(students, at_most or students, max(1, WorkerResources(1.0, gpus).slots(nodes)))
+    return count, WorkerResources(max(1.0, cpus_per_rank(nodes, count, gpus)), gpus)
+
+
+def plan_students(cluster: Cluster, students: int, at_most: int = 0) -> tuple[int, WorkerResources]:
+    """How many students train at once on the connected cluster, and what each of them reserves.
+
+    Without an autoscaler this is `divide_resources`. With one it waits for a first node, of which
+    each student reserves its share; the autoscaler adds nodes for those that find no room.
+
+    Args:
+        at_most: as for `divide_resources`.
+
+    Raises:
+        InfrastructureError: as `wait_for_nodes`.
+    """
+    if not has_autoscaler():
+        return divide_resources(schedulable_nodes(), students, at_most)
+    least = rank_resources(cluster)
+    wait_for_nodes(least, 1)
+    # Of each node by itself, because their number is yet to grow.
+    nodes = [{name: node} for name, node in schedulable_nodes().items()]
+    shares = [divide_resources(each, students, at_most)[1] for each in nodes if least.slots(each)]
+    # The smallest share, which has room on each kind of node.
+    share = min(shares, key=lambda each: each.cpus, default=least)
+    return min(students, at_most or students), share
+
+
 def require_room(resources: WorkerResources) -> None:
     """Raise `ManifestError` if no node can hold a worker and no autoscaler can add one.
 

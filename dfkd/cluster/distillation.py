@@ -1,7 +1,8 @@
 """Distillation through Ray Train: from a published version to a finished student in storage.
 
-One worker on one machine runs in Ray Train's local mode inside the driver, without an actor and
-without a process group. Several workers run as one actor each with DDP over nccl or gloo.
+Students of one rank train side by side, each in an actor that has reserved a GPU or a share of the
+CPUs. A single one trains inside the driver if there is one machine only. Both use Ray Train's local
+mode, which has no process group. Several ranks run as one actor each with DDP over nccl or gloo.
 
 Checkpoints are single atomic objects in the project's own storage; `ray.train.report` is not used,
 so a checkpoint is never written but not yet registered. A restarted worker, the same command after
@@ -10,9 +11,11 @@ a kill, and a run with another world size all resume from the newest checkpoint.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -21,15 +24,18 @@ from dfkd.cluster.capacity import (
     CAPACITY_WAIT_SECONDS,
     WorkerResources,
     count_nodes,
+    cpus_per_rank,
     no_capacity_error,
+    plan_students,
     rank_resources,
     require_shared_storage,
     schedulable_nodes,
     see_reserved_gpus,
     wait_for_nodes,
 )
-from dfkd.cluster.launch import Workers, run_ranks
-from dfkd.cluster.rank import Job, open_stream, train
+from dfkd.cluster.launch import LeavingError, Workers, run_ranks
+from dfkd.cluster.pool import Actor, Pool
+from dfkd.cluster.rank import BarPlace, Job, open_stream, train
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.loader import steps_per_epoch
@@ -67,6 +73,7 @@ def distill(
     seed: int,
     version: str = "",
     resources: WorkerResources | None = None,
+    bar: BarPlace | None = None,
 ) -> Finished:
     """Train the student of a method and seed on a version, unless it is finished already.
 
@@ -76,12 +83,14 @@ def distill(
 
     Args:
         version: id of a published version; the current one if empty.
-        resources: resources that the calling process has reserved. If given, the only rank trains
+        resources: resources that the calling actor has reserved. If given, the only rank trains
             inside the calling process.
+        bar: where the progress is shown; None if this process is the driver.
 
     Raises:
         ManifestError: nothing is published, too few shards or images, or too small a cluster.
         CorruptionError: a shard does not match its receipt.
+        LeavingError: the only rank's node is about to be taken away.
         InfrastructureError: workers died too often; the same command resumes.
     """
     require_shared_storage(manifest.storage.root)
@@ -89,17 +98,122 @@ def distill(
     if target.finished:
         _checkpoints(target).clear()  # left by a run that was killed just after it finished
         return Finished(target, reused=True)
-    # A study trains several students at once, each in an actor that has reserved its resources.
     if resources:
         workers = Workers(0, resources.cpus, _own_device())
     else:
         if not trains_here(manifest.distillation.ranks):
             _raise_errors_of_ranks(manifest, target)
         workers = plan_workers(manifest.distillation.ranks, manifest.cluster)
-    _train(manifest, target, workers)
+    _train(manifest, target, workers, bar or bar_place(workers.count == 0))
     if not target.finished:
         raise InfrastructureError(f"{target.location}: was not written; run the same command again")
     return Finished(target, reused=False)
+
+
+def distill_all(manifest: Manifest, students: Sequence[tuple[Method, int]]) -> Iterator[Finished]:
+    """Train students of the current versions, given by method and seed; yield each as it finishes.
+
+    Students of one rank train side by side if Ray runs: as many as there are GPUs or, without any,
+    CPUs, and at most `cluster.workers`. Students of several ranks train one after the other.
+
+    Raises:
+        ManifestError, CorruptionError, InfrastructureError: as `distill`. Other students in
+            training end at once; the same call resumes them.
+    """
+    tasks = []
+    for method, seed in students:
+        target = locate_student(manifest, method, seed)
+        if target.finished:
+            yield distill(manifest, method, seed, target.version.id)
+        else:
+            tasks.append(StudentTask(method, seed, target.version.id))
+    if len(tasks) < 2 or manifest.distillation.ranks != (1, 1) or not ray.is_initialized():
+        for task in tasks:
+            yield distill(manifest, task.method, task.seed, task.version)
+        return
+    yield from _distill_side_by_side(manifest, tasks)
+
+
+def _distill_side_by_side(manifest: Manifest, tasks: Sequence["StudentTask"]) -> Iterator[Finished]:
+    """`distill_all` with a pool of actors."""
+    require_shared_storage(manifest.storage.root)
+    cluster, bar = manifest.cluster, bar_place(in_driver=False)
+    pool = student_pool(StudentDistiller, cluster, len(tasks), cluster.workers, manifest, bar)
+    for task, error in pool.run(iter(tasks)):
+        if error is not None:
+            raise error
+        yield Finished(locate_student(manifest, task.method, task.seed, task.version), reused=False)
+    if pool.quarantine:
+        task, reason = pool.quarantine[0].task, pool.quarantine[0].reason
+        raise InfrastructureError(
+            f"{task.id}: failed {cluster.attempts} times ({reason}); run the same command again, "
+            "it resumes"
+        )
+
+
+@dataclass(frozen=True)
+class StudentTask:
+    """An unfinished student."""
+
+    method: Method
+    seed: int
+    version: str
+    """Id of the version that it learns from."""
+
+    @property
+    def id(self) -> str:
+        """Name of the student in messages."""
+        return f"{self.method} student of seed {self.seed}"
+
+
+class StudentActor(Actor):
+    """Base class of actors that train students of one rank; a subclass adds `train(task)`."""
+
+    def __init__(self, resources: WorkerResources) -> None:
+        """`resources` is what the actor has reserved."""
+        self.resources = resources
+
+    def run(self, task: Any) -> Any:
+        """Call `train`; the actor ends itself if its node is about to be taken away."""
+        try:
+            return self.train(task)  # type: ignore[attr-defined]
+        except LeavingError:
+            # The pool counts this as a loss of the node, and starts the task on another one, where
+            # it resumes from the checkpoint of its last step.
+            ray.actor.exit_actor()
+
+
+def student_pool(
+    kind: type[StudentActor], cluster: Cluster, students: int, at_most: int, *arguments: Any
+) -> Pool[Any]:
+    """A pool of actors that train one student each at a time; see `plan_students`.
+
+    Args:
+        kind: the actor's class, called with its resources and `arguments`.
+        at_most: students trained at once; 0 is no limit.
+    """
+    count, resources = plan_students(cluster, students, at_most)
+    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **resources.options)
+    return Pool(lambda: actor.remote(resources, *arguments), count, cluster.attempts, resources)
+
+
+class StudentDistiller(StudentActor):
+    """Trains students of one manifest."""
+
+    def __init__(self, resources: WorkerResources, manifest: Manifest, bar: BarPlace) -> None:
+        super().__init__(resources)
+        self.manifest, self.bar = manifest, bar
+
+    def train(self, task: StudentTask) -> tuple[StudentTask, Exception | None]:
+        """Train a student; returns an error that another attempt would meet again."""
+        try:
+            distill(self.manifest, task.method, task.seed, task.version, self.resources, self.bar)
+        except InfrastructureError:
+            raise
+        except Exception as error:
+            error.add_note(f"Raised in a worker:\n{traceback.format_exc()}")
+            return task, error
+        return task, None
 
 
 def _raise_errors_of_ranks(manifest: Manifest, target: StudentLocation) -> None:
@@ -115,7 +229,14 @@ def _raise_errors_of_ranks(manifest: Manifest, target: StudentLocation) -> None:
         check_teacher(manifest, target.method, target.version)
 
 
-def _train(manifest: Manifest, target: StudentLocation, workers: Workers) -> None:
+def bar_place(in_driver: bool) -> BarPlace:
+    """Where the progress of ranks is shown: on the driver's terminal if there is one."""
+    if not sys.stderr.isatty():
+        return "log"
+    return "terminal" if in_driver else "relayed"
+
+
+def _train(manifest: Manifest, target: StudentLocation, workers: Workers, bar: BarPlace) -> None:
     """Train with the ranks of `workers`, and record what that cost."""
     method, seed = target.method, target.seed
     root = open_storage(manifest.storage.root)
@@ -126,11 +247,11 @@ def _train(manifest: Manifest, target: StudentLocation, workers: Workers) -> Non
     ):
         # Only now that the lease is taken: a removal that began earlier has left its mark.
         refuse_removal(target.version.home, target.version.id)
-        job = _job(manifest, target, workers)
+        job = _job(manifest, target, workers, bar)
         run_ranks(train, {"job": job}, target.name, workers, _checkpoints(target).newest)
 
 
-def _job(manifest: Manifest, target: StudentLocation, workers: Workers) -> Job:
+def _job(manifest: Manifest, target: StudentLocation, workers: Workers, bar: BarPlace) -> Job:
     """The input of the ranks."""
     embedding = None
     if manifest.distillation.target == "embedding":
@@ -148,7 +269,7 @@ def _job(manifest: Manifest, target: StudentLocation, workers: Workers) -> Job:
         gpu=workers.gpu,
         embedding=embedding,
         local=workers.count == 0,
-        watched=sys.stderr.isatty(),
+        bar=bar,
     )
 
 
@@ -193,19 +314,6 @@ def _too_many_ranks(most: str, ranks: int) -> ManifestError:
     """The error for a smallest number of ranks that exceeds `most`."""
     rule = f"must not exceed {most}"
     return ManifestError("distillation.workers", rule, ranks, "lower it or add nodes")
-
-
-def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], ranks: int, gpus: float) -> float:
-    """The largest whole number of CPUs with which `ranks` ranks fit the nodes; 0 if none does.
-
-    A rank never spans two nodes.
-    """
-    # Try every number: the largest one is not total / ranks, since nodes differ in size.
-    most = max((int(node.get("CPU", 0.0)) for node in nodes.values()), default=0)
-    fitting = (
-        cpus for cpus in range(most, 0, -1) if WorkerResources(cpus, gpus).slots(nodes) >= ranks
-    )
-    return float(next(fitting, 0))
 
 
 def _gpu_name() -> str:

@@ -37,6 +37,10 @@ Loop = Callable[[dict[str, Any]], Any]
 """The function of each rank. If it returns true on the first rank, all ranks are restarted."""
 
 
+class LeavingError(InfrastructureError):
+    """The node of the only rank is about to be taken away; its checkpoint is written."""
+
+
 @dataclass(frozen=True)
 class Workers:
     """The number of ranks and the resources of each."""
@@ -98,6 +102,7 @@ def run_ranks(
 
     Raises:
         DfkdError: a rank raised it.
+        LeavingError: the rank runs in this process, whose node is about to be taken away.
         InfrastructureError: ranks died too often (see `MAX_RANK_FAILURES`), or did not fit.
         Exception: any other exception of a rank, with that rank's traceback as a note.
     """
@@ -109,6 +114,11 @@ def run_ranks(
             try:
                 if not _fit(loop, config, name, workers):
                     return
+                if not workers.count:
+                    raise LeavingError(
+                        "distillation: this node is about to be taken away; run the same command "
+                        "again on another one, it resumes"
+                    )
             except WorkerGroupError as error:
                 failures = list(error.worker_failures.values())
                 # An error of the code or of the data would come again, so it is not tried again.

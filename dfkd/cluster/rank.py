@@ -1,12 +1,15 @@
 """The training loop of each rank of a distillation, under Ray Train."""
 
+import math
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import ray
 import ray.train
 import ray.train.collective
 import torch
@@ -15,8 +18,9 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from dfkd.cluster.capacity import POLL_SECONDS
 from dfkd.cluster.metrics import Pace, count_request
-from dfkd.cluster.ray_internals import relayed_bar
+from dfkd.cluster.ray_internals import draining_nodes, relayed_bar
 from dfkd.cluster.tracking import SAMPLES, Tracker
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
@@ -35,6 +39,10 @@ from dfkd.storage.local import open_storage
 from dfkd.utils import progress
 from dfkd.utils.device import configure_process, pick_device
 from dfkd.utils.progress import Bar, LineBar
+
+BarPlace = Literal["terminal", "relayed", "log"]
+"""Where progress is shown: a bar on this process's terminal, a bar that Ray relays to the driver's
+terminal, or lines in the log."""
 
 LOG_STEPS = 50
 """Steps between two points of a TensorBoard curve; the end of an epoch is a point too."""
@@ -56,9 +64,9 @@ class Job:
     embedding: EmbeddingObjective | None = None
     """For a student of embeddings; from the driver, so that it is the same on all ranks."""
     local: bool = False
-    """Whether the one rank runs inside the driver."""
-    watched: bool = False
-    """Whether the driver writes to a terminal."""
+    """Whether the one rank runs in the process that called Ray Train, which has no other ranks."""
+    bar: BarPlace = "log"
+    """Where the first rank shows its progress."""
 
 
 def train(config: dict[str, Any]) -> bool:
@@ -91,7 +99,8 @@ def train(config: dict[str, Any]) -> bool:
     pace = Pace(stream.rows, manifest=job.manifest.name, method=job.method)
     if rank == 0:
         return _train_as_leader(job, version, folder, stream, distiller, checkpoints, pace)
-    return _train_epochs(stream, distiller, pace, distiller.advance, lambda: None)
+    watch = PreemptionWatch()
+    return _train_epochs(stream, distiller, pace, watch, distiller.advance, lambda: None)
 
 
 def open_stream(
@@ -136,6 +145,7 @@ def _train_epochs(
     stream: Stream,
     distiller: Distiller,
     pace: Pace,
+    watch: "PreemptionWatch | NodeWatch",
     advance: Callable[[Batch], object],
     save: Callable[[], None],
 ) -> bool:
@@ -146,7 +156,7 @@ def _train_epochs(
     """
     steps, interval = distiller.schedule.steps_per_epoch, distiller.config.checkpoint_epochs
     leaving = False
-    with PreemptionWatch() as watch:
+    with watch:
         while not (distiller.done or leaving):
             # After a restart the epoch goes on behind the batches that the checkpoint has seen.
             for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
@@ -210,7 +220,8 @@ def _train_as_leader(
     with Tracker(bar, folder.child(layout.TENSORBOARD), batch_size) as tracker:
         leader = _Leader(distiller, tracker, checkpoints)
         # Stopped early: the checkpoint is written, and the ranks that start next go on from it.
-        if _train_epochs(stream, distiller, pace, leader.advance, leader.save):
+        watch = NodeWatch() if job.local else PreemptionWatch()
+        if _train_epochs(stream, distiller, pace, watch, leader.advance, leader.save):
             return True
         tracker.upload()
     _write_student(job, version, folder, distiller, leader.means)
@@ -245,10 +256,10 @@ def _write_student(
 
 
 def _bar(job: Job, description: str, total: int, done: int) -> Bar:
-    """A progress bar: tqdm in the driver, Ray's relayed tqdm in an actor, lines in a log."""
-    if not job.watched:
+    """A progress bar in the place that the job names."""
+    if job.bar == "log":
         return LineBar(description, total, "img", done)
-    if job.local:
+    if job.bar == "terminal":
         return progress.bar(description, total, "img", done)
     return relayed_bar(description, total, "img", done)
 
@@ -356,3 +367,24 @@ class PreemptionWatch:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         # The last answer needs a call of every rank, so after an error it may never come.
         self._thread.shutdown(wait=error is None)
+
+
+class NodeWatch:
+    """Tells a rank in local mode, to which Ray Train gives no notice, that its node is leaving."""
+
+    def __init__(self) -> None:
+        self._asked = -math.inf
+
+    def received(self) -> bool:
+        """Whether the node is about to be taken away; Ray is asked every `POLL_SECONDS`."""
+        now = time.monotonic()
+        if not ray.is_initialized() or now - self._asked < POLL_SECONDS:
+            return False
+        self._asked = now
+        return ray.get_runtime_context().get_node_id() in draining_nodes()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """There is nothing to close."""

@@ -123,8 +123,8 @@ class Distillation(Training):
     in each dimension, and standard deviation 1 over all of them."""
     workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
     """DDP ranks of a student: a number, or `[least, most]` for a number that follows the cluster's
-    free resources. Students are trained one after the other, in a study side by side. Raise it with
-    several GPUs or spot nodes."""
+    free resources. Students of one rank train side by side, as many as there are GPUs or CPUs;
+    others train one after the other. Raise it if there are more GPUs than students."""
     loader_workers: Natural = 0
     """Threads per rank that decode shards; 0: the thread that reads ahead also decodes. Raise it
     for 224 px images and a fast GPU, because a single thread then keeps the GPU waiting."""

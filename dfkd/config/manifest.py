@@ -65,7 +65,9 @@ class Cluster:
     """Number, resources and retries of the synthesis workers."""
 
     workers: Natural = 0
-    """Maximal number of synthesis actors; 0: as many as fit, also on nodes that join later.
+    """Maximal number of synthesis actors, and of students of one rank that train side by side.
+
+    0: as many as fit, also on nodes that join later.
 
     An autoscaler adds nodes for that number. With 0 it adds them for one worker per task, at most
     a few hundred; its own maximum then caps the cost."""

@@ -1,25 +1,17 @@
 """Students in parallel: each actor trains and scores one student at a time, on a GPU or on CPUs."""
 
 import datetime
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import ray
 import torch
 from torch import nn
 
 from dfkd.cluster import distillation
-from dfkd.cluster.capacity import (
-    WorkerResources,
-    has_autoscaler,
-    rank_resources,
-    schedulable_nodes,
-    wait_for_nodes,
-)
-from dfkd.cluster.pool import Actor, Pool
+from dfkd.cluster.capacity import WorkerResources
+from dfkd.cluster.distillation import StudentActor, student_pool
 from dfkd.cluster.synthesis import environment
-from dfkd.config.manifest import Cluster, Manifest
+from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import open_version
 from dfkd.distillation.student_store import StudentLocation, load_located
@@ -172,14 +164,14 @@ def run_job(
         return StudentResult(job, None, " ".join(str(error).split()))
 
 
-class StudentTrainer(Actor):
+class StudentTrainer(StudentActor):
     """An actor that trains and scores one student after the other."""
 
     def __init__(self, resources: WorkerResources, threads: int) -> None:
-        """`resources` is what the actor has reserved."""
-        self.resources, self.threads = resources, threads or max(1, int(resources.cpus))
+        super().__init__(resources)
+        self.threads = threads or max(1, int(resources.cpus))
 
-    def run(self, job: StudentJob) -> StudentResult:
+    def train(self, job: StudentJob) -> StudentResult:
         """Run a job; see `run_job`."""
         return run_job(job, self.threads, self.resources)
 
@@ -199,53 +191,8 @@ def run_in_parallel(
         InfrastructureError: as `Pool.run` and `wait_for_nodes`.
     """
     cluster = jobs[0].cell.manifest.cluster
-    count, resources = plan_students(cluster, len(jobs), at_most)
-    remote: Callable[..., Any] = ray.remote(**resources.options)(StudentTrainer).remote  # type: ignore[call-overload]
-    pool: Pool[StudentJob] = Pool(
-        lambda: remote(resources, threads), count, cluster.attempts, resources
-    )
+    pool = student_pool(StudentTrainer, cluster, len(jobs), at_most, threads)
     yield from pool.run(iter(jobs))
     # The pool gave these up after too many failed attempts; the study reports them as missing.
     for each in pool.quarantine:
         yield StudentResult(each.task, None, each.reason)
-
-
-def plan_students(cluster: Cluster, students: int, at_most: int = 0) -> tuple[int, WorkerResources]:
-    """How many students train at once on the connected cluster, and what each of them reserves.
-
-    Without an autoscaler this is `divide_resources`. With one it waits for a first node, of which
-    each student reserves its share; the autoscaler adds nodes for those that find no room.
-
-    Args:
-        at_most: as for `divide_resources`.
-
-    Raises:
-        InfrastructureError: as `wait_for_nodes`.
-    """
-    if not has_autoscaler():
-        return divide_resources(schedulable_nodes(), students, at_most)
-    least = rank_resources(cluster)
-    wait_for_nodes(least, 1)
-    # Of each node by itself, because their number is yet to grow.
-    nodes = [{name: node} for name, node in schedulable_nodes().items()]
-    shares = [divide_resources(each, students, at_most)[1] for each in nodes if least.slots(each)]
-    # The smallest share, which has room on each kind of node.
-    share = min(shares, key=lambda each: each.cpus, default=least)
-    return min(students, at_most or students), share
-
-
-def divide_resources(
-    nodes: Mapping[str, Mapping[str, float]], students: int, at_most: int = 0
-) -> tuple[int, WorkerResources]:
-    """How many students with one rank train at once, and what each of them reserves.
-
-    Each gets a GPU if there are any, and an equal share of the CPUs in whole numbers.
-
-    Args:
-        nodes: resources by node.
-        at_most: maximum number of students at once; 0 is no limit.
-    """
-    # A student uses a whole GPU: shares of one would compete for its memory.
-    gpus = 1.0 if WorkerResources(0.0, 1.0).slots(nodes) else 0.0
-    count = min(students, at_most or students, max(1, WorkerResources(1.0, gpus).slots(nodes)))
-    return count, WorkerResources(max(1.0, distillation.cpus_per_rank(nodes, count, gpus)), gpus)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfkd.cluster.capacity import schedulable_nodes
+from dfkd.cluster.capacity import divide_resources, schedulable_nodes
 from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.synthesis import build, finished, identify
 from dfkd.config.fingerprint import identity
@@ -36,7 +36,6 @@ from dfkd.studies.judge import Judge, read_judge
 from dfkd.studies.parallel_students import (
     StudentJob,
     StudentResult,
-    divide_resources,
     run_in_parallel,
     run_job,
     score,

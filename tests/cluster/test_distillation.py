@@ -9,21 +9,29 @@ import ray
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import dfkd
+from dfkd.cluster import capacity, launch, rank
 from dfkd.cluster import distillation as module
-from dfkd.cluster import launch, rank
-from dfkd.cluster.capacity import WorkerResources
+from dfkd.cluster.capacity import (
+    WorkerResources,
+    cpus_per_rank,
+    divide_resources,
+    plan_students,
+)
 from dfkd.cluster.connection import connected
-from dfkd.cluster.distillation import cpus_per_rank, distill, plan_workers
+from dfkd.cluster.distillation import distill, plan_workers
 from dfkd.cluster.launch import Workers, run_ranks
 from dfkd.cluster.rank import Job, open_stream
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.distillation.distiller import DistanceObjective, Distiller, Schedule
 from dfkd.distillation.embedding import EmbeddingObjective, embedding_objective
 from dfkd.distillation.student_store import StudentLocation, locate_student
-from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 from dfkd.models.student import Student, build, load_student
 from dfkd.models.teacher import file_hashes
+from dfkd.storage import cost_records
 from dfkd.storage.checkpoints import Checkpoints
+from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import cpu_count
 from tests.helpers import jobs
 from tests.helpers.ranks import prepare
@@ -201,3 +209,98 @@ def test_one_rank_on_one_machine_runs_inside_the_driver() -> None:
 def test_elastic_ranks_are_as_many_as_fit() -> None:
     workers = plan_workers((1, 4), Cluster())
     assert (workers.count, workers.cpus, workers.elastic) == (2, 1.0, (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "students", "most", "expected"),
+    [
+        ([{"CPU": 2.0}], 5, 0, (2, WorkerResources(1.0))),
+        ([{"CPU": 8.0}], 2, 0, (2, WorkerResources(4.0))),
+        ([{"CPU": 8.0}], 5, 2, (2, WorkerResources(4.0))),
+        ([{"CPU": 8.0}, {"CPU": 4.0}], 3, 0, (3, WorkerResources(4.0))),
+        ([{}, {"CPU": 4.0}], 9, 0, (4, WorkerResources(1.0))),
+        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 30, 0, (4, WorkerResources(4.0, 1.0))),
+        ([{"CPU": 16.0, "GPU": 4.0}], 1, 0, (1, WorkerResources(16.0, 1.0))),
+        ([{}], 3, 0, (1, WorkerResources(1.0))),
+    ],
+)
+def test_gpus_and_cpus_are_divided_among_students(
+    nodes: list[dict[str, float]], students: int, most: int, expected: tuple[int, WorkerResources]
+) -> None:
+    assert divide_resources(dict(zip("abc", nodes, strict=False)), students, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "students", "most", "expected"),
+    [
+        (1.0, [{}, {"CPU": 8.0, "GPU": 1.0}], 20, 0, (20, 8.0)),
+        (1.0, [{}, {"CPU": 8.0, "GPU": 4.0}], 20, 6, (6, 2.0)),
+        (1.0, [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}], 20, 0, (20, 8.0)),
+        (1.0, [{"CPU": 9.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0}], 20, 0, (20, 4.0)),
+        (0.0, [{}, {"CPU": 4.0}], 20, 0, (20, 1.0)),
+        (0.0, [{}, {"CPU": 4.0}], 2, 0, (2, 2.0)),
+        (1.0, [{}], 3, 0, (3, 1.0)),  # the node has gone again
+    ],
+)
+def test_an_autoscaler_is_asked_for_one_node_and_all_students_reserve_a_share_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: float,
+    nodes: list[dict[str, float]],
+    students: int,
+    most: int,
+    expected: tuple[int, float],
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(capacity, "has_autoscaler", lambda: True)
+    monkeypatch.setattr(capacity, "wait_for_nodes", lambda *request: asked.append(request))
+    monkeypatch.setattr(capacity, "schedulable_nodes", lambda: dict(zip("ab", nodes, strict=False)))
+    cluster = Cluster(cpus_per_worker=0.5, gpus_per_worker=gpus / 2)
+    count, cpus = expected
+    assert plan_students(cluster, students, most) == (count, WorkerResources(cpus, gpus))
+    assert asked == [(WorkerResources(1.0, gpus), 1)]
+
+
+def prepare_alone(folder: Path, **distillation: object) -> Manifest:
+    """The manifest of a published version, for four students of one rank."""
+    settings = {"workers": 1, "seeds": [0, 1, 2, 3], "warmup_epochs": 0, "epochs": 1}
+    return prepare(folder, **settings | distillation)
+
+
+def test_students_of_one_rank_train_side_by_side(tmp_path: Path) -> None:
+    """Two at a time on two CPUs; what is finished is not trained again."""
+    manifest = prepare_alone(tmp_path)
+    alone = distill(manifest, "vanilla", 2)
+    written = Path(alone.student.location).stat().st_mtime_ns
+    told: list[tuple[int, bool]] = []
+    students = dfkd.distill(
+        manifest, on_student=lambda each: told.append((each.student.seed, each.reused))
+    )
+    assert [each.student.seed for each in students] == [0, 1, 2, 3]
+    assert told[0] == (2, True)
+    assert sorted(told[1:]) == [(0, False), (1, False), (3, False)]
+    assert Path(alone.student.location).stat().st_mtime_ns == written
+    entries = cost_records.read(open_storage(manifest.storage.root))
+    assert [(entry.seed, entry.workers, entry.images) for entry in entries] == [
+        (seed, 1, 24) for seed in range(4)
+    ]
+    events = tmp_path.glob("run/students/*/tensorboard/events.*")
+    assert len({file.name.split(".")[-2] for file in events}) == 3  # processes: this and two actors
+
+
+def test_an_error_of_one_student_beside_others_is_that_error(tmp_path: Path) -> None:
+    manifest = prepare_alone(tmp_path)
+    shard = next(iter(tmp_path.glob("run/data/vanilla/versions/*/shards/*.tar")))
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.unlink()
+    shard.write_bytes(data)
+    with pytest.raises(CorruptionError, match=shard.name):
+        dfkd.distill(manifest)
+
+
+def test_a_defect_in_an_actor_keeps_its_traceback(tmp_path: Path) -> None:
+    manifest = prepare_alone(tmp_path, epochs=2)
+    object.__setattr__(manifest.distillation, "checkpoint_epochs", 0)  # which no manifest may have
+    with pytest.raises(ZeroDivisionError) as caught:
+        dfkd.distill(manifest)
+    assert "in _train_epochs" in "".join(caught.value.__notes__)

@@ -1,4 +1,4 @@
-"""A node that is taken away with a notice, while ranks of a distillation work on it."""
+"""A node that is taken away with a notice, while ranks or students train on it."""
 
 import functools
 import time
@@ -13,7 +13,13 @@ import ray.train
 from ray._private.node import Node
 
 from dfkd.cluster import distillation as module
-from dfkd.cluster.distillation import distill
+from dfkd.cluster.distillation import (
+    StudentDistiller,
+    StudentTask,
+    distill,
+    distill_all,
+    student_pool,
+)
 from dfkd.cluster.rank import train
 from dfkd.cluster.ray_internals import draining_nodes
 from dfkd.config.manifest import Manifest
@@ -53,7 +59,7 @@ def driver(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ray.shutdown()
 
 
-def prepare(folder: Path) -> Manifest:
+def prepare(folder: Path, **distillation: object) -> Manifest:
     path = write_manifest(
         folder,
         synthesis={"images_per_class": 80, "shard_size": 10},
@@ -62,6 +68,7 @@ def prepare(folder: Path) -> Manifest:
             "warmup_epochs": 0,
             "epochs": 1,
             "checkpoint_epochs": 100,
+            **distillation,
         },
     )
     manifest = Manifest.read(path)
@@ -156,3 +163,66 @@ def test_no_step_is_lost_or_made_twice_when_a_node_goes_with_a_notice(
     assert load_student(student.storage)[1]["steps"] == STEPS
     assert Checkpoints(student.storage.child("checkpoints")).newest() == 0
     print(f"{worlds.count(2)} steps of two ranks, a notice, {worlds.count(1)} steps of one")
+
+
+def noting_actor(notes: Path, gate: Path) -> type[StudentDistiller]:
+    """An actor that notes the node of each step of a student; all wait before step `GATE`."""
+    step = GATE
+
+    class Noting(StudentDistiller):
+        def train(self, task: StudentTask) -> tuple[StudentTask, Exception | None]:
+            again, node = gate.exists(), ray.get_runtime_context().get_node_id()
+            advance = Distiller.advance
+
+            def noting(distiller: Distiller, batch: Any) -> Any:
+                if distiller.step == step:
+                    (notes / f"at the gate {task.seed}").write_text(node)
+                    while not gate.exists():
+                        time.sleep(0.05)
+                outcome = advance(distiller, batch)
+                with (notes / f"steps {task.seed}").open("a") as stream:
+                    stream.write(f"{distiller.step - 1} {node}\n")
+                time.sleep(0.0 if again or distiller.step < step else 0.3)
+                return outcome
+
+            Distiller.advance = noting  # type: ignore[method-assign]
+            try:
+                return super().train(task)
+            finally:
+                Distiller.advance = advance  # type: ignore[method-assign]
+
+    return Noting
+
+
+def test_of_students_side_by_side_the_one_whose_node_goes_moves_and_loses_no_step(
+    nodes: Nodes, driver: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = prepare(tmp_path, workers=1, seeds=[0, 1])
+    notes, gate = tmp_path / "notes", tmp_path / "gate"
+    notes.mkdir()
+    kind = noting_actor(notes, gate)
+    monkeypatch.setattr(module, "student_pool", lambda _, *rest: student_pool(kind, *rest))
+
+    def give_notice() -> None:
+        waiting = [notes / f"at the gate {seed}" for seed in (0, 1)]
+        try:
+            wait_for(lambda: all(file.exists() for file in waiting), lambda: True, 120)
+            first, second = (file.read_text() for file in waiting)
+            assert first != second
+            (node,) = (each for each in nodes.workers if each.node_id == first)
+            drain(nodes.cluster, node)
+            wait_for(lambda: node.node_id in draining_nodes(), lambda: True, 60)
+        finally:
+            gate.touch()
+
+    with ThreadPoolExecutor(1) as aside:
+        watching = aside.submit(give_notice)
+        students = list(distill_all(manifest, [("vanilla", 0), ("vanilla", 1)]))
+        watching.result()
+    seeds = [each.student.seed for each in students]
+    assert seeds == [1, 0]
+    for seed, places in zip(seeds, (1, 2), strict=True):
+        lines = (notes / f"steps {seed}").read_text().splitlines()
+        steps, hosts = zip(*map(str.split, lines), strict=True)
+        assert list(map(int, steps)) == list(range(STEPS))
+        assert len(set(hosts)) == places

@@ -7,67 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd.cluster.capacity import WorkerResources
-from dfkd.config.manifest import Cluster, Manifest
+from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Stream
 from dfkd.errors import Exit
-from dfkd.studies import parallel_students as module
-from dfkd.studies.parallel_students import agreement, divide_resources, plan_students
+from dfkd.studies.parallel_students import agreement
 from dfkd.utils.device import CPU
 from tests.helpers import jobs
 from tests.helpers.tiny_study import write
 from tests.helpers.tiny_version import publish, write_manifest
 
 job = jobs.load("reproduce")
-
-
-@pytest.mark.parametrize(
-    ("nodes", "students", "most", "expected"),
-    [
-        ([{"CPU": 2.0}], 5, 0, (2, WorkerResources(1.0))),
-        ([{"CPU": 8.0}], 2, 0, (2, WorkerResources(4.0))),
-        ([{"CPU": 8.0}], 5, 2, (2, WorkerResources(4.0))),
-        ([{"CPU": 8.0}, {"CPU": 4.0}], 3, 0, (3, WorkerResources(4.0))),
-        ([{}, {"CPU": 4.0}], 9, 0, (4, WorkerResources(1.0))),
-        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 30, 0, (4, WorkerResources(4.0, 1.0))),
-        ([{"CPU": 16.0, "GPU": 4.0}], 1, 0, (1, WorkerResources(16.0, 1.0))),
-        ([{}], 3, 0, (1, WorkerResources(1.0))),
-    ],
-)
-def test_gpus_and_cpus_are_divided_among_students(
-    nodes: list[dict[str, float]], students: int, most: int, expected: tuple[int, WorkerResources]
-) -> None:
-    assert divide_resources(dict(zip("abc", nodes, strict=False)), students, most) == expected
-
-
-@pytest.mark.parametrize(
-    ("gpus", "nodes", "students", "most", "expected"),
-    [
-        (1.0, [{}, {"CPU": 8.0, "GPU": 1.0}], 20, 0, (20, 8.0)),
-        (1.0, [{}, {"CPU": 8.0, "GPU": 4.0}], 20, 6, (6, 2.0)),
-        (1.0, [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}], 20, 0, (20, 8.0)),
-        (1.0, [{"CPU": 9.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0}], 20, 0, (20, 4.0)),
-        (0.0, [{}, {"CPU": 4.0}], 20, 0, (20, 1.0)),
-        (0.0, [{}, {"CPU": 4.0}], 2, 0, (2, 2.0)),
-        (1.0, [{}], 3, 0, (3, 1.0)),  # the node has gone again
-    ],
-)
-def test_an_autoscaler_is_asked_for_one_node_and_all_students_reserve_a_share_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-    gpus: float,
-    nodes: list[dict[str, float]],
-    students: int,
-    most: int,
-    expected: tuple[int, float],
-) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(module, "has_autoscaler", lambda: True)
-    monkeypatch.setattr(module, "wait_for_nodes", lambda *request: asked.append(request))
-    monkeypatch.setattr(module, "schedulable_nodes", lambda: dict(zip("ab", nodes, strict=False)))
-    cluster = Cluster(cpus_per_worker=0.5, gpus_per_worker=gpus / 2)
-    count, cpus = expected
-    assert plan_students(cluster, students, most) == (count, WorkerResources(cpus, gpus))
-    assert asked == [(WorkerResources(1.0, gpus), 1)]
 
 
 @pytest.mark.usefixtures("two_cpus")
