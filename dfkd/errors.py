@@ -47,6 +47,8 @@ class Exit(IntEnum):
     """Something is quarantined, unreadable, refused or over budget; the rest is done."""
     RETRY = 4
     """Storage, disk or cluster failed; the same command resumes."""
+    INTERRUPTED = 130
+    """A person pressed Ctrl-C; the same command resumes."""
 
 
 class DfkdError(Exception):

@@ -137,6 +137,9 @@ def run_with(
         return fail(
             kind(f"operating system: {error}; fix that and run the same command again, it resumes")
         )
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again, it resumes", file=sys.stderr, flush=True)
+        return Exit.INTERRUPTED
     if written:
         print(f"wrote {written}", flush=True)
     return Exit.DONE

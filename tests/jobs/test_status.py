@@ -78,10 +78,11 @@ def age(file: Path, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def at_work(root: Path, version: str, seconds: float) -> Iterator[None]:
+def at_work(root: Path, version: str, seconds: float, number: int = 7) -> Iterator[None]:
     """A lease that another process took so many seconds ago."""
     storage, since, names = open_storage(str(root)), time.time() - seconds, (f"vanilla/{version}",)
-    held = lease.Lease(storage, "leases/readers/0.json", "far:7", 400, since, names)
+    key, holder = f"leases/readers/{number}.json", f"far:{number}"
+    held = lease.Lease(storage, key, holder, 400, since, names)
     held.renew()
     yield
     storage.delete(held.key)
@@ -228,8 +229,12 @@ def test_the_epoch_of_a_student_in_training(path: Path, manifest: Manifest, root
     with at_work(root, version.id, 100):
         found = status(path, *more)
         assert any("epoch 2/3" in line for line in text(path, *more))
+        with at_work(root, version.id, 90, number=8):
+            both = status(path, *more)
     assert [s["state"] for s in found["distill"]] == ["finished", "running", "absent"]
     assert found["next"] == f"python jobs/distill.py {path} --set 'distillation.seeds=[0, 1, 2]'"
+    assert [s["state"] for s in both["distill"]] == ["finished", "running", "running"]
+    assert both["remark"] == "once the 2 processes at work have ended"
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     return {"images": manifest.synthesis.images_per_class}
 
 
-def run(argv: list[str], error: Exception | None = None, written: str = "a file") -> int:
+def run(argv: list[str], error: BaseException | None = None, written: str = "a file") -> int:
     def work(manifest: Manifest, options: argparse.Namespace) -> str:
         if error is not None:
             raise error
@@ -74,6 +74,13 @@ def test_each_error_has_its_exit_code_and_one_line(
     (line,) = found.err.splitlines()
     assert line.startswith("error: ")
     assert " ".join(str(error).split()) in line
+
+
+def test_an_interrupted_job_says_so_in_one_line(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([path], KeyboardInterrupt()) == Exit.INTERRUPTED == 130
+    assert capsys.readouterr().err == "interrupted; run the same command again, it resumes\n"
 
 
 def test_a_defect_keeps_its_traceback(path: str) -> None:

@@ -76,6 +76,10 @@ class Activity:
                 found[version] = min(each.since_seconds, found.get(version, each.since_seconds))
         return found
 
+    def processes(self, version: str) -> int:
+        """The number of processes at work on `{method}/{id}`."""
+        return sum(version in each.versions for each in self.holders)
+
     def rate(self, stage: str, method: str, seed: int | None = None) -> float | None:
         """Images per second of the ended calls of a stage; None if there are none."""
         for each in self.cost:

@@ -70,8 +70,7 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
     activity = Activity.read(root)
     stages = _stages(root, manifest, activity)
     step = stages.next()
-    names = ", ".join(sorted({each.holder for each in activity.holders}))
-    remarks = [step.remark, f"once {names} has ended" if names else ""] if step else []
+    remarks = [step.remark, _wait(activity)] if step else []
     return RunStatus(
         root=root.location().rstrip("/"),
         at_work=activity.holders,
@@ -83,6 +82,14 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
         next=" ".join((command(step.job), *step.options)) if step else None,
         remark="; ".join(filter(None, remarks)),
     )
+
+
+def _wait(activity: Activity) -> str:
+    """The remark that names the processes at work; empty without any."""
+    names = sorted({each.holder for each in activity.holders})
+    if len(names) > 1:
+        return f"once the {len(names)} processes at work have ended"
+    return f"once {names[0]} has ended" if names else ""
 
 
 def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Stages:

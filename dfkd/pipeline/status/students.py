@@ -30,7 +30,8 @@ class StudentStatus:
     name: str | None
     """Name of its folder; None while its version is not begun."""
     state: State
-    """`running`: a process is at work on its published version, and it is the next student."""
+    """`running`: of the unfinished students of its published version, it is one of the first, as
+    many as processes are at work there."""
     age_seconds: float | None = None
     """Seconds since the finished student, or else its newest checkpoint, was written."""
     step: int = 0
@@ -92,16 +93,18 @@ def expected_students(
         WeightsError: the file of the initial weights does not exist on this machine.
     """
     for version in versions:
-        busy = version.state == "published" and f"{version.method}/{version.id}" in activity.since
+        processes = activity.processes(f"{version.method}/{version.id}")
+        if version.state != "published":
+            processes = 0
         for seed in manifest.distillation.seeds:
             name, student = None, Stored(version.method, seed)
             if version.fingerprint:
                 method = cast(Method, version.method)
                 name = student_name(manifest, version.fingerprint, method, seed)
                 student = stored.get(name, student)
-            status = _status(student, name, busy)
-            # A process trains one student after the other.
-            busy = busy and status.state == "finished"
+            status = _status(student, name, processes > 0)
+            # A process trains one student at a time, and they begin in this order.
+            processes -= status.state == "running"
             yield _timed(status, manifest, version, student, activity)
 
 
@@ -109,7 +112,7 @@ def _status(student: Stored, name: str | None, busy: bool) -> StudentStatus:
     """The status of a student as far as it follows from what is stored.
 
     Args:
-        busy: whether a process is at work on its version, and all students before it are finished.
+        busy: whether a process trains it if it is not finished.
     """
     step, age = student.checkpoints[-1] if student.checkpoints else (0, None)
     state: State = "unfinished" if step else "absent"
