@@ -49,6 +49,8 @@ class Exit(IntEnum):
     """Storage, disk or cluster failed; the same command resumes."""
     INTERRUPTED = 130
     """A person pressed Ctrl-C; the same command resumes."""
+    TERMINATED = 143
+    """The process got SIGTERM; the same command resumes."""
 
 
 class DfkdError(Exception):

@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,7 +54,8 @@ def connected() -> Iterator[None]:
     try:
         # Fail within seconds where Ray would retry for minutes.
         _check_reachable(address)
-        ray.init(**options)
+        with _own_handler_of_sigterm():
+            ray.init(**options)
     except ValueError:
         raise ManifestError(
             "RAY_ADDRESS", "must be an address of Ray", address, "give host:port, or unset it"
@@ -67,6 +70,18 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_handler_of_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, if it has one in Python.
+
+    Ray's own abort the process with a stack trace, and leave an open progress bar behind.
+    """
+    own = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(own) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, own)
 
 
 def _refuse_foreign(error: Exception) -> None:

@@ -4,8 +4,11 @@ import argparse
 import errno
 import json
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -122,11 +125,13 @@ def run_with(
         root: returns the storage root of the described run; None if it has none.
     """
     options = arguments.parse_args(argv)
+    terminated = threading.Event()
     try:
         manifest = read(options.manifest, tuple(options.overrides))
         if _print_only(arguments.prog, manifest, options, plan):
             return Exit.DONE
-        with logs.json_log(Path(arguments.prog).stem, root(manifest) if root else ""):
+        log = logs.json_log(Path(arguments.prog).stem, root(manifest) if root else "")
+        with _interrupted_by_sigterm(terminated), log:
             written = work(manifest, options)
     except DfkdError as error:
         return fail(error)
@@ -138,11 +143,36 @@ def run_with(
             kind(f"operating system: {error}; fix that and run the same command again, it resumes")
         )
     except KeyboardInterrupt:
-        print("interrupted; run the same command again, it resumes", file=sys.stderr, flush=True)
-        return Exit.INTERRUPTED
+        code = Exit.TERMINATED if terminated.is_set() else Exit.INTERRUPTED
+        print(f"{code.name.lower()}; run the same command again, it resumes", file=sys.stderr)
+        return code
     if written:
         print(f"wrote {written}", flush=True)
     return Exit.DONE
+
+
+@contextmanager
+def _interrupted_by_sigterm(terminated: threading.Event) -> Iterator[None]:
+    """Let SIGTERM set the event and end the block as Ctrl-C does, with all that the block started.
+
+    `ray job stop`, Kubernetes and Slurm send it.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        """The handler of SIGTERM."""
+        terminated.set()
+        # Not an exception of our own: Ray, in whose calls a job waits, would lose its class.
+        raise KeyboardInterrupt
+
+    # Python allows handlers in the main thread only.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_only(

@@ -1,15 +1,19 @@
 import json
+import signal
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dfkd.config.manifest import Manifest
+from dfkd.errors import Exit
 from dfkd.models.student import load_student
 from dfkd.models.teacher import file_hashes
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
+from dfkd.utils.memory import descendants
 from tests.helpers import jobs
+from tests.helpers.machines import title, wait_for
 from tests.helpers.tiny_models import RESNET, model_config, write_backbone, write_teacher
 from tests.helpers.tiny_version import EMBEDDING, publish, write_manifest
 
@@ -74,6 +78,24 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(
     (views,) = events.Images("augmented")
     assert (views.step, views.width, views.height) == (0, 6 * 32, 32)
     assert list((right / "tensorboard").iterdir())
+
+
+def test_a_terminated_job_ends_its_actors_and_says_so_in_one_line(tmp_path: Path) -> None:
+    manifest = write_manifest(
+        tmp_path, distillation={"epochs": 4000, "warmup_epochs": 0, "seeds": [0, 1]}
+    )
+    publish(Manifest.read(manifest))
+    process = jobs.start("distill", manifest)
+    checkpoints = "run/students/*/checkpoints/*.safetensors"
+    wait_for(lambda: list(tmp_path.glob(checkpoints)), lambda: process.poll() is None)
+    name = "ray::StudentDistiller"
+    actors = [pid for pid in descendants(process.pid) if name in title(pid)]
+    assert len(actors) == 2
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == Exit.TERMINATED == 143
+    assert err.splitlines()[-1] == "terminated; run the same command again, it resumes"
+    wait_for(lambda: not any(name in title(pid) for pid in actors), lambda: True, 30)
 
 
 def test_a_finished_student_is_reused_and_each_seed_has_its_own(tmp_path: Path) -> None:
