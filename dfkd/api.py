@@ -180,6 +180,8 @@ def _needs_ray(manifest: Manifest, students: int) -> bool:
 
     Otherwise the job does not wait for Ray to start.
     """
+    if not students:
+        return False
     if cluster_address() or manifest.distillation.ranks != (1, 1):
         return True
     slots = torch.cuda.device_count() or cpu_count()

@@ -21,8 +21,9 @@ from dfkd.benchmarks.measure import (
 )
 from dfkd.benchmarks.stand_in import put_version, temporary_root
 from dfkd.benchmarks.training_steps import MANY_STEPS, UNIT, noise, ours, plain
+from dfkd.cluster.capacity import Workers
 from dfkd.cluster.connection import connected
-from dfkd.cluster.launch import Workers, run_ranks
+from dfkd.cluster.launch import run_ranks
 from dfkd.cluster.rank import Job, open_distiller
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import RankShare, Stream

@@ -2,12 +2,16 @@
 GPUs a worker uses.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dfkd.cluster.ray_internals import draining_nodes, node_types
 from dfkd.config.manifest import Cluster
@@ -19,6 +23,9 @@ POLL_SECONDS = 1.0
 
 CAPACITY_WAIT_SECONDS = 900.0
 """Seconds without capacity before a run gives up. A new node of an autoscaler takes minutes."""
+
+PING_SECONDS = 30.0
+"""Seconds for a node to answer a ping, or for Ray to notice that it is dead."""
 
 ROUNDING = 1e-6
 """Tolerance for floating-point division, so that ten workers of 0.1 CPU fit one CPU."""
@@ -59,6 +66,19 @@ def schedulable_nodes() -> dict[str, dict[str, float]]:
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in leaving
     }
+
+
+def node_id() -> str:
+    """The id of the node that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def ping(node: str) -> None:
+    """Ask a node for an answer; if it is dead, Ray has noticed that afterwards."""
+    on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+    ask: Any = ray.remote(node_id).options(num_cpus=0, max_retries=0, scheduling_strategy=on_node)
+    with contextlib.suppress(RayError):
+        ray.get(ask.remote(), timeout=PING_SECONDS)
 
 
 def count_nodes() -> int:
@@ -147,45 +167,158 @@ def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], ranks: int, gpus: fl
     return float(next(fitting, 0))
 
 
+@dataclass(frozen=True)
+class Workers:
+    """The number of ranks and the resources of each."""
+
+    count: int
+    """Ranks at the start; 0 means one rank in the calling process (Ray Train's local mode)."""
+    cpus: float
+    device: str
+    """`cpu`, or the name of each rank's GPU."""
+    elastic: tuple[int, int] | None = None
+    """Smallest and largest number of ranks, if it follows the available nodes."""
+
+    @property
+    def gpu(self) -> bool:
+        """Whether each rank has a GPU."""
+        return self.device != "cpu"
+
+    @property
+    def share(self) -> WorkerResources:
+        """The resources that each rank reserves."""
+        return WorkerResources(self.cpus, float(self.gpu))
+
+
+def trains_here(ranks: tuple[int, int]) -> bool:
+    """Whether a run with these limits on its ranks has one only, inside this process."""
+    return ranks[1] == 1 and count_nodes() == 1
+
+
+def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
+    """The number of ranks that fit, between the two limits of `ranks`, and the resources of each.
+
+    With an autoscaler it waits until there are nodes for the smallest number of ranks.
+
+    Raises:
+        ManifestError: the smallest number does not fit; Ray would wait for it without a message.
+        InfrastructureError: the autoscaler's nodes did not come in time, or torch cannot use the
+            GPUs.
+    """
+    least, most = ranks
+    if ray.is_initialized():
+        wait_for_nodes(rank_resources(cluster), least)
+    if trains_here(ranks):
+        from dfkd.utils.hardware import cpu_count  # here: torch takes seconds
+
+        return Workers(0, float(cpu_count()), own_device())
+    # On a machine with GPUs each rank takes one; otherwise the ranks divide the CPUs.
+    nodes = schedulable_nodes()
+    gpus = 0 if cluster.gpus_per_worker == 0 else WorkerResources(0.0, 1.0).slots(nodes)
+    device = gpu_name() if gpus else "cpu"
+    if 0 < gpus < least:
+        raise _too_many_ranks(f"the cluster's {gpus} GPUs", least)
+    # Ranks may wait for each other at every step, so all of them must fit at the same time.
+    each = float(gpus > 0)
+    count = max(least, min(most, WorkerResources(1.0, each).slots(nodes)))
+    cpus = cpus_per_rank(nodes, count, each)
+    if not cpus:
+        total = sum(node.get("CPU", 0.0) for node in nodes.values())
+        held = f"what the cluster's {total:g} CPUs on {len(nodes)} nodes hold"
+        raise _too_many_ranks(held, least)
+    return Workers(count, cpus, device, ranks if least < most else None)
+
+
+def _too_many_ranks(most: str, ranks: int) -> ManifestError:
+    """The error for a smallest number of ranks that exceeds `most`."""
+    rule = f"must not exceed {most}"
+    return ManifestError("distillation.workers", rule, ranks, "lower it or add nodes")
+
+
+def gpu_name() -> str:
+    """The name of a worker's GPU.
+
+    Raises:
+        InfrastructureError: torch cannot use it, or no GPU was free within `CAPACITY_WAIT_SECONDS`.
+    """
+    probe = ray.remote(num_gpus=1, max_retries=0)(_reserved_device)
+    try:
+        return str(ray.get(probe.remote(), timeout=CAPACITY_WAIT_SECONDS))
+    except RayTaskError as error:
+        if isinstance(error.cause, InfrastructureError):
+            raise error.cause from None
+        raise  # a defect of ours, which keeps its traceback
+    except RayError:  # the probe died, or other jobs held all GPUs
+        raise no_capacity_error(WorkerResources(1.0, 1.0)) from None
+
+
+def _reserved_device() -> str:
+    """The name of the GPU that this process has reserved."""
+    see_reserved_gpus()
+    return own_device()
+
+
+def own_device() -> str:
+    """The name of this process's device."""
+    from dfkd.utils.device import device_name, pick_device  # here: torch takes seconds
+
+    return device_name(pick_device())
+
+
+@dataclass(frozen=True)
+class StudentShare:
+    """What each of several students with one rank has that train at the same time."""
+
+    cpus: float
+    """CPUs that it computes on."""
+    gpu: bool
+
+    @property
+    def resources(self) -> WorkerResources:
+        """What it reserves. With a GPU this is one CPU, because the GPU alone decides its place:
+        a second job may hold CPUs of the node."""
+        return WorkerResources(1.0, 1.0) if self.gpu else WorkerResources(self.cpus)
+
+
 def divide_resources(
-    nodes: Mapping[str, Mapping[str, float]], students: int, at_most: int = 0
-) -> tuple[int, WorkerResources]:
-    """How many students with one rank train at once, and what each of them reserves.
+    nodes: Mapping[str, Mapping[str, float]], students: int, gpus: bool = True
+) -> tuple[int, StudentShare]:
+    """How many students with one rank fit the nodes at once, and the share of each.
 
     Each gets a GPU if there are any, and an equal share of the CPUs in whole numbers.
 
     Args:
         nodes: resources by node.
-        at_most: maximum number of students at once; 0 is no limit.
+        students: the largest number of students at once.
+        gpus: whether they may use GPUs.
     """
     # A student uses a whole GPU: shares of one would compete for its memory.
-    gpus = 1.0 if WorkerResources(0.0, 1.0).slots(nodes) else 0.0
-    count = min(students, at_most or students, max(1, WorkerResources(1.0, gpus).slots(nodes)))
-    return count, WorkerResources(max(1.0, cpus_per_rank(nodes, count, gpus)), gpus)
+    each = float(gpus and WorkerResources(0.0, 1.0).slots(nodes) > 0)
+    count = min(students, max(1, WorkerResources(1.0, each).slots(nodes)))
+    return count, StudentShare(max(1.0, cpus_per_rank(nodes, count, each)), each > 0)
 
 
-def plan_students(cluster: Cluster, students: int, at_most: int = 0) -> tuple[int, WorkerResources]:
-    """How many students train at once on the connected cluster, and what each of them reserves.
+def plan_students(cluster: Cluster, students: int) -> StudentShare:
+    """The share of each of `students` students that train at once on the connected cluster.
 
-    Without an autoscaler this is `divide_resources`. With one it waits for a first node, of which
-    each student reserves its share; the autoscaler adds nodes for those that find no room.
-
-    Args:
-        at_most: as for `divide_resources`.
+    Without an autoscaler it is that of `divide_resources`. With one the first node is awaited. A
+    student gets its share of the smallest node, as if there were no other, because their number
+    is yet to grow.
 
     Raises:
         InfrastructureError: as `wait_for_nodes`.
     """
+    gpus = cluster.gpus_per_worker != 0
     if not has_autoscaler():
-        return divide_resources(schedulable_nodes(), students, at_most)
+        return divide_resources(schedulable_nodes(), students, gpus)[1]
     least = rank_resources(cluster)
     wait_for_nodes(least, 1)
-    # Of each node by itself, because their number is yet to grow.
     nodes = [{name: node} for name, node in schedulable_nodes().items()]
-    shares = [divide_resources(each, students, at_most)[1] for each in nodes if least.slots(each)]
-    # The smallest share, which has room on each kind of node.
-    share = min(shares, key=lambda each: each.cpus, default=least)
-    return min(students, at_most or students), share
+    # Nodes that have what a student needs. Others, like a head without a GPU, take none.
+    fitting = [each for each in nodes if least.slots(each)]
+    shares = [divide_resources(each, students, least.gpus > 0)[1] for each in fitting]
+    default = StudentShare(least.cpus, least.gpus > 0)
+    return min(shares, key=lambda each: each.cpus, default=default)
 
 
 def require_room(resources: WorkerResources) -> None:

@@ -76,7 +76,7 @@ def connected() -> Iterator[None]:
 def _own_handler_of_sigterm() -> Iterator[None]:
     """Keep this process's handler of SIGTERM, if it has one in Python.
 
-    Ray's own abort the process with a stack trace, and leave an open progress bar behind.
+    Ray's handlers would abort the process with a stack trace and leave an open progress bar.
     """
     own = signal.getsignal(signal.SIGTERM)
     yield

@@ -9,7 +9,9 @@ so a checkpoint is never written but not yet registered. A restarted worker, the
 a kill, and a run with another world size all resume from the newest checkpoint.
 """
 
+import contextlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -18,22 +20,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
 
 from dfkd.cluster.capacity import (
-    CAPACITY_WAIT_SECONDS,
-    WorkerResources,
-    count_nodes,
-    cpus_per_rank,
-    no_capacity_error,
+    StudentShare,
+    Workers,
+    gpu_name,
+    own_device,
     plan_students,
-    rank_resources,
+    plan_workers,
     require_shared_storage,
-    schedulable_nodes,
-    see_reserved_gpus,
-    wait_for_nodes,
+    trains_here,
 )
-from dfkd.cluster.launch import LeavingError, Workers, run_ranks
+from dfkd.cluster.launch import LeavingError, run_ranks
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.cluster.rank import BarPlace, Job, open_stream, train
 from dfkd.config.manifest import Cluster, Manifest
@@ -47,15 +45,13 @@ from dfkd.distillation.student_store import (
     locate_student,
     require_replaceable_classes,
 )
-from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.errors import InfrastructureError
 from dfkd.models.student import CARD, build
 from dfkd.storage import layout
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import reading
 from dfkd.storage.local import open_storage
-from dfkd.utils import hardware
-from dfkd.utils.device import device_name, pick_device
 
 
 @dataclass(frozen=True)
@@ -68,12 +64,7 @@ class Finished:
 
 
 def distill(
-    manifest: Manifest,
-    method: Method,
-    seed: int,
-    version: str = "",
-    resources: WorkerResources | None = None,
-    bar: BarPlace | None = None,
+    manifest: Manifest, method: Method, seed: int, version: str = "", cpus: float = 0.0
 ) -> Finished:
     """Train the student of a method and seed on a version, unless it is finished already.
 
@@ -83,9 +74,7 @@ def distill(
 
     Args:
         version: id of a published version; the current one if empty.
-        resources: resources that the calling actor has reserved. If given, the only rank trains
-            inside the calling process.
-        bar: where the progress is shown; None if this process is the driver.
+        cpus: CPUs of the calling actor, which trains the only rank itself; 0 in a driver.
 
     Raises:
         ManifestError: nothing is published, too few shards or images, or too small a cluster.
@@ -98,15 +87,15 @@ def distill(
     if target.finished:
         _checkpoints(target).clear()  # left by a run that was killed just after it finished
         return Finished(target, reused=True)
-    if resources:
-        workers = Workers(0, resources.cpus, _own_device())
+    if cpus:
+        workers = _alone(cpus)
     else:
         if not trains_here(manifest.distillation.ranks):
             _raise_errors_of_ranks(manifest, target)
         workers = plan_workers(manifest.distillation.ranks, manifest.cluster)
-    _train(manifest, target, workers, bar or bar_place(workers.count == 0))
-    if not target.finished:
-        raise InfrastructureError(f"{target.location}: was not written; run the same command again")
+    with _recorded(manifest, target, workers):
+        _train(manifest, target, workers, bar_place(in_driver=workers.count == 0))
+    _require_written(target)
     return Finished(target, reused=False)
 
 
@@ -120,34 +109,56 @@ def distill_all(manifest: Manifest, students: Sequence[tuple[Method, int]]) -> I
         ManifestError, CorruptionError, InfrastructureError: as `distill`. Other students in
             training end at once; the same call resumes them.
     """
-    tasks = []
+    targets = []
     for method, seed in students:
         target = locate_student(manifest, method, seed)
         if target.finished:
             yield distill(manifest, method, seed, target.version.id)
         else:
-            tasks.append(StudentTask(method, seed, target.version.id))
-    if len(tasks) < 2 or manifest.distillation.ranks != (1, 1) or not ray.is_initialized():
-        for task in tasks:
-            yield distill(manifest, task.method, task.seed, task.version)
+            targets.append(target)
+    if len(targets) > 1 and manifest.distillation.ranks == (1, 1) and ray.is_initialized():
+        yield from _distill_side_by_side(manifest, targets)
         return
-    yield from _distill_side_by_side(manifest, tasks)
+    for target in targets:
+        yield distill(manifest, target.method, target.seed, target.version.id)
 
 
-def _distill_side_by_side(manifest: Manifest, tasks: Sequence["StudentTask"]) -> Iterator[Finished]:
+def _distill_side_by_side(
+    manifest: Manifest, targets: Sequence[StudentLocation]
+) -> Iterator[Finished]:
     """`distill_all` with a pool of actors."""
     require_shared_storage(manifest.storage.root)
     cluster, bar = manifest.cluster, bar_place(in_driver=False)
-    pool = student_pool(StudentDistiller, cluster, len(tasks), cluster.workers, manifest, bar)
-    for task, error in pool.run(iter(tasks)):
-        if error is not None:
-            raise error
-        yield Finished(locate_student(manifest, task.method, task.seed, task.version), reused=False)
-    if pool.quarantine:
-        task, reason = pool.quarantine[0].task, pool.quarantine[0].reason
+    count = min(len(targets), cluster.workers or len(targets))
+    share = plan_students(cluster, count)
+    workers = Workers(0, share.cpus, gpu_name() if share.gpu else "cpu")
+    by_task = {StudentTask(each.method, each.seed, each.version.id): each for each in targets}
+    recorded: dict[StudentTask, contextlib.ExitStack] = {}
+
+    def begin(task: StudentTask) -> bool:
+        """Record a task from its first attempt on; returns True, because it may start."""
+        # In the driver, because a killed actor would record nothing and leave its lease behind.
+        if task not in recorded:
+            recorded[task] = contextlib.ExitStack()
+            recorded[task].enter_context(_recorded(manifest, by_task[task], workers))
+        return True
+
+    pool = student_pool(StudentDistiller, share, count, cluster, manifest, bar)
+    pool.progress = lambda task: _checkpoints(by_task[task]).newest()
+    try:
+        for task, error in pool.run(iter(by_task), begin):
+            recorded[task].close()
+            if error is not None:
+                raise error
+            _require_written(by_task[task])
+            yield Finished(by_task[task], reused=False)
+    finally:
+        for each in recorded.values():
+            each.close()
+    for item in pool.quarantine:
         raise InfrastructureError(
-            f"{task.id}: failed {cluster.attempts} times ({reason}); run the same command again, "
-            "it resumes"
+            f"{item.task.id}: failed at every attempt ({item.reason}); run the same command "
+            "again, it resumes"
         )
 
 
@@ -169,9 +180,9 @@ class StudentTask:
 class StudentActor(Actor):
     """Base class of actors that train students of one rank; a subclass adds `train(task)`."""
 
-    def __init__(self, resources: WorkerResources) -> None:
-        """`resources` is what the actor has reserved."""
-        self.resources = resources
+    def __init__(self, cpus: float) -> None:
+        """`cpus`: CPUs that it computes on."""
+        self.cpus = cpus
 
     def run(self, task: Any) -> Any:
         """Call `train`; the actor ends itself if its node is about to be taken away."""
@@ -184,30 +195,31 @@ class StudentActor(Actor):
 
 
 def student_pool(
-    kind: type[StudentActor], cluster: Cluster, students: int, at_most: int, *arguments: Any
+    kind: type[StudentActor], share: StudentShare, count: int, cluster: Cluster, *arguments: Any
 ) -> Pool[Any]:
-    """A pool of actors that train one student each at a time; see `plan_students`.
+    """A pool of at most `count` actors that train one student each at a time.
 
     Args:
-        kind: the actor's class, called with its resources and `arguments`.
-        at_most: students trained at once; 0 is no limit.
+        kind: the actor's class, called with its CPUs and `arguments`.
+        share: what each actor has.
     """
-    count, resources = plan_students(cluster, students, at_most)
+    resources = share.resources
     actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **resources.options)
-    return Pool(lambda: actor.remote(resources, *arguments), count, cluster.attempts, resources)
+    return Pool(lambda: actor.remote(share.cpus, *arguments), count, cluster.attempts, resources)
 
 
 class StudentDistiller(StudentActor):
-    """Trains students of one manifest."""
+    """Trains students of one manifest; its driver records them."""
 
-    def __init__(self, resources: WorkerResources, manifest: Manifest, bar: BarPlace) -> None:
-        super().__init__(resources)
+    def __init__(self, cpus: float, manifest: Manifest, bar: BarPlace) -> None:
+        super().__init__(cpus)
         self.manifest, self.bar = manifest, bar
 
     def train(self, task: StudentTask) -> tuple[StudentTask, Exception | None]:
-        """Train a student; returns an error that another attempt would meet again."""
+        """Train a student; returns the task, with the error if a retry would only repeat it."""
         try:
-            distill(self.manifest, task.method, task.seed, task.version, self.resources, self.bar)
+            target = locate_student(self.manifest, task.method, task.seed, task.version)
+            _train(self.manifest, target, _alone(self.cpus), self.bar)
         except InfrastructureError:
             raise
         except Exception as error:
@@ -229,6 +241,17 @@ def _raise_errors_of_ranks(manifest: Manifest, target: StudentLocation) -> None:
         check_teacher(manifest, target.method, target.version)
 
 
+def _alone(cpus: float) -> Workers:
+    """One rank in this process."""
+    return Workers(0, cpus, own_device())
+
+
+def _require_written(target: StudentLocation) -> None:
+    """Raise `InfrastructureError` if the student is not in storage."""
+    if not target.finished:
+        raise InfrastructureError(f"{target.location}: was not written; run the same command again")
+
+
 def bar_place(in_driver: bool) -> BarPlace:
     """Where the progress of ranks is shown: on the driver's terminal if there is one."""
     if not sys.stderr.isatty():
@@ -236,8 +259,9 @@ def bar_place(in_driver: bool) -> BarPlace:
     return "terminal" if in_driver else "relayed"
 
 
-def _train(manifest: Manifest, target: StudentLocation, workers: Workers, bar: BarPlace) -> None:
-    """Train with the ranks of `workers`, and record what that cost."""
+@contextmanager
+def _recorded(manifest: Manifest, target: StudentLocation, workers: Workers) -> Iterator[None]:
+    """Hold a lease on the student's version, and record the cost of the training in the block."""
     method, seed = target.method, target.seed
     root = open_storage(manifest.storage.root)
     with (
@@ -247,8 +271,13 @@ def _train(manifest: Manifest, target: StudentLocation, workers: Workers, bar: B
     ):
         # Only now that the lease is taken: a removal that began earlier has left its mark.
         refuse_removal(target.version.home, target.version.id)
-        job = _job(manifest, target, workers, bar)
-        run_ranks(train, {"job": job}, target.name, workers, _checkpoints(target).newest)
+        yield
+
+
+def _train(manifest: Manifest, target: StudentLocation, workers: Workers, bar: BarPlace) -> None:
+    """Train with the ranks of `workers`."""
+    job = _job(manifest, target, workers, bar)
+    run_ranks(train, {"job": job}, target.name, workers, _checkpoints(target).newest)
 
 
 def _job(manifest: Manifest, target: StudentLocation, workers: Workers, bar: BarPlace) -> Job:
@@ -269,79 +298,9 @@ def _job(manifest: Manifest, target: StudentLocation, workers: Workers, bar: Bar
         gpu=workers.gpu,
         embedding=embedding,
         local=workers.count == 0,
+        folder=os.getcwd(),
         bar=bar,
     )
-
-
-def trains_here(ranks: tuple[int, int]) -> bool:
-    """Whether a run with these limits on its ranks has one only, inside this process."""
-    return ranks[1] == 1 and count_nodes() == 1
-
-
-def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
-    """The number of ranks that fit, between the two limits of `ranks`, and the resources of each.
-
-    With an autoscaler it waits until there are nodes for the smallest number of ranks.
-
-    Raises:
-        ManifestError: the smallest number does not fit; Ray would wait for it without a message.
-        InfrastructureError: the autoscaler's nodes did not come in time, or torch cannot use the
-            GPUs.
-    """
-    least, most = ranks
-    if ray.is_initialized():
-        wait_for_nodes(rank_resources(cluster), least)
-    if trains_here(ranks):
-        return Workers(0, float(hardware.cpu_count()), _own_device())
-    # On a machine with GPUs each rank takes one; otherwise the ranks divide the CPUs.
-    nodes = schedulable_nodes()
-    gpus = WorkerResources(0.0, 1.0).slots(nodes)
-    device = _gpu_name() if gpus else "cpu"
-    if 0 < gpus < least:
-        raise _too_many_ranks(f"the cluster's {gpus} GPUs", least)
-    # Ranks may wait for each other at every step, so all of them must fit at the same time.
-    each = float(gpus > 0)
-    count = max(least, min(most, WorkerResources(1.0, each).slots(nodes)))
-    cpus = cpus_per_rank(nodes, count, each)
-    if not cpus:
-        total = sum(node.get("CPU", 0.0) for node in nodes.values())
-        held = f"what the cluster's {total:g} CPUs on {len(nodes)} nodes hold"
-        raise _too_many_ranks(held, least)
-    return Workers(count, cpus, device, ranks if least < most else None)
-
-
-def _too_many_ranks(most: str, ranks: int) -> ManifestError:
-    """The error for a smallest number of ranks that exceeds `most`."""
-    rule = f"must not exceed {most}"
-    return ManifestError("distillation.workers", rule, ranks, "lower it or add nodes")
-
-
-def _gpu_name() -> str:
-    """The name of a worker's GPU.
-
-    Raises:
-        InfrastructureError: torch cannot use it, or no GPU was free within `CAPACITY_WAIT_SECONDS`.
-    """
-    probe = ray.remote(num_gpus=1, max_retries=0)(_reserved_device)
-    try:
-        return str(ray.get(probe.remote(), timeout=CAPACITY_WAIT_SECONDS))
-    except RayTaskError as error:
-        if isinstance(error.cause, InfrastructureError):
-            raise error.cause from None
-        raise  # a defect of ours, which keeps its traceback
-    except RayError:  # the probe died, or other jobs held all GPUs
-        raise no_capacity_error(WorkerResources(1.0, 1.0)) from None
-
-
-def _reserved_device() -> str:
-    """The name of the GPU that this process has reserved."""
-    see_reserved_gpus()
-    return _own_device()
-
-
-def _own_device() -> str:
-    """The name of this process's device."""
-    return device_name(pick_device())
 
 
 @contextmanager

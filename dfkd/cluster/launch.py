@@ -13,7 +13,7 @@ from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig
 from torch.distributed import DistError
 
-from dfkd.cluster.capacity import WorkerResources, schedulable_nodes
+from dfkd.cluster.capacity import Workers, schedulable_nodes
 from dfkd.cluster.ray_internals import draining_nodes, local_torch_trainer
 from dfkd.errors import DfkdError, InfrastructureError, conceal
 from dfkd.utils.hardware import thread_limit
@@ -39,29 +39,6 @@ Loop = Callable[[dict[str, Any]], Any]
 
 class LeavingError(InfrastructureError):
     """The node of the only rank is about to be taken away; its checkpoint is written."""
-
-
-@dataclass(frozen=True)
-class Workers:
-    """The number of ranks and the resources of each."""
-
-    count: int
-    """Ranks at the start; 0 means one rank in the calling process (Ray Train's local mode)."""
-    cpus: float
-    device: str
-    """`cpu`, or the name of each rank's GPU."""
-    elastic: tuple[int, int] | None = None
-    """Smallest and largest number of ranks, if it follows the available nodes."""
-
-    @property
-    def gpu(self) -> bool:
-        """Whether each rank has a GPU."""
-        return self.device != "cpu"
-
-    @property
-    def share(self) -> WorkerResources:
-        """The resources that each rank reserves."""
-        return WorkerResources(self.cpus, float(self.gpu))
 
 
 @dataclass

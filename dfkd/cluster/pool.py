@@ -1,6 +1,7 @@
 """An elastic pool of actors with one task in flight each, limited retries and quarantine."""
 
-import contextlib
+import operator
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -9,7 +10,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dfkd.cluster.capacity import (
     CAPACITY_WAIT_SECONDS,
@@ -17,14 +17,13 @@ from dfkd.cluster.capacity import (
     WorkerResources,
     has_autoscaler,
     no_capacity_error,
+    node_id,
+    ping,
     require_room,
     schedulable_nodes,
     see_reserved_gpus,
 )
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError, conceal
-
-PING_SECONDS = 30.0
-"""Seconds for a node to answer a ping, or for Ray to notice that it is dead."""
 
 MAX_WAITING_ACTORS = 256
 """Actors at most that wait for room on an autoscaling cluster, whose own maximum caps the cost."""
@@ -46,14 +45,23 @@ class Identified(Protocol):
 
 T = TypeVar("T", bound=Identified)
 
+_END: Any = object()
+"""What `next` returns for an iterator of tasks that has ended; None means that none is ready."""
+
 
 class Actor:
     """Base class of the actors of a pool; a subclass adds the method `run(task)`."""
 
-    def begin(self) -> str:
-        """Prepare the process; returns the id of its node. The pool calls this before any task."""
+    def begin(self, folder: str) -> str:
+        """Prepare the process; returns the id of its node. The pool calls this before any task.
+
+        Args:
+            folder: the driver's working directory, so that relative paths mean the same here.
+        """
+        if os.path.isdir(folder):  # not on another machine, where such paths mean nothing
+            os.chdir(folder)
         see_reserved_gpus()
-        return _node_id()
+        return node_id()
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ class Pool(Generic[T]):
     """The resources that an actor reserves."""
     timeout: float = 0.0
     """Seconds that a task may take; 0 means no limit."""
+    progress: Callable[[T], int] = lambda task: 0
+    """How far earlier attempts have brought a task. Once that grows, they no longer count."""
     succeeded: bool = False
     """Whether a task has succeeded, in this run or in an earlier one that the caller knows of."""
     quarantine: list[Quarantined[T]] = field(default_factory=list)
@@ -114,6 +124,10 @@ class Pool(Generic[T]):
     """Tasks to start next: failed ones, and one that `_peek` has drawn already."""
     _tries: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """For each task id the failed attempts: the node of an actor that died, else empty."""
+    _reached: dict[str, int] = field(default_factory=dict)
+    """For each task id its `progress` at its last failed attempt."""
+    _undrawn: int = 0
+    """The number of tasks that are not drawn yet; `size` if their iterator does not tell it."""
     _timeouts: int = 0
     """The number of attempts that have timed out."""
     _consecutive_failures: list[str] = field(default_factory=list)
@@ -148,7 +162,7 @@ class Pool(Generic[T]):
             InfrastructureError: an actor raised it, or cannot use its GPU; or `attempts` x (actors
                 + 1) attempts in a row failed; or no node had room for an actor.
         """
-        self.stopped = False
+        self.stopped, self._undrawn = False, operator.length_hint(tasks, self.size)
         self._last_placed = time.monotonic()
         # The loop ends when nothing is in flight and no task is left, or none may start.
         try:
@@ -187,8 +201,10 @@ class Pool(Generic[T]):
         if self.stopped:
             return False
         # Retries come before new tasks, so that a task which always fails is known early.
-        if not self._retry_queue and (task := next(tasks, None)) is not None:
-            self._retry_queue.append(task)
+        if not self._retry_queue and (task := next(tasks, _END)) is not None:
+            ended = task is _END
+            self._retry_queue.extend([] if ended else [task])
+            self._undrawn = 0 if ended else operator.length_hint(tasks, self.size)
         if not self._retry_queue:
             return False
         self.stopped = not may_start(self._retry_queue[0])
@@ -267,16 +283,20 @@ class Pool(Generic[T]):
     def _resize(self) -> None:
         """Start or remove actors until as many are there as fit the nodes, or may wait for room."""
         self._fitting = min(self.size, self.resources.slots(self._nodes))
-        target = max(self._fitting, self._wanted)
+        # An actor without a task would keep its GPU, or ask an autoscaler for one, until all end.
+        tasks = len(self.in_flight) + len(self._retry_queue) + self._undrawn
+        target = min(max(self._fitting, self._wanted), tasks)
         # Actors on draining nodes end after their task, so replacements start already.
         lasting = [slot for slot in self._slots if not slot.node or slot.node in self._nodes]
         for _ in range(target - len(lasting)):
             actor = self.start()
             # Ray starts the actor when a node has room; until then the slot gets no task.
-            self._slots.append(ActorSlot(actor, actor.begin.remote(), time.monotonic()))
-        # To shrink, remove only actors that have not started, so no work is lost.
-        waiting = [slot for slot in lasting if not slot.node]
-        for slot in waiting[: max(0, len(lasting) - target)]:
+            begun = actor.begin.remote(os.getcwd())
+            self._slots.append(ActorSlot(actor, begun, time.monotonic()))
+        # To shrink, remove only actors without a task, first those that have not started.
+        idle = [slot for slot in lasting if not slot.node or not (self._undrawn or slot.task)]
+        idle.sort(key=lambda slot: bool(slot.node))
+        for slot in idle[: max(0, len(lasting) - target)]:
             self._remove(slot)
         self.largest = max(self.largest, sum(bool(slot.node) for slot in self._slots))
 
@@ -338,6 +358,10 @@ class Pool(Generic[T]):
 
     def _record_failure(self, task: T | None, reason: str, node: str) -> None:
         """Retry a task or quarantine it; `node` is the node of an actor that died, else empty."""
+        if task is not None and (reached := self.progress(task)) > self._reached.get(task.id, 0):
+            self._reached[task.id] = reached
+            self._tries[task.id].clear()
+            self._consecutive_failures.clear()
         self._consecutive_failures.append(node)
         # A broken cluster would quarantine task after task, so the run ends instead. Even if every
         # actor had a bad task, one of these attempts should have succeeded.
@@ -354,7 +378,8 @@ class Pool(Generic[T]):
         # Before quarantining, make sure that the actor did not die with its node: Ray may report
         # the actor's death seconds before the node's.
         if node and self._count_charged(tries) >= self.attempts:
-            self._ping(node)
+            ping(node)
+            self._refresh_nodes()
         if (
             self._count_charged(tries) < self.attempts
             and len(tries) < self.attempts + MAX_NODE_LOSSES
@@ -363,21 +388,6 @@ class Pool(Generic[T]):
         else:
             self.quarantine.append(Quarantined(task, reason))
 
-    def _ping(self, node: str) -> None:
-        """Ask a node for an answer, then refresh the nodes; Ray may notice a death late."""
-        on_node = NodeAffinitySchedulingStrategy(node, soft=False)
-        ask: Any = ray.remote(_node_id).options(
-            num_cpus=0, max_retries=0, scheduling_strategy=on_node
-        )
-        with contextlib.suppress(RayError):
-            ray.get(ask.remote(), timeout=PING_SECONDS)
-        self._refresh_nodes()
-
     def _count_charged(self, tries: list[str]) -> int:
         """The number of failed attempts that count, which excludes those lost with their node."""
         return sum(not node or node in self._nodes for node in tries)
-
-
-def _node_id() -> str:
-    """The id of the node that this process runs on."""
-    return str(ray.get_runtime_context().get_node_id())

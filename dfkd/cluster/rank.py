@@ -1,6 +1,7 @@
 """The training loop of each rank of a distillation, under Ray Train."""
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from dfkd.cluster.capacity import POLL_SECONDS
+from dfkd.cluster.capacity import POLL_SECONDS, node_id
 from dfkd.cluster.metrics import Pace, count_request
 from dfkd.cluster.ray_internals import draining_nodes, relayed_bar
 from dfkd.cluster.tracking import SAMPLES, Tracker
@@ -65,6 +66,8 @@ class Job:
     """For a student of embeddings; from the driver, so that it is the same on all ranks."""
     local: bool = False
     """Whether the one rank runs in the process that called Ray Train, which has no other ranks."""
+    folder: str = ""
+    """The driver's working directory, so that relative paths mean the same in ranks."""
     bar: BarPlace = "log"
     """Where the first rank shows its progress."""
 
@@ -79,6 +82,8 @@ def train(config: dict[str, Any]) -> bool:
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    if os.path.isdir(job.folder):  # not on another machine, where such paths mean nothing
+        os.chdir(job.folder)
     configure_process(job.cpus)
     root = open_storage(job.manifest.storage.root).observed(count_request)
     folder = root.child(layout.student(job.name))
@@ -381,7 +386,7 @@ class NodeWatch:
         if not ray.is_initialized() or now - self._asked < POLL_SECONDS:
             return False
         self._asked = now
-        return ray.get_runtime_context().get_node_id() in draining_nodes()
+        return node_id() in draining_nodes()
 
     def __enter__(self) -> Self:
         return self

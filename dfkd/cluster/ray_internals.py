@@ -25,6 +25,9 @@ def local_torch_trainer() -> Any:
 
     The cleaner frees resources of a killed run and asks the dashboard every second whether the run
     is alive. A local cluster has no dashboard and ends with its run, so it would only log errors.
+
+    Nor does it take over Ctrl-C, for which Ray's handler exits with 0 or, after the training, does
+    nothing.
     """
     # Imported here, because workers of a pool need no training, and this takes them seconds.
     from ray.train.torch import TorchTrainer
@@ -45,6 +48,9 @@ def local_torch_trainer() -> Any:
                 for callback in callbacks
                 if not isinstance(callback, PlacementGroupCleanerCallback)
             ]
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Leave the handler as it is: the job ends what it has started."""
 
     return LocalTorchTrainer
 

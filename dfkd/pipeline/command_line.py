@@ -133,6 +133,8 @@ def run_with(
         log = logs.json_log(Path(arguments.prog).stem, root(manifest) if root else "")
         with _interrupted_by_sigterm(terminated), log:
             written = work(manifest, options)
+        if terminated.is_set():  # `status.py --watch` ends quietly
+            return Exit.TERMINATED
     except DfkdError as error:
         return fail(error)
     # A disk or a network that fails is no bug, wherever it shows.
@@ -142,8 +144,12 @@ def run_with(
         return fail(
             kind(f"operating system: {error}; fix that and run the same command again, it resumes")
         )
-    except KeyboardInterrupt:
-        code = Exit.TERMINATED if terminated.is_set() else Exit.INTERRUPTED
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # While Ray starts, SIGTERM meets its handler, which calls sys.exit(SIGTERM).
+        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:
+            raise
+        by_person = isinstance(stop, KeyboardInterrupt) and not terminated.is_set()
+        code = Exit.INTERRUPTED if by_person else Exit.TERMINATED
         print(f"{code.name.lower()}; run the same command again, it resumes", file=sys.stderr)
         return code
     if written:
@@ -161,7 +167,7 @@ def _interrupted_by_sigterm(terminated: threading.Event) -> Iterator[None]:
     def interrupt(number: int, frame: object) -> None:
         """The handler of SIGTERM."""
         terminated.set()
-        # Not an exception of our own: Ray, in whose calls a job waits, would lose its class.
+        # No class of ours: Ray's blocking calls pass on only this one unchanged.
         raise KeyboardInterrupt
 
     # Python allows handlers in the main thread only.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dfkd.cluster import distillation
-from dfkd.cluster.capacity import WorkerResources
+from dfkd.cluster.capacity import plan_students
 from dfkd.cluster.distillation import StudentActor, student_pool
 from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
@@ -56,20 +56,18 @@ class StudentResult:
     """Why there is no result; empty if there is one."""
 
 
-def train_and_score(
-    job: StudentJob, threads: int = 0, resources: WorkerResources | None = None
-) -> CellResult:
+def train_and_score(job: StudentJob, threads: int = 0, cpus: float = 0.0) -> CellResult:
     """Train a cell's student unless it is stored, then score it; returns the scores.
 
     Args:
         threads: for decoding images while scoring; 0 uses one for each processor.
-        resources: what this process has reserved to train one rank; see `distillation.distill`.
+        cpus: as for `distillation.distill`.
 
     Raises:
         DfkdError: as for `distillation.distill` and `score`.
     """
     cell = job.cell
-    trained = distillation.distill(cell.manifest, cell.method, cell.seed, job.version, resources)
+    trained = distillation.distill(cell.manifest, cell.method, cell.seed, job.version, cpus)
     # Before the scores: once the cell is stored, nothing is added to it.
     agreed = measure_agreement(cell, trained.student, job.held_out) if job.held_out else None
     return score(cell.manifest, job.store, job.version, threads, agreed, job.recognised)
@@ -151,12 +149,10 @@ def score(
     )
 
 
-def run_job(
-    job: StudentJob, threads: int = 0, resources: WorkerResources | None = None
-) -> StudentResult:
+def run_job(job: StudentJob, threads: int = 0, cpus: float = 0.0) -> StudentResult:
     """Run `train_and_score`; its errors become failures, but `InfrastructureError` is raised."""
     try:
-        return StudentResult(job, train_and_score(job, threads, resources))
+        return StudentResult(job, train_and_score(job, threads, cpus))
     # A lost machine or storage would fail all other cells too.
     except InfrastructureError:
         raise
@@ -167,13 +163,13 @@ def run_job(
 class StudentTrainer(StudentActor):
     """An actor that trains and scores one student after the other."""
 
-    def __init__(self, resources: WorkerResources, threads: int) -> None:
-        super().__init__(resources)
-        self.threads = threads or max(1, int(resources.cpus))
+    def __init__(self, cpus: float, threads: int) -> None:
+        super().__init__(cpus)
+        self.threads = threads or max(1, int(cpus))
 
     def train(self, job: StudentJob) -> StudentResult:
         """Run a job; see `run_job`."""
-        return run_job(job, self.threads, self.resources)
+        return run_job(job, self.threads, self.cpus)
 
 
 def run_in_parallel(
@@ -191,7 +187,8 @@ def run_in_parallel(
         InfrastructureError: as `Pool.run` and `wait_for_nodes`.
     """
     cluster = jobs[0].cell.manifest.cluster
-    pool = student_pool(StudentTrainer, cluster, len(jobs), at_most, threads)
+    count = min(len(jobs), at_most or len(jobs))
+    pool = student_pool(StudentTrainer, plan_students(cluster, count), count, cluster, threads)
     yield from pool.run(iter(jobs))
     # The pool gave these up after too many failed attempts; the study reports them as missing.
     for each in pool.quarantine:

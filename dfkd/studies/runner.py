@@ -334,7 +334,7 @@ class _Runner:
             self._connect()
             return (
                 bool(cluster_address())
-                or divide_resources(schedulable_nodes(), students, self.at_once)[0] > 1
+                or divide_resources(schedulable_nodes(), self.at_once or students)[0] > 1
             )
         return False
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from dfkd.cluster.capacity import WorkerResources
-from dfkd.cluster.distillation import plan_workers
+from dfkd.cluster.capacity import WorkerResources, plan_workers
 from dfkd.cluster.pool import Actor, Pool
 from dfkd.cluster.worker import PromptPart
 from dfkd.config.manifest import Cluster

@@ -11,18 +11,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import dfkd
 from dfkd.cluster import capacity, launch, rank
-from dfkd.cluster import distillation as module
 from dfkd.cluster.capacity import (
+    StudentShare,
     WorkerResources,
+    Workers,
     cpus_per_rank,
     divide_resources,
     plan_students,
+    plan_workers,
 )
 from dfkd.cluster.connection import connected
-from dfkd.cluster.distillation import distill, plan_workers
-from dfkd.cluster.launch import Workers, run_ranks
+from dfkd.cluster.distillation import distill
+from dfkd.cluster.launch import run_ranks
 from dfkd.cluster.rank import Job, open_stream
-from dfkd.config.manifest import Cluster, Manifest
+from dfkd.config.manifest import Cluster, Manifest, StorageConfig
 from dfkd.distillation.distiller import DistanceObjective, Distiller, Schedule
 from dfkd.distillation.embedding import EmbeddingObjective, embedding_objective
 from dfkd.distillation.student_store import StudentLocation, locate_student
@@ -172,7 +174,7 @@ def test_an_autoscaler_is_asked_for_what_ranks_need(
 ) -> None:
     """Workers may share a CPU or a GPU, ranks may not."""
     asked: list[object] = []
-    monkeypatch.setattr(module, "wait_for_nodes", lambda *request: asked.append(request))
+    monkeypatch.setattr(capacity, "wait_for_nodes", lambda *request: asked.append(request))
     plan_workers((2, 4), Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
     assert asked == [(each, 2)]
 
@@ -212,51 +214,63 @@ def test_elastic_ranks_are_as_many_as_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "students", "most", "expected"),
+    ("nodes", "students", "expected"),
     [
-        ([{"CPU": 2.0}], 5, 0, (2, WorkerResources(1.0))),
-        ([{"CPU": 8.0}], 2, 0, (2, WorkerResources(4.0))),
-        ([{"CPU": 8.0}], 5, 2, (2, WorkerResources(4.0))),
-        ([{"CPU": 8.0}, {"CPU": 4.0}], 3, 0, (3, WorkerResources(4.0))),
-        ([{}, {"CPU": 4.0}], 9, 0, (4, WorkerResources(1.0))),
-        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 30, 0, (4, WorkerResources(4.0, 1.0))),
-        ([{"CPU": 16.0, "GPU": 4.0}], 1, 0, (1, WorkerResources(16.0, 1.0))),
-        ([{}], 3, 0, (1, WorkerResources(1.0))),
+        ([{"CPU": 2.0}], 5, (2, StudentShare(1.0, gpu=False))),
+        ([{"CPU": 8.0}], 2, (2, StudentShare(4.0, gpu=False))),
+        ([{"CPU": 8.0}, {"CPU": 4.0}], 3, (3, StudentShare(4.0, gpu=False))),
+        ([{}, {"CPU": 4.0}], 9, (4, StudentShare(1.0, gpu=False))),
+        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 30, (4, StudentShare(4.0, gpu=True))),
+        ([{"CPU": 16.0, "GPU": 4.0}], 1, (1, StudentShare(16.0, gpu=True))),
+        ([{}], 3, (1, StudentShare(1.0, gpu=False))),
     ],
 )
 def test_gpus_and_cpus_are_divided_among_students(
-    nodes: list[dict[str, float]], students: int, most: int, expected: tuple[int, WorkerResources]
+    nodes: list[dict[str, float]], students: int, expected: tuple[int, StudentShare]
 ) -> None:
-    assert divide_resources(dict(zip("abc", nodes, strict=False)), students, most) == expected
+    assert divide_resources(dict(zip("abc", nodes, strict=False)), students) == expected
+
+
+def test_a_student_with_a_gpu_leaves_cpus_to_other_jobs() -> None:
+    assert StudentShare(8.0, gpu=True).resources == WorkerResources(1.0, 1.0)
+    assert StudentShare(8.0, gpu=False).resources == WorkerResources(8.0)
+
+
+def test_students_and_ranks_use_no_gpu_if_workers_shall_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(capacity, "schedulable_nodes", lambda: {"a": {"CPU": 8.0, "GPU": 1.0}})
+    cluster = Cluster(gpus_per_worker=0.0)
+    assert plan_students(cluster, 2) == StudentShare(4.0, gpu=False)
+    assert plan_workers((2, 2), cluster) == Workers(2, 4.0, "cpu")
 
 
 @pytest.mark.parametrize(
-    ("gpus", "nodes", "students", "most", "expected"),
+    ("gpus", "nodes", "students", "cpus"),
     [
-        (1.0, [{}, {"CPU": 8.0, "GPU": 1.0}], 20, 0, (20, 8.0)),
-        (1.0, [{}, {"CPU": 8.0, "GPU": 4.0}], 20, 6, (6, 2.0)),
-        (1.0, [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}], 20, 0, (20, 8.0)),
-        (1.0, [{"CPU": 9.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0}], 20, 0, (20, 4.0)),
-        (0.0, [{}, {"CPU": 4.0}], 20, 0, (20, 1.0)),
-        (0.0, [{}, {"CPU": 4.0}], 2, 0, (2, 2.0)),
-        (1.0, [{}], 3, 0, (3, 1.0)),  # the node has gone again
+        (1.0, [{}, {"CPU": 8.0, "GPU": 1.0}], 20, 8.0),
+        (1.0, [{}, {"CPU": 8.0, "GPU": 4.0}], 6, 2.0),
+        (1.0, [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}], 20, 8.0),
+        (1.0, [{"CPU": 9.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0}], 20, 4.0),
+        (0.0, [{}, {"CPU": 4.0}], 20, 1.0),
+        (0.0, [{}, {"CPU": 4.0}], 2, 2.0),
+        (0.0, [{"CPU": 64.0, "GPU": 1.0}, {"CPU": 2.0}], 2, 1.0),
+        (1.0, [{}], 3, 1.0),  # the node has gone again
     ],
 )
-def test_an_autoscaler_is_asked_for_one_node_and_all_students_reserve_a_share_of_it(
+def test_an_autoscaler_is_asked_for_one_node_and_all_students_have_a_share_of_it(
     monkeypatch: pytest.MonkeyPatch,
     gpus: float,
     nodes: list[dict[str, float]],
     students: int,
-    most: int,
-    expected: tuple[int, float],
+    cpus: float,
 ) -> None:
     asked: list[object] = []
     monkeypatch.setattr(capacity, "has_autoscaler", lambda: True)
     monkeypatch.setattr(capacity, "wait_for_nodes", lambda *request: asked.append(request))
     monkeypatch.setattr(capacity, "schedulable_nodes", lambda: dict(zip("ab", nodes, strict=False)))
     cluster = Cluster(cpus_per_worker=0.5, gpus_per_worker=gpus / 2)
-    count, cpus = expected
-    assert plan_students(cluster, students, most) == (count, WorkerResources(cpus, gpus))
+    assert plan_students(cluster, students) == StudentShare(cpus, gpu=gpus > 0)
     assert asked == [(WorkerResources(1.0, gpus), 1)]
 
 
@@ -266,9 +280,13 @@ def prepare_alone(folder: Path, **distillation: object) -> Manifest:
     return prepare(folder, **settings | distillation)
 
 
-def test_students_of_one_rank_train_side_by_side(tmp_path: Path) -> None:
-    """Two at a time on two CPUs; what is finished is not trained again."""
+def test_students_of_one_rank_train_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at a time on two CPUs, under a relative root; what is finished is not trained again."""
+    monkeypatch.chdir(tmp_path)
     manifest = prepare_alone(tmp_path)
+    manifest = dataclasses.replace(manifest, storage=StorageConfig(root="run"))
     alone = distill(manifest, "vanilla", 2)
     written = Path(alone.student.location).stat().st_mtime_ns
     told: list[tuple[int, bool]] = []

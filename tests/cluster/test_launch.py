@@ -13,8 +13,9 @@ from ray.train import WorkerGroupError
 
 from dfkd.cluster import distillation as module
 from dfkd.cluster import launch
+from dfkd.cluster.capacity import Workers
 from dfkd.cluster.distillation import distill
-from dfkd.cluster.launch import Workers, run_ranks
+from dfkd.cluster.launch import run_ranks
 from dfkd.cluster.rank import train
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -52,6 +53,10 @@ class Worker(Actor):
             raise RuntimeError("the GPU is lost")
         if kind == "dies always" or (kind == "dies once" and first):
             os._exit(1)
+        if kind == "dies four times" and len(tries.read_text()) <= 4:
+            os._exit(1)
+        while kind == "waits" and not (self.notes / "gate").exists():
+            time.sleep(0.05)
         if kind == "hangs always" or (kind == "hangs once" and first):
             os.kill(os.getpid(), signal.SIGSTOP)
         if kind == "fails always" or (kind == "fails once" and first):
@@ -79,7 +84,7 @@ def pool(
 
 
 def tries(notes: Path) -> dict[int, int]:
-    return {int(file.name): len(file.read_text()) for file in notes.iterdir()}
+    return {int(file.name): len(file.read_text()) for file in notes.glob("[0-9]*")}
 
 
 def test_a_dead_actor_costs_only_the_item_it_held(cluster: None, tmp_path: Path) -> None:
@@ -105,6 +110,52 @@ def test_poison_is_quarantined_after_its_attempts_and_named(cluster: None, tmp_p
     assert set(reasons) == {2, 4}
     assert "no luck with 4" in reasons[4]
     assert "\n" not in reasons[2]
+
+
+def test_attempts_that_got_further_are_forgotten(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {0: "dies four times"}, size=1, attempts=2)
+    working.progress = lambda item: tries(tmp_path).get(item.number, 0)
+    assert list(working.run(iter([Item(0)]))) == [0]
+    assert tries(tmp_path) == {0: 5}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known number", "unknown number"])
+def test_an_actor_without_a_task_frees_what_it_has_reserved(
+    cluster: None, tmp_path: Path, known: bool
+) -> None:
+    """Not only when the last task has ended, which may take hours."""
+    items = [Item(0), Item(1)]
+    results = pool(tmp_path, {1: "waits"}).run(iter(items) if known else (i for i in items))
+    assert next(results) == 0
+    free: list[float] = []
+
+    def watch() -> None:
+        while (found := ray.available_resources().get("CPU", 0.0)) < 1.5 and len(free) < 200:
+            free.append(found)
+            time.sleep(0.1)
+        free.append(found)
+        (tmp_path / "gate").touch()
+
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(watch)
+        assert list(results) == [1]
+    assert free[-1] == 1.5
+
+
+class Lost(Actor):
+    """Tells where it is."""
+
+    def run(self, item: Item) -> str:
+        return os.getcwd()
+
+
+def test_relative_paths_mean_in_actors_what_they_mean_in_the_driver(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    actor = ray.remote(Lost).options(num_cpus=0.5)
+    there = Pool(lambda: actor.remote(), 1, 1, WorkerResources(0.5)).run(iter([Item(0)]))
+    assert list(there) == [str(tmp_path)]
 
 
 def test_what_no_retry_mends_ends_the_run(cluster: None, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +63,14 @@ def test_nothing_asks_for_a_dashboard_that_is_not_there(cluster: Cluster) -> Non
     assert "PlacementGroupCleanerCallback" in {type(each).__name__ for each in default}
 
 
+def test_ctrl_c_stays_with_the_job(cluster: Cluster) -> None:
+    """Ray's own handler exits with 0, and after the training it ignores Ctrl-C."""
+    before = signal.getsignal(signal.SIGINT)
+    local = ray_internals.local_torch_trainer()
+    local(lambda: None, scaling_config=ScalingConfig(num_workers=1)).fit()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_without_an_autoscaler_a_type_is_named_after_each_node(cluster: Cluster) -> None:
     assert soon(lambda: len(list(ray_internals.node_types())) == 2)
     assert all(name.startswith("node_") for name in ray_internals.node_types())
@@ -103,7 +112,7 @@ def test_a_node_that_is_being_drained_is_known(cluster: Cluster) -> None:
     assert node.node_id in schedulable_nodes()
     assert ray_internals.draining_nodes() == set()
     actor = ray.remote(resources={"leaving": 1})(Actor).remote()  # an idle node would go at once
-    assert ray.get(actor.begin.remote()) == node.node_id  # type: ignore[attr-defined]
+    assert ray.get(actor.begin.remote(str(ROOT))) == node.node_id  # type: ignore[attr-defined]
     drain(cluster, node)
     assert soon(lambda: ray_internals.draining_nodes() == {node.node_id})
     assert node.node_id not in schedulable_nodes()

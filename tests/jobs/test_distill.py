@@ -96,6 +96,11 @@ def test_a_terminated_job_ends_its_actors_and_says_so_in_one_line(tmp_path: Path
     assert process.returncode == Exit.TERMINATED == 143
     assert err.splitlines()[-1] == "terminated; run the same command again, it resumes"
     wait_for(lambda: not any(name in title(pid) for pid in actors), lambda: True, 30)
+    root = open_storage(str(tmp_path / "run"))
+    assert not list(root.list("leases/"))
+    entries = cost_records.read(root)
+    assert {entry.seed for entry in entries if entry.images} <= {0, 1}
+    assert sum(entry.images for entry in entries) > 0
 
 
 def test_a_finished_student_is_reused_and_each_seed_has_its_own(tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
 """What every job's command line promises: exit codes, one-line errors, the last line."""
 
 import argparse
+import contextlib
+import os
 import re
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +86,35 @@ def test_an_interrupted_job_says_so_in_one_line(
 ) -> None:
     assert run([path], KeyboardInterrupt()) == Exit.INTERRUPTED == 130
     assert capsys.readouterr().err == "interrupted; run the same command again, it resumes\n"
+
+
+def raise_again() -> str:
+    raise SystemExit(signal.SIGTERM)
+
+
+def swallow() -> str:
+    with contextlib.suppress(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    return "a file"
+
+
+def wait() -> str:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+    return "a file"
+
+
+@pytest.mark.parametrize("work", [wait, swallow, raise_again], ids=["waiting", "ending", "Ray"])
+def test_a_terminated_job_has_the_exit_code_of_sigterm(
+    path: str, work: Callable[[], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if the work ends itself well, and while Ray starts, which has a handler of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    code = command_line.run(command_line.parser("A job."), lambda *_: work(), plan, [path])
+    assert code == Exit.TERMINATED == 143
+    assert "wrote" not in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_defect_keeps_its_traceback(path: str) -> None:
