@@ -66,8 +66,9 @@ LIBRARIES = (
     "timm",
     "pillow",
     "numpy",
+    "pyarrow",
 )
-"""Libraries whose version can change a pixel or a student; recorded if installed."""
+"""Libraries whose version can change a pixel, a student or an index; recorded if installed."""
 
 
 REASONS = 3
@@ -223,12 +224,12 @@ def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTr
         DfkdError: a part failed at every attempt.
         BudgetError: the budget is spent.
     """
-    # prompts.json is written after all parts, so with it nothing is left to do.
-    if version.storage.exists(layout.PROMPTS_SUMMARY):
-        return
-    total = part_count(manifest)
+    total, stored = part_count(manifest), version.prompt_parts()
     # A kill loses only the parts in flight: parts in storage are not made again.
-    done = {number for number in range(total) if version.has_prompts(part_name(number))}
+    done = {number for number in range(total) if part_name(number) in stored}
+    # prompts.json is written after all parts; one that is missing now was damaged and deleted.
+    if len(done) == total and version.storage.exists(layout.PROMPTS_SUMMARY):
+        return
     pool = _pool(manifest, PromptWorker, version, parts_at_once(manifest))
     pool.succeeded = bool(done)
     with bar(f"{manifest.method} prompts", total, "part", len(done)) as progress:

@@ -17,6 +17,7 @@ from dfkd.config.hashing import sha256_file
 from dfkd.config.methods import method_of
 from dfkd.dataset.published import INDEX_ROWS, INDEX_SCHEMA, PublishedVersion, index_row
 from dfkd.dataset.shards import Receipt, read_shard
+from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, in_order
 from dfkd.utils.strict_json import canonical
@@ -119,15 +120,26 @@ def repair(version: PublishedVersion) -> None:
 
     That happens when two publishers race: one writes the manifest, and the other overwrites the
     files before it sees the manifest.
+
+    Raises:
+        CorruptionError: this pyarrow writes another index than the one of the manifest.
     """
-    if not version.damaged_files():
+    storage, damaged = version.storage, version.damaged_files()
+    if layout.CARD in damaged:
+        storage.put(layout.CARD, data_card(version.manifest).encode())
+    if layout.INDEX not in damaged:
         return
-    storage = version.storage
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder, layout.INDEX)
         write_index(version.home, version.shards, index)
+        if sha256_file(index) != version.files[layout.INDEX]:
+            made = version.manifest["environment"].get("pyarrow", "another version")
+            raise CorruptionError(
+                f"{storage.location(layout.INDEX)}: is damaged, and pyarrow {pa.__version__} "
+                f"writes it otherwise than pyarrow {made}, which made it; restore it from a copy, "
+                "or run once more with that pyarrow"
+            )
         storage.put(layout.INDEX, index)
-        storage.put(layout.CARD, data_card(version.manifest).encode())
 
 
 def _describe(

@@ -179,7 +179,7 @@ class Version:
             return _read_receipt(storage, key, self.fingerprint)
         data = tar.read_bytes()
         receipt = self._receipt(task, data, failed)
-        # The bytes that were hashed are stored, not the file once more.
+        # Store the bytes that were hashed; the file could have changed since.
         if not storage.put_if_absent(receipt.shard, data):
             # An earlier attempt stored the shard and died before its receipt. Its bytes stay, so
             # the receipt is made from them.
@@ -242,9 +242,9 @@ class Version:
         digests = {name: sha256_object(self.storage, layout.prompts(name)) for name in names}
         self.storage.put(layout.PROMPTS_SUMMARY, canonical({**facts, "parts": digests}))
 
-    def has_prompts(self, name: str) -> bool:
-        """Whether prompts/{name}.parquet exists."""
-        return self.storage.exists(layout.prompts(name))
+    def prompt_parts(self) -> set[str]:
+        """The name of each stored part prompts/{name}.parquet."""
+        return {Path(key).stem for key in self.storage.list(layout.PROMPTS)}
 
     def prompt_part(self, name: str) -> pa.Table:
         """All rows of prompts/{name}.parquet; `MissingObject` if they were never written."""

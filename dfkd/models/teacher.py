@@ -145,7 +145,7 @@ class Teacher:
         model = build(architecture)
         load_into("teacher.weights", source.path, model, state)
         tokenizer = build_tokenizer(architecture)
-        # What was published with the weights is surer than what belongs to the architecture.
+        # What was published with the weights takes precedence over the architecture's.
         preprocess = source.preprocess or architecture.preprocess
         return cls(model.to(device), tokenizer, config.model, preprocess, precision)
 

@@ -325,6 +325,14 @@ def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
             model,
             "choose a CLIP architecture such as ViT-B-32-quickgelu",
         )
+    # timm would read the architecture from a hub or a folder, which no fingerprint covers either.
+    if ":" in str(name := config["vision_cfg"].get("timm_model_name", "")):
+        raise ManifestError(
+            "teacher.model",
+            f"must name timm's own architectures; this one names a hub's or a folder's ({name!r})",
+            model,
+            "choose a CLIP architecture such as ViT-B-32-quickgelu",
+        )
     # Eq 7 feeds token embeddings to the text tower. Towers that also need token ids inside, or that
     # are made of another library's modules, cannot do that.
     reason = None

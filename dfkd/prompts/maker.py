@@ -237,7 +237,8 @@ class PromptMaker:
             np.random.default_rng(batch_seed),
         )
         pseudo_words, embeddings = solution.pseudo_words, solution.embeddings
-        # Not those of `start`: where the guard made it vanilla, the updates began at a pseudo-word.
+        # Not `start.texts`: where the guard fell back to the vanilla text, the updates still began
+        # at the pseudo-word.
         texts = [self.words.text(name) for name in names]
         if self.manifest.prompts.guard.attempts:
             bad = ~self.consistent(embeddings, labels)

@@ -24,21 +24,19 @@ def statistics(tables: Iterable[pa.Table], texts: np.ndarray) -> dict[str, Any]:
         before optimisation, and `loss_first` and `loss_last` (means of equation 12).
     """
     final, initial = _RunningStatistics(texts), _RunningStatistics(texts)
-    first_losses: list[float] = []
-    last_losses: list[float] = []
+    losses = dict.fromkeys(("loss_first", "loss_last"), 0.0)
     for table in tables:
         labels = table["class_index"].to_numpy()
         final.add(np.stack(table["embedding"].to_numpy()), labels)
         # Only contrastive prompts have starting points.
         if table["initial"].null_count == 0:
             initial.add(np.stack(table["initial"].to_numpy()), labels)
-            first_losses += table["loss_first"].to_pylist()
-            last_losses += table["loss_last"].to_pylist()
+            for name in losses:
+                losses[name] += float(table[name].to_numpy().sum(dtype=np.float64))
     result = final.summary()
-    if first_losses:
+    if count := initial.counts.sum():
         result |= {f"initial_{key}": value for key, value in initial.summary().items()}
-        result["loss_first"] = float(np.mean(first_losses))
-        result["loss_last"] = float(np.mean(last_losses))
+        result |= {name: total / float(count) for name, total in losses.items()}
     return result
 
 

@@ -93,7 +93,7 @@ def test_the_real_architectures_are_the_published_ones() -> None:
     assert sum(len(level.attn) for level in network.decoder.up) == 3
 
 
-def test_rows_have_names_of_their_own_and_the_compiled_ones_come_last() -> None:
+def test_rows_have_names_of_their_own_and_the_compiled_ones_come_late() -> None:
     for sizes in (QUICK, FULL):
         planned, _ = rows.all_rows(sizes, gpu=True)
         names = [row.name for row in planned]
@@ -124,6 +124,11 @@ def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert stop.value.code == 2
     assert "--out" in capsys.readouterr().err
     (tmp_path / "file").touch()
+    for limit in ("nan", "inf", "-1", "soon"):
+        with pytest.raises(SystemExit) as stop:
+            main(["--out", str(tmp_path), "--limit", limit])
+        assert stop.value.code == 2
+        assert "--limit" in capsys.readouterr().err
     assert main(["--out", str(tmp_path / "file" / "folder")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --out: must be a folder that can be written to, got ")
@@ -145,6 +150,33 @@ def test_a_check_that_is_not_passed_is_an_error(
     verdict = "passed" if passed else "NOT PASSED"
     assert f"company  0.0  {verdict}: differs" in printed.out
     assert ("company: images differ more than they may" in printed.err) == (not passed)
+
+
+def broken(kit: Kit) -> Any:
+    raise RuntimeError("an illegal memory access")
+
+
+@pytest.mark.parametrize(
+    ("planned", "code"),
+    [
+        ([Row("fine", lambda kit: {}), Row("a time", broken)], 0),
+        ([Row("fine", lambda kit: {}), Row("images", broken, check=True)], 1),
+        ([Row("a time", broken)], 1),
+    ],
+    ids=["a time fails", "a check fails", "all fail"],
+)
+def test_a_check_that_cannot_be_made_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: list[Row], code: int
+) -> None:
+    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: (planned, []))
+    assert main(["--out", str(tmp_path)]) == code
+
+
+def test_every_check_counts_as_one() -> None:
+    planned, _ = rows.all_rows(FULL, gpu=True)
+    checked = [row.name for row in planned if row.check]
+    assert len(checked) == 7
+    assert not [name for name in checked if "batch of" in name]
 
 
 def test_rows_that_do_not_fit_make_the_run_partial(

@@ -106,6 +106,18 @@ def test_of_many_quarantined_tasks_the_error_repeats_three_reasons(tmp_path: Pat
         making._refuse_quarantined(read(tmp_path), version, quarantined)
 
 
+def test_a_damaged_part_of_the_prompts_that_was_deleted_is_made_again(
+    two_cpus: None, tmp_path: Path
+) -> None:
+    manifest = read(tmp_path)
+    make_prompts(manifest)
+    (part,) = tmp_path.glob("run/data/vanilla/versions/*/prompts/00001.parquet")
+    before = part.read_bytes()
+    part.unlink()
+    assert verify(build(manifest, identify(manifest)).version) == []
+    assert part.read_bytes() == before
+
+
 def test_parallel_prompts_are_the_same_whoever_makes_them(two_cpus: None, tmp_path: Path) -> None:
     """On one worker, here in this process, and on two, which wait for what each part knows."""
     settings = (

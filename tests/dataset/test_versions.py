@@ -187,6 +187,23 @@ def test_racing_publishers_agree(version: Version) -> None:
     assert list(version.home.list("current/")) == ["current/00000001.json"]
 
 
+def test_another_pyarrow_never_replaces_an_index(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_all(version)
+    version.publish(TASKS, {"pyarrow": "17.0"})
+    index = version.storage.get("index.parquet")
+    other = INDEX_SCHEMA.with_metadata({"written by": "another release"})
+    monkeypatch.setattr(publication, "INDEX_SCHEMA", other)
+    version.storage.put("README.md", b"edited")
+    version.publish(TASKS, ENVIRONMENT)
+    assert version.storage.get("index.parquet") == index
+    assert verify(current(version.home)) == []
+    version.storage.delete("index.parquet")
+    with pytest.raises(CorruptionError, match=r"otherwise than pyarrow 17\.0, which made it"):
+        version.publish(TASKS, ENVIRONMENT)
+
+
 def test_files_of_a_publisher_that_lost_are_written_again(version: Version) -> None:
     commit_all(version, without=("0001-00000",))
     version.publish(TASKS, ENVIRONMENT, ["0001-00000"])
@@ -335,12 +352,12 @@ def prompt_table(count: int = 3) -> pa.Table:
 
 
 def test_prompts_of_a_task(version: Version) -> None:
-    assert not version.has_prompts("00000")
+    assert version.prompt_parts() == set()
     with pytest.raises(MissingObject, match=r"prompts/00000\.parquet"):
         version.prompts(TASKS[0])
     assert version.put_prompts("00000", prompt_table())
     assert not version.put_prompts("00000", prompt_table(2))
-    assert version.has_prompts("00000")
+    assert version.prompt_parts() == {"00000"}
     assert version.prompts(TASKS[1])["text"].to_pylist() == ["10", "11", "12"]
     assert version.prompt_part("00000").equals(prompt_table())
 

@@ -386,6 +386,7 @@ def test_weights_of_another_architecture_are_described_in_one_line(tmp_path: Pat
         (model_config(VIT, custom=True, hf_model_name="bert-base-uncased"), "hf_model_name"),
         (model_config(VIT) | {"multimodal_cfg": {}}, "CoCa"),
         (model_config(VIT, hf_tokenizer_name="xlm-roberta-base"), "hf_tokenizer_name 'xlm-rob"),
+        (model_config({"timm_model_name": "hf-hub:x/y"}), "a hub's or a folder's ('hf-hub:x/y')"),
         (model_config(VIT, custom=True, pool_type="none"), "pool_type 'none'"),
         (model_config(VIT, tokenizer_kwargs={"trust_remote_code": True}), "trust_remote_code"),
         (model_config(VIT, tokenizer_kwargs={"clean": 1}), "its tokenizer cannot be loaded"),

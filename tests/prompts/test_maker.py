@@ -233,6 +233,12 @@ def test_statistics_by_hand() -> None:
     assert found["vendi"] == pytest.approx(np.exp(-(values * np.log(values)).sum()))
     assert "loss_first" not in found
 
+    optimised = rows | {"initial": rows["embedding"], "loss_first": [1.0, 2.0, 6.0]}
+    optimised["loss_last"] = [0.5, 0.5, 2.0]
+    parts = [pa.table(optimised, schema=SCHEMA)] * 2
+    found = statistics(parts, np.array([[1.0, 0.0], [0.8, -0.6]]))
+    assert (found["initial_prompts"], found["loss_first"], found["loss_last"]) == (6, 3.0, 1.0)
+
 
 EVERY_KEY = (
     "template='{class}, {style}'",

@@ -1,6 +1,7 @@
 """The command line of the kit; everything heavy is imported after its options are read."""
 
 import argparse
+import math
 import shlex
 import sys
 import time
@@ -23,13 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m dfkd.benchmarks.gpu",
         description="Measure synthesis, prompts and distillation with the real networks and random "
         "weights on this machine's GPU.",
-        epilog="exit codes: 0 done, 1 images differ more than they may, 2 usage, 3 out of time; "
+        epilog="exit codes: 0 done, 1 a check failed or nothing could be measured, 2 usage, "
+        "3 out of time; "
         "finished rows are in the folder in any case",
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for gpu.json and gpu.md")
     parser.add_argument(
         "--limit",
-        type=float,
+        type=_seconds,
         default=LIMIT,
         metavar="SECONDS",
         help="end after so many seconds (%(default)g); rows that do not fit are skipped",
@@ -45,6 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _measure(_folder(options.out), options.quick, options.limit, begun, command)
     except DfkdError as error:
         return fail(error)
+
+
+def _seconds(text: str) -> float:
+    """The type of an option whose value is a positive number of seconds."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
 
 
 def _folder(path: str) -> LocalStorage:
@@ -63,7 +73,7 @@ def _measure(folder: LocalStorage, quick: bool, limit: float, begun: float, comm
     """Run all rows; raises `DfkdError` if a check has not passed."""
     from dfkd.benchmarks.gpu import rows, sizes
     from dfkd.benchmarks.gpu.kit import Kit
-    from dfkd.benchmarks.gpu.record import JSON, PAGE, SKIPPED, Record, cells
+    from dfkd.benchmarks.gpu.record import FAILED, JSON, PAGE, SKIPPED, Record, cells
     from dfkd.utils.device import keep_freed_memory, pick_device
 
     device = pick_device()
@@ -73,12 +83,19 @@ def _measure(folder: LocalStorage, quick: bool, limit: float, begun: float, comm
     record = Record(folder, planned, targets, command, limit, begun)
     for entry in record.run(Kit(size, device)):
         print("  ".join(cell for cell in cells(entry) if cell not in ("-", "")), flush=True)
-    wrong = [entry["name"] for entry in record.rows if entry.get("passed") is False]
+    checks = {row.name for row in planned if row.check}
+    wrong = [
+        entry["name"]
+        for entry in record.rows
+        if entry.get("passed") is False or (entry["state"] == FAILED and entry["name"] in checks)
+    ]
     if wrong:
         raise DfkdError(
-            f"{', '.join(wrong)}: images differ more than they may; "
+            f"{', '.join(wrong)}: images differ more than they may, or could not be made; "
             f"read {folder.location(PAGE)}, and use settings whose checks have passed"
         )
+    if all(entry["state"] == FAILED for entry in record.rows):
+        raise DfkdError(f"nothing could be measured; {folder.location(PAGE)} says why")
     print(f"wrote {folder.location(JSON)}", flush=True)
     skipped = any(entry["state"] == SKIPPED for entry in record.rows)
     return Exit.PARTIAL if skipped else Exit.DONE

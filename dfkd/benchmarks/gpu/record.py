@@ -53,6 +53,8 @@ class Row:
     measure: Callable[[Kit], Result]
     seconds: float = 10.0
     """Seconds that it may take on a GPU; with less time left it is skipped."""
+    check: bool = False
+    """Whether later rows can be trusted only if it passes."""
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,11 @@ def all_rows(sizes: Sizes, gpu: bool) -> tuple[list[Row], list[Target]]:
     rows += [_profile(first), *_sampled(sizes), *_prompts(first), *_students(sizes)]
     if gpu:
         rows += _fastest(first)
-        rows += [Row("compiled against eager", checks.check_compiled, 60)]
-    rows += _pretraining()
-    if gpu:
+        rows += [Row("compiled against eager", checks.check_compiled, 60, check=True)]
         rows += [_compiled(first, sizes.batches[0], "CUDA graphs")]
         rows += (_compiled(first, size, "compiled") for size in sizes.compiled_batches)
         rows += map(_speed_of_fastest, others)
+    rows += _pretraining()
     return rows, [
         Target(
             f"{IMAGES_PER_HOUR:,.0f} images/h at {synthesis.STEPS} steps", "median", IMAGES_PER_HOUR
@@ -58,15 +57,15 @@ def _limits() -> Iterator[Row]:
 
 def _checks(teacher: str) -> Iterator[Row]:
     """Images that must be the same."""
-    yield Row("bfloat16 against float32", checks.check_precision, 30)
+    yield Row("bfloat16 against float32", checks.check_precision, 30, check=True)
     name = f"{teacher}, one pass in bfloat16 against float32"
-    yield Row(name, partial(checks.check_pass, teacher=teacher), 30)
-    yield Row("the same batch again", checks.check_repeat)
-    yield Row("batch independence", checks.check_batch_independence)
+    yield Row(name, partial(checks.check_pass, teacher=teacher), 30, check=True)
+    yield Row("the same batch again", checks.check_repeat, check=True)
+    yield Row("batch independence", checks.check_batch_independence, check=True)
     precisions: tuple[Precision, ...] = ("float32", "bfloat16")
     for precision in precisions:
         name = f"bundled diffusion model in {precision}, against a CPU"
-        yield Row(name, partial(checks.check_sampled, precision=precision))
+        yield Row(name, partial(checks.check_sampled, precision=precision), check=True)
 
 
 def _loop(name: str, variant: Variant, seconds: float = 10.0) -> Row:

@@ -140,7 +140,7 @@ def load_into(field: str, path: Path, module: nn.Module, state: Mapping[str, Ten
 
 def _is_plain(value: object) -> bool:
     """Whether a value is a dense tensor of a usual type, as every published weight is."""
-    # Checks and copies of others fail in torch, or lose something, such as the imaginary part.
+    # torch cannot check or copy others, or loses a part of them, such as the imaginary one.
     return (
         isinstance(value, Tensor)
         and not value.is_nested

@@ -54,23 +54,12 @@ class _Node:
         self.attributes = state if isinstance(state, dict) else {}
 
 
-def _rebuild(
-    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
-) -> Tensor:
-    """A tensor from its storage, in place of `torch._utils._rebuild_tensor_v2`."""
-    if math.prod(size) > len(storage):  # with stride 0 a few bytes could be any size
-        raise pickle.UnpicklingError("a tensor is larger than its storage")
-    # A copy, so that a view of a few values does not keep a whole storage.
-    return torch.as_strided(storage, size, stride, offset).clone()
-
-
 def _first_argument(value: object, *_: object) -> object:
     """The value itself, in place of functions that give a value its TorchScript type."""
     return value
 
 
 _ALLOWED: dict[str, Callable[..., object]] = {
-    "torch._utils._rebuild_tensor_v2": _rebuild,
     "collections.OrderedDict": OrderedDict,
     **{
         f"torch.jit._pickle.{name}": _first_argument
@@ -92,6 +81,9 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(BytesIO(_stored(archive, f"{root}/data.pkl")), encoding="utf-8")
         self._archive, self._root = archive, root
         self._storages: dict[str, Tensor] = {}
+        # Twice the file, because some tensors share a storage. Each of a few bytes of the pickle
+        # could ask for a copy of the largest storage.
+        self._bytes_left = 2 * sum(entry.file_size for entry in archive.infolist())
 
     def find_class(self, module: str, name: str) -> Any:
         """The replacement of a class or function that the pickle names; all others are refused."""
@@ -100,9 +92,28 @@ class _Unpickler(pickle.Unpickler):
             return _Node
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
+        if f"{module}.{name}" == "torch._utils._rebuild_tensor_v2":
+            return self._rebuild
         if f"{module}.{name}" in _ALLOWED:
             return _ALLOWED[f"{module}.{name}"]
         raise pickle.UnpicklingError(f"{module}.{name} has no place among weights")
+
+    def _rebuild(
+        self,
+        storage: Tensor,
+        offset: int,
+        size: tuple[int, ...],
+        stride: tuple[int, ...],
+        *_: object,
+    ) -> Tensor:
+        """A tensor from its storage, in place of `torch._utils._rebuild_tensor_v2`."""
+        if math.prod(size) > len(storage):  # with stride 0 a few bytes could be any size
+            raise pickle.UnpicklingError("a tensor is larger than its storage")
+        self._bytes_left -= math.prod(size) * storage.element_size()
+        if self._bytes_left < 0:
+            raise pickle.UnpicklingError("its tensors are larger than the file")
+        # A copy, so that a view of a few values does not keep a whole storage.
+        return torch.as_strided(storage, size, stride, offset).clone()
 
     def persistent_load(self, pid: Any) -> Tensor:
         """The storage of a reference ("storage", type, file, device, number of elements)."""

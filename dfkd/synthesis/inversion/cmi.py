@@ -10,7 +10,7 @@ output at the lowest loss is the batch. With x' a lightly and x'' a strongly cro
 s is the cosine of projected features. The features are the spatial means of the inputs of the
 teacher's stages, and a head of two layers, trained at the same time, projects them. The other
 images are those of the batch and `NEGATIVES` from the memory bank. L_cr is the mean over the batch
-plus the mean over the bank. It has no gradient through x', so views come nearer through x''. After
+plus the mean over the bank. No gradient flows through x', so only x'' is moved towards it. After
 each batch the student S is trained with softened KL on all images of the run so far; its learning
 rate falls by a cosine over the run.
 

@@ -27,8 +27,8 @@ class SnapshotSampler:
             snapshots: number of rounds, at most, from which images are taken.
         """
         self.request = request
-        # A part of few rounds has a snapshot after each of them. Snapshot n of N ends a share n / N
-        # of the rounds, and then the same share of the images must be there.
+        # Snapshot n of N is taken when n/N of the rounds are done, and fills the part to n/N of its
+        # images. A part with fewer rounds than snapshots has one after each round.
         taken = min(snapshots, len(rounds))
         self.schedule = {
             rounds[len(rounds) * n // taken - 1]: len(request.seeds) * n // taken

@@ -196,6 +196,32 @@ class Huge:
         return torch._utils._rebuild_tensor_v2, (storage, 0, (1 << 20, 1 << 20), (0, 0), False, {})
 
 
+class Copy:
+    """A tensor as large as its storage; of many copies each takes a few bytes of the pickle."""
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        self.storage = storage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch._utils._rebuild_tensor_v2, (self.storage, 0, (1024,), (1,), False, {})
+
+
+class Copies:
+    """A module with many copies of one storage."""
+
+    def __init__(self, number: int) -> None:
+        storage = torch.zeros(1024).untyped_storage()
+        self.copies = [Copy(storage) for _ in range(number)]
+
+
+def test_many_copies_of_one_storage_are_refused(archive: Path, tmp_path: Path) -> None:
+    few, many = tmp_path / "few.pt", tmp_path / "many.pt"
+    for file, number in ((few, 2), (many, 200)):
+        rewrite(archive, file, {"/data.pkl": pickled(Copies(number)), "/data/0": bytes(4096)})
+    assert "larger than the file" not in refusal(few)
+    assert "larger than the file" in refusal(many)
+
+
 class Nested:
     """A module of the archive whose two attributes are one and the same module."""
 
@@ -208,7 +234,7 @@ class Writer(pickle.Pickler):
 
     def persistent_id(self, value: object) -> Any:
         if isinstance(value, torch.UntypedStorage):
-            return ("storage", torch.FloatStorage, "0", "cpu", 1)
+            return ("storage", torch.FloatStorage, "0", "cpu", value.nbytes() // 4)
         return None
 
 
