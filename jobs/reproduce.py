@@ -69,7 +69,8 @@ def work(study: Study, options: argparse.Namespace) -> str:
     embedding_maps = maps(study, data, study_cells, options.threads) if data else ()
     again, rows = command_line.again("reproduce", options), networks(study, study_cells)
     sizes = {label: network.parameters for label, network in rows.items()}
-    results = collect_results(study, study_cells, again, commit(), embedding_maps, sizes)
+    domains = data.names if data else ()
+    results = collect_results(study, study_cells, domains, again, commit(), embedding_maps, sizes)
     # Without any row there is nothing to draw; otherwise what there is is written first.
     if results.failed and not results.rows:
         raise _failed(study, results)
