@@ -86,7 +86,7 @@ class _SourceContent:
 def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
     """The data that `evaluation.data` names, labelled with the manifest's `classes`.
 
-    Class names are compared without case, with `_` and `-` as spaces. Reads names only.
+    Names of classes and domains are compared by `normalise_name`. Reads names only.
 
     Raises:
         ManifestError: the data do not exist, have no layout or an ambiguous one, or a bad line in a

@@ -1,6 +1,7 @@
 import io
 import os
 import tarfile
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,19 @@ def test_two_spellings_of_a_domain_are_refused(tmp_path: Path, domains: tuple[st
     (tmp_path / "list.csv").write_text(rows)
     with pytest.raises(ManifestError, match=rule):
         open_data(Evaluation(data=str(tmp_path / "list.csv"), domains=domains), ("dog",))
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_an_accent_matches_as_one_character_or_two(tmp_path: Path, kind: str) -> None:
+    """Archives that were packed on macOS have two."""
+    domain, name = "élan", "übung"
+    packed = [unicodedata.normalize("NFD", word) for word in (domain, name)]
+    image = "/".join([*packed, "1.png"])
+    write(tmp_path / "data", image)
+    (tmp_path / "list.csv").write_text(",".join([f"data/{image}", *packed]))
+    source = tmp_path / ("data" if kind == "folder" else "list.csv")
+    data = open_data(Evaluation(data=str(source), domains=(domain,)), (name,))
+    assert (len(data.items), data.names) == (1, (packed[0],))
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"a\x01b", b"two\nlines"])
