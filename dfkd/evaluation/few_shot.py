@@ -252,10 +252,17 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
 
 
 def _mapped(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """A zero array in an unnamed file, deleted with the array; `OSError` if the disk is full."""
+    """A zero array in an unnamed file, deleted with the array.
+
+    Raises:
+        OSError: the disk is full; macOS does not tell.
+    """
     with tempfile.TemporaryFile(prefix="dfkd-fewshot-") as stream:
         # Reserve the space now: a full disk would kill the process at a later write to the map.
-        os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
+        else:  # macOS cannot reserve it
+            stream.truncate(math.prod(shape))
         return np.memmap(stream, np.uint8, "r+", shape=shape)
 
 
