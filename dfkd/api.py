@@ -214,14 +214,15 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
     # accuracies.
     joined = connected() if cluster_address() else contextlib.nullcontext()
     with joined, thread_limit(threads) as thread_count:
+        folder = layout.OTHER_CLASSES if classes else ""
+        scored = scoring.evaluate(manifest, thread_count, folder=folder, classes=tuple(classes))
+        # The networks would fill memory for as long as the caller keeps the results.
+        evaluated = dataclasses.replace(scored, networks={})
         if classes:
-            folder = layout.OTHER_CLASSES
-            return scoring.evaluate(manifest, thread_count, folder=folder, classes=tuple(classes))
-        evaluated = scoring.evaluate(manifest, thread_count)
+            return evaluated
         report_accuracy(manifest.name, evaluated.results)
         root = open_storage(manifest.storage.root)
-        ms = footprint.write(root, footprint.networks(manifest))
-    evaluated = dataclasses.replace(evaluated, ms=ms)
+        evaluated = dataclasses.replace(evaluated, ms=footprint.write(root, scored.networks))
     if not evaluated.versions:
         return evaluated
     sheet = contact_sheet(manifest, evaluated.versions)

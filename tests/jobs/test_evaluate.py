@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.results import validate_results
 from dfkd.models import teacher_architecture
 from dfkd.models.student import Student, build, card, save_student
+from dfkd.models.teacher import Teacher
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers import jobs
@@ -171,9 +173,14 @@ def test_means_over_classes_are_everywhere_where_they_are_asked_for(
     assert "note: the layout is domain/class folders" in job.stdout
 
 
-def test_sizes_and_latencies_stand_beside_the_scores(run: Path) -> None:
+def test_sizes_and_latencies_stand_beside_the_scores(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The counts in results.json, the milliseconds apart from it, and both in the table."""
+    load = Mock(wraps=Teacher.load)
+    monkeypatch.setattr(Teacher, "load", load)
     job, root = evaluate(run), run.parent / "run"
+    assert load.call_count == 2  # to score, and on the CPU to be counted and timed
     sizes = json.loads((root / "results.json").read_text())["parameters"]
     latency = json.loads((root / "latency.json").read_text())
     assert list(sizes) == list(latency["ms"]) == ["student", "teacher"]
