@@ -22,7 +22,7 @@ from dfkd.report import charts, diversity
 from dfkd.report.diversity import diversities
 from dfkd.report.facts import Facts, collect, label_of, note_origin
 from dfkd.report.gallery import shown_classes
-from dfkd.report.tables import HEADS
+from dfkd.report.tables import HEADS, MATRIX_CLASSES
 from dfkd.report.wording import FILTERS, figures, headline
 from dfkd.storage.base import Storage
 from dfkd.storage.cost_records import CostRecord
@@ -34,8 +34,6 @@ SLOTS = {"teacher": 0, "vanilla": 1, "mix": 2, "random": 3, "contrastive": 4}
 """The number of each model's colour on the page."""
 OTHER_SLOTS = (5, 6, 7)
 """Colours of further methods, by name; when they run out, those of absent methods are used."""
-MATRIX_CLASSES = 100
-"""Maximum number of classes for a confusion matrix or a table with one column for each class."""
 CLASS_LINES = 200
 """Maximum number of rows in the table of classes."""
 CONFUSIONS = 4

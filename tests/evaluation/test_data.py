@@ -89,6 +89,15 @@ def test_a_class_without_images_is_refused_by_name_before_any_image_is_read(
     assert caught.value.exit_code == 2
 
 
+def test_a_note_names_the_first_of_many_classes_that_have_labels_only(tmp_path: Path) -> None:
+    classes = tuple(f"class {chr(97 + label)}" for label in range(14))
+    write(tmp_path, *(f"photo/{label}/1.png" for label in range(14)))
+    listed = ", ".join(f"{label} {name}" for label, name in enumerate(classes[:12]))
+    assert open_folder(tmp_path, classes).notes[1:] == (
+        f"labels are the manifest's classes in their order: {listed} and 2 more",
+    )
+
+
 def test_a_class_missing_from_one_domain_only_is_reported(tmp_path: Path) -> None:
     write(tmp_path, "photo/dog/1.png", "photo/house/1.png", "photo/alarm clock/1.png")
     write(tmp_path, "sketch/dog/1.png")
