@@ -80,7 +80,11 @@ def refuse_unreadable(unreadable: Sequence[str], written: str) -> None:
 def add_arguments(arguments: argparse.ArgumentParser) -> None:
     """The options of this job that not every job has."""
     arguments.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="CPU threads; 0 is all there are"
+        "--threads",
+        type=command_line.at_least(0),
+        default=0,
+        metavar="N",
+        help="CPU threads; 0 is all there are",
     )
 
 

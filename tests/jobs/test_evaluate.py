@@ -18,6 +18,7 @@ from PIL import Image
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.distillation.student_store import locate_student
+from dfkd.errors import Exit
 from dfkd.evaluation.results import row, summarise, validate_results
 from dfkd.evaluation.scoring import Evaluated
 from dfkd.models import teacher_architecture
@@ -280,6 +281,19 @@ def test_an_unreadable_image_ends_partial_with_everything_else_written(
     assert not (tmp_path / "contact-sheet.png").exists()
     assert found["rows"][0]["images"] == 5
     assert len(found["data"]["unreadable"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("job", "option"),
+    [("evaluate", "--threads"), ("reproduce", "--threads"), ("reproduce", "--at-once")],
+)
+def test_a_negative_number_is_refused(
+    job: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        jobs.load(job).main(["manifest.yaml", f"{option}=-1"])
+    assert caught.value.code == Exit.USAGE
+    assert f"argument {option}: must be 0 or more, got '-1'" in capsys.readouterr().err
 
 
 def test_a_damaged_student_is_refused(run: Path) -> None:
