@@ -5,7 +5,7 @@
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata, resources
 from typing import Any
 
@@ -19,7 +19,7 @@ from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.results import ClassSummary, require_finished, summarise_classes
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report import charts, diversity
-from dfkd.report.diversity import diversities
+from dfkd.report.diversity import Diversity, diversities
 from dfkd.report.facts import Facts, collect, label_of, note_origin
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS, MATRIX_CLASSES
@@ -50,12 +50,17 @@ SECTIONS = {
 """Anchor and heading of each section, in the order of the page."""
 
 
-def write(manifest: Manifest, command: str) -> str:
+OnRows = Callable[[list[Diversity]], object]
+"""Called with the rows of diversity.json."""
+
+
+def write(manifest: Manifest, command: str, on_rows: OnRows = lambda rows: None) -> str:
     """Write report.html about the finished run of a manifest; returns its location.
 
     Args:
         manifest: of the run.
         command: command that repeats the run; the page shows it.
+        on_rows: called with the diversity of each method.
 
     Raises:
         ManifestError: the run is not finished.
@@ -71,14 +76,16 @@ def write(manifest: Manifest, command: str) -> str:
             for seed in manifest.distillation.seeds
         ]
     note_origin(storage, manifest, command, students)
-    return write_stored(storage)
+    return write_stored(storage, on_rows)
 
 
-def write_stored(storage: Storage) -> str:
+def write_stored(storage: Storage, on_rows: OnRows = lambda rows: None) -> str:
     """Write report.html and diversity.json about the run under `storage`; see `write`."""
     facts = collect(storage)
-    diversity.write(storage, diversities(facts))
+    rows = diversities(facts)
+    diversity.write(storage, rows)
     storage.put(PAGE, render(facts).encode())
+    on_rows(rows)
     return storage.location(PAGE)
 
 
