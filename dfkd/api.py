@@ -7,7 +7,6 @@ joins the cluster that RAY_ADDRESS names, or starts a local one and stops it at 
 
 import contextlib
 import dataclasses
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -45,7 +45,7 @@ from dfkd.storage import layout
 from dfkd.storage.local import open_storage, open_to_read
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count, thread_limit
-from dfkd.utils.images import decode_image
+from dfkd.utils.images import decode_image, preprocess
 from dfkd.utils.pixels import from_bytes
 from dfkd.utils.yaml import check, expand_preset, merge, read_tree
 
@@ -216,14 +216,15 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
     # accuracies.
     joined = connected() if cluster_address() else contextlib.nullcontext()
     with joined, thread_limit(threads) as thread_count:
+        folder = layout.OTHER_CLASSES if classes else ""
+        scored = scoring.evaluate(manifest, thread_count, folder=folder, classes=tuple(classes))
+        # The networks would fill memory for as long as the caller keeps the results.
+        evaluated = dataclasses.replace(scored, networks={})
         if classes:
-            folder = layout.OTHER_CLASSES
-            return scoring.evaluate(manifest, thread_count, folder=folder, classes=tuple(classes))
-        evaluated = scoring.evaluate(manifest, thread_count)
+            return evaluated
         report_accuracy(manifest.name, evaluated.results)
         root = open_storage(manifest.storage.root)
-        ms = footprint.write(root, footprint.networks(manifest))
-    evaluated = dataclasses.replace(evaluated, ms=ms)
+        evaluated = dataclasses.replace(evaluated, ms=footprint.write(root, scored.networks))
     if not evaluated.versions:
         return evaluated
     sheet = contact_sheet(manifest, evaluated.versions)
@@ -337,9 +338,7 @@ class NamedStudent:
             ValueError: no picture is given, or one of them cannot be decoded.
             OSError: a file cannot be read.
         """
-        resized = np.stack(
-            [decode_image(_encoded(picture), self.image_size) for picture in pictures]
-        )
+        resized = np.stack([_decoded(picture, self.image_size) for picture in pictures])
         batch = torch.from_numpy(resized).to(self.student.mean.device)
         with torch.inference_mode():
             distances: Tensor = self.student(from_bytes(batch).contiguous())
@@ -350,12 +349,12 @@ class NamedStudent:
         return [self.classes[index] for index in self.distances(pictures).argmin(dim=1).tolist()]
 
 
-def _encoded(picture: Picture) -> bytes:
+def _decoded(picture: Picture, image_size: int) -> npt.NDArray[np.uint8]:
+    """The preprocessed picture, uint8 [S, S, 3] with S = `image_size`."""
     if isinstance(picture, Image.Image):
-        stream = io.BytesIO()
-        picture.save(stream, "PNG")
-        return stream.getvalue()
-    return picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        return preprocess(picture, image_size)
+    encoded = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    return decode_image(encoded, image_size)
 
 
 def load_student(source: Finished | str | Path, device: torch.device | None = None) -> NamedStudent:

@@ -58,17 +58,6 @@ def _existing(manifest: Manifest) -> str:
     return location
 
 
-def _seconds(text: str) -> float:
-    """The value of --grace."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds, 0 or more, got {text!r}")
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
@@ -81,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments.add_argument(
         "--grace",
-        type=_seconds,
+        type=command_line.seconds(zero=True),
         default=GRACE,
         metavar="SECONDS",
         help=f"leave alone whatever is younger (default {GRACE:.0f})",

@@ -49,17 +49,20 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def tell(evaluated: dfkd.Evaluated) -> None:
-    """Print the table of accuracies, also by class if they are means over classes, and the
-    notes.
+    """Print the table of accuracies and the notes; also accuracies by class if they are means over
+    the classes and if those are few enough.
     """
-    from dfkd.report.tables import SIZES, class_table, table
+    from dfkd.report.tables import MATRIX_CLASSES, SIZES, class_table, table
 
     if evaluated.sheet:
         print(f"contact sheet {evaluated.sheet}")
     print(table(evaluated.results, evaluated.ms))
     print(SIZES)
     if evaluated.results["average"] == "classes":
-        print(f"\n{class_table(evaluated.results)}")
+        count = len(evaluated.results["classes"])
+        few = count <= MATRIX_CLASSES
+        elsewhere = f"accuracies of the {count} classes are in {evaluated.location}"
+        print(f"\n{class_table(evaluated.results) if few else elsewhere}")
     for note in evaluated.results["data"]["notes"]:
         print(f"note: {note}")
 
@@ -77,7 +80,11 @@ def refuse_unreadable(unreadable: Sequence[str], written: str) -> None:
 def add_arguments(arguments: argparse.ArgumentParser) -> None:
     """The options of this job that not every job has."""
     arguments.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="CPU threads; 0 is all there are"
+        "--threads",
+        type=command_line.at_least(0),
+        default=0,
+        metavar="N",
+        help="CPU threads; 0 is all there are",
     )
 
 

@@ -76,12 +76,14 @@ def work(run: Run, options: argparse.Namespace) -> str:
     storage = run.open()
     if options.other is not None:
         return compare.write(storage, read(options.other, ()).open())
+
+    def tell(rows: list[diversity.Diversity]) -> None:
+        """Print the diversity of each method."""
+        print(diversity.table(rows), flush=True)
+
     if run.manifest is None:
-        written = page.write_stored(storage)
-    else:
-        written = page.write(run.manifest, command_line.again("pipeline", options))
-    print(diversity.table(diversity.read(storage)), flush=True)
-    return written
+        return page.write_stored(storage, tell)
+    return page.write(run.manifest, command_line.again("pipeline", options), tell)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

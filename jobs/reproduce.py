@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import evaluate
 from dfkd.errors import DfkdError, ManifestError, PartialError
 from dfkd.pipeline import command_line
 from dfkd.storage.base import BUCKET_ROOTS, Storage, split_root
@@ -69,7 +70,8 @@ def work(study: Study, options: argparse.Namespace) -> str:
     embedding_maps = maps(study, data, study_cells, options.threads) if data else ()
     again, rows = command_line.again("reproduce", options), networks(study, study_cells)
     sizes = {label: network.parameters for label, network in rows.items()}
-    results = collect_results(study, study_cells, again, commit(), embedding_maps, sizes)
+    domains = data.names if data else ()
+    results = collect_results(study, study_cells, domains, again, commit(), embedding_maps, sizes)
     # Without any row there is nothing to draw; otherwise what there is is written first.
     if results.failed and not results.rows:
         raise _failed(study, results)
@@ -149,12 +151,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add(
         "--at-once",
-        type=int,
+        type=command_line.at_least(0),
         default=0,
         metavar="N",
         help="students trained side by side; 0 is as many as there are GPUs, or CPUs",
     )
-    add("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 is all there are")
+    evaluate.add_arguments(arguments)
     return command_line.run_with(
         read, arguments, work, plan, argv, lambda study: study.manifest.storage.root
     )

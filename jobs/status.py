@@ -50,17 +50,6 @@ def _command(job: str, run: Run, options: argparse.Namespace) -> str:
     return f"python jobs/{job}.py {'STUDY' if job == 'reproduce' else 'MANIFEST'}"
 
 
-def _seconds(text: str) -> float:
-    """The value of --watch."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds, more than 0, got {text!r}")
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
@@ -68,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--watch",
         nargs="?",
-        type=_seconds,
+        type=command_line.seconds(zero=False),
         const=SECONDS,
         metavar="SECONDS",
         help=f"repeat until everything is finished or Ctrl-C (default: every {SECONDS:.0f})",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import dfkd
 from tests.helpers.tiny_version import CLASSES, fill, publish, write_manifest
@@ -156,6 +157,37 @@ def test_each_stage_is_a_call_and_the_student_answers_with_names(
     assert folder.predict([path]) == student.predict([path])
     with pytest.raises(ValueError, match="cannot identify"):
         student.predict([b"no picture"])
+
+
+class Pixels(torch.nn.Module):
+    """A student that answers with the red of each pixel."""
+
+    mean = torch.zeros(1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels[:, 0].flatten(1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_picture_is_the_same_as_a_file_and_as_an_open_image(tmp_path: Path, mode: str) -> None:
+    """Also one that a phone has turned, or that was made for print."""
+    exif, path = Image.Exif(), tmp_path / "turned.jpg"
+    exif[0x0112] = 6
+    Image.linear_gradient("L").convert("RGB").convert(mode).save(path, exif=exif)
+    student = dfkd.NamedStudent(Pixels(), (), 8)  # type: ignore[arg-type]
+    file, image = student.distances([path, Image.open(path)])
+    assert file[0] > 0.9 > 0.1 > file[7]  # from left to right, so it was turned
+    assert torch.equal(file, image)
+
+
+def test_an_open_image_of_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "half.jpg"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    student = dfkd.NamedStudent(Pixels(), (), 8)  # type: ignore[arg-type]
+    for picture in (path, Image.open(path)):
+        with pytest.raises(ValueError, match="truncated"):
+            student.predict([picture])
 
 
 def test_a_folder_without_a_student_is_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dfkd.utils.types import (
     Natural,
     Positive,
     Precision,
+    Seed,
     Several,
     require_unique,
 )
@@ -100,7 +101,7 @@ class Distillation(Training):
     stem: Literal["imagenet", "small"] = "imagenet"
     """`small`: one 3 x 3 convolution instead of the stride-4 stem. Use it for images below 100 px
     (such as CIFAR's), because the large stem reduces them to a map of a few pixels."""
-    seeds: Annotated[Several[Natural], Field(min_length=1)] = (0,)
+    seeds: Annotated[Several[Seed], Field(min_length=1)] = (0,)
     """Seeds of the students. One student is trained for each seed, and one text-only classifier if
     `evaluation.models` contains it."""
     batch_size: Annotated[int, Field(ge=2)] = 128

@@ -9,7 +9,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_images, prompt_method
 
 MAX_EMBEDDING_DIM = 1024
-"""Upper bound of the teacher's embedding dimension, for the estimate of bytes."""
+"""Usual maximum of the embedding dimension; SAMPLE_OVERHEAD has room for larger ones."""
 
 SAMPLE_OVERHEAD = 8192
 """Upper bound of the bytes of a sample's JSON, prompts, index row and tar headers."""
@@ -135,8 +135,8 @@ def estimated_bytes(manifest: Manifest, images: int) -> int:
 def steps_per_image(manifest: Manifest) -> int:
     """Optimisation steps of each image, the last of which only measures the distance.
 
-    Of a VQGAN `steps` / `pace`, at least one. Sampled latents have `refine_steps` and that last
-    step, or none at all.
+    Of a VQGAN: `steps` / `pace`, at least 1. Of sampled latents: `refine_steps` + 1, or 0 if they
+    are not refined.
     """
     generator, config = manifest.generator, manifest.synthesis
     if generator.kind == "diffusers":

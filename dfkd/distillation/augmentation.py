@@ -77,7 +77,8 @@ def augment(pixels: Tensor, options: Collection[Augmentation], generator: Genera
 
 def _geometry(options: Collection[Augmentation], draws: _Draws) -> Tensor:
     """Affine matrices float32 [N, 2, 3] from view to image coordinates, both in [-1, 1]."""
-    # Constants, and yet drawn: without these two draws all later ones of a seed would change.
+    # The constants 1 and 0. They are drawn only so that later draws of a seed stay as in earlier
+    # releases.
     one, zero = draws.uniform(1, 1), draws.uniform(0, 0)
     linear = torch.eye(2, device=one.device).expand(draws.batch, 2, 2)
     shift = torch.stack([zero, zero], 1)

@@ -86,7 +86,7 @@ class _SourceContent:
 def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
     """The data that `evaluation.data` names, labelled with the manifest's `classes`.
 
-    Class names are compared without case, with `_` and `-` as spaces. Reads names only.
+    Names of classes and domains are compared by `normalise_name`. Reads names only.
 
     Raises:
         ManifestError: the data do not exist, have no layout or an ambiguous one, or a bad line in a
@@ -206,8 +206,8 @@ def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
     """Yield what a reader of the scores must know about the data."""
     yield from content.remarks
     if content.by_label:
-        names = (f"{label} {name}" for label, name in enumerate(content.by_label))
-        yield f"labels are the manifest's classes in their order: {', '.join(names)}"
+        names = [f"{label} {name}" for label, name in enumerate(content.by_label)]
+        yield f"labels are the manifest's classes in their order: {_first_names(names)}"
     if data.unscored:
         yield (
             f"unscored: the bundled set has no {_join_names(data.unscored)}; it also has "
@@ -235,11 +235,15 @@ def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
 
 
 def _join_names(names: Iterable[str]) -> str:
-    """The first `MAX_NAMES` names in order, and how many more there are."""
-    ordered = sorted(names)
-    hidden = len(ordered) - MAX_NAMES
+    """As `_first_names`, of the sorted names."""
+    return _first_names(sorted(names))
+
+
+def _first_names(names: Sequence[str]) -> str:
+    """The first `MAX_NAMES` names, and how many more there are."""
+    hidden = len(names) - MAX_NAMES
     more = f" and {hidden} more" if hidden > 0 else ""
-    return (", ".join(ordered[:MAX_NAMES]) or "nothing") + more
+    return (", ".join(names[:MAX_NAMES]) or "nothing") + more
 
 
 def _folder(root: Path, labels: Mapping[str, int], requested: Sequence[str]) -> _SourceContent:

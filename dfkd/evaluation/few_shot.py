@@ -49,6 +49,7 @@ from dfkd.evaluation.few_shot_results import (
 from dfkd.evaluation.few_shot_split import FewShotSplit, split_domain, training_count
 from dfkd.evaluation.few_shot_starts import InitialWeights
 from dfkd.evaluation.few_shot_tuning import LabelledImages, fine_tune, learning_rates, predict
+from dfkd.evaluation.public_data_sets import normalise_name
 from dfkd.evaluation.scoring import BATCH, decode_items
 from dfkd.models.student import Student
 from dfkd.storage.base import Storage
@@ -161,10 +162,13 @@ def select_domains(manifest: Manifest) -> tuple[Domains, tuple[str, ...]]:
         ManifestError: unusable data, an unknown domain, or one that is too small to train on.
     """
     data = open_data(manifest.evaluation, manifest.classes)
-    selected = manifest.fewshot.domains or data.names
-    for name in selected:
-        if name not in data.names:
+    known = {normalise_name(name): name for name in data.names}
+    selected = set()
+    for name in manifest.fewshot.domains or data.names:
+        if normalise_name(name) not in known:
             raise unknown_domain("fewshot.domains", data, name)
+        selected.add(known[normalise_name(name)])
+    for name in sorted(selected):
         _require_two(_counts(data, name), name)
     return data, tuple(sorted(selected))
 
@@ -248,10 +252,17 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
 
 
 def _mapped(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """A zero array in an unnamed file, deleted with the array; `OSError` if the disk is full."""
+    """A zero array in an unnamed file, deleted with the array.
+
+    Raises:
+        OSError: the disk is full; macOS does not tell.
+    """
     with tempfile.TemporaryFile(prefix="dfkd-fewshot-") as stream:
         # Reserve the space now: a full disk would kill the process at a later write to the map.
-        os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
+        else:  # macOS cannot reserve it
+            stream.truncate(math.prod(shape))
         return np.memmap(stream, np.uint8, "r+", shape=shape)
 
 

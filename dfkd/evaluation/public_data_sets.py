@@ -2,14 +2,18 @@
 
 import functools
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 
 @functools.lru_cache(4096)  # few distinct names, but one call for every line of a list
 def normalise_name(name: str) -> str:
-    """The name in lower case with `_` and `-` as spaces: `Alarm_clock` becomes `alarm clock`."""
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    """The name in lower case with `_` and `-` as spaces: `Alarm_clock` becomes `alarm clock`.
+
+    Letters with accents become one character, as macOS writes two into the names of files.
+    """
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()
 
 
 @dataclass(frozen=True)

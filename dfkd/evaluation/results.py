@@ -47,7 +47,7 @@ from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
-from dfkd.utils.types import CHECKED, Count, Fraction, Natural, first_problem
+from dfkd.utils.types import CHECKED, Count, Fraction, Seed, first_problem
 
 ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
 """Values of `method` for models that need no synthesised images."""
@@ -76,7 +76,7 @@ class ResultRow(TypedDict):
 
     model: Model
     method: str
-    seed: Natural
+    seed: Seed
     domain: str
     images: Count
     accuracy: Fraction

@@ -28,6 +28,7 @@ from dfkd.distillation.text_only import class_vectors, load_tower
 from dfkd.errors import DfkdError, ManifestError, as_utf8
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, Item, open_data
+from dfkd.evaluation.footprint import NetworkSize
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
 from dfkd.prompts.styles import class_text_embeddings
@@ -85,6 +86,8 @@ class Evaluated:
     """Location of the contact sheet of these versions; empty if none was written."""
     ms: dict[str, float] = field(default_factory=dict)
     """Milliseconds for one image on one core, by model; empty if they were not measured."""
+    networks: dict[str, NetworkSize] = field(default_factory=dict, repr=False)
+    """The networks by model on the CPU, to be timed; empty after `dfkd.evaluate`."""
 
 
 def evaluate(
@@ -122,11 +125,13 @@ def evaluate(
     candidates = _load_candidates(scored, root, students, manifest.classes)
     models = _with_cost_records(root, candidates, len(data.items))
     scores = score(([model] for model in models), data, BATCH, threads)
-    sizes = {model: found.parameters for model, found in footprint.networks(manifest).items()}
+    networks = footprint.networks(manifest)
+    sizes = {model: network.parameters for model, network in networks.items()}
     average = manifest.evaluation.average
     content = results(data, scores.rows, scores.unreadable, sizes, average)
     location = write_results(root.child(folder) if folder else root, content)
-    return Evaluated(content, location, {each.method: each.version for each in students})
+    versions = {each.method: each.version for each in students}
+    return Evaluated(content, location, versions, networks=networks)
 
 
 def _finished_students(

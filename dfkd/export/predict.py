@@ -29,7 +29,12 @@ MAX_SIZE = 4096
 MIN_TEMPERATURE = 1e-6
 """Smallest accepted temperature. Distances are of the order of 1; a softmax of less overflows."""
 MAX_JSON = 16 << 20
-"""Largest JSON file in bytes; ten thousand labels need far fewer."""
+"""Largest `preprocess.json` or `takehome.json` in bytes; dfkd writes a few kilobytes."""
+MAX_LABELS = 1 << 28
+"""Largest `labels.json` in bytes. With embeddings of 1,024 numbers a label takes 13 kB, so twenty
+thousand labels fit."""
+REMEDY = "give a student/ folder as dfkd wrote it"
+"""Remedy of every error about the folder."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def distances(embeddings: Array, texts: Array) -> Array:
 
 def _labels(path: Path) -> tuple[tuple[str, ...], Array | None]:
     """The class names in a `labels.json`, in the order of the outputs, and their texts [M, E]."""
-    labels = _json(path)
+    labels = _json(path, MAX_LABELS)
     names = list(labels) if isinstance(labels, list | dict) else []
     texts = _vectors(labels.values()) if isinstance(labels, dict) else None
     # As in a manifest: with other names one could forge a line of output.
@@ -159,8 +164,10 @@ def _replaced(own: Array | None, path: Path) -> tuple[tuple[str, ...], Array]:
     remedy = "write it with jobs/labels.py"
     try:
         names, texts = _labels(path)
-    except ManifestError:  # it is about a student folder, of which this file is no part
-        readable = "must be a readable file with a unit vector for each name"
+    except ManifestError as error:
+        # Only what is wrong: field and remedy are those of a student folder.
+        reason = str(error).removeprefix(f"{error.field}: ").removesuffix(f"; {REMEDY}")
+        readable = f"must be a readable file with a unit vector for each name ({reason})"
         raise ManifestError("--labels", readable, str(path), remedy) from None
     if texts is None or texts.shape[1] != own.shape[1]:
         rule = f"must have a vector of {own.shape[1]} numbers for each name"
@@ -215,9 +222,9 @@ def _session(folder: Path, name: str) -> onnxruntime.InferenceSession:
         _refuse(str(path), "must be an ONNX model", _short(one_line(error)))
 
 
-def _json(path: Path) -> Any:
-    """The JSON in a file of at most `MAX_JSON` bytes."""
-    data = _read(path, MAX_JSON)
+def _json(path: Path, limit: int = MAX_JSON) -> Any:
+    """The JSON in a file of at most `limit` bytes."""
+    data = _read(path, limit)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -236,8 +243,7 @@ def _read(path: Path, limit: int | None = None) -> bytes:
 
 def _refuse(field: str, rule: str, value: object) -> NoReturn:
     """Raise the `ManifestError` about a file of the folder."""
-    remedy = "give a student/ folder as dfkd wrote it"
-    raise ManifestError(f"student {field}", rule, value, remedy)
+    raise ManifestError(f"student {field}", rule, value, REMEDY)
 
 
 def _short(value: object) -> str:

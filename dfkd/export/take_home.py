@@ -230,8 +230,8 @@ def _answering(graph: GraphFunction, student: Student) -> GraphFunction:
 class Comparison:
     """The student and both graphs as models to score; it also measures how the graphs differ.
 
-    Of each batch, PyTorch's distances (`torch`) come first; the float graph's are compared with
-    them.
+    Each batch goes through `torch`, then through the call, which runs both graphs and compares them
+    with PyTorch, then through `int8`.
     """
 
     def __init__(self, student: Student, folder: Path, temperature: float, threads: int) -> None:
@@ -240,7 +240,7 @@ class Comparison:
         self.graphs = {
             name: _answering(load_graph(folder / name, threads), student) for name in (MODEL, INT8)
         }
-        self.expected = np.empty(0, np.float32)
+        self.expected = self.int8_distances = np.empty(0, np.float32)
         self.images, self.confidence_sum = 0, 0.0
         self.largest = dict.fromkeys(self.graphs, 0.0)
         self.equal = dict.fromkeys(self.graphs, 0)
@@ -262,6 +262,7 @@ class Comparison:
             difference = float(np.abs(distances - expected).max())
             self.largest[name] = max(self.largest[name], difference)
             self.equal[name] += int((distances.argmin(1) == expected.argmin(1)).sum())
+        self.int8_distances = outputs[INT8]
         exact = torch.from_numpy(outputs[MODEL])
         self.confidence_sum += float((-exact / self.temperature).softmax(1).amax(1).sum())
         return exact
@@ -272,8 +273,8 @@ class Comparison:
         return self.confidence_sum / self.images
 
     def int8(self, pixels: Tensor) -> Tensor:
-        """The int8 graph's distances [N, M] of pixels [N, 3, S, S]."""
-        return torch.from_numpy(self.graphs[INT8](pixels.numpy()))
+        """The int8 graph's distances [N, M] of the same pixels, from that comparison."""
+        return torch.from_numpy(self.int8_distances)
 
     def facts(self) -> dict[str, Any]:
         """Largest difference and fraction of equal predictions over all scored images."""

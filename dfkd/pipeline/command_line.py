@@ -96,6 +96,24 @@ def at_least(least: int) -> Callable[[str], int]:
     return count
 
 
+def seconds(*, zero: bool) -> Callable[[str], float]:
+    """The type of an option whose value is a finite number of seconds: above 0, or with `zero` 0
+    or above.
+    """
+    rule = "0 or more" if zero else "more than 0"
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not (0 <= value < float("inf") and (zero or value)):
+            raise argparse.ArgumentTypeError(f"must be a number of seconds, {rule}, got {text!r}")
+        return value
+
+    return number
+
+
 def run(
     arguments: argparse.ArgumentParser,
     work: Work,

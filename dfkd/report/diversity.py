@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pydantic import BaseModel
-
 from dfkd.report.facts import Facts, MethodImages
-from dfkd.report.readers import read_checked
 from dfkd.report.tables import align
 from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical
@@ -44,12 +41,6 @@ class Diversity:
     """Standard deviation of the accuracy over seeds (n - 1)."""
 
 
-class _Content(BaseModel):
-    """The part of diversity.json that is read."""
-
-    rows: list[Diversity]
-
-
 def diversities(facts: Facts) -> list[Diversity]:
     """One row for each method with images, in the run's order."""
     scores = {scored.label: scored.summary for scored in facts.students}
@@ -80,15 +71,6 @@ def _mean(values: Any) -> float | None:
 def write(storage: Storage, rows: Sequence[Diversity]) -> None:
     """Write diversity.json under a run's root."""
     storage.put(FILE, canonical({"schema": 1, "rows": [asdict(row) for row in rows]}))
-
-
-def read(storage: Storage) -> list[Diversity]:
-    """The rows of diversity.json under a run's root.
-
-    Raises:
-        CorruptionError: the file is damaged; `MissingObject` if there is none.
-    """
-    return read_checked(storage, FILE, _Content).rows
 
 
 HEADS = {

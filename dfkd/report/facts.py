@@ -263,7 +263,7 @@ def _method_images(
     per_class = min(MAX_PER_CLASS, max(MAX_PICTURES // strips, 1))
     images = []
     for method, version in versions.items():
-        index, prompts = read_index(version), read_prompts(version, method)
+        index, prompts = read_index(version), read_prompts(version)
         shown = gallery(version, index, per_class)
         images.append(MethodImages(method, version, index, shown, prompts))
     return images

@@ -5,7 +5,7 @@
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata, resources
 from typing import Any
 
@@ -19,10 +19,10 @@ from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.results import ClassSummary, require_finished, summarise_classes
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report import charts, diversity
-from dfkd.report.diversity import diversities
+from dfkd.report.diversity import Diversity, diversities
 from dfkd.report.facts import Facts, collect, label_of, note_origin
 from dfkd.report.gallery import shown_classes
-from dfkd.report.tables import HEADS
+from dfkd.report.tables import HEADS, MATRIX_CLASSES
 from dfkd.report.wording import FILTERS, figures, headline
 from dfkd.storage.base import Storage
 from dfkd.storage.cost_records import CostRecord
@@ -34,8 +34,6 @@ SLOTS = {"teacher": 0, "vanilla": 1, "mix": 2, "random": 3, "contrastive": 4}
 """The number of each model's colour on the page."""
 OTHER_SLOTS = (5, 6, 7)
 """Colours of further methods, by name; when they run out, those of absent methods are used."""
-MATRIX_CLASSES = 100
-"""Maximum number of classes for a confusion matrix or a table with one column for each class."""
 CLASS_LINES = 200
 """Maximum number of rows in the table of classes."""
 CONFUSIONS = 4
@@ -52,12 +50,17 @@ SECTIONS = {
 """Anchor and heading of each section, in the order of the page."""
 
 
-def write(manifest: Manifest, command: str) -> str:
+OnRows = Callable[[list[Diversity]], object]
+"""Called with the rows of diversity.json."""
+
+
+def write(manifest: Manifest, command: str, on_rows: OnRows = lambda rows: None) -> str:
     """Write report.html about the finished run of a manifest; returns its location.
 
     Args:
         manifest: of the run.
         command: command that repeats the run; the page shows it.
+        on_rows: called with the diversity of each method.
 
     Raises:
         ManifestError: the run is not finished.
@@ -73,14 +76,16 @@ def write(manifest: Manifest, command: str) -> str:
             for seed in manifest.distillation.seeds
         ]
     note_origin(storage, manifest, command, students)
-    return write_stored(storage)
+    return write_stored(storage, on_rows)
 
 
-def write_stored(storage: Storage) -> str:
+def write_stored(storage: Storage, on_rows: OnRows = lambda rows: None) -> str:
     """Write report.html and diversity.json about the run under `storage`; see `write`."""
     facts = collect(storage)
-    diversity.write(storage, diversities(facts))
+    rows = diversities(facts)
+    diversity.write(storage, rows)
     storage.put(PAGE, render(facts).encode())
+    on_rows(rows)
     return storage.location(PAGE)
 
 

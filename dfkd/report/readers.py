@@ -145,7 +145,6 @@ def read_student(student: Storage, name: str, method: str, seed: int, label: str
 class PromptFacts:
     """A sample of one version's prompts."""
 
-    method: str
     total: int
     """Number of prompts of the version."""
     sampled: int
@@ -158,7 +157,7 @@ class PromptFacts:
     """Share of all prompts that are nearest to their own class, 0-1; None if it is unknown."""
 
 
-def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
+def read_prompts(version: PublishedVersion) -> PromptFacts | None:
     """A sample of a version's prompts; None if it has none.
 
     Raises:
@@ -173,7 +172,6 @@ def read_prompts(version: PublishedVersion, method: str) -> PromptFacts | None:
     labels, embeddings = _arrays(version, table)
     within, across = pair_cosines(embeddings, labels)
     return PromptFacts(
-        method=method,
         total=int(version.manifest["samples"]),
         sampled=table.num_rows,
         within=within,

@@ -14,6 +14,8 @@ MIN_HEAD_WIDTH = 6
 """Smallest limit on the width of a heading. Cells are no wider, except for millions of images."""
 SIZES = "MB: parameters in float32; ms: one image on one core of this machine."
 """Explanation of the last two columns."""
+MATRIX_CLASSES = 100
+"""Maximum number of classes for a confusion matrix or a table with one column for each class."""
 HEADS = {"images": "accuracy, %", "classes": "class mean, %"}
 """What the figures are, by `average`."""
 

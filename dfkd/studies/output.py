@@ -233,7 +233,7 @@ def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:
         lines = _lines(described, results)
         return figures.curve(described.title, described.x, lines) if lines else None
     if described.kind == "bars":
-        return figures.bars(described.title, [_bars(row) for row in results.rows])
+        return figures.bars(described.title, [_bars(row, results) for row in results.rows])
     if described.kind == "embedding":
         return figures.maps(described.title, _map_pairs(results)) if results.maps else None
     return None
@@ -275,10 +275,10 @@ def _line(name: str, x_position: int, rows: Sequence[StudyRow], domain: str | No
     return Series(name, tuple((x, spread) for x, spread in values if spread))
 
 
-def _bars(row: StudyRow) -> Series:
+def _bars(row: StudyRow, results: StudyResults) -> Series:
     """The bars of a row: one for each domain, and the mean."""
-    values = [*row.domains.items(), *([(MEAN, row.mean)] if row.mean else [])]
-    return Series(row.label, tuple(values))
+    values = [(name, row.domains[name]) for name in results.domains]
+    return Series(row.label, (*values, *([(MEAN, row.mean)] if row.mean else [])))
 
 
 def picture_sheet(

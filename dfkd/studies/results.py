@@ -6,7 +6,7 @@ bytes.
 """
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ class StudyRow:
     model: Model
     cells: tuple[CellMeasurement, ...]
     domains: dict[str, Spread]
-    """Accuracy by domain, over seeds."""
+    """Accuracy by domain, over seeds; `StudyResults.domains` has the order of the columns."""
     mean: Spread | None
     """Mean accuracy over domains, over seeds; None in a gallery."""
     parameters: int | None = None
@@ -99,9 +99,7 @@ class StudyRow:
         if not cells[0].accuracy:
             return cls(names, model, cells, {}, None, parameters)
         domains, mean = over_seeds({cell.seed: cell.accuracy for cell in cells})
-        # Columns keep the order of the evaluation data.
-        ordered = {name: domains[name] for name in cells[0].accuracy}
-        return cls(names, model, cells, ordered, mean, parameters)
+        return cls(names, model, cells, domains, mean, parameters)
 
     @property
     def label(self) -> str:
@@ -207,7 +205,7 @@ class StudyResults:
     """Commit of the checkout that wrote the file."""
     seeds: tuple[int, ...]
     domains: dict[str, int]
-    """Number of scored images by domain; empty in a gallery."""
+    """Number of scored images by domain, in the order of tables and figures; empty in a gallery."""
     classes: tuple[str, ...]
     notes: tuple[str, ...]
     """Remarks about the evaluation data."""
@@ -230,6 +228,7 @@ class StudyResults:
 def collect_results(
     study: Study,
     study_cells: StudyCells,
+    domains: Sequence[str],
     command: str,
     commit: str | None,
     maps: Iterable[Map],
@@ -238,12 +237,14 @@ def collect_results(
     """Collect the results of a study from its cells.
 
     Args:
+        domains: names of the domains in the order of the evaluation data; empty for a gallery.
         parameters: number of parameters of each row's network, by the row's label.
     """
     outcomes = [cell.outcome for cells in study_cells.students.values() for cell in cells]
     outcomes += [study_cells.teacher.outcome] if study_cells.teacher else []
-    # All cells were scored on the same data, so the first one tells domains, images and notes.
-    scores = outcomes[0].scores if outcomes else ()
+    # All cells were scored on the same data, so the first one tells images and notes. Its order may
+    # be that of another study, with which this one shares the cell.
+    images = {score.domain: score.images for score in outcomes[0].scores} if outcomes else {}
     return StudyResults(
         study=study.described.name,
         size=study.described.size,
@@ -251,7 +252,7 @@ def collect_results(
         command=command,
         commit=commit,
         seeds=study.described.chosen_seeds,
-        domains={score.domain: score.images for score in scores},
+        domains={name: images[name] for name in domains if name in images},
         classes=study.manifest.classes,
         notes=outcomes[0].notes if outcomes else (),
         rows=tuple(

@@ -44,17 +44,26 @@ TURNS = {
 
 
 def decode_image(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
-    """The image with CLIP's preprocessing: uint8 [H, W, 3] with H = W = `image_size`.
-
-    The steps: turn upright by the EXIF orientation, put transparency on white, resize the shorter
-    side (bicubic), crop the centre.
+    """The image as `preprocess` gives it: uint8 [H, W, 3] with H = W = `image_size`.
 
     Raises:
         ValueError: not an image, or a truncated or oversized one; the text says why.
     """
     with open_image(encoded) as image:
-        upright = _on_white(_upright(image))
-    return np.asarray(_fit(upright, image_size))
+        return preprocess(image, image_size)
+
+
+def preprocess(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
+    """An open image with CLIP's preprocessing: uint8 [H, W, 3] with H = W = `image_size`.
+
+    The steps: turn upright by the EXIF orientation, put transparency on white, resize the shorter
+    side (bicubic), crop the centre.
+
+    Raises:
+        ValueError: its file is truncated, or its mode has no RGB; the text says why.
+    """
+    with _value_errors():
+        return np.asarray(_fit(_on_white(_upright(image)), image_size))
 
 
 @contextmanager
@@ -64,12 +73,18 @@ def open_image(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[I
     Raises:
         ValueError: not an image of `formats`, or a truncated or oversized one; the text says why.
     """
+    with _value_errors(), Image.open(io.BytesIO(encoded), formats=formats) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
+        yield image
+
+
+@contextmanager
+def _value_errors() -> Iterator[None]:
+    """Turn Pillow's decoding errors in the block into `ValueError` with one line of text."""
     try:
-        with Image.open(io.BytesIO(encoded), formats=formats) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
-            yield image
+        yield
     # Pillow's text has an address in memory, so results.json would differ from run to run.
     except UnidentifiedImageError:
         raise ValueError("cannot identify image file") from None

@@ -108,6 +108,7 @@ def _pss(pid: int) -> int:
 def _read(path: Path) -> str:
     """The text of a file of /proc; empty if the process has ended."""
     try:
-        return path.read_text()
+        # A name is any bytes, and Linux cuts it after 15 of them, perhaps inside a character.
+        return path.read_text(errors="replace")
     except OSError:
         return ""

@@ -1,8 +1,9 @@
 """Paired differences between two rows of results, seed by seed.
 
 Two runs with the same seed share the latents' noise and the student's initial weights and batches.
-What they share cancels in the difference. That narrows the interval only where both rows rise and
-fall together; otherwise it is wider than that of two separate means.
+What they share cancels in the difference. This narrows the interval if both rows rise and fall
+together. If they are unrelated, it is a little wider than that of two separate means, because it
+has only n - 1 degrees of freedom.
 """
 
 import statistics

@@ -1,6 +1,7 @@
 import io
 import os
 import tarfile
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,15 @@ def test_a_class_without_images_is_refused_by_name_before_any_image_is_read(
     assert caught.value.exit_code == 2
 
 
+def test_a_note_names_the_first_of_many_classes_that_have_labels_only(tmp_path: Path) -> None:
+    classes = tuple(f"class {chr(97 + label)}" for label in range(14))
+    write(tmp_path, *(f"photo/{label}/1.png" for label in range(14)))
+    listed = ", ".join(f"{label} {name}" for label, name in enumerate(classes[:12]))
+    assert open_folder(tmp_path, classes).notes[1:] == (
+        f"labels are the manifest's classes in their order: {listed} and 2 more",
+    )
+
+
 def test_a_class_missing_from_one_domain_only_is_reported(tmp_path: Path) -> None:
     write(tmp_path, "photo/dog/1.png", "photo/house/1.png", "photo/alarm clock/1.png")
     write(tmp_path, "sketch/dog/1.png")
@@ -119,6 +129,19 @@ def test_two_spellings_of_a_domain_are_refused(tmp_path: Path, domains: tuple[st
     (tmp_path / "list.csv").write_text(rows)
     with pytest.raises(ManifestError, match=rule):
         open_data(Evaluation(data=str(tmp_path / "list.csv"), domains=domains), ("dog",))
+
+
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_an_accent_matches_as_one_character_or_two(tmp_path: Path, kind: str) -> None:
+    """Archives that were packed on macOS have two."""
+    domain, name = "élan", "übung"
+    packed = [unicodedata.normalize("NFD", word) for word in (domain, name)]
+    image = "/".join([*packed, "1.png"])
+    write(tmp_path / "data", image)
+    (tmp_path / "list.csv").write_text(",".join([f"data/{image}", *packed]))
+    source = tmp_path / ("data" if kind == "folder" else "list.csv")
+    data = open_data(Evaluation(data=str(source), domains=(domain,)), (name,))
+    assert (len(data.items), data.names) == (1, (packed[0],))
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"a\x01b", b"two\nlines"])

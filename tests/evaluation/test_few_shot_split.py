@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Iterator
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +51,23 @@ def test_the_draw_of_a_class_does_not_depend_on_other_classes(
     alone = [place for place, label in enumerate(labels) if label == 1]
     own = split_domain([0] * len(alone), ("dog",), "ink", shots, seed)
     assert [place for place in both.train if labels[place] == 1] == [alone[p] for p in own.train]
+
+
+class Watched(list[int]):
+    """Labels that count how often somebody goes through them."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_labels_are_read_once_however_many_classes_there_are() -> None:
+    """A pass for each of DomainNet's classes takes seconds."""
+    labels = Watched(range(50))
+    drawn = split_domain(labels, tuple(map(str, range(50))), "ink", 1, 0)
+    assert (len(drawn.test), labels.passes) == (50, 1)
 
 
 def test_the_order_is_a_permutation_that_differs_by_seed_domain_and_class() -> None:

@@ -129,8 +129,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "labels are deep": (text(LABELS, "[" * 100_000), "must be JSON"),
     "labels are no text": (lambda f: (f / LABELS).write_bytes(b"\xff\xfe\x00"), "must be JSON"),
+    "endless labels": (lambda f: os.truncate(f / LABELS, (1 << 28) + 1), "at most 268435456 bytes"),
     "a label more": (text(LABELS, json.dumps([*NAMES, "x"])), r"must give float32 \[N, 4\]"),
     "rules are a list": (text(RULES, "[]"), "schema 1"),
+    "endless rules": (lambda f: os.truncate(f / RULES, (16 << 20) + 1), "at most 16777216 bytes"),
     "another schema": (lambda f: put_rules(f, schema=2), "schema 1"),
     "absurd size": (lambda f: put_rules(f, size=10**9), "size: must be a whole number from 1"),
     "negative size": (lambda f: put_rules(f, size=-8), "size: must be a whole number from 1"),
@@ -164,6 +166,12 @@ def test_a_folder_that_dfkd_did_not_write_is_refused_in_one_line(
     assert err.count("\n") == 1
     assert len(err) < 600
     assert re.search(message, err)
+
+
+def test_labels_may_be_longer_than_other_files(folder: Path, picture: Path) -> None:
+    """Thousands of embeddings are; here it is white space."""
+    (folder / LABELS).write_text(json.dumps(NAMES) + " " * (17 << 20))
+    assert Predictor(folder).distances(picture.read_bytes()).argmin() == 1
 
 
 def test_a_picture_s_name_needs_no_utf_8(

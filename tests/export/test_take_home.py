@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -142,8 +143,12 @@ def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: 
     comparison = take_home.Comparison(other, tmp_path, temperature=0.1, threads=1)
     red = np.full((1, 32, 32, 3), (200, 60, 60), np.uint8)
     pixels = torch.from_numpy(batch(list(red)))
+    counted = {name: Mock(wraps=graph) for name, graph in comparison.graphs.items()}
+    comparison.graphs = dict(counted)
     comparison.torch(pixels)
-    comparison(pixels)
+    exact = comparison(pixels)
+    assert torch.equal(comparison.int8(pixels), exact)  # the two files are the same
+    assert [graph.call_count for graph in counted.values()] == [1, 1]
     found = comparison.facts()["model.onnx"]
     assert found["max_difference"] > 0.5
     assert found["equal_predictions"] == 0

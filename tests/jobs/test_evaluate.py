@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from unittest.mock import Mock
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
@@ -16,9 +18,12 @@ from PIL import Image
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.distillation.student_store import locate_student
-from dfkd.evaluation.results import validate_results
+from dfkd.errors import Exit
+from dfkd.evaluation.results import row, summarise, validate_results
+from dfkd.evaluation.scoring import Evaluated
 from dfkd.models import teacher_architecture
 from dfkd.models.student import Student, build, card, save_student
+from dfkd.models.teacher import Teacher
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers import jobs
@@ -171,9 +176,34 @@ def test_means_over_classes_are_everywhere_where_they_are_asked_for(
     assert "note: the layout is domain/class folders" in job.stdout
 
 
-def test_sizes_and_latencies_stand_beside_the_scores(run: Path) -> None:
+@pytest.mark.parametrize("count", [100, 101])
+def test_accuracies_by_class_are_printed_unless_they_would_fill_the_terminal(
+    count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = [f"c{index}" for index in range(count)]
+    rows = [row("teacher", "zero-shot", 0, "ink", classes, np.eye(count, dtype=np.int64))]
+    results = {
+        "classes": classes,
+        "average": "classes",
+        "data": {"domains": ["ink"], "notes": []},
+        "parameters": {"teacher": 1},
+        "rows": rows,
+        "summary": summarise(rows, "classes"),
+    }
+    jobs.load("evaluate").tell(Evaluated(results, "run/results.json", {}))
+    out = capsys.readouterr().out
+    assert ("ink, %" in out) == (count == 100)
+    assert ("accuracies of the 101 classes are in run/results.json\n" in out) == (count == 101)
+
+
+def test_sizes_and_latencies_stand_beside_the_scores(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The counts in results.json, the milliseconds apart from it, and both in the table."""
+    load = Mock(wraps=Teacher.load)
+    monkeypatch.setattr(Teacher, "load", load)
     job, root = evaluate(run), run.parent / "run"
+    assert load.call_count == 2  # to score, and on the CPU to be counted and timed
     sizes = json.loads((root / "results.json").read_text())["parameters"]
     latency = json.loads((root / "latency.json").read_text())
     assert list(sizes) == list(latency["ms"]) == ["student", "teacher"]
@@ -251,6 +281,19 @@ def test_an_unreadable_image_ends_partial_with_everything_else_written(
     assert not (tmp_path / "contact-sheet.png").exists()
     assert found["rows"][0]["images"] == 5
     assert len(found["data"]["unreadable"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("job", "option"),
+    [("evaluate", "--threads"), ("reproduce", "--threads"), ("reproduce", "--at-once")],
+)
+def test_a_negative_number_is_refused(
+    job: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        jobs.load(job).main(["manifest.yaml", f"{option}=-1"])
+    assert caught.value.code == Exit.USAGE
+    assert f"argument {option}: must be 0 or more, got '-1'" in capsys.readouterr().err
 
 
 def test_a_damaged_student_is_refused(run: Path) -> None:

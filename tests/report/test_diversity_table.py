@@ -1,6 +1,8 @@
+import json
+from dataclasses import asdict
 from pathlib import Path
 
-from dfkd.report.diversity import Diversity, diversities, read, table
+from dfkd.report.diversity import FILE, Diversity, diversities, table
 from dfkd.report.facts import collect
 from dfkd.report.page import write_stored
 from dfkd.report.wording import share
@@ -21,9 +23,10 @@ def test_an_unknown_measure_is_a_dash() -> None:
 def test_a_run_says_what_its_report_shows(tmp_path: Path) -> None:
     storage = open_storage(finished(tmp_path).storage.root)
     facts = collect(storage)
-    html = Path(write_stored(storage)).read_text()
-    rows = read(storage)
+    rows: list[Diversity] = []
+    html = Path(write_stored(storage, rows.extend)).read_text()
     assert rows == diversities(facts)
+    assert json.loads(storage.get(FILE))["rows"] == [asdict(row) for row in rows]
     vanilla, contrastive = rows
     assert vanilla.prompt_cosine is not None
     assert contrastive.prompt_cosine is not None

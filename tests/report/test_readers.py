@@ -47,7 +47,7 @@ def test_one_table_of_prompts_is_in_memory_at_a_time(
         classes=tuple(map(str, range(CLASSES))),
         manifest={"samples": PARTS * CLASSES * IMAGES},
     )
-    prompts = read_prompts(version, "random")
+    prompts = read_prompts(version)
     assert prompts is not None
     assert len(allocated) == PARTS
     assert allocated[-1] - allocated[0] < 4 * WIDTH * MAX_PROMPTS * 1.5

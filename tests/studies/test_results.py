@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.studies.cells import CellResult, Score
-from dfkd.studies.output import grid
+from dfkd.studies.output import chart, grid
 from dfkd.studies.results import CellMeasurement, CellScore, StudyCells, StudyRow, collect_results
 from dfkd.studies.study import read
 from tests.helpers.tiny_study import write
@@ -73,7 +73,8 @@ def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: P
     teacher = CellScore(0, "cells/t", outcome("2026-11-26", photo=1.0))
     found = StudyCells(teacher, students, {}, {"x": "why"})
     sizes = {"CLIP": 3, "Random_Prompt": 2}
-    results = collect_results(study, found, "python jobs/reproduce.py x", "abc", (), sizes)
+    command = "python jobs/reproduce.py x"
+    results = collect_results(study, found, ("photo",), command, "abc", (), sizes)
     assert [row.names for row in results.rows] == [("CLIP",), ("Random_Prompt",)]
     assert [row.model for row in results.rows] == ["teacher", "student"]
     assert [row.parameters for row in results.rows] == [3, 2]
@@ -96,7 +97,8 @@ def test_figures_are_means_over_classes_if_the_manifest_says_so(tmp_path: Path) 
         "Baseline": (CellScore(0, "cells/a", outcome("d", photo=0.5, sketch=0.3)),),
         "Random_Prompt": (CellScore(0, "cells/b", outcome("d", photo=0.7, sketch=0.5)),),
     }
-    results = collect_results(study, StudyCells(teacher, students, {}, {}), "", None, (), {})
+    found_cells = StudyCells(teacher, students, {}, {})
+    results = collect_results(study, found_cells, ("photo", "sketch"), "", None, (), {})
     assert [row.mean["mean"] for row in results.rows if row.mean] == [0.375, 0.2, 0.3]
     assert results.rows[0].domains["photo"]["mean"] == 0.5
     found = grid(study.described, results, {})
@@ -104,6 +106,21 @@ def test_figures_are_means_over_classes_if_the_manifest_says_so(tmp_path: Path) 
     assert found.rows[2][4].mean == pytest.approx(0.1)  # type: ignore[union-attr]
     assert found.notes[0].startswith("Mean accuracy of the classes in percent")
     assert json.loads(results.encode())["average"] == "classes"
+
+
+def test_domains_stand_in_the_order_of_the_data_whatever_the_order_in_a_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, drawn = ("photo", "art", "sketch"), []
+    monkeypatch.setattr("dfkd.studies.figures.bars", lambda title, rows: drawn.extend(rows))
+    study = read(write(tmp_path, kind="bars"))
+    score = outcome("d", art=0.1, photo=0.2, sketch=0.3)
+    found = StudyCells(None, {"Baseline": (CellScore(0, "cells/a", score),)}, {}, {})
+    results = collect_results(study, found, order, "", None, (), {})
+    assert tuple(results.domains) == order
+    assert grid(study.described, results, {}).head[1:4] == order
+    chart(study.described, results)
+    assert [name for name, _ in drawn[0].values] == [*order, "mean"]
 
 
 def test_rows_are_compared_seed_by_seed() -> None:
