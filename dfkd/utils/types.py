@@ -17,8 +17,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 """A number of bytes, within a signed integer of 64 bits."""
-Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-"""A seed that results.parquet can store, whose integers have 64 bits."""
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+"""A seed of 32 bits, which every file of results can store."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 Precision = Literal["float32", "bfloat16"]

@@ -86,7 +86,7 @@ def _limits(rules: list[Any]) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
     kinds = (annotated_types.Ge, annotated_types.Gt, annotated_types.Le, annotated_types.Lt)
     bounds = [
-        f"{sign} {getattr(part, name):g}"
+        f"{sign} {getattr(part, name)}"
         for part in flat
         if isinstance(part, kinds)
         for name, sign in signs.items()
