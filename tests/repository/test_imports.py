@@ -19,7 +19,7 @@ LAYERS = (
 )  # fmt: skip
 """The packages from the ground up: each imports those before it alone."""
 
-RAY = ("dfkd.cluster.", "dfkd.benchmarks.", "dfkd.studies.parallel_students")
+RAY = ("dfkd.cluster.", "dfkd.benchmarks.")
 
 
 def name_of(file: Path) -> str:
@@ -126,7 +126,7 @@ def test_nothing_in_the_package_imports_a_job() -> None:
         assert not packages(imported(module)) & (jobs | {"jobs"}), module
 
 
-def test_only_the_cluster_studies_and_benchmarks_import_ray() -> None:
+def test_only_the_cluster_and_benchmarks_import_ray() -> None:
     found = importers("ray")
     assert "dfkd.cluster.pool" in found
     assert {name for name in found if not name.startswith(RAY)} == set()
