@@ -86,11 +86,14 @@ def test_a_terminated_job_ends_its_actors_and_says_so_in_one_line(tmp_path: Path
     )
     publish(Manifest.read(manifest))
     process = jobs.start("distill", manifest)
-    checkpoints = "run/students/*/checkpoints/*.safetensors"
-    wait_for(lambda: list(tmp_path.glob(checkpoints)), lambda: process.poll() is None)
-    name = "ray::StudentDistiller"
-    actors = [pid for pid in descendants(process.pid) if name in title(pid)]
-    assert len(actors) == 2
+    checkpoints, name = "run/students/*/checkpoints/*.safetensors", "ray::StudentDistiller"
+    actors: list[int] = []
+
+    def both_train() -> bool:
+        actors[:] = [pid for pid in descendants(process.pid) if name in title(pid)]
+        return len(actors) == 2 and any(tmp_path.glob(checkpoints))
+
+    wait_for(both_train, lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == Exit.TERMINATED == 143
