@@ -313,6 +313,20 @@ def _is_config(config: Any) -> bool:
     )
 
 
+def _refuse_outside_tower(model: str, vision: dict[str, Any]) -> None:
+    """Raise `ManifestError` if timm would read the image tower from a hub or a folder.
+
+    No fingerprint would cover what is written there.
+    """
+    if ":" in str(name := vision.get("timm_model_name", "")):
+        raise ManifestError(
+            "teacher.model",
+            f"must name timm's own architectures; this one names a hub's or a folder's ({name!r})",
+            model,
+            "choose a CLIP architecture such as ViT-B-32-quickgelu",
+        )
+
+
 def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
     """Raise `ManifestError` if this package cannot use the tokenizer or the text tower."""
     text = config["text_cfg"]
@@ -325,14 +339,7 @@ def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
             model,
             "choose a CLIP architecture such as ViT-B-32-quickgelu",
         )
-    # timm would read the architecture from a hub or a folder, which no fingerprint covers either.
-    if ":" in str(name := config["vision_cfg"].get("timm_model_name", "")):
-        raise ManifestError(
-            "teacher.model",
-            f"must name timm's own architectures; this one names a hub's or a folder's ({name!r})",
-            model,
-            "choose a CLIP architecture such as ViT-B-32-quickgelu",
-        )
+    _refuse_outside_tower(model, config["vision_cfg"])
     # Eq 7 feeds token embeddings to the text tower. Towers that also need token ids inside, or that
     # are made of another library's modules, cannot do that.
     reason = None

@@ -163,16 +163,21 @@ def run_with(
             kind(f"operating system: {error}; fix that and run the same command again, it resumes")
         )
     except (KeyboardInterrupt, SystemExit) as stop:
-        # While Ray starts, SIGTERM meets its handler, which calls sys.exit(SIGTERM).
-        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:
-            raise
-        by_person = isinstance(stop, KeyboardInterrupt) and not terminated.is_set()
-        code = Exit.INTERRUPTED if by_person else Exit.TERMINATED
-        print(f"{code.name.lower()}; run the same command again, it resumes", file=sys.stderr)
-        return code
+        return _stopped(stop, terminated.is_set())
     if written:
         print(f"wrote {written}", flush=True)
     return Exit.DONE
+
+
+def _stopped(stop: KeyboardInterrupt | SystemExit, terminated: bool) -> Exit:
+    """Print the line of a job that was stopped from outside; returns its exit code."""
+    # While Ray starts, SIGTERM meets its handler, which calls sys.exit(SIGTERM).
+    if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:
+        raise stop
+    by_person = isinstance(stop, KeyboardInterrupt) and not terminated
+    code = Exit.INTERRUPTED if by_person else Exit.TERMINATED
+    print(f"{code.name.lower()}; run the same command again, it resumes", file=sys.stderr)
+    return code
 
 
 @contextmanager
