@@ -68,6 +68,12 @@ def schedulable_nodes() -> dict[str, dict[str, float]]:
     }
 
 
+def enter_folder(folder: str) -> None:
+    """Enter the driver's working directory, so that relative paths mean the same here."""
+    if os.path.isdir(folder):  # not on another machine, where such paths mean nothing
+        os.chdir(folder)
+
+
 def node_id() -> str:
     """The id of the node that this process runs on."""
     return str(ray.get_runtime_context().get_node_id())

@@ -91,11 +91,7 @@ def run_ranks(
             try:
                 if not _fit(loop, config, name, workers):
                     return
-                if not workers.count:
-                    raise LeavingError(
-                        "distillation: this node is about to be taken away; run the same command "
-                        "again on another one, it resumes"
-                    )
+                _require_another_start(workers)
             except WorkerGroupError as error:
                 failures = list(error.worker_failures.values())
                 # An error of the code or of the data would come again, so it is not tried again.
@@ -109,6 +105,15 @@ def run_ranks(
                     f"distillation: the cluster had no room for all ranks ({_last_line([error])}); "
                     "free or add nodes and run the same command again, it resumes"
                 ) from None
+
+
+def _require_another_start(workers: Workers) -> None:
+    """Raise `LeavingError` if the rank runs in this process, which cannot move to another node."""
+    if not workers.count:
+        raise LeavingError(
+            "distillation: this node is about to be taken away; run the same command again on "
+            "another one, it resumes"
+        )
 
 
 def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> bool:

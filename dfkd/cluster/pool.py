@@ -15,6 +15,7 @@ from dfkd.cluster.capacity import (
     CAPACITY_WAIT_SECONDS,
     POLL_SECONDS,
     WorkerResources,
+    enter_folder,
     has_autoscaler,
     no_capacity_error,
     node_id,
@@ -56,10 +57,9 @@ class Actor:
         """Prepare the process; returns the id of its node. The pool calls this before any task.
 
         Args:
-            folder: the driver's working directory, so that relative paths mean the same here.
+            folder: the driver's working directory.
         """
-        if os.path.isdir(folder):  # not on another machine, where such paths mean nothing
-            os.chdir(folder)
+        enter_folder(folder)
         see_reserved_gpus()
         return node_id()
 

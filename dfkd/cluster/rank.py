@@ -1,7 +1,6 @@
 """The training loop of each rank of a distillation, under Ray Train."""
 
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from dfkd.cluster.capacity import POLL_SECONDS, node_id
+from dfkd.cluster.capacity import POLL_SECONDS, enter_folder, node_id
 from dfkd.cluster.metrics import Pace, count_request
 from dfkd.cluster.ray_internals import draining_nodes, relayed_bar
 from dfkd.cluster.tracking import SAMPLES, Tracker
@@ -82,8 +81,7 @@ def train(config: dict[str, Any]) -> bool:
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    if os.path.isdir(job.folder):  # not on another machine, where such paths mean nothing
-        os.chdir(job.folder)
+    enter_folder(job.folder)
     configure_process(job.cpus)
     root = open_storage(job.manifest.storage.root).observed(count_request)
     folder = root.child(layout.student(job.name))
