@@ -283,7 +283,7 @@ def _train(manifest: Manifest, target: StudentLocation, workers: Workers, bar: B
 def _job(manifest: Manifest, target: StudentLocation, workers: Workers, bar: BarPlace) -> Job:
     """The input of the ranks."""
     embedding = None
-    if manifest.distillation.target == "embedding":
+    if manifest.distillation.embeds:
         # Errors come before all shards are read.
         steps_per_epoch(target.version.manifest["samples"], manifest.distillation.batch_size)
         require_replaceable_classes(manifest, target.method, target.version)

@@ -106,10 +106,11 @@ class Distillation(Training):
     `evaluation.models` contains it."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Images of one step, summed over all ranks; at most the images of a version."""
-    target: Literal["distances", "embedding"] = "distances"
-    """What the student learns: the teacher's distances to the class texts, or its image embedding.
-    A student of embeddings is less accurate on its own classes, but its classes can be replaced
-    after the training (`jobs/evaluate.py --classes`, `jobs/labels.py`)."""
+    target: Literal["distances", "embedding", "both"] = "distances"
+    """What the student learns: the teacher's distances to the class texts, its image embedding, or
+    the embedding with both losses. A student of embeddings is less accurate on its own classes, but
+    its classes can be replaced after the training (`jobs/evaluate.py --classes`, `jobs/labels.py`).
+    """
     labels: Literal["live", "stored"] = "live"
     """Training targets: the teacher's distances (or embedding) for the augmented view, or those
     that the shard stores (literally equation 4)."""
@@ -168,21 +169,25 @@ class Distillation(Training):
                 self.labels,
                 "set distillation.labels=live or distillation.augmentation=[]",
             )
-        by_distances = self.target == "distances"
-        if by_distances and self.labels == "stored" and self.texts != "template":
+        if not self.embeds and self.labels == "stored" and self.texts != "template":
             raise ManifestError(
                 "distillation.texts",
                 "must be template with stored labels, which are distances to it",
                 self.texts,
                 "set distillation.labels=live",
             )
-        if not by_distances and self.standardise is not True:
+        if self.embeds and self.standardise is not True:
             raise ManifestError(
                 "distillation.standardise",
-                "must be true with distillation.target=embedding, which always rescales",
+                f"must be true with distillation.target={self.target}, which always rescales",
                 self.standardise,
                 "leave it out",
             )
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the student's output is an embedding, so that its classes can be replaced."""
+        return self.target != "distances"
 
     @property
     def ranks(self) -> tuple[int, int]:

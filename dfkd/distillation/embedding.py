@@ -1,6 +1,6 @@
 """The objective of a student of embeddings, whose classes can be replaced after the training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,9 @@ class EmbeddingObjective:
     """Mean squared error on the teacher's embeddings, standardised as (embedding - mean) / std.
 
     The embeddings of a CLIP lie in a narrow cone: what distinguishes images is small beside the
-    mean of all.
+    mean of all. With `distillation.target: both` the L1 loss on the distances to the class texts
+    (equation 5) is added, because the squared error spends most on directions in which the classes
+    do not differ.
     """
 
     mean: Tensor
@@ -33,10 +35,13 @@ class EmbeddingObjective:
     """Root mean square of all entries of (embedding - mean)."""
     texts: Tensor
     """float32 [M, E], unit text embeddings of the classes."""
+    distance_std: float | None = None
+    """Standard deviation of the version's distances, by which the added loss is divided; None adds
+    none."""
 
     def to(self, device: torch.device) -> "EmbeddingObjective":
         """The same on another device."""
-        return EmbeddingObjective(self.mean.to(device), self.std, self.texts.to(device))
+        return replace(self, mean=self.mean.to(device), texts=self.texts.to(device))
 
     def stored(self, batch: Batch) -> Tensor:
         """The targets that are stored with the images: embeddings [B, E]."""
@@ -44,13 +49,22 @@ class EmbeddingObjective:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of outputs float32 [B, E] on the teacher's embeddings [B, E], a scalar."""
-        return F.mse_loss(outputs, (targets - self.mean) / self.std)
+        loss = F.mse_loss(outputs, (targets - self.mean) / self.std)
+        if self.distance_std is None:
+            return loss
+        # The mean of the distances cancels, so standardising divides the difference by their std.
+        student, teacher = self._distances(outputs, targets)
+        return loss + F.l1_loss(student, teacher) / self.distance_std
 
     def nearest(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest class [B] to each output and to each target."""
-        embeddings = F.normalize(outputs * self.std + self.mean, dim=1)
-        student, teacher = (distances(each, self.texts) for each in (embeddings, targets))
+        student, teacher = self._distances(outputs, targets)
         return student.argmin(1), teacher.argmin(1)
+
+    def _distances(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances [B, M] of student and teacher to the class texts."""
+        embeddings = F.normalize(outputs * self.std + self.mean, dim=1)
+        return distances(embeddings, self.texts), distances(targets, self.texts)
 
     def finish(self, student: Student) -> Student:
         """The finished student: its output is an embedding in the teacher's space."""
@@ -67,7 +81,9 @@ def embedding_objective(manifest: Manifest, version: PublishedVersion) -> Embedd
         WeightsError: the teacher's files are missing or damaged.
     """
     mean, std = embedding_moments(version)
-    return EmbeddingObjective(mean, std, encode_classes(manifest, manifest.classes))
+    both = manifest.distillation.target == "both"
+    distance_std = max(float(version.manifest["label_std"]), MIN_STD) if both else None
+    return EmbeddingObjective(mean, std, encode_classes(manifest, manifest.classes), distance_std)
 
 
 def encode_classes(manifest: Manifest, classes: tuple[str, ...]) -> Tensor:

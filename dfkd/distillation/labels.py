@@ -34,7 +34,7 @@ def target_function(manifest: Manifest, device: torch.device) -> TargetFunction 
     # Always float32: distances to different classes differ by a few hundredths, and bfloat16 has
     # steps of 0.004 near their usual value.
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
-    if manifest.distillation.target == "embedding":
+    if manifest.distillation.embeds:
         return teacher.encode_image
     return live_targets(teacher, target_embeddings(manifest, teacher))
 

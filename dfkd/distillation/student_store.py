@@ -133,10 +133,10 @@ def require_replaceable_classes(
         ManifestError: they learn distances, or another teacher made the version.
         WeightsError: the teacher's files are missing or damaged.
     """
-    if manifest.distillation.target != "embedding":
+    if not manifest.distillation.embeds:
         raise ManifestError(
             "distillation.target",
-            "must be embedding for other classes: a student of distances knows only its own",
+            "must be embedding or both for other classes: a student of distances has only its own",
             manifest.distillation.target,
             "leave --classes out, or distil with distillation.target=embedding",
         )

@@ -76,7 +76,7 @@ def student(manifest: Manifest) -> NetworkSize:
     config = dataclasses.replace(manifest.distillation, weights="none")
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
     name = f"{config.student}, {config.stem} stem, {size} px, {classes} classes"
-    if config.target == "embedding":
+    if config.embeds:
         width = int(read_architecture(manifest.teacher.model).model["embed_dim"])
         texts = F.normalize(torch.ones(classes, width), dim=1)
         module, name = build(config, width, size, seed=0).with_classes(texts), f"{name}, embedding"

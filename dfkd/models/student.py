@@ -163,7 +163,7 @@ def card(
         embedding_dim: E of a student of embeddings; 0 for a student of distances.
     """
     # Students of distances are older than these two keys, so their cards do not have them.
-    embedding = {"target": config.target, "embedding_dim": embedding_dim} if embedding_dim else {}
+    embedding = {"target": "embedding", "embedding_dim": embedding_dim} if embedding_dim else {}
     return {
         "schema": 1,
         "architecture": config.student,

@@ -8,7 +8,7 @@ Studies that have a cell in common and use the same root share its result.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,12 +18,12 @@ from pydantic.dataclasses import dataclass as checked
 from dfkd.config.distillation import Average
 from dfkd.config.hashing import fingerprint
 from dfkd.distillation.student_names import student_name
-from dfkd.errors import CorruptionError
-from dfkd.evaluation.data import Domains
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.results import ResultRow, selected
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
-from dfkd.studies.study import Cell
+from dfkd.studies.study import Cell, Study
 from dfkd.utils.strict_json import canonical
 from dfkd.utils.types import CHECKED, Fraction, Sha256
 
@@ -69,6 +69,10 @@ class CellResult:
     """The sha256 of the judge's file; empty without one."""
     recognised: Fraction | None = None
     """Share of the data set's images that the judge puts into the class they were made for."""
+    unseen_data: Sha256 | Literal[""] = ""
+    """Digest of the images of classes that the student did not learn; empty without any."""
+    unseen: Fraction | None = None
+    """Mean over domains of the accuracy on these images."""
     scores: Annotated[tuple[Score, ...], Field(min_length=1)]
     """One score for each domain."""
     notes: tuple[str, ...]
@@ -80,7 +84,12 @@ class CellResult:
 
     def mean(self, average: Average) -> float:
         """Mean over domains of the accuracy that `average` selects, 0-1."""
-        return sum(score.averaged(average) for score in self.scores) / len(self.scores)
+        return mean_over_domains(self.scores, average)
+
+
+def mean_over_domains(scores: Sequence[Score], average: Average) -> float:
+    """Mean over domains of the accuracy that `average` selects, 0-1."""
+    return sum(score.averaged(average) for score in scores) / len(scores)
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class CellStore:
     data: str
     held_out: str = ""
     judge: str = ""
+    unseen_data: str = ""
 
     @property
     def folder(self) -> str:
@@ -109,8 +119,9 @@ class CellStore:
             "data": self.data,
             "held_out": self.held_out,
         }
-        # Only with a judge, so that cells without one keep their names.
-        return fields | ({"judge": self.judge} if self.judge else {})
+        # Only where they are measured, so that cells without them keep their names.
+        later = {"judge": self.judge, "unseen_data": self.unseen_data}
+        return fields | {name: value for name, value in later.items() if value}
 
     def read(self) -> CellResult | None:
         """The stored result; None if the cell is not finished.
@@ -145,7 +156,13 @@ class CellStore:
 
 
 def cell_of_student(
-    storage: Storage, cell: Cell, version: str, data: str, held_out: str = "", judge: str = ""
+    storage: Storage,
+    cell: Cell,
+    version: str,
+    data: str,
+    held_out: str = "",
+    judge: str = "",
+    unseen_data: str = "",
 ) -> CellStore:
     """Where the result of a cell's student is stored.
 
@@ -154,12 +171,15 @@ def cell_of_student(
         data: from `evaluation_digest`.
         held_out: fingerprint of the data set that measures agreement; empty without one.
         judge: sha256 of the judge's file; empty without one.
+        unseen_data: digest of the images of unseen classes; empty without any.
     """
     name = student_name(cell.manifest, version, cell.method, cell.seed)
-    return CellStore(storage, name, version, data, held_out, judge)
+    return CellStore(storage, name, version, data, held_out, judge, unseen_data)
 
 
-def cell_of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) -> CellStore:
+def cell_of_teacher(
+    storage: Storage, identity: Mapping[str, Any], data: str, unseen_data: str = ""
+) -> CellStore:
     """Where the zero-shot result of a data set's teacher is stored.
 
     Args:
@@ -168,7 +188,7 @@ def cell_of_teacher(storage: Storage, identity: Mapping[str, Any], data: str) ->
     # Prompts and images of the data set do not change what the teacher says about other images.
     keys = [key for key in identity if key == "classes" or key.startswith("teacher.")]
     name = f"teacher-{fingerprint({key: identity[key] for key in keys})[:12]}"
-    return CellStore(storage, name, "", data)
+    return CellStore(storage, name, "", data, unseen_data=unseen_data)
 
 
 def evaluation_digest(data: Domains) -> str:
@@ -185,6 +205,22 @@ def evaluation_digest(data: Domains) -> str:
             image_hash = "unreadable"
         entries.append((item.domain, item.class_index, image_hash))
     return hashlib.sha256(canonical([list(data.classes), sorted(entries)])).hexdigest()
+
+
+def unseen_digest(study: Study) -> str:
+    """Digest of the images of the study's `unseen` classes; empty without any.
+
+    Raises:
+        ManifestError: students learn one of these classes, or the evaluation data lack one.
+    """
+    unseen, manifest = study.described.unseen, study.manifest
+    if not unseen:
+        return ""
+    if learned := [name for name in unseen if name in manifest.classes]:
+        raise ManifestError(
+            "unseen", "must name classes that no student learns", learned, "remove these"
+        )
+    return evaluation_digest(open_data(manifest.evaluation, unseen))
 
 
 def scores(rows: list[ResultRow]) -> tuple[Score, ...]:

@@ -25,7 +25,7 @@ from dfkd.studies.tables import Cell, Grid, as_csv, latex, markdown
 from dfkd.utils.images import decode_image
 from dfkd.utils.paired import Difference
 
-MEAN, AGREEMENT, RECOGNISED = "mean", "agreement", "recognised"
+MEAN, AGREEMENT, RECOGNISED, UNSEEN = "mean", "agreement", "recognised", "unseen"
 SIZES = ("MB", "ms")
 
 
@@ -80,19 +80,21 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
     names = ("domain", *axes) if described.columns == "classes" else axes
     differences = _differences(described, results)
     # These columns are there only if a row has a figure, or most tables would have empty ones.
-    agreement = (AGREEMENT,) if any(row.agreement for row in results.rows) else ()
-    recognised = (RECOGNISED,) if results.judge else ()
+    measured = [
+        name
+        for name in (AGREEMENT, RECOGNISED, UNSEEN)
+        if any(getattr(row, name) for row in results.rows)
+    ]
     compared = (f"vs {described.compare}",) if differences else ()
     papers = (f"{column} ({paper.data}, paper)" for paper, column in printed)
     return Grid(
         title=described.title,
-        head=(*names, *head, *agreement, *recognised, *compared, *SIZES, *papers),
+        head=(*names, *head, *measured, *compared, *SIZES, *papers),
         names=len(names),
         rows=tuple(
             (
                 *cells,
-                *(row.agreement for _ in agreement),
-                *(row.recognised for _ in recognised),
+                *(getattr(row, name) for name in measured),
                 *(differences.get(row.label) for _ in compared),
                 *_size(row, ms),
                 *(
@@ -192,6 +194,11 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
         yield (
             f"{RECOGNISED}: share of a row's synthesised images that a classifier which guided "
             f"no synthesis (sha256 {results.judge[:12]}) puts into the class they were made for."
+        )
+    if described.unseen:
+        yield (
+            f"{UNSEEN}: mean accuracy over the domains on classes that no student learned "
+            f"({', '.join(described.unseen)}), of models whose classes can be replaced."
         )
     for paper in described.paper:
         yield (

@@ -3,6 +3,7 @@
 import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +40,8 @@ class StudentJob:
     """Id of the data set that measures agreement; empty without one."""
     recognised: float | None = None
     """Share of the data set's images that the judge recognises; None without a judge."""
+    unseen: tuple[str, ...] = ()
+    """Classes that the student did not learn, to score it on."""
 
     @property
     def id(self) -> str:
@@ -70,7 +73,7 @@ def train_and_score(job: StudentJob, threads: int = 0, cpus: float = 0.0) -> Cel
     trained = distillation.distill(cell.manifest, cell.method, cell.seed, job.version, cpus)
     # Before the scores: once the cell is stored, nothing is added to it.
     agreed = measure_agreement(cell, trained.student, job.held_out) if job.held_out else None
-    return score(cell.manifest, job.store, job.version, threads, agreed, job.recognised)
+    return score(cell.manifest, job.store, job.version, threads, agreed, job.recognised, job.unseen)
 
 
 def measure_agreement(cell: Cell, student: StudentLocation, held_out: str) -> float:
@@ -114,6 +117,7 @@ def score(
     threads: int = 0,
     agreement: float | None = None,
     recognised: float | None = None,
+    unseen: tuple[str, ...] = (),
 ) -> CellResult:
     """Score the one model that the manifest's evaluation names, and store the result.
 
@@ -124,13 +128,21 @@ def score(
         threads: for decoding images; 0 uses one for each processor.
         agreement: the student's agreement with its teacher, if it was measured.
         recognised: share of the data set's images that the judge recognises, if it was measured.
+        unseen: classes that the model did not learn, to score it on as well.
 
     Raises:
         PartialError: an image cannot be read.
     """
-    results = evaluate(manifest, threads or None, version, store.folder).results
-    # The result of a cell that lacks images cannot be compared with the others, so none is stored.
-    _require_readable(results["data"]["unreadable"])
+
+    def scored(folder: str, classes: tuple[str, ...] = ()) -> dict[str, Any]:
+        results = evaluate(manifest, threads or None, version, folder, classes).results
+        # A cell that lacks images cannot be compared with the others, so none is stored.
+        _require_readable(results["data"]["unreadable"])
+        return results
+
+    results = scored(store.folder)
+    others = scored(f"{store.folder}/unseen", unseen)["rows"] if unseen else []
+    average = manifest.evaluation.average
     return store.keep(
         CellResult(
             model=store.model,
@@ -140,6 +152,8 @@ def score(
             agreement=agreement,
             judge=store.judge,
             recognised=recognised,
+            unseen_data=store.unseen_data,
+            unseen=cells.mean_over_domains(cells.scores(others), average) if others else None,
             scores=cells.scores(results["rows"]),
             notes=tuple(results["data"]["notes"]),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -54,6 +54,8 @@ class CellMeasurement:
     """Share of held-out images for which student and teacher choose the same class."""
     recognised: float | None = None
     """Share of the data set's images that the judge puts into the class they were made for."""
+    unseen: float | None = None
+    """Mean accuracy over domains on classes that the student did not learn."""
 
     @classmethod
     def of(cls, cell: CellScore, average: Average) -> "CellMeasurement":
@@ -68,6 +70,7 @@ class CellMeasurement:
             per_class={score.domain: score.per_class for score in scores},
             agreement=cell.outcome.agreement,
             recognised=cell.outcome.recognised,
+            unseen=cell.outcome.unseen,
         )
 
 
@@ -121,8 +124,12 @@ class StudyRow:
     @property
     def agreement(self) -> Spread | None:
         """Agreement with the teacher on held-out images, over seeds; None if not measured."""
-        measured = [cell.agreement for cell in self.cells if cell.agreement is not None]
-        return spread(measured) if measured else None
+        return _spread_of_measured(cell.agreement for cell in self.cells)
+
+    @property
+    def unseen(self) -> Spread | None:
+        """Mean accuracy over domains on unseen classes, over seeds; None if not measured."""
+        return _spread_of_measured(cell.unseen for cell in self.cells)
 
     @property
     def recognised(self) -> Spread | None:
@@ -167,6 +174,12 @@ class Map:
     """Whether few-shot training uses the image; the same in the map before and after it."""
     silhouette: float
     """Silhouette of the classes among the features of the images not trained on, -1 to 1."""
+
+
+def _spread_of_measured(values: Iterable[float | None]) -> Spread | None:
+    """Mean and deviation of the values that there are; None without any."""
+    measured = [value for value in values if value is not None]
+    return spread(measured) if measured else None
 
 
 @dataclass(frozen=True)

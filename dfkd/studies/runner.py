@@ -154,6 +154,7 @@ class _CellJob:
 def _cell_jobs(study: Study, root: Storage, data: Domains | None, judge: str) -> Iterator[_CellJob]:
     """Yield the job of each cell; `ManifestError` if there are several teachers for one row."""
     digest = cells.evaluation_digest(data) if data else ""
+    unseen_data = cells.unseen_digest(study) if data else ""
     # Each data set is identified once, because `identify` hashes whole weight files.
     data_sets = {
         key: _DataSet(manifest, identify(manifest)) for key, manifest in study.data_sets().items()
@@ -169,9 +170,13 @@ def _cell_jobs(study: Study, root: Storage, data: Domains | None, judge: str) ->
         store = teacher = None
         if study.trains:
             measured = held_out.fingerprint if held_out else ""
-            store = cells.cell_of_student(root, cell, images.fingerprint, digest, measured, judge)
+            # Students of distances know only their own classes.
+            unseen = unseen_data if cell.manifest.distillation.embeds else ""
+            store = cells.cell_of_student(
+                root, cell, images.fingerprint, digest, measured, judge, unseen
+            )
         if study.described.teacher and study.trains:
-            teacher = cells.cell_of_teacher(root, images.identity, digest)
+            teacher = cells.cell_of_teacher(root, images.identity, digest, unseen_data)
             teachers.add(teacher.model)
         # The table has a single row for the teacher, so all rows must share one.
         if len(teachers) > 1:
@@ -273,7 +278,10 @@ class _Runner:
         # All cells share one teacher (`_cell_jobs` checks that), so the first one scores it.
         if cell_job.teacher and self.teacher is None:
             outcome = cell_job.teacher.read() or score(
-                _of_teacher(cell.manifest), cell_job.teacher, threads=self.threads
+                _of_teacher(cell.manifest),
+                cell_job.teacher,
+                threads=self.threads,
+                unseen=self.study.described.unseen,
             )
             self.teacher = CellScore(0, cell_job.teacher.folder, outcome)
         if cell_job.store is None:
@@ -288,7 +296,8 @@ class _Runner:
         if self.judge and version.id not in self.recognised:
             self.recognised[version.id] = self.judge.recognised(version, image_size)
         recognised = self.recognised.get(version.id)
-        return [StudentJob(cell, cell_job.store, version.id, held_out, recognised)]
+        unseen = self.study.described.unseen if cell.manifest.distillation.embeds else ()
+        return [StudentJob(cell, cell_job.store, version.id, held_out, recognised, unseen)]
 
     def _version(self, data: _DataSet) -> PublishedVersion:
         """The published version of a data set, made or reused."""

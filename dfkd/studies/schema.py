@@ -119,6 +119,11 @@ class StudyFile:
     row's synthesised images that this judge puts into the class that they were made for. Empty
     measures nothing, as `--quick` does.
     """
+    unseen: tuple[Name, ...] = ()
+    """Classes that no student learned. The table then has a column `unseen`: the mean accuracy over
+    domains on these classes, of the teacher and of the students of embeddings, whose classes can be
+    replaced. Empty measures nothing.
+    """
     teacher: str = ""
     """Name of the row with the teacher's zero-shot accuracy; empty leaves it out."""
     columns: Literal["domains", "classes"] = "domains"
@@ -138,6 +143,7 @@ class StudyFile:
     def __post_init__(self) -> None:
         require_unique("axes", tuple(axis.name for axis in self.axes))
         require_unique("seeds", self.seeds)
+        require_unique("unseen", self.unseen)
         self._require_mean()
         if self.judge and self.kind == "gallery":
             raise ManifestError(

@@ -89,7 +89,7 @@ def test_two_ranks_learn_embeddings(tmp_path: Path) -> None:
     path = write_manifest(
         tmp_path,
         teacher=dataclasses.asdict(teacher),
-        distillation={"workers": 2, "batch_size": 23, "epochs": 1, "target": "embedding"},
+        distillation={"workers": 2, "batch_size": 23, "epochs": 1, "target": "both"},
     )
     manifest = Manifest.read(path)
     publish(manifest, digests=file_hashes(teacher))
@@ -119,7 +119,7 @@ def one_step(manifest: Manifest, target: StudentLocation, rank: int) -> Student:
     stream = open_stream(manifest, target.version, 0, rank, 2)
     assert (stream.steps, stream.rows) == (1, 12 - rank)
     objective: DistanceObjective | EmbeddingObjective = DistanceObjective()
-    if config.target == "embedding":
+    if config.embeds:
         objective = embedding_objective(manifest, target.version)
     student = build(config, 3 if config.target == "distances" else EMBEDDING, 32, 0)
     distiller = Distiller(student, config, Schedule.of(config, 1), 0, objective=objective)

@@ -1,6 +1,7 @@
 """Students of embeddings: the loss, its moments, and what is left of both in a finished student."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,17 @@ def test_the_loss_is_the_mean_squared_error_of_standardised_embeddings() -> None
     targets = torch.tensor([[1.0, 4.0], [3.0, -2.0]])
     # Standardised they are [[0, 2], [1, -1]], so the errors are 0, 1, 0.5 and 1.
     assert objective.loss(outputs, targets) == pytest.approx((0 + 1 + 0.25 + 1) / 4)
+
+
+def test_with_distances_the_l1_loss_of_standardised_distances_is_added() -> None:
+    plain = EmbeddingObjective(torch.zeros(2), 1.0, torch.eye(2))
+    both = dataclasses.replace(plain, distance_std=0.5)
+    outputs, targets = torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, 0.0]])
+    # The student is at the second text and the teacher at the first. A right angle apart, their
+    # squared spherical distance is 2 arcsin(sqrt(2) / 2)^2.
+    apart = 2 * math.asin(math.sqrt(2) / 2) ** 2
+    expected = plain.loss(outputs, targets) + apart / 0.5
+    torch.testing.assert_close(both.loss(outputs, targets), expected)
 
 
 def test_a_step_learns_stored_embeddings_and_counts_equal_nearest_classes() -> None:

@@ -132,6 +132,16 @@ def test_agreement_has_a_column_where_it_was_measured(tmp_path: Path) -> None:
     assert texts(found.rows[0])[found.head.index("agreement")] == 70
 
 
+def test_accuracy_on_unseen_classes_has_a_column_and_a_note(tmp_path: Path) -> None:
+    study, plain = read(write(tmp_path, unseen=["house", "tree"])), row(("Baseline",), 0.5, 0.7)
+    cells = tuple(dataclasses.replace(cell, unseen=0.25) for cell in plain.cells)
+    rows = dataclasses.replace(plain, cells=cells), row(("Random_Prompt",), 0.5, 0.7)
+    found = grid(study.described, results(*rows), {})
+    column = found.head.index("unseen")
+    assert [each[column] for each in found.rows] == [{"mean": 0.25, "std": 0.0}, None]
+    assert any("(house, tree)" in note for note in found.notes)
+
+
 @pytest.mark.parametrize(("whole", "std"), [(False, None), (True, 0.0)])
 def test_students_of_one_data_set_count_once_in_what_a_judge_recognises(
     tmp_path: Path, whole: bool, std: float | None

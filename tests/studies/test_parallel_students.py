@@ -1,6 +1,7 @@
 """Students of a study side by side on a Ray of this machine, and how they agree with teachers."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,30 @@ def test_students_are_made_side_by_side_and_a_bad_one_stops_no_other(
     again = write(tmp_path, axes=axes[:1], seeds=[0], held_out_images=1)
     code = job.main([str(again), "--at-once", "1"])
     assert capsys.readouterr().out.count(": found ") == 2
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_students_of_embeddings_and_the_teacher_are_scored_on_classes_they_did_not_learn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = {name: {"distillation": {"target": name}} for name in ("distances", "embedding")}
+    axes = [{"name": "Target", "values": targets}]
+
+    def study(unseen: list[str]) -> list[str]:
+        return [str(write(tmp_path, axes=axes, seeds=[0], teacher="CLIP", unseen=unseen))]
+
+    assert job.main(study(["house", "tree"])) == Exit.DONE, capsys.readouterr().err
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    teacher, distances, embedding = (row["cells"][0] for row in rows)
+    assert distances["unseen"] is None
+    scored = json.loads((tmp_path / "root" / embedding["cell"] / "unseen/results.json").read_text())
+    assert scored["classes"] == ["house", "tree"]
+    by_domain = [row["accuracy"] for row in scored["rows"]]
+    assert embedding["unseen"] == pytest.approx(statistics.fmean(by_domain))
+    assert teacher["unseen"] > 0.7  # of two classes
+    assert "| unseen |" in (tmp_path / "table.md").read_text()
+    assert job.main(study(["house", "book"])) == Exit.USAGE
+    assert "unseen: must name classes that no student learns" in capsys.readouterr().err
 
 
 def batch(size: int) -> dict[str, dict[str, int]]:
