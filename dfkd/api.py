@@ -198,9 +198,8 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
     Args:
         manifest: of the run; all its students must be finished.
         threads: CPU threads for the models and for decoding; 0 uses all that the process may use.
-        classes: classes to score instead of the manifest's. The students, which must be of
-            `distillation.target: embedding`, are not trained again. Then only the results are
-            written, into the folder `other-classes/` under the root.
+        classes: classes to score instead of the manifest's, without training again the students,
+            which must be of embeddings. Only the results are written, into `other-classes/`.
 
     Returns:
         The results (see `dfkd.evaluation.results`) and their locations.

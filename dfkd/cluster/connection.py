@@ -37,8 +37,7 @@ def connected() -> Iterator[None]:
 
     Raises:
         InfrastructureError: the cluster does not answer.
-        ManifestError: RAY_ADDRESS is not a valid address, or its cluster has another Python or Ray,
-            or needs a token that is missing here.
+        ManifestError: RAY_ADDRESS is no address, or of a cluster that this process cannot join.
     """
     # Whoever started Ray also stops it.
     if ray.is_initialized():

@@ -106,13 +106,12 @@ def evaluate(
     Args:
         manifest: the run's manifest; all its students must be finished.
         threads: threads that decode images; None means one for each processor.
-        version: id of the version whose students are scored; empty for the current version of each
-            method.
+        version: id of the version whose students are scored; empty for the current ones.
         folder: folder under the root for the results; empty for the root itself.
         classes: classes to score instead of the manifest's, which need students of embeddings.
 
     Raises:
-        ManifestError: the data are unusable, a student is missing or knows only its own classes;
+        ManifestError: unusable data, a missing student or one that knows only its own classes;
             nothing has been scored.
         CorruptionError: a student is damaged.
     """
@@ -123,14 +122,13 @@ def evaluate(
     students = list(_finished_students(manifest, version, classes)) if "student" in wanted else []
     root = open_storage(manifest.storage.root)
     candidates = _load_candidates(scored, root, students, manifest.classes)
-    models = _with_cost_records(root, candidates, len(data.items))
-    scores = score(([model] for model in models), data, BATCH, threads)
+    counted = _with_cost_records(root, candidates, len(data.items))
+    scores = score(([model] for model in counted), data, BATCH, threads)
     networks = footprint.networks(manifest)
     sizes = {model: network.parameters for model, network in networks.items()}
-    average = manifest.evaluation.average
-    content = results(data, scores.rows, scores.unreadable, sizes, average)
+    content = results(data, scores.rows, scores.unreadable, sizes, manifest.evaluation.average)
     location = write_results(root.child(folder) if folder else root, content)
-    versions = {each.method: each.version for each in students}
+    versions = {student.method: student.version for student in students}
     return Evaluated(content, location, versions, networks=networks)
 
 

@@ -137,10 +137,8 @@ def run_with(
     """Parse the arguments, read the manifest, do the work and report; returns the exit code.
 
     A job that wrote something ends stdout with the line `wrote PATH`. An error that a person can
-    fix is one line on stderr; any other exception is a bug and keeps its traceback.
-
-    Args:
-        root: returns the storage root of the described run; None if it has none.
+    fix is one line on stderr; any other exception is a bug and keeps its traceback. `root` gives
+    the storage root of the described run; None if it has none.
     """
     options = arguments.parse_args(argv)
     terminated = threading.Event()

@@ -76,7 +76,6 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
     axes = tuple(axis.name for axis in described.chosen_axes)
     layout = _by_class if described.columns == "classes" else _by_domain
     head, rows = layout(described, results)
-    printed = [(paper, column) for paper in described.paper for column in paper.columns]
     names = ("domain", *axes) if described.columns == "classes" else axes
     differences = _differences(described, results)
     # These columns are there only if a row has a figure, or most tables would have empty ones.
@@ -86,7 +85,7 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
         if any(getattr(row, name) for row in results.rows)
     ]
     compared = (f"vs {described.compare}",) if differences else ()
-    papers = (f"{column} ({paper.data}, paper)" for paper, column in printed)
+    papers = (f"{name} ({each.data}, paper)" for each in described.paper for name in each.columns)
     return Grid(
         title=described.title,
         head=(*names, *head, *measured, *compared, *SIZES, *papers),
@@ -174,6 +173,13 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
     by_class = results.average == "classes" and not described.pictures
     kind = "Mean accuracy of the classes" if by_class else "Accuracy"
     yield f"{kind}{of} in percent{over}. Images scored{alone}: {scored}."
+    yield from _notes_on_columns(described, results)
+    yield from described.notes
+    yield from _missing(results)
+
+
+def _notes_on_columns(described: StudyFile, results: StudyResults) -> Iterator[str]:
+    """Yield what each column beside the accuracies means."""
     yield (
         "MB: parameters of what answers an image, in float32. ms: one image on one core of the "
         "machine that wrote this table, from latency.json beside it."
@@ -205,8 +211,6 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
             f"({paper.data}, paper): printed in {paper.of} of the paper, about its own data, "
             "teacher and students; not part of any mean here."
         )
-    yield from described.notes
-    yield from _missing(results)
 
 
 def _missing(results: StudyResults) -> Iterator[str]:

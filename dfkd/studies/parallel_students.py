@@ -101,13 +101,27 @@ def agreement(student: nn.Module, images: Stream, device: torch.device) -> float
     return float(torch.cat(same).double().mean())
 
 
-def _require_readable(unreadable: Sequence[str]) -> None:
-    """Raise `PartialError` if there are images that could not be read."""
-    if unreadable:
+def _mean_on(
+    classes: tuple[str, ...], manifest: Manifest, store: CellStore, version: str, threads: int
+) -> float:
+    """Mean over domains of the accuracy on classes that the model did not learn."""
+    folder = f"{store.folder}/unseen"
+    rows = _complete_results(manifest, threads, version, folder, classes)["rows"]
+    return cells.mean_over_domains(cells.scores(rows), manifest.evaluation.average)
+
+
+def _complete_results(
+    manifest: Manifest, threads: int, version: str, folder: str, classes: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The content of results.json; `PartialError` if there are images that could not be read."""
+    results = evaluate(manifest, threads or None, version, folder, classes).results
+    # A cell that lacks images cannot be compared with the others, so none is stored.
+    if unreadable := results["data"]["unreadable"]:
         raise PartialError(
             f"evaluation.data: {len(unreadable)} images could not be read, the first is "
             f"{unreadable[0]}; fix or remove them"
         )
+    return results
 
 
 def score(
@@ -122,27 +136,16 @@ def score(
     """Score the one model that the manifest's evaluation names, and store the result.
 
     Args:
-        manifest: of one model.
         store: where the result goes.
         version: id of the data set that the student learned from; empty for another model.
         threads: for decoding images; 0 uses one for each processor.
-        agreement: the student's agreement with its teacher, if it was measured.
-        recognised: share of the data set's images that the judge recognises, if it was measured.
+        agreement: see `CellResult`, as for `recognised`.
         unseen: classes that the model did not learn, to score it on as well.
 
     Raises:
         PartialError: an image cannot be read.
     """
-
-    def scored(folder: str, classes: tuple[str, ...] = ()) -> dict[str, Any]:
-        results = evaluate(manifest, threads or None, version, folder, classes).results
-        # A cell that lacks images cannot be compared with the others, so none is stored.
-        _require_readable(results["data"]["unreadable"])
-        return results
-
-    results = scored(store.folder)
-    others = scored(f"{store.folder}/unseen", unseen)["rows"] if unseen else []
-    average = manifest.evaluation.average
+    results = _complete_results(manifest, threads, version, store.folder)
     return store.keep(
         CellResult(
             model=store.model,
@@ -153,7 +156,7 @@ def score(
             judge=store.judge,
             recognised=recognised,
             unseen_data=store.unseen_data,
-            unseen=cells.mean_over_domains(cells.scores(others), average) if others else None,
+            unseen=_mean_on(unseen, manifest, store, version, threads) if unseen else None,
             scores=cells.scores(results["rows"]),
             notes=tuple(results["data"]["notes"]),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -255,8 +255,7 @@ def collect_results(
     """
     outcomes = [cell.outcome for cells in study_cells.students.values() for cell in cells]
     outcomes += [study_cells.teacher.outcome] if study_cells.teacher else []
-    # All cells were scored on the same data, so the first one tells images and notes. Its order may
-    # be that of another study, with which this one shares the cell.
+    # The same data in all cells, but the first one's order may be that of another study.
     images = {score.domain: score.images for score in outcomes[0].scores} if outcomes else {}
     return StudyResults(
         study=study.described.name,
