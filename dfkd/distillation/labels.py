@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
+from dfkd.models.batch_norm import fold_batch_norms
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.styles import (
     check_styled_prompts,
@@ -34,6 +35,7 @@ def target_function(manifest: Manifest, device: torch.device) -> TargetFunction 
     # Always float32: distances to different classes differ by a few hundredths, and bfloat16 has
     # steps of 0.004 near their usual value.
     teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
+    fold_batch_norms(teacher.visual)
     if manifest.distillation.embeds:
         return teacher.encode_image
     return live_targets(teacher, target_embeddings(manifest, teacher))

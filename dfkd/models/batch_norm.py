@@ -1,4 +1,4 @@
-"""Batch norm: a network's layers, and the loss L_bn on the statistics of their inputs.
+"""Batch norm: a network's layers, folding them, and the loss L_bn on their inputs' statistics.
 
 L_bn makes images whose features have the mean and the variance that the teacher's training data
 had, which batch norm has stored. Forward hooks compute the statistics, because the inputs of inner
@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import fuse_conv_bn_eval
 
 from dfkd.utils.progress import Closing
 
@@ -21,6 +23,25 @@ Measure = Callable[[nn.Module, Tensor, Tensor], Tensor]
 def layers(network: nn.Module) -> list[_BatchNorm]:
     """All batch-norm layers of a network, of any dimension, in the order of its modules."""
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
+
+
+def fold_batch_norms(tower: nn.Module) -> None:
+    """Put the batch norms of a CLIP's ResNet in eval mode into the convolutions before them.
+
+    Its outputs stay the same up to rounding, and it no longer reads and writes all features once
+    more for each norm. Other towers are left alone, because names of modules do not tell whether a
+    norm comes right after a convolution.
+    """
+    if not isinstance(tower, ModifiedResNet):
+        return
+    pairs = [(f"conv{number}", f"bn{number}") for number in (1, 2, 3)] + [("0", "1")]
+    for module in list(tower.modules()):
+        children = dict(module.named_children())
+        for convolution, norm in pairs:
+            if isinstance(children.get(norm), nn.BatchNorm2d):
+                folded = fuse_conv_bn_eval(children[convolution], children[norm])
+                setattr(module, convolution, folded)
+                setattr(module, norm, nn.Identity())
 
 
 class Taps(Closing):

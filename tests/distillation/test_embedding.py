@@ -132,7 +132,8 @@ def test_live_targets_are_the_teacher_s_embeddings_of_the_views(
     manifest = small_manifest.read(tmp_path, "distillation.target=embedding")
     views = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     label = target_function(manifest, torch.device("cpu"))
-    assert torch.equal(label(views), teacher.encode_image(views))
+    # Batch norms that are folded into convolutions round otherwise.
+    torch.testing.assert_close(label(views), teacher.encode_image(views), rtol=0, atol=1e-5)
 
 
 def test_other_classes_are_encoded_like_the_manifest_s_own(

@@ -40,7 +40,8 @@ def test_live_labels_are_distances_of_the_views_in_float32_whatever_the_students
     label = target_function(manifest, torch.device("cpu"))
     views = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     exact = distances(teacher.encode_image(views), class_text_embeddings(manifest, teacher))
-    assert torch.equal(label(views), exact)
+    # Steps of bfloat16 are 0.004; batch norms that are folded into convolutions round otherwise.
+    torch.testing.assert_close(label(views), exact, rtol=0, atol=1e-5)
 
 
 def test_an_ensemble_is_the_mean_over_styles_and_the_class_prompt(
