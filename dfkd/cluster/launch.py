@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig
 from torch.distributed import DistError
@@ -80,7 +81,8 @@ def run_ranks(
     Raises:
         DfkdError: a rank raised it.
         LeavingError: the rank runs in this process, whose node is about to be taken away.
-        InfrastructureError: ranks died too often (see `MAX_RANK_FAILURES`), or did not fit.
+        InfrastructureError: ranks died too often (see `MAX_RANK_FAILURES`) or did not fit, or the
+            process that watches them died.
         Exception: any other exception of a rank, with that rank's traceback as a note.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -104,6 +106,12 @@ def run_ranks(
                 raise InfrastructureError(
                     f"distillation: the cluster had no room for all ranks ({_last_line([error])}); "
                     "free or add nodes and run the same command again, it resumes"
+                ) from None
+            # Not started again here: without a dashboard nobody frees what it has reserved.
+            except RayActorError as error:
+                raise InfrastructureError(
+                    f"distillation: Ray's controller of the ranks died ({_last_line([error])}); "
+                    "run the same command again, it resumes"
                 ) from None
 
 

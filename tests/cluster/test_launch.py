@@ -1,7 +1,9 @@
 """What becomes of an error in one of two real ranks."""
 
+import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,23 @@ def test_our_own_error_is_told_where_other_ranks_die(
 
     with pytest.raises(CorruptionError, match="shard x: cut; restore it"):
         run(failing(fail))
+
+
+def test_a_controller_that_dies_is_told_and_cured_by_a_repetition() -> None:
+    """By a signal, as of a system that is short of memory."""
+
+    def loop(config: dict[str, Any]) -> None:
+        # The raylet of this Ray has started the ranks and their controller.
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # of a process that has just ended
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                name = (folder / "cmdline").read_bytes()
+                if int(parent) == os.getppid() and b"TrainController" in name:
+                    os.kill(int(folder.name), signal.SIGKILL)
+        time.sleep(60)
+
+    with pytest.raises(InfrastructureError, match="Ray's controller of the ranks died"):
+        run_ranks(loop, {}, "student", Workers(1, 1.0, "cpu"))
 
 
 @pytest.mark.parametrize(
