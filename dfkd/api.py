@@ -24,6 +24,7 @@ from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.distillation import Finished
 from dfkd.cluster.metrics import report_accuracy
 from dfkd.cluster.synthesis import Built, build, finished, identify
+from dfkd.cluster.worker import synthesis_pool
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS
@@ -131,11 +132,14 @@ def synthesize(
     if not abandon:
         _refuse_unfinished(planned)
     versions = []
+    pool = None
     with contextlib.ExitStack() as ray_runtime:
         for single, identity in planned:
-            if not finished(single, identity):  # a finished version needs no cluster
+            # A finished version needs no cluster; the others share one, and its actors.
+            if pool is None and not finished(single, identity):
                 ray_runtime.enter_context(connected())
-            versions.append(build(single, identity, abandon, accept_partial))
+                pool = ray_runtime.enter_context(synthesis_pool(manifest.cluster))
+            versions.append(build(single, identity, abandon, accept_partial, pool=pool))
             on_version(versions[-1])
     return versions
 

@@ -12,9 +12,9 @@ import ray
 
 from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.benchmarks.stand_in import StandInMaker, put_prompts, put_shards, temporary_root
-from dfkd.cluster.capacity import worker_resources
+from dfkd.cluster.capacity import Actor, worker_resources
 from dfkd.cluster.connection import connected
-from dfkd.cluster.pool import Actor, Pool
+from dfkd.cluster.pool import Pool
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, tasks

@@ -20,7 +20,7 @@ from dfkd.cluster.synthesis import (
     write_shards,
 )
 from dfkd.cluster.tracking import ShardSummary
-from dfkd.cluster.worker import SynthesisWorker
+from dfkd.cluster.worker import SynthesisWorker, synthesis_pool
 from dfkd.config.manifest import Manifest, StorageConfig
 from dfkd.config.plan import Unit, image_count, task_count, tasks
 from dfkd.dataset.loader import Stream
@@ -92,8 +92,11 @@ def _build_and_read(manifest: Manifest) -> Results:
         steps[name] = {"seconds": round(seconds, 3), "memory": watch.summary()}
         return result
 
-    step("prompts", lambda: write_prompts(manifest, unfinished, budget))
-    failed = step("shards", lambda: write_shards(manifest, unfinished, budget, ScaleWorker))
+    with synthesis_pool(manifest.cluster) as pool:
+        step("prompts", lambda: write_prompts(manifest, unfinished, budget, pool))
+        failed = step(
+            "shards", lambda: write_shards(manifest, unfinished, budget, pool, ScaleWorker)
+        )
     if failed:
         raise InfrastructureError(
             f"benchmark: {len(failed)} tasks failed; run it again, it resumes"

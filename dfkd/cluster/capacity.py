@@ -379,3 +379,13 @@ def has_autoscaler() -> bool:
     """Whether an autoscaler with node types of its own runs, so that requested nodes are added."""
     # Without an autoscaler Ray names a type `node_` and the node's id.
     return any(name and not name.startswith("node_") for name in node_types())
+
+
+class Actor:
+    """Base class of the actors of a pool; a subclass adds the method `run(task)`."""
+
+    def begin(self, folder: str) -> str:
+        """Enter the driver's working directory; returns the id of this node. Called once."""
+        enter_folder(folder)
+        see_reserved_gpus()
+        return node_id()

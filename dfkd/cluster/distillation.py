@@ -22,6 +22,7 @@ from typing import Any
 import ray
 
 from dfkd.cluster.capacity import (
+    Actor,
     StudentShare,
     Workers,
     gpu_name,
@@ -32,7 +33,7 @@ from dfkd.cluster.capacity import (
     trains_here,
 )
 from dfkd.cluster.launch import LeavingError, run_ranks
-from dfkd.cluster.pool import Actor, Pool
+from dfkd.cluster.pool import Pool
 from dfkd.cluster.rank import BarPlace, Job, open_stream, train
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import Method

@@ -15,16 +15,14 @@ from dfkd.cluster.capacity import (
     CAPACITY_WAIT_SECONDS,
     POLL_SECONDS,
     WorkerResources,
-    enter_folder,
     has_autoscaler,
     no_capacity_error,
-    node_id,
     ping,
     require_room,
     schedulable_nodes,
-    see_reserved_gpus,
 )
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError, conceal
+from dfkd.utils.progress import Closing
 
 MAX_WAITING_ACTORS = 256
 """Actors at most that wait for room on an autoscaling cluster, whose own maximum caps the cost."""
@@ -50,20 +48,6 @@ _END: Any = object()
 """What `next` returns for an iterator of tasks that has ended; None means that none is ready."""
 
 
-class Actor:
-    """Base class of the actors of a pool; a subclass adds the method `run(task)`."""
-
-    def begin(self, folder: str) -> str:
-        """Prepare the process; returns the id of its node. The pool calls this before any task.
-
-        Args:
-            folder: the driver's working directory.
-        """
-        enter_folder(folder)
-        see_reserved_gpus()
-        return node_id()
-
-
 @dataclass(frozen=True)
 class Quarantined(Generic[T]):
     """A task that failed at every attempt, with the reason of the last failure."""
@@ -87,19 +71,18 @@ class ActorSlot(Generic[T]):
 
 
 @dataclass
-class Pool(Generic[T]):
-    """Runs tasks on at most `size` actors (see `Actor`) that `start` makes.
+class Pool(Closing, Generic[T]):
+    """Runs tasks on at most `size` actors (subclasses of `Actor`) that `start` makes.
 
     The pool follows the cluster: it has as many actors as fit the available nodes, so nodes may
     join and leave while it runs. A draining node gets no new task. With an autoscaler, further
     actors wait for room: they are the demand for which it adds nodes, and it ends with the driver.
 
     Each actor has at most one task in flight, so the driver's memory is bounded and a death has
-    exactly one suspect. (Tasks take seconds, so the driver's millisecond between two tasks does
-    not matter.) Ray's own retries are off: a task whose actor died, hung or raised is retried on
-    any actor, `attempts` times in all, and then quarantined. An attempt lost to a node failure
-    does not count towards this limit. The run ends when too many attempts in a row fail for any
-    single task to be the cause.
+    exactly one suspect. Ray's own retries are off: a task whose actor died, hung or raised is
+    retried on any actor, `attempts` times in all, and then quarantined. An attempt lost to a node
+    failure does not count towards this limit. The run ends when too many attempts in a row fail for
+    any single task to be the cause.
     """
 
     start: Callable[[], Any]
@@ -109,6 +92,10 @@ class Pool(Generic[T]):
     """The resources that an actor reserves."""
     timeout: float = 0.0
     """Seconds that a task may take; 0 means no limit."""
+    prepare: Callable[[Any], object] = lambda actor: None
+    """Called with each actor before its first task of a run."""
+    lasting: bool = False
+    """Whether the actors outlive a run that ends well, for the next one; then `close` ends them."""
     progress: Callable[[T], int] = lambda task: 0
     """How far earlier attempts have brought a task. Once that grows, they no longer count."""
     succeeded: bool = False
@@ -123,20 +110,19 @@ class Pool(Generic[T]):
     _retry_queue: deque[T] = field(default_factory=deque)
     """Tasks to start next: failed ones, and one that `_peek` has drawn already."""
     _tries: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """For each task id the failed attempts: the node of an actor that died, else empty."""
+    """By task id the failed attempts: the node of an actor that died, else empty."""
     _reached: dict[str, int] = field(default_factory=dict)
-    """For each task id its `progress` at its last failed attempt."""
+    """By task id its `progress` at its last failed attempt."""
     _undrawn: int = 0
-    """The number of tasks that are not drawn yet; `size` if their iterator does not tell it."""
+    """Number of tasks that are not drawn yet; `size` if their iterator does not tell it."""
     _timeouts: int = 0
-    """The number of attempts that have timed out."""
+    """Number of attempts of this run that have timed out."""
     _consecutive_failures: list[str] = field(default_factory=list)
-    """The failed attempts since the last success, as in `_tries`."""
+    """Failed attempts since the last success, as in `_tries`."""
     _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Resources of the schedulable nodes, by node id, as of the last refresh."""
+    """Resources of the schedulable nodes by node id, as of the last refresh."""
     _wanted: int = 0
-    """With an autoscaler, the number of actors that are started whether or not they fit yet; else
-    0."""
+    """With an autoscaler, how many actors are started whether or not they fit yet; else 0."""
     _fitting: int = 0
     """The number of actors that fit the nodes, at most `size`."""
     _last_poll: float = 0.0
@@ -151,10 +137,10 @@ class Pool(Generic[T]):
         """Yield each result when it arrives, in any order; see `quarantine` afterwards.
 
         Args:
-            tasks: consumed lazily, one at a time. `None` means that nothing is ready yet; the pool
+            tasks: consumed lazily, one at a time. None means that nothing is ready yet; the pool
                 asks again when a task finishes.
-            may_start: called before each task; returning False lets the running tasks finish and
-                starts no more.
+            may_start: called before each task; after False the running tasks finish, and no more
+                are started.
 
         Raises:
             ManifestError: an actor raised it, which no retry can fix; or no node can hold an actor
@@ -162,8 +148,8 @@ class Pool(Generic[T]):
             InfrastructureError: an actor raised it, or cannot use its GPU; or `attempts` x (actors
                 + 1) attempts in a row failed; or no node had room for an actor.
         """
-        self.stopped, self._undrawn = False, operator.length_hint(tasks, self.size)
-        self._last_placed = time.monotonic()
+        self._begin_run(operator.length_hint(tasks, self.size))
+        ended = False
         # The loop ends when nothing is in flight and no task is left, or none may start.
         try:
             # Draw a task before starting actors: a finished run needs no room and starts none.
@@ -174,10 +160,27 @@ class Pool(Generic[T]):
                 self._poll()
                 self._fill(tasks, may_start)
                 yield from self._collect()
+            ended = True
         finally:
-            # Also after an error or when the caller stops reading: no actor outlives its pool.
-            while self._slots:
-                self._remove(self._slots[0])
+            # Always after an error or when the caller stops reading: an actor may be at work.
+            if not (ended and self.lasting):
+                self.close()
+
+    def close(self) -> None:
+        """End all actors."""
+        while self._slots:
+            self._remove(self._slots[0])
+
+    def _begin_run(self, undrawn: int) -> None:
+        """Forget the tasks of the run before, and prepare the actors that are left of it."""
+        self.stopped, self.largest, self._undrawn = False, 0, undrawn
+        self.quarantine, self._consecutive_failures = [], []
+        for of_tasks in (self._retry_queue, self._tries, self._reached):
+            of_tasks.clear()
+        self._timeouts, self._finished_seconds = 0, 0.0
+        self._last_placed, self._last_poll = time.monotonic(), 0.0
+        for slot in self._slots:
+            self.prepare(slot.actor)
 
     @property
     def in_flight(self) -> list[T]:
@@ -292,6 +295,7 @@ class Pool(Generic[T]):
             actor = self.start()
             # Ray starts the actor when a node has room; until then the slot gets no task.
             begun = actor.begin.remote(os.getcwd())
+            self.prepare(actor)
             self._slots.append(ActorSlot(actor, begun, time.monotonic()))
         # To shrink, remove only actors without a task, first those that have not started.
         idle = [slot for slot in lasting if not slot.node or not (self._undrawn or slot.task)]
@@ -314,7 +318,7 @@ class Pool(Generic[T]):
         # A result may be ready, and only the driver was busy or suspended for so long.
         if ray.wait([slot.awaited], timeout=0)[0]:
             return
-        # A hanging actor cannot be asked to stop. `_resize` starts another one in its place.
+        # A hanging actor cannot be asked to stop; `_resize` replaces it.
         task = self._release(slot)
         self._remove(slot)
         if task is None:

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-import ray
-
 from dfkd.cluster.budget import BudgetTracker
-from dfkd.cluster.capacity import require_shared_storage, worker_resources
+from dfkd.cluster.capacity import require_shared_storage
 from dfkd.cluster.metrics import count_request, report_quarantined, report_task
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
@@ -26,6 +24,7 @@ from dfkd.cluster.worker import (
     SynthesisWorker,
     TaskResult,
     Worker,
+    synthesis_pool,
 )
 from dfkd.config import fingerprint as fingerprints
 from dfkd.config.hashing import fingerprint
@@ -102,6 +101,7 @@ def build(
     accept_partial: bool = False,
     worker_seconds: float | None = None,
     make_current: bool = True,
+    pool: Pool[Any] | None = None,
 ) -> Built:
     """Make and publish the version of a manifest with one method; resumes unfinished work.
 
@@ -111,6 +111,7 @@ def build(
         accept_partial: publish although tasks are quarantined.
         worker_seconds: limit of all workers' time in this call; begun tasks are finished.
         make_current: False publishes a candidate that readers do not use yet.
+        pool: actors to use; None starts some, which end with this call.
 
     Raises:
         BudgetError: `worker_seconds` are spent; the same command resumes.
@@ -126,7 +127,7 @@ def build(
     # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
     with reading(root, [f"{method}/{version.id}"]):
         begin(version.home, identity, abandon)
-        quarantined = _make_missing(manifest, root, version, worker_seconds)
+        quarantined = _make_missing(manifest, root, version, worker_seconds, pool)
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
         # Checked again, because a driver that was suspended may have lost its lease meanwhile.
@@ -156,7 +157,11 @@ def _require_space(manifest: Manifest, version: Version, carries: bool) -> None:
 
 
 def _make_missing(
-    manifest: Manifest, root: Storage, version: Version, worker_seconds: float | None
+    manifest: Manifest,
+    root: Storage,
+    version: Version,
+    worker_seconds: float | None,
+    pool: Pool[Any] | None,
 ) -> dict[str, str]:
     """Make the missing prompts and shards; returns the reason for each quarantined task id.
 
@@ -165,10 +170,13 @@ def _make_missing(
     if version.published:
         return {}
     version.lift_quarantine()
-    with record_cost(root, "synthesize", manifest.method) as cost:
+    with (
+        record_cost(root, "synthesize", manifest.method) as cost,
+        contextlib.nullcontext(pool) if pool else synthesis_pool(manifest.cluster) as actors,
+    ):
         budget_tracker = BudgetTracker(worker_seconds, cost)
-        write_prompts(manifest, version, budget_tracker)
-        return write_shards(manifest, version, budget_tracker)
+        write_prompts(manifest, version, budget_tracker, actors)
+        return write_shards(manifest, version, budget_tracker, actors)
 
 
 def _refuse_quarantined(
@@ -215,7 +223,9 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
-def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTracker) -> None:
+def write_prompts(
+    manifest: Manifest, version: Version, budget_tracker: BudgetTracker, pool: Pool[Any]
+) -> None:
     """Write every missing part and then prompts.json.
 
     At most `parts_at_once` workers run, because so many parts do not depend on each other.
@@ -230,7 +240,7 @@ def write_prompts(manifest: Manifest, version: Version, budget_tracker: BudgetTr
     # prompts.json is written after all parts; one that is missing now was damaged and deleted.
     if len(done) == total and version.storage.exists(layout.PROMPTS_SUMMARY):
         return
-    pool = _pool(manifest, PromptWorker, version, parts_at_once(manifest))
+    _assign(pool, manifest, PromptWorker, version, parts_at_once(manifest), 1)
     pool.succeeded = bool(done)
     with bar(f"{manifest.method} prompts", total, "part", len(done)) as progress:
         units = _ready_parts(manifest, done)
@@ -269,9 +279,10 @@ def write_shards(
     manifest: Manifest,
     version: Version,
     budget_tracker: BudgetTracker,
+    pool: Pool[Any],
     kind: type[Worker] = SynthesisWorker,
 ) -> dict[str, str]:
-    """Make every task without a receipt on actors of class `kind`.
+    """Make every task without a receipt; the pool's actors are workers of class `kind`.
 
     Returns:
         The reason for each quarantined task, by task id.
@@ -288,7 +299,7 @@ def write_shards(
     remaining = chain.units(manifest, done) if chain else units(manifest, done)
     workers, largest = (1 if chain else len(sizes)), max(sizes, default=1)
     cost = budget_tracker.cost
-    pool = _pool(manifest, kind, version, workers, largest)
+    _assign(pool, manifest, kind, version, workers, largest)
     pool.succeeded = bool(done)
     with _reporting(manifest, version, pool, cost, done) as report:
         for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool)):
@@ -300,25 +311,17 @@ def write_shards(
     return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
 
 
-def _pool(
-    manifest: Manifest, kind: type[Worker], version: Version, size: int, tasks: int = 1
-) -> Pool[Any]:
-    """A pool of at most `size` workers of class `kind`, limited by `cluster.workers`.
+def _assign(
+    pool: Pool[Any], manifest: Manifest, kind: type[Worker], version: Version, size: int, tasks: int
+) -> None:
+    """Let at most `size` actors, or `cluster.workers`, be workers of class `kind` in the next run.
 
-    Args:
-        tasks: the largest number of tasks in a unit; `cluster.task_timeout` applies to each task.
+    A unit has at most `tasks` tasks; `cluster.task_timeout` applies to each.
     """
     cluster = manifest.cluster
-    resources = worker_resources(cluster)
-    # Ray restarts and retries nothing: the pool does both, and counts them.
-    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **resources.options)
-    return Pool(
-        lambda: actor.remote(manifest, version, cluster.cpus_per_worker),
-        min(size, cluster.workers or size),
-        cluster.attempts,
-        resources,
-        cluster.task_timeout * tasks,
-    )
+    pool.size = min(size, cluster.workers or size)
+    pool.timeout = cluster.task_timeout * tasks
+    pool.prepare = lambda actor: actor.become.remote(kind, manifest, version)
 
 
 @contextmanager

@@ -16,11 +16,13 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import ray
+import torch
 
+from dfkd.cluster.capacity import Actor, worker_resources
 from dfkd.cluster.metrics import WORKER_RATE, count_request
-from dfkd.cluster.pool import Actor
+from dfkd.cluster.pool import Pool
 from dfkd.cluster.tracking import ShardSummary
-from dfkd.config.manifest import Manifest
+from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import has_dependent_parts, prompt_method
 from dfkd.config.plan import Unit, estimated_bytes, part_count, part_name
 from dfkd.dataset.chain import Chain
@@ -74,7 +76,7 @@ class TaskResult(Generic[R]):
 
 
 @dataclass
-class Worker(Actor, ABC):
+class Worker(ABC):
     """Base class of both workers. The first unit of work loads the models.
 
     If the constructor loaded them, a clear error would become an actor that dies again and again.
@@ -135,6 +137,47 @@ class Worker(Actor, ABC):
                     f"sha256 {digest[:12]} on {ray.util.get_node_ip_address()}",
                     f"copy there the one that version {self.version.id} was begun with",
                 )
+
+
+class SynthesisActor(Actor):
+    """An actor that is one worker after another, so that its process starts and imports once."""
+
+    def __init__(self, cpus: float) -> None:
+        self.cpus = cpus
+        self._worker: Worker | None = None
+
+    def become(self, kind: type[Worker], manifest: Manifest, version: Version) -> None:
+        """Be a new worker from the next unit on."""
+        if self._worker:
+            manifest_before = self._worker.manifest
+            WORKER_RATE.set(0.0, manifest=manifest_before.name, method=manifest_before.method)
+        self._worker = None  # its models go before the next worker loads its own
+        torch.cuda.empty_cache()
+        # What is compiled for models that are gone counts towards torch's limit of compilations.
+        torch.compiler.reset()
+        self._worker = kind(manifest, version, self.cpus)
+
+    def run(self, unit: Any) -> TaskResult[Any]:
+        """Do a unit of work as the worker that this actor is now."""
+        if self._worker is None:
+            raise ValueError("`become` comes before the first unit")
+        return self._worker.run(unit)
+
+
+def synthesis_pool(cluster: Cluster) -> Pool[Any]:
+    """A pool of `SynthesisActor`, which one run after another may use; the caller closes it."""
+    resources = worker_resources(cluster)
+    # Ray restarts and retries nothing: the pool does both, and counts them.
+    actor: Any = ray.remote(SynthesisActor).options(
+        max_restarts=0, max_task_retries=0, **resources.options
+    )
+    return Pool(
+        lambda: actor.remote(cluster.cpus_per_worker),
+        1,
+        cluster.attempts,
+        resources,
+        lasting=True,
+    )
 
 
 class PromptWorker(Worker):

@@ -16,7 +16,9 @@ from typing import Any
 
 from dfkd.cluster.capacity import divide_resources, schedulable_nodes
 from dfkd.cluster.connection import cluster_address, connected
+from dfkd.cluster.pool import Pool
 from dfkd.cluster.synthesis import build, finished, identify
+from dfkd.cluster.worker import synthesis_pool
 from dfkd.config.fingerprint import identity
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
@@ -235,6 +237,8 @@ class _Runner:
     outcomes: dict[str, CellResult] = field(default_factory=dict)
     """Results by the cell's label."""
     failed: dict[str, str] = field(default_factory=dict)
+    pool: Pool[Any] | None = None
+    """The actors that make data sets; None before the first one that is not there."""
 
     def run(self, cell_jobs: list[_CellJob]) -> StudyCells:
         """Make all data sets first, so that as many students as possible then train in parallel."""
@@ -247,6 +251,8 @@ class _Runner:
                 raise
             except DfkdError as error:
                 self.failed[cell_job.cell.label] = " ".join(str(error).split())
+        if self.pool:
+            self.pool.close()  # students need what these actors have reserved
         with self._kept(student_jobs):
             for done in self._made(student_jobs):
                 label = done.job.cell.label
@@ -305,14 +311,21 @@ class _Runner:
         # Several cells may need the same data set, which is tried once.
         if key in self.broken:
             raise self.broken[key]
-        if not data.finished:
-            self._connect()
         try:
             # With `abandon`, another cell's unfinished version is no error; that cell resumes it.
-            return build(data.manifest, data.identity, abandon=True, make_current=False).version
+            pool = None if data.finished else self._actors()
+            return build(
+                data.manifest, data.identity, abandon=True, make_current=False, pool=pool
+            ).version
         except DfkdError as error:
             self.broken[key] = error
             raise
+
+    def _actors(self) -> Pool[Any]:
+        """The actors that make data sets, which one data set after another uses."""
+        self._connect()
+        self.pool = self.pool or synthesis_pool(self.study.manifest.cluster)
+        return self.pool
 
     def _made(self, student_jobs: list[StudentJob]) -> Iterator[StudentResult]:
         """Yield each job's result; jobs of one rank run in parallel if there are resources."""

@@ -266,9 +266,9 @@ def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Set
 
 
 def _check_common_settings(study: Study) -> None:
-    """Refuse rows that differ in storage, classes or evaluation: they cannot share a table."""
+    """Refuse rows that differ in what they share: place, actors, classes and evaluation."""
     for cell in study.cells:
-        for field in ("storage", "classes", "evaluation"):
+        for field in ("storage", "cluster", "classes", "evaluation"):
             if getattr(cell.manifest, field) != getattr(study.manifest, field):
                 raise ManifestError(
                     f"axes: {cell.row}",

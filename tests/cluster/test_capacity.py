@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from dfkd.cluster.capacity import WorkerResources, plan_workers
-from dfkd.cluster.pool import Actor, Pool
+from dfkd.cluster.capacity import Actor, WorkerResources, plan_workers
+from dfkd.cluster.pool import Pool
 from dfkd.cluster.worker import PromptPart
 from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError

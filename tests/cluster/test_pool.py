@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from dfkd.cluster.capacity import (
+    Actor,
     WorkerResources,
     has_autoscaler,
     require_room,
@@ -21,9 +22,9 @@ from dfkd.cluster.capacity import (
     worker_resources,
 )
 from dfkd.cluster.connection import _check_reachable
-from dfkd.cluster.pool import Actor, Pool
+from dfkd.cluster.pool import Pool
 from dfkd.config.manifest import Cluster
-from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,49 @@ def test_attempts_that_got_further_are_forgotten(cluster: None, tmp_path: Path) 
     working.progress = lambda item: tries(tmp_path).get(item.number, 0)
     assert list(working.run(iter([Item(0)]))) == [0]
     assert tries(tmp_path) == {0: 5}
+
+
+class Lasting(Actor):
+    """Tells its process and what it is at the time."""
+
+    def become(self, name: str) -> None:
+        self.name = name
+
+    def run(self, item: Item) -> tuple[int, str]:
+        if item.number == 1:
+            raise CorruptionError("item 1: is damaged; delete it")
+        if item.number == 2:
+            raise InfrastructureError("disk: must have room, got 0; free some")
+        return os.getpid(), self.name
+
+
+def test_lasting_actors_serve_run_after_run_until_an_error_or_the_end(cluster: None) -> None:
+    actor = ray.remote(Lasting).options(num_cpus=0.5, max_restarts=0, max_task_retries=0)
+    lasting: Pool[Item] = Pool(actor.remote, 1, 2, WorkerResources(0.5), lasting=True)
+
+    def run(name: str, *numbers: int) -> list[tuple[int, str]]:
+        lasting.prepare = lambda actor: actor.become.remote(name)
+        return list(lasting.run(Item(number) for number in numbers))
+
+    with lasting:
+        ((process, name),) = run("first", 0, 1)
+        assert name == "first"
+        assert [each.task for each in lasting.quarantine] == [Item(1)]
+        assert run("second", 0) == [(process, "second")]
+        assert lasting.quarantine == []
+        assert lasting.largest == 1
+        with pytest.raises(InfrastructureError, match="disk: must have room"):
+            run("third", 2)
+        gone(process)
+        ((another, name),) = run("fourth", 0)
+        assert (another == process, name) == (False, "fourth")
+    gone(another)
+
+
+def gone(process: int) -> None:
+    """Wait until a process has ended."""
+    while Path(f"/proc/{process}").exists():
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known number", "unknown number"])

@@ -14,8 +14,7 @@ from ray.cluster_utils import Cluster
 from ray.train import ScalingConfig
 
 from dfkd.cluster import ray_internals
-from dfkd.cluster.capacity import has_autoscaler, schedulable_nodes
-from dfkd.cluster.pool import Actor
+from dfkd.cluster.capacity import Actor, has_autoscaler, schedulable_nodes
 from tests.helpers.draining import drain
 
 ROOT = Path(__file__).parents[2]

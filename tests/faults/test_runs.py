@@ -87,10 +87,10 @@ def test_a_worker_and_its_node_are_killed(
     process = start(nodes, write(tmp_path), "--set", "cluster.workers=2")
     wait_for(lambda: receipts(tmp_path / "run") >= 2, running(process))
     os.kill(
-        wait_for(lambda: nodes.actors("SynthesisWorker"), running(process))[0][1], signal.SIGKILL
+        wait_for(lambda: nodes.actors("SynthesisActor"), running(process))[0][1], signal.SIGKILL
     )
     wait_for(lambda: receipts(tmp_path / "run") >= 4, running(process))
-    nodes.kill(wait_for(lambda: nodes.actors("SynthesisWorker"), running(process))[0][0])
+    nodes.kill(wait_for(lambda: nodes.actors("SynthesisActor"), running(process))[0][0])
     nodes.add()
     _, errors = process.communicate()
     assert process.returncode == 0, errors
