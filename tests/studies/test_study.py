@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dfkd.config.fingerprint import identity
 from dfkd.config.hashing import fingerprint
 from dfkd.errors import ManifestError
-from dfkd.prompts.styles import PAPER
+from dfkd.prompts.styles import MINIATURE
 from dfkd.studies.study import MAX_ROWS, read
 from tests.helpers.tiny_study import EPOCHS, METHODS, description, write
 from tests.repository.test_fuzz import changed, places
@@ -233,11 +233,11 @@ def test_every_study_that_is_shipped_can_be_read(path: Path, size: str) -> None:
     assert size == "full" or max(steps) <= 12
 
 
-def test_sub_dictionaries_consist_of_words_of_the_paper() -> None:
+def test_sub_dictionaries_consist_of_words_of_the_miniature() -> None:
     (path,) = (path for path in SHIPPED if path.parent.name == "dictionary")
     values = yaml.safe_load(path.read_text())["axes"][0]["values"]
     for size in (10, 40):
         lists = [each["prompts"]["styles"] for each in values[size]]
         assert [len(set(words)) for words in lists] == [size] * 5
-        assert all(set(words) <= set(PAPER) for words in lists)
+        assert all(set(words) <= set(MINIATURE) for words in lists)
         assert len({tuple(sorted(words)) for words in lists}) == 5
