@@ -95,7 +95,7 @@ def add_classes(arguments: argparse.ArgumentParser) -> None:
         type=lambda text: tuple(name.strip() for name in text.split(",")),
         default=(),
         metavar="A,B",
-        help="other classes than the manifest's, for students of distillation.target=embedding",
+        help="other classes than the manifest's, for students of embeddings (distillation.target)",
     )
 
 
