@@ -79,8 +79,7 @@ def _build_and_read(manifest: Manifest) -> Results:
     """
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
-    # A resumed run is faster than a whole one, so the record says how much it found.
-    reused_tasks = len(unfinished.done())
+    reused_tasks = len(unfinished.done())  # a resumed run is faster than a whole one
     budget = BudgetTracker(None, CostCounter())
     steps: dict[str, Any] = {}
 

@@ -32,15 +32,14 @@ def cluster_address() -> str:
 def connected() -> Iterator[None]:
     """A Ray connection for the duration of a job.
 
-    An existing connection of the caller is used and left open. Otherwise the job joins the cluster
-    of RAY_ADDRESS, or starts a local one that ends with the job.
+    A connection of the caller is used and left open. Otherwise the job joins the cluster of
+    RAY_ADDRESS, or starts a local one that ends with the job.
 
     Raises:
         InfrastructureError: the cluster does not answer.
         ManifestError: RAY_ADDRESS is no address, or of a cluster that this process cannot join.
     """
-    # Whoever started Ray also stops it.
-    if ray.is_initialized():
+    if ray.is_initialized():  # whoever started Ray also stops it
         yield
         return
     # Waiting threads that spin can make two workers on two cores many times slower.

@@ -101,18 +101,23 @@ def run_ranks(
                     raise cause from None
                 # A dead process, not an error of the code: try again from the checkpoint.
                 deaths.add(failures)
-            # Ray's controller has given up; it had `MAX_START_ATTEMPTS` to find room.
-            except TrainingFailedError as error:
-                raise InfrastructureError(
-                    f"distillation: the cluster had no room for all ranks ({_last_line([error])}); "
-                    "free or add nodes and run the same command again, it resumes"
-                ) from None
-            # Not started again here: without a dashboard nobody frees what it has reserved.
-            except RayActorError as error:
-                raise InfrastructureError(
-                    f"distillation: Ray's controller of the ranks died ({_last_line([error])}); "
-                    "run the same command again, it resumes"
-                ) from None
+            except (TrainingFailedError, RayActorError) as error:
+                raise _without_controller(error) from None
+
+
+def _without_controller(error: Exception) -> InfrastructureError:
+    """The error of a run whose controller in Ray has died or given up."""
+    # Not started again here: without a dashboard nobody frees what it has reserved.
+    if isinstance(error, RayActorError):
+        return InfrastructureError(
+            f"distillation: Ray's controller of the ranks died ({_last_line([error])}); "
+            "run the same command again, it resumes"
+        )
+    # It had `MAX_START_ATTEMPTS` to find room.
+    return InfrastructureError(
+        f"distillation: the cluster had no room for all ranks ({_last_line([error])}); "
+        "free or add nodes and run the same command again, it resumes"
+    )
 
 
 def _require_another_start(workers: Workers) -> None:

@@ -109,33 +109,31 @@ def build(
         identity: the manifest's identity, from `identify`.
         abandon: leave unfinished work of another manifest behind; otherwise it is an error.
         accept_partial: publish although tasks are quarantined.
-        worker_seconds: limit of all workers' time in this call; begun tasks are finished.
+        worker_seconds: limit of all workers' time; begun tasks are finished.
         make_current: False publishes a candidate that readers do not use yet.
         pool: actors to use; None starts some, which end with this call.
 
     Raises:
         BudgetError: `worker_seconds` are spent; the same command resumes.
-        PartialError: tasks are quarantined; all others are kept, and the same command retries.
+        PartialError: tasks are quarantined; the same command tries them again.
         ManifestError: no node of the cluster can hold a worker.
     """
-    method = manifest.method
     require_shared_storage(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
-    version = Version(root.child(layout.data(method)), fingerprint(identity))
+    version = Version(root.child(layout.data(manifest.method)), fingerprint(identity))
     _require_space(manifest, version, carries=bool(identity.get("carried.from")))
     # The lease protects an abandoned or old version from a jobs/clean.py that runs meanwhile. It
     # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
-    with reading(root, [f"{method}/{version.id}"]):
+    with reading(root, [f"{manifest.method}/{version.id}"]):
         begin(version.home, identity, abandon)
         quarantined = _make_missing(manifest, root, version, worker_seconds, pool)
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
         # Checked again, because a driver that was suspended may have lost its lease meanwhile.
         refuse_removal(version.home, version.id)
-        published = version.publish(
-            tasks(manifest), environment(), quarantined.keys(), make_current
-        )
-    return Built(method, published, read_json(version.storage, layout.PROMPTS_SUMMARY))
+        required = tasks(manifest)
+        published = version.publish(required, environment(), quarantined.keys(), make_current)
+    return Built(manifest.method, published, read_json(version.storage, layout.PROMPTS_SUMMARY))
 
 
 def _require_space(manifest: Manifest, version: Version, carries: bool) -> None:

@@ -151,10 +151,10 @@ class SynthesisActor(Actor):
         if self._worker:
             manifest_before = self._worker.manifest
             WORKER_RATE.set(0.0, manifest=manifest_before.name, method=manifest_before.method)
-        self._worker = None  # its models go before the next worker loads its own
-        torch.cuda.empty_cache()
-        # What is compiled for models that are gone counts towards torch's limit of compilations.
-        torch.compiler.reset()
+            self._worker = None  # its models go before the next worker loads its own
+            torch.cuda.empty_cache()
+            # What is compiled for models that are gone counts towards torch's limit.
+            torch.compiler.reset()
         self._worker = kind(manifest, version, self.cpus)
 
     def run(self, unit: Any) -> TaskResult[Any]:

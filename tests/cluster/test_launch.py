@@ -159,7 +159,7 @@ def test_our_own_error_is_told_where_other_ranks_die(
         run(failing(fail))
 
 
-def test_a_controller_that_dies_is_told_and_cured_by_a_repetition() -> None:
+def test_a_controller_that_dies_is_an_infrastructure_error() -> None:
     """By a signal, as of a system that is short of memory."""
 
     def loop(config: dict[str, Any]) -> None:
