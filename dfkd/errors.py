@@ -25,9 +25,15 @@ def conceal(text: str) -> str:
     return SECRET_PATTERN.sub("***", text)
 
 
+def shorten(text: str, length: int = 160) -> str:
+    """`text` in one line of at most `length` characters, with `***` for credentials."""
+    # Concealed before it is cut: half of a URL would hide its password from the pattern.
+    return conceal(" ".join(text.split()))[:length]
+
+
 def one_line(error: BaseException) -> str:
     """The text of a library's error in one line of at most 160 characters; its class if empty."""
-    return conceal(" ".join(str(error).split()))[:160] or type(error).__name__
+    return shorten(str(error)) or type(error).__name__
 
 
 def as_utf8(text: str) -> str:

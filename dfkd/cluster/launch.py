@@ -15,8 +15,8 @@ from ray.train.torch import TorchConfig
 from torch.distributed import DistError
 
 from dfkd.cluster.capacity import Workers, schedulable_nodes
-from dfkd.cluster.ray_internals import draining_nodes, local_torch_trainer
-from dfkd.errors import DfkdError, InfrastructureError, conceal
+from dfkd.cluster.ray_internals import draining_nodes, local_torch_trainer, ray_reason
+from dfkd.errors import DfkdError, InfrastructureError
 from dfkd.utils.hardware import thread_limit
 
 TRAIN: Any = ray.train
@@ -62,7 +62,7 @@ class _Deaths:
         if self.count > MAX_RANK_FAILURES:
             raise InfrastructureError(
                 f"distillation: ranks died more than {MAX_RANK_FAILURES} times without a new "
-                f"checkpoint ({_last_line(failures)}); run the same command again, it resumes"
+                f"checkpoint ({_ray_first(failures)}); run the same command again, it resumes"
             ) from None
 
 
@@ -110,12 +110,12 @@ def _without_controller(error: Exception) -> InfrastructureError:
     # Not started again here: without a dashboard nobody frees what it has reserved.
     if isinstance(error, RayActorError):
         return InfrastructureError(
-            f"distillation: Ray's controller of the ranks died ({_last_line([error])}); "
+            f"distillation: Ray's controller of the ranks died ({ray_reason(error)}); "
             "run the same command again, it resumes"
         )
     # It had `MAX_START_ATTEMPTS` to find room.
     return InfrastructureError(
-        f"distillation: the cluster had no room for all ranks ({_last_line([error])}); "
+        f"distillation: the cluster had no room for all ranks ({ray_reason(error)}); "
         "free or add nodes and run the same command again, it resumes"
     )
 
@@ -214,8 +214,8 @@ def _means_dead_rank(failure: Exception) -> bool:
     return isinstance(failure, DistError) or "gloo/transport" in str(failure)
 
 
-def _last_line(failures: Sequence[Exception]) -> str:
-    """The last line of one exception, Ray's own if there is one; at most 300 characters."""
-    first = min(failures, key=lambda failure: type(failure).__module__.partition(".")[0] != "ray")
-    lines = str(first).strip().splitlines() or ["no reason given"]
-    return conceal(lines[-1])[:300]
+def _ray_first(failures: Sequence[Exception]) -> str:
+    """What one exception says, Ray's own if there is one; at most 300 characters."""
+    return ray_reason(
+        min(failures, key=lambda failure: type(failure).__module__.partition(".")[0] != "ray")
+    )

@@ -21,7 +21,8 @@ from dfkd.cluster.capacity import (
     require_room,
     schedulable_nodes,
 )
-from dfkd.errors import DfkdError, InfrastructureError, ManifestError, conceal
+from dfkd.cluster.ray_internals import ray_reason
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError, shorten
 from dfkd.utils.progress import Closing
 
 MAX_WAITING_ACTORS = 256
@@ -354,10 +355,9 @@ class Pool(Closing, Generic[T]):
         # every further task immediately.
         if died or task is None or not isinstance(cause, DfkdError):
             self._remove(slot)
-        reason = str(cause) if isinstance(cause, DfkdError) else repr(cause)
+        told = str(cause) if isinstance(cause, DfkdError) else repr(cause)
+        reason = ray_reason(error) if died else shorten(told, 300)
         self._refresh_nodes()
-        # Concealed before it is cut: half of a URL would hide its password from the pattern.
-        reason = conceal(" ".join(reason.split()))[:300]
         self._record_failure(task, reason, slot.node if died else "")
 
     def _record_failure(self, task: T | None, reason: str, node: str) -> None:

@@ -14,9 +14,11 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
 from ray._private.worker import get_dashboard_url
 from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.exceptions import RayActorError
 from ray.experimental import tqdm_ray
 from ray.experimental.internal_kv import _internal_kv_get
 
+from dfkd.errors import shorten
 from dfkd.utils.progress import Bar
 
 
@@ -76,6 +78,21 @@ def node_types() -> Iterable[str]:
         return active
     cluster = get_cluster_status(ray.get_runtime_context().gcs_address)
     return [node.ray_node_type_name for node in [*cluster.active_nodes, *cluster.idle_nodes]]
+
+
+def ray_reason(error: Exception) -> str:
+    """What an exception of Ray says, in one line of at most 300 characters, without secrets.
+
+    A dead actor's text has a general line, then indented ids, then why it died.
+    """
+    lines = str(error).strip().splitlines()
+    if isinstance(error, RayActorError):
+        lines = [line for line in lines[1:] if not line.startswith("\t")] or lines
+    else:
+        lines = lines[-1:]
+    # Of a dead process Ray tells the common causes too, which are the same for all.
+    text = " ".join(lines).partition("Some common causes include")[0]
+    return shorten(text, 300) or repr(error)
 
 
 def relayed_bar(description: str, total: int, unit: str, done: int) -> Bar:

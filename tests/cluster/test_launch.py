@@ -172,7 +172,7 @@ def test_a_controller_that_dies_is_an_infrastructure_error() -> None:
                     os.kill(int(folder.name), signal.SIGKILL)
         time.sleep(60)
 
-    with pytest.raises(InfrastructureError, match="Ray's controller of the ranks died"):
+    with pytest.raises(InfrastructureError, match=r"controller of the ranks died \(.*has died"):
         run_ranks(loop, {}, "student", Workers(1, 1.0, "cpu"))
 
 

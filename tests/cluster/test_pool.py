@@ -110,6 +110,7 @@ def test_poison_is_quarantined_after_its_attempts_and_named(cluster: None, tmp_p
     reasons = {item.task.number: item.reason for item in working.quarantine}
     assert set(reasons) == {2, 4}
     assert "no luck with 4" in reasons[4]
+    assert "its worker process has died" in reasons[2]
     assert "\n" not in reasons[2]
 
 

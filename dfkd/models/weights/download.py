@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from dfkd.config.hashing import sha256_file
-from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError, conceal
+from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError, shorten
 from dfkd.models.weights.artifacts import Artifact
 from dfkd.models.weights.http import PartialFile, Refusal, copy, is_safe, receive
 from dfkd.storage.retries import RetryPolicy
@@ -219,4 +219,4 @@ def _given_up(artifact: Artifact, reason: str) -> DfkdError:
 def _words(error: Exception) -> str:
     """The reason of a failed attempt in at most 160 printable characters."""
     text = str(getattr(error, "reason", "") or error) or type(error).__name__
-    return conceal(" ".join("".join(c if c.isprintable() else " " for c in text).split()))[:160]
+    return shorten("".join(c if c.isprintable() else " " for c in text))
