@@ -1,6 +1,7 @@
 """Shared fixtures: the miniature models, a Ray, an S3 server, an Azure server."""
 
 import os
+import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # A node of Ray gives itself half a minute to start, which a busy machine does not always hold.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+# `ray.init()` that starts a Ray makes this process expect a token of every later Ray too: actors in
+# one without a token would be cancelled. `Cluster` uses tokens only if the environment asks for it.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 pytest.register_assert_rewrite("tests.helpers.storage_contract")
 

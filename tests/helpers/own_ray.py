@@ -13,11 +13,7 @@ from tests.helpers.jobs import ROOT
 
 @contextmanager
 def own_ray(**settings: Any) -> Iterator[None]:
-    """Join this process to a new Ray of one node, which has the environment of this moment.
-
-    The node's processes are not this process's own (as those of `ray.init("local")` are): after
-    that, Ray cancels all actors that this process creates in another cluster.
-    """
+    """Join this process to a new Ray of one node, which has the environment of this moment."""
     small = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # so that its workers know the package
