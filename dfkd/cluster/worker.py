@@ -29,9 +29,9 @@ from dfkd.dataset.chain import Chain
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version
 from dfkd.errors import WeightsError
-from dfkd.models import teacher
 from dfkd.models.generators import kinds
 from dfkd.models.generators.generator import Generator
+from dfkd.models.teacher import Teacher, file_hashes
 from dfkd.prompts.maker import PromptMaker
 from dfkd.prompts.statistics import statistics
 from dfkd.storage.base import disk_full_error, require_disk_space
@@ -76,6 +76,15 @@ class TaskResult(Generic[R]):
 
 
 @dataclass
+class TeacherSlot:
+    """The teacher that a process has loaded, kept for its next worker."""
+
+    key: Any = None
+    """Its section of the manifest, the sha256 of its files and its precision."""
+    teacher: Teacher | None = None
+
+
+@dataclass
 class Worker(ABC):
     """Base class of both workers. The first unit of work loads the models.
 
@@ -85,6 +94,7 @@ class Worker(ABC):
     manifest: Manifest
     version: Version
     cpus: float
+    slot: TeacherSlot = field(default_factory=TeacherSlot)
     notes: list[str] = field(default_factory=list, init=False)
     """`TaskResult.notes` of the current unit."""
     _maker: Any = field(default=None, init=False)
@@ -106,14 +116,20 @@ class Worker(ABC):
     def run_task(self, unit: Any) -> Any:
         """Do a unit of work and leave its output in storage; returns a summary for the driver."""
 
-    def load_teacher(self) -> teacher.Teacher:
+    def load_teacher(self) -> Teacher:
         """The teacher on this worker's device; also sets this process's number of threads."""
         configure_process(self.cpus)
         config, cache = self.manifest.teacher, self.manifest.cache
         # The driver has checked that the files fit each other, so equal hashes are enough here.
-        self._require_same(teacher.file_hashes(config, cache))
+        hashes = file_hashes(config, cache)
+        self._require_same(hashes)
         precision = self.manifest.synthesis.precision
-        return teacher.Teacher.load(config, pick_device(), precision, cache)
+        slot, key = self.slot, (config, hashes, precision)
+        if slot.teacher is None or slot.key != key:
+            slot.teacher = None  # its memory is free before the next one is loaded
+            slot.teacher = Teacher.load(config, pick_device(), precision, cache)
+            slot.key = key
+        return slot.teacher
 
     def load_generator(self) -> Generator | None:
         """The generator on this worker's device; None if the method has no latents."""
@@ -140,10 +156,14 @@ class Worker(ABC):
 
 
 class SynthesisActor(Actor):
-    """An actor that is one worker after another, so that its process starts and imports once."""
+    """An actor that is one worker after another.
+
+    Its process starts and imports once, and loads a teacher once that its workers share.
+    """
 
     def __init__(self, cpus: float) -> None:
         self.cpus = cpus
+        self._slot = TeacherSlot()
         self._worker: Worker | None = None
 
     def become(self, kind: type[Worker], manifest: Manifest, version: Version) -> None:
@@ -151,11 +171,11 @@ class SynthesisActor(Actor):
         if self._worker:
             manifest_before = self._worker.manifest
             WORKER_RATE.set(0.0, manifest=manifest_before.name, method=manifest_before.method)
-            self._worker = None  # its models go before the next worker loads its own
+            self._worker = None  # its generator goes before the next worker loads its own
             torch.cuda.empty_cache()
             # What is compiled for models that are gone counts towards torch's limit.
             torch.compiler.reset()
-        self._worker = kind(manifest, version, self.cpus)
+        self._worker = kind(manifest, version, self.cpus, self._slot)
 
     def run(self, unit: Any) -> TaskResult[Any]:
         """Do a unit of work as the worker that this actor is now."""

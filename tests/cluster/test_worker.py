@@ -14,7 +14,7 @@ import pytest
 from dfkd.benchmarks.scale import ScaleWorker
 from dfkd.benchmarks.stand_in import put_prompts
 from dfkd.cluster.synthesis import identify
-from dfkd.cluster.worker import SynthesisWorker
+from dfkd.cluster.worker import PromptWorker, SynthesisWorker, TeacherSlot
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
@@ -31,7 +31,7 @@ def bytes_read() -> int:
     return int(line.split()[1])
 
 
-def test_a_teacher_is_read_once_to_hash_and_once_to_load_it(tmp_path: Path) -> None:
+def test_a_teacher_is_read_once_to_load_it_and_by_each_worker_to_hash_it(tmp_path: Path) -> None:
     """An archive of OpenAI's, because its format is read and not mapped, so that reads count."""
     config = model_config(VIT, quick=True)
     archive = tmp_path / "Tiny.pt"
@@ -40,12 +40,27 @@ def test_a_teacher_is_read_once_to_hash_and_once_to_load_it(tmp_path: Path) -> N
     settings: dict[str, object] = {"model": model, "weights": str(archive)}
     manifest = Manifest.read(write_manifest(tmp_path, teacher=settings))
     version = begin(open_storage(manifest.storage.root), identify(manifest))
-    worker = SynthesisWorker(manifest, version, 1.0)
-    worker.load_teacher()  # also imports what is imported late
-    before = bytes_read()
-    worker.load_teacher()
-    times = (bytes_read() - before) / archive.stat().st_size
-    assert 2 <= times < 2.5
+    SynthesisWorker(manifest, version, 1.0).load_teacher()  # also imports what is imported late
+    slot, read = TeacherSlot(), []
+    for kind in (PromptWorker, SynthesisWorker):
+        before = bytes_read()
+        teacher = kind(manifest, version, 1.0, slot).load_teacher()
+        read.append((bytes_read() - before) / archive.stat().st_size)
+        assert slot.teacher is teacher
+    assert 2 <= read[0] < 2.5
+    assert 1 <= read[1] < 1.5
+
+
+def test_another_precision_loads_the_teacher_anew(tmp_path: Path) -> None:
+    slot = TeacherSlot()
+    teachers = []
+    for name, precision in (("a", "float32"), ("b", "bfloat16"), ("c", "bfloat16")):
+        (folder := tmp_path / name).mkdir()
+        manifest = Manifest.read(write_manifest(folder, synthesis={"precision": precision}))
+        version = begin(open_storage(manifest.storage.root), identify(manifest))
+        teachers.append(PromptWorker(manifest, version, 1.0, slot).load_teacher())
+    assert teachers[0] is not teachers[1]
+    assert teachers[1] is teachers[2]
 
 
 @contextmanager
