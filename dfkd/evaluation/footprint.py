@@ -73,7 +73,8 @@ def _tower(tower: Teacher) -> NetworkSize:
 
 def student(manifest: Manifest) -> NetworkSize:
     """A student of the manifest's shape with random weights, which change neither figure."""
-    config = dataclasses.replace(manifest.distillation, weights="none")
+    # Without weights nothing is read; a warm-up would be refused, because it needs some.
+    config = dataclasses.replace(manifest.distillation, weights="none", warmup_epochs=0)
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
     name = f"{config.student}, {config.stem} stem, {size} px, {classes} classes"
     if config.embeds:

@@ -18,6 +18,7 @@ from dfkd.config.inversion import Inversion
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Prompts, Synthesis, TeacherConfig
 from dfkd.dataset.published import current
+from dfkd.evaluation import footprint
 from dfkd.models.teacher import Teacher
 from dfkd.pipeline.required_weights import needs
 from dfkd.storage.local import open_storage
@@ -102,6 +103,14 @@ def test_each_data_set_has_a_manifest() -> None:
     found = [name for name, tree in trees.items() if "classes" in tree]
     real = [name for name in found if trees[name]["teacher"]["model"] != "miniature"]
     assert sorted(real) == sorted(DATA_SETS)
+
+
+@pytest.mark.parametrize("name", ["miniature", *DATA_SETS])
+def test_the_students_of_a_manifest_have_a_size(name: str) -> None:
+    """Every evaluation ends with it, days after the start of a run of this size."""
+    student = footprint.student(read(name))
+    assert student.image_size == read(name).synthesis.image_size
+    assert student.parameters > 100_000
 
 
 @pytest.mark.parametrize("name", PAPER)
