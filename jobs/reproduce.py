@@ -94,8 +94,11 @@ def _failed(study: Study, results: StudyResults) -> PartialError:
     )
 
 
-def _tell(average: Average, label: str, outcome: CellResult, reused: bool) -> None:
-    """Print a line about a cell."""
+def _tell(average: Average, label: str, outcome: CellResult | str, reused: bool) -> None:
+    """Print a line about a cell; a failure at once, because the other cells may take hours."""
+    if isinstance(outcome, str):
+        print(f"{label}: failed: {outcome}", flush=True)
+        return
     status = "found" if reused else "finished"
     accuracy = f"{100 * outcome.mean(average):.1f}"
     print(f"{label}: {status} {outcome.model}, accuracy {accuracy}", flush=True)

@@ -49,8 +49,9 @@ from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
 from dfkd.utils.paired import require_scipy
 
-OnCell = Callable[[str, CellResult, bool], object]
-"""Called for each finished cell with its label, its result, and whether the result was reused."""
+OnCell = Callable[[str, CellResult | str, bool], object]
+"""Called for each cell at once with its label, its result or the reason why there is none, and
+whether the result was reused."""
 
 
 def open_evaluation(study: Study) -> Domains | None:
@@ -81,7 +82,7 @@ def reproduce(
         study: the study, checked by `read`.
         data: the evaluation data, as `open_evaluation` returns them.
         threads: threads that decode images while scoring; 0 means one for each processor.
-        on_cell: called for each finished cell.
+        on_cell: called for each cell that is finished or has failed.
         at_once: students trained at once; 0 is as many as there are GPUs or, without any, CPUs.
 
     Returns:
@@ -250,16 +251,12 @@ class _Runner:
             except InfrastructureError:
                 raise
             except DfkdError as error:
-                self.failed[cell_job.cell.label] = " ".join(str(error).split())
+                self._take(cell_job.cell.label, " ".join(str(error).split()))
         if self.pool:
             self.pool.close()  # students need what these actors have reserved
         with self._kept(student_jobs):
             for done in self._made(student_jobs):
-                label = done.job.cell.label
-                if done.outcome is None:
-                    self.failed[label] = done.failure
-                else:
-                    self._take(label, done.outcome, reused=False)
+                self._take(done.job.cell.label, done.outcome or done.failure)
         labels = [cell_job.cell.label for cell_job in cell_jobs]
         # In the order of the cells, because students that train in parallel finish in any order.
         failed = {label: self.failed[label] for label in labels if label in self.failed}
@@ -360,9 +357,12 @@ class _Runner:
             )
         return False
 
-    def _take(self, label: str, outcome: CellResult, reused: bool) -> None:
-        """Record a finished cell and report it to the caller."""
-        self.outcomes[label] = outcome
+    def _take(self, label: str, outcome: CellResult | str, reused: bool = False) -> None:
+        """Record a cell's result, or why it has none, and report it to the caller."""
+        if isinstance(outcome, str):
+            self.failed[label] = outcome
+        else:
+            self.outcomes[label] = outcome
         self.on_cell(label, outcome, reused)
 
     def _students(self, cell_jobs: list[_CellJob]) -> dict[str, tuple[CellScore, ...]]:

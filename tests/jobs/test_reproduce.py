@@ -249,6 +249,7 @@ def test_a_failed_cell_is_named_and_the_rest_is_kept(made: Path, tmp_path: Path)
     assert shard.name in last
     assert out.count(": found ") == 4
     assert "Baseline seed 2: finished " in out
+    assert "Random_Prompt seed 2: failed: " in out
     assert out.splitlines()[-1] == f"wrote {tmp_path / 'table.md'}"
     table = (tmp_path / "table.md").read_text()
     assert "- Random_Prompt: 2 of 3 seeds." in table

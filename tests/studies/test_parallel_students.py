@@ -36,6 +36,7 @@ def test_students_are_made_side_by_side_and_a_bad_one_stops_no_other(
     assert code == Exit.PARTIAL, printed.err
     assert "1 of 3 cells failed (9 seed 0: distillation.batch_size: " in printed.err
     assert printed.out.count(": finished ") == 2
+    assert "\n9 seed 0: failed: distillation.batch_size: " in f"\n{printed.out}"
     made = json.loads((tmp_path / "results.json").read_text())
     assert [len(row["cells"]) for row in made["rows"]] == [1, 1, 1]
     teacher, distances, embedding = (row["cells"][0] for row in made["rows"])
