@@ -60,8 +60,8 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     entries = cost_records.read(open_storage(str(tmp_path / "run")))
     made = [entry for entry in entries if entry.stage != "evaluate"]
     assert [(entry.stage, entry.method, entry.seed, entry.images) for entry in made] == [
-        ("distill", "contrastive", 0, 16),
-        ("distill", "vanilla", 0, 16),
+        ("distill", "contrastive", 0, 24),
+        ("distill", "vanilla", 0, 24),
         ("synthesize", "contrastive", None, 8),
         ("synthesize", "vanilla", None, 8),
     ]
