@@ -11,13 +11,12 @@ from typing import Any, TypeVar
 
 from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
-from dfkd.cluster.budget import BudgetTracker
 from dfkd.cluster.connection import connected
+from dfkd.cluster.schedule import BudgetTracker
 from dfkd.cluster.synthesis import (
     environment,
     identify,
-    write_prompts,
-    write_shards,
+    write_missing,
 )
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import SynthesisWorker, synthesis_pool
@@ -74,8 +73,8 @@ def _build_and_read(manifest: Manifest) -> Results:
     Finished tasks of an earlier run are reused; `found_tasks` is their number.
 
     Returns:
-        The sizes; and for each step (prompts, shards, publish, open, check, stream) its `seconds`
-        and its `memory` as in `Watch.summary`.
+        The sizes; and for each step (prompts and shards, publish, open, check, stream) its
+        `seconds` and its `memory` as in `Watch.summary`.
     """
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
@@ -92,9 +91,9 @@ def _build_and_read(manifest: Manifest) -> Results:
         return result
 
     with synthesis_pool(manifest.cluster) as pool:
-        step("prompts", lambda: write_prompts(manifest, unfinished, budget, pool))
         failed = step(
-            "shards", lambda: write_shards(manifest, unfinished, budget, pool, ScaleWorker)
+            "prompts and shards",
+            lambda: write_missing(manifest, unfinished, budget, pool, ScaleWorker),
         )
     if failed:
         raise InfrastructureError(

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from dfkd.cluster.budget import BudgetTracker
 from dfkd.cluster.capacity import require_shared_storage
 from dfkd.cluster.metrics import count_request, report_quarantined, report_task
-from dfkd.cluster.pool import Pool
+from dfkd.cluster.pool import Pool, Quarantined
+from dfkd.cluster.schedule import BudgetTracker, PromptProgress, ready_work
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
 from dfkd.cluster.worker import (
-    PromptPart,
-    PromptSummary,
-    PromptWorker,
     SynthesisWorker,
     TaskResult,
     Worker,
@@ -31,11 +28,10 @@ from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method, has_dependent_parts, prompt_method
 from dfkd.config.plan import (
+    Unit,
     estimated_bytes,
     fresh_tasks,
     image_count,
-    part_count,
-    part_name,
     parts_at_once,
     task_count,
     tasks,
@@ -173,8 +169,7 @@ def _make_missing(
         contextlib.nullcontext(pool) if pool else synthesis_pool(manifest.cluster) as actors,
     ):
         budget_tracker = BudgetTracker(worker_seconds, cost)
-        write_prompts(manifest, version, budget_tracker, actors)
-        return write_shards(manifest, version, budget_tracker, actors)
+        return write_missing(manifest, version, budget_tracker, actors)
 
 
 def _refuse_quarantined(
@@ -221,71 +216,26 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
-def write_prompts(
-    manifest: Manifest, version: Version, budget_tracker: BudgetTracker, pool: Pool[Any]
-) -> None:
-    """Write every missing part and then prompts.json.
-
-    At most `parts_at_once` workers run, because so many parts do not depend on each other.
-
-    Raises:
-        DfkdError: a part failed at every attempt.
-        BudgetError: the budget is spent.
-    """
-    total, stored = part_count(manifest), version.prompt_parts()
-    # A kill loses only the parts in flight: parts in storage are not made again.
-    done = {number for number in range(total) if part_name(number) in stored}
-    # prompts.json is written after all parts; one that is missing now was damaged and deleted.
-    if len(done) == total and version.storage.exists(layout.PROMPTS_SUMMARY):
-        return
-    _assign(pool, manifest, PromptWorker, version, parts_at_once(manifest), 1)
-    pool.succeeded = bool(done)
-    with bar(f"{manifest.method} prompts", total, "part", len(done)) as progress:
-        units = _ready_parts(manifest, done)
-        for result in pool.run(units, lambda unit: budget_tracker.allows(pool)):
-            budget_tracker.count(result.seconds, result.device)
-            if result.result is not None:
-                done.add(result.result)  # `_ready_parts` reads it, and yields what depends on it
-                progress.update()
-    budget_tracker.finish(pool)
-    if pool.quarantine:
-        version.quarantine("prompts", pool.quarantine[0].reason)
-        raise DfkdError(f"prompts: {pool.quarantine[0].reason}; fix it and run again")
-
-
-def _ready_parts(manifest: Manifest, done: set[int]) -> Iterator[PromptPart | PromptSummary | None]:
-    """Yield each part that is not in `done`, when the parts it depends on are; None until then.
-
-    Part n depends on parts 0 .. n - `parts_at_once`; the summary depends on all of them.
-    """
-    total, concurrent = part_count(manifest), parts_at_once(manifest)
-    parts = [PromptPart(number) for number in range(total) if number not in done]
-    units: list[PromptPart | PromptSummary] = [*parts, PromptSummary()]
-    known = 0  # parts 0 .. known - 1 are done
-    for unit in units:
-        needed = unit.number - concurrent + 1 if isinstance(unit, PromptPart) else total
-        while True:
-            while known in done:
-                known += 1
-            if known >= needed:
-                break
-            yield None  # the pool asks again when a part has been made
-        yield unit
-
-
-def write_shards(
+def write_missing(
     manifest: Manifest,
     version: Version,
     budget_tracker: BudgetTracker,
     pool: Pool[Any],
     kind: type[Worker] = SynthesisWorker,
 ) -> dict[str, str]:
-    """Make every task without a receipt; the pool's actors are workers of class `kind`.
+    """Make every missing part of the prompts, prompts.json, and every task without a receipt.
+
+    Images are made as soon as their prompts are there. Contrastive prompts depend on earlier ones,
+    so only few workers can make prompts at a time, and the others would have to wait.
+
+    Args:
+        kind: the class of the workers that make shards.
 
     Returns:
         The reason for each quarantined task, by task id.
 
     Raises:
+        DfkdError: a part of the prompts failed at every attempt.
         BudgetError: the budget is spent.
     """
     version.carry(fresh_tasks(manifest))
@@ -293,33 +243,36 @@ def write_shards(
     done = version.done()
     sizes = [len(unit.generated) for unit in units(manifest, done)]
     chain = Chain(version) if has_dependent_parts(manifest.method) else None
-    # A chained method makes one unit after another, so one actor is all that it can use.
-    remaining = chain.units(manifest, done) if chain else units(manifest, done)
-    workers, largest = (1 if chain else len(sizes)), max(sizes, default=1)
-    cost = budget_tracker.cost
-    _assign(pool, manifest, kind, version, workers, largest)
-    pool.succeeded = bool(done)
-    with _reporting(manifest, version, pool, cost, done) as report:
-        for result in pool.run(remaining, lambda unit: budget_tracker.allows(pool)):
+    images = chain.units(manifest, done) if chain else units(manifest, done)
+    with (
+        PromptProgress.of(manifest, version) as prompts,
+        _reporting(manifest, version, pool, budget_tracker.cost, done) as report,
+    ):
+        # A chained method makes one unit after another, so one actor is all that it can use.
+        size = 1 if chain else max(len(sizes), parts_at_once(manifest))
+        pool.size = min(size, manifest.cluster.workers or size)
+        pool.timeout = manifest.cluster.task_timeout * max(sizes, default=1)
+        pool.prepare = lambda actor: actor.work_on.remote(manifest, version, kind)
+        pool.succeeded = bool(done or prompts.done)
+        work = ready_work(prompts, images, lambda: bool(_failed_prompts(pool)))
+        for result in pool.run(work, lambda unit: budget_tracker.allows(pool)):
             budget_tracker.count(result.seconds, result.device)
-            report.record(result)
+            if isinstance(result.result, list):
+                report.record(result)
+            else:
+                prompts.record(result.result)
+    if failed := _failed_prompts(pool):
+        version.quarantine("prompts", failed[0].reason)
+        raise DfkdError(f"prompts: {failed[0].reason}; fix it and run again")
     budget_tracker.finish(pool)
     if chain:
         return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
     return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
 
 
-def _assign(
-    pool: Pool[Any], manifest: Manifest, kind: type[Worker], version: Version, size: int, tasks: int
-) -> None:
-    """Let at most `size` actors, or `cluster.workers`, be workers of class `kind` in the next run.
-
-    A unit has at most `tasks` tasks; `cluster.task_timeout` applies to each.
-    """
-    cluster = manifest.cluster
-    pool.size = min(size, cluster.workers or size)
-    pool.timeout = cluster.task_timeout * tasks
-    pool.prepare = lambda actor: actor.become.remote(kind, manifest, version)
+def _failed_prompts(pool: Pool[Any]) -> list[Quarantined[Any]]:
+    """What is quarantined of the prompts."""
+    return [item for item in pool.quarantine if not isinstance(item.task, Unit)]
 
 
 @contextmanager
@@ -388,6 +341,8 @@ class _ShardReport:
         new = self.pool.quarantine[self._quarantined :]
         self._quarantined += len(new)
         for item in new:
+            if not isinstance(item.task, Unit):
+                continue  # of the prompts, with which the run ends
             report_quarantined(self.manifest, self.version.id, item)
             for task in item.task.tasks:
                 self.version.quarantine(task.id, item.reason)

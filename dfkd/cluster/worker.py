@@ -156,7 +156,7 @@ class Worker(ABC):
 
 
 class SynthesisActor(Actor):
-    """An actor that is one worker after another.
+    """An actor that makes prompts and shards of one version after another.
 
     Its process starts and imports once, and loads a teacher once that its workers share.
     """
@@ -164,24 +164,24 @@ class SynthesisActor(Actor):
     def __init__(self, cpus: float) -> None:
         self.cpus = cpus
         self._slot = TeacherSlot()
-        self._worker: Worker | None = None
+        self._workers: tuple[Worker, ...] = ()
 
-    def become(self, kind: type[Worker], manifest: Manifest, version: Version) -> None:
-        """Be a new worker from the next unit on."""
-        if self._worker:
-            manifest_before = self._worker.manifest
-            WORKER_RATE.set(0.0, manifest=manifest_before.name, method=manifest_before.method)
-            self._worker = None  # its generator goes before the next worker loads its own
+    def work_on(self, manifest: Manifest, version: Version, kind: type[Worker]) -> None:
+        """Make prompts and, as a worker of class `kind`, shards of `version` from now on."""
+        if self._workers:
+            before = self._workers[0].manifest
+            WORKER_RATE.set(0.0, manifest=before.name, method=before.method)
+            self._workers = ()  # their generator goes before the next worker loads its own
             torch.cuda.empty_cache()
             # What is compiled for models that are gone counts towards torch's limit.
             torch.compiler.reset()
-        self._worker = kind(manifest, version, self.cpus, self._slot)
+        own = manifest, version, self.cpus, self._slot
+        self._workers = (PromptWorker(*own), kind(*own))
 
     def run(self, unit: Any) -> TaskResult[Any]:
-        """Do a unit of work as the worker that this actor is now."""
-        if self._worker is None:
-            raise ValueError("`become` comes before the first unit")
-        return self._worker.run(unit)
+        """Do a unit of work on the present version."""
+        prompts, shards = self._workers
+        return (shards if isinstance(unit, Unit) else prompts).run(unit)
 
 
 def synthesis_pool(cluster: Cluster) -> Pool[Any]:

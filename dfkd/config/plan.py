@@ -78,15 +78,15 @@ class Unit:
 def units(manifest: Manifest, done: Container[str]) -> Iterator[Unit]:
     """The remaining work of a run: all tasks except those whose ids are in `done`.
 
-    If images depend on each other, the tasks of a part (one shard index, every class) form one
-    unit, in the order of parts. Otherwise each task is a unit, in the order of class and shard.
+    They come part by part (one shard index, every class), as their prompts are made. If images
+    depend on each other, the tasks of a part form one unit; otherwise each task is a unit.
     """
-    # Dependent images need the whole part again, even if only one of its tasks is missing.
-    if not has_dependent_images(manifest.method):
-        yield from (Unit((task,), (task,)) for task in tasks(manifest) if task.id not in done)
-        return
     for part in parts(manifest):
-        if missing := tuple(task for task in part if task.id not in done):
+        missing = tuple(task for task in part if task.id not in done)
+        if not has_dependent_images(manifest.method):
+            yield from (Unit((task,), (task,)) for task in missing)
+        elif missing:
+            # Dependent images need the whole part again, even if only one task of it is missing.
             yield Unit(missing, part)
 
 

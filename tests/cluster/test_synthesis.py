@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
 from dfkd.cluster.capacity import require_shared_storage
-from dfkd.cluster.synthesis import build, finished, identify, write_prompts
+from dfkd.cluster.synthesis import build, finished, identify, write_missing
 from dfkd.cluster.worker import PromptPart, PromptSummary, PromptWorker, SynthesisWorker
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import estimated_bytes, units
@@ -228,11 +228,11 @@ def test_a_version_in_the_making_is_kept_from_removal(
     root = open_storage(manifest.storage.root)
     found = []
 
-    def write_and_look(*arguments: Any) -> None:
+    def write_and_look(*arguments: Any) -> dict[str, str]:
         found.extend(name for record in held_leases(root).values() for name in record.versions)
-        write_prompts(*arguments)
+        return write_missing(*arguments)
 
-    monkeypatch.setattr(making, "write_prompts", write_and_look)
+    monkeypatch.setattr(making, "write_missing", write_and_look)
     built = build(manifest, identity)
     assert found == [f"vanilla/{built.version.id}"]
     assert held_leases(root) == {}

@@ -178,7 +178,7 @@ def check_driver(results: dict[str, Any]) -> None:
 def check_scale(results: dict[str, Any], root: Storage) -> None:
     assert (results["classes"], results["tasks"], results["samples"]) == (4, 8, 32)
     assert results["found_tasks"] == 0
-    assert list(results["steps"]) == ["check", "open", "prompts", "publish", "shards", "stream"]
+    assert list(results["steps"]) == ["check", "open", "prompts and shards", "publish", "stream"]
     for step in results["steps"].values():
         assert 0 < step["memory"]["driver_most"] < step["memory"]["tree_most"]
 

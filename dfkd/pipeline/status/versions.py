@@ -284,7 +284,7 @@ def _unfinished(
     images = Done(sum(count for _, count in made), sizes.classes * sizes.images_per_class)
     rate = past if since is None else _rate(made, since) or past
     return {
-        "prompts": Done(_prompts(storage, sizes) if not done else sizes.parts, sizes.parts),
+        "prompts": Done(_prompts(storage, sizes), sizes.parts),
         "shards": Done(len(done), sizes.classes * sizes.parts),
         "images": images,
         "quarantined": _reasons(storage, lambda task: task not in done),

@@ -1,0 +1,134 @@
+"""What the pool of a synthesis may start next: prompts, images that have them, within a budget."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+from dfkd.cluster.pool import Pool
+from dfkd.cluster.worker import PromptPart, PromptSummary
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import Unit, part_count, part_name, parts_at_once
+from dfkd.dataset.versions import Version
+from dfkd.errors import BudgetError
+from dfkd.storage import layout
+from dfkd.storage.cost_records import CostCounter
+from dfkd.utils.progress import Closing, LineBar, ScreenBar, bar
+
+_END: Any = object()
+"""What `next` returns for an iterator that has ended; None means that nothing is ready."""
+
+
+@dataclass
+class BudgetTracker:
+    """The budget of a run and what has been spent of it."""
+
+    limit: float | None
+    """Worker-seconds at which no more work starts; None for no limit."""
+    cost: CostCounter
+    spent: float = 0.0
+    """Worker-seconds of the finished pools, failed attempts included."""
+
+    def __post_init__(self) -> None:
+        # The workers' seconds are added up; None would mean the stage's time x their number.
+        self.cost.worker_seconds = 0.0
+
+    def allows(self, pool: Pool[Any]) -> bool:
+        """Whether more work may start, given the work of `pool`."""
+        return self.limit is None or self.spent + pool.busy_seconds < self.limit
+
+    def count(self, seconds: float, device: str) -> None:
+        """Add a worker's time on a device to the cost of the stage."""
+        self.cost.worker_seconds = (self.cost.worker_seconds or 0.0) + seconds
+        self.cost.device = device
+
+    def finish(self, pool: Pool[Any]) -> None:
+        """Add a finished pool's time; raises `BudgetError` if the budget stopped the pool."""
+        self.spent += pool.busy_seconds
+        if pool.stopped:
+            raise BudgetError(
+                f"budget: {self.cost.images} images and {self.spent:.0f} worker-seconds were "
+                f"spent, and the limit is {self.limit:g} worker-seconds; run the same command "
+                "again, it resumes"
+            )
+
+
+@dataclass
+class PromptProgress(Closing):
+    """Which parts of a version's prompts are stored, with a bar while some are missing."""
+
+    manifest: Manifest
+    done: set[int]
+    """Numbers of the stored parts."""
+    bar: ScreenBar | LineBar | None
+    """None if all parts and prompts.json were stored at the start."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, version: Version) -> Self:
+        """What is in storage: a kill loses only the parts in progress."""
+        names, total = version.prompt_parts(), part_count(manifest)
+        done = {number for number in range(total) if part_name(number) in names}
+        # prompts.json is written after all parts; one that is missing now was damaged and deleted.
+        if len(done) == total and version.storage.exists(layout.PROMPTS_SUMMARY):
+            return cls(manifest, done, None)
+        return cls(manifest, done, bar(f"{manifest.method} prompts", total, "part", len(done)))
+
+    def record(self, part: int | None) -> None:
+        """Count a finished part; None is the summary, which comes last."""
+        if part is None:
+            self.close()
+        elif self.bar:
+            self.done.add(part)
+            self.bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it is on the screen."""
+        if self.bar:
+            self.bar.close()
+            self.bar = None
+
+    def ready(self) -> Iterator[PromptPart | PromptSummary | None]:
+        """Yield each missing part when the parts it depends on are done; None until then.
+
+        Part n depends on parts 0 .. n - `parts_at_once`; the summary depends on all of them.
+        """
+        if self.bar is None:
+            return
+        total, concurrent = part_count(self.manifest), parts_at_once(self.manifest)
+        parts = [PromptPart(number) for number in range(total) if number not in self.done]
+        missing: list[PromptPart | PromptSummary] = [*parts, PromptSummary()]
+        known = 0  # parts 0 .. known - 1 are done
+        for unit in missing:
+            needed = unit.number - concurrent + 1 if isinstance(unit, PromptPart) else total
+            while True:
+                while known in self.done:
+                    known += 1
+                if known >= needed:
+                    break
+                yield None  # the pool asks again when a part has been made
+            yield unit
+
+
+def ready_work(
+    prompts: PromptProgress, images: Iterator[Unit | None], failed: Callable[[], bool]
+) -> Iterator[PromptPart | PromptSummary | Unit | None]:
+    """Yield what a pool can do next, and None when it must wait for what is in progress.
+
+    Args:
+        images: the units in the order of their parts; None where one must wait for the one before.
+        failed: whether a part of the prompts has failed, so that all the rest is in vain.
+    """
+    parts = prompts.ready()
+    unit = None
+    while not failed():
+        # Prompts first, because images of many parts can wait for them, and never the reverse.
+        if (part := next(parts, _END)) is not None and part is not _END:
+            yield part
+            continue
+        unit = unit or next(images, _END)
+        if unit is _END and part is _END:
+            return
+        if unit is None or unit is _END or unit.part not in prompts.done:
+            yield None
+        else:
+            ready, unit = unit, None
+            yield ready
