@@ -13,11 +13,7 @@ from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
 from dfkd.cluster.connection import connected
 from dfkd.cluster.schedule import BudgetTracker
-from dfkd.cluster.synthesis import (
-    environment,
-    identify,
-    write_missing,
-)
+from dfkd.cluster.synthesis import environment, identify, write_missing
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import SynthesisWorker, synthesis_pool
 from dfkd.config.manifest import Manifest, StorageConfig

@@ -20,13 +20,11 @@ _END: Any = object()
 
 @dataclass
 class BudgetTracker:
-    """The budget of a run and what has been spent of it."""
+    """The budget of a run and its cost."""
 
     limit: float | None
     """Worker-seconds at which no more work starts; None for no limit."""
     cost: CostCounter
-    spent: float = 0.0
-    """Worker-seconds of the finished pools, failed attempts included."""
 
     def __post_init__(self) -> None:
         # The workers' seconds are added up; None would mean the stage's time x their number.
@@ -34,7 +32,7 @@ class BudgetTracker:
 
     def allows(self, pool: Pool[Any]) -> bool:
         """Whether more work may start, given the work of `pool`."""
-        return self.limit is None or self.spent + pool.busy_seconds < self.limit
+        return self.limit is None or pool.busy_seconds < self.limit
 
     def count(self, seconds: float, device: str) -> None:
         """Add a worker's time on a device to the cost of the stage."""
@@ -42,11 +40,11 @@ class BudgetTracker:
         self.cost.device = device
 
     def finish(self, pool: Pool[Any]) -> None:
-        """Add a finished pool's time; raises `BudgetError` if the budget stopped the pool."""
-        self.spent += pool.busy_seconds
+        """Raise `BudgetError` if the budget stopped the pool."""
         if pool.stopped:
+            spent = pool.busy_seconds
             raise BudgetError(
-                f"budget: {self.cost.images} images and {self.spent:.0f} worker-seconds were "
+                f"budget: {self.cost.images} images and {spent:.0f} worker-seconds were "
                 f"spent, and the limit is {self.limit:g} worker-seconds; run the same command "
                 "again, it resumes"
             )

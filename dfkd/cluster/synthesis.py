@@ -225,8 +225,8 @@ def write_missing(
 ) -> dict[str, str]:
     """Make every missing part of the prompts, prompts.json, and every task without a receipt.
 
-    Images are made as soon as their prompts are there. Contrastive prompts depend on earlier ones,
-    so only few workers can make prompts at a time, and the others would have to wait.
+    Images are made as soon as their prompts are there, because few workers can make prompts at a
+    time: contrastive ones depend on earlier ones.
 
     Args:
         kind: the class of the workers that make shards.
@@ -241,18 +241,32 @@ def write_missing(
     version.carry(fresh_tasks(manifest))
     # Receipts alone say what is done, so a call after a kill makes exactly what is missing.
     done = version.done()
-    sizes = [len(unit.generated) for unit in units(manifest, done)]
     chain = Chain(version) if has_dependent_parts(manifest.method) else None
     images = chain.units(manifest, done) if chain else units(manifest, done)
+    _assign(pool, manifest, version, kind, done)
+    _run(manifest, version, budget_tracker, pool, images, done)
+    if failed := _failed_prompts(pool):
+        version.quarantine("prompts", failed[0].reason)
+        raise DfkdError(f"prompts: {failed[0].reason}; fix it and run again")
+    budget_tracker.finish(pool)
+    if chain:
+        return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
+    return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
+
+
+def _run(
+    manifest: Manifest,
+    version: Version,
+    budget_tracker: BudgetTracker,
+    pool: Pool[Any],
+    images: Iterator[Unit | None],
+    done: Container[str],
+) -> None:
+    """Run the missing prompts and the units `images`, and show each result."""
     with (
         PromptProgress.of(manifest, version) as prompts,
         _reporting(manifest, version, pool, budget_tracker.cost, done) as report,
     ):
-        # A chained method makes one unit after another, so one actor is all that it can use.
-        size = 1 if chain else max(len(sizes), parts_at_once(manifest))
-        pool.size = min(size, manifest.cluster.workers or size)
-        pool.timeout = manifest.cluster.task_timeout * max(sizes, default=1)
-        pool.prepare = lambda actor: actor.work_on.remote(manifest, version, kind)
         pool.succeeded = bool(done or prompts.done)
         work = ready_work(prompts, images, lambda: bool(_failed_prompts(pool)))
         for result in pool.run(work, lambda unit: budget_tracker.allows(pool)):
@@ -261,13 +275,23 @@ def write_missing(
                 report.record(result)
             else:
                 prompts.record(result.result)
-    if failed := _failed_prompts(pool):
-        version.quarantine("prompts", failed[0].reason)
-        raise DfkdError(f"prompts: {failed[0].reason}; fix it and run again")
-    budget_tracker.finish(pool)
-    if chain:
-        return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
-    return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
+
+
+def _assign(
+    pool: Pool[Any],
+    manifest: Manifest,
+    version: Version,
+    kind: type[Worker],
+    done: Container[str],
+) -> None:
+    """Let a pool's actors work on a version: how many, and how long for a unit."""
+    sizes = [len(unit.generated) for unit in units(manifest, done)]
+    # A chained method makes one unit after another, so one actor is all that it can use.
+    chained = has_dependent_parts(manifest.method)
+    size = 1 if chained else max(len(sizes), parts_at_once(manifest))
+    pool.size = min(size, manifest.cluster.workers or size)
+    pool.timeout = manifest.cluster.task_timeout * max(sizes, default=1)
+    pool.prepare = lambda actor: actor.work_on.remote(manifest, version, kind)
 
 
 def _failed_prompts(pool: Pool[Any]) -> list[Quarantined[Any]]:
