@@ -287,7 +287,8 @@ def take_home(manifest: Manifest, *, threads: int = 0) -> str:
     `dfkd.export.take_home` describes the files.
 
     Args:
-        manifest: of an evaluated run; the student of its last method and first seed is exported.
+        manifest: of an evaluated run, or with `evaluation.data: none`; the student of its last
+            method and first seed is exported.
         threads: as for `evaluate`.
 
     Returns:
@@ -298,8 +299,9 @@ def take_home(manifest: Manifest, *, threads: int = 0) -> str:
         CorruptionError: that student or another object of the run is missing or damaged.
     """
     storage = open_storage(manifest.storage.root)
+    results = read_results(storage) if manifest.evaluation.scored else None
     with thread_limit(threads) as thread_count:
-        return takehome.write_take_home(manifest, read_results(storage), thread_count)
+        return takehome.write_take_home(manifest, results, thread_count)
 
 
 def write_report(manifest: Manifest, command: str = "") -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfkd.config.manifest import Manifest
-from dfkd.errors import ManifestError
 from dfkd.pipeline import command_line
-from dfkd.storage.local import open_storage, open_to_read, root_exists
+from dfkd.storage.local import open_existing, open_to_read, require_existing
 
 REPORT = "clean.json"
+REMEDY = "run jobs/synthesize.py first"
 KEEP = 3
 """Default of --keep: number of versions that stay."""
 GRACE = 24 * 3600.0
@@ -21,7 +21,8 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """Every object that would be removed, with its size, and why the other versions are kept."""
     from dfkd.pipeline import garbage_collection
 
-    root = _existing(manifest)
+    root = manifest.storage.root
+    require_existing(root, REMEDY)
     planned = garbage_collection.plan(open_to_read(root), manifest, options.keep, options.grace)
     return planned.as_dict()
 
@@ -32,7 +33,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     from dfkd.storage.lease import holding
     from dfkd.utils.strict_json import canonical
 
-    root, keep = open_storage(_existing(manifest)), options.keep
+    root, keep = open_existing(manifest.storage.root, REMEDY), options.keep
     with holding(root, "clean", manifest.regeneration.lease_seconds) as lease:
         planned = garbage_collection.plan(root, manifest, keep, options.grace)
         for key, reason in planned.kept.items():
@@ -46,16 +47,6 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         print(f"removed {objects} objects, {size} bytes", flush=True)
         root.put(REPORT, canonical({"schema": 1, **planned.as_dict()}))
     return root.location(REPORT)
-
-
-def _existing(manifest: Manifest) -> str:
-    """The run's root, which must be there: opening a folder would create it."""
-    location = manifest.storage.root
-    if not root_exists(location):
-        raise ManifestError(
-            "storage.root", "must be there", location, "run jobs/synthesize.py first"
-        )
-    return location
 
 
 def main(argv: Sequence[str] | None = None) -> int:

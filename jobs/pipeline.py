@@ -15,15 +15,19 @@ from dfkd.pipeline import command_line
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would make, train and score."""
-    return {
+    stages = {
         "synthesize": synthesize.plan(manifest, options),
         "distill": distill.plan(manifest, options),
-        "evaluate": evaluate.plan(manifest, options),
     }
+    if manifest.evaluation.scored:
+        stages["evaluate"] = evaluate.plan(manifest, options)
+    return stages
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Run the three jobs, each of which resumes; returns the location of the report.
+
+    Without labelled images there is no report, and it returns that of the student to take home.
 
     Raises:
         PartialError: some evaluation images could not be read; everything is written.
@@ -37,6 +41,8 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     with connected():  # once for both
         synthesize.work(manifest, options)
         distill.work(manifest, options)
+    if not manifest.evaluation.scored:
+        return _show_unscored(manifest, options)
     evaluated = dfkd.evaluate(manifest, threads=options.threads)
     evaluate.tell(evaluated)
     if evaluated.versions:
@@ -44,6 +50,18 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     page = dfkd.write_report(manifest, command_line.again("pipeline", options))
     evaluate.refuse_unreadable(evaluated.results["data"]["unreadable"], page)
     return page
+
+
+def _show_unscored(manifest: Manifest, options: argparse.Namespace) -> str:
+    """Show the images, and export the student; returns its location."""
+    from dfkd.api import contact_sheet
+    from dfkd.distillation.student_store import locate_student
+
+    seed = manifest.distillation.seeds[0]
+    versions = {name: locate_student(manifest, name, seed).version for name in manifest.methods}
+    print(f"contact sheet {contact_sheet(manifest, versions)}")
+    print("evaluation.data is none: no model is scored, and there is no report")
+    return dfkd.take_home(manifest, threads=options.threads)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
 from dfkd.pipeline import command_line
 from dfkd.storage.base import Storage, split_root
-from dfkd.storage.local import open_storage, root_exists
+from dfkd.storage.local import open_existing
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,7 @@ class Run:
         """
         from dfkd.evaluation.results import require_finished
 
-        if not root_exists(self.root):
-            raise ManifestError(
-                "storage.root", "must be there", self.root, "run jobs/pipeline.py first"
-            )
-        storage = open_storage(self.root)
+        storage = open_existing(self.root, "run jobs/pipeline.py first")
         require_finished(storage)
         return storage
 

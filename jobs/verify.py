@@ -10,7 +10,7 @@ from dfkd.errors import CorruptionError
 from dfkd.pipeline import command_line
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
-from dfkd.storage.local import open_storage
+from dfkd.storage.local import open_existing
 
 REPORT = "verify.json"
 
@@ -24,7 +24,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Verify, print each problem, write verify.json under the root; returns its location."""
     from dfkd.utils.strict_json import canonical
 
-    root = open_storage(manifest.storage.root)
+    root = open_existing(manifest.storage.root, "run jobs/synthesize.py first")
     reports = [_report(root, method) for method in manifest.methods]
     root.put(REPORT, canonical({"schema": 1, "versions": reports}))
     problems = [problem for report in reports for problem in report["problems"]]

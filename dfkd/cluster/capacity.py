@@ -217,7 +217,8 @@ def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
     if trains_here(ranks):
         from dfkd.utils.hardware import cpu_count  # here: torch takes seconds
 
-        return Workers(0, float(cpu_count()), own_device())
+        device = "cpu" if cluster.gpus_per_worker == 0 else own_device()
+        return Workers(0, float(cpu_count()), device)
     # On a machine with GPUs each rank takes one; otherwise the ranks divide the CPUs.
     nodes = schedulable_nodes()
     gpus = 0 if cluster.gpus_per_worker == 0 else WorkerResources(0.0, 1.0).slots(nodes)

@@ -42,6 +42,7 @@ from dfkd.dataset.published import refuse_removal
 from dfkd.distillation.embedding import embedding_objective
 from dfkd.distillation.student_store import (
     StudentLocation,
+    check_initial_weights,
     check_teacher,
     locate_student,
     require_replaceable_classes,
@@ -133,7 +134,9 @@ def _distill_side_by_side(
     count = min(len(targets), cluster.workers or len(targets))
     share = plan_students(cluster, count)
     workers = Workers(0, share.cpus, gpu_name() if share.gpu else "cpu")
-    by_task = {StudentTask(each.method, each.seed, each.version.id): each for each in targets}
+    by_task = {
+        StudentTask(each.method, each.seed, each.version.id, each.name): each for each in targets
+    }
     recorded: dict[StudentTask, contextlib.ExitStack] = {}
 
     def begin(task: StudentTask) -> bool:
@@ -171,6 +174,8 @@ class StudentTask:
     seed: int
     version: str
     """Id of the version that it learns from."""
+    name: str
+    """Its folder."""
 
     @property
     def id(self) -> str:
@@ -220,6 +225,7 @@ class StudentDistiller(StudentActor):
         """Train a student; returns the task, with the error if a retry would only repeat it."""
         try:
             target = locate_student(self.manifest, task.method, task.seed, task.version)
+            check_initial_weights(self.manifest, target.version, task.method, task.seed, task.name)
             _train(self.manifest, target, _alone(self.cpus), self.bar)
         except InfrastructureError:
             raise

@@ -3,7 +3,7 @@
 import operator
 import os
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -32,7 +32,7 @@ MAX_NODE_LOSSES = 10
 """Attempts of one task that may be lost with their node before the task itself is suspected."""
 
 MAX_FIRST_TIMEOUTS = 2
-"""Attempts that may time out before any task has succeeded. Then the limit itself is suspected."""
+"""Attempts that may time out before a task of their kind succeeds. Then the limit is suspected."""
 
 
 class Identified(Protocol):
@@ -99,8 +99,8 @@ class Pool(Closing, Generic[T]):
     """Whether the actors outlive a run that ends well, for the next one; then `close` ends them."""
     progress: Callable[[T], int] = lambda task: 0
     """How far earlier attempts have brought a task. Once that grows, they no longer count."""
-    succeeded: bool = False
-    """Whether a task has succeeded, in this run or in an earlier one that the caller knows of."""
+    succeeded: set[type] = field(default_factory=set)
+    """Kinds of tasks that have succeeded, here or in an earlier run that the caller knows of."""
     quarantine: list[Quarantined[T]] = field(default_factory=list)
     largest: int = 0
     """The largest number of actors that were running at the same time."""
@@ -116,8 +116,8 @@ class Pool(Closing, Generic[T]):
     """By task id its `progress` at its last failed attempt."""
     _undrawn: int = 0
     """Number of tasks that are not drawn yet; `size` if their iterator does not tell it."""
-    _timeouts: int = 0
-    """Number of attempts of this run that have timed out."""
+    _timeouts: Counter[type] = field(default_factory=Counter)
+    """Number of attempts of this run that have timed out, by kind of task."""
     _consecutive_failures: list[str] = field(default_factory=list)
     """Failed attempts since the last success, as in `_tries`."""
     _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -146,8 +146,9 @@ class Pool(Closing, Generic[T]):
         Raises:
             ManifestError: an actor raised it, which no retry can fix; or no node can hold an actor
                 and there is no autoscaler; or no task succeeded and `timeout` is too short.
-            InfrastructureError: an actor raised it, or cannot use its GPU; or `attempts` x (actors
-                + 1) attempts in a row failed; or no node had room for an actor.
+            InfrastructureError: an actor raised it, or cannot use its GPU; or no node had room for
+                an actor; or `attempts` x (actors + 1) attempts in a row failed.
+            DfkdError: so many attempts failed, and the last one with such an error.
         """
         self._begin_run(operator.length_hint(tasks, self.size))
         ended = False
@@ -178,7 +179,7 @@ class Pool(Closing, Generic[T]):
         self.quarantine, self._consecutive_failures = [], []
         for of_tasks in (self._retry_queue, self._tries, self._reached):
             of_tasks.clear()
-        self._timeouts, self._finished_seconds = 0, 0.0
+        self._timeouts, self._finished_seconds = Counter(), 0.0
         self._last_placed, self._last_poll = time.monotonic(), 0.0
         for slot in self._slots:
             self.prepare(slot.actor)
@@ -244,7 +245,7 @@ class Pool(Closing, Generic[T]):
                 slot.node = result
                 self._last_placed = time.monotonic()
             else:
-                self.succeeded = True
+                self.succeeded.add(type(task))
                 self._consecutive_failures.clear()
             # Remove an actor on a draining node now, before `_fill` looks for idle ones.
             if slot.node not in self._nodes and slot.node not in self._refresh_nodes():
@@ -314,7 +315,7 @@ class Pool(Closing, Generic[T]):
         """Replace an actor whose task takes too long; that counts as a failed attempt.
 
         Raises:
-            ManifestError: the first attempts of all have timed out.
+            ManifestError: the first attempts of this kind of task have timed out.
         """
         # A result may be ready, and only the driver was busy or suspended for so long.
         if ray.wait([slot.awaited], timeout=0)[0]:
@@ -324,21 +325,18 @@ class Pool(Closing, Generic[T]):
         self._remove(slot)
         if task is None:
             return
-        self._timeouts += 1
+        kind = type(task)
+        self._timeouts[kind] += 1
         # Retries of such tasks would cost hours and time out as well.
-        if not self.succeeded and self._timeouts >= MAX_FIRST_TIMEOUTS:
+        if kind not in self.succeeded and self._timeouts[kind] >= MAX_FIRST_TIMEOUTS:
             raise ManifestError(
                 "cluster.task_timeout",
                 "must be longer than a task takes",
-                f"{self._timeouts} tries without a result within {self.timeout:g} seconds",
+                f"{self._timeouts[kind]} tries without a result within {self.timeout:g} seconds",
                 "raise it, lower synthesis.shard_size, or find out why workers hang",
             )
-        self._record_failure(
-            task,
-            f"no result within {self.timeout:g} seconds (a worker that hangs, or tasks that "
-            "need a larger cluster.task_timeout)",
-            "",
-        )
+        hint = "a worker that hangs, or tasks that need a larger cluster.task_timeout"
+        self._record_failure(task, f"no result within {self.timeout:g} seconds ({hint})", "")
 
     def _handle_error(self, slot: ActorSlot[T], task: T | None, error: RayError) -> None:
         """Count a failed attempt, and decide whether its actor goes on.
@@ -358,10 +356,16 @@ class Pool(Closing, Generic[T]):
         told = str(cause) if isinstance(cause, DfkdError) else repr(cause)
         reason = ray_reason(error) if died else shorten(told, 300)
         self._refresh_nodes()
-        self._record_failure(task, reason, slot.node if died else "")
+        kind = DfkdError if isinstance(cause, DfkdError) else InfrastructureError
+        self._record_failure(task, reason, slot.node if died else "", kind)
 
-    def _record_failure(self, task: T | None, reason: str, node: str) -> None:
-        """Retry a task or quarantine it; `node` is the node of an actor that died, else empty."""
+    def _record_failure(
+        self, task: T | None, reason: str, node: str, kind: type[DfkdError] = InfrastructureError
+    ) -> None:
+        """Retry a task or quarantine it; `node` is the node of an actor that died, else empty.
+
+        If this failure is one too many in a row, it ends the run with an error of class `kind`.
+        """
         if task is not None and (reached := self.progress(task)) > self._reached.get(task.id, 0):
             self._reached[task.id] = reached
             self._tries[task.id].clear()
@@ -371,7 +375,7 @@ class Pool(Closing, Generic[T]):
         # actor had a bad task, one of these attempts should have succeeded.
         failures = self._count_charged(self._consecutive_failures)
         if failures >= self.attempts * (max(1, self._fitting) + 1):
-            raise InfrastructureError(
+            raise kind(
                 f"workers: {failures} tries in a row failed, the last with {reason}; "
                 "fix that and run the same command again, it resumes"
             )
@@ -384,10 +388,8 @@ class Pool(Closing, Generic[T]):
         if node and self._count_charged(tries) >= self.attempts:
             ping(node)
             self._refresh_nodes()
-        if (
-            self._count_charged(tries) < self.attempts
-            and len(tries) < self.attempts + MAX_NODE_LOSSES
-        ):
+        charged, most = self._count_charged(tries), self.attempts + MAX_NODE_LOSSES
+        if charged < self.attempts and len(tries) < most:
             self._retry_queue.append(task)
         else:
             self.quarantine.append(Quarantined(task, reason))

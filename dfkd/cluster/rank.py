@@ -1,5 +1,6 @@
 """The training loop of each rank of a distillation, under Ray Train."""
 
+import dataclasses
 import math
 import time
 import warnings
@@ -29,15 +30,14 @@ from dfkd.dataset.published import PublishedVersion, open_version
 from dfkd.distillation.distiller import DistanceObjective, Distiller, Schedule
 from dfkd.distillation.embedding import EmbeddingObjective
 from dfkd.distillation.labels import target_function
-from dfkd.distillation.student_names import stated_settings
-from dfkd.distillation.student_store import check_teacher
+from dfkd.distillation.student_store import check_initial_weights, check_teacher
 from dfkd.models.student import CARD, Student, build, card, save_student
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.local import open_storage
 from dfkd.utils import progress
-from dfkd.utils.device import configure_process, pick_device
+from dfkd.utils.device import configure_process, memory_limited_by, pick_device
 from dfkd.utils.progress import Bar, LineBar
 
 BarPlace = Literal["terminal", "relayed", "log"]
@@ -90,6 +90,7 @@ def train(config: dict[str, Any]) -> bool:
         return False
     version = open_version(root.child(layout.data(job.method)), job.version)
     # On each node, because each reads its own weight files.
+    check_initial_weights(job.manifest, version, job.method, job.seed, job.name)
     if job.manifest.distillation.labels != "stored":
         check_teacher(job.manifest, job.method, version)
     stream = open_stream(job.manifest, version, job.seed, rank, world, job.cpus)
@@ -158,8 +159,9 @@ def _train_epochs(
     end the batch-norm statistics are averaged over the ranks.
     """
     steps, interval = distiller.schedule.steps_per_epoch, distiller.config.checkpoint_epochs
-    leaving = False
-    with watch:
+    leaving, size = False, distiller.config.batch_size
+    remedy = "lower it, set distillation.precision=bfloat16, or raise distillation.workers"
+    with watch, memory_limited_by("distillation.batch_size", size, remedy):
         while not (distiller.done or leaving):
             # After a restart the epoch goes on behind the batches that the checkpoint has seen.
             for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
@@ -252,7 +254,7 @@ def _write_student(
         "seed": job.seed,
         "version": version.fingerprint,
         "steps": distiller.schedule.total,
-        "distillation": stated_settings(manifest.distillation),
+        "distillation": dataclasses.asdict(manifest.distillation),
         "training": means,
     }
     save_student(folder, student, contents)

@@ -18,6 +18,7 @@ from dfkd.cluster.pool import Pool, Quarantined
 from dfkd.cluster.schedule import BudgetTracker, PromptProgress, ready_work
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
 from dfkd.cluster.worker import (
+    PromptPart,
     SynthesisWorker,
     TaskResult,
     Worker,
@@ -242,7 +243,7 @@ def write_missing(
     # Receipts alone say what is done, so a call after a kill makes exactly what is missing.
     done = version.done()
     chain = Chain(version) if has_dependent_parts(manifest.method) else None
-    images = chain.units(manifest, done) if chain else units(manifest, done)
+    images = chain.units(manifest) if chain else units(manifest, done)
     _assign(pool, manifest, version, kind, done)
     _run(manifest, version, budget_tracker, pool, images, done)
     if failed := _failed_prompts(pool):
@@ -267,7 +268,7 @@ def _run(
         PromptProgress.of(manifest, version) as prompts,
         _reporting(manifest, version, pool, budget_tracker.cost, done) as report,
     ):
-        pool.succeeded = bool(done or prompts.done)
+        pool.succeeded = {kind for kind, some in ((Unit, done), (PromptPart, prompts.done)) if some}
         work = ready_work(prompts, images, lambda: bool(_failed_prompts(pool)))
         for result in pool.run(work, lambda unit: budget_tracker.allows(pool)):
             budget_tracker.count(result.seconds, result.device)

@@ -5,6 +5,7 @@ gets the same unit of work makes the same images: on CPUs of one kind to the bit
 rounding, because torch's backward pass of `grid_sample` adds there in any order.
 """
 
+import gc
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -172,6 +173,8 @@ class SynthesisActor(Actor):
             before = self._workers[0].manifest
             WORKER_RATE.set(0.0, manifest=before.name, method=before.method)
             self._workers = ()  # their generator goes before the next worker loads its own
+            # A synthesiser refers to its own method, so only a collection frees its networks.
+            gc.collect()
             torch.cuda.empty_cache()
             # What is compiled for models that are gone counts towards torch's limit.
             torch.compiler.reset()

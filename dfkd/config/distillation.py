@@ -226,8 +226,8 @@ class Evaluation:
     """Accuracy per domain and class on data that no other stage uses."""
 
     data: Name = "bundled"
-    """A folder in a layout of `dfkd.evaluation.layouts`, a list file (path, domain, class), or
-    `bundled`."""
+    """A folder in a layout of `dfkd.evaluation.layouts`, a list file (path, domain, class),
+    `bundled`, or `none` if there are no labelled images: then nothing is scored."""
     domains: Several[Name] = ()
     """Domains that are scored, in the order of the tables; empty for all domains, sorted by name.
     """
@@ -252,6 +252,11 @@ class Evaluation:
                 self.models,
                 "name one or more of teacher, text-only and student",
             )
+
+    @property
+    def scored(self) -> tuple[Model, ...]:
+        """The models that are scored: none of them without labelled images."""
+        return () if self.data == "none" else self.models
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -107,7 +107,7 @@ class Regeneration:
     over classes."""
     worker_seconds: Natural = 0
     """Worker-seconds that one call may spend on synthesis, summed over workers; 0 for no limit."""
-    lease_seconds: Annotated[int, Field(ge=3)] = 600
+    lease_seconds: Annotated[int, Field(ge=3, le=86400)] = 600
     """Seconds after which another call may take over from a holder that has died."""
 
     def __post_init__(self) -> None:

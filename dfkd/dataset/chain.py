@@ -4,7 +4,7 @@ The state is written after each part, so a killed run loses only the part in pro
 tensors only (safetensors), with their sha256, which a reader checks.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -32,16 +32,19 @@ class Chain:
         """The carried states; state `n` is what part `n` starts from."""
         return Checkpoints(self.version.storage.child(layout.STATES))
 
-    def units(self, manifest: Manifest, done: Container[str]) -> Iterator[Unit | None]:
+    def units(self, manifest: Manifest) -> Iterator[Unit | None]:
         """Yield the remaining parts, from the newest state on; None while the previous part runs.
 
         A part whose tasks are all done is made again if its state is missing. That happens when a
         regeneration carries the part over, or when a run was killed before it wrote the state.
         """
-        remaining = {unit.part: unit for unit in units(manifest, done)}
+        # The state comes first: a second driver may finish a part in between, whose receipts are
+        # written before its state.
+        newest = self.states.newest()
+        remaining = {unit.part: unit for unit in units(manifest, self.version.done())}
         if not remaining:
             return
-        if self.states.newest() > min(remaining):
+        if newest > min(remaining):
             # A receipt was deleted after its part had finished. Old states are not kept, so the
             # chain starts again from its first part.
             self.states.clear()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.config.hashing import derive_seed
+from dfkd.config.plan import MAX_EMBEDDING_DIM
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.random_access import Examples
 from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
@@ -131,7 +132,8 @@ class Stream:
         self.buffer = max(2 * self.rows, int(buffer_bytes / mean_bytes))
         length = min(run_length(self.buffer, self.rows), max(1, int(MAX_RUN_BYTES / mean_bytes)))
         self.runs = run_bounds([receipt.samples for receipt in shards], length)
-        self.cached = images * 3 * image_size**2 <= cache_bytes
+        labels = 4 * len(version.classes) + 2 * MAX_EMBEDDING_DIM
+        self.cached = images * (3 * image_size**2 + labels) <= cache_bytes
         self._embedding_width: int | None = None
 
     @cached_property

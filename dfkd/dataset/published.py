@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from dfkd.config.hashing import fingerprint, sha256_file
 from dfkd.dataset.prompt_tables import REQUIRED_COLUMNS
 from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_shard
-from dfkd.errors import CorruptionError, InfrastructureError
+from dfkd.errors import CorruptionError, DfkdError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils import parquet, strict_json
@@ -305,7 +305,7 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
             raises if another process has taken over in the meantime.
 
     Raises:
-        InfrastructureError: jobs/clean.py is removing the version.
+        DfkdError: jobs/clean.py is removing the version.
     """
     digest = sha256_object(storage, f"{layout.version(name)}/{layout.MANIFEST}")
     written = False
@@ -323,13 +323,14 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
 
 
 def refuse_removal(storage: Storage, name: str) -> None:
-    """Raise `InfrastructureError` if jobs/clean.py has begun to remove the version `name`.
+    """Raise `DfkdError` if jobs/clean.py has begun to remove the version `name`.
 
     Garbage collection writes the mark and then checks the leases; a reader takes a lease and then
     checks the mark. At least one side sees the other, whatever the interleaving.
     """
     if storage.exists(f"{layout.version(name)}/{layout.REMOVING}"):
-        raise InfrastructureError(
+        # Not the exit code 4: after a kill, only jobs/clean.py ends the removal.
+        raise DfkdError(
             f"{storage.location(layout.version(name))}: is being removed; "
             "run jobs/clean.py once more, then the same command again"
         )

@@ -170,8 +170,8 @@ class Version:
             The valid receipt: the new one, or that of an earlier attempt.
 
         Raises:
-            CorruptionError: the tar, or the shard that an earlier attempt stored, does not hold the
-                images of this task.
+            CorruptionError: the tar does not hold the images of this task, or the shard that an
+                earlier attempt stored is damaged or of another task.
         """
         storage = self.storage
         key = layout.receipt(task.id)
@@ -183,7 +183,9 @@ class Version:
         if not storage.put_if_absent(receipt.shard, data):
             # An earlier attempt stored the shard and died before its receipt. Its bytes stay, so
             # the receipt is made from them.
-            receipt = self._receipt(task, storage.get(receipt.shard), failed)
+            # Its failed images may be others too, because on a GPU rounding differs from run to
+            # run: they are those that it lacks.
+            receipt = self._receipt(task, storage.get(receipt.shard))
         # Of two concurrent attempts the first receipt is valid for both.
         if not storage.put_if_absent(key, encode_receipt(receipt)):
             return _read_receipt(storage, key, self.fingerprint)
@@ -204,8 +206,12 @@ class Version:
         for key in list(storage.list(layout.QUARANTINED)):
             storage.delete(key)
 
-    def _receipt(self, task: Task, data: bytes, failed: Collection[int]) -> Receipt:
-        """The receipt of a tar's bytes, which must hold all images of the task but the failed."""
+    def _receipt(self, task: Task, data: bytes, failed: Collection[int] | None = None) -> Receipt:
+        """The receipt of a tar's bytes, which must hold all images of the task but the failed.
+
+        Args:
+            failed: indices of the missing images; None if any may be missing.
+        """
         shard = layout.shard(task.id)
         # All samples are parsed and not only counted, so that a receipt never vouches for a shard
         # that no reader can open.
@@ -218,7 +224,7 @@ class Version:
                     "delete it, run again"
                 )
             count += 1
-        if set(missing.values()) != set(failed):
+        if failed is not None and set(missing.values()) != set(failed):
             raise CorruptionError(
                 f"{self.storage.location(shard)}: images {tuple(missing.values())} are not in it, "
                 f"but {tuple(sorted(failed))} failed; delete it, run again"
@@ -238,7 +244,14 @@ class Version:
         return self.storage.put_if_absent(layout.prompts(name), prompt_tables.encode(table))
 
     def seal_prompts(self, names: Iterable[str], facts: Mapping[str, Any]) -> None:
-        """Write prompts.json: `facts` about all prompts, and under `parts` the sha256 of each."""
+        """Write prompts.json: `facts` about all prompts, and under `parts` the sha256 of each.
+
+        A published version keeps its own.
+        """
+        # The facts have digits that depend on the processor, and the manifest holds the file's
+        # hash: a second driver that is late must not write others.
+        if self.published:
+            return
         digests = {name: sha256_object(self.storage, layout.prompts(name)) for name in names}
         self.storage.put(layout.PROMPTS_SUMMARY, canonical({**facts, "parts": digests}))
 

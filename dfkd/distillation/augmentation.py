@@ -77,11 +77,9 @@ def augment(pixels: Tensor, options: Collection[Augmentation], generator: Genera
 
 def _geometry(options: Collection[Augmentation], draws: _Draws) -> Tensor:
     """Affine matrices float32 [N, 2, 3] from view to image coordinates, both in [-1, 1]."""
-    # The constants 1 and 0. They are drawn only so that later draws of a seed stay as in earlier
-    # releases.
-    one, zero = draws.uniform(1, 1), draws.uniform(0, 0)
-    linear = torch.eye(2, device=one.device).expand(draws.batch, 2, 2)
-    shift = torch.stack([zero, zero], 1)
+    device = draws.generator.device
+    linear = torch.eye(2, device=device).expand(draws.batch, 2, 2)
+    shift = torch.zeros(draws.batch, 2, device=device)
     if "affine" in options:
         # Rotation x shear, divided by the size: the map from view to image enlarges inversely.
         angle = draws.uniform(-ROTATION, ROTATION)
@@ -102,7 +100,7 @@ def _geometry(options: Collection[Augmentation], draws: _Draws) -> Tensor:
     if "flip" in options:
         # Mirroring the view comes first of all: it negates the column of x.
         sign = 1 - 2 * draws.bernoulli(0.5).float()
-        linear = linear * torch.stack([sign, one], 1)[:, None, :]
+        linear = linear * torch.stack([sign, torch.ones_like(sign)], 1)[:, None, :]
     return torch.cat([linear, shift[:, :, None]], 2)
 
 

@@ -6,9 +6,8 @@ settings find the finished student or its checkpoints, others get a new folder.
 
 import dataclasses
 import hashlib
-from typing import Any
 
-from dfkd.config.distillation import Distillation, weights_file
+from dfkd.config.distillation import weights_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
@@ -17,9 +16,6 @@ from dfkd.utils.strict_json import canonical
 TRAINING_ONLY_KEYS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
 """Keys of `distillation` that are not part of the name, because a training may resume with other
 values of them."""
-LATER_KEYS = {"target": "distances"}
-"""Keys of `distillation` that are younger than the first students, with their neutral values. A
-neutral value is left out of names and cards, so both stay as they were without the key."""
 
 
 def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int) -> str:
@@ -29,7 +25,7 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
         fingerprint: fingerprint of the data set that it is trained on.
     """
     config = manifest.distillation
-    settings = stated_settings(config)
+    settings = dataclasses.asdict(config)
     for key in TRAINING_ONLY_KEYS:
         del settings[key]
     settings["weights"] = weights_identity("distillation.weights", config.weights)
@@ -57,9 +53,3 @@ def weights_identity(field: str, weights: str) -> str:
     from dfkd.models.weights.reading import existing_file
 
     return sha256_file(existing_file(field, file))
-
-
-def stated_settings(config: Distillation) -> dict[str, Any]:
-    """The settings of `distillation` that a student's name and card state, as plain values."""
-    settings = dataclasses.asdict(config)
-    return {key: value for key, value in settings.items() if LATER_KEYS.get(key, ...) != value}

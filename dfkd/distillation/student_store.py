@@ -10,7 +10,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion, current, open_version
 from dfkd.distillation.student_names import student_name
-from dfkd.errors import CorruptionError, ManifestError
+from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.models.student import CARD, Student, load_student
 from dfkd.models.teacher import file_hashes
 from dfkd.storage import layout
@@ -107,6 +107,23 @@ def load_located(
             "classes; delete its folder and distil again"
         )
     return student, card
+
+
+def check_initial_weights(
+    manifest: Manifest, version: PublishedVersion, method: Method, seed: int, name: str
+) -> None:
+    """Check that this node's initial weights are those after which a student was named.
+
+    Raises:
+        WeightsError: they differ, or are missing.
+    """
+    if student_name(manifest, version.fingerprint, method, seed) != name:
+        raise WeightsError(
+            "distillation.weights",
+            "must be the same on every node",
+            f"{manifest.distillation.weights}, with which {name} has another name",
+            "copy the driver's file to each node",
+        )
 
 
 def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion) -> None:

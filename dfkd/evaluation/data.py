@@ -96,6 +96,13 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
     """
     if config.data == "bundled":
         return open_bundle(EVALUATION, classes, config)
+    if config.data == "none":
+        raise ManifestError(
+            FIELD,
+            "must be labelled images of the classes, because this job scores models on them",
+            config.data,
+            "name a folder, a list file or bundled",
+        )
     path, labels = Path(config.data).expanduser(), _labels(classes, config.aliases)
     if path.is_dir():
         content = _folder(path, labels, config.domains)

@@ -82,12 +82,10 @@ This leaves out what `preprocess.json` says of 16 bits a channel and of very lon
 
 ## Accuracy
 
-In percent, on `{evaluation[source]}`, which neither synthesis nor distillation has read:
-
 {accuracy}
 
-{average} Over all {check[images]:,} images the distances of
-`model.onnx` differ from PyTorch's by at most {check[model.onnx][max_difference]:.2g}, those of \
+Over {check[images]:,} {compared} images the distances of `model.onnx`
+differ from PyTorch's by at most {check[model.onnx][max_difference]:.2g}, those of \
 `model.int8.onnx`
 by at most {check[model.int8.onnx][max_difference]:.2g}; {equal[model.onnx]:.2f} % and \
 {equal[model.int8.onnx]:.2f} % of the predictions are the same.
@@ -108,8 +106,7 @@ image tower in float32.
 - It knows these {classes} classes and answers with one of them whatever the picture shows.\
 {other_classes}
 - Probabilities are softmax(-distances / {temperature:.4g}); the temperature is the teacher's own
-  (1 / its logit scale) and was fitted to nothing. On the evaluation data the
-  highest probability is {sure:.0f} % on average, and {right:.0f} % of the answers are right.
+  (1 / its logit scale) and was fitted to nothing.{sure}
 - The int8 figures are those of this machine's processor and onnxruntime; others round differently.
 - It learned from images that a generator made after the teacher's idea of the class names, and
   inherits the teacher's errors and biases. Try it on pictures of your own before you rely on it.
@@ -120,6 +117,21 @@ The weights are the output of your run; `dfkd` (Apache-2.0) lays no claim to the
 the weights of the teacher, the generator and the student's initial backbone, whose licences and
 terms apply: read those before you pass this folder on.
 """
+
+ACCURACY = """\
+In percent, on `{source}`, which neither synthesis nor distillation has read:
+
+{table}
+
+{average}"""
+
+NOT_SCORED = """\
+Not measured, because the run had no labelled images (`evaluation.data: none`). If you get some,
+set `evaluation.data` and repeat `jobs/pipeline.py`: it scores the student and writes this folder
+anew."""
+
+SURE = """ On the evaluation data the
+  highest probability is {:.0f} % on average, and {:.0f} % of the answers are right."""
 
 AVERAGES = {
     "images": "The mean is over domains.",
@@ -150,11 +162,12 @@ def model_card(facts: Mapping[str, Any]) -> str:
         example=EXAMPLE if target == "distances" else EMBEDDING_EXAMPLE,
         output=OUTPUTS[target].format(**facts),
         other_classes=CLASSES[target],
-        accuracy=_accuracy(evaluation),
-        average=AVERAGES[evaluation["average"]],
+        accuracy=_accuracy(evaluation) if evaluation else NOT_SCORED,
+        compared="evaluation" if evaluation else "synthesised",
         equal={name: 100 * check[name]["equal_predictions"] for name in (MODEL, INT8)},
-        sure=100 * facts["confidence"],
-        right=100 * evaluation["right"],
+        sure=SURE.format(100 * facts["confidence"], 100 * evaluation["right"])
+        if evaluation
+        else "",
         speed=_speed(facts),
         origin=_origin(facts),
     )
@@ -168,7 +181,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _accuracy(evaluation: Mapping[str, Any]) -> str:
-    """A table with a row for each model that was scored, and a column for each domain."""
+    """The text with a row for each model that was scored, and a column for each domain."""
     domains = list(evaluation["images"])
     rows = []
     for name, title in TITLES.items():
@@ -177,7 +190,11 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
             rows.append([title, *("-" if f is None else f"{100 * f:.1f}" for f in figures)])
     counts = [str(count) for count in evaluation["images"].values()]
     rows.append(["images", *counts, str(sum(evaluation["images"].values()))])
-    return _table(["", *domains, "mean"], rows)
+    return ACCURACY.format(
+        source=evaluation["source"],
+        table=_table(["", *domains, "mean"], rows),
+        average=AVERAGES[evaluation["average"]],
+    )
 
 
 def _speed(facts: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import time_on_one_core
-from dfkd.utils.images import decode_image
+from dfkd.utils.images import batch, decode_image
 
 FOLDER, CARD = "student", "README.md"
 SCHEMA = 1
@@ -63,12 +63,14 @@ CALIBRATION = 256
 CPU = torch.device("cpu")
 
 
-def write_take_home(manifest: Manifest, results: Mapping[str, Any], threads: int) -> str:
+def write_take_home(manifest: Manifest, results: Mapping[str, Any] | None, threads: int) -> str:
     """Export the run's student to `student/`, and score it and its graphs on the evaluation data.
 
     Args:
-        manifest: the manifest of an evaluated run.
-        results: the content of `results.json`, which has the accuracy of the teacher.
+        manifest: of a run whose students are finished.
+        results: the content of `results.json`, which has the accuracy of the teacher; None if the
+            manifest has no evaluation data. Then the graphs are compared with PyTorch on
+            synthesised images.
         threads: threads for decoding and for the models; the timing uses one core.
 
     Returns:
@@ -97,9 +99,13 @@ def write_take_home(manifest: Manifest, results: Mapping[str, Any], threads: int
             "latency": _latency(folder, student, teacher, card["image_size"]),
         }
         comparison = Comparison(student, folder, rules["temperature"], threads)
-        # Scoring calls the comparison with every evaluation image, so the check of the graphs
-        # against PyTorch covers all of them and is complete only after this line.
-        facts["evaluation"] = _evaluate(manifest, comparison, results, card, threads)
+        if results is None:
+            comparison.compare(images)
+            facts["evaluation"] = None
+        else:
+            # Scoring calls the comparison with every evaluation image, so the check of the graphs
+            # against PyTorch covers all of them and is complete only after this line.
+            facts["evaluation"] = _evaluate(manifest, comparison, results, card, threads)
         facts["check"], facts["confidence"] = comparison.facts(), comparison.confidence
         return _publish(folder, facts, open_storage(manifest.storage.root).child(FOLDER))
 
@@ -267,6 +273,14 @@ class Comparison:
         self.confidence_sum += float((-exact / self.temperature).softmax(1).amax(1).sum())
         return exact
 
+    def compare(self, images: Sequence[npt.NDArray[np.uint8]]) -> None:
+        """Compare the graphs with PyTorch on decoded images, [S, S, 3] uint8."""
+        for start in range(0, len(images), BATCH):
+            pixels = torch.from_numpy(batch(images[start : start + BATCH]))
+            with torch.inference_mode():
+                self.torch(pixels)
+                self(pixels)
+
     @property
     def confidence(self) -> float:
         """The float graph's highest probability, averaged over the images."""
@@ -277,7 +291,7 @@ class Comparison:
         return torch.from_numpy(self.int8_distances)
 
     def facts(self) -> dict[str, Any]:
-        """Largest difference and fraction of equal predictions over all scored images."""
+        """Largest difference and fraction of equal predictions over all compared images."""
         graphs = {
             name: {
                 "max_difference": self.largest[name],

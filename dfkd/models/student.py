@@ -162,7 +162,7 @@ def card(
     Args:
         embedding_dim: E of a student of embeddings; 0 for a student of distances.
     """
-    # Students of distances are older than these two keys, so their cards do not have them.
+    # A student of distances has neither.
     embedding = {"target": "embedding", "embedding_dim": embedding_dim} if embedding_dim else {}
     return {
         "schema": 1,

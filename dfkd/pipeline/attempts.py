@@ -34,6 +34,8 @@ from dfkd.utils.types import first_problem
 T = TypeVar("T")
 
 CLAIM = re.compile(rf"{layout.REGENERATIONS}(?P<number>[0-9]{{8}})/claim\.json")
+MAX_NUMBER = 10**8
+"""Numbers of attempts have eight digits."""
 CANDIDATE, CURRENT = "candidate", "current"
 """Folders of an attempt with the results of the candidate and of the version that it challenges."""
 RESULTS = ("results.json", "results.parquet")
@@ -167,10 +169,20 @@ def next_number(root: Storage, current_version: PublishedVersion | None, manifes
     """The first unused salt; the manifest's own salt if nothing is published or claimed yet."""
     # A number is never used twice, because it is a salt: the same one would give the same images.
     used = [attempt.number for attempt in attempts(root)]
-    if current_version is None and not used:
-        return manifest.salt
-    published = current_version.manifest["identity"]["salt"] if current_version else 0
-    return max([*used, int(published), manifest.salt]) + 1
+    number = manifest.salt
+    if current_version is not None or used:
+        published = current_version.manifest["identity"]["salt"] if current_version else 0
+        number = max([*used, int(published), manifest.salt]) + 1
+    # The names of attempts sort by number only if all have the same number of digits.
+    if number >= MAX_NUMBER:
+        raise ManifestError(
+            "salt",
+            f"must be below {MAX_NUMBER} to regenerate, which counts on from it and from the salt "
+            "of the current version",
+            number,
+            "use a small number, and a new storage.root if the current version's is large",
+        )
+    return number
 
 
 def begin(root: Storage, number: int, identity: Mapping[str, Any]) -> Attempt:
@@ -202,6 +214,14 @@ def require_comparable(manifest: Manifest) -> None:
             "must name student to regenerate",
             list(manifest.evaluation.models),
             "add it",
+        )
+    if not manifest.evaluation.scored:
+        raise ManifestError(
+            "evaluation.data",
+            "must be labelled images to regenerate, because the new students are compared with the "
+            "old ones",
+            manifest.evaluation.data,
+            "name a folder, a list file or bundled",
         )
 
 

@@ -93,8 +93,9 @@ def check_batches(manifest: Manifest) -> None:
 def check_evaluation(manifest: Manifest) -> None:
     """Refuse missing evaluation data or classes, and an unusable tower of the text-only classifier.
 
-    Only folder and file names are read, not the images.
+    Only folder and file names are read, not the images. If nothing is scored, nothing is checked.
     """
-    open_data(manifest.evaluation, manifest.classes)
-    if "text-only" in manifest.evaluation.models:
+    if manifest.evaluation.scored:
+        open_data(manifest.evaluation, manifest.classes)
+    if "text-only" in manifest.evaluation.scored:
         load_tower(manifest, torch.device("cpu"))

@@ -96,7 +96,7 @@ def _teacher(config: TeacherConfig) -> Artifact | None:
 
 def _text_only(manifest: Manifest) -> Artifact | None:
     """The file of the text-only classifier's tower, if that is scored; errors name its own keys."""
-    if "text-only" not in manifest.evaluation.models:
+    if "text-only" not in manifest.evaluation.scored:
         return None
     with errors_name_own_keys(manifest):
         return _teacher(manifest.text_tower)
@@ -131,7 +131,7 @@ def _few_shot(manifest: Manifest) -> Artifact | None:
 def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
     """The CLIP models that a manifest names, by the key of their weights."""
     configs = {"teacher.weights": manifest.teacher}
-    if "text-only" in manifest.evaluation.models and manifest.text_only.model:
+    if "text-only" in manifest.evaluation.scored and manifest.text_only.model:
         configs["text_only.weights"] = manifest.text_tower
     return configs
 

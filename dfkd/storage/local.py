@@ -85,6 +85,22 @@ def root_exists(root: str) -> bool:
     return "://" in root or Path(root).is_dir()
 
 
+def open_existing(root: str, remedy: str) -> Storage:
+    """`open_storage` for a root that must be there, because opening a folder would create it.
+
+    Raises:
+        ManifestError: as `require_existing` and `open_storage`.
+    """
+    require_existing(root, remedy)
+    return open_storage(root)
+
+
+def require_existing(root: str, remedy: str) -> None:
+    """Raise `ManifestError` if `root` is a folder that does not exist."""
+    if not root_exists(root):
+        raise ManifestError("storage.root", "must be there", root, remedy)
+
+
 def require_root_space(root: str, size: int) -> None:
     """Raise `ManifestError` if `root` is on a disk with less than `size` bytes free."""
     if "://" in root:

@@ -12,7 +12,7 @@ from botocore import exceptions as boto
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.errors import ManifestError
 from dfkd.storage.base import (
     KEY,
     WRITER_METADATA,
@@ -22,7 +22,7 @@ from dfkd.storage.base import (
     require_disk_space,
 )
 from dfkd.storage.bucket import BucketStorage, folder_names
-from dfkd.storage.s3_client import Connection, explain, redact, status
+from dfkd.storage.s3_client import Connection, explain, explain_connection, redact, status
 
 T = TypeVar("T")
 
@@ -70,10 +70,7 @@ class S3Storage(BucketStorage):
                 "set AWS_* or a profile",
             ) from None
         except (BotoCoreError, ResponseParserError) as error:
-            raise InfrastructureError(
-                f"storage: {self.location(key)}: {redact(error)}; "
-                "run the same command again, it resumes"
-            ) from None
+            raise explain_connection(error, self.location(key)) from None
 
     def _send(
         self, request: Request, name: str, data: bytes | Path, size: int, writer: str = ""

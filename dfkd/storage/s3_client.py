@@ -106,7 +106,12 @@ def _is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, ClientError):
         return status(error) in BUSY_STATUSES or code(error) in BUSY_CODES
-    return isinstance(error, CONNECTION_ERRORS)
+    return isinstance(error, (*CONNECTION_ERRORS, boto.SSLError)) and not _untrusted(error)
+
+
+def _untrusted(error: Exception) -> bool:
+    """Whether the server's certificate is not trusted, which no repetition changes."""
+    return isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def _error_name(error: Exception) -> str:
@@ -127,6 +132,20 @@ def code(error: Any) -> str:
 def redact(error: Exception) -> str:
     """The error's text without the part of a URL before the @, which may hold a password."""
     return re.sub(r"\S*@", "", str(error))
+
+
+def explain_connection(error: Exception, location: str) -> DfkdError:
+    """The `DfkdError` for a request about `location` without an answer."""
+    if _untrusted(error):
+        return ManifestError(
+            "AWS_ENDPOINT_URL",
+            "must have a certificate that this machine trusts",
+            redact(error),
+            "set AWS_CA_BUNDLE to the file of its authority",
+        )
+    return InfrastructureError(
+        f"storage: {location}: {redact(error)}; run the same command again, it resumes"
+    )
 
 
 def explain(error: Any, location: str) -> DfkdError:

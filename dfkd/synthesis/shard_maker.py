@@ -41,6 +41,7 @@ from dfkd.synthesis.inversion.inverter import Classifier, Inverter
 from dfkd.synthesis.inversion.pre import PreInverter
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.request import PartRequest, RunContext, Synthesised
+from dfkd.utils.device import is_out_of_memory
 from dfkd.utils.pixels import from_bytes
 
 METHODS: dict[str, type[Inverter]] = {
@@ -232,7 +233,7 @@ class ShardMaker:
             try:
                 results = self._batch(batch, attempt, encoder)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error) or (len(batch) == 1 and not self.coupled):
+                if not is_out_of_memory(error) or (len(batch) == 1 and not self.coupled):
                     raise
             if results is None:
                 # Not in the handler: the error holds the frames, and they hold the batch's tensors.
@@ -365,27 +366,3 @@ def _images_of_unit(manifest: Manifest) -> int:
     """Images of a full unit of work, the most that a batch can have."""
     size = min(manifest.synthesis.shard_size, manifest.synthesis.images_per_class)
     return size * len(manifest.classes) if has_dependent_images(manifest.method) else size
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, in GPU memory or in main memory."""
-    # torch's CPU allocator and the GPU libraries raise a plain RuntimeError.
-    text = str(error).lower()
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(words in text for words in _ALLOCATION_FAILURES)
-
-
-_ALLOCATION_FAILURES = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "bad_alloc",
-    "alloc_failed",
-    "allocation_failed",
-    "could not create a primitive",  # oneDNN, which gives no reason
-    "unable to find an engine",  # cuDNN, where no algorithm's workspace fits
-    # Handles and kernels are loaded outside torch's allocator, which may have taken all memory.
-    "cublas_status_not_initialized",
-    "cudnn_status_not_initialized",
-    "cudnn_status_internal_error",
-)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from dfkd.errors import ManifestError
 from dfkd.utils.types import Precision
 
 CPU = torch.device("cpu")
@@ -60,6 +61,45 @@ def keep_freed_memory() -> None:
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of `mallopt`, from glibc's malloc.h."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, in GPU memory or in main memory."""
+    # torch's CPU allocator and the GPU libraries raise a plain RuntimeError.
+    text = str(error).lower()
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(words in text for words in _ALLOCATION_FAILURES)
+
+
+_ALLOCATION_FAILURES = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "alloc_failed",
+    "allocation_failed",
+    "could not create a primitive",  # oneDNN, which gives no reason
+    "unable to find an engine",  # cuDNN, where no algorithm's workspace fits
+    # Handles and kernels are loaded outside torch's allocator, which may have taken all memory.
+    "cublas_status_not_initialized",
+    "cudnn_status_not_initialized",
+    "cudnn_status_internal_error",
+)
+
+
+@contextlib.contextmanager
+def memory_limited_by(key: str, value: object, remedy: str) -> Iterator[None]:
+    """Raise `ManifestError` about a manifest key if an allocation fails inside the block.
+
+    Args:
+        value: that of the key.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ManifestError(key, "must fit the device's memory", value, remedy) from None
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from dfkd.errors import SECRET_PATTERN, ManifestError, conceal
 
@@ -39,6 +41,9 @@ integers also take PyYAML's octal `010` and binary `0b11`.
 PyYAML implements 1.1, where `1e-3` is a string, `no` is a boolean, and `1:30` is 90."""
 
 
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+
+
 class _Loader(yaml.SafeLoader):
     """Reads plain YAML; refuses aliases and repeated keys.
 
@@ -46,9 +51,10 @@ class _Loader(yaml.SafeLoader):
     itself silently keeps the last of two equal keys.
     """
 
-    # PyYAML's rules without those that `_SCALARS` replaces, by the first character of a scalar.
+    # PyYAML's rules without those that `_SCALARS` replaces, by the first character of a scalar. The
+    # rule of dates goes too: YAML 1.2 has none, and `name: 2026-11-29` is text.
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML declares it so
-        first: [rule for rule in rules if rule[0] not in _SCALARS]
+        first: [rule for rule in rules if rule[0] not in {*_SCALARS, _TIMESTAMP}]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -153,36 +159,45 @@ def check(schema: type[T], tree: Tree) -> T:
     Raises:
         ManifestError: an unknown or missing key, a wrong type, a broken rule, or a credential.
     """
-    # pydantic is given JSON, because its strict mode takes a list for a tuple only from JSON. What
-    # JSON cannot express, such as dates and non-finite numbers, is refused here.
     try:
+        for field, value in _leaves(tree):
+            _require_plain(field, value)
+        # pydantic is given JSON, because its strict mode takes a list for a tuple only from JSON.
         encoded = json.dumps(tree, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError:
         raise ManifestError(
-            "manifest", "holds plain text, numbers and lists", str(error), "quote it"
+            "manifest", "must not be nested so deeply", None, "see manifests/"
         ) from None
-    for field, text in _texts(tree):
-        if SECRET_PATTERN.search(text):
-            raise ManifestError(
-                field, "must not hold credentials", conceal(text), "set environment variables"
-            )
     try:
         return TypeAdapter(schema).validate_json(encoded, strict=True)
     except ValidationError as error:
-        raise _first_problem(schema, error) from None
+        raise _first_problem(schema, error, tree) from None
 
 
-def _texts(tree: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """Every key and string in `tree`, each with the field that a message names."""
-    if isinstance(tree, str):
-        yield field, tree
-    elif isinstance(tree, dict):
+def _leaves(tree: Any, field: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key and single value in `tree`, each with the field that a message names."""
+    if isinstance(tree, dict):
         for key, value in tree.items():
-            yield field or "manifest", str(key)
-            yield from _texts(value, f"{field}.{key}" if field else str(key))
+            yield field or "manifest", key
+            yield from _leaves(value, f"{field}.{key}" if field else str(key))
     elif isinstance(tree, list | tuple):
         for number, value in enumerate(tree):
-            yield from _texts(value, f"{field}.{number}")
+            yield from _leaves(value, f"{field}.{number}")
+    else:
+        yield field, tree
+
+
+def _require_plain(field: str, value: Any) -> None:
+    """Refuse a value that JSON cannot express, and a text with a credential."""
+    if isinstance(value, str) and SECRET_PATTERN.search(value):
+        raise ManifestError(
+            field, "must not hold credentials", conceal(value), "set environment variables"
+        )
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not (finite and isinstance(value, str | int | float | None)):
+        raise ManifestError(
+            field, "must be text, a finite number, true, false or a list", value, "change it"
+        )
 
 
 def _read(path: Path) -> str:
@@ -204,7 +219,7 @@ def _parse(text: str, field: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
-        # PyYAML itself raises the last three on deep nesting, a list as a key, and a 13th month.
+        # PyYAML itself raises the last three on deep nesting, a list as a key, and a bad number.
         reason = " ".join(str(error).split())
         raise ManifestError(field, "must be valid YAML", reason, "fix that line") from None
 
@@ -228,14 +243,14 @@ def _apply(tree: Tree, override: str) -> None:
     tree[leaf] = _parse(text, f"--set {key}")
 
 
-def _first_problem(schema: type[Any], error: ValidationError) -> ManifestError:
-    """The first of pydantic's problems, in terms of the manifest's keys."""
+def _first_problem(schema: type[Any], error: ValidationError, tree: Tree) -> ManifestError:
+    """The first of pydantic's problems with `tree`, in terms of the manifest's keys."""
     # A rule that raised `ManifestError` never arrives here, because pydantic passes it on.
-    problem = error.errors(include_url=False)[0]
-    # pydantic also names the member of a union that it tried; this is not a key of the file.
-    path = [
-        part for part in problem["loc"] if not str(part).startswith(("tuple[", "literal[", "dict["))
-    ]
+    problems = [(_known_path(each, tree), each) for each in error.errors(include_url=False)]
+    first = problems[0][0]
+    # Of the members of a union, the one that fits best fails deepest in the value.
+    same_key = [each for each in problems if each[0][: len(first)] == first]
+    path, problem = max(same_key, key=lambda each: len(each[0]))
     field = ".".join(str(part) for part in path) or "manifest"
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         near = difflib.get_close_matches(str(path[-1]), _names(schema, path[:-1]), n=1)
@@ -247,6 +262,24 @@ def _first_problem(schema: type[Any], error: ValidationError) -> ManifestError:
         return ManifestError(field, "is required", None, f"add {field} to the manifest")
     rule = problem["msg"].removeprefix("Input ")
     return ManifestError(field, rule, problem["input"], "change the value")
+
+
+def _known_path(problem: ErrorDetails, tree: Tree) -> list[str | int]:
+    """The keys and positions of a problem that `tree` has, and a missing key at the end.
+
+    pydantic also names the member of a union that it tried, and the position in a list that a
+    single value stands for.
+    """
+    path: list[str | int] = []
+    node: Any = tree
+    for part in problem["loc"]:
+        known = range(len(node)) if isinstance(node, list) else node
+        if isinstance(known, dict | range) and part in known:
+            path.append(part)
+            node = node[part]
+    if problem["type"] in ("missing_argument", "missing"):
+        path.append(problem["loc"][-1])
+    return path
 
 
 def _names(schema: Any, path: list[Any]) -> list[str]:

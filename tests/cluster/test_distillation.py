@@ -243,6 +243,10 @@ def test_students_and_ranks_use_no_gpu_if_workers_shall_not(
     cluster = Cluster(gpus_per_worker=0.0)
     assert plan_students(cluster, 2) == StudentShare(4.0, gpu=False)
     assert plan_workers((2, 2), cluster) == Workers(2, 4.0, "cpu")
+    monkeypatch.setattr(capacity, "own_device", lambda: "a GPU")
+    monkeypatch.setattr(capacity, "trains_here", lambda ranks: ranks == (1, 1))
+    assert plan_workers((1, 1), cluster).device == "cpu"
+    assert plan_workers((1, 1), Cluster()).device == "a GPU"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from dfkd.cluster.capacity import (
 from dfkd.cluster.connection import _check_reachable
 from dfkd.cluster.pool import Pool
 from dfkd.config.manifest import Cluster
-from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
+from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Worker(Actor):
             raise RuntimeError(f"no luck with {item.number}")
         if kind == "tells a secret":
             raise RuntimeError(f"refused by https://me:hunter2@{'proxy' * 60}")
+        if kind == "is damaged":
+            raise CorruptionError(f"{item.id} is damaged; restore it")
         if kind == "no disk":
             raise InfrastructureError("disk: must have room, got 0; free some")
         return item.number
@@ -271,12 +273,33 @@ def test_time_outs_before_any_success_blame_the_limit(cluster: None, tmp_path: P
 
 def test_time_outs_after_a_success_blame_their_task(cluster: None, tmp_path: Path) -> None:
     working = pool(tmp_path, {0: "hangs always"}, size=1, attempts=2, timeout=2)
-    working.succeeded = True  # as in a run that resumes another
+    working.succeeded = {Item}  # as in a run that resumes another
     assert list(working.run(Item(i) for i in range(4))) == [1, 2, 3]
     (item,) = working.quarantine
     assert item.task.number == 0
     assert item.reason.startswith("no result within 2 seconds")
     assert "cluster.task_timeout" in item.reason
+
+
+@dataclass(frozen=True)
+class OtherItem(Item):
+    """Another kind of task, as prompts are beside images."""
+
+
+def test_another_kind_of_task_does_not_vouch_for_the_limit(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {0: "hangs always", 1: "hangs always"}, size=1, timeout=2)
+    with pytest.raises(ManifestError, match=r"^cluster\.task_timeout: .*2 tries"):
+        list(working.run(iter([OtherItem(7), Item(0), Item(1)])))
+    assert working.succeeded == {OtherItem}
+
+
+def test_what_a_repetition_does_not_cure_is_no_matter_of_infrastructure(
+    cluster: None, tmp_path: Path
+) -> None:
+    working = pool(tmp_path, dict.fromkeys(range(9), "is damaged"), attempts=2)
+    with pytest.raises(DfkdError, match=r"6 tries in a row failed, .* restore") as told:
+        list(working.run(Item(i) for i in range(9)))
+    assert told.value.exit_code == Exit.FAILED
 
 
 def test_a_pool_that_is_told_to_stop_finishes_what_flies(cluster: None, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, meth
     for name in ("one", "three"):
         manifest, version = chain_of(method, tmp_path / name)
         worker = make_first(manifest, version)
-        for unit in Chain(version).units(manifest, version.done()):
+        for unit in Chain(version).units(manifest):
             assert unit is not None
             worker = worker if name == "one" else SynthesisWorker(manifest, version, 1.0)
             assert len(worker.run_task(unit)) == 2
@@ -189,7 +189,7 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
     """Stopped between two parts, and by another process: the same bytes as of one worker."""
     manifest, version = chain_of("cmi", tmp_path / "whole")
     worker = make_first(manifest, version)
-    for unit in Chain(version).units(manifest, version.done()):
+    for unit in Chain(version).units(manifest):
         assert unit is not None
         worker.run_task(unit)
     whole = {task: receipt.sha256 for task, receipt in version.receipts().items()}

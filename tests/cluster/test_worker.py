@@ -1,8 +1,10 @@
 """What a worker reads, and how often; what it makes and refuses is in test_synthesis.py."""
 
 import errno
+import gc
 import os
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +16,13 @@ import pytest
 from dfkd.benchmarks.scale import ScaleWorker
 from dfkd.benchmarks.stand_in import put_prompts
 from dfkd.cluster.synthesis import identify
-from dfkd.cluster.worker import PromptWorker, SynthesisWorker, TeacherSlot
+from dfkd.cluster.worker import PromptWorker, SynthesisActor, SynthesisWorker, TeacherSlot
 from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
 from dfkd.dataset.versions import begin
 from dfkd.errors import InfrastructureError
+from dfkd.models.generators.generator import Generator
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_models import VIT, model_config, openai_archive, write_teacher
 from tests.helpers.tiny_version import write_manifest
@@ -61,6 +64,32 @@ def test_another_precision_loads_the_teacher_anew(tmp_path: Path) -> None:
         teachers.append(PromptWorker(manifest, version, 1.0, slot).load_teacher())
     assert teachers[0] is not teachers[1]
     assert teachers[1] is teachers[2]
+
+
+def test_the_generator_of_one_method_is_gone_before_the_next_loads_its_own(tmp_path: Path) -> None:
+    actor = SynthesisActor(1.0)
+    manifest = Manifest.read(write_manifest(tmp_path))
+    version = begin(open_storage(manifest.storage.root), identify(manifest))
+    actor.work_on(manifest, version, SynthesisWorker)
+    generators = []
+    load = SynthesisWorker.load_generator
+    with pytest.MonkeyPatch.context() as patch:
+
+        def noted(worker: SynthesisWorker) -> Generator | None:
+            generators.append(weakref.ref(generator := load(worker)))
+            return generator
+
+        patch.setattr(SynthesisWorker, "load_generator", noted)
+        worker = actor._workers[1]
+        assert isinstance(worker, SynthesisWorker)
+        worker._maker = worker._load_maker(next(units(manifest, ())))
+        del worker
+    gc.disable()  # as if no collection were due
+    try:
+        actor.work_on(manifest, version, SynthesisWorker)
+    finally:
+        gc.enable()
+    assert [reference() for reference in generators] == [None]
 
 
 @contextmanager

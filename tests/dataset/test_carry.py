@@ -11,7 +11,7 @@ from dfkd.dataset.published import PublishedVersion, advance, current, open_vers
 from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import begin
-from dfkd.errors import CorruptionError, InfrastructureError
+from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError
 from dfkd.report.gallery import read_index
 from dfkd.storage import layout
 from dfkd.utils.strict_json import canonical
@@ -98,9 +98,10 @@ def test_a_version_that_is_being_removed_is_not_begun_or_made_current(tmp_path: 
     base = fill(tmp_path)
     candidate = regenerated(tmp_path, base, 1, TASKS[:1], make_current=False)
     home(tmp_path).put(f"versions/{candidate.id}/{layout.REMOVING}", b"")
-    with pytest.raises(InfrastructureError, match=r"is being removed; run jobs/clean\.py"):
+    with pytest.raises(DfkdError, match=r"is being removed; run jobs/clean\.py") as refused:
         advance(home(tmp_path), candidate.id)
-    with pytest.raises(InfrastructureError, match="is being removed"):
+    assert refused.value.exit_code == Exit.FAILED
+    with pytest.raises(DfkdError, match="is being removed"):
         regenerated(tmp_path, base, 1, TASKS[:1])
     begin(home(tmp_path), IDENTITY | {"salt": 5})  # other versions can be begun
 

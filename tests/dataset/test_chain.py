@@ -17,6 +17,7 @@ from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.maker import PromptMaker
+from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.local import open_storage
 from tests.helpers.inversion_runs import read
 
@@ -50,7 +51,7 @@ def finish(
 def test_a_part_waits_for_the_state_before_it(
     version: Version, manifest: Manifest, tmp_path: Path
 ) -> None:
-    found = Chain(version).units(manifest, version.done())
+    found = Chain(version).units(manifest)
     for number, together in enumerate(parts(manifest)):
         unit = next(found)
         assert unit == Unit(together, together)
@@ -69,17 +70,35 @@ def test_a_run_goes_on_from_the_newest_state(
     every = [Unit(together, together) for together in parts(manifest)]
     finish(version, manifest, every[0], tmp_path)
     finish(version, manifest, every[1], tmp_path)
-    assert next(Chain(version).units(manifest, version.done())) == every[2]
+    assert next(Chain(version).units(manifest)) == every[2]
     # Killed between the receipts and the state: the part is made again for its state alone.
     version.storage.delete("state/0000000002.safetensors")
-    again = next(Chain(version).units(manifest, version.done()))
+    again = next(Chain(version).units(manifest))
     assert again == Unit((), every[1].generated)
     assert (again.id, again.part, again.count) == ("0000-00001", 1, 0)
     # A receipt of a part before the states is gone: from the beginning.
     version.storage.delete("receipts/0001-00000.json")
-    first = next(Chain(version).units(manifest, version.done()))
+    first = next(Chain(version).units(manifest))
     assert [task.id for task in first.tasks] == ["0001-00000"]
     assert Chain(version).states.newest() == 0
+
+
+def test_another_driver_that_finishes_a_part_meanwhile_keeps_its_states(
+    version: Version, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = [Unit(together, together) for together in parts(manifest)]
+    newest = Checkpoints.newest
+
+    def late(states: Checkpoints) -> int:
+        found = newest(states)
+        if not found:
+            monkeypatch.setattr(Checkpoints, "newest", newest)
+            finish(version, manifest, every[0], tmp_path)
+        return found
+
+    monkeypatch.setattr(Checkpoints, "newest", late)
+    assert next(Chain(version).units(manifest)) == every[1]
+    assert Chain(version).states.newest() == 1
 
 
 def test_a_failure_is_that_of_every_later_part(

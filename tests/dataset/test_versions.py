@@ -171,6 +171,15 @@ def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_a_published_version_keeps_its_summary_of_prompts(tmp_path: Path) -> None:
+    """A second driver that is late has other last digits on another processor."""
+    published, version = fill(tmp_path), begin(home(tmp_path), IDENTITY)
+    before = version.storage.get("prompts.json")
+    version.seal_prompts([], {"vendi": 1.0000000000000002})
+    assert version.storage.get("prompts.json") == before
+    assert verify(published) == []
+
+
 def test_racing_publishers_agree(version: Version) -> None:
     commit_all(version, without=("0001-00000",))
 
@@ -275,9 +284,7 @@ def test_a_receipt_describes_the_shard_that_an_earlier_attempt_left(
 ) -> None:
     earlier = write_task(TASKS[0], tmp_path / "earlier", failed=[2], shift=1.0)
     version.storage.put("shards/0000-00000.tar", earlier)
-    with pytest.raises(CorruptionError, match=r"images \(2,\) are not in it"):
-        commit(version, TASKS[0])  # in which none failed
-    receipt = commit(version, TASKS[0], failed=[2])
+    receipt = commit(version, TASKS[0])  # in which none failed, as rounding on a GPU may have it
     assert receipt.sha256 == hashlib.sha256(earlier.read_bytes()).hexdigest()
     assert receipt.failed == (2,)
     assert len(list(read_shard(version.storage.get(receipt.shard), receipt))) == 2

@@ -4,10 +4,14 @@ from typing import Any
 
 import pytest
 
-from dfkd.config.distillation import Distillation, Texts
+from dfkd.config.distillation import Texts
 from dfkd.config.manifest import Manifest, StorageConfig
-from dfkd.distillation.student_names import stated_settings, student_name
-from dfkd.distillation.student_store import check_teacher, locate_student
+from dfkd.distillation.student_names import student_name
+from dfkd.distillation.student_store import (
+    check_initial_weights,
+    check_teacher,
+    locate_student,
+)
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.teacher import file_hashes
 from tests.helpers.tiny_models import GENERATOR, RESNET, TEACHER, model_config, write_teacher
@@ -50,15 +54,21 @@ def test_whatever_can_change_a_weight_renames_it(tmp_path: Path) -> None:
         named(learning_rate=0.2),
         named(batch_size=64),
         named(stem="small"),
+        named(target="embedding"),
     ]
     assert len(set(names)) == len(names)
 
 
-def test_a_key_that_is_younger_than_a_student_changes_neither_its_name_nor_its_card() -> None:
-    default, other = (Distillation(target=target) for target in ("distances", "embedding"))
-    assert "target" not in stated_settings(default)
-    assert stated_settings(other) == stated_settings(default) | {"target": "embedding"}
-    assert named(target="embedding") != named()
+def test_other_initial_weights_on_a_node_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"1")
+    manifest = Manifest.read(write_manifest(tmp_path, distillation={"weights": str(path)}))
+    version = publish(manifest)
+    name = student_name(manifest, version.fingerprint, "vanilla", 0)
+    check_initial_weights(manifest, version, "vanilla", 0, name)
+    path.write_bytes(b"2")
+    with pytest.raises(WeightsError, match=r"^distillation\.weights: must be the same on every"):
+        check_initial_weights(manifest, version, "vanilla", 0, name)
 
 
 def test_missing_weights_are_refused() -> None:

@@ -130,6 +130,27 @@ def test_the_check_covers_every_image_that_can_be_read(run: Run) -> None:
     assert check["model.onnx"]["max_difference"] < 1e-5 < check["model.int8.onnx"]["max_difference"]
 
 
+def test_without_labelled_images_the_graphs_are_checked_on_synthesised_ones(run: Run) -> None:
+    config = dataclasses.replace(run.manifest.evaluation, data="none")
+    manifest = dataclasses.replace(run.manifest, evaluation=config)
+    whole = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    try:
+        take_home.write_take_home(manifest, None, threads=1)
+        facts, card = run.facts, (run.folder / "README.md").read_text()
+    finally:
+        for name, content in whole.items():
+            (run.folder / name).write_bytes(content)
+    assert facts["evaluation"] is None
+    assert "Not measured" in card
+    images = take_home.calibration_images(locate_student(manifest, "mix", 1).version, 32)
+    student, _ = load_student(locate_student(manifest, "mix", 1).storage)
+    expected = student(torch.from_numpy(batch(images))).numpy()
+    found = load_graph(run.folder / "model.int8.onnx", threads=1)(batch(images))
+    assert facts["check"]["images"] == len(images) == facts["calibration"]["images"]
+    same = (found.argmin(1) == expected.argmin(1)).mean()
+    assert facts["check"]["model.int8.onnx"]["equal_predictions"] == pytest.approx(same)
+
+
 def test_confidence_is_the_mean_of_the_highest_probability(run: Run) -> None:
     predictor = Predictor(run.folder)
     highest = [predictor.probabilities(image).max() for image in readable(run.manifest)]

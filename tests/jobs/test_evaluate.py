@@ -215,6 +215,12 @@ def test_sizes_and_latencies_stand_beside_the_scores(
         assert line[-2:] == [f"{4 * sizes[model] / 1e6:.1f}", f"{latency['ms'][model]:.1f}"]
 
 
+def test_nothing_is_scored_without_labelled_images(run: Path) -> None:
+    job = evaluate(run, "--set=evaluation.data=none")
+    assert job.returncode == Exit.USAGE
+    assert "evaluation.data: must be labelled images of the classes" in jobs.last_error(job)
+
+
 def test_a_text_only_classifier_of_each_seed_is_scored(run: Path, tmp_path: Path) -> None:
     """On the teacher's tower, or on one of its own, which then answers zero-shot too."""
     common = (

@@ -77,6 +77,13 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     assert changed - seconds == {name for name in before if name.startswith("records/evaluate-")}
     assert {"student/model.onnx", "student/model.int8.onnx", "student/labels.json"} <= before.keys()
 
+    unscored = run_here("pipeline", MANIFEST, *arguments, "--set", "evaluation.data=none")
+    assert unscored.returncode == 0, unscored.stderr
+    assert unscored.stdout.splitlines()[-1] == f"wrote {tmp_path / 'run' / 'student'}"
+    assert f"contact sheet {tmp_path / 'run' / 'contact-sheet.png'}" in unscored.stdout
+    assert "Not measured" in (tmp_path / "run" / "student" / "README.md").read_text()
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+
 
 @pytest.mark.heavy
 def test_the_plan_covers_all_stages(tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def test_a_second_regeneration_is_refused_while_one_is_at_work(
     [
         ("prompts.method=[vanilla, mix]", "prompts.method: must be one method"),
         ("evaluation.models=teacher", "evaluation.models: must name student"),
+        ("evaluation.data=none", "evaluation.data: must be labelled images to regenerate"),
         ("regeneration.classes=[owl]", "regeneration.classes: must be among classes"),
         ("regeneration.share=0", "regeneration.share"),
         ("distillation.batch_size=13", "distillation.batch_size: must not exceed the 12 images"),

@@ -284,6 +284,12 @@ def test_results_without_a_model_or_older_than_a_student_are_outdated(finished: 
     assert status(finished)["next"] is None
 
 
+def test_without_labelled_images_neither_results_nor_a_report_are_next(finished: Path) -> None:
+    found = status(finished, "--set", "evaluation.data=none")
+    assert found["evaluate"]["state"] == found["report"]["state"] == "not planned"
+    assert found["next"] is None
+
+
 def test_a_missing_report_is_next(finished: Path) -> None:
     report = finished.parent / "run" / "report.html"
     report.unlink()

@@ -4,9 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.errors import CorruptionError
-from dfkd.pipeline.attempts import Attempt, Decision, begin, unfinished
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.pipeline.attempts import (
+    MAX_NUMBER,
+    Attempt,
+    Decision,
+    begin,
+    next_number,
+    unfinished,
+)
 from dfkd.storage.local import open_storage
+from tests.helpers import small_manifest
 
 IDENTITY = {"prompts.method": ["mix"], "salt": 3, "synthesis.learning_rate": 0.1}
 DECISION = Decision("0" * 16, "", 0.5, None, 3, 0.25, ("one", "two"))
@@ -25,6 +33,21 @@ def test_what_was_claimed_and_decided_is_read_back(attempt: Attempt, tmp_path: P
     assert found is not None
     assert (found.number, found.identity, found.method) == (3, IDENTITY, "mix")
     assert found.decision == DECISION
+
+
+def test_numbers_of_more_than_eight_digits_are_refused(tmp_path: Path) -> None:
+    """They would be written under names that no later call lists."""
+    root = open_storage(str(tmp_path))
+    for salt, ends in ((MAX_NUMBER - 1, False), (MAX_NUMBER, True)):
+        manifest = small_manifest.read(tmp_path, f"salt={salt}")
+        if ends:
+            with pytest.raises(ManifestError, match="salt: must be below 100000000 to regenerate"):
+                next_number(root, None, manifest)
+        else:
+            begin(root, next_number(root, None, manifest), IDENTITY)
+            assert unfinished(root) is not None
+            with pytest.raises(ManifestError, match=r"salt: .*got 100000000"):
+                next_number(root, None, manifest)
 
 
 @pytest.mark.parametrize("content", DAMAGE)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.errors import ManifestError
-from dfkd.pipeline.preflight import check_batches, check_synthesis
+from dfkd.pipeline.preflight import check_batches, check_evaluation, check_synthesis
 from tests.helpers import small_manifest
 from tests.helpers.inversion_runs import read as inversion
 
@@ -14,6 +14,14 @@ def test_a_batch_that_no_epoch_will_fill_is_refused(tmp_path: Path) -> None:
     check_batches(small_manifest.read(tmp_path))
     with pytest.raises(ManifestError, match=r"batch_size: must not exceed the \d+ images"):
         check_batches(small_manifest.read(tmp_path, "distillation.batch_size=100000"))
+
+
+def test_only_what_is_scored_needs_data_and_towers(tmp_path: Path) -> None:
+    wrong = ("evaluation.models=[text-only]", "text_only.model=RN50", "text_only.weights=none.pt")
+    for data in ("bundled", "missing"):
+        with pytest.raises(ManifestError):
+            check_evaluation(small_manifest.read(tmp_path, f"evaluation.data={data}", *wrong))
+    check_evaluation(small_manifest.read(tmp_path, "evaluation.data=none", *wrong))
 
 
 def test_prompts_too_large_to_be_read_again_are_refused(tmp_path: Path) -> None:

@@ -1,3 +1,8 @@
+import http.server
+import socket
+import ssl
+import subprocess
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +80,54 @@ def test_only_what_may_pass_is_worth_a_repetition(
         stub.add_client_error("put_object", code, http_status_code=status)
         with pytest.raises(kind, match=code):
             storage.put("key", b"data")
+
+
+@pytest.fixture
+def untrusted(tmp_path: Path) -> Iterator[str]:
+    """A server with a certificate that it signed itself."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1"
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), http.server.BaseHTTPRequestHandler
+    ) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_a_certificate_that_is_not_trusted_is_not_worth_a_repetition(
+    root: str, untrusted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", untrusted)
+    with pytest.raises(ManifestError, match=r"^AWS_ENDPOINT_URL: must have a certificate"):
+        open_storage(root)
+
+
+def test_a_connection_lost_during_its_handshake_is_tried_again(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{listener.getsockname()[1]}")
+
+        def hang_up() -> None:
+            for _ in range(3):
+                connection, _ = listener.accept()
+                connection.recv(100)
+                connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        policy = RetryPolicy(attempts=3, pause=0.01, longest_pause=0.01)
+        storage = S3Storage("bucket", connection=Connection(Limits(policy)))
+        with pytest.raises(InfrastructureError, match="run the same command again"):
+            storage.get("key")
+        thread.join(5)
+        assert not thread.is_alive()  # it was asked three times
 
 
 def test_secrets_are_in_no_error_and_no_repr(root: str, monkeypatch: pytest.MonkeyPatch) -> None:

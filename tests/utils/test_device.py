@@ -14,8 +14,9 @@ from dfkd.cluster.synthesis import identify
 from dfkd.cluster.worker import SynthesisWorker
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import begin
+from dfkd.errors import ManifestError
 from dfkd.storage.local import open_storage
-from dfkd.utils.device import pick_device, seeded
+from dfkd.utils.device import memory_limited_by, pick_device, seeded
 from tests.helpers.tiny_version import write_manifest
 
 FAULTS = """
@@ -82,6 +83,32 @@ def test_a_worker_has_no_tf32_once_it_has_its_teacher(
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     SynthesisWorker(manifest, version, 1.0).load_teacher()
     assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"
+        ),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_a_failed_allocation_names_the_key_that_limits_memory(error: Exception) -> None:
+    with (
+        pytest.raises(
+            ManifestError, match=r"some\.key: must fit the device's memory, got 8; lower it"
+        ),
+        memory_limited_by("some.key", 8, "lower it"),
+    ):
+        raise error
+
+
+def test_other_errors_are_no_failed_allocations() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), memory_limited_by("some.key", 8, "lower it"):
+        raise RuntimeError("shapes do not fit")
 
 
 def test_a_seeded_block_draws_from_its_seed_and_restores_the_generator() -> None:

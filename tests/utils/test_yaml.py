@@ -36,7 +36,8 @@ def test_flags_and_numbers(tmp_path: Path, text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "text",
     ["no", "No", "on", "YES", "off", "y", "n", "1:30", "1:30.5", "1_000", "1_0.5", "1e", "e1",
-     ".", "1.2.3", "08", "tRue", "inf", "nan", "-1-", "1e-3x", "0o7", "3 d"],
+     ".", "1.2.3", "08", "2026-11-29", "2026-11-29 12:00:00", "tRue", "inf", "nan", "-1-", "1e-3x",
+     "0o7", "3 d"],
 )  # fmt: skip
 def test_other_scalars_are_text(tmp_path: Path, text: str) -> None:
     assert scalar(tmp_path, text) == text

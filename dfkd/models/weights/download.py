@@ -138,6 +138,7 @@ class Fetcher:
     def _receive(self, artifact: Artifact, part: PartialFile, addresses: tuple[str, ...]) -> None:
         """Fetch the missing bytes from the first address that serves them, with retries."""
         remaining, failures = list(addresses), 0
+        furthest = part.done
         while True:
             host, before = urlsplit(remaining[0]).hostname, part.done
             try:
@@ -150,8 +151,10 @@ class Fetcher:
                     raise _given_up(artifact, reason) from None
             except (OSError, http.client.HTTPException) as error:
                 reason = f"{host} {_words(error)}"
-                # A slow network that still delivers bytes may fail any number of times.
-                failures = 1 if part.done > before else failures + 1
+                # A slow network that still delivers bytes may fail any number of times. Bytes that
+                # an earlier attempt had received, too, are no progress: some servers cannot resume.
+                failures = 1 if part.done > furthest else failures + 1
+                furthest = max(furthest, part.done)
                 if failures >= self.retries.attempts:
                     raise InfrastructureError(
                         f"{artifact.file}: {reason}; run the same command again, it resumes, or "

@@ -12,8 +12,10 @@ from dfkd.pipeline.status.versions import UNFINISHED, VersionStatus
 class FileStatus:
     """Whether an object that is made from the finished students is there."""
 
-    state: Literal["absent", "outdated", "finished"]
-    """`outdated`: it lacks a model of the manifest, or what it is made from was written later."""
+    state: Literal["absent", "outdated", "finished", "not planned"]
+    """`outdated`: it lacks a model of the manifest, or what it is made from was written later.
+    `not planned`: the manifest has no images to score models on.
+    """
     age_seconds: float | None = None
 
 
@@ -51,9 +53,10 @@ class Stages:
             return step and Step("reproduce")
         if step:
             return step
-        if self.evaluate.state != "finished":
-            return Step("evaluate")
-        return Step("report") if self.report.state != "finished" else None
+        for job, file in {"evaluate": self.evaluate, "report": self.report}.items():
+            if file.state in ("absent", "outdated"):
+                return Step(job)
+        return None
 
     def _synthesis(self) -> Step | None:
         """The step that finishes the versions; None if all are finished."""

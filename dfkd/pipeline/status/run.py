@@ -109,12 +109,16 @@ def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Sta
             root.location(),
             "give the manifest, or the storage.root of a run",
         )
+    evaluate, report = FileStatus(state="not planned"), FileStatus(state="not planned")
+    if manifest is None or manifest.evaluation.scored:
+        evaluate = _file(results, trained, _scores_all(root, manifest) if results else True)
+        report = _file(_written(root, REPORT), results or 0.0)
     return Stages(
         planned=manifest is not None,
         versions=versions,
         students=students,
-        evaluate=_file(results, trained, _scores_all(root, manifest) if results else True),
-        report=_file(_written(root, REPORT), results or 0.0),
+        evaluate=evaluate,
+        report=report,
         # Only the newest attempt can be unfinished.
         regenerating=bool(known) and not known[-1].finished,
         study=manifest is None and any(root.folders(layout.CELLS)),

@@ -96,9 +96,9 @@ class CmiInverter(Inverter):
         """Networks, optimisers and bank."""
         return super().state() | {"bank": self.bank.features.clone()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Restore networks, optimisers and bank; raises as `Inverter.restore` does."""
-        super().restore(state)
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        """Networks, optimisers and bank; see `Inverter._restore`."""
+        super()._restore(state)
         self.bank.features = state["bank"]
 
     def images(self, request: PartRequest) -> Synthesised:

@@ -157,15 +157,19 @@ class Inverter(ABC):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a `state()`; `CorruptionError` if it belongs to other networks."""
         try:
-            for name, network in self.networks.items():
-                network.load_state_dict(below(state, f"{NETWORK_PREFIX}{name}."))
-            for name, optimizer in self.optimizers.items():
-                restore_moments(optimizer, below(state, f"{OPTIMIZER_PREFIX}{name}."))
+            self._restore(state)
         except (LookupError, ValueError, RuntimeError) as error:
             raise CorruptionError(
                 f"a state is not of this {self.name} ({one_line(error)}); delete the folder state/ "
                 "of the version and run again"
             ) from None
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        """Load a `state()`; raises whatever a state of other networks causes."""
+        for name, network in self.networks.items():
+            network.load_state_dict(below(state, f"{NETWORK_PREFIX}{name}."))
+        for name, optimizer in self.optimizers.items():
+            restore_moments(optimizer, below(state, f"{OPTIMIZER_PREFIX}{name}."))
 
 
 class InnerStudentTrainer:

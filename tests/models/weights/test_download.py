@@ -146,6 +146,14 @@ def test_a_server_that_cannot_resume_starts_anew(
     assert fetch(tmp_path, server.artifact(FILE)).path.read_bytes() == BODY
 
 
+def test_a_server_that_never_gets_further_is_given_up(server: Publisher, tmp_path: Path) -> None:
+    """Without a known hash each attempt begins anew; some get further than the one before."""
+    server.inject("cut 9000", *(f"cut {1000 + 500 * (n % 3)}" for n in range(20)))
+    artifact = server.artifact(FILE, known=False)
+    assert isinstance(failure(tmp_path, artifact), InfrastructureError)
+    assert len(server.seen) == HASTE.attempts
+
+
 def test_two_files_are_never_mixed(server: Publisher, tmp_path: Path) -> None:
     """A file that changes while it is fetched, and no hash that would tell."""
     artifact = server.artifact(FILE, known=False)
