@@ -9,6 +9,7 @@
                 unreadable: [name, ...]}: the scored data, with domains in display order
     parameters {model: count}: parameters of the whole student, or of the image tower of the teacher
                or of the text-only classifier
+    students   [name, ...]: folders under students/ of the scored students
     rows       one per model, method, seed and domain:
         model      "teacher" | "text-only" | "student"
         method     "zero-shot" for a tower, "classifier" for the text-only classifier, else the
@@ -133,6 +134,7 @@ class _Results(TypedDict):
     average: Average
     data: _Data
     parameters: dict[str, Count]
+    students: list[str]
     rows: Annotated[list[ResultRow], Field(min_length=1)]
     summary: list[Summary]
 
@@ -263,6 +265,7 @@ def results(
     rows: Sequence[ResultRow],
     unreadable: Sequence[str],
     parameters: Mapping[str, int],
+    students: Sequence[str],
     average: Average = "images",
 ) -> dict[str, Any]:
     """The content of `results.json`.
@@ -272,6 +275,7 @@ def results(
         rows: at least one.
         unreadable: names of the images that could not be read.
         parameters: number of parameters of each model in `rows`.
+        students: names of the folders of the students in `rows`.
         average: the accuracy that the summary uses.
     """
     return {
@@ -286,6 +290,7 @@ def results(
             "unreadable": sorted(unreadable),
         },
         "parameters": dict(parameters),
+        "students": list(students),
         "rows": sort_rows(rows),
         "summary": summarise(rows, average),
     }

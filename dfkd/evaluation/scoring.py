@@ -126,7 +126,8 @@ def evaluate(
     scores = score(([model] for model in counted), data, BATCH, threads)
     networks = footprint.networks(manifest)
     sizes = {model: network.parameters for model, network in networks.items()}
-    content = results(data, scores.rows, scores.unreadable, sizes, manifest.evaluation.average)
+    names, average = [student.name for student in students], manifest.evaluation.average
+    content = results(data, scores.rows, scores.unreadable, sizes, names, average)
     location = write_results(root.child(folder) if folder else root, content)
     versions = {student.method: student.version for student in students}
     return Evaluated(content, location, versions, networks=networks)

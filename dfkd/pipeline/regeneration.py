@@ -190,24 +190,22 @@ class _Run:
     def facts(self, version: PublishedVersion, name: str) -> Facts:
         """What the page that compares two versions shows of one; its results are in `name`."""
         storage, root = self.attempt.storage.child(name), self.attempt.root
-        return dataclasses.replace(collect(storage, root, version.id), name=f"{name} {version.id}")
+        return dataclasses.replace(collect(storage, root), name=f"{name} {version.id}")
 
     def score(self, version: PublishedVersion, name: str) -> float:
         """Mean accuracy (0-1) of a version's students, which are trained or reused.
 
         Results go to the folder `name` of the attempt.
         """
-        students = []
         for seed in self.manifest.distillation.seeds:
             finished = distillation.distill(self.manifest, self.manifest.method, seed, version.id)
             action = "reused" if finished.reused else "trained"
             print(
                 f"{name} {version.id} seed {seed}: {action} {finished.student.location}", flush=True
             )
-            students.append(finished.student.name)
         folder = f"{self.attempt.folder}/{name}"
         scored = evaluate(self.manifest, self.threads or None, version.id, folder)
-        note_origin(self.attempt.root.child(folder), self.manifest, self.command, students)
+        note_origin(self.attempt.root.child(folder), self.manifest, self.command)
         validate_results(scored.results)
         (summary,) = [s for s in scored.results["summary"] if s["model"] == "student"]
         print(f"{name} {version.id}: accuracy {summary['mean']:.4f}", flush=True)

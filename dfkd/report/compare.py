@@ -114,23 +114,28 @@ def _accuracy(model: ScoredModel | None, domain: str) -> float | None:
 
 
 def settings(first: Facts, second: Facts) -> list[tuple[str, str, str]]:
-    """Key and both values wherever the manifests or the identities of the data sets differ."""
-    first_flat, second_flat = _flat_settings(first), _flat_settings(second)
-    return [
-        (key, _shown(first_flat, key), _shown(second_flat, key))
-        for key in sorted(first_flat.keys() | second_flat.keys())
-        if first_flat.get(key) != second_flat.get(key)
-    ]
+    """Key and both values wherever the manifests or the identities of the data sets differ.
+
+    Manifests are compared if both runs have kept theirs.
+    """
+    manifests = bool(first.origin and second.origin)
+    flat = [_flat_settings(facts, manifests) for facts in (first, second)]
+    keys = {key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key)}
+    # What differs in the manifests need not be told of each method's data set again.
+    told = sorted(key for key in keys if key.partition(": ")[2] not in keys)
+    return [(key, _shown(flat[0], key), _shown(flat[1], key)) for key in told]
 
 
-def _flat_settings(facts: Facts) -> dict[str, Any]:
-    """The manifest's keys, written with dots, and the identity of each method's version."""
-    flat = flatten(facts.origin.manifest) if facts.origin else {}
+def _flat_settings(facts: Facts, manifests: bool) -> dict[str, Any]:
+    """The manifest's keys, written with dots, and the identity of each method's version.
+
+    Args:
+        manifests: whether the manifest's keys are included.
+    """
+    flat = flatten(facts.origin.manifest) if manifests and facts.origin else {}
     for images in facts.method_images:
-        for key, value in images.version.manifest["identity"].items():
-            # The manifest already has all settings of an identity except the hashes of weights.
-            if not facts.origin or key.endswith(".sha256"):
-                flat[f"{images.method}: {key}"] = value
+        identity = images.version.manifest["identity"]
+        flat |= {f"{images.method}: {key}": value for key, value in identity.items()}
     return flat
 
 

@@ -4,19 +4,18 @@
 """
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.distillation import Average
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.published import PublishedVersion, current, open_version
+from dfkd.dataset.published import PublishedVersion, current, open_version, read_json
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import (
     ResultRow,
@@ -63,8 +62,6 @@ class RunOrigin:
     commit: str | None
     """Commit of the checkout that the package was imported from."""
     manifest: dict[str, Any]
-    students: Annotated[tuple[str, ...], Field(strict=False)]
-    """Names of the folders under students/."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class Facts:
     entries: list[cost_records.CostRecord]
     """What each stage cost."""
     exported: bool
-    """Whether there is a student to take home, in the folder `student/`."""
+    """Whether the student to take home, in the folder `student/`, is one of the scored students."""
     origin: RunOrigin | None
 
     @property
@@ -162,11 +159,9 @@ class Facts:
         return max(self.students, key=lambda s: s.summary["mean"], default=None)
 
 
-def note_origin(
-    storage: Storage, manifest: Manifest, command: str, students: Sequence[str]
-) -> None:
+def note_origin(storage: Storage, manifest: Manifest, command: str) -> None:
     """Write report.json, so that the page can be rewritten without the manifest."""
-    origin = RunOrigin(1, command, commit(), manifest.as_dict(), tuple(students))
+    origin = RunOrigin(1, command, commit(), manifest.as_dict())
     storage.put(ORIGIN, canonical(asdict(origin)))
 
 
@@ -183,13 +178,14 @@ def commit() -> str | None:
     return completed.stdout.strip() or None if completed.returncode == 0 else None
 
 
-def collect(storage: Storage, root: Storage | None = None, version: str = "") -> Facts:
+def collect(storage: Storage, root: Storage | None = None) -> Facts:
     """Collect all facts of the finished run under a root.
 
+    The data sets are those that the scored students learned from.
+
     Args:
-        storage: the run's root or, with `root`, a folder in it with results about `version`.
+        storage: the run's root or, with `root`, a folder in it with results.
         root: root of the run that has the data, students and records for such a folder.
-        version: id of a published version; empty for the current ones.
 
     Raises:
         ManifestError: the run is not finished.
@@ -201,8 +197,11 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
     run = root or storage
     scored = _scored_models(results, rows, footprint.read(run).ms)
     methods = [s.summary["method"] for s in scored if s.summary["model"] == "student"]
+    students = _trained_students(run, rows, results["students"])
+    learned_from = {student.method: student.version for student in students}
     # A page shows data only of methods with a scored student, but without students those of all.
-    versions = _published_versions(run, methods or run.folders(layout.DATA), classes, version)
+    methods = methods or list(run.folders(layout.DATA))
+    versions = _published_versions(run, methods, classes, learned_from)
     name = origin.manifest.get("name") if origin else None
     return Facts(
         location=storage.location(),
@@ -215,10 +214,10 @@ def collect(storage: Storage, root: Storage | None = None, version: str = "") ->
         unreadable=tuple(results["data"]["unreadable"]),
         scored=scored,
         method_images=_method_images(versions, classes),
-        trained_students=_trained_students(run, rows, origin),
+        trained_students=students,
         # Records of a root cover all its versions, so they do not tell what this one cost.
         entries=[] if root else cost_records.read(storage),
-        exported=storage.exists(EXPORTED),
+        exported=_exported(storage) in results["students"],
         origin=origin,
     )
 
@@ -236,18 +235,31 @@ def _scored_models(
     return models
 
 
+def _exported(storage: Storage) -> str:
+    """Name of the student's folder of which `student/` has the export; empty without one."""
+    if not storage.exists(EXPORTED):
+        return ""
+    return str(read_json(storage, EXPORTED).get("student", {}).get("folder", ""))
+
+
 def _published_versions(
-    storage: Storage, methods: Sequence[str], classes: tuple[str, ...], version: str
+    storage: Storage,
+    methods: Sequence[str],
+    classes: tuple[str, ...],
+    learned_from: Mapping[str, str],
 ) -> dict[str, PublishedVersion]:
-    """The version of each method: the one with id `version`, or the current one if that is empty.
+    """The version of each method that its students learned from; without students the current one.
 
     Methods without such a version, or whose version has other classes, are left out.
+
+    Args:
+        learned_from: fingerprints by method.
     """
-    homes = {method: storage.child(layout.data(method)) for method in methods}
-    opened = {
-        method: open_version(home, version) if version else current(home)
-        for method, home in homes.items()
-    }
+    opened = {}
+    for method in methods:
+        home = storage.child(layout.data(method))
+        version = learned_from.get(method)
+        opened[method] = open_version(home, version[:16]) if version else current(home)
     return {
         method: published
         for method, published in opened.items()
@@ -270,20 +282,21 @@ def _method_images(
 
 
 def _trained_students(
-    storage: Storage, rows: Sequence[ResultRow], origin: RunOrigin | None
+    storage: Storage, rows: Sequence[ResultRow], names: Collection[str]
 ) -> list[TrainedStudent]:
-    """The scored students: those that report.json names, or the only candidates."""
-    named = set(origin.students) if origin else None
-    folders = [f for f in storage.folders(layout.STUDENTS) if named is None or f in named]
+    """The scored students whose folders are still there.
+
+    Args:
+        names: of the folders of all scored students.
+    """
+    folders = set(names).intersection(storage.folders(layout.STUDENTS))
     scored = dict.fromkeys((r["method"], r["seed"]) for r in rows if r["model"] == "student")
     methods = [method for method, _ in scored]
     students = []
     for method, seed in scored:
-        matching = [name for name in folders if name.startswith(f"{method}-s{seed}-")]
-        # Several folders match if settings were changed; without report.json the right one is
-        # unknown.
-        if len(matching) == 1:
-            label = method if methods.count(method) == 1 else f"{method} {seed}"
-            student = storage.child(layout.student(matching[0]))
-            students.append(read_student(student, matching[0], method, seed, label))
+        label = method if methods.count(method) == 1 else f"{method} {seed}"
+        for name in folders:
+            if name.startswith(f"{method}-s{seed}-"):
+                student = storage.child(layout.student(name))
+                students.append(read_student(student, name, method, seed, label))
     return students

@@ -5,7 +5,7 @@
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import metadata, resources
 from typing import Any
 
@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_student
-from dfkd.evaluation.results import ClassSummary, require_finished, summarise_classes
+from dfkd.errors import ManifestError
+from dfkd.evaluation.results import ClassSummary, read_results, summarise_classes
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report import charts, diversity
 from dfkd.report.diversity import Diversity, diversities
@@ -63,20 +64,34 @@ def write(manifest: Manifest, command: str, on_rows: OnRows = lambda rows: None)
         on_rows: called with the diversity of each method.
 
     Raises:
-        ManifestError: the run is not finished.
+        ManifestError: the run is not finished, or its results are of other students.
         CorruptionError: an object of the run is damaged.
     """
     storage = open_storage(manifest.storage.root)
-    require_finished(storage)  # before report.json is written
-    students = []
-    if "student" in manifest.evaluation.models:
-        students = [
+    _require_scored(manifest, read_results(storage)["students"])  # before report.json is written
+    note_origin(storage, manifest, command)
+    return write_stored(storage, on_rows)
+
+
+def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
+    """Refuse a manifest whose students are not those that results.json scores.
+
+    The page would show the accuracies of some students, and data and curves of others.
+    """
+    names = set()
+    if "student" in manifest.evaluation.scored:
+        names = {
             locate_student(manifest, method, seed).name
             for method in manifest.methods
             for seed in manifest.distillation.seeds
-        ]
-    note_origin(storage, manifest, command, students)
-    return write_stored(storage, on_rows)
+        }
+    if different := names.symmetric_difference(scored):
+        raise ManifestError(
+            "manifest",
+            "must be that of the students that results.json scores",
+            sorted(different)[0],
+            "run jobs/evaluate.py with this manifest first",
+        )
 
 
 def write_stored(storage: Storage, on_rows: OnRows = lambda rows: None) -> str:

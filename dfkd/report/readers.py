@@ -110,6 +110,8 @@ class TrainedStudent:
     architecture: str
     target: str
     """What it learned from the teacher: `distances` or `embedding`."""
+    version: str
+    """Fingerprint of the data set that it learned from."""
     bytes: int
     sha256: str
     curve: TrainingCurve | None
@@ -135,6 +137,7 @@ def read_student(student: Storage, name: str, method: str, seed: int, label: str
         seed=seed,
         architecture=card["architecture"],
         target=card.get("target", "distances"),
+        version=card["version"],
         bytes=card["bytes"],
         sha256=card["sha256"],
         curve=_read_curve(student, method, seed, label),

@@ -51,7 +51,7 @@ ROWS = [
 def content() -> dict[str, Any]:
     items = (Item("flat", 0, "a.png"), Item("ink", 0, "b.png"))
     return results(
-        Domains("bundled", CLASSES, items, ("a note",)), ROWS, ["z: torn", "b: torn"], SIZES
+        Domains("bundled", CLASSES, items, ("a note",)), ROWS, ["z: torn", "b: torn"], SIZES, []
     )
 
 
@@ -77,7 +77,7 @@ def test_a_summary_uses_class_means_if_they_are_asked_for() -> None:
 def test_the_average_and_the_order_of_domains_are_part_of_the_results() -> None:
     rows = [lopsided(domain, 0) for domain in ("flat", "ink")]
     data = Domains("there", CLASSES, (Item("ink", 0, "b"), Item("flat", 0, "a")), ())
-    found = results(data, rows, [], SIZES, "classes")
+    found = results(data, rows, [], SIZES, [], "classes")
     validate_results(found)
     assert found["average"] == "classes"
     assert found["summary"][0]["mean"] == 0.5
@@ -140,7 +140,7 @@ def test_the_same_scores_are_the_same_bytes_in_any_order(tmp_path: Path) -> None
     first, second = open_storage(str(tmp_path / "a")), open_storage(str(tmp_path / "b"))
     write_results(first, content())
     data = Domains("bundled", CLASSES, (Item("flat", 0, "a"), Item("ink", 0, "b")), ("a note",))
-    write_results(second, results(data, ROWS[::-1], ["b: torn", "z: torn"], SIZES))
+    write_results(second, results(data, ROWS[::-1], ["b: torn", "z: torn"], SIZES, []))
     for name in ("results.json", "results.parquet"):
         assert first.get(name) == second.get(name)
 

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,12 @@ def finished(folder: Path, gain: float = 0.0, **sections: dict[str, object]) -> 
         publish(manifest, method)
         for seed in SEEDS:
             put_student(manifest, method, seed)
-    put_results(storage, gain)
+    names = [locate_student(manifest, m, seed).name for m in METHODS for seed in SEEDS]
+    put_results(storage, gain, names)
     storage.put("latency.json", json.dumps(LATENCY).encode())
     put_records(storage)
-    storage.put("student/takehome.json", b"{}")
+    exported = {"student": {"folder": names[-1]}}
+    storage.put("student/takehome.json", json.dumps(exported).encode())
     return manifest
 
 
@@ -77,9 +80,10 @@ def put_prompts(manifest: Manifest, method: str) -> None:
 
 def put_student(manifest: Manifest, method: str, seed: int) -> None:
     """A student of random weights with the events of three steps."""
-    storage = locate_student(manifest, method, seed).storage
-    student = build(manifest.distillation, len(CLASSES), 32, seed)
-    save_student(storage, student, card(manifest.distillation, manifest.classes, 32))
+    location = locate_student(manifest, method, seed)
+    storage, student = location.storage, build(manifest.distillation, len(CLASSES), 32, seed)
+    facts = card(manifest.distillation, manifest.classes, 32)
+    save_student(storage, student, facts | {"version": location.version.fingerprint})
     with tempfile.TemporaryDirectory() as folder:
         writer = SummaryWriter(folder)
         for step in range(1, 4):
@@ -100,7 +104,7 @@ def scored(model: str, method: str, seed: int, domain: str, right: float) -> Res
     return row(model, method, seed, domain, CLASSES, counts)
 
 
-def put_results(storage: Storage, gain: float) -> None:
+def put_results(storage: Storage, gain: float, students: Sequence[str]) -> None:
     """The teacher is right in 80 %, vanilla in 40 and contrastive in 60 (and 5 more of seed 1)."""
     rows = []
     for domain in DOMAINS:
@@ -110,7 +114,7 @@ def put_results(storage: Storage, gain: float) -> None:
                 rows.append(scored("student", method, seed, domain, share + gain + seed / 20))
     items = tuple(Item(domain, 0, "a.png") for domain in DOMAINS)
     data = Domains("bundled", CLASSES, items, ("<i>a note</i>",))
-    write_results(storage, results(data, rows, [], SIZES))
+    write_results(storage, results(data, rows, [], SIZES, students))
 
 
 def put_records(storage: Storage) -> None:

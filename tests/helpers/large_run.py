@@ -33,7 +33,7 @@ def large_run(storage: Storage) -> None:
     counts = 10 * np.eye(CLASSES, dtype=np.int64)
     rows = [row("student", "mix", 0, "photo", NAMES, counts)]
     data = Domains("bundled", tuple(NAMES), (Item("photo", 0, "a.png"),), ())
-    write_results(storage, results(data, rows, [], {"student": 1000}))
+    write_results(storage, results(data, rows, [], {"student": 1000}, []))
 
 
 def large_version(home: Storage) -> PublishedVersion:

@@ -26,7 +26,7 @@ def write_run(folder: Path, right: int) -> Path:
     counts = np.array([[right, 10 - right], [10 - right, right]])
     rows = [row("teacher", "zero-shot", 0, "photo", CLASSES, counts)]
     data = Domains("bundled", tuple(CLASSES), (Item("photo", 0, "a.png"),), ())
-    write_results(open_storage(str(folder / "run")), results(data, rows, [], {"teacher": 1000}))
+    write_results(open_storage(str(folder / "run")), results(data, rows, [], {"teacher": 1000}, []))
     return small_manifest.write(
         folder,
         classes=CLASSES,

@@ -47,10 +47,22 @@ def test_what_differs_in_the_data_sets_is_named(facts: Facts, better: Facts) -> 
 def test_manifests_are_compared_where_both_are_kept(facts: Facts, run: Manifest) -> None:
     def with_epochs(epochs: int) -> Facts:
         tree = run.as_dict() | {"distillation": {"epochs": epochs}}
-        return dataclasses.replace(facts, origin=RunOrigin(1, "command", None, tree, ()))
+        return dataclasses.replace(facts, origin=RunOrigin(1, "command", None, tree))
 
     found = compare.settings(with_epochs(2), with_epochs(3))
     assert found == [("distillation.epochs", "2", "3")]
+    assert compare.settings(with_epochs(2), facts) == []  # one manifest alone tells no difference
+
+
+def test_two_versions_of_one_manifest_differ_in_salt(
+    facts: Facts, better: Facts, run: Manifest
+) -> None:
+    """As in a regeneration, whose manifest has the salt of the candidate on both sides."""
+    origin = RunOrigin(1, "command", None, run.as_dict())
+    old, new = (dataclasses.replace(each, origin=origin) for each in (facts, better))
+    assert compare.settings(old, new) == [
+        (f"{method}: synthesis.steps", "500", "7") for method in sorted(METHODS)
+    ]
 
 
 def test_runs_of_other_averages_do_not_compare(facts: Facts, better: Facts) -> None:

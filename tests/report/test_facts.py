@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -6,11 +7,14 @@ import numpy as np
 import pytest
 
 from dfkd.config.manifest import Manifest
+from dfkd.dataset.published import current
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.report import page
 from dfkd.report.facts import Facts, collect, note_origin
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from tests.helpers.finished_run import CLASSES, DOMAINS, METHODS, SEEDS
+from tests.helpers.tiny_version import publish
 
 
 @pytest.fixture
@@ -57,15 +61,37 @@ def test_curves_are_read_from_the_event_files(facts: Facts) -> None:
     assert curve.name == "vanilla 1"
 
 
-def test_a_student_of_other_settings_is_left_out(copy: Storage, run: Manifest) -> None:
+def test_a_student_of_other_settings_is_left_out(copy: Storage) -> None:
     (name,) = (n for n in copy.folders("students/") if n.startswith("vanilla-s0-"))
     for key in list(copy.list(f"students/{name}/")):
         copy.put(key.replace(name, "vanilla-s0-ffffffffffff"), copy.get(key))
     names = {(t.method, t.seed): t.name for t in collect(copy).trained_students}
-    assert ("vanilla", 0) not in names
-    note_origin(copy, run, "command", [*names.values(), name])
-    names = {(t.method, t.seed): t.name for t in collect(copy).trained_students}
     assert names["vanilla", 0] == name
+
+
+def test_the_data_are_those_that_the_scored_students_learned_from(
+    copy: Storage, facts: Facts, run: Manifest
+) -> None:
+    """And not what has become current since."""
+    root = dataclasses.replace(run.storage, root=copy.location())
+    publish(dataclasses.replace(run, storage=root, salt=7))
+    newest = current(copy.child("data/vanilla"))
+    assert newest is not None
+    shown = collect(copy).method_images[0].version
+    assert shown.id == facts.method_images[0].version.id != newest.id
+
+
+def test_a_manifest_of_other_students_than_the_scored_ones_is_refused(run: Manifest) -> None:
+    other = dataclasses.replace(run.distillation, epochs=run.distillation.epochs + 1)
+    with pytest.raises(ManifestError, match=r"results\.json scores.*run jobs/evaluate\.py"):
+        page.write(dataclasses.replace(run, distillation=other), "command")
+    assert not (Path(run.storage.root) / "report.json").exists()
+
+
+def test_a_student_to_take_home_is_shown_with_its_scores_only(copy: Storage, facts: Facts) -> None:
+    assert facts.exported
+    copy.put("student/takehome.json", b'{"student": {"folder": "vanilla-s0-ffffffffffff"}}')
+    assert not collect(copy).exported
 
 
 def test_prompts_of_one_class_are_nearer_than_those_of_two(facts: Facts) -> None:
@@ -90,7 +116,7 @@ def test_prompts_of_one_class_are_nearer_than_those_of_two(facts: Facts) -> None
     ],
 )
 def test_a_damaged_object_is_named(copy: Storage, run: Manifest, key: str) -> None:
-    note_origin(copy, run, "command", copy.folders("students/"))
+    note_origin(copy, run, "command")
     (version,) = copy.folders("data/vanilla/versions/")
     key = key.replace("{id}", version).replace("{student}", copy.folders("students/")[0])
     copy.put(key, copy.get(key)[: -1 if key.endswith(".tar") else 60])

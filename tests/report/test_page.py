@@ -141,7 +141,7 @@ def test_a_folder_without_its_manifest_claims_less(facts: Facts) -> None:
 
 def test_a_student_with_pretrained_weights_has_seen_real_images(facts: Facts) -> None:
     def claimed(weights: str) -> str:
-        origin = RunOrigin(1, COMMAND, None, {"distillation": {"weights": weights}}, ())
+        origin = RunOrigin(1, COMMAND, None, {"distillation": {"weights": weights}})
         return headline(dataclasses.replace(facts, origin=origin))
 
     assert "never seen a real image" in claimed("none")
@@ -198,7 +198,7 @@ def test_many_classes_are_still_a_page(
         ]
     ]  # fmt: skip
     data = Domains("here", tuple(names), (Item("photo", 0, "a"),), ())
-    write_results(storage, results(data, rows, [], SIZES))
+    write_results(storage, results(data, rows, [], SIZES, []))
     html = Path(page.write_stored(storage)).read_text()
     assert len(html) < 5_000_000
     assert html.count('<table class="grid') == matrices
@@ -217,7 +217,7 @@ def test_means_over_classes_are_shown_as_such_and_class_by_class(tmp_path: Path)
         for domain in ("real", "synthetic")
     ]
     data = Domains("here", CLASSES, (Item("synthetic", 0, "a"), Item("real", 0, "b")), ())
-    write_results(storage, results(data, rows, [], SIZES, "classes"))
+    write_results(storage, results(data, rows, [], SIZES, [], "classes"))
     html = Path(page.write_stored(storage)).read_text()
     words = " ".join(Outline(html).text.split())
     assert "Mean over classes of the share of their images" in words

@@ -637,7 +637,7 @@ def test_a_run_writes_no_credentials_of_its_environment(tmp_path: Path) -> None:
         cost.images = 1
     student = build(manifest.distillation, 3, 32, 0)
     save_student(root.child("students/x"), student, card(manifest.distillation, ("a", "b"), 32))
-    note_origin(root, manifest, "python jobs/pipeline.py", ["x"])
+    note_origin(root, manifest, "python jobs/pipeline.py")
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert len(files) > 15
     for path in files:
