@@ -30,11 +30,10 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
-from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError, DfkdError, ManifestError, as_utf8
 from dfkd.evaluation import few_shot_starts
-from dfkd.evaluation.data import Domains, open_data
+from dfkd.evaluation.data import Domains, Item, open_data
 from dfkd.evaluation.few_shot_results import (
     FOLDER,
     Curve,
@@ -48,7 +47,12 @@ from dfkd.evaluation.few_shot_results import (
 )
 from dfkd.evaluation.few_shot_split import FewShotSplit, split_domain, training_count
 from dfkd.evaluation.few_shot_starts import InitialWeights
-from dfkd.evaluation.few_shot_tuning import LabelledImages, fine_tune, learning_rates, predict
+from dfkd.evaluation.few_shot_tuning import (
+    LabelledImages,
+    learning_rates,
+    predict,
+    tune_on_split,
+)
 from dfkd.evaluation.public_data_sets import normalise_name
 from dfkd.evaluation.scoring import BATCH, decode_items
 from dfkd.models.student import Student
@@ -183,9 +187,20 @@ def unknown_domain(field: str, data: Domains, name: str) -> ManifestError:
     )
 
 
+def _single(data: Domains, name: str) -> list[Item]:
+    """The images of a domain that have one class only.
+
+    One of two classes (ImageCLEF-DA has nine) could be trained on as the one and tested as the
+    other.
+    """
+    items = [item for item in data.items if item.domain == name]
+    classes = Counter(item.name for item in items)
+    return [item for item in items if classes[item.name] == 1]
+
+
 def _counts(data: Domains, name: str) -> Counter[int]:
-    """The number of images of each class index in a domain."""
-    return Counter(item.class_index for item in data.items if item.domain == name)
+    """The number of usable images of each class index in a domain."""
+    return Counter(item.class_index for item in _single(data, name))
 
 
 def _require_two(counts: Counter[int], name: str) -> None:
@@ -203,10 +218,12 @@ def _require_two(counts: Counter[int], name: str) -> None:
 
 
 def notes(manifest: Manifest, data: Domains, names: Sequence[str]) -> Iterator[str]:
-    """Yield a line for each domain in which a class has too few images for the largest k."""
+    """Yield a line for each domain with too few images of a class, or with ambiguous ones."""
     shots = max(manifest.fewshot.shots)
     for name in names:
         counts = _counts(data, name)
+        if left_out := sum(item.domain == name for item in data.items) - counts.total():
+            yield f"domain {name}: {left_out} entries of images with several classes are left out"
         short = [index for index, count in counts.items() if training_count(shots, count) < shots]
         if short:
             least = min(short, key=lambda index: (counts[index], index))
@@ -228,7 +245,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     Raises:
         ManifestError: too few images can be read.
     """
-    items = [item for item in data.items if item.domain == name]
+    items = _single(data, name)
     size = manifest.synthesis.image_size
     # Pixels are decoded once for all trainings; 55,000 images of 224 px are 8 GB, so not in memory.
     pixels = _mapped((len(items), size, size, 3))
@@ -348,10 +365,8 @@ class _Experiment:
             answers = self.initial_answers[test]
         else:
             # Each k starts from the same weights, so the training works on a copy.
-            classifier, train = copy.deepcopy(self.classifier), torch.tensor(split.train)
-            seed = derive_seed("fewshot", self.seed, self.domain.name, shots)
-            shot_images = LabelledImages(images.pixels[train], images.labels[train])
-            fine_tune(classifier, shot_images, self.manifest.fewshot, seed, start)
+            classifier = copy.deepcopy(self.classifier)
+            tune_on_split(classifier, images, split, self.manifest.fewshot, start)
             answers = self._answers(classifier, test)
             # Counted as wrong answers, NaN logits would pass for a poor start.
             if (answers < 0).any():

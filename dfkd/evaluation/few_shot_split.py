@@ -23,6 +23,8 @@ class FewShotSplit:
 
     train: tuple[int, ...]
     test: tuple[int, ...]
+    seed: int
+    """Seed of the training on it."""
 
 
 def split_domain(
@@ -47,7 +49,9 @@ def split_domain(
         first = draw_order(seed, domain, name, len(positions))
         train |= {positions[number] for number in first[: training_count(shots, len(positions))]}
     test = (position for position in range(len(labels)) if position not in train)
-    return FewShotSplit(tuple(sorted(train)), tuple(test))
+    return FewShotSplit(
+        tuple(sorted(train)), tuple(test), derive_seed("fewshot", seed, domain, shots)
+    )
 
 
 def draw_order(seed: int, domain: str, name: str, images: int) -> list[int]:

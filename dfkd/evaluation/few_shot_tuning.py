@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dfkd.config.distillation import Augmentation, FewShot, Start
 from dfkd.config.hashing import derive_seed
 from dfkd.distillation.augmentation import augment
+from dfkd.evaluation.few_shot_split import FewShotSplit
 from dfkd.models.student import Student, fold
 from dfkd.utils.device import seeded
 
@@ -105,6 +106,15 @@ def batches(images: int, size: int, steps: int, seed: int) -> Tensor:
     # Whole permutations, so each image is seen as often as any other, give or take once.
     order = [torch.randperm(images, generator=generator) for _ in range(rounds)]
     return torch.cat(order)[: steps * size].view(steps, size)
+
+
+def tune_on_split(
+    classifier: Student, images: LabelledImages, split: FewShotSplit, config: FewShot, start: Start
+) -> None:
+    """`fine_tune` with the training images of a split of `images` and its seed."""
+    train = torch.tensor(split.train)
+    shots = LabelledImages(images.pixels[train], images.labels[train])
+    fine_tune(classifier, shots, config, split.seed, start)
 
 
 def fine_tune(

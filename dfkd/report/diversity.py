@@ -32,7 +32,7 @@ class Diversity:
     image_vendi: float | None
     """Effective number of different images."""
     image_twins: float | None
-    """Share of images with a near duplicate in their class."""
+    """Share of the examined images with a near duplicate among them in their class."""
     own_class: float | None
     """Share of images that the teacher assigns to their own class."""
     accuracy: float | None

@@ -93,6 +93,9 @@ class Gallery:
     """The teacher's embeddings float32 [N, E] of a sample of `examined`, none of them zero."""
     labels: Numbers
     """Their class indices [N]."""
+    twins: float | None
+    """Share of `examined` images with a near duplicate among them in their class; None without any.
+    """
 
     @property
     def within(self) -> Numbers:
@@ -105,15 +108,6 @@ class Gallery:
     def vendi(self) -> float | None:
         """Vendi score: the effective number of different `embeddings`; None without any."""
         return vendi_score(self.embeddings) if len(self.labels) else None
-
-    @property
-    def twins(self) -> float | None:
-        """The share of `embeddings` with a near duplicate in their class; None without any."""
-        return (
-            float(near_duplicates(self.embeddings, self.labels).mean())
-            if len(self.labels)
-            else None
-        )
 
 
 def read_index(version: PublishedVersion) -> Index:
@@ -178,15 +172,23 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     strips = {c: scan.pictures(index, rows) for c, rows in picks.items()}
     # A zero vector has no direction, so no cosine.
     usable = [(own, vector) for own, vector in scan.embeddings if np.abs(vector).sum() > 0]
-    sampled = evenly(usable, MAX_EMBEDDINGS)
+    sampled = _arrays(evenly(usable, MAX_EMBEDDINGS))
     return Gallery(
         strips=strips,
         unsure=scan.pictures(index, by_doubt),
         rejections=scan.rejections,
         examined=scan.examined,
-        embeddings=np.array([v for _, v in sampled] or np.empty((0, 0)), np.float32),
-        labels=np.array([own for own, _ in sampled], np.int64),
+        embeddings=sampled[0],
+        labels=sampled[1],
+        # Of all, because few images of a sample have their twin in it.
+        twins=float(near_duplicates(*_arrays(usable)).mean()) if usable else None,
     )
+
+
+def _arrays(labelled: Sequence[tuple[int, Numbers]]) -> tuple[Numbers, Numbers]:
+    """Embeddings float32 [N, E] and class indices int64 [N]."""
+    embeddings = np.array([vector for _, vector in labelled] or np.empty((0, 0)), np.float32)
+    return embeddings, np.array([own for own, _ in labelled], np.int64)
 
 
 def _spaced(index: Index, class_index: int, count: int) -> list[int]:

@@ -208,7 +208,7 @@ def evaluation_digest(data: Domains) -> str:
 
 
 def unseen_digest(study: Study) -> str:
-    """Digest of the images of the study's `unseen` classes; empty without any.
+    """Digest of the images of the study's `unseen` classes and of their average; empty without any.
 
     Raises:
         ManifestError: students learn one of these classes, or the evaluation data lack one.
@@ -220,7 +220,11 @@ def unseen_digest(study: Study) -> str:
         raise ManifestError(
             "unseen", "must name classes that no student learns", learned, "remove these"
         )
-    return evaluation_digest(open_data(manifest.evaluation, unseen))
+    digest, average = evaluation_digest(open_data(manifest.evaluation, unseen)), "images"
+    # The mean is stored as it was taken, while other accuracies are averaged when they are read.
+    if manifest.evaluation.average == average:
+        return digest
+    return hashlib.sha256(canonical([digest, manifest.evaluation.average])).hexdigest()
 
 
 def scores(rows: list[ResultRow]) -> tuple[Score, ...]:

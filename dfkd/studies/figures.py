@@ -65,7 +65,7 @@ def _colour(names: Sequence[str]) -> alt.Color:
     return alt.Color("series:N", sort=None, scale=alt.Scale(domain=list(names), range=colours))
 
 
-def curve(title: str, x: str, series_list: Sequence[Series]) -> RenderedChart:
+def curve(title: str, x: str, series_list: Sequence[Series], first_is_mean: bool) -> RenderedChart:
     """Accuracy over a number on a logarithmic axis, with vertical bars of ± one standard deviation.
 
     Args:
@@ -80,9 +80,9 @@ def curve(title: str, x: str, series_list: Sequence[Series]) -> RenderedChart:
         color=_colour([series.name for series in series_list]),
     )
     y = alt.Y("y:Q", title="accuracy, %", scale=alt.Scale(zero=False))
-    # The first line is the mean of the others.
     first = alt.datum.series == series_list[0].name
-    size = alt.condition(first, alt.value(3.0), alt.value(1.4))
+    thick = alt.condition(first, alt.value(3.0), alt.value(1.4))
+    size = thick if first_is_mean else alt.value(1.4)
     lines = base.mark_line().encode(y=y, size=size)
     rules = base.mark_rule(opacity=0.6).encode(y="low:Q", y2="high:Q")
     points = base.mark_point(filled=True, size=36, opacity=1).encode(y=y)

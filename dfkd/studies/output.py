@@ -201,7 +201,7 @@ def _notes_on_columns(described: StudyFile, results: StudyResults) -> Iterator[s
             f"{RECOGNISED}: share of a row's synthesised images that a classifier which guided "
             f"no synthesis (sha256 {results.judge[:12]}) puts into the class they were made for."
         )
-    if described.unseen:
+    if any(row.unseen for row in results.rows):
         yield (
             f"{UNSEEN}: mean accuracy over the domains on classes that no student learned "
             f"({', '.join(described.unseen)}), of models whose classes can be replaced."
@@ -242,7 +242,8 @@ def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:
     """The drawn figure of a curve, bars or an embedding; None for other kinds."""
     if described.kind == "curve":
         lines = _lines(described, results)
-        return figures.curve(described.title, described.x, lines) if lines else None
+        mean = len(described.chosen_axes) == 1
+        return figures.curve(described.title, described.x, lines, mean) if lines else None
     if described.kind == "bars":
         return figures.bars(described.title, [_bars(row, results) for row in results.rows])
     if described.kind == "embedding":

@@ -16,7 +16,12 @@ from dfkd.errors import ManifestError
 from dfkd.evaluation.data import Domains
 from dfkd.evaluation.few_shot import read_domain
 from dfkd.evaluation.few_shot_split import split_domain
-from dfkd.evaluation.few_shot_tuning import LabelledImages, features_of, fine_tune, from_distances
+from dfkd.evaluation.few_shot_tuning import (
+    LabelledImages,
+    features_of,
+    from_distances,
+    tune_on_split,
+)
 from dfkd.evaluation.scoring import BATCH
 from dfkd.models.student import Student, load_student
 from dfkd.prompts.diversity import principal_plane
@@ -82,13 +87,14 @@ def before_and_after(
     """
     shots, seed = adaptation.shots, config.seeds[0]
     split = split_domain(images.labels.tolist(), classes, adaptation.domain, shots, seed)
-    train = torch.tensor(split.train)
     tuned = from_distances(student)
-    shot_images = LabelledImages(images.pixels[train], images.labels[train])
-    fine_tune(tuned, shot_images, config, seed, "student")
+    tune_on_split(tuned, images, split, config, "student")
     # The same images in both maps, so that a reader can follow each of them.
     shown = torch.arange(len(images))[:: -(-len(images) // MAX_IMAGES)]
-    labels, taught = images.labels[shown].numpy(), torch.isin(shown, train).numpy()
+    labels, taught = (
+        images.labels[shown].numpy(),
+        torch.isin(shown, torch.tensor(split.train)).numpy(),
+    )
     for trained_shots, model in ((0, student), (shots, tuned)):
         features = features_of(model, images.pixels, shown, BATCH).cpu().numpy()
         positions = tsne(features)

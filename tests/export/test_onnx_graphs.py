@@ -102,7 +102,7 @@ def test_int8_is_smaller_close_and_set_by_its_calibration_images(
 
 
 def test_the_last_layer_stays_float32(student: Student, graph: Path, tmp_path: Path) -> None:
-    """Calibrated on black, activations clip, but distances beyond its range remain possible."""
+    """The head has the student's own weights, and both convolutions have int8 ones of 7 bits."""
     quantise(graph, tmp_path / "int8.onnx", images(4))
     model = onnx.load(tmp_path / "int8.onnx")
     [head] = [node for node in model.graph.node if OUTPUT in node.output]

@@ -72,8 +72,9 @@ def test_the_folder_changes_with_all_that_can_change_the_scores(place: CellStore
         replace(place, data="3" * 64),
         replace(place, held_out="3" * 64),
         replace(place, judge="3" * 64),
+        replace(place, unseen_data="3" * 64),
     ]
-    assert len({each.folder for each in [place, *others]}) == 6
+    assert len({each.folder for each in [place, *others]}) == 7
     assert place.folder == "cells/vanilla-s0-abc-3c57224a15ff"  # the name since there are cells
 
 
