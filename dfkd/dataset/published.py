@@ -125,11 +125,8 @@ class PublishedVersion:
 
     def samples(self, receipt: Receipt) -> Iterator[Sample]:
         """Yield the samples of a shard, which is verified before the first one."""
-        return (sample for sample, _ in self.located_samples(receipt))
-
-    def located_samples(self, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
-        """Yield what `samples` yields, each sample with its location in the shard."""
-        return read_shard(self.home.get(receipt.key, receipt.bytes + 1), receipt)
+        data = self.home.get(receipt.key, receipt.bytes + 1)
+        return (sample for sample, _ in read_shard(data, receipt))
 
     def first_samples(
         self, count: int, class_indices: Sequence[int] | None = None

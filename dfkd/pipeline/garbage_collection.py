@@ -6,6 +6,7 @@ that they carry shards over from; everything younger than the grace; and all sha
 these refer to. It considers only keys of dfkd's own layout (`listing.py`).
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,17 @@ from dfkd.errors import CorruptionError, ManifestError
 from dfkd.pipeline.attempts import Attempt, unfinished
 from dfkd.pipeline.listing import Listing, Objects
 from dfkd.storage import layout, lease
-from dfkd.storage.base import MissingObject, Storage, StoredObject
+from dfkd.storage.base import MissingObject, Storage, StoredObject, in_order
 
-FIRST = (layout.MANIFEST, layout.STUDENT_CARD)
-"""What readers start from, so it is removed first."""
-ORDER = {**dict.fromkeys(FIRST, 0), layout.ABANDONED: 2, layout.IDENTITY: 3, layout.REMOVING: 4}
-"""The order of removal; other objects have 1, and the mark that it has begun goes last."""
+ORDER = {
+    layout.MANIFEST: 0,
+    layout.STUDENT_CARD: 0,
+    layout.ABANDONED: 2,
+    layout.IDENTITY: 3,
+    layout.REMOVING: 4,
+}
+"""The order of removal; other objects have 1. What readers start from goes first, and the mark that
+the removal has begun goes last."""
 FENCE_SECONDS = 5.0
 """Seconds of deletions after which a removal checks again that it holds its lease."""
 
@@ -144,15 +150,21 @@ def remove(
 
 def _delete(root: Storage, entries: Sequence[StoredObject], fence: Callable[[], object]) -> None:
     """Delete objects, and call `fence` before the first of them and every few seconds."""
-    # All manifests and cards go before the first shard, so no reader finds a version in pieces.
-    checked = -FENCE_SECONDS
-    for entry in sorted(entries, key=lambda entry: entry.key.rpartition("/")[2] not in FIRST):
-        # While this process was suspended, another one may have finished the removal, and a
-        # version of the same name may have begun. The wall clock goes on in a suspended machine.
-        if time.time() - checked >= FENCE_SECONDS:
-            fence()
-            checked = time.time()
-        root.delete(entry.key)
+
+    def rank(entry: StoredObject) -> int:
+        return ORDER.get(entry.key.rpartition("/")[2], 1)
+
+    # All manifests and cards go before the first shard, so no reader finds a version in pieces, and
+    # all marks go last. Objects of one rank go several at a time.
+    for _, group in itertools.groupby(sorted(entries, key=rank), rank):
+        fence()
+        checked = time.time()
+        for _ in in_order(root.delete, (entry.key for entry in group)):
+            # While this process was suspended, another one may have finished the removal, and a
+            # version of the same name may have begun. The wall clock goes on meanwhile.
+            if time.time() - checked >= FENCE_SECONDS:
+                fence()
+                checked = time.time()
 
 
 def _folder(key: str) -> str:
