@@ -356,15 +356,15 @@ class Pool(Closing, Generic[T]):
         told = str(cause) if isinstance(cause, DfkdError) else repr(cause)
         reason = ray_reason(error) if died else shorten(told, 300)
         self._refresh_nodes()
-        kind = DfkdError if isinstance(cause, DfkdError) else InfrastructureError
-        self._record_failure(task, reason, slot.node if died else "", kind)
+        may_pass = not isinstance(cause, DfkdError)
+        self._record_failure(task, reason, slot.node if died else "", may_pass)
 
     def _record_failure(
-        self, task: T | None, reason: str, node: str, kind: type[DfkdError] = InfrastructureError
+        self, task: T | None, reason: str, node: str, may_pass: bool = True
     ) -> None:
         """Retry a task or quarantine it; `node` is the node of an actor that died, else empty.
 
-        If this failure is one too many in a row, it ends the run with an error of class `kind`.
+        `may_pass`: whether a repetition of the run might cure it.
         """
         if task is not None and (reached := self.progress(task)) > self._reached.get(task.id, 0):
             self._reached[task.id] = reached
@@ -375,10 +375,11 @@ class Pool(Closing, Generic[T]):
         # actor had a bad task, one of these attempts should have succeeded.
         failures = self._count_charged(self._consecutive_failures)
         if failures >= self.attempts * (max(1, self._fitting) + 1):
-            raise kind(
+            told = (
                 f"workers: {failures} tries in a row failed, the last with {reason}; "
                 "fix that and run the same command again, it resumes"
             )
+            raise InfrastructureError(told) if may_pass else DfkdError(told)
         if task is None:
             return
         tries = self._tries[task.id]
