@@ -45,7 +45,9 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
             root, manifest, planned, keep, options.grace, lease.fence
         )
         print(f"removed {objects} objects, {size} bytes", flush=True)
-        root.put(REPORT, canonical({"schema": 1, **planned.as_dict()}))
+        # What has come into use since the plan is not removed.
+        removed = {"objects": objects, "bytes": size}
+        root.put(REPORT, canonical({"schema": 1, **planned.as_dict(), "removed": removed}))
     return root.location(REPORT)
 
 

@@ -188,8 +188,23 @@ class ObstoreStorage(BucketStorage):
                 yield key, item
 
     def _pages(self, prefix: str) -> Iterator[Any]:
-        """Yield the parts of the listing of the folder that `prefix` ends in."""
-        folder = (self._head + prefix).rpartition("/")[0]
+        """Yield the parts of the listing of what begins with `prefix`, or of more."""
+        name = self._head + prefix
+        folder, _, rest = name.rpartition("/")
+        if not rest:
+            yield from self._folder_pages(folder, prefix)
+            return
+        # The services list whole folders, and this one may hold the whole run. So only what lies
+        # directly in it is listed, and then the folders among it whose names begin so.
+        answer = self._attempt("list", prefix, lambda _: self._client.list_with_delimiter(folder))
+        found = [item for item in answer["objects"] if item["path"].startswith(name)]
+        for inner in filter(lambda path: path.startswith(name), answer["common_prefixes"]):
+            for page in self._folder_pages(inner.rstrip("/"), prefix):
+                found += page
+        yield sorted(found, key=lambda item: item["path"])
+
+    def _folder_pages(self, folder: str, prefix: str) -> Iterator[Any]:
+        """Yield the parts of the listing of a folder; errors name `prefix`."""
         stream: Any = None
         last: str | None = None
 
