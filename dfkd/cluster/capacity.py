@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dfkd.cluster.ray_internals import draining_nodes, node_types
+from dfkd.cluster.ray_internals import draining_nodes, node_types, ray_reason
 from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError, one_line
 from dfkd.storage.base import BUCKET_ROOTS
@@ -255,8 +255,13 @@ def gpu_name() -> str:
         if isinstance(error.cause, InfrastructureError):
             raise error.cause from None
         raise  # a defect of ours, which keeps its traceback
-    except RayError:  # the probe died, or other jobs held all GPUs
+    except GetTimeoutError:  # other jobs held all GPUs
         raise no_capacity_error(WorkerResources(1.0, 1.0)) from None
+    except RayError as error:
+        raise InfrastructureError(
+            f"cluster: the process that looks at a GPU died ({ray_reason(error)}); "
+            "run the same command again, it resumes"
+        ) from None
 
 
 def _reserved_device() -> str:

@@ -96,7 +96,7 @@ class Pool(Closing, Generic[T]):
     prepare: Callable[[Any], object] = lambda actor: None
     """Called with each actor before its first task of a run."""
     lasting: bool = False
-    """Whether the actors outlive a run that ends well, for the next one; then `close` ends them."""
+    """Whether actors at work at the end of a good run stay for the next one; `close` ends them."""
     progress: Callable[[T], int] = lambda task: 0
     """How far earlier attempts have brought a task. Once that grows, they no longer count."""
     succeeded: set[type] = field(default_factory=set)

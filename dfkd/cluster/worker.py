@@ -68,11 +68,11 @@ class TaskResult(Generic[R]):
     result: R
     seconds: float
     device: str
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
     """Messages for the user, for example that memory ran out."""
-    node: str = ""
+    node: str
     """Address of the worker's node."""
-    unit: str = ""
+    unit: str
     """Id of the unit of work."""
 
 

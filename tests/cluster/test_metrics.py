@@ -130,7 +130,7 @@ def test_each_task_is_told_of_once(
     pool: Pool = Pool(lambda: None, 1, 3, WorkerResources(1.0))
     receipt: Receipt = published.shards[1]
     summary = ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())
-    made = TaskResult([(receipt, summary)], 1.25, "cpu", node="10.0.0.7", unit=receipt.task)
+    made = TaskResult([(receipt, summary)], 1.25, "cpu", (), "10.0.0.7", receipt.task)
     with json_log("job", ""), _reporting(manifest, version, pool, CostCounter(), ()) as report:
         report.record(made)
         pool.quarantine.append(Quarantined(poisoned, "no luck"))
