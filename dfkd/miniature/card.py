@@ -141,6 +141,7 @@ def _teacher(teacher: Scores) -> str:
         f'{teacher["hours"]} hours.\n\nZero-shot accuracy with the prompt "A {{class}}" (%), on '
         f"the images before their WebP compression in `evaluation.tar`:\n\n"
         + _table(heads, rows)
+        + "\n\nOf the official classes, the mean leaves out domains that lack one."
         + "\n\nThe official classes: "
         + ", ".join(official["names"])
         + f".\n\nThe {nouns['words']} commonest one-word names, on {nouns['images']:,} icons of "
@@ -191,13 +192,13 @@ def _diffusion(diffusion: Scores) -> str:
     return (
         f"{diffusion['parameters']:,} parameters in the UNet, which makes latents of the generator "
         f"(v-prediction, conditioned on the hidden states of the teacher's text tower); trained on "
-        f"drawings of the {diffusion['nouns']} most frequent one-word names: "
+        f"drawings of {len(diffusion['names'])} names, those of the evaluation set's classes: "
         f"{diffusion['steps']:,} steps, {diffusion['images_seen']:,} images, {diffusion['hours']} "
         f"hours. With {diffusion['sampling_steps']} sampling steps and guidance "
         f"{diffusion['guidance']:g}, the teacher names {_percent(means['plain'])} % of the images "
         f'of "A {{class}}" and {_percent(means["styled"])} % of those with styles '
         f"({diffusion['images']} images in all, `diffusion/samples.png`: in each row eight without "
-        f"and eight with styles)."
+        f"and eight with styles).\n\nIt draws {', '.join(diffusion['names'])}."
     )
 
 

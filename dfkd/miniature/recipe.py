@@ -138,8 +138,6 @@ class DiffusionRecipe:
     """Channels of the UNet at the latents' size and at half of it."""
     components: Count = 8
     """Principal components of the latents' channels, which the model makes instead of latents."""
-    nouns: Count = 300
-    """Number of the most frequent names of training icons, whose drawings the model learns."""
     pose: NonNegative = 0.25
     """Strength of the drawings' random poses; the teacher's and the generator's have 1."""
     steps: Count = 6400

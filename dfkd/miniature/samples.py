@@ -52,7 +52,7 @@ def scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
     Image.fromarray(np.concatenate(strips)).save(folder / "samples.png", optimize=True)
     return {
         "parameters": sum(weight.numel() for weight in trainer.network.parameters()),
-        "nouns": trainer.recipe.nouns,
+        "names": sorted({row.concept for row in trainer.batches.rows}),
         "steps": trainer.step,
         "images_seen": trainer.step * trainer.recipe.batch_size,
         "hours": round(trainer.seconds / 3600, 2),

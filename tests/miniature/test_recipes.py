@@ -1,6 +1,8 @@
 """Captions, sampling, augmentation and the three training loops, on a handful of icons."""
 
+from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -358,13 +360,27 @@ def test_principal_components_are_those_of_the_most_variance() -> None:
     torch.testing.assert_close(back + space.mean[:, None, None], latents, rtol=1e-4, atol=1e-3)
 
 
-def test_a_diffusion_model_learns_the_most_frequent_one_word_names(
-    cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path
+def test_a_diffusion_model_learns_drawings_that_may_be_learned_and_have_one_of_the_names(
+    cache: Cache,
+) -> None:
+    assert [*diffusion.named_rows(cache, np.arange(8), {"dog", "moon"})] == [0, 6, 7]
+    assert [*diffusion.named_rows(cache, np.arange(1, 8), {"dog"})] == [6, 7]
+
+
+def test_all_names_of_a_diffusion_model_are_equally_likely_at_each_step(
+    cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = diffusion_trainer(cache, tokenizer, tmp_path, 1)
-    assert {row.concept for row in trainer.batches.rows} == {"dog", "cat", "clock", "house", "tree"}
-    assert [*diffusion.named_rows(cache, np.arange(8), 1)] == [0, 6, 7]  # three drawings of a dog
-    assert [*diffusion.named_rows(cache, np.arange(1, 8), 1)] == [6, 7]
+    drawn = Mock(wraps=trainer.batches.draw)
+    monkeypatch.setattr(trainer.batches, "draw", drawn)
+    for step in (0, 10**6):
+        trainer.batch(step)
+    assert [call.kwargs["strength"] for call in drawn.call_args_list] == [0, 0]
+    rows = trainer.batches.rows
+    share = Counter[str]()
+    for row, weight in zip(rows, trainer.batches.easy, strict=True):
+        share[row.concept] += weight
+    assert share == {name: pytest.approx(1 / len(share)) for name in share}
 
 
 def test_a_diffusion_model_learns_and_resumes_to_the_same_weights(
