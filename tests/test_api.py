@@ -85,7 +85,7 @@ def test_a_manifest_is_read_with_other_values(tmp_path: Path) -> None:
     aliases = {"T.V.": "tv", "a=b": "="}  # names, whose dots and signs separate nothing
     found = dfkd.read_manifest(MINIATURE, classes=list(aliases), evaluation={"aliases": aliases})
     assert found.evaluation.aliases == aliases
-    with pytest.raises(dfkd.ManifestError, match="plain text, numbers and lists"):
+    with pytest.raises(dfkd.ManifestError, match="classes: must be text, a finite number"):
         dfkd.read_manifest(MINIATURE, classes={"tree", "rocket"})
 
 

@@ -23,6 +23,9 @@ Tree = dict[str, Any]
 MAX_BYTES = 1 << 20
 """Maximal size of a manifest. People write them, so a larger file is a mistake or an attack."""
 
+MAX_BITS = 64
+"""Maximal size of a whole number. Python refuses to print very long ones."""
+
 _SCALARS = {
     "tag:yaml.org,2002:bool": ("true|True|TRUE|false|False|FALSE", "tTfF"),
     "tag:yaml.org,2002:int": (
@@ -192,6 +195,10 @@ def _require_plain(field: str, value: Any) -> None:
     if isinstance(value, str) and SECRET_PATTERN.search(value):
         raise ManifestError(
             field, "must not hold credentials", conceal(value), "set environment variables"
+        )
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ManifestError(
+            field, f"must have at most {MAX_BITS} bits", f"{value.bit_length()} bits", "change it"
         )
     finite = not isinstance(value, float) or math.isfinite(value)
     if not (finite and isinstance(value, str | int | float | None)):

@@ -11,6 +11,7 @@ from dfkd.cluster import rank
 from dfkd.cluster.rank import Job, distribute, open_distiller, open_stream, share_batch_norm
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
+from dfkd.config.plan import MAX_EMBEDDING_DIM
 from dfkd.dataset import loader
 from dfkd.models.student import build
 from tests.helpers.tiny_version import publish, write_manifest
@@ -64,7 +65,7 @@ def test_a_rank_keeps_what_its_share_of_the_memory_holds(
 ) -> None:
     manifest = Manifest.read(write_manifest(tmp_path))
     version = publish(manifest)
-    decoded = 24 * 3 * 32**2
+    decoded = 24 * (3 * 32**2 + 4 * 3 + 2 * MAX_EMBEDDING_DIM)
     monkeypatch.setattr(loader, "CACHE_BYTES", 0)
     monkeypatch.setattr(loader, "available_memory", lambda: 2 * decoded)
     monkeypatch.setattr(loader, "cpu_count", lambda: 4)

@@ -155,6 +155,7 @@ def read_manifest(content: bytes, *overrides: str) -> Manifest | None:
 @example(b"{a: " * 400)
 @example(b"- " * 3000)
 @example(b'"\\ud800": 1\n')
+@example(b"a: 0x" + b"f" * 4000)
 def test_any_bytes_are_a_manifest_or_refused(content: bytes) -> None:
     read_manifest(content)
 
