@@ -170,8 +170,8 @@ class Version:
             The valid receipt: the new one, or that of an earlier attempt.
 
         Raises:
-            CorruptionError: the tar does not hold the images of this task, or the shard that an
-                earlier attempt stored is damaged or of another task.
+            CorruptionError: the tar, or the shard that an earlier attempt stored, does not hold the
+                images of this task.
         """
         storage = self.storage
         key = layout.receipt(task.id)
@@ -183,9 +183,7 @@ class Version:
         if not storage.put_if_absent(receipt.shard, data):
             # An earlier attempt stored the shard and died before its receipt. Its bytes stay, so
             # the receipt is made from them.
-            # Its failed images may be others too, because on a GPU rounding differs from run to
-            # run: they are those that it lacks.
-            receipt = self._receipt(task, storage.get(receipt.shard))
+            receipt = self._receipt(task, storage.get(receipt.shard), failed)
         # Of two concurrent attempts the first receipt is valid for both.
         if not storage.put_if_absent(key, encode_receipt(receipt)):
             return _read_receipt(storage, key, self.fingerprint)
@@ -206,12 +204,8 @@ class Version:
         for key in list(storage.list(layout.QUARANTINED)):
             storage.delete(key)
 
-    def _receipt(self, task: Task, data: bytes, failed: Collection[int] | None = None) -> Receipt:
-        """The receipt of a tar's bytes, which must hold all images of the task but the failed.
-
-        Args:
-            failed: indices of the missing images; None if any may be missing.
-        """
+    def _receipt(self, task: Task, data: bytes, failed: Collection[int]) -> Receipt:
+        """The receipt of a tar's bytes, which must hold all images of the task but the failed."""
         shard = layout.shard(task.id)
         # All samples are parsed and not only counted, so that a receipt never vouches for a shard
         # that no reader can open.
@@ -224,7 +218,7 @@ class Version:
                     "delete it, run again"
                 )
             count += 1
-        if failed is not None and set(missing.values()) != set(failed):
+        if set(missing.values()) != set(failed):
             raise CorruptionError(
                 f"{self.storage.location(shard)}: images {tuple(missing.values())} are not in it, "
                 f"but {tuple(sorted(failed))} failed; delete it, run again"
