@@ -116,7 +116,12 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
             "check the path",
         )
     data = _domains(config, classes, content)
-    # A class without images is most likely a class with another name in the data.
+    _require_every_class(config, data, content)
+    return data
+
+
+def _require_every_class(config: Evaluation, data: Domains, content: _SourceContent) -> None:
+    """Refuse data that lack a class, which is most likely one with another name in the data."""
     for name in data.unscored:
         raise ManifestError(
             FIELD,
@@ -126,7 +131,6 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
             "add images as domain/class/image, rename the class or name it in evaluation.aliases; "
             f"the data also has {_join_names(content.foreign)}",
         )
-    return data
 
 
 def open_bundle(path: Path, classes: Sequence[str], config: Evaluation) -> Domains:

@@ -129,8 +129,7 @@ def evaluate(
     names, average = [student.name for student in students], manifest.evaluation.average
     content = results(data, scores.rows, scores.unreadable, sizes, names, average)
     location = write_results(root.child(folder) if folder else root, content)
-    versions = {student.method: student.version for student in students}
-    return Evaluated(content, location, versions, networks=networks)
+    return Evaluated(content, location, {s.method: s.version for s in students}, networks=networks)
 
 
 def _finished_students(

@@ -64,17 +64,13 @@ CPU = torch.device("cpu")
 
 
 def write_take_home(manifest: Manifest, results: Mapping[str, Any] | None, threads: int) -> str:
-    """Export the run's student to `student/`, and score it and its graphs on the evaluation data.
+    """Export the run's student to `student/`, whose location is returned, and score it.
 
     Args:
         manifest: of a run whose students are finished.
         results: the content of `results.json`, which has the accuracy of the teacher; None if the
-            manifest has no evaluation data. Then the graphs are compared with PyTorch on
-            synthesised images.
+            manifest has no evaluation data; then synthesised images check the graphs.
         threads: threads for decoding and for the models; the timing uses one core.
-
-    Returns:
-        The location of the folder, for display.
 
     Raises:
         ManifestError: nothing is published for the last method, or evaluation data are unusable.
@@ -101,11 +97,9 @@ def write_take_home(manifest: Manifest, results: Mapping[str, Any] | None, threa
         comparison = Comparison(student, folder, rules["temperature"], threads)
         if results is None:
             comparison.compare(images)
-            facts["evaluation"] = None
-        else:
-            # Scoring calls the comparison with every evaluation image, so the check of the graphs
-            # against PyTorch covers all of them and is complete only after this line.
-            facts["evaluation"] = _evaluate(manifest, comparison, results, card, threads)
+        # Scoring calls the comparison with every evaluation image, so the check of the graphs
+        # against PyTorch covers all of them and is complete only after this line.
+        facts["evaluation"] = results and _evaluate(manifest, comparison, results, card, threads)
         facts["check"], facts["confidence"] = comparison.facts(), comparison.confidence
         return _publish(folder, facts, open_storage(manifest.storage.root).child(FOLDER))
 

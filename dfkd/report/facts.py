@@ -198,10 +198,8 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
     scored = _scored_models(results, rows, footprint.read(run).ms)
     methods = [s.summary["method"] for s in scored if s.summary["model"] == "student"]
     students = _trained_students(run, rows, results["students"])
-    learned_from = {student.method: student.version for student in students}
     # A page shows data only of methods with a scored student, but without students those of all.
-    methods = methods or list(run.folders(layout.DATA))
-    versions = _published_versions(run, methods, classes, learned_from)
+    versions = _published_versions(run, methods or run.folders(layout.DATA), classes, students)
     name = origin.manifest.get("name") if origin else None
     return Facts(
         location=storage.location(),
@@ -246,15 +244,13 @@ def _published_versions(
     storage: Storage,
     methods: Sequence[str],
     classes: tuple[str, ...],
-    learned_from: Mapping[str, str],
+    students: Sequence[TrainedStudent],
 ) -> dict[str, PublishedVersion]:
     """The version of each method that its students learned from; without students the current one.
 
     Methods without such a version, or whose version has other classes, are left out.
-
-    Args:
-        learned_from: fingerprints by method.
     """
+    learned_from = {student.method: student.version for student in students}
     opened = {}
     for method in methods:
         home = storage.child(layout.data(method))

@@ -87,8 +87,7 @@ def before_and_after(
     """
     shots, seed = adaptation.shots, config.seeds[0]
     split = split_domain(images.labels.tolist(), classes, adaptation.domain, shots, seed)
-    tuned = from_distances(student)
-    tune_on_split(tuned, images, split, config, "student")
+    tune_on_split(tuned := from_distances(student), images, split, config, "student")
     # The same images in both maps, so that a reader can follow each of them.
     shown = torch.arange(len(images))[:: -(-len(images) // MAX_IMAGES)]
     labels, taught = (
