@@ -115,7 +115,6 @@ def _sizes(manifest: Manifest, version: PublishedVersion) -> dict[str, Any]:
         "shard_bytes": version.manifest["bytes"],
         "manifest_bytes": version.storage.size("manifest.json"),
         "index_bytes": version.storage.size("index.parquet"),
-        "labels": len(manifest.classes),
         "embedding": EMBEDDING,
     }
 

@@ -85,8 +85,8 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
     if facts.entries:
         hours = sum(entry.seconds for entry in facts.entries) / 3600
         spent = sum(entry.worker_seconds for entry in facts.entries) / 3600
-        rows.append(("time, all stages", f"{hours:.2f}", "h"))
-        rows.append(("cost", f"{spent:.2f}", "worker-hours"))
+        rows.append(("time, all jobs", f"{hours:.2f}", "h"))
+        rows.append(("cost, all jobs", f"{spent:.2f}", "worker-hours"))
     return rows
 
 

@@ -21,7 +21,7 @@ from dfkd.studies.figures import Scatter, Series
 from dfkd.studies.results import FILE, StudyResults, StudyRow
 from dfkd.studies.schema import StudyFile
 from dfkd.studies.study import Study
-from dfkd.studies.tables import Cell, Grid, as_csv, latex, markdown
+from dfkd.studies.tables import Entry, Grid, as_csv, latex, markdown
 from dfkd.utils.images import decode_image
 from dfkd.utils.paired import Difference
 
@@ -109,7 +109,7 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
     )
 
 
-Rows = list[tuple[StudyRow, tuple[Cell, ...]]]
+Rows = list[tuple[StudyRow, tuple[Entry, ...]]]
 
 
 def _by_domain(described: StudyFile, results: StudyResults) -> tuple[tuple[str, ...], Rows]:
@@ -157,7 +157,7 @@ def _differences(described: StudyFile, results: StudyResults) -> dict[str, Diffe
     return {label: each for label, each in differences.items() if each}
 
 
-def _size(row: StudyRow, ms: Mapping[str, float]) -> tuple[Cell, Cell]:
+def _size(row: StudyRow, ms: Mapping[str, float]) -> tuple[Entry, Entry]:
     """Size in megabytes (float32) and latency in milliseconds of the row's network."""
     size = None if row.parameters is None else f"{megabytes(row.parameters):.1f}"
     return size, (f"{ms[row.label]:.1f}" if row.label in ms else None)

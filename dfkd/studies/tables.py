@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from dfkd.evaluation.results import Spread
 from dfkd.utils.paired import Difference
 
-Cell = str | Spread | Difference | float | None
+Entry = str | Spread | Difference | float | None
 """Text; our accuracies or their difference (0-1); a number as the paper prints it; or nothing."""
 
 NONE = "-"
@@ -36,7 +36,7 @@ class Grid:
     title: str
     head: tuple[str, ...]
     names: int
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...]
     """Sentences below the table."""
 
@@ -45,7 +45,7 @@ class Grid:
             raise ValueError("every row of a grid is as wide as its head")
 
 
-def format_cell(cell: Cell, plus: str = " ± ") -> str:
+def format_entry(cell: Entry, plus: str = " ± ") -> str:
     """A cell as text: our figures in percent with one decimal and the deviation, the paper's with
     two.
 
@@ -74,7 +74,7 @@ def _signed(cell: Difference) -> str:
 def markdown(grid: Grid) -> str:
     """A heading, the table padded so that the source is readable, and the notes as a list."""
     lines = [[_markdown(name) for name in grid.head]]
-    lines += [[_markdown(format_cell(cell)) for cell in row] for row in grid.rows]
+    lines += [[_markdown(format_entry(cell)) for cell in row] for row in grid.rows]
     # A rule of a Markdown table needs three dashes or more.
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(grid.head))]
     padded = [
@@ -129,12 +129,12 @@ def _columns(grid: Grid, number: int) -> tuple[str, ...]:
     return ("", "low", "high") if any(isinstance(cell, Difference) for cell in cells) else ("",)
 
 
-def _numbers(cell: Cell) -> list[str]:
+def _numbers(cell: Entry) -> list[str]:
     """The numbers of a cell as text, ours in percent with four decimals; none if it is empty."""
     if cell is None:
         return []
     if isinstance(cell, str | float):
-        return [format_cell(cell)]
+        return [format_entry(cell)]
     if isinstance(cell, Difference):
         numbers = [cell.mean, cell.low, cell.high]
     else:
@@ -164,11 +164,11 @@ def _latex_row(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 
-def _latex_cell(cell: Cell) -> str:
+def _latex_cell(cell: Entry) -> str:
     """A cell in LaTeX; a minus sign needs math mode."""
     if isinstance(cell, str):
         return _latex(cell)
-    shown = format_cell(cell, r" $\pm$ ")
+    shown = format_entry(cell, r" $\pm$ ")
     return SIGNED.sub(r"$\g<0>$", shown) if isinstance(cell, Difference) else shown
 
 
