@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,13 +20,15 @@ from torchvision.io import ImageReadMode, decode_image
 from dfkd.config.hashing import derive_seed
 from dfkd.config.plan import MAX_EMBEDDING_DIM
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.random_access import Examples
+from dfkd.dataset.random_access import Example, Examples
 from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
-from dfkd.dataset.shards import Example
+from dfkd.dataset.shards import ARRAYS
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import in_order
 from dfkd.utils.hardware import available_memory, cpu_count
 from dfkd.utils.images import header_size
+
+T = TypeVar("T")
 
 IMAGE_FORMATS = {"png": "PNG", "jpg": "JPEG"}
 BUFFER_BYTES = 128 << 20
@@ -158,7 +161,10 @@ class Stream:
         """
         parts = _split(self.order(epoch)[step * self.rows :], self.rows)
         batches = self._from_cache(parts) if self.cached else self._from_storage(parts)
-        with contextlib.closing(_ahead(batches)) as ready:
+        # Page-locked memory is memory that the GPU reads while it computes.
+        pinned = torch.cuda.is_available()
+        prepared = (batch.pinned() if pinned else batch for batch in batches)
+        with contextlib.closing(batches), contextlib.closing(_ahead(prepared)) as ready:
             yield from ready
 
     def _from_storage(self, parts: Sequence[Indices]) -> Generator[Batch]:
@@ -187,14 +193,14 @@ class Stream:
         labels = torch.from_numpy(self.examples.labels[samples])
         return Batch(pixels.permute(0, 3, 1, 2), distances, labels, embeddings)
 
-    def _read(self, order: Indices) -> Generator[dict[int, Example]]:
-        """Yield the needed samples of one run after another, runs in order of their first use."""
+    def _read(self, order: Indices) -> Generator[dict[int, bytearray]]:
+        """Yield the bytes of the needed samples of each run, runs in order of their first use."""
         needed = np.zeros(len(self.examples), bool)
         needed[order] = True
         runs = np.searchsorted(self.runs, order, "right") - 1
         _, first_uses = np.unique(runs, return_index=True)
 
-        def fetch(run: int) -> dict[int, Example]:
+        def fetch(run: int) -> dict[int, bytearray]:
             """The needed samples of a run, with one request."""
             # A resumed epoch skips the samples of earlier steps, so a run may be needed in part.
             begin, end = self.runs[run : run + 2]
@@ -202,38 +208,47 @@ class Stream:
             return dict(zip(samples.tolist(), self.examples.read(samples), strict=True))
 
         with contextlib.closing(in_order(fetch, runs[np.sort(first_uses)].tolist())) as fetched:
-            for examples in fetched:
-                # Not in the threads of `fetch`, which would not agree on the first embedding.
-                for example in examples.values():
-                    self._check(example)
-                yield examples
+            yield from fetched
 
-    def _check(self, example: Example) -> None:
-        """Raise `CorruptionError` unless the example has a distance to each class, and an embedding
-        as long as the first one.
+    def _example(self, sample: int, data: bytearray) -> Example:
+        """Parse a sample; `CorruptionError` unless it has a distance to each class, and an
+        embedding as long as the first one.
         """
-        classes, width = len(self.version.classes), len(example.embedding)
-        if len(example.distances) != classes:
+        example = self.examples.parse(sample, data)
+        classes = len(self.version.classes)
+        if len(example.distances) != ARRAYS["distances"].itemsize * classes:
             rule = f"must be {classes} numbers, one for each class"
             raise _unusable(example, "distances.npy", rule)
+        width, rest = divmod(len(example.embedding), ARRAYS["embedding"].itemsize)
+        if not width or rest:
+            raise _unusable(example, "embedding.npy", "must be one number or more")
         if self._embedding_width is None:
             self._embedding_width = width
         if width != self._embedding_width:
             rule = f"must be {self._embedding_width} numbers, as in other samples"
             raise _unusable(example, "embedding.npy", rule)
+        return example
 
     def _decoded(self, parts: Sequence[Indices]) -> Generator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield pixels uint8 [B, H, W, 3], distances and embeddings of the samples of each part.
+        """Yield pixels uint8 [B, H, W, 3], distances and embeddings of the samples of each part."""
+        with (
+            # Parsing is Python and decoding is not, so a thread parses while this one decodes.
+            contextlib.closing(_ahead(self._examples(parts))) as parsed,
+            ThreadPoolExecutor(max(1, self.share.readers), "dfkd-decode") as pool,
+        ):
+            apply = pool.map if self.share.readers else map
+            for examples in parsed:
+                images = list(apply(lambda example: decode(example, self.image_size), examples))
+                yield torch.stack(images), *_arrays(examples)
+
+    def _examples(self, parts: Sequence[Indices]) -> Generator[list[Example]]:
+        """Yield the examples of each part.
 
         A run is fetched when its first sample is due. Each sample is dropped after its use, so
         memory holds about one shuffle buffer of encoded images.
         """
-        fetched: dict[int, Example] = {}
-        with (
-            contextlib.closing(self._read(np.concatenate(parts))) as runs,
-            ThreadPoolExecutor(max(1, self.share.readers), "dfkd-decode") as pool,
-        ):
-            apply = pool.map if self.share.readers else map
+        fetched: dict[int, bytearray] = {}
+        with contextlib.closing(self._read(np.concatenate(parts))) as runs:
             for samples in parts:
                 examples = []
                 for sample in samples.tolist():
@@ -241,9 +256,8 @@ class Stream:
                     if sample not in fetched:
                         fetched |= next(runs)
                     # Each sample comes once in an epoch, so its bytes are not needed again.
-                    examples.append(fetched.pop(sample))
-                images = list(apply(lambda example: decode(example, self.image_size), examples))
-                yield torch.stack(images), *_arrays(examples)
+                    examples.append(self._example(sample, fetched.pop(sample)))
+                yield examples
 
 
 class _Cache:
@@ -275,9 +289,13 @@ class _Cache:
 
 def _arrays(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
     """Distances float32 [B, M] and embeddings float16 [B, E] of the examples."""
-    distances = np.stack([example.distances for example in examples])
-    embeddings = np.stack([example.embedding for example in examples])
-    return torch.from_numpy(distances), torch.from_numpy(embeddings)
+    rows = zip(*((example.distances, example.embedding) for example in examples), strict=True)
+    # Joined first, because an array of each example would take longer than its header.
+    distances, embeddings = (
+        torch.frombuffer(bytearray().join(column), dtype=dtype).view(len(examples), -1)
+        for column, dtype in zip(rows, (torch.float32, torch.float16), strict=True)
+    )
+    return distances, embeddings
 
 
 def _split(order: Indices, rows: int) -> list[Indices]:
@@ -297,7 +315,7 @@ def decode(example: Example, image_size: int) -> Tensor:
         size = header_size(example.image, IMAGE_FORMATS[example.extension])
         problem = f"{size[0]} x {size[1]} px, not {image_size} px a side"
         if size == (image_size, image_size):
-            encoded = torch.frombuffer(bytearray(example.image), dtype=torch.uint8)
+            encoded = torch.frombuffer(example.image, dtype=torch.uint8)
             image: Tensor = decode_image(encoded, ImageReadMode.RGB)
             if image.dtype == torch.uint8:
                 return image.permute(1, 2, 0)
@@ -314,25 +332,15 @@ def _unusable(example: Example, suffix: str, problem: str) -> CorruptionError:
     )
 
 
-def _ahead(batches: Generator[Batch]) -> Generator[Batch]:
-    """Yield batches, which a thread makes up to `PREFETCH_BATCHES` ahead.
-
-    Where there is a GPU they lie in page-locked memory, which the GPU reads while it computes. An
-    exception in the thread is raised here.
-    """
-    pinned = torch.cuda.is_available()
-
-    def make() -> Batch | None:
-        """The next batch; None at the end."""
-        batch = next(batches, None)
-        return batch.pinned() if batch and pinned else batch
-
-    with contextlib.closing(batches), ThreadPoolExecutor(1, "dfkd-ahead") as thread:
-        ready = deque(thread.submit(make) for _ in range(PREFETCH_BATCHES))
+def _ahead(items: Generator[T]) -> Generator[T]:
+    """Yield items, which a thread makes up to `PREFETCH_BATCHES` ahead; it raises their errors."""
+    end: Any = object()
+    with contextlib.closing(items), ThreadPoolExecutor(1, "dfkd-ahead") as thread:
+        ready = deque(thread.submit(next, items, end) for _ in range(PREFETCH_BATCHES))
         try:
-            while (batch := ready.popleft().result()) is not None:
-                ready.append(thread.submit(make))
-                yield batch
+            while (item := ready.popleft().result()) is not end:
+                ready.append(thread.submit(next, items, end))
+                yield item
         finally:
-            # Whoever closes this generator early needs no further batches.
+            # Whoever closes this generator early needs no further items.
             thread.shutdown(cancel_futures=True)

@@ -5,19 +5,40 @@ the manifest holds the sha256 of the index. So a single sample is verified as st
 shard.
 """
 
+import hashlib
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion
 from dfkd.dataset.sampling_order import Indices
-from dfkd.dataset.shards import Example, parse_example
+from dfkd.dataset.shards import ARRAY_FILES, NPY_HEADER_BYTES, Receipt, refuse
+from dfkd.dataset.tar import member_slices
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 
 INDEX_COLUMNS = pa.schema(
     [INDEX_SCHEMA.field(name) for name in ("shard", "class_index", "start", "sha256")]
 )
+
+
+_ARRAYS = tuple(name.encode() for name in ARRAY_FILES)
+"""The names of a sample's arrays, without its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """The part of a sample that a student is trained on."""
+
+    key: str
+    image: memoryview
+    """The image file; its memory is writable, so a tensor can share it."""
+    extension: str
+    distances: memoryview
+    embedding: memoryview
+    """The bytes of the teacher's distances float32 [M] and embedding float16 [E]."""
 
 
 class Examples:
@@ -74,8 +95,11 @@ class Examples:
         """Number of samples in all shards."""
         return len(self.labels)
 
-    def read(self, samples: Indices) -> list[Example]:
-        """Read samples of one shard with one request, which spans the first to the last of them.
+    def read(self, samples: Indices) -> list[bytearray]:
+        """The bytes of samples of one shard, verified; one request spans the first to the last.
+
+        Threads may read: nearly all of the time is spent in storage and in sha256, both of which
+        let other threads run. Parsing does not, so it is not done here.
 
         Args:
             samples: sample numbers in ascending order, all of the same shard.
@@ -83,12 +107,59 @@ class Examples:
         Raises:
             CorruptionError: a sample is not what was published.
         """
-        receipt = self.shards[int(np.searchsorted(self._bounds, samples[0], "right")) - 1]
+        receipt = self._receipt(samples[0])
         base = int(self._starts[samples[0]])
         data = self.version.home.get_range(receipt.key, base, int(self._stops[samples[-1]]))
         starts = (self._starts[samples] - base).tolist()
         stops = (self._stops[samples] - base).tolist()
+        digests = self._digests.take(samples).to_pylist()
         return [
-            parse_example(data[start:stop], digest.as_py(), receipt.shard)
-            for start, stop, digest in zip(starts, stops, self._digests.take(samples), strict=True)
+            _verified(memoryview(data)[start:stop], digest, receipt.shard)
+            for start, stop, digest in zip(starts, stops, digests, strict=True)
         ]
+
+    def parse(self, sample: int, data: bytearray) -> Example:
+        """The training example in the bytes of a sample, from `read`.
+
+        Raises:
+            CorruptionError: the bytes are not a sample, although they are what was published.
+        """
+        try:
+            return _parse(data)
+        except ValueError as error:
+            refuse(self._receipt(sample).shard, f"not the members of a sample ({error})")
+
+    def _receipt(self, sample: int) -> Receipt:
+        """The receipt of the shard that holds a sample."""
+        return self.shards[int(np.searchsorted(self._bounds, sample, "right")) - 1]
+
+
+def _verified(data: memoryview, sha256: bytes, name: str) -> bytearray:
+    """A copy of the bytes of one sample of shard `name`; `CorruptionError` if the hash differs."""
+    content = bytearray(data)
+    if (digest := hashlib.sha256(content).digest()) != sha256:
+        sums = f"sha256 {digest.hex()[:12]}.., the index says {sha256.hex()[:12]}.."
+        refuse(name, f"a sample of {len(content)} bytes with {sums}")
+    return content
+
+
+def _parse(data: bytearray) -> Example:
+    """Parse the verified bytes of one sample into a training example.
+
+    Publishing checked the content of the bytes before it wrote their hash, so JSON and numbers are
+    not checked again.
+
+    Raises:
+        ValueError: the bytes are not a sample.
+    """
+    view = memoryview(data)
+    try:
+        files, key = {}, b""
+        for member, span in member_slices(data):
+            key, _, suffix = member.partition(b".")
+            files[suffix] = view[span]
+        extension = b"png" if b"png" in files else b"jpg"
+        arrays = (files[name][NPY_HEADER_BYTES:] for name in _ARRAYS)
+        return Example(key.decode(), files[extension], extension.decode(), *arrays)
+    except (ValueError, KeyError) as error:
+        raise ValueError(str(error)) from None

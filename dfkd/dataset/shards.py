@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, TypeAdapter, ValidationError
 
-from dfkd.dataset.tar import member_slices, members
+from dfkd.dataset.tar import members
 from dfkd.errors import CorruptionError, as_utf8
 from dfkd.storage import layout
 from dfkd.utils import strict_json
@@ -95,18 +95,6 @@ class SampleLocation:
     ends with the shard and includes its end mark."""
     sha256: bytes
     """Digest of the bytes from `start` to the end of the sample."""
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """The part of a sample that a student is trained on."""
-
-    key: str
-    image: bytes
-    extension: str
-    distances: Array
-    embedding: Array
-    """The teacher's distances float32 [M] and embedding float16 [E]."""
 
 
 @dataclass(frozen=True)
@@ -253,12 +241,12 @@ def read_shard(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLo
 def _verify_bytes(data: bytes, receipt: Receipt) -> None:
     """Raise `CorruptionError` unless `data` has the receipt's size and sha256."""
     if len(data) > receipt.bytes:
-        _refuse(receipt.shard, f"more than the {receipt.bytes} bytes that its receipt says")
+        refuse(receipt.shard, f"more than the {receipt.bytes} bytes that its receipt says")
     if len(data) < receipt.bytes:
-        _refuse(receipt.shard, f"{len(data)} bytes, its receipt says {receipt.bytes}")
+        refuse(receipt.shard, f"{len(data)} bytes, its receipt says {receipt.bytes}")
     digest = hashlib.sha256(data).hexdigest()
     if digest != receipt.sha256:
-        _refuse(receipt.shard, f"sha256 {digest[:12]}.., its receipt says {receipt.sha256[:12]}..")
+        refuse(receipt.shard, f"sha256 {digest[:12]}.., its receipt says {receipt.sha256[:12]}..")
 
 
 def parse_shard(data: bytes, name: str) -> Iterator[Sample]:
@@ -275,13 +263,13 @@ def _samples_with_slices(
     """
     # tarfile ends silently at a truncated header, so the end mark is checked first.
     if not data or len(data) % tarfile.RECORDSIZE or data[-END_MARK_BYTES:].strip(b"\0"):
-        _refuse(name, f"{len(data)} bytes without the end mark of a tar")
+        refuse(name, f"{len(data)} bytes without the end mark of a tar")
     try:
         groups = _groups(members(data), name)
     except ValueError as error:
-        _refuse(name, str(error))
+        refuse(name, str(error))
     if count is not None and len(groups) != count:
-        _refuse(name, f"{len(groups)} samples, its receipt says {count}")
+        refuse(name, f"{len(groups)} samples, its receipt says {count}")
     start = 0
     for number, (key, slices) in enumerate(groups.items(), start=1):
         end = max(span.stop for span in slices.values())
@@ -291,33 +279,6 @@ def _samples_with_slices(
         start = stop
 
 
-def parse_example(data: bytes, sha256: bytes, name: str) -> Example:
-    """Parse the bytes of one sample of shard `name` into a training example.
-
-    Publishing checked the content of the bytes before it wrote `sha256`, so JSON and numbers are
-    not checked again.
-
-    Raises:
-        CorruptionError: the bytes have another hash, or are not a sample.
-    """
-    if (digest := hashlib.sha256(data).digest()) != sha256:
-        sums = f"sha256 {digest.hex()[:12]}.., the index says {sha256.hex()[:12]}.."
-        _refuse(name, f"a sample of {len(data)} bytes with {sums}")
-    try:
-        files = {}
-        for member, span in member_slices(data):
-            key, _, suffix = member.partition(".")
-            files[suffix] = data[span]
-        (extension,) = files.keys() & EXTENSIONS
-        arrays = {
-            array: np.frombuffer(files[f"{array}.npy"], dtype, offset=NPY_HEADER_BYTES)
-            for array, dtype in ARRAYS.items()
-        }
-    except (ValueError, KeyError) as error:
-        _refuse(name, f"not the members of a sample ({error})")
-    return Example(key, files[extension], extension, **arrays)
-
-
 def _groups(found: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str, slice]]:
     """The slices of each sample's members: by key of the sample, then by suffix."""
     groups: dict[str, dict[str, slice]] = {}
@@ -325,17 +286,17 @@ def _groups(found: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str
     for member, span in found:
         match = MEMBER_NAME.fullmatch(member)
         if not match:
-            _refuse(name, f"member {member[:80]!r} is not a plain file of a sample")
+            refuse(name, f"member {member[:80]!r} is not a plain file of a sample")
         if span.stop - span.start > MAX_MEMBER_BYTES:
             size = span.stop - span.start
-            _refuse(name, f"member {member!r} has {size} bytes, at most {MAX_MEMBER_BYTES}")
+            refuse(name, f"member {member!r} has {size} bytes, at most {MAX_MEMBER_BYTES}")
         # A sample is one range of bytes, so its members must be adjacent.
         if match["key"] in groups and match["key"] != last:
-            _refuse(name, f"the members of sample {match['key']!r} are not side by side")
+            refuse(name, f"the members of sample {match['key']!r} are not side by side")
         last = match["key"]
         group = groups.setdefault(last, {})
         if match["suffix"] in group:
-            _refuse(name, f"member {member!r} is there twice")
+            refuse(name, f"member {member!r} is there twice")
         group[match["suffix"]] = span
     return groups
 
@@ -345,15 +306,15 @@ def _decode(data: bytes, name: str, key: str, slices: Mapping[str, slice]) -> Sa
     files = {suffix: _content(data, span, name, key) for suffix, span in slices.items()}
     extensions = files.keys() & EXTENSIONS
     if len(extensions) != 1 or files.keys() - extensions != REQUIRED:
-        _refuse(name, f"sample {key!r}: {sorted(files)} are not {sorted(REQUIRED)} and one image")
+        refuse(name, f"sample {key!r}: {sorted(files)} are not {sorted(REQUIRED)} and one image")
     try:
         metadata = strict_json.parse(files["json"])
         arrays = {kind: _array(kind, files[f"{kind}.npy"]) for kind in ARRAYS}
     except ValueError as error:
-        _refuse(name, f"sample {key!r}: {error}")
+        refuse(name, f"sample {key!r}: {error}")
     is_mapping = isinstance(metadata, dict)
     if problem := _problem(metadata, arrays) if is_mapping else "metadata is not a mapping":
-        _refuse(name, f"sample {key!r}: {problem}")
+        refuse(name, f"sample {key!r}: {problem}")
     (extension,) = extensions
     return Sample(key, files[extension], extension, metadata, arrays)
 
@@ -362,7 +323,7 @@ def _content(data: bytes, span: slice, name: str, key: str) -> bytes:
     """The bytes of a member; `CorruptionError` if the tar ends within it."""
     content, size = data[span], span.stop - span.start
     if len(content) != size:
-        _refuse(name, f"a member of sample {key!r} is cut at {len(content)} of {size} bytes")
+        refuse(name, f"a member of sample {key!r} is cut at {len(content)} of {size} bytes")
     return content
 
 
@@ -391,7 +352,7 @@ def _npy_header(name: str, count: int) -> bytes:
     return _npy(np.zeros(count, ARRAYS[name]))[:NPY_HEADER_BYTES]
 
 
-def _refuse(name: str, difference: str) -> NoReturn:
+def refuse(name: str, difference: str) -> NoReturn:
     """Raise the `CorruptionError` for a shard that is not what it should be."""
     raise CorruptionError(
         f"shard {name}: {difference}; restore the file, "

@@ -1,13 +1,14 @@
 """The members of a shard's tar: of any tar by tarfile, and of verified bytes much faster."""
 
 import io
+import struct
 import tarfile
 from collections.abc import Iterator
 
-MAX_NAME_BYTES = 100
-"""Bytes at the start of a header that hold the member's name, padded with zeros."""
 SIZE_FIELD = slice(124, 135)
 """Bytes of a header that hold the member's size: 11 octal digits."""
+HEADER = struct.Struct("100s 24x 11s")
+"""The member's name, padded with zeros, and its size."""
 
 
 def members(data: bytes) -> Iterator[tuple[str, slice]]:
@@ -29,23 +30,24 @@ def members(data: bytes) -> Iterator[tuple[str, slice]]:
         raise ValueError(f"no readable tar ({error})") from None
 
 
-def member_slices(data: bytes) -> Iterator[tuple[str, slice]]:
-    """Yield name and slice of each member of bytes already verified against their hash.
+def member_slices(data: bytes | bytearray) -> Iterator[tuple[bytes, slice]]:
+    """Yield name and slice of each member of bytes that are verified already.
 
     Only names and sizes are read, because tarfile needs more time for the headers of a sample than
     the decoder for its image. If the tar is not intact, a slice may end after the end of `data`.
 
     Raises:
-        ValueError: a size is not an octal number, or a name is not ASCII.
+        ValueError: a header is cut, or a size is not an octal number.
     """
     start = 0
     while start < len(data) and data[start]:
-        digits = data[start + SIZE_FIELD.start : start + SIZE_FIELD.stop]
+        begin = start + tarfile.BLOCKSIZE
+        if begin > len(data):
+            raise ValueError("a header is cut")
+        name, digits = HEADER.unpack_from(data, start)
         if not digits.isdigit():
             raise ValueError("a member without a size")
-        name = data[start : start + MAX_NAME_BYTES].rstrip(b"\0")
-        begin = start + tarfile.BLOCKSIZE
         end = begin + int(digits, 8)
-        yield name.decode("ascii"), slice(begin, end)
+        yield name.rstrip(b"\0"), slice(begin, end)
         # Members are padded to whole blocks.
         start = end + -end % tarfile.BLOCKSIZE

@@ -67,7 +67,9 @@ def preprocess(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
 
 
 @contextmanager
-def open_image(encoded: bytes, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+def open_image(
+    encoded: bytes | memoryview, formats: tuple[str, ...] = FORMATS
+) -> Iterator[Image.Image]:
     """Yield the picture after its header is read; turn decoding errors inside into `ValueError`.
 
     Raises:
@@ -96,15 +98,16 @@ _PNG_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 """The bytes before width and height: PNG's signature, and length and name of its first chunk."""
 
 
-def header_size(encoded: bytes, kind: str) -> tuple[int, int]:
+def header_size(encoded: bytes | memoryview, kind: str) -> tuple[int, int]:
     """Width and height from the header of an image whose format `kind` is `PNG` or `JPEG`.
 
     Raises:
         ValueError: not such a header, or as `open_image`.
     """
     # Without Pillow this is much faster, and shards of PNGs have one header per image.
-    if kind == "PNG" and encoded.startswith(_PNG_HEADER) and len(encoded) >= len(_PNG_HEADER) + 8:
-        width, height = struct.unpack_from(">II", encoded, len(_PNG_HEADER))
+    size = len(_PNG_HEADER)
+    if kind == "PNG" and encoded[:size] == _PNG_HEADER and len(encoded) >= size + 8:
+        width, height = struct.unpack_from(">II", encoded, size)
         return width, height
     with open_image(encoded, (kind,)) as image:
         return image.size

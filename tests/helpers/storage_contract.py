@@ -163,7 +163,8 @@ class StorageTests:
         version = partial_version.fill(root)
         examples, receipt = Examples(version), version.shards[0]
         whole = [sample.key for sample in version.samples(receipt)]
-        assert [example.key for example in examples.read(np.arange(3))] == whole
+        found = enumerate(examples.read(np.arange(3)))
+        assert [examples.parse(sample, data).key for sample, data in found] == whole
         data = storage.get(f"data/vanilla/{receipt.key}")
         for kept in (data[:1000], data[:-1], data[:600] + b"x" + data[601:]):
             storage.put(f"data/vanilla/{receipt.key}", kept)

@@ -188,10 +188,14 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
     **{
         f"other embeddings of {width}": (
             {"embedding": np.ones(width, np.float16)},
-            r"embedding\.npy: must be \d numbers, as in",
+            rf"embedding\.npy: must be (4|{width}) numbers, as in",
         )
-        for width in (0, 1, 3, 5)
+        for width in (1, 3, 5)
     },
+    "no embedding": (
+        {"embedding": np.ones(0, np.float16)},
+        r"embedding\.npy: must be one number or more",
+    ),
     **{
         f"class {own}": ({"class_index": own}, "class_index must be one of 3 classes")
         for own in (-1, 3, 1 << 30)
