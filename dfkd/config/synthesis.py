@@ -66,6 +66,10 @@ class GeneratorConfig:
             )
 
 
+MAX_BANK = 16384
+"""Prompts in the memory bank, over all classes: eight times the paper's draw of 2,048."""
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Guard:
     """Class consistency of random and contrastive prompts; the paper has none (both keys 0)."""
@@ -73,8 +77,9 @@ class Guard:
     weight: NonNegative = 0.0
     """Weight of the cross-entropy of a contrastive prompt against the class texts."""
     attempts: Natural = 0
-    """Times that a prompt is redrawn if it is closest to another class; then vanilla replaces it.
-    """
+    """Times that a random prompt, or the start of a contrastive one, is redrawn if it is closest to
+    another class; then vanilla replaces it. An optimised prompt that has left its class goes back
+    to its start."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -86,9 +91,11 @@ class Contrastive:
     learning_rate: Positive = 0.1
     """Learning rate of the pseudo-words."""
     batch_size: Annotated[int, Field(ge=2)] = 256
-    """Prompts that are pushed apart together."""
-    bank: Natural = 2048
-    """Negatives drawn from the memory bank of earlier prompts; with 0 only the batch is used."""
+    """Prompts that are pushed apart together, of those of one part; its last batch may be smaller.
+    """
+    bank: Annotated[int, Field(ge=0, le=MAX_BANK)] = 2048
+    """Negatives drawn from the memory bank of earlier prompts, which holds 16,384; with 0 only the
+    batch is used."""
     parallel: Count = 1
     """Parts (`shard_size` prompts of each class) that are made in parallel, for runs of many
     prompts on several GPUs. The bank of a part holds the prompts of all earlier parts except the

@@ -16,6 +16,7 @@ from dfkd.errors import CorruptionError, ManifestError, as_utf8
 from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, read_rows
 from dfkd.evaluation.layouts import Layout, recognise
 from dfkd.evaluation.public_data_sets import normalise_name
+from dfkd.utils.types import local_path
 
 LISTS = frozenset({".txt", ".csv"})
 """Suffixes of a list file that `evaluation.data` may name."""
@@ -103,7 +104,7 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
             config.data,
             "name a folder, a list file or bundled",
         )
-    path, labels = Path(config.data).expanduser(), _labels(classes, config.aliases)
+    path, labels = local_path(config.data), _labels(classes, config.aliases)
     if path.is_dir():
         content = _folder(path, labels, config.domains)
     elif path.is_file() and path.suffix.lower() in LISTS:

@@ -18,7 +18,7 @@ from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
 from dfkd.config.bundled import CACHE
-from dfkd.config.hashing import sha256_file
+from dfkd.config.hashing import fingerprint, sha256_file
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
 from dfkd.models.batch_norm import Taps, layers, statistics_distance
@@ -45,7 +45,8 @@ def file_hashes(config: TeacherConfig, cache: str = CACHE) -> dict[str, str]:
         cache: the folder with the files of open_clip's tags.
 
     Returns:
-        The sha256 of each file by its role in `fingerprint.identity`, such as `teacher.weights`.
+        The sha256 of each file by its role in `fingerprint.identity`, such as `teacher.weights`,
+        and of the preprocessing if it is not OpenAI's.
 
     Raises:
         ManifestError: the architecture is unknown or unsupported.
@@ -60,7 +61,18 @@ def file_hashes(config: TeacherConfig, cache: str = CACHE) -> dict[str, str]:
         "teacher.model": architecture.path,
         "teacher.tokenizer": tokenizer_file(architecture),
     }
-    return {role: sha256_file(path) for role, path in files.items() if path is not None}
+    hashes = {role: sha256_file(path) for role, path in files.items() if path is not None}
+    # open_clip states those of a tag in its code, so the same file has others when given by path.
+    if (used := _preprocessing(source.preprocess or architecture.preprocess)) != _preprocessing({}):
+        hashes["teacher.preprocessing"] = fingerprint(used)
+    return hashes
+
+
+def _preprocessing(stated: dict[str, Any]) -> dict[str, Any]:
+    """Mean, deviation and interpolation of an image tower's input, by default OpenAI's."""
+    usual = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic"}
+    used = {key: stated.get(key, value) for key, value in usual.items()}
+    return used | {key: list(used[key]) for key in ("mean", "std")}
 
 
 class Teacher:
@@ -109,12 +121,13 @@ class Teacher:
         self.context_length = int(self.text.context_length)
         self.embedding_dim = _embedding_dim(self.text)
         self.logit_scale = float(model.get_parameter("logit_scale").exp())
-        mean = torch.tensor(preprocess.get("mean", OPENAI_DATASET_MEAN), device=self.device)
-        std = torch.tensor(preprocess.get("std", OPENAI_DATASET_STD), device=self.device)
-        self.mean, self.std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+        used = _preprocessing(preprocess)
+        self.mean, self.std = (
+            torch.tensor(used[key], device=self.device).view(1, 3, 1, 1) for key in ("mean", "std")
+        )
         # (pixels - mean) / std as one multiplication and one addition.
         self._scale, self._shift = 1 / self.std, -self.mean / self.std
-        self._interpolation = preprocess.get("interpolation", "bicubic")
+        self._interpolation = used["interpolation"]
         self._precision = precision
         # Computed here, because torch.compile cannot trace it.
         self._multiplies = multiplies_bfloat16(self.device)

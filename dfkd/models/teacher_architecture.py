@@ -5,9 +5,10 @@ cannot replace each other's.
 """
 
 import difflib
+import gzip
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import open_clip
 import torch
@@ -15,12 +16,11 @@ from open_clip import CLIP, CustomTextCLIP
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
-from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from dfkd.config.bundled import CACHE, MINIATURE, TEACHER_CONFIG, TEACHER_WEIGHTS
 from dfkd.errors import ManifestError, WeightsError, one_line
+from dfkd.models.teacher_checks import checked_preprocess, is_config, refuse_unsupported
 from dfkd.models.weights.artifacts import FETCH, cached, hub_id, of_tag
 from dfkd.models.weights.reading import (
     OPENAI_KEYS,
@@ -30,25 +30,14 @@ from dfkd.models.weights.reading import (
     read_json,
     read_state_dict,
 )
-from dfkd.utils.types import first_problem
+from dfkd.utils.types import local_path
 
 HUB = "hub"
 """Folder of the cache for the hub's client."""
 CONFIG = "open_clip_config.json"
 
-_Channel = Annotated[list[float], Field(min_length=3, max_length=3)]
-_Spread = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
-
-
-class _Preprocess(TypedDict, total=False):
-    """The part of open_clip's `preprocess_cfg` that turns pixels into the tower's input."""
-
-    mean: _Channel
-    std: _Spread
-    interpolation: Literal["bicubic", "bilinear"]
-
-
-_TOKENIZER_KEYS = {"bpe_path", "clean"}
+MAX_MERGES = 1 << 24
+"""Bytes of a tokenizer's merges at most."""
 _CHECKPOINTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 
 
@@ -95,7 +84,7 @@ def read_architecture(model: str) -> Architecture:
         ManifestError: the architecture is unknown or unreadable, has a tokenizer other than CLIP's,
             or a text tower that cannot start from token embeddings.
     """
-    given = Path(model).expanduser()
+    given = local_path(model)
     path: Path | None = None
     if model == MINIATURE:
         path = TEACHER_CONFIG
@@ -108,15 +97,15 @@ def read_architecture(model: str) -> Architecture:
     tree = _shipped(model) if path is None else read_json("teacher.model", path, remedy)
     config = tree.get("model_cfg", tree)
     preprocess = tree.get("preprocess_cfg", {})
-    if not _is_config(config):
+    if not is_config(config):
         raise ManifestError(
             "teacher.model",
             "must be an open_clip model configuration (embed_dim, vision_cfg, text_cfg)",
             model,
             "give another file or the name of an open_clip architecture",
         )
-    _refuse_unsupported(model, config)
-    return Architecture(model, config, _checked_preprocess(model, preprocess), path)
+    refuse_unsupported(model, config)
+    return Architecture(model, config, checked_preprocess(model, preprocess), path)
 
 
 def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -> Source:
@@ -126,7 +115,7 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
         WeightsError: no such tag, file or directory, the file is not in the cache, or its weights
             were trained with another activation than the architecture's.
     """
-    given = Path(weights).expanduser()
+    given = local_path(weights)
     if weights == MINIATURE:
         source = Source(existing_file("teacher.weights", TEACHER_WEIGHTS), {}, None)
     # Before folders, as `jobs/fetch.py` does; `./openai` still names a folder.
@@ -156,7 +145,7 @@ def _tagged(model: str, weights: str, tag: dict[str, Any], cache: str) -> Path:
     if artifact := of_tag(tag):
         return cached("teacher.weights", weights, artifact, cache)
     try:
-        return Path(download_pretrained(tag, cache_dir=str(Path(cache).expanduser() / HUB)))
+        return Path(download_pretrained(tag, cache_dir=str(local_path(cache) / HUB)))
     except Exception as error:  # the errors of the hub's client have no common base
         raise WeightsError(
             "teacher.weights",
@@ -234,9 +223,13 @@ def read_weights(source: Source, architecture: Architecture) -> dict[str, Tensor
     with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
         model = build(architecture)
     # The names of other code bases are turned into open_clip's, as its own loader does.
-    state = dict(convert_state_dict(model, state))
-    if hasattr(model, "text"):
-        state = dict(convert_to_custom_text_state_dict(state))
+    try:
+        state = dict(convert_state_dict(model, state))
+        if hasattr(model, "text"):
+            state = dict(convert_to_custom_text_state_dict(state))
+    except Exception as error:  # it takes the tensors of a known name for those of one architecture
+        rule = f"must be weights of {architecture.name} ({one_line(error)})"
+        raise WeightsError("teacher.weights", rule, str(source.path), "give others") from None
     expected = model.state_dict()
     # The scale is a scalar in some files and a tensor of shape [1] in others.
     scale = state.get("logit_scale")
@@ -259,7 +252,14 @@ def build_tokenizer(architecture: Architecture) -> Any:
     if merges := tokenizer_file(architecture):
         options["bpe_path"] = str(merges)
     try:
-        return open_clip.tokenizer.SimpleTokenizer(**options)
+        if merges:
+            _refuse_bomb(merges)
+        tokenizer = open_clip.tokenizer.SimpleTokenizer(**options)
+        # An id beyond the table would fail on every worker.
+        known, used = text.get("vocab_size", 49408), tokenizer.vocab_size
+        if used > known:
+            raise ValueError(f"it has {used} tokens, and the text tower knows {known}")
+        return tokenizer
     except Exception as error:  # a damaged file of merges can raise anything
         raise ManifestError(
             "teacher.model",
@@ -267,6 +267,13 @@ def build_tokenizer(architecture: Architecture) -> Any:
             architecture.name,
             "fix tokenizer_kwargs, or the file that bpe_path names",
         ) from None
+
+
+def _refuse_bomb(merges: Path) -> None:
+    """Raise `ValueError` if the compressed file holds more than CLIP's own, which has 3.2 MB."""
+    with gzip.open(merges) as stream:
+        if len(stream.read(MAX_MERGES + 1)) > MAX_MERGES:
+            raise ValueError(f"more than {MAX_MERGES} bytes of merges")
 
 
 def tokenizer_file(architecture: Architecture) -> Path | None:
@@ -300,85 +307,6 @@ def _usual_preprocess(model: str) -> dict[str, Any]:
     published = [get_pretrained_cfg(model, tag) for tag in tags]
     usual = [{key: each[key] for key in ("mean", "std", "interpolation")} for each in published]
     return usual[0] if usual and all(each == usual[0] for each in usual) else {}
-
-
-def _is_config(config: Any) -> bool:
-    """Whether the keys that this module reads are there with the right types."""
-    return (
-        isinstance(config, dict)
-        and type(config.get("embed_dim")) is int
-        and isinstance(config.get("vision_cfg"), dict)
-        and isinstance(config.get("text_cfg"), dict)
-        and isinstance(config["text_cfg"].get("tokenizer_kwargs") or {}, dict)
-    )
-
-
-def _refuse_outside_tower(model: str, vision: dict[str, Any]) -> None:
-    """Raise `ManifestError` if timm would read the image tower from a hub or a folder.
-
-    No fingerprint would cover what is written there.
-    """
-    if ":" in str(name := vision.get("timm_model_name", "")):
-        raise ManifestError(
-            "teacher.model",
-            f"must name timm's own architectures; this one names a hub's or a folder's ({name!r})",
-            model,
-            "choose a CLIP architecture such as ViT-B-32-quickgelu",
-        )
-
-
-def _refuse_unsupported(model: str, config: dict[str, Any]) -> None:
-    """Raise `ManifestError` if this package cannot use the tokenizer or the text tower."""
-    text = config["text_cfg"]
-    # Files of such a tokenizer change every embedding, but no fingerprint would hold their hashes,
-    # and each worker would download them.
-    if name := text.get("hf_tokenizer_name"):
-        raise ManifestError(
-            "teacher.model",
-            f"must have CLIP's tokenizer; this one has a hub's (hf_tokenizer_name {name!r})",
-            model,
-            "choose a CLIP architecture such as ViT-B-32-quickgelu",
-        )
-    _refuse_outside_tower(model, config["vision_cfg"])
-    # Eq 7 feeds token embeddings to the text tower. Towers that also need token ids inside, or that
-    # are made of another library's modules, cannot do that.
-    reason = None
-    if "multimodal_cfg" in config or text.get("embed_cls"):
-        reason = "a class embedding (CoCa, cls_emb)"
-    elif text.get("use_pad_mask"):
-        reason = "a padding mask (use_pad_mask)"
-    elif text.get("hf_model_name"):
-        reason = "a Hugging Face encoder (hf_model_name)"
-    elif text.get("pool_type", "argmax") not in ("argmax", "eos", "first", "last"):
-        reason = f"pool_type {text['pool_type']!r}"
-    if reason:
-        raise ManifestError(
-            "teacher.model",
-            f"must have a text tower that can start from token embeddings; this one has {reason}",
-            model,
-            "choose a CLIP architecture such as ViT-B-32-quickgelu",
-        )
-    # These are passed to a constructor of open_clip, so only known ones are.
-    unknown = (text.get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_KEYS
-    if unknown:
-        raise ManifestError(
-            "teacher.model",
-            f"its tokenizer_kwargs may hold {', '.join(sorted(_TOKENIZER_KEYS))} only",
-            sorted(unknown)[0],
-            "remove it from the configuration",
-        )
-
-
-def _checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
-    """The keys of `_Preprocess` with checked values; other keys are dropped."""
-    try:
-        checked = TypeAdapter(_Preprocess).validate_python(preprocess)
-    except ValidationError as error:
-        field, rule, _ = first_problem(error)
-        raise ManifestError(
-            "teacher.model", f"preprocess_cfg.{field}: {rule}", model, "fix the configuration"
-        ) from None
-    return dict(checked)
 
 
 def _in_directory(directory: Path) -> Source:

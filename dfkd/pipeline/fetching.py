@@ -1,6 +1,5 @@
 """The work of ``jobs/fetch.py``: download published weights into the cache."""
 
-from pathlib import Path
 from typing import Any
 
 from dfkd.config.manifest import Manifest
@@ -9,6 +8,7 @@ from dfkd.models.weights.download import Fetched, Fetcher
 from dfkd.pipeline.preflight import check_distillation
 from dfkd.pipeline.required_weights import Need, hub_models, needs, towers
 from dfkd.utils.progress import say
+from dfkd.utils.types import local_path
 
 
 def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
@@ -33,7 +33,7 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
         else:
             check_distillation(manifest)  # building the student is what makes timm download it
             print(f"{model.field}: {model.id}, fetched by {model.library}", flush=True)
-    return str(Path(manifest.cache).expanduser())
+    return str(local_path(manifest.cache))
 
 
 def _describe_fetched(need: Need, fetched: Fetched) -> str:

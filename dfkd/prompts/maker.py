@@ -20,6 +20,7 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
 from dfkd.config.plan import PromptRow, fresh_tasks, part_name, part_rows, parts_at_once, root_seed
+from dfkd.config.synthesis import MAX_BANK
 from dfkd.models.teacher import Teacher, class_prompt
 from dfkd.prompts import contrastive
 from dfkd.prompts.contrastive import PromptBank
@@ -53,9 +54,6 @@ SCHEMA = pa.schema(
 """One row per image. `order` is the position in the part at which the prompt was made. `initial`
 and the losses are null except for contrastive prompts; `pseudo` is null without a pseudo-word."""
 
-
-BANK_CAPACITY = 16384
-"""Prompts in the memory bank, over all classes: eight times the paper's draw of 2,048."""
 
 ENCODE_BATCH_SIZE = 1024
 """Prompts that are encoded together by methods that do not define a batch size."""
@@ -93,7 +91,7 @@ class PromptMaker:
         self.base = base
         self.method = prompt_method(manifest.method) or "vanilla"
         self.class_texts = class_text_embeddings(manifest, teacher)
-        self.bank = PromptBank(BANK_CAPACITY)
+        self.bank = PromptBank(MAX_BANK)
         self._parts_in_bank: int | None = 0
         """Number of parts in the bank if it holds the first ones without a gap, otherwise None."""
         self._styles: dict[str, Tensor] = {}

@@ -1,6 +1,8 @@
 """Types and rules for the fields of a manifest; pydantic checks the types."""
 
+import os
 from collections import Counter
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
@@ -45,6 +47,12 @@ def require_unique(field: str, values: tuple[object, ...]) -> None:
     for value, times in Counter(values).items():
         if times > 1:
             raise ManifestError(field, "every entry once", value, "remove the repetition")
+
+
+def local_path(text: str | Path) -> Path:
+    """The path that a manifest names, with `~` expanded; that of an unknown user stays as it is."""
+    # Unlike `Path.expanduser`, which ends in a RuntimeError there.
+    return Path(os.path.expanduser(text))
 
 
 def require_folder(field: str, path: str) -> None:

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import default_bpe
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dfkd.config.hashing import sha256_file
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
+from dfkd.models import teacher_architecture
 from dfkd.models.teacher import (
     Teacher,
     batch_norm_taps,
@@ -259,10 +261,12 @@ def test_the_configuration_beside_the_weights_is_hashed(tmp_path: Path) -> None:
         (folder / "open_clip_config.json").write_text(json.dumps(tree))
         hashes.append(file_hashes(TeacherConfig(model=named.model, weights=str(folder))))
         by_folder = file_hashes(TeacherConfig(model=str(folder), weights=str(folder)))
-        assert by_folder.keys() == {"teacher.weights", "teacher.model"}  # which is that file
+        # The model is that file.
+        assert by_folder.keys() == {"teacher.weights", "teacher.model", "teacher.preprocessing"}
     without, one, two = hashes
-    assert {role for role in one if one[role] != two[role]} == {"teacher.weights/config"}
-    assert one.keys() - without.keys() == {"teacher.weights/config"}
+    changed = {"teacher.weights/config", "teacher.preprocessing"}
+    assert {role for role in one if one[role] != two[role]} == changed
+    assert one.keys() - without.keys() == changed
 
 
 def test_a_smaller_vocabulary_comes_from_the_file_beside_the_configuration(tmp_path: Path) -> None:
@@ -274,6 +278,53 @@ def test_a_smaller_vocabulary_comes_from_the_file_beside_the_configuration(tmp_p
     assert int(tokens.max()) == 813
     assert teacher.token_table.shape[0] == 814
     assert torch.isfinite(teacher.encode_text(["the dog"])).all()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_tower_is_refused(tmp_path: Path) -> None:
+    """The merges of a smaller vocabulary are lost, so CLIP's own 49,408 tokens would be used."""
+    with pytest.raises(ManifestError, match=r"49408 tokens, and the text tower knows 814"):
+        load_teacher(tmp_path, model_config(VIT, vocab_size=814))
+
+
+def test_merges_that_unpack_to_any_size_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "merges.txt.gz").write_bytes(gzip.compress(bytes(20 << 20)))
+    kwargs = {"bpe_path": "merges.txt.gz"}
+    with pytest.raises(ManifestError, match=r"more than 16777216 bytes of merges"):
+        load_teacher(tmp_path, model_config(VIT, tokenizer_kwargs=kwargs))
+
+
+def test_a_tag_s_own_preprocessing_is_part_of_the_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file by its path has the preprocessing of the architecture."""
+    file = write_teacher(tmp_path, model_config(VIT)).weights
+    monkeypatch.setattr(teacher_architecture, "download_pretrained", lambda tag, cache_dir: file)
+    tag = TeacherConfig(model="ViT-L-14", weights="laion2b_s32b_b82k")
+    by_path = TeacherConfig(model="ViT-L-14", weights=file)
+    assert file_hashes(tag).keys() - file_hashes(by_path).keys() == {"teacher.preprocessing"}
+
+
+def test_weights_that_a_converter_takes_for_others_are_refused(tmp_path: Path) -> None:
+    """The name of a tensor of MobileCLIP, whose converter then looks for the rest."""
+    config = write_teacher(tmp_path, model_config(VIT))
+    key = "image_encoder.model.patch_embed.0.rbr_conv.0.conv.weight"
+    save_file({key: torch.zeros(1)}, tmp_path / "mobile.safetensors")
+    assert "must be weights of" in refusal(config.model, str(tmp_path / "mobile.safetensors"))
+
+
+def test_weights_rounded_to_whole_numbers_are_refused(tmp_path: Path) -> None:
+    config = write_teacher(tmp_path, model_config(VIT))
+    state = load_file(config.weights)
+    state["text_projection"] = state["text_projection"].to(torch.int8)
+    save_file(state, tmp_path / "int8.safetensors")
+    text = refusal(config.model, str(tmp_path / "int8.safetensors"))
+    assert "differs in kind of numbers at text_projection" in text
+
+
+@pytest.mark.parametrize("key", ["model", "weights"])
+def test_the_home_of_an_unknown_user_is_no_file(key: str) -> None:
+    values = {"model": "ViT-B-32", "weights": "openai"} | {key: "~nosuchuser/teacher.json"}
+    assert refusal(**values).startswith(f"teacher.{key}: ")
 
 
 def test_loading_leaves_random_state_and_open_clip_s_registry_alone(tmp_path: Path) -> None:
@@ -392,6 +443,16 @@ def test_weights_of_another_architecture_are_described_in_one_line(tmp_path: Pat
         (model_config(VIT, tokenizer_kwargs={"clean": 1}), "its tokenizer cannot be loaded"),
         ({"embed_dim": 16}, "vision_cfg, text_cfg"),
         (model_config(VIT, layers="many"), "buildable by open_clip"),
+        (model_config(VIT, layers=10**9), "layers must be at most 200, is 1000000000"),
+        (model_config(VIT | {"width": 10**6}), "width must be at most 32768"),
+        (
+            {"model_cfg": model_config(VIT), "preprocess_cfg": {"mean": [0, 0, float("nan")]}},
+            "JSON",
+        ),
+        (
+            {"model_cfg": model_config(VIT), "preprocess_cfg": {"mean": ["0", "0", "nan"]}},
+            "preprocess_cfg.mean",
+        ),
         (model_config(VIT | {"patch_size": 0}), "buildable by open_clip"),
         (
             {"model_cfg": model_config(VIT), "preprocess_cfg": {"std": [0, 1, 1]}},

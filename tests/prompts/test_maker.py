@@ -147,7 +147,7 @@ def test_a_parallel_part_knows_all_parts_but_those_made_beside_it(
 def test_a_bank_is_filled_from_no_more_parts_than_it_can_hold(
     tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompts, "BANK_CAPACITY", 12)
+    monkeypatch.setattr(prompts, "MAX_BANK", 12)
     manifest = read(
         tmp_path,
         "prompts.method=contrastive",

@@ -4,8 +4,9 @@ Configurations and weights come from strangers, so numbers are bounded, classes 
 tensors must fit.
 """
 
+import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from dfkd.config.bundled import CACHE, DIFFUSION, MINIATURE
 from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_PIPELINES, cached
-from dfkd.models.weights.reading import load_into, match, read_json, read_state_dict
+from dfkd.models.weights.reading import load_into, match, numbers, read_json, read_state_dict
+from dfkd.utils.types import local_path
 
 FIELD = "generator.weights"
 """The manifest key that errors name."""
@@ -68,8 +70,8 @@ def find_folder(value: str, cache: str = CACHE) -> Path:
     if artifacts := PUBLISHED_PIPELINES.get(value):
         for artifact in artifacts:
             cached(FIELD, value, artifact, cache)
-        return Path(cache).expanduser() / value
-    folder = Path(value).expanduser()
+        return local_path(cache) / value
+    folder = local_path(value)
     if not folder.is_dir():
         names = ", ".join([MINIATURE, *PUBLISHED_PIPELINES])
         rule = f"must be an existing folder or a known diffusion model ({names})"
@@ -104,26 +106,13 @@ def _configuration(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
         field = f"{FIELD}: {path.parent.name}._class_name"
         raise WeightsError(field, rule, tree.get("_class_name"), "give another model")
     # A file of a few bytes must not ask for a network of any size.
-    for key, number in _numbers(tree):
+    for key, number in numbers(tree):
         limit = MAX_LAYERS if re.search("layers|blocks|length", key) else MAX_SIZE
         if abs(number) > limit:
             raise WeightsError(
                 f"{FIELD}: {path.parent.name}.{key}", f"must be at most {limit}", number, REMEDY
             )
     return tree
-
-
-def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number in plain values with its key, and the length of each list."""
-    if isinstance(tree, Mapping):
-        for name, value in tree.items():
-            yield from _numbers(value, name)
-    elif isinstance(tree, list):
-        yield f"{key} (length)", len(tree)
-        for value in tree:
-            yield from _numbers(value, key)
-    elif isinstance(tree, int | float):
-        yield key, tree
 
 
 def read_network(
@@ -178,7 +167,16 @@ def read_scheduler(path: Path, steps: int) -> Any:
     except Exception as error:  # each scheduler has its own checks
         kind = type(scheduler).__name__
         rule = f"must suit {kind} ({one_line(error)})"
-        raise ManifestError("synthesis.steps", rule, steps, "choose another number") from None
+        remedy = f"choose another number, or fix {path}"
+        raise ManifestError("synthesis.steps", rule, steps, remedy) from None
+    # Some keys are read only when a step is taken, so a copy takes all of them.
+    trial, sample = copy.deepcopy(scheduler), torch.zeros(1, 1, 1, 1)
+    try:
+        for time in trial.timesteps:
+            trial.step(sample, time, sample)
+    except Exception as error:
+        rule = f"must describe a scheduler that can take steps ({one_line(error)})"
+        raise WeightsError(FIELD, rule, str(path), REMEDY) from None
     return scheduler
 
 
@@ -217,8 +215,10 @@ def require_fitting(unet: Any, vae: Any, width: int, folder: Path) -> None:
         )
     if unet.cross_attention_dim != width:
         raise _foreign(folder, f"must have a UNet for hidden states of width {width}")
-    if not isinstance(unet.sample_size, int):
+    if type(unet.sample_size) is not int or unet.sample_size < 1:
         raise _foreign(folder, "must have a UNet for square images of one size (sample_size)")
+    if type(vae.scaling_factor) not in (int, float) or not vae.scaling_factor > 0:
+        raise _foreign(folder, "must have a VAE with a positive scaling_factor")
 
 
 def _foreign(folder: Path, rule: str) -> WeightsError:

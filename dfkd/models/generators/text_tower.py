@@ -5,7 +5,7 @@ that condition the model must come from the teacher itself. They mean something 
 its own text encoder is the same network. open_clip and transformers name its tensors differently.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,16 +70,18 @@ class TextEncoder:
         """
         config, tokenizer = cls.files(folder).values()
         try:
-            shape = Shape(**read_json(FIELD, config, REMEDY))
+            tree = read_json(FIELD, config, REMEDY)
+            known = tree.keys() & {field.name for field in fields(Shape)}
+            shape = Shape(**{name: tree[name] for name in known})
         except ValidationError as error:
             field, rule, value = first_problem(error)
             raise WeightsError(f"{FIELD}: text_encoder.{field}", rule, value, REMEDY) from None
         pad = read_json(FIELD, tokenizer, REMEDY).get("pad_token")
         # Padding matters, because a diffusion model attends to the states of all tokens.
         token = pad.get("content") if isinstance(pad, dict) else pad
-        if token not in PADDING:
-            known = " or ".join(PADDING)
-            raise WeightsError(f"{FIELD}: tokenizer.pad_token", f"must be {known}", token, REMEDY)
+        if not isinstance(token, str) or token not in PADDING:
+            rule = f"must be {' or '.join(PADDING)}"
+            raise WeightsError(f"{FIELD}: tokenizer.pad_token", rule, token, REMEDY)
         weights = folder / "text_encoder/model.safetensors"
         text_input = TextInput(shape.num_hidden_layers, PADDING[token])
         return cls(shape, text_input, weights if weights.is_file() else None)
@@ -106,7 +108,7 @@ class TextEncoder:
 def _shape_difference(teacher: Teacher, shape: Shape) -> str:
     """The first difference between the shapes of both; empty without one."""
     blocks = list(teacher.text.transformer.resblocks)
-    first = blocks[0]
+    first = blocks[0] if blocks else None
     if not teacher.causal or not isinstance(first, ResidualAttentionBlock):
         return "the teacher's is not that of a CLIP"
     # Stable Diffusion 2 was trained on the states before the last block, which its folder lacks.

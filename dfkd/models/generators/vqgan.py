@@ -21,7 +21,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_VQGANS, cached, published
 from dfkd.models.weights.reading import existing_file, load_into, match, read_state_dict
 from dfkd.utils.device import multiplies_bfloat16
-from dfkd.utils.types import Precision
+from dfkd.utils.types import Precision, local_path
 
 MAX_DISTANCES = 1 << 24
 """Maximal number of distances between latents and codes in a GPU's memory at once: 64 MB."""
@@ -47,7 +47,7 @@ def find_file(field: str, value: str, cache: str = CACHE) -> Path:
         return existing_file(field, _MINIATURE[field])
     if artifact := published(field, value):
         return cached(field, value, artifact, cache)
-    path = Path(value).expanduser()
+    path = local_path(value)
     if not path.is_file():
         names = ", ".join(PUBLISHED_VQGANS)
         rule = f"must be an existing file or a published VQGAN ({names})"

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dfkd.errors import WeightsError
+from dfkd.utils.types import local_path
 
 FETCH = "python jobs/fetch.py MANIFEST"
 
@@ -47,7 +48,7 @@ class Artifact:
 
     def within(self, cache: str | Path) -> Path:
         """The file's path in the folder `cache`, whether it exists or not."""
-        return Path(cache).expanduser() / self.file
+        return local_path(cache) / self.file
 
 
 def at_address(address: str, licence: str) -> Artifact:

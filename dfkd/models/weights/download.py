@@ -19,6 +19,7 @@ from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, Manifes
 from dfkd.models.weights.artifacts import Artifact
 from dfkd.models.weights.http import PartialFile, Refusal, copy, is_safe, receive
 from dfkd.storage.retries import RetryPolicy
+from dfkd.utils.types import local_path
 
 Check = Callable[[Path], object]
 """Reads a file; raises `DfkdError` if it is not a file of the expected kind."""
@@ -65,7 +66,7 @@ class Fetcher:
             DfkdError: no address serves the file.
             InfrastructureError: the network or the disk failed; the same call resumes.
         """
-        folder, target = Path(self.cache).expanduser(), artifact.within(self.cache)
+        folder, target = local_path(self.cache), artifact.within(self.cache)
         target.parent.mkdir(parents=True, exist_ok=True)
         pin = None if artifact.sha256 else target.with_name(f"{target.name}.sha256")
         with self._locked(folder):
@@ -96,7 +97,7 @@ class Fetcher:
 
     def _download(self, artifact: Artifact, target: Path, pin: Path | None, check: Check) -> str:
         """Download the complete file to `target`; returns its sha256."""
-        with PartialFile(artifact, Path(self.cache).expanduser()) as part:
+        with PartialFile(artifact, local_path(self.cache)) as part:
             resumed = part.done > 0
             self._fill(artifact, part)
             problem = _problem(artifact, part.sha256, pin)
@@ -126,7 +127,7 @@ class Fetcher:
         elif "://" in self.mirror:
             self._receive(artifact, part, (_at_mirror(self.mirror, artifact),))
         else:
-            source = Path(self.mirror).expanduser() / artifact.file
+            source = local_path(self.mirror) / artifact.file
             if not source.is_file():
                 rule = f"must hold {artifact.file}"
                 raise ManifestError("--mirror", rule, self.mirror, "copy it there")

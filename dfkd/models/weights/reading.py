@@ -8,7 +8,7 @@ a `__setstate__` in it, so `dfkd.models.weights.torchscript` reads only its tens
 
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,13 @@ from torch import Tensor, nn
 from dfkd.errors import DfkdError, WeightsError, one_line
 from dfkd.models.weights import torchscript
 from dfkd.utils import strict_json
+from dfkd.utils.types import local_path
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Names of sizes that only OpenAI's checkpoints hold in addition to the weights."""
+
+MAX_CONFIGURATION = 1 << 20
+"""Bytes of a configuration file at most; published ones have some kilobytes."""
 
 _ELSEWHERE = "give the path of an intact file with tensors only, or download it again"
 
@@ -35,7 +39,7 @@ def existing_file(field: str, path: str | Path) -> Path:
     Raises:
         WeightsError: there is no such file.
     """
-    expanded = Path(path).expanduser()
+    expanded = local_path(path)
     if not expanded.is_file():
         raise WeightsError(field, "must be an existing file", str(path), "check the path")
     return expanded
@@ -46,7 +50,8 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+    # A damaged zip may claim another version or another alphabet of names.
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
         return False
 
 
@@ -60,7 +65,11 @@ def read_json(field: str, path: Path, remedy: str) -> dict[str, Any]:
         WeightsError: the file is missing, or holds something else.
     """
     try:
-        tree = strict_json.parse(existing_file(field, path).read_bytes())
+        with existing_file(field, path).open("rb") as stream:
+            data = stream.read(MAX_CONFIGURATION + 1)
+        if len(data) > MAX_CONFIGURATION:
+            raise ValueError(f"more than {MAX_CONFIGURATION} bytes")
+        tree = strict_json.parse(data)
         if not isinstance(tree, dict):
             raise ValueError("not an object")
     except ValueError as error:
@@ -81,7 +90,7 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is missing or corrupt, or holds something other than plain tensors.
     """
-    existing_file(field, path)
+    path = existing_file(field, path)
     try:
         tree = _read(path)
     except DfkdError:
@@ -103,14 +112,27 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number in plain values with its key, and the length of each list."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from numbers(value, name)
+    elif isinstance(tree, list):
+        yield f"{key} (length)", len(tree)
+        for value in tree:
+            yield from numbers(value, key)
+    elif isinstance(tree, int | float):
+        yield key, tree
+
+
 def match(
     field: str, path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], remedy: str
 ) -> None:
-    """Check that `state` has exactly the names and shapes of `expected`.
+    """Check that `state` has exactly the names, shapes and kinds of numbers of `expected`.
 
     Raises:
-        WeightsError: a tensor is missing, unexpected or of another shape; the text names the first
-            ones.
+        WeightsError: a tensor is missing, unexpected, of another shape or not of floats; the text
+            names the first ones.
     """
     problems = _listed("lacks", sorted(expected.keys() - state.keys()))
     problems += _listed("has no use for", sorted(state.keys() - expected.keys()))
@@ -120,6 +142,13 @@ def match(
         if state[key].shape != expected[key].shape
     ]
     problems += _listed("differs in shape at", shapes)
+    # Rounded to whole numbers, as quantised weights are, they would load and mean nothing.
+    kinds = [
+        key
+        for key in sorted(expected.keys() & state.keys())
+        if state[key].is_floating_point() != expected[key].is_floating_point()
+    ]
+    problems += _listed("differs in kind of numbers at", kinds)
     if problems:
         rule = f"must match the architecture, but it {'; '.join(problems)}"
         raise WeightsError(field, rule, str(path), remedy)

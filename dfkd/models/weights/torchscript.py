@@ -8,6 +8,7 @@ become nodes without behaviour, and every function that is not in `_ALLOWED` is 
 
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -78,7 +79,9 @@ class _Unpickler(pickle.Unpickler):
     """Reads `data.pkl`; every class and function that it names goes through `find_class`."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(BytesIO(_stored(archive, f"{root}/data.pkl")), encoding="utf-8")
+        data = _stored(archive, f"{root}/data.pkl")
+        _refuse_sparse_memo(data)
+        super().__init__(BytesIO(data), encoding="utf-8")
         self._archive, self._root = archive, root
         self._storages: dict[str, Tensor] = {}
         # Twice the file, because some tensors share a storage. Each of a few bytes of the pickle
@@ -126,6 +129,16 @@ class _Unpickler(pickle.Unpickler):
             raw = bytearray(_stored(self._archive, f"{self._root}/data/{key}"))
             self._storages[key] = torch.frombuffer(raw, dtype=dtype, count=count)
         return self._storages[key]
+
+
+def _refuse_sparse_memo(data: bytes) -> None:
+    """Raise `UnpicklingError` if the pickle numbers an object higher than it has bytes.
+
+    Python keeps remembered objects in an array, so a high number alone takes gigabytes.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if "PUT" in opcode.name and isinstance(argument, int) and argument > len(data):
+            raise pickle.UnpicklingError(f"memo {argument} of {len(data)} bytes")
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:

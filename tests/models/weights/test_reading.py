@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 import sys
 import types
 import warnings
@@ -98,6 +99,35 @@ def test_content_other_than_a_state_dict_is_refused(content: Any, tmp_path: Path
 def test_tensors_that_are_not_plain_are_refused(value: Tensor, tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1), "b": value}, tmp_path / "odd.pt")
     assert "must hold plain tensors only, not 'b'" in refusal(tmp_path / "odd.pt")
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_file(STATE, tmp_path / "tensors.safetensors")
+    assert same(read_state_dict("teacher.weights", Path("~/tensors.safetensors")))
+
+
+@pytest.mark.parametrize(("offset", "value"), [(6, 0xFF), (46, 0xFF)])
+def test_a_zip_whose_directory_is_damaged_is_refused(
+    offset: int, value: int, tmp_path: Path
+) -> None:
+    """It claims a later version of zip, or a name that is no text."""
+    torch.save(STATE, tmp_path / "odd.pt")
+    data = bytearray((tmp_path / "odd.pt").read_bytes())
+    start = data.find(b"PK\x01\x02")
+    data[start + 9] |= 8  # names are UTF-8
+    data[start + offset] = value
+    (tmp_path / "odd.pt").write_bytes(data)
+    assert not is_torchscript(tmp_path / "odd.pt")
+    refusal(tmp_path / "odd.pt")
+
+
+def test_a_pickle_that_numbers_its_objects_high_takes_no_memory(tmp_path: Path) -> None:
+    """Python would make room for 2 ** 32 objects."""
+    with zipfile.ZipFile(tmp_path / "odd.pt", "w") as file:
+        file.writestr("m/constants.pkl", b"")
+        file.writestr("m/data.pkl", b"\x80\x02Nr" + struct.pack("<I", (1 << 32) - 1) + b".")
+    assert "memo 4294967295 of 9 bytes" in refusal(tmp_path / "odd.pt")
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:

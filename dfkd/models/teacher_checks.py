@@ -1,0 +1,127 @@
+"""What a teacher's configuration must say, so that this package can build and use it.
+
+Configurations come from strangers: their numbers are bounded, and nothing in them may name code or
+files of a hub.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from dfkd.errors import ManifestError
+from dfkd.models.weights.reading import numbers
+from dfkd.utils.types import first_problem
+
+MAX_TOKENS, MAX_LAYERS, MAX_SIZE = 1 << 20, 200, 1 << 15
+"""Bounds on the numbers of a configuration: of tokens and their ids, of layers, and all others. The
+largest model of open_clip has 49,408 tokens, 48 layers and 8,192 channels."""
+
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Channel = Annotated[list[_Number], Field(min_length=3, max_length=3)]
+_Spread = Annotated[list[Annotated[_Number, Field(gt=0)]], Field(min_length=3, max_length=3)]
+
+
+class _Preprocess(TypedDict, total=False):
+    """The part of open_clip's `preprocess_cfg` that turns pixels into the tower's input."""
+
+    mean: _Channel
+    std: _Spread
+    interpolation: Literal["bicubic", "bilinear"]
+
+
+_TOKENIZER_KEYS = {"bpe_path", "clean"}
+
+
+def is_config(config: Any) -> bool:
+    """Whether the keys that this package reads are there with the right types."""
+    return (
+        isinstance(config, dict)
+        and type(config.get("embed_dim")) is int
+        and isinstance(config.get("vision_cfg"), dict)
+        and isinstance(config.get("text_cfg"), dict)
+        and isinstance(config["text_cfg"].get("tokenizer_kwargs") or {}, dict)
+    )
+
+
+def _refuse_outside_tower(model: str, vision: dict[str, Any]) -> None:
+    """Raise `ManifestError` if timm would read the image tower from a hub or a folder.
+
+    No fingerprint would cover what is written there.
+    """
+    if ":" in str(name := vision.get("timm_model_name", "")):
+        raise ManifestError(
+            "teacher.model",
+            f"must name timm's own architectures; this one names a hub's or a folder's ({name!r})",
+            model,
+            "choose a CLIP architecture such as ViT-B-32-quickgelu",
+        )
+
+
+def refuse_unsupported(model: str, config: dict[str, Any]) -> None:
+    """Raise `ManifestError` if this package cannot use the tokenizer or the text tower."""
+    text = config["text_cfg"]
+    _refuse_large(model, config)
+    # Files of such a tokenizer change every embedding, but no fingerprint would hold their hashes,
+    # and each worker would download them.
+    if name := text.get("hf_tokenizer_name"):
+        raise ManifestError(
+            "teacher.model",
+            f"must have CLIP's tokenizer; this one has a hub's (hf_tokenizer_name {name!r})",
+            model,
+            "choose a CLIP architecture such as ViT-B-32-quickgelu",
+        )
+    _refuse_outside_tower(model, config["vision_cfg"])
+    # Eq 7 feeds token embeddings to the text tower. Towers that also need token ids inside, or that
+    # are made of another library's modules, cannot do that.
+    reason = None
+    if "multimodal_cfg" in config or text.get("embed_cls"):
+        reason = "a class embedding (CoCa, cls_emb)"
+    elif text.get("use_pad_mask"):
+        reason = "a padding mask (use_pad_mask)"
+    elif text.get("hf_model_name"):
+        reason = "a Hugging Face encoder (hf_model_name)"
+    elif text.get("pool_type", "argmax") not in ("argmax", "eos", "first", "last"):
+        reason = f"pool_type {text['pool_type']!r}"
+    if reason:
+        raise ManifestError(
+            "teacher.model",
+            f"must have a text tower that can start from token embeddings; this one has {reason}",
+            model,
+            "choose a CLIP architecture such as ViT-B-32-quickgelu",
+        )
+    # These are passed to a constructor of open_clip, so only known ones are.
+    unknown = (text.get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_KEYS
+    if unknown:
+        raise ManifestError(
+            "teacher.model",
+            f"its tokenizer_kwargs may hold {', '.join(sorted(_TOKENIZER_KEYS))} only",
+            sorted(unknown)[0],
+            "remove it from the configuration",
+        )
+
+
+def checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
+    """The keys of `_Preprocess` with checked values; other keys are dropped."""
+    try:
+        checked = TypeAdapter(_Preprocess).validate_python(preprocess)
+    except ValidationError as error:
+        field, rule, _ = first_problem(error)
+        raise ManifestError(
+            "teacher.model", f"preprocess_cfg.{field}: {rule}", model, "fix the configuration"
+        ) from None
+    return dict(checked)
+
+
+def _refuse_large(model: str, config: dict[str, Any]) -> None:
+    """Raise `ManifestError` for a number with which a file of a few bytes asks for any memory."""
+    for key, number in numbers(config):
+        limit = MAX_LAYERS if "layers" in key else MAX_SIZE
+        limit = MAX_TOKENS if key in ("vocab_size", "eos_id", "pad_id") else limit
+        if not abs(number) <= limit:
+            raise ManifestError(
+                "teacher.model",
+                f"{key} must be at most {limit}, is {number}",
+                model,
+                "fix the configuration",
+            )
