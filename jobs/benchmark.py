@@ -34,16 +34,18 @@ def selected(options: argparse.Namespace) -> list[str]:
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be measured."""
+    from dfkd.benchmarks.loading import images_per_class
     from dfkd.benchmarks.scale import sized
 
     simulated, requested = sized(manifest, options.classes), effort(options)
+    streamed = images_per_class(manifest, requested) * len(manifest.classes)
     return {
         "benchmarks": selected(options),
         "repeats": requested.repeats,
         "threads": options.threads,
         "driver_tasks": list(requested.tasks),
         "driver_shards": list(requested.shards),
-        "streamed_images": requested.per_class * len(manifest.classes),
+        "streamed_images": streamed,
         "scale_tasks": task_count(simulated),
         "scale_images": image_count(simulated),
     }
@@ -56,8 +58,9 @@ def work(manifest: Manifest, options: argparse.Namespace, words: Sequence[str]) 
     Args:
         words: the command line's arguments, which the records contain.
     """
-    from dfkd.benchmarks import suite
+    from dfkd.benchmarks import scale, suite
 
+    scale.sized(manifest, options.classes)  # refuses a number before anything is measured
     names = selected(options)
     again = shlex.join(["python", "jobs/benchmark.py", *words])
     records = suite.run(names, manifest, effort(options), options.threads, again)

@@ -19,9 +19,9 @@ from dfkd.benchmarks.measure import (
     spread,
     time_loop,
 )
-from dfkd.benchmarks.stand_in import put_version, temporary_root
+from dfkd.benchmarks.stand_in import put_version, replace_values, temporary_root
 from dfkd.benchmarks.training_steps import MANY_STEPS, UNIT, noise, ours, plain
-from dfkd.cluster.capacity import Workers
+from dfkd.cluster.capacity import Workers, schedulable_nodes
 from dfkd.cluster.connection import connected
 from dfkd.cluster.launch import run_ranks
 from dfkd.cluster.rank import Job, open_distiller
@@ -29,6 +29,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import RankShare, Stream
 from dfkd.dataset.published import open_version
 from dfkd.distillation.distiller import Distiller
+from dfkd.distillation.labels import target_function
 from dfkd.models.teacher import Teacher
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
@@ -60,7 +61,7 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     single = time_steps(manifest, pick_device(), effort.repeats)
     with connected():
         repeats = min(effort.repeats, RANK_REPEATS)
-        several = ranks(manifest, effort.per_class, effort.batches, repeats)
+        several = ranks(manifest, effort.per_class, effort.batches, repeats, fitting())
     return {**single, **several, "figures": single["figures"] + several["figures"]}
 
 
@@ -72,12 +73,14 @@ def time_steps(manifest: Manifest, device: torch.device, repeats: int) -> Result
         stored labels, and in the warm-up; a profile covers `STEPS` steps.
     """
     config = manifest.distillation
-    teacher = Teacher.load(manifest.teacher, device, config.precision, manifest.cache)
+    # As a job labels a student of distances, whatever the manifest's student learns from.
+    labelled = replace_values(manifest, distillation={"labels": "live", "target": "distances"})
+    label = target_function(labelled, device)
     published = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     reference.as_published(published.model)
 
     def live(images: int) -> Call:
-        return ours(manifest, noise(manifest, images), device, STEPS, teacher)
+        return ours(manifest, noise(manifest, images), device, STEPS, label)
 
     batch = noise(manifest, config.batch_size)
     variants = {
@@ -91,8 +94,23 @@ def time_steps(manifest: Manifest, device: torch.device, repeats: int) -> Result
     return time_loop(LIVE, UNIT, live(config.batch_size), variants, PLAIN, limit, repeats)
 
 
-def ranks(manifest: Manifest, per_class: int, multiples: Sequence[int], repeats: int) -> Results:
-    """Images per second of one rank and of two, each with a core (or a GPU) of its own.
+def fitting() -> list[int]:
+    """The numbers of ranks of `RANKS` that the cluster's nodes hold at the same time.
+
+    For others Ray would wait half an hour and then fail, and with it all that has been measured.
+    """
+    slots = _workers(1).share.slots(schedulable_nodes())
+    return [count for count in RANKS if count <= slots]
+
+
+def ranks(
+    manifest: Manifest,
+    per_class: int,
+    multiples: Sequence[int],
+    repeats: int,
+    counts: Sequence[int] = RANKS,
+) -> Results:
+    """Images per second by number of ranks, each with a core (or a GPU) of its own.
 
     They read a version of noise; every shard is verified, and nothing is cached.
 
@@ -101,6 +119,7 @@ def ranks(manifest: Manifest, per_class: int, multiples: Sequence[int], repeats:
         per_class: least number of images of each class in the version.
         multiples: batch sizes over all ranks, relative to the manifest's.
         repeats: number of runs for each number of ranks.
+        counts: the numbers of ranks; the others are compared with the first.
 
     Returns:
         `figures`; and `waiting`: the share of a rank's time in which it waits for data, by figure.
@@ -110,10 +129,10 @@ def ranks(manifest: Manifest, per_class: int, multiples: Sequence[int], repeats:
     batch_sizes = [multiple * manifest.distillation.batch_size for multiple in multiples]
     # A version must hold a batch.
     per_class = max(per_class, -(-max(batch_sizes) // len(manifest.classes)))
-    for batch_size in batch_sizes:
-        turns = _turns(manifest, per_class, batch_size, repeats)
+    for batch_size in batch_sizes if counts else ():
+        turns = _turns(manifest, per_class, batch_size, repeats, counts)
         rates: dict[str, tuple[float, ...]] = {}
-        for count in RANKS:
+        for count in counts:
             name = f"distillation, {count} rank{'s' * (count > 1)}, batch of {batch_size}"
             rates[name] = tuple(turn[count]["images_per_s"] for turn in turns)
             waiting[name] = spread([turn[count]["waiting"] for turn in turns])
@@ -124,7 +143,7 @@ def ranks(manifest: Manifest, per_class: int, multiples: Sequence[int], repeats:
 
 
 def _turns(
-    manifest: Manifest, per_class: int, batch_size: int, repeats: int
+    manifest: Manifest, per_class: int, batch_size: int, repeats: int, counts: Sequence[int]
 ) -> list[dict[int, dict[str, float]]]:
     """The figures of rank 0 by number of ranks, for each repeat, on a new version of noise."""
     single_method = manifest.with_method(manifest.method)
@@ -140,14 +159,18 @@ def _turns(
         version = put_version(sized).id
         # Like `time_in_turns`: the numbers of ranks take turns.
         return [
-            {count: _run_ranks(sized, version, count) for count in RANKS} for _ in range(repeats)
+            {count: _run_ranks(sized, version, count) for count in counts} for _ in range(repeats)
         ]
+
+
+def _workers(count: int) -> Workers:
+    """So many ranks with a core each and, where there is a GPU, one of those."""
+    return Workers(count, 1.0, device_name(pick_device()))
 
 
 def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]:
     """Start `count` ranks, each in a process of its own; returns the figures of rank 0."""
-    device = device_name(pick_device())
-    workers = Workers(count, 1.0, device)
+    workers = _workers(count)
     job = Job(
         manifest=manifest,
         method=manifest.method,

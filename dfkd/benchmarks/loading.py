@@ -40,12 +40,17 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
         of classes the figures of `mixing`.
     """
     figures = [figure for classes in CLASSES for figure in mixing(classes)]
-    single, count = manifest.with_method(manifest.method), effort.per_class
+    single, count = manifest.with_method(manifest.method), images_per_class(manifest, effort)
     for size in SIZES:
         settings = {"images_per_class": count, "shard_size": count, "image_size": size}
         with temporary_root(single, synthesis=settings) as sized:
             figures += _reading_figures(put_version(sized), size, effort.repeats)
     return {"figures": figures}
+
+
+def images_per_class(manifest: Manifest, effort: Effort) -> int:
+    """Images of each class in the versions that are read, which must hold a batch."""
+    return max(effort.per_class, -(-BATCH // len(manifest.classes)))
 
 
 def _reading_figures(version: PublishedVersion, size: int, repeats: int) -> list[Figure]:

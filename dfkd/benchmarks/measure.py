@@ -5,10 +5,10 @@ versions) and `results`. The module that measures describes its `results`. Each 
 is a `Figure`, in a record as from `Figure.as_dict`.
 """
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,7 @@ def time_loop(
     peer: str,
     limit: tuple[str, Call],
     repeats: int,
+    counted: Call | None = None,
 ) -> Results:
     """Time one of our loops in turns with variants of it, a plain loop, and what bounds it.
 
@@ -134,13 +135,17 @@ def time_loop(
         peer: the key of the plain loop in `variants`.
         limit: name and call of what bounds our loop; its units are floating-point operations.
         repeats: number of counted turns.
+        counted: our loop without compilation, if it is compiled.
 
     Returns:
         `figures`; `flop_per_unit`, counted in our loop; and `profile`, the seconds of one call of
-        our loop and of the plain loop by operation.
+        our loop and of the plain loop by operation, without those that the profiler cannot see.
     """
     units: list[float] = []
-    flop_per_unit = operations(lambda: units.append(ours())) / units[0]
+    # Not a compiled loop: one whose first call is counted would never be compiled again
+    # (pytorch/pytorch#190286).
+    work = counted or ours
+    flop_per_unit = operations(lambda: units.append(work())) / units[0]
     limit_name, limit_call = limit
     # The limit takes turns with the loops, so that a share compares speeds of the same minutes.
     rates = time_in_turns({name: ours, **variants, limit_name: limit_call}, repeats)
@@ -151,14 +156,15 @@ def time_loop(
         *(compared_with_peer(name, other, unit, rates) for other in variants),
         Figure(limit_name, "FLOP/s", rates[limit_name]),
     ]
-    return {
-        "flop_per_unit": flop_per_unit,
-        "figures": figures,
-        "profile": {name: profile(ours), peer: profile(variants[peer])},
-    }
+    profiles: dict[str, dict[str, float]] = {}
+    for loop, call in ((name, ours), (peer, variants[peer])):
+        # The figures are worth keeping without a profile.
+        with contextlib.suppress(RuntimeError):
+            profiles[loop] = profile(call)
+    return {"flop_per_unit": flop_per_unit, "figures": figures, "profile": profiles}
 
 
-class _NoModules(AbstractContextManager[None]):
+class _NoModules(contextlib.AbstractContextManager[None]):
     """Replaces torch's module tracker, which cannot follow `autograd.grad` to a module's input."""
 
     parents = frozenset({"Global"})
@@ -180,6 +186,9 @@ def profile(call: Callable[[], object]) -> dict[str, float]:
     """Seconds that a second call spends in each kind of operation itself, the longest first.
 
     GPU time if there is a GPU, else CPU time. Shares below `MIN_SHARE` are combined.
+
+    Raises:
+        RuntimeError: the profiler saw no kernel (without a GPU: no operation).
     """
     # The first call is not profiled: kernel selection and compilation would hide the rest.
     call()
@@ -198,6 +207,8 @@ def profile(call: Callable[[], object]) -> dict[str, float]:
         if not gpu or not (operation.device_type == cpu or operation.is_user_annotation)
     }
     total = sum(spent.values())
+    if not total:
+        raise RuntimeError("the profiler saw no kernel")
     named = {name: seconds for name, seconds in spent.items() if seconds >= MIN_SHARE * total}
     rest = total - sum(named.values())
     ordered = sorted(named.items(), key=lambda item: -item[1])
@@ -257,9 +268,11 @@ def profile_table(calls: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
         return
     yield f"| share of the time | {' | '.join(calls)} |"
     yield f"|---|{'---:|' * len(calls)}"
+    # A stored record may have a profile without any time.
+    totals = [sum(spent.values()) or 1.0 for spent in calls.values()]
     for name in dict.fromkeys(name for spent in calls.values() for name in spent):
-        shares = (spent.get(name, 0.0) / sum(spent.values()) for spent in calls.values())
-        yield f"| {name} | {' | '.join(f'{share:.1%}' for share in shares)} |"
+        shares = zip((spent.get(name, 0.0) for spent in calls.values()), totals, strict=True)
+        yield f"| {name} | {' | '.join(f'{part / total:.1%}' for part, total in shares)} |"
     yield ""
 
 

@@ -69,7 +69,6 @@ def plain(manifest: Manifest, teacher: Teacher) -> Call:
     def call() -> float:
         draw = np.random.default_rng(0)
         remembered = problem.bank.draw(config.bank, draw)
-        assert remembered is not None  # noqa: S101 - the bank is full
         reference.plain_prompts(
             teacher, problem.words, problem.names, start, remembered, config.updates, draw
         )

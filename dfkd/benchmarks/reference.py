@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.benchmarks.measure import Call
+from dfkd.config.distillation import Training
 from dfkd.distillation.augmentation import augment
+from dfkd.distillation.distiller import MOMENTUM
 from dfkd.models.generators.generator import to_pixels
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.student import Student
@@ -139,7 +141,7 @@ def plain_prompts(
     words: PseudoWords,
     names: Sequence[str],
     start: Tensor,
-    remembered: tuple[Tensor, Tensor],
+    remembered: tuple[Tensor, Tensor] | None,
     updates: int,
     draw: np.random.Generator,
 ) -> Tensor:
@@ -151,7 +153,7 @@ def plain_prompts(
         words: encoder of the template.
         names: the class name of each sentence.
         start: the pseudo-words [N, D] before the updates.
-        remembered: embeddings and labels from the memory bank.
+        remembered: embeddings and labels from the memory bank; None from an empty one.
         updates: number of optimiser steps.
         draw: generator of the disturbances.
     """
@@ -170,24 +172,37 @@ def plain_prompts(
 
 
 def plain_distillation(
-    student: Student, teacher: Teacher, texts: Tensor, pixels: Tensor, steps: int
+    student: Student,
+    teacher: Teacher,
+    texts: Tensor,
+    pixels: Tensor,
+    config: Training,
+    steps: int,
 ) -> Tensor:
-    """Equations 4 and 5 as stated, on pixels [B, 3, H, W] in [0, 1]; returns the last step's loss.
+    """Equations 4 and 5 as stated, on a batch; returns the last step's loss.
 
     Args:
         texts: unit embeddings [M, E] of the class prompts.
+        pixels: uint8 [B, 3, H, W] in host memory; each step copies them to the teacher's device.
+        config: names the optimizer and its learning rate, which stays constant.
     """
-    draws = torch.Generator(pixels.device).manual_seed(0)
+    draws = torch.Generator(teacher.device).manual_seed(0)
 
     def loss() -> Tensor:
-        views = augment(pixels, ("flip", "crop"), draws)
+        images = pixels.to(teacher.device, non_blocking=True).float() / 255
+        views = augment(images, ("flip", "crop"), draws)
         with torch.no_grad():
             targets = distances(_encode(teacher, views), texts)
         # Not `student(views)`, whose forward pass has our own faster convolutions.
         predictions = student.head(student.backbone((views - student.mean) / student.std))
         return F.l1_loss(predictions, targets)
 
-    optimizer = torch.optim.AdamW(student.parameters(), lr=0.002, weight_decay=0.0)
+    rate, weights = config.learning_rate * config.finetune_factor, student.parameters()
+    optimizer = (
+        torch.optim.SGD(weights, rate, MOMENTUM)
+        if config.optimizer == "sgd"
+        else torch.optim.AdamW(weights, rate, weight_decay=0.0)
+    )
     return _minimise(loss, optimizer, steps)
 
 

@@ -50,11 +50,15 @@ def sized(manifest: Manifest, classes: int) -> Manifest:
     """The manifest with one method and, unless `classes` is 0, that many made-up classes.
 
     The root is a separate folder, so that no reader of the run ever sees a stand-in.
+
+    Raises:
+        ManifestError: `classes` is 1.
     """
     single = manifest.with_method(manifest.method)
-    names = tuple(f"thing {number}" for number in range(classes)) or single.classes
+    if classes:
+        single = single.with_classes(tuple(f"thing {number}" for number in range(classes)))
     root = StorageConfig(root=f"{manifest.storage.root.rstrip('/')}/benchmarks/scale")
-    return dataclasses.replace(single, classes=names, storage=root)
+    return dataclasses.replace(single, storage=root)
 
 
 def measure(manifest: Manifest, effort: Effort) -> Results:

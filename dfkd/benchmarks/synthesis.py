@@ -67,7 +67,8 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     variants |= _reference_loops(manifest, device, text)
     limit = f"convolution, {config.precision}", reference.convolution(device, config.precision)
     ours = _ours(*models, config, text, batch)
-    return time_loop("synthesis", UNIT, ours, variants, PLAIN, limit, effort.repeats)
+    eager = _ours(*models, dataclasses.replace(config, compile=False), text, batch)
+    return time_loop("synthesis", UNIT, ours, variants, PLAIN, limit, effort.repeats, eager)
 
 
 def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, batch: int) -> Call:

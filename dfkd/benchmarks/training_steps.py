@@ -12,7 +12,7 @@ from dfkd.benchmarks.measure import Call
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Batch
 from dfkd.distillation.distiller import Distiller, Schedule
-from dfkd.distillation.labels import live_targets
+from dfkd.distillation.labels import TargetFunction
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import class_text_embeddings
@@ -23,16 +23,20 @@ MANY_STEPS = 1_000_000
 
 
 def noise(manifest: Manifest, images: int) -> Batch:
-    """Images of noise in host memory, with labels of all classes in turn."""
+    """Images of noise in host memory, with labels of all classes in turn.
+
+    Where there is a GPU the memory is page-locked, as a stream's.
+    """
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
     draws = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (images, 3, size, size), generator=draws, dtype=torch.uint8)
-    return Batch(
+    batch = Batch(
         pixels.contiguous(memory_format=torch.channels_last),  # as a stream gives them
         torch.ones(images, classes),
         torch.arange(images) % classes,
         torch.ones(images, 1, dtype=torch.float16),
     )
+    return batch.pinned() if torch.cuda.is_available() else batch
 
 
 def ours(
@@ -40,7 +44,7 @@ def ours(
     batch: Batch,
     device: torch.device,
     steps: int,
-    teacher: Teacher | None = None,
+    label: TargetFunction | None = None,
     warmup: int = 0,
 ) -> Call:
     """A call that does `steps` steps of the manifest's student, untrained, on one batch.
@@ -48,14 +52,12 @@ def ours(
     Its units are images.
 
     Args:
-        teacher: labels the views. Without one, the stored labels are used and nothing is augmented,
+        label: labels the views. Without it, the stored labels are used and nothing is augmented,
             so that the student is timed alone.
         warmup: number of first steps in which only the head is trained, on a frozen backbone.
     """
-    config, label = manifest.distillation, None
-    if teacher:
-        label = live_targets(teacher, class_text_embeddings(manifest, teacher))
-    else:
+    config = manifest.distillation
+    if label is None:
         config = dataclasses.replace(config, labels="stored", texts="template", augmentation=())
     schedule = Schedule(steps_per_epoch=1, warmup=warmup, total=warmup + MANY_STEPS)
     distiller = Distiller(_student(manifest), config, schedule, 0, label, device=device)
@@ -77,10 +79,13 @@ def plain(manifest: Manifest, batch: Batch, teacher: Teacher, steps: int) -> Cal
     student = _student(manifest).to(teacher.device).train()
     reference.as_published(student)
     texts = class_text_embeddings(manifest, teacher)
-    pixels = batch.pixels.contiguous().to(teacher.device).float() / 255
+    pixels = batch.pixels.contiguous()
+    if torch.cuda.is_available():
+        pixels = pixels.pin_memory()  # the other layout is a copy, which has lost it
 
     def call() -> float:
-        reference.plain_distillation(student, teacher, texts, pixels, steps)
+        config = manifest.distillation
+        reference.plain_distillation(student, teacher, texts, pixels, config, steps)
         return float(steps * len(pixels))
 
     return call

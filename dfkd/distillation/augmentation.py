@@ -118,7 +118,7 @@ def _colours(pixels: Tensor, options: Collection[Augmentation], draws: _Draws) -
     luma = torch.tensor(LUMA, device=device).expand(3, 3)
     if "colour" in options:
         saturation = draws.uniform(*SATURATION)[:, None, None]
-        # Saturation interpolates between the hue-rotated colour and its luma.
+        # Saturation interpolates between the hue-rotated colour and the original one's luma.
         matrix = saturation * _hue(draws.uniform(-HUE, HUE)) + (1 - saturation) * luma
         contrast = draws.uniform(*CONTRAST)
         matrix = matrix * contrast[:, None, None]

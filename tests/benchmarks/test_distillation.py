@@ -1,12 +1,19 @@
-"""Speed of distillation: what is made for the ranks to read."""
+"""Speed of distillation: labels, numbers of ranks, and what is made for the ranks to read."""
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from dfkd.benchmarks import distillation
+from dfkd.benchmarks.measure import QUICK
+from dfkd.benchmarks.stand_in import replace_values
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import steps_per_epoch
+from dfkd.distillation.labels import target_function
 from tests.helpers.tiny_version import write_manifest
 
 
@@ -31,3 +38,61 @@ def test_a_version_has_the_images_of_the_largest_batch(
     found = distillation.ranks(manifest, per_class, (1, 4), 1)
     assert sizes == {32: made, 128: made}
     assert [figure.ratio for figure in found["figures"]] == [None, 2.0] * 2
+
+
+def test_views_are_labelled_as_in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 whatever the student's precision, also where a job would read stored labels."""
+    labels: list[Any] = []
+
+    def ours(*given: Any, **options: Any) -> Callable[[], float]:
+        labels.append(given[4] if len(given) > 4 else None)
+        return lambda: 1.0
+
+    monkeypatch.setattr(distillation, "ours", ours)
+    monkeypatch.setattr(distillation, "time_loop", lambda *given: {})
+    precision = {"precision": "bfloat16"}
+    manifest = Manifest.read(write_manifest(tmp_path, distillation=precision))
+    cpu = torch.device("cpu")
+    distillation.time_steps(manifest, cpu, 1)
+    in_a_job = target_function(replace_values(manifest, distillation={"labels": "live"}), cpu)
+    assert in_a_job is not None
+    views = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    live = [label for label in labels if label is not None]
+    assert len(live) == 1 + len(distillation.BATCHES)
+    for label in live:
+        with torch.no_grad():
+            assert torch.equal(label(views), in_a_job(views))
+
+
+@pytest.mark.parametrize(
+    ("device", "nodes", "counts"),
+    [
+        ("cpu", {"a": {"CPU": 2.0}}, [1, 2]),
+        ("cpu", {"a": {"CPU": 1.0}}, [1]),
+        ("cpu", {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}, [1, 2]),
+        ("H100", {"a": {"CPU": 16.0, "GPU": 1.0}}, [1]),
+        ("H100", {"a": {"CPU": 16.0, "GPU": 8.0}}, [1, 2]),
+        ("H100", {"a": {"CPU": 16.0}}, []),
+    ],
+)
+def test_only_numbers_of_ranks_that_fit_are_measured(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    nodes: dict[str, dict[str, float]],
+    counts: list[int],
+) -> None:
+    run: list[int] = []
+
+    def run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]:
+        run.append(count)
+        return {"images_per_s": float(count), "waiting": 0.5}
+
+    monkeypatch.setattr(distillation, "_run_ranks", run_ranks)
+    monkeypatch.setattr(distillation, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(distillation, "time_steps", lambda *given: {"figures": []})
+    monkeypatch.setattr(distillation, "schedulable_nodes", lambda: nodes)
+    monkeypatch.setattr(distillation, "device_name", lambda found: device)
+    found = distillation.measure(Manifest.read(write_manifest(tmp_path)), QUICK)
+    assert run == counts
+    assert len(found["figures"]) == len(found["waiting"]) == len(counts)

@@ -102,6 +102,7 @@ def test_rows_have_names_of_their_own_and_the_compiled_ones_come_late() -> None:
     first = names.index(compiled[0])
     assert first > names.index("resnet50, bfloat16")
     assert len(compiled) == 5
+    assert "CUDA graphs" in compiled[-1]  # whose memory nothing frees
     assert {row for row in names if ", batch of " in row} == {
         *(f"ViT-B-32-quickgelu, bfloat16, batch of {size}" for size in (8, 16, 32, 64)),
         *(f"RN50-quickgelu, bfloat16, batch of {size}" for size in (8, 32)),
@@ -145,7 +146,7 @@ def test_a_check_that_is_not_passed_is_an_error(
 ) -> None:
     row = Row("company", lambda kit: {"passed": passed, "remark": "differs"})
     monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: ([row], []))
-    assert main(["--out", str(tmp_path)]) == code
+    assert main(["--quick", "--out", str(tmp_path)]) == code
     printed = capsys.readouterr()
     verdict = "passed" if passed else "NOT PASSED"
     assert f"company  0.0  {verdict}: differs" in printed.out
@@ -169,7 +170,20 @@ def test_a_check_that_cannot_be_made_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: list[Row], code: int
 ) -> None:
     monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: (planned, []))
-    assert main(["--out", str(tmp_path)]) == code
+    assert main(["--quick", "--out", str(tmp_path)]) == code
+
+
+def test_without_a_gpu_only_the_quick_kit_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Row("fine", lambda kit: {})
+    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: ([row], []))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error == "error: torch sees no GPU; check the driver, or give --quick\n"
+    assert not (tmp_path / JSON).exists()
+    assert main(["--quick", "--out", str(tmp_path)]) == 0
 
 
 def test_every_check_counts_as_one() -> None:
@@ -184,7 +198,7 @@ def test_rows_that_do_not_fit_make_the_run_partial(
 ) -> None:
     row = Row("long", lambda kit: {"remark": "fine"}, seconds=1000)
     monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: ([row], []))
-    assert main(["--out", str(tmp_path), "--limit", "500"]) == 3
+    assert main(["--quick", "--out", str(tmp_path), "--limit", "500"]) == 3
 
 
 def test_images_are_compared_by_pixels_and_by_distances() -> None:
@@ -273,16 +287,43 @@ def test_a_step_is_timed_without_what_comes_before_and_after(
 
 
 def test_rows_about_a_compiled_loop_compile_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    kit, made = Kit(QUICK, CPU), []
+    kit, made, used = Kit(QUICK, CPU), [], []
     monkeypatch.setattr(
         synthesis.Variant, "synthesiser", lambda variant, kit: made.append(variant) or object()
     )
+    for module, name in (
+        (checks, "compare_gradients"), (synthesis, "time_variant"), (synthesis, "profile_variant"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, lambda kit, variant, loop: used.append(loop) or {})
+    planned = [*rows._fastest("miniature"), rows._speed_of_fastest("other")]
     with pytest.raises(RuntimeError, match="no eager row of this teacher"):
-        synthesis.compiled(kit, "miniature")
+        planned[0].measure(kit)
     kit.fastest = {"miniature": (9.0, 2), "other": (9.0, 2)}
-    found = [synthesis.compiled(kit, name) for name in ("miniature", "miniature", "other")]
-    assert found[0] == found[1]
+    for row in planned:
+        row.measure(kit)
     assert made == [synthesis.Variant(n, 2, mode="compiled") for n in ("miniature", "other")]
+    assert used[0] is used[1] is used[2] is not used[3]
+
+
+@pytest.mark.parametrize("runs", [False, True], ids=["skipped", "failed"])
+def test_rows_about_a_loop_that_is_not_compiled_fail_at_once(
+    monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    def out_of_memory(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(checks, "compare_gradients", out_of_memory)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    kit = Kit(QUICK, CPU)
+    kit.fastest = {"miniature": (9.0, 1)}
+    first, *others = rows._fastest("miniature")
+    if runs:
+        with pytest.raises(torch.OutOfMemoryError):
+            first.measure(kit)
+    assert len(others) == 2
+    for row in others:
+        with pytest.raises(RuntimeError, match="the row before has not compiled it"):
+            row.measure(kit)
 
 
 @pytest.mark.heavy

@@ -17,6 +17,7 @@ import torch
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.record import HEAD, JSON, PAGE, Record, Row, Target
 from dfkd.benchmarks.gpu.sizes import QUICK
+from dfkd.benchmarks.measure import profile
 from dfkd.storage.local import LocalStorage
 from tests.helpers.jobs import ROOT
 
@@ -79,6 +80,31 @@ def test_a_row_that_fails_is_recorded_and_the_next_one_runs(tmp_path: Path) -> N
     assert {cells[row.name].count(" | ") for row in planned} == {len(HEAD) - 1}
 
 
+def test_a_profile_without_a_kernel_fails_its_row_only(tmp_path: Path) -> None:
+    planned = [
+        Row("profile", lambda kit: {"profile": profile(lambda: None), "remark": "r"}),
+        Row("empty", lambda kit: {"profile": {"all others": 0}, "remark": "r"}),
+        Row("fine", lambda kit: {"remark": "r"}),
+    ]
+    list(write(tmp_path, planned).run(Kit(QUICK, CPU)))
+    found = read(tmp_path)
+    assert [row["state"] for row in found] == ["failed", "done", "done"]
+    assert found[0]["error"] == "RuntimeError: the profiler saw no kernel"
+
+
+def test_an_error_that_stays_in_the_process_leaves_no_row_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sticky(*given: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, sticky)
+    planned = [Row("first", lambda kit: {}), Row("second", lambda kit: {})]
+    list(write(tmp_path, planned).run(Kit(QUICK, torch.device("cuda"))))
+    assert [row["state"] for row in read(tmp_path)] == ["failed"] * 2
+
+
 def test_targets_are_judged_by_the_fastest_usual_row(tmp_path: Path) -> None:
     other = {"limit": "l", "share": 0.9, "peer": "p", "ratio": 9.0}
     planned = [
@@ -114,7 +140,8 @@ def hang(kit):
 
 storage = LocalStorage(Path(sys.argv[1]))
 storage.prepare()
-rows = [Row("first", lambda kit: {"remark": "fine"}, 0)]
+passed = sys.argv[3] == "passed"
+rows = [Row("first", lambda kit: {"passed": passed, "remark": "fine"}, 0, check=True)]
 rows += [Row("second", hang, 0), Row("third", hang, 0)]
 record = Record(storage, rows, [], "python -m x", float(sys.argv[2]), time.monotonic())
 list(record.run(Kit(QUICK, torch.device("cpu"))))
@@ -123,26 +150,37 @@ list(record.run(Kit(QUICK, torch.device("cpu"))))
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    ("limit", "stop", "code", "states"),
+    ("limit", "check", "stop", "code", "states"),
     [
-        (5.0, lambda process: None, 3, ["done", "skipped", "skipped"]),
+        (5.0, "passed", lambda process: None, 3, ["done", "skipped", "skipped"]),
+        (5.0, "wrong", lambda process: None, 1, ["done", "skipped", "skipped"]),
         (
             600.0,
+            "passed",
             lambda process: process.terminate(),
             -signal.SIGTERM,
             ["done", "running", "waiting"],
         ),
     ],
-    ids=["limit", "SIGTERM"],
+    ids=["limit", "limit and a check", "SIGTERM"],
 )
 def test_finished_rows_outlive_the_process(
-    tmp_path: Path, limit: float, stop: Callable[[Any], None], code: int, states: list[str]
+    tmp_path: Path,
+    limit: float,
+    check: str,
+    stop: Callable[[Any], None],
+    code: int,
+    states: list[str],
 ) -> None:
-    command = [sys.executable, "-c", HANGING, str(tmp_path), str(limit)]
+    command = [sys.executable, "-c", HANGING, str(tmp_path), str(limit), check]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         assert process.stdout.readline() == "hangs\n"
         stop(process)
         assert process.wait(60) == code
+        assert ("error: first: images differ" in process.stderr.read()) == (check == "wrong")
     assert [row["state"] for row in read(tmp_path)] == states

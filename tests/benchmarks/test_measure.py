@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dfkd.benchmarks import prompts, reference, synthesis
+from dfkd.benchmarks import prompts, reference, synthesis, training_steps
 from dfkd.benchmarks.measure import (
     HEAD,
     QUICK,
@@ -22,14 +22,17 @@ from dfkd.benchmarks.measure import (
     operations,
     page,
     profile,
+    profile_table,
     scaled,
     table,
     time_in_turns,
+    time_loop,
 )
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.loader import Batch
+from dfkd.distillation.augmentation import augment
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.labels import live_targets
 from dfkd.errors import ManifestError
@@ -116,14 +119,15 @@ def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> Non
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_plain_distillation_is_distillation_without_any_switch(
-    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch, optimizer: Any
 ) -> None:
     monkeypatch.setattr(reference, "augment", lambda pixels, names, draws: pixels)
     config = Distillation(
         weights="none",
         warmup_epochs=0,
-        optimizer="adamw",
+        optimizer=optimizer,
         schedule="constant",
         learning_rate=0.002,
         finetune_factor=1.0,
@@ -137,27 +141,67 @@ def test_plain_distillation_is_distillation_without_any_switch(
     ours = Distiller(build(config, 2, 64, seed=0), config, course, 0, label)
     losses = [float(ours.advance(batch).loss) for _ in range(3)]
     plain = reference.plain_distillation(
-        build(config, 2, 64, seed=0).train(), teacher, texts, batch.pixels / 255, 3
+        build(config, 2, 64, seed=0).train(), teacher, texts, batch.pixels, config, 3
     )
     assert float(plain) == pytest.approx(losses[-1], rel=1e-2)
+    assert abs(losses[-1] - losses[0]) > 0.03 * losses[0]  # so that another optimizer shows
 
 
-def test_plain_prompts_are_contrastive_prompts(teacher: Teacher, tmp_path: Path) -> None:
+def test_each_step_of_the_plain_loop_copies_its_pixels(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.read(write_manifest(tmp_path))
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        reference, "augment", lambda pixels, *more: seen.append(pixels) or augment(pixels, *more)
+    )
+    batch = training_steps.noise(manifest, 4)
+    assert training_steps.plain(manifest, batch, teacher, 2)() == 8
+    assert len({pixels.data_ptr() for pixels in seen}) == 2
+    for pixels in seen:
+        assert torch.equal(pixels.mul(255).round().byte(), batch.pixels)
+
+
+def test_where_there_is_a_gpu_batches_are_pinned_as_a_stream_s(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.read(write_manifest(tmp_path))
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    given: list[Any] = []
+    monkeypatch.setattr(reference, "plain_distillation", lambda *each: given.extend(each))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        batch = training_steps.noise(manifest, 4)
+        assert [id(each) for each in vars(batch).values()] == [id(each) for each in pinned]
+        training_steps.plain(manifest, batch, teacher, 1)()
+    assert given[3] is pinned[-1]
+    assert pinned[-1].is_contiguous()
+    assert torch.equal(pinned[-1], batch.pixels)
+
+
+@pytest.mark.parametrize("bank", [4, 0])
+def test_plain_prompts_are_contrastive_prompts(teacher: Teacher, tmp_path: Path, bank: int) -> None:
     manifest = Manifest.read(
         write_manifest(
             tmp_path,
-            prompts={"contrastive": {"updates": 3, "batch_size": 6, "bank": 4}},
+            prompts={"contrastive": {"updates": 3, "batch_size": 6, "bank": bank}},
         )
     )
     problem, start = prompts.example(manifest, teacher)
     draws = [np.random.default_rng(0) for _ in range(2)]
     ours = contrastive.optimise(problem, start, manifest.prompts, draws[0])
-    remembered = problem.bank.draw(4, draws[1])
-    assert remembered is not None
+    remembered = problem.bank.draw(bank, draws[1])
     plain = reference.plain_prompts(
         teacher, problem.words, problem.names, start, remembered, 3, draws[1]
     )
     torch.testing.assert_close(plain, ours.pseudo_words, rtol=1e-3, atol=1e-3)
+    assert prompts.plain(manifest, teacher)() == 3 * 6
 
 
 def test_the_cutout_loop_shows_the_teacher_32_crops(
@@ -193,6 +237,61 @@ def test_a_profile_says_where_the_time_goes() -> None:
     assert "aten::mm" in spent
     ordered = list(spent.values())[:-1]
     assert ordered == sorted(ordered, reverse=True)
+
+
+def test_a_call_of_which_the_profiler_sees_nothing_has_no_profile() -> None:
+    with pytest.raises(RuntimeError, match="the profiler saw no kernel"):
+        profile(lambda: None)
+    product = reference.product(CPU)
+    found = time_loop("ours", "1/s", lambda: 1.0, {"plain": product}, "plain", ("mm", product), 1)
+    assert list(found["profile"]) == ["plain"]
+    assert [figure.name for figure in found["figures"]] == ["ours", "plain", "mm"]
+
+
+def test_a_profile_without_any_time_has_no_shares() -> None:
+    lines = list(profile_table({"empty": {"all others": 0}, "other": {"a": 2.0}, "none": {}}))
+    assert lines[2:4] == ["| all others | 0.0% | 0.0% | 0.0% |", "| a | 0.0% | 100.0% | 0.0% |"]
+
+
+def test_a_compiled_loop_is_still_compiled_after_its_operations_are_counted() -> None:
+    graphs: list[Any] = []
+    matrix = torch.ones(4, 4)
+
+    def work() -> float:
+        return float(len(matrix @ matrix))
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    product = torch.compile(lambda left: left @ left, backend=backend)
+
+    def ours() -> float:
+        return float(len(product(matrix)))
+
+    found = time_loop("ours", "1/s", ours, {"plain": work}, "plain", ("mm", work), 1, work)
+    assert len(graphs) == 1
+    assert found["flop_per_unit"] == 2 * 4**3 / 4
+
+
+def test_operations_of_synthesis_are_counted_in_an_eager_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        return lambda *given: calls.append("compiled") or function(*given)
+
+    def timed(name: str, unit: str, ours: Call, *more: Any) -> dict[str, Any]:
+        counted = more[-1]
+        assert counted() == ours() > 0
+        return {}
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(synthesis, "time_loop", timed)
+    sizes = {"image_size": 64, "batch_size": 2, "views": 1, "compile": True}
+    synthesis.measure(small_manifest.read(tmp_path, synthesis=sizes), QUICK)
+    assert calls == ["compiled"] * (synthesis.STEPS + 1)  # by `ours` alone
 
 
 def test_on_a_gpu_kernels_count_and_not_what_has_started_them(

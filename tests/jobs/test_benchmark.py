@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from dfkd.benchmarks import driver, stages, suite
+from dfkd import api
+from dfkd.benchmarks import driver, loading, scale, stages, suite
 from dfkd.benchmarks.driver import RequestCounts, counted
-from dfkd.benchmarks.measure import FULL
+from dfkd.benchmarks.measure import FULL, QUICK
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import current
-from dfkd.errors import Exit
+from dfkd.errors import Exit, ManifestError
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import thread_limit
@@ -106,6 +107,55 @@ def test_a_run_without_latents_has_no_rate_of_image_steps(
     assert "image-steps in stage synthesize" in whole
     dfad = replace(manifest, synthesis=replace(manifest.synthesis, method=("dfad",)))
     assert names(dfad) == [name for name in whole if "image-steps" not in name]
+
+
+@pytest.mark.parametrize("data", ["bundled", "none"])
+def test_without_labelled_images_nothing_is_scored_and_no_report_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
+) -> None:
+    called: list[str] = []
+    for name in ("synthesize", "distill", "evaluate", "take_home", "write_report"):
+        monkeypatch.setattr(api, name, lambda manifest, name=name: called.append(name))
+    stages._timed(Manifest.read(write_manifest(tmp_path, evaluation={"data": data})))
+    every = ["synthesize", "distill", "evaluate", "take_home", "write_report"]
+    assert called == (every if data == "bundled" else ["synthesize", "distill", "take_home"])
+
+
+def test_a_shortened_run_has_one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"synthesize": 2.0, "distill": 4.0}
+    seen: list[Manifest] = []
+    monkeypatch.setattr(stages, "_timed", lambda manifest: seen.append(manifest) or seconds)
+    manifest = Manifest.read(write_manifest(tmp_path, distillation={"workers": 3}))
+    stages.measure(manifest, QUICK)
+    assert [each.distillation.ranks for each in seen] == [(1, 1)]
+
+
+def test_versions_of_few_classes_hold_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "SIZES", (64,))
+    monkeypatch.setattr(loading, "CLASSES", {})
+    path = write_manifest(tmp_path)
+    manifest = Manifest.read(path, ("classes=[cat, dog]",))
+    names = [figure.name for figure in loading.measure(manifest, QUICK)["figures"]]
+    assert names == ["stream, 64 px", "bare decoding, 64 px"]
+    assert loading.images_per_class(manifest, QUICK) == 24
+    assert loading.images_per_class(manifest, FULL) == FULL.per_class
+
+
+def test_made_up_classes_take_nothing_of_the_manifest_s_own(tmp_path: Path) -> None:
+    own = {"regeneration": {"classes": ["red"]}, "evaluation": {"aliases": {"red": "rouge"}}}
+    path = write_manifest(tmp_path, **own)
+    manifest = Manifest.read(path)
+    assert scale.sized(manifest, 2).classes == ("thing 0", "thing 1")
+    assert scale.sized(manifest, 0).classes == manifest.classes
+    with pytest.raises(ManifestError, match="classes: must be two or more"):
+        scale.sized(manifest, 1)
+    for options in ([], ["--dry-run"]):
+        found = jobs.run_here("benchmark", "all", str(path), "--classes", "1", *options)
+        assert found.returncode == Exit.USAGE
+        assert found.stderr.startswith("error: classes: must be two or more, got ('thing 0',)")
+        assert found.stderr.count("\n") == 1
 
 
 def test_memory_is_watched() -> None:

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="the miniature's networks, also on a CPU: it runs, in seconds",
+        help="the miniature's networks, also without a GPU: it runs, in seconds",
     )
     options = parser.parse_args(words)
     command = shlex.join(["python", "-m", "dfkd.benchmarks.gpu", *words])
@@ -70,30 +70,26 @@ def _folder(path: str) -> LocalStorage:
 
 
 def _measure(folder: LocalStorage, quick: bool, limit: float, begun: float, command: str) -> int:
-    """Run all rows; raises `DfkdError` if a check has not passed."""
+    """Run all rows; returns the exit code.
+
+    Raises:
+        DfkdError: a check has not passed, nothing could be measured, or there is no GPU for it.
+    """
     from dfkd.benchmarks.gpu import rows, sizes
     from dfkd.benchmarks.gpu.kit import Kit
     from dfkd.benchmarks.gpu.record import FAILED, JSON, PAGE, SKIPPED, Record, cells
     from dfkd.utils.device import keep_freed_memory, pick_device
 
     device = pick_device()
+    if device.type == "cpu" and not quick:
+        raise DfkdError("torch sees no GPU; check the driver, or give --quick")
     keep_freed_memory()  # as workers do
     size = sizes.QUICK if quick else sizes.FULL
     planned, targets = rows.all_rows(size, gpu=device.type == "cuda")
     record = Record(folder, planned, targets, command, limit, begun)
     for entry in record.run(Kit(size, device)):
         print("  ".join(cell for cell in cells(entry) if cell not in ("-", "")), flush=True)
-    checks = {row.name for row in planned if row.check}
-    wrong = [
-        entry["name"]
-        for entry in record.rows
-        if entry.get("passed") is False or (entry["state"] == FAILED and entry["name"] in checks)
-    ]
-    if wrong:
-        raise DfkdError(
-            f"{', '.join(wrong)}: images differ more than they may, or could not be made; "
-            f"read {folder.location(PAGE)}, and use settings whose checks have passed"
-        )
+    record.require_passed()
     if all(entry["state"] == FAILED for entry in record.rows):
         raise DfkdError(f"nothing could be measured; {folder.location(PAGE)} says why")
     print(f"wrote {folder.location(JSON)}", flush=True)

@@ -42,7 +42,7 @@ class Kit:
         fastest: images per hour and batch size of the fastest eager bfloat16 row, by the teacher's
             name.
         costs: operations and bytes of a step of one image, by what they depend on.
-        compiled: loops that several rows use, each compiled by the first of them, by their
+        compiled: loops that several rows use, left by the row that has compiled them, by their
             variants (`dfkd.benchmarks.gpu.synthesis.Variant`).
     """
 

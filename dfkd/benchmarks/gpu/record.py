@@ -14,10 +14,12 @@ A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `env
 `error` is the error of a row that failed, or why a row was skipped.
 """
 
+import contextlib
 import datetime
 import gc
 import os
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +30,7 @@ import torch
 
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.measure import figure_cells, profile_table, scaled
-from dfkd.errors import Exit, one_line
+from dfkd.errors import DfkdError, Exit, one_line
 from dfkd.storage.base import Storage
 from dfkd.utils.hardware import describe_machine
 from dfkd.utils.strict_json import canonical
@@ -113,7 +115,8 @@ class Record:
     def run(self, kit: Kit) -> Iterator[dict[str, Any]]:
         """Measure row after row; yields each entry once it is written.
 
-        At the limit the process ends with `Exit.PARTIAL`, whatever it is doing.
+        At the limit the process ends, whatever it is doing: with `Exit.FAILED` if a check has not
+        passed, else with `Exit.PARTIAL`.
         """
         # In a thread, because a kernel or a compiler that hangs would let no signal handler run.
         watchdog = threading.Timer(max(0.0, self.left), self._stop)
@@ -144,7 +147,9 @@ class Record:
         # What a failed row had allocated is freed only now that its traceback is gone.
         gc.collect()
         if kit.device.type == "cuda":
-            torch.cuda.empty_cache()
+            # An illegal memory access leaves its error in the process, for every later call.
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
     def _update(self, entry: dict[str, Any], values: Mapping[str, Any]) -> None:
         """Change an entry and write the record."""
@@ -159,7 +164,28 @@ class Record:
                 if entry["state"] in (WAITING, RUNNING):
                     entry.update(state=SKIPPED, error="the time of --limit was over")
             self.write()
+            try:
+                self.require_passed()
+            except DfkdError as error:
+                # stdout stays as it is, because the thread that hangs may hold its lock.
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                os._exit(Exit.FAILED)
             os._exit(Exit.PARTIAL)
+
+    def require_passed(self) -> None:
+        """Raise `DfkdError` if a check has not passed, or could not be made."""
+        checks = {row.name for row in self.planned if row.check}
+        wrong = [
+            entry["name"]
+            for entry in self.rows
+            if entry.get("passed") is False
+            or (entry["state"] == FAILED and entry["name"] in checks)
+        ]
+        if wrong:
+            raise DfkdError(
+                f"{', '.join(wrong)}: images differ more than they may, or could not be made; "
+                f"read {self.storage.location(PAGE)}, and use settings whose checks have passed"
+            )
 
     def write(self) -> None:
         """Write both files, each at once."""

@@ -34,9 +34,10 @@ def all_rows(sizes: Sizes, gpu: bool) -> tuple[list[Row], list[Target]]:
     if gpu:
         rows += _fastest(first)
         rows += [Row("compiled against eager", checks.check_compiled, 60, check=True)]
-        rows += [_compiled(first, sizes.batches[0], "CUDA graphs")]
         rows += (_compiled(first, size, "compiled") for size in sizes.compiled_batches)
         rows += map(_speed_of_fastest, others)
+        # Last, because the graphs keep their memory until the process ends.
+        rows += [_compiled(first, sizes.batches[0], "CUDA graphs")]
     rows += _pretraining()
     return rows, [
         Target(
@@ -169,24 +170,31 @@ def _fastest(teacher: str) -> Iterator[Row]:
     """First pass, speed and profile of one loop, which the first of these rows compiles."""
     name = f"{teacher}, one pass compiled against eager"
     yield _of_fastest(name, teacher, checks.compare_gradients)
-    yield _speed_of_fastest(teacher, 15)
-    yield _of_fastest("profile, compiled", teacher, synthesis.profile_variant, 15)
+    yield _speed_of_fastest(teacher, follows=True)
+    yield _of_fastest("profile, compiled", teacher, synthesis.profile_variant, follows=True)
 
 
-def _speed_of_fastest(teacher: str, seconds: float = COMPILATION) -> Row:
+def _speed_of_fastest(teacher: str, follows: bool = False) -> Row:
     """The speed of our loop, compiled at the batch size of the fastest eager row."""
     name = f"{teacher}, compiled, fastest batch"
-    return _of_fastest(name, teacher, synthesis.time_variant, seconds)
+    return _of_fastest(name, teacher, synthesis.time_variant, follows)
 
 
 def _of_fastest(
     name: str,
     teacher: str,
     measure: Callable[[Kit, Variant, Synthesiser], Result],
-    seconds: float = COMPILATION,
+    follows: bool = False,
 ) -> Row:
-    """A row about the loop of `synthesis.compiled`."""
-    return Row(name, lambda kit: measure(kit, *synthesis.compiled(kit, teacher)), seconds)
+    """A row about the loop of `synthesis.compiled`, which an earlier row compiles if it follows."""
+
+    def measured(kit: Kit) -> Result:
+        variant, loop = synthesis.compiled(kit, teacher, follows)
+        found = measure(kit, variant, loop)
+        kit.compiled[variant] = loop
+        return found
+
+    return Row(name, measured, 15 if follows else COMPILATION)
 
 
 def _compiled(teacher: str, batch: int, mode: Mode) -> Row:

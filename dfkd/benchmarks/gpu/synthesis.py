@@ -175,11 +175,20 @@ def fastest(kit: Kit, teacher: str, mode: Mode = "eager") -> Variant:
     return Variant(teacher, kit.fastest[teacher][1], mode=mode)
 
 
-def compiled(kit: Kit, teacher: str) -> tuple[Variant, Synthesiser]:
-    """The variant of `fastest`, compiled, and its loop, which later rows use again."""
+def compiled(kit: Kit, teacher: str, follows: bool = False) -> tuple[Variant, Synthesiser]:
+    """The variant of `fastest`, and its loop, which its first call compiles.
+
+    Args:
+        follows: take the loop that an earlier row has compiled and left in `kit.compiled`.
+
+    Raises:
+        RuntimeError: there is no such loop, or no eager row has a result.
+    """
     variant = fastest(kit, teacher, "compiled")
+    if not follows:
+        return variant, variant.synthesiser(kit)
     if variant not in kit.compiled:
-        kit.compiled[variant] = variant.synthesiser(kit)
+        raise RuntimeError("the row before has not compiled it")
     return variant, kit.compiled[variant]
 
 

@@ -12,6 +12,8 @@ from dfkd.benchmarks import prompts, reference, training_steps
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.measure import Call, Figure
 from dfkd.config.distillation import Distillation
+from dfkd.distillation.labels import live_targets
+from dfkd.prompts.styles import class_text_embeddings
 from dfkd.utils.types import Precision
 
 CALLS = 30
@@ -66,7 +68,8 @@ def time_distillation(kit: Kit, student: str, precision: Precision, plain: bool 
         call = training_steps.plain(manifest, batch, clip, steps)
     else:
         clip = kit.teacher(teacher)  # in float32, as a job labels
-        call = training_steps.ours(manifest, batch, kit.device, steps, clip)
+        label = live_targets(clip, class_text_embeddings(manifest, clip))
+        call = training_steps.ours(manifest, batch, kit.device, steps, label)
     figure = Figure("", training_steps.UNIT, tuple(kit.rates(call))).as_dict()
     return _compared(kit, figure, f"plain {student}", plain)
 
