@@ -1,4 +1,5 @@
-# Every target works on a fresh machine with Python 3.11+ and make: the environment builds itself.
+# Every target works on a fresh machine with Python 3.11 to 3.14, its venv, and make: the environment
+# builds itself.
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,8 +25,10 @@ help: ## Show the targets
 setup: $(VENV)/.extras ## Build the environment in .venv, with what tests and studies need
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: PYTHON: must be 3.11 or newer, got $$($(PYTHON) -V); try make PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+	  { echo "error: PYTHON: must be 3.11 to 3.14, as Ray is, got $$($(PYTHON) -V); try make PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "error: PYTHON: must have ensurepip, got $(PYTHON) without it; try apt-get install python3-venv" >&2; exit 2; }
 	@echo 'building $(VENV): up to 3 GB to download, of which most is PyTorch (README.md has a smaller one)'
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e .

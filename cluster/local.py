@@ -12,17 +12,22 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from ceph import Ceph, missing
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import task_count
+from dfkd.errors import DfkdError, ManifestError
+from dfkd.pipeline import command_line
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from nodes import RAY, RayCluster
 
 ROOT = Path(__file__).parents[1]
 BUCKET = "dfkd"
+FIXED = {"storage.root": f"s3://{BUCKET}/demonstration", "prompts.method": "vanilla"}
+"""The keys that the demonstration sets itself."""
 
 
 def main() -> int:
@@ -31,12 +36,29 @@ def main() -> int:
     parser.add_argument("manifest", nargs="?", default="manifests/miniature.yaml")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     options = parser.parse_args()
-    if absent := missing():
-        print(f"error: {absent}", file=sys.stderr)
-        return 1
-    overrides = [*options.overrides, f"storage.root=s3://{BUCKET}/demonstration"]
-    overrides.append("prompts.method=vanilla")
-    manifest = Manifest.read(options.manifest, tuple(overrides))
+    try:
+        _refuse_fixed(options.overrides)
+        overrides = [*options.overrides, *(f"{key}={value}" for key, value in FIXED.items())]
+        manifest = Manifest.read(options.manifest, tuple(overrides))
+        if absent := missing():
+            raise DfkdError(absent)
+        return _demonstrate(options.manifest, overrides, manifest)
+    except DfkdError as error:
+        return command_line.fail(error)
+
+
+def _refuse_fixed(overrides: Iterable[str]) -> None:
+    """Raise `ManifestError` if an override is of a key that the demonstration sets itself."""
+    for override in overrides:
+        if (key := override.partition("=")[0].strip()) in FIXED:
+            rule = f"the demonstration sets {key}={FIXED[key]}"
+            raise ManifestError("--set", rule, override, "leave it out")
+
+
+def _demonstrate(path: str, overrides: list[str], manifest: Manifest) -> int:
+    """Start S3 and the cluster, and run both jobs there on `manifest`, the file `path` with
+    `overrides`; returns the exit code.
+    """
     with Ceph() as ceph, RayCluster(ceph.environment) as cluster:
         ceph.make_bucket(BUCKET)
         os.environ.update(ceph.environment)
@@ -44,11 +66,11 @@ def main() -> int:
         print(
             f"S3 at {ceph.endpoint}, Ray at {cluster.dashboard}: a head and 2 workers", flush=True
         )
-        job = _submit(cluster, "synthesize", options.manifest, overrides)
+        job = _submit(cluster, "synthesize", path, overrides)
         if _half_done(open_storage(manifest.storage.root), manifest, job):
             print(f"killing the worker node {workers[1].address}", flush=True)
             workers[1].kill()
-        return job.wait() or _submit(cluster, "verify", options.manifest, overrides).wait()
+        return job.wait() or _submit(cluster, "verify", path, overrides).wait()
 
 
 def _submit(

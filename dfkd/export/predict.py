@@ -6,7 +6,7 @@ an invalid file is reported in one line, with exit code 2.
 
 import argparse
 import hashlib
-import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from dfkd.errors import DfkdError, Exit, ManifestError, as_utf8, one_line
+from dfkd.utils import strict_json
 from dfkd.utils.images import Array, batch, decode_image
 
 MODEL, INT8 = "model.onnx", "model.int8.onnx"
@@ -92,7 +93,8 @@ class Predictor:
 
         Raises:
             ValueError: not a picture, or it is truncated or too large.
-            ManifestError: the model fails, or its output is not finite distances.
+            ManifestError: the model fails, or its output is neither finite distances nor an
+                embedding that has a direction.
         """
         feed = {self.rules.input: batch([decode_image(encoded, self.rules.size)])}
         try:
@@ -102,7 +104,12 @@ class Predictor:
         width = self._width
         if output.shape != (1, width) or not np.isfinite(output).all():
             _refuse("model", f"must give {width} finite numbers", output.shape)
-        found: Array = (output if self.texts is None else distances(output, self.texts))[0]
+        if self.texts is not None:
+            # An embedding of length 0 has no angle to the texts, nor has one that overflows.
+            if not 0 < (length := float(np.sqrt(np.vdot(output, output)))) < np.inf:
+                _refuse("model", "must give an embedding of a finite length above 0", length)
+            output = distances(output, self.texts)
+        found: Array = output[0]
         return found
 
     def probabilities(self, encoded: bytes) -> npt.NDArray[np.float64]:
@@ -138,6 +145,8 @@ def _labels(path: Path) -> tuple[tuple[str, ...], Array | None]:
     if not valid or (texts is not None and texts.ndim != 2):
         rule = "must be a list of printable names, or an object with a unit vector for each"
         _refuse(str(path), rule, _short(labels))
+    if len(set(names)) < len(names):
+        _refuse(str(path), "must hold each name once", _short(labels))
     return tuple(names), texts
 
 
@@ -226,8 +235,8 @@ def _json(path: Path, limit: int = MAX_JSON) -> Any:
     """The JSON in a file of at most `limit` bytes."""
     data = _read(path, limit)
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
+        return strict_json.parse(data)
+    except ValueError as error:
         _refuse(str(path), "must be JSON", _short(one_line(error)))
 
 
@@ -304,6 +313,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DfkdError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_code
+    except BrokenPipeError:
+        # The reader, such as `head`, has enough. Python's flush at exit would meet the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return Exit.DONE
 
 

@@ -110,6 +110,12 @@ def text(name: str, content: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(content)
 
 
+def put_direction(folder: Path, entry: float) -> None:
+    """A student of embeddings whose only entry is `entry`, for the picture below."""
+    (folder / LABELS).write_text('{"here": [1.0], "there": [-1.0]}')
+    put_model(folder, colours(outputs=1, offset=entry))  # the picture has no red
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no model": (without(MODEL), "model.onnx"),
     "unfinished": (without(FACTS), "takehome.json"),
@@ -118,6 +124,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "files are a list": (text(FACTS, '{"files": []}'), "sha256"),
     "labels are an object": (text(LABELS, '{"a": 1}'), "labels.json: must be a list of printable"),
     "labels are numbers": (text(LABELS, "[1, 2, 3]"), "must be a list of printable names"),
+    "a label twice": (text(LABELS, '["a", "b", "a"]'), "labels.json: must hold each name once"),
+    "a key twice": (
+        text(LABELS, '{"a": [1], "b": [1], "a": [-1]}'),
+        "must be JSON.* is there twice",
+    ),
     "no label": (text(LABELS, "[]"), "must be a list of printable names"),
     "a label forges a line": (
         text(LABELS, json.dumps(["\x1b[31mred\nfoo: cat 1.0", *NAMES[1:]])),
@@ -139,7 +150,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "size is true": (lambda f: put_rules(f, size=True), "size: must be a whole number from 1"),
     "foreign size": (lambda f: put_rules(f, size=16), r"must take float32 \[N, 3, 16, 16\]"),
     "no heat": (lambda f: put_rules(f, temperature=0), "temperature: must be a number"),
-    "nan": (lambda f: put_rules(f, temperature=float("nan")), "temperature: must be a number"),
+    "nan": (lambda f: put_rules(f, temperature=float("nan")), "preprocess.json: must be JSON"),
     "endless heat": (lambda f: put_rules(f, temperature=10**400), "temperature: must be a number"),
     "text heat": (lambda f: put_rules(f, temperature="1"), "temperature: must be a number"),
     "no input": (lambda f: put_rules(f, input="pixels"), "input.name: must be a name"),
@@ -150,6 +161,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "two outputs": (lambda f: put_model(f, colours(outputs=2)), r"must give float32 \[N, 3\]"),
     "integers": (lambda f: put_model(f, colours(kind=6)), "as its one input"),
     "nan out": (lambda f: put_model(f, colours(offset=float("nan"))), "finite"),
+    "no direction": (lambda f: put_direction(f, 0.0), "must give an embedding of a finite length"),
+    "tiny": (
+        lambda f: put_direction(f, 1e-30),
+        "must give an embedding of a finite length above 0",
+    ),
+    "huge": (lambda f: put_direction(f, 1e30), "must give an embedding of a finite length above 0"),
 }
 
 
@@ -201,6 +218,15 @@ def test_wrong_usage_is_exit_code_2(options: list[str], folder: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         main([str(folder), *options])
     assert ended.value.code == 2
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly(folder: Path, picture: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "dfkd.export.predict", folder, picture]
+    job = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (job.returncode, job.stderr) == (0, "")
 
 
 def test_no_more_is_needed_than_onnxruntime_numpy_and_pillow(folder: Path, picture: Path) -> None:
