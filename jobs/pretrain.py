@@ -31,6 +31,8 @@ def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
         "package": recipe.data.directory or recipe.data.package,
         "teacher_steps": teacher.steps,
         "teacher_images": teacher.steps * teacher.batch_size,
+        "tower_steps": recipe.tower.steps,
+        "tower_images": recipe.tower.steps * teacher.batch_size,
         "generator_steps": generator.steps,
         "generator_images": generator.steps * generator.batch_size,
         "diffusion_steps": diffusion.steps,
@@ -49,7 +51,7 @@ def work(recipe: Recipe, options: argparse.Namespace) -> str:
         raise ManifestError(
             "environment", "needs the extra pretrain", error.name, "pip install -e '.[pretrain]'"
         ) from None
-    command = f"python jobs/pretrain.py {options.manifest}"
+    command = command_line.again("pretrain", options)
     if options.only:
         return str(make_single(recipe, options.only, f"{command} --only {options.only}"))
     return str(make(recipe, command))

@@ -11,7 +11,7 @@ All modules here belong to the recipe behind ``jobs/pretrain.py``; besides it, o
     looks              rows and looks                  -> painted images
     captions.py        rows and looks                  -> captions, for tokenizer.py
     training           the networks and their trainings; each resumes (work_folder.py)
-    pretraining.py     the stages: drawings, tokenizer, teacher, generator
+    pretraining.py     the stages: drawings, tokenizer, teacher and its tower, generator
     evaluation_set.py  held-out drawings               -> the bundled evaluation set
     scoring.py         exported files                  -> scores (fidelity.py, samples.py)
     making.py          all stages in a row             -> assets with their model card (card.py)

@@ -135,11 +135,17 @@ def _teacher(teacher: Scores) -> str:
         f"{name}: cosine {scores['cosine']:.3f}, {_percent(scores['own_class'])} %"
         for name, scores in teacher["random_prompts"].items()
     )
+    first, second = teacher["first"], teacher["second"]
     return (
-        f"{teacher['parameters']:,} parameters, {teacher['vocabulary']:,} tokens; "
-        f"{teacher['steps']:,} steps, {teacher['images_seen']:,} painted images, "
-        f'{teacher["hours"]} hours.\n\nZero-shot accuracy with the prompt "A {{class}}" (%), on '
-        f"the images before their WebP compression in `evaluation.tar`:\n\n"
+        f"{teacher['parameters']:,} parameters, {teacher['vocabulary']:,} tokens. Both towers: "
+        f"{first['steps']:,} steps, {first['images_seen']:,} painted images, {first['hours']} "
+        f"hours. Then the image tower alone, with the text tower locked: {second['steps']:,} "
+        f"steps, {second['images_seen']:,} images, {second['hours']} hours; "
+        f"{100 * second['class_share']:.0f} % of these show the classes of the evaluation set, in "
+        f"training drawings and training looks. So zero-shot means here: drawings and looks that "
+        f"were never seen, of classes that were seen often.\n\n"
+        f'Zero-shot accuracy with the prompt "A {{class}}" (%), on the images before their WebP '
+        f"compression in `evaluation.tar`:\n\n"
         + _table(heads, rows)
         + "\n\nOf the official classes, the mean leaves out domains that lack one."
         + "\n\nThe official classes: "

@@ -24,8 +24,7 @@ from dfkd.miniature.pretraining import DataSplit
 from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.scoring import Scores
 from dfkd.miniature.training import classifier, diffusion
-from dfkd.miniature.training.generator import GeneratorTrainer, Network
-from dfkd.miniature.training.teacher import TeacherTrainer
+from dfkd.miniature.training.generator import Network
 from dfkd.models.teacher import Teacher
 
 #: The files of teacher and generator.
@@ -71,21 +70,18 @@ def make(recipe: Recipe, command: str) -> Path:
     torch.set_num_threads(recipe.threads)
     output = Path(recipe.output)
     split = pretraining.split_drawings(recipe)
-    models, teacher_trainer, generator_trainer = _train_models(recipe, split, output)
+    models, lengths = _train_models(recipe, split, output)
     backbone = _train_classifier(recipe, split, "backbone")
     _make_diffusion(recipe, split, models, output, command)
     evaluation_set.write(split.evaluation, output / "evaluation.tar")
     scores = {
         "schema": 1,
-        "recipe": fingerprint(work_folder.identity(recipe)),
+        "recipe": fingerprint(work_folder.identity(recipe, "models")),
         "command": command,
         "seed": recipe.seed,
         "machine": scoring.machine_scores(),
         "data": scoring.data_scores(recipe, split),
-        "teacher": scoring.teacher_scores(teacher_trainer, models.teacher, models.tokenizer, split),
-        "generator": scoring.generator_scores(
-            generator_trainer, models.generator, models.teacher, models.tokenizer, split
-        ),
+        **model_scores(models, lengths, split),
         "backbone": backbone,
         "files": scoring.file_scores(output, FILES),
     }
@@ -123,14 +119,36 @@ def make_single(recipe: Recipe, kind: Single, command: str) -> Path:
 
 def _train_models(
     recipe: Recipe, split: DataSplit, output: Path
-) -> tuple[Models, TeacherTrainer, GeneratorTrainer]:
-    """Train and export teacher and generator; returns their trainers, too."""
+) -> tuple[Models, dict[str, Scores]]:
+    """Train and export teacher and generator; returns the lengths of the trainings, too."""
     tokenizer, words = pretraining.write_tokenizer(recipe, split, output)
-    teacher_trainer = pretraining.train_teacher(recipe, split, tokenizer, words, output)
+    folder = pretraining.train_teacher(recipe, split, tokenizer, words)
+    first = scoring.exported_teacher(recipe.teacher, folder, tokenizer.vocab_size)
+    generator_trainer = pretraining.train_generator(recipe, split, first, output)
+    tower_trainer = pretraining.train_tower(recipe, split, tokenizer, words, folder, output)
+    lengths = {
+        "first": json.loads((folder / "scores.json").read_text("utf-8")),
+        "second": tower_trainer.scores(),
+        "generator": generator_trainer.scores(),
+    }
     teacher = scoring.exported_teacher(recipe.teacher, output, tokenizer.vocab_size)
-    generator_trainer = pretraining.train_generator(recipe, split, teacher, output)
     generator = scoring.exported_generator(recipe.generator, output)
-    return Models(tokenizer, words, teacher, generator), teacher_trainer, generator_trainer
+    return Models(tokenizer, words, teacher, generator), lengths
+
+
+def model_scores(models: Models, lengths: dict[str, Scores], split: DataSplit) -> Scores:
+    """The scores of teacher and generator.
+
+    Args:
+        lengths: of the teacher's two trainings and of the generator's.
+    """
+    teacher, tokenizer = models.teacher, models.tokenizer
+    first, second = lengths["first"], lengths["second"]
+    generator = scoring.generator_scores(models.generator, teacher, tokenizer, split)
+    return {
+        "teacher": scoring.teacher_scores(first, second, teacher, tokenizer, split),
+        "generator": lengths["generator"] | generator,
+    }
 
 
 def _exported_models(recipe: Recipe, split: DataSplit, folder: Path) -> Models | None:
@@ -144,7 +162,7 @@ def _exported_models(recipe: Recipe, split: DataSplit, folder: Path) -> Models |
     scores = json.loads(record.read_text("utf-8"))
     names = [name for name in MODEL_FILES if (folder / name).is_file()]
     exported = {name: scores["files"].get(name) for name in MODEL_FILES}
-    if scores["recipe"] != fingerprint(work_folder.identity(recipe)):
+    if scores["recipe"] != fingerprint(work_folder.identity(recipe, "models")):
         return None
     if scoring.file_scores(folder, names) != exported:
         return None

@@ -1,4 +1,4 @@
-"""The stages of ``jobs/pretrain.py``: the drawings and their split, the teacher, the generator.
+"""Stages of ``jobs/pretrain.py``: drawings and their split, teacher, its image tower, generator.
 
 Each stage stores its result in the work folder and reuses it there, so the same command resumes.
 """
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 import yaml
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfkd.miniature import evaluation_set
@@ -34,6 +34,7 @@ from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.tokenizer import caption_words, merges, write_merges
 from dfkd.miniature.training import generator
 from dfkd.miniature.training import teacher as teacher_recipe
+from dfkd.miniature.training.tower import TowerTrainer
 from dfkd.miniature.work_folder import claim, folder_of, write_whole
 from dfkd.utils.pixels import from_bytes
 
@@ -249,36 +250,71 @@ def read_tokenizer(
 
 
 def train_teacher(
+    recipe: Recipe, split: DataSplit, tokenizer: SimpleTokenizer, words: Sequence[str]
+) -> Path:
+    """Train both towers; returns the folder of the weights and of ``scores.json``.
+
+    It is a folder of the work, because the second training of the image tower follows.
+    """
+    folder = claim(recipe, "teacher")
+    if not (folder / "scores.json").exists():
+        trainer = teacher_recipe.TeacherTrainer(
+            recipe.teacher, split.training, split.keep, tokenizer, words, folder, recipe.seed, log
+        )
+        _train_validated(trainer, split, tokenizer, folder)
+        write_whole(folder / "scores.json", json.dumps(trainer.scores(), indent=2) + "\n")
+    return folder
+
+
+def train_tower(
     recipe: Recipe,
     split: DataSplit,
     tokenizer: SimpleTokenizer,
     words: Sequence[str],
+    first: Path,
     output: Path,
-) -> teacher_recipe.TeacherTrainer:
-    """Train the teacher; returns the trainer. Each checkpoint's average is exported to `output`."""
+) -> TowerTrainer:
+    """Train the image tower again; returns the trainer. The teacher is exported to `output`.
+
+    Args:
+        first: the folder of `train_teacher`.
+    """
+    trainer = TowerTrainer(
+        recipe.tower,
+        recipe.teacher,
+        load_file(first / "teacher.safetensors"),
+        split.training,
+        split.keep,
+        evaluation_set.by_class(split.rows).values(),
+        tokenizer,
+        words,
+        claim(recipe, "tower"),
+        recipe.seed,
+        log,
+    )
+    _train_validated(trainer, split, tokenizer, output)
+    return trainer
+
+
+def _train_validated(
+    trainer: teacher_recipe.TeacherTrainer,
+    split: DataSplit,
+    tokenizer: SimpleTokenizer,
+    output: Path,
+) -> None:
+    """Run a training of the teacher. Each checkpoint's average is exported to `output`."""
     nouns = split.nouns()
     images, labels = split.validation_set(nouns)
 
     def validate(model: nn.Module, step: int) -> float:
         correct = teacher_recipe.zero_shot(model, tokenizer, images, labels, nouns)
         accuracy = float(correct.float().mean())
-        log(f"teacher step {step} validation: {accuracy:.4f} of {len(nouns)} nouns")
+        log(f"{trainer.name} step {step} validation: {accuracy:.4f} of {len(nouns)} nouns")
         export(model.state_dict(), output / "teacher.safetensors")
         return accuracy
 
-    trainer = teacher_recipe.TeacherTrainer(
-        recipe.teacher,
-        split.training,
-        split.keep,
-        tokenizer,
-        words,
-        claim(recipe, "teacher"),
-        recipe.seed,
-        log,
-    )
     # A run that resumes after its last step has exported nothing yet.
     validate(trainer.run(validate), trainer.step)
-    return trainer
 
 
 def train_generator(
@@ -287,7 +323,7 @@ def train_generator(
     """Train the VQGAN; returns the trainer. Each checkpoint is exported in the official layout.
 
     Args:
-        teacher: the trained teacher, for the perceptual loss.
+        teacher: the exported teacher of the first training, for the perceptual loss.
     """
     config = generator.config(recipe.generator)
     write_whole(output / "generator.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -96,6 +96,23 @@ class TeacherRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class TowerRecipe:
+    """The second training of the teacher's image tower, with the text tower locked.
+
+    What is not here is as in `TeacherRecipe`.
+    """
+
+    steps: Count = 5000
+    learning_rate: Positive = 1e-3
+    class_share: Fraction = 0.85
+    """Share of drawings that are of the evaluation set's classes, each equally often."""
+    names_weight: NonNegative = 2.0
+    """Weight of the loss by which an image finds its object's name among all names of the batch,
+    whatever its look.
+    """
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class GeneratorRecipe:
     """The VQGAN and its training."""
 
@@ -192,6 +209,7 @@ class Recipe:
     """Folder for the assets; the package contains `dfkd/miniature/assets`."""
     data: IconData = Field(default_factory=IconData)
     teacher: TeacherRecipe = Field(default_factory=TeacherRecipe)
+    tower: TowerRecipe = Field(default_factory=TowerRecipe)
     generator: GeneratorRecipe = Field(default_factory=GeneratorRecipe)
     diffusion: DiffusionRecipe = Field(default_factory=DiffusionRecipe)
     backbone: BackboneRecipe = Field(default_factory=BackboneRecipe)

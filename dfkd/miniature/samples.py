@@ -15,6 +15,7 @@ from dfkd.config.synthesis import GeneratorConfig
 from dfkd.miniature.evaluation_set import OFFICIAL
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.looks.look import vocabulary
+from dfkd.miniature.training.common import training_scores
 from dfkd.miniature.training.diffusion import DiffusionTrainer
 from dfkd.models.generators.diffusion import Diffusion
 from dfkd.models.generators.generator import Condition
@@ -53,9 +54,7 @@ def scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
     return {
         "parameters": sum(weight.numel() for weight in trainer.network.parameters()),
         "names": sorted({row.concept for row in trainer.batches.rows}),
-        "steps": trainer.step,
-        "images_seen": trainer.step * trainer.recipe.batch_size,
-        "hours": round(trainer.seconds / 3600, 2),
+        **training_scores(trainer.step, trainer.recipe.batch_size, trainer.seconds),
         "curve": trainer.curve,
         "images": 2 * _COUNT * len(OFFICIAL),
         "sampling_steps": _STEPS,

@@ -85,14 +85,12 @@ def data_scores(recipe: Recipe, split: DataSplit) -> Scores:
 
 
 def teacher_scores(
-    trainer: teacher_recipe.TeacherTrainer,
-    model: nn.Module,
-    tokenizer: SimpleTokenizer,
-    split: DataSplit,
+    first: Scores, second: Scores, model: nn.Module, tokenizer: SimpleTokenizer, split: DataSplit
 ) -> Scores:
     """Zero-shot accuracies, and how prompts with styles and pseudo-words lie.
 
     Args:
+        first, second: scores of both trainings.
         model: the exported teacher.
     """
     evaluation, images = split.evaluation, split.evaluation_pixels()
@@ -102,10 +100,8 @@ def teacher_scores(
     return {
         "parameters": _size(model),
         "vocabulary": tokenizer.vocab_size,
-        "steps": trainer.step,
-        "images_seen": trainer.step * trainer.recipe.batch_size,
-        "hours": round(trainer.seconds / 3600, 2),
-        "curve": trainer.curve,
+        "first": first,
+        "second": second,
         "zero_shot": _by_domain(model, tokenizer, evaluation, images, classes),
         "zero_shot_official": _official(model, tokenizer, evaluation, images),
         "common_nouns": _noun_scores(model, tokenizer, split),
@@ -165,7 +161,6 @@ def _mean_cosine(groups: Tensor) -> float:
 
 
 def generator_scores(
-    trainer: generator.GeneratorTrainer,
     network: generator.Network,
     teacher: nn.Module,
     tokenizer: SimpleTokenizer,
@@ -183,9 +178,6 @@ def generator_scores(
         "parameters": _size(network),
         "codes": len(network.quantize.mass),
         "codes_used_by_the_bundled_set": _codes_used(network, images),
-        "steps": trainer.step,
-        "images_seen": trainer.step * trainer.recipe.batch_size,
-        "hours": round(trainer.seconds / 3600, 2),
         **_fidelity(evaluation, images, reconstructed),
         **_recognition(teacher, tokenizer, evaluation, images, reconstructed),
     }
@@ -261,7 +253,7 @@ def file_scores(folder: Path, names: Sequence[str]) -> Scores:
 
 
 def exported_teacher(recipe: TeacherRecipe, folder: Path, vocab_size: int) -> nn.Module:
-    """The exported teacher as the package loads it: half-precision values in float32."""
+    """The teacher in a folder as the package loads it: half-precision values in float32."""
     model = teacher_recipe.build(recipe, vocab_size)
     model.load_state_dict(load_file(folder / "teacher.safetensors"))
     return model.eval().requires_grad_(False)

@@ -20,11 +20,15 @@ from dfkd.miniature.recipe import Recipe
 #: Prints a line of progress.
 Log = Callable[[str], None]
 #: A stage and its folder; ``world`` holds the rendered drawings.
-Stage = Literal["world", "teacher", "generator", "diffusion", "backbone", "judge"]
-#: The sections of the recipe on which each stage's result depends.
-_SECTIONS: dict[Stage, tuple[str, ...]] = {
+Stage = Literal["world", "teacher", "tower", "generator", "diffusion", "backbone", "judge"]
+#: The sections of the recipe on which each stage's result depends, and those on which teacher and
+#: generator depend together (``models``). The generator learns from the teacher of the first
+#: training, and the diffusion model from its text tower, so they do not depend on ``tower``.
+_SECTIONS: dict[Stage | Literal["models"], tuple[str, ...]] = {
+    "models": ("data", "teacher", "tower", "generator"),
     "world": ("data",),
     "teacher": ("data", "teacher"),
+    "tower": ("data", "teacher", "tower"),
     "generator": ("data", "teacher", "generator"),
     "diffusion": ("data", "teacher", "generator", "diffusion"),
     "backbone": ("data", "backbone"),
@@ -41,8 +45,11 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 
-def identity(recipe: Recipe, stage: Stage = "generator") -> dict[str, Any]:
-    """All settings that change a stage's result, by dotted key (``teacher.steps``)."""
+def identity(recipe: Recipe, stage: Stage | Literal["models"]) -> dict[str, Any]:
+    """All settings that change a stage's result, by dotted key (``teacher.steps``).
+
+    ``models`` are teacher and generator together.
+    """
     plain = recipe.as_dict()
     flat = {
         f"{section}.{key}": value

@@ -40,6 +40,8 @@ def described(prefix: str, licence: str = "MIT", **more: Any) -> dict[str, Any]:
 def write(root: Path, more: dict[str, dict[str, str]] | None = None) -> Path:
     """Write the package into `root`; `more` adds drawings (name -> SVG body) to collections."""
     (root / "json").mkdir(parents=True)
+    release = {"name": "@iconify/json", "version": "2.2.535"}
+    (root / "package.json").write_text(json.dumps(release))
     prefixes = (*EVALUATION, *TRAINING)
     (root / "collections.json").write_text(json.dumps({p: described(p) for p in prefixes}))
     for number, prefix in enumerate(prefixes):

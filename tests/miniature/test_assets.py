@@ -66,7 +66,7 @@ def test_the_backbone_learned_classes_that_no_student_of_the_demo_learns() -> No
 def test_the_teacher_recognises_objects_and_hears_styles() -> None:
     teacher = SCORES["teacher"]
     assert set(teacher["zero_shot_official"]["names"]) == OFFICIAL
-    assert teacher["zero_shot_official"]["mean"] >= 0.65
+    assert teacher["zero_shot_official"]["mean"] >= 0.8
     # Of two prompts of a class; 1 if the text tower ignores styles.
     assert teacher["styles"]["mix"] <= 0.85
     assert teacher["styles"]["ratio"] >= 0.3
@@ -76,7 +76,7 @@ def test_the_generator_keeps_colours_and_what_the_teacher_sees() -> None:
     generator = SCORES["generator"]
     assert generator["hue_error_degrees"] <= 15
     assert generator["chroma_kept"] >= 0.9
-    assert min(generator["teacher_kept"].values()) >= 0.97
+    assert min(generator["teacher_kept"].values()) >= 0.95
     assert generator["codes_used_by_the_bundled_set"] == generator["codes"]
 
 

@@ -22,7 +22,9 @@ from dfkd.utils.yaml import load
 from tests.helpers import icon_package, jobs
 
 MANIFEST = jobs.ROOT / "manifests" / "pretrain.yaml"
-STAGES: tuple[Stage, ...] = ("world", "teacher", "generator", "diffusion", "backbone", "judge")
+STAGES: tuple[Stage, ...] = (
+    "world", "teacher", "tower", "generator", "diffusion", "backbone", "judge",
+)  # fmt: skip
 
 
 def small(tmp_path: Path) -> dict[str, object]:
@@ -40,6 +42,7 @@ def small(tmp_path: Path) -> dict[str, object]:
             "steps": 2, "groups": 1, "style_captions": 2, "compile": False,
             "embed_dim": 16, "image_width": 8, "text_width": 16, "text_layers": 1,
         },
+        "tower": {"steps": 2},
         "generator": tiny | {"codes": 16, "free_steps": 1, "channel_multipliers": [1, 1, 1, 1]},
         "diffusion": {"channels": [64, 64], "steps": 2, "batch_size": 4},
         "backbone": {"architecture": "timm:test_resnet", "steps": 1, "batch_size": 4},
@@ -106,7 +109,9 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     assert removed["path"] >= 1
     assert removed["hash"] >= 1
     assert scores["data"]["training"]["icons"] <= 2 * len(icon_package.NAMES) + 2
-    assert scores["teacher"]["steps"] == scores["generator"]["steps"] == 2
+    teacher = scores["teacher"]
+    assert teacher["first"]["steps"] == teacher["second"]["steps"] == 2
+    assert scores["generator"]["steps"] == 2
     diffusion = json.loads((out / "diffusion/scores.json").read_text())
     assert jobs.contents(out).keys() == {
         *scores["files"], "scores.json", "NOTICE", "MODEL_CARD.md", "reconstructions.png",
@@ -116,7 +121,7 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     before = jobs.contents(out)
     again = run_here(manifest)
     assert again.returncode == Exit.DONE, again.stderr
-    assert "teacher resumes at step 2" in again.stdout
+    assert "tower resumes at step 2" in again.stdout
     assert jobs.contents(out) == before
     assert scores["backbone"]["classes"] == len(classes_of(out / "backbone.safetensors"))
     done = run_here(manifest, "--only", "judge")

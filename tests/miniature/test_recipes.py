@@ -13,43 +13,19 @@ from torch import nn
 
 from dfkd.miniature import captions
 from dfkd.miniature.drawings import rendering, sampling
-from dfkd.miniature.drawings.rendering import Cache, DrawingRow
+from dfkd.miniature.drawings.rendering import Cache
 from dfkd.miniature.fidelity import colours_kept, psnr
 from dfkd.miniature.looks.colours import NAMES
 from dfkd.miniature.looks.look import Look
-from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe, TeacherRecipe
-from dfkd.miniature.tokenizer import merges, write_merges
+from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe
 from dfkd.miniature.training import diffusion, generator
 from dfkd.miniature.training import teacher as teacher_recipe
 from dfkd.miniature.training.latent_space import LatentSpace
 from dfkd.miniature.training.teacher import Batch, Sample, positives
 from dfkd.models.teacher import Teacher
+from tests.helpers.drawings import WORDS, row, small_teacher
 
-WORDS = ["a", "an", "the", "in", "style", "of", "dog", "alarm", "clock", "solar", "red", "*"]
 RED = NAMES.index("red")
-
-
-def row(name: str, collection: str = "some", colour: bool = False, slot: int = 0) -> DrawingRow:
-    return DrawingRow(
-        collection, name, tuple(name.split()), ("bold",), ("Animals",), (), colour, slot
-    )
-
-
-@pytest.fixture(scope="module")
-def cache() -> Cache:
-    rng = np.random.default_rng(0)
-    mono = (rng.random((6, 64, 64)) > 0.5).astype(np.uint8) * 255
-    colour = rng.integers(0, 256, (2, 64, 64, 4), dtype=np.uint8)
-    names = ["dog", "cat", "clock", "house", "alarm clock", "tree"]
-    rows = [row(name, slot=i) for i, name in enumerate(names)]
-    return Cache([*rows, *(row("dog", colour=True, slot=i) for i in range(2))], mono, colour)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> SimpleTokenizer:
-    path = tmp_path_factory.mktemp("merges") / "bpe.txt.gz"
-    write_merges(path, merges(WORDS))
-    return SimpleTokenizer(str(path), context_length=24)
 
 
 def test_reduced_merges_spell_their_words_as_clip_does(tokenizer: SimpleTokenizer) -> None:
@@ -219,14 +195,6 @@ def test_loss_rewards_positives() -> None:
     assert stacked == pytest.approx(float(right))
 
 
-def small_teacher() -> TeacherRecipe:
-    return TeacherRecipe(
-        embed_dim=16, image_width=8, text_width=16, text_heads=2, text_layers=1, steps=3,
-        batch_size=8, groups=1, style_captions=2, warmup_steps=1, easy_steps=1,
-        checkpoint_every=1, compile=False,
-    )  # fmt: skip
-
-
 def test_training_text_path_equals_open_clip(tokenizer: SimpleTokenizer) -> None:
     torch.manual_seed(0)
     model = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
@@ -378,8 +346,8 @@ def test_all_names_of_a_diffusion_model_are_equally_likely_at_each_step(
     assert [call.kwargs["strength"] for call in drawn.call_args_list] == [0, 0]
     rows = trainer.batches.rows
     share = Counter[str]()
-    for row, weight in zip(rows, trainer.batches.easy, strict=True):
-        share[row.concept] += weight
+    for drawing, weight in zip(rows, trainer.batches.easy, strict=True):
+        share[drawing.concept] += weight
     assert share == {name: pytest.approx(1 / len(share)) for name in share}
 
 

