@@ -21,8 +21,15 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would score."""
     # `pipeline.py`, which has no such option, shows this plan too.
     if classes := getattr(options, "classes", ()):
+        from dfkd.distillation.student_store import require_embeddings  # which imports torch
+
+        require_embeddings(manifest)
         manifest = manifest.with_classes(classes)
     data = open_data(manifest.evaluation, manifest.classes)
+    if "text-only" in manifest.evaluation.scored:
+        from dfkd.pipeline.preflight import check_text_only  # here, because it imports torch
+
+        check_text_only(manifest)
     seeds = len(manifest.distillation.seeds)
     students = len(manifest.methods) * seeds
     return {

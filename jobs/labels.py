@@ -14,6 +14,9 @@ from dfkd.pipeline import command_line
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would write."""
+    from dfkd.distillation.student_store import require_embeddings
+
+    require_embeddings(manifest)
     return {"classes": list(manifest.with_classes(options.classes).classes)}
 
 

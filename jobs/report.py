@@ -61,6 +61,8 @@ def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     from dfkd.report import compare, page
 
     runs = [run, *([read(options.other, ())] if options.other is not None else [])]
+    for each in runs:
+        each.open()  # which refuses what is no finished run
     name = page.PAGE if options.other is None else compare.PAGE
     return {"runs": [each.root for each in runs], "page": name}
 

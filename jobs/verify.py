@@ -10,13 +10,15 @@ from dfkd.errors import CorruptionError
 from dfkd.pipeline import command_line
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
-from dfkd.storage.local import open_existing
+from dfkd.storage.local import open_existing, require_existing
 
 REPORT = "verify.json"
+REMEDY = "run jobs/synthesize.py first"
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be read."""
+    require_existing(manifest.storage.root, REMEDY)
     return {"methods": ", ".join(manifest.methods), "root": manifest.storage.root}
 
 
@@ -24,7 +26,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Verify, print each problem, write verify.json under the root; returns its location."""
     from dfkd.utils.strict_json import canonical
 
-    root = open_existing(manifest.storage.root, "run jobs/synthesize.py first")
+    root = open_existing(manifest.storage.root, REMEDY)
     reports = [_report(root, method) for method in manifest.methods]
     root.put(REPORT, canonical({"schema": 1, "versions": reports}))
     problems = [problem for report in reports for problem in report["problems"]]

@@ -150,6 +150,12 @@ def require_replaceable_classes(
         ManifestError: they learn distances, or another teacher made the version.
         WeightsError: the teacher's files are missing or damaged.
     """
+    require_embeddings(manifest)
+    check_teacher(manifest, method, version)
+
+
+def require_embeddings(manifest: Manifest) -> None:
+    """Raise `ManifestError` if the manifest's students learn distances."""
     if not manifest.distillation.embeds:
         raise ManifestError(
             "distillation.target",
@@ -157,4 +163,3 @@ def require_replaceable_classes(
             manifest.distillation.target,
             "leave --classes out, or distil with distillation.target=embedding",
         )
-    check_teacher(manifest, method, version)

@@ -97,5 +97,10 @@ def check_evaluation(manifest: Manifest) -> None:
     """
     if manifest.evaluation.scored:
         open_data(manifest.evaluation, manifest.classes)
+    check_text_only(manifest)
+
+
+def check_text_only(manifest: Manifest) -> None:
+    """Refuse an unusable tower of the text-only classifier, if that is scored."""
     if "text-only" in manifest.evaluation.scored:
         load_tower(manifest, torch.device("cpu"))

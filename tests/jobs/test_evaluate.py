@@ -268,6 +268,13 @@ def test_a_dry_run_says_what_would_be_scored(run: Path) -> None:
     assert plan["teacher"] == 1
 
 
+def test_a_dry_run_refuses_a_tower_that_the_run_would_refuse(run: Path) -> None:
+    options = ("--set=evaluation.models=[text-only]", "--set=text_only.model=RN50")
+    job = evaluate(run, *options, "--set=text_only.weights=nowhere.pt", "--dry-run")
+    assert job.returncode == 2
+    assert jobs.last_error(job).startswith("error: text_only.weights: ")
+
+
 def test_an_unreadable_image_ends_partial_with_everything_else_written(
     run: Path, tmp_path: Path
 ) -> None:

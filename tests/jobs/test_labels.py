@@ -110,9 +110,12 @@ def test_what_cannot_be_named_is_refused_in_one_line(job: str, run: Path, tmp_pa
         (("--classes", "rose, rose"), "classes: "),
         (("--classes", NAMES, "--set", f"teacher.weights={teacher}"), "teacher.weights"),
     ):
-        found = jobs.run_here(job, run, *options)
-        assert found.returncode == 2, options
-        assert message in jobs.last_error(found)
+        # A dry run does not read the teacher.
+        dry = () if message == "teacher.weights" else ("--dry-run",)
+        for more in {(), dry}:
+            found = jobs.run_here(job, run, *options, *more)
+            assert found.returncode == 2, options
+            assert message in jobs.last_error(found)
 
 
 def test_both_graphs_agree_with_the_student(run: Path) -> None:

@@ -63,7 +63,8 @@ def test_two_runs_are_compared_whether_manifests_or_folders(tmp_path: Path) -> N
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     manifest = write_run(tmp_path / "first", 9)
-    code, out, _ = report(manifest, tmp_path, "--dry-run")
+    write_run(tmp_path / "second", 7)
+    code, out, _ = report(manifest, tmp_path / "second" / "run", "--dry-run")
     assert code == 0
     assert json.loads(out)["page"] == "comparison.html"
     assert sorted(p.name for p in (tmp_path / "first" / "run").iterdir() if p.is_file()) == [
@@ -83,11 +84,12 @@ def test_a_run_that_is_not_there_is_one_line_and_makes_nothing(
         "root": [manifest, "--set", f"storage.root={tmp_path / 'nowhere'}"],
         "other": [manifest, tmp_path / "empty"],
     }
-    code, out, err = report(*arguments[missing])
-    assert (code, out) == (2, "")
-    (line,) = err.strip().splitlines()
-    assert line.startswith("error: storage.root: ")
-    assert not (tmp_path / "nowhere").exists()
+    for more in ([], ["--dry-run"]):
+        code, out, err = report(*arguments[missing], *more)
+        assert (code, out) == (2, "")
+        (line,) = err.strip().splitlines()
+        assert line.startswith("error: storage.root: ")
+        assert not (tmp_path / "nowhere").exists()
 
 
 def test_overrides_belong_to_a_manifest(tmp_path: Path) -> None:
