@@ -211,6 +211,8 @@ def test_a_whole_run_can_be_planned(
     settings = {
         "cache": cache,
         "storage.root": tmp_path / "run",
+        "text_only.model": teacher.model,
+        "text_only.weights": teacher.weights,
         "teacher.model": teacher.model,
         "teacher.weights": teacher.weights,
         "evaluation.data": tmp_path / "data",

@@ -102,7 +102,7 @@ def test_the_memory_learns_to_reconstruct_images(teacher: Teacher) -> None:
     colours = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     shown = classifier.whiten(colours.expand(16, 3, 64, 64))
     inverter = PreInverter(classifier, run_context(), Inversion(pre=config))
-    losses = [float(inverter._memory_step(shown, replays=False)) for _ in range(30)]
+    losses = [float(inverter._memory_step(shown, replays=False)) for _ in range(60)]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
 
 
