@@ -142,8 +142,7 @@ def time_loop(
         our loop and of the plain loop by operation, without those that the profiler cannot see.
     """
     units: list[float] = []
-    # Not a compiled loop: one whose first call is counted would never be compiled again
-    # (pytorch/pytorch#190286).
+    # A compiled loop whose first call is counted stays uncompiled (pytorch/pytorch#190286).
     work = counted or ours
     flop_per_unit = operations(lambda: units.append(work())) / units[0]
     limit_name, limit_call = limit
@@ -156,12 +155,18 @@ def time_loop(
         *(compared_with_peer(name, other, unit, rates) for other in variants),
         Figure(limit_name, "FLOP/s", rates[limit_name]),
     ]
-    profiles: dict[str, dict[str, float]] = {}
-    for loop, call in ((name, ours), (peer, variants[peer])):
+    profiles = _profiles({name: ours, peer: variants[peer]})
+    return {"flop_per_unit": flop_per_unit, "figures": figures, "profile": profiles}
+
+
+def _profiles(calls: Mapping[str, Call]) -> dict[str, dict[str, float]]:
+    """The `profile` of each call of which the profiler sees something."""
+    profiles = {}
+    for name, call in calls.items():
         # The figures are worth keeping without a profile.
         with contextlib.suppress(RuntimeError):
-            profiles[loop] = profile(call)
-    return {"flop_per_unit": flop_per_unit, "figures": figures, "profile": profiles}
+            profiles[name] = profile(call)
+    return profiles
 
 
 class _NoModules(contextlib.AbstractContextManager[None]):

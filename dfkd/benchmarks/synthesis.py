@@ -66,8 +66,7 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
         variants[name] = _ours(*models, switched, text, batch)
     variants |= _reference_loops(manifest, device, text)
     limit = f"convolution, {config.precision}", reference.convolution(device, config.precision)
-    ours = _ours(*models, config, text, batch)
-    eager = _ours(*models, dataclasses.replace(config, compile=False), text, batch)
+    ours, eager = _ours(*models, config, text, batch), variants.get("synthesis, eager")
     return time_loop("synthesis", UNIT, ours, variants, PLAIN, limit, effort.repeats, eager)
 
 

@@ -135,17 +135,10 @@ def _teacher(teacher: Scores) -> str:
         f"{name}: cosine {scores['cosine']:.3f}, {_percent(scores['own_class'])} %"
         for name, scores in teacher["random_prompts"].items()
     )
-    first, second = teacher["first"], teacher["second"]
     return (
-        f"{teacher['parameters']:,} parameters, {teacher['vocabulary']:,} tokens. Both towers: "
-        f"{first['steps']:,} steps, {first['images_seen']:,} painted images, {first['hours']} "
-        f"hours. Then the image tower alone, with the text tower locked: {second['steps']:,} "
-        f"steps, {second['images_seen']:,} images, {second['hours']} hours; "
-        f"{100 * second['class_share']:.0f} % of these show the classes of the evaluation set, in "
-        f"training drawings and training looks. So zero-shot means here: drawings and looks that "
-        f"were never seen, of classes that were seen often.\n\n"
-        f'Zero-shot accuracy with the prompt "A {{class}}" (%), on the images before their WebP '
-        f"compression in `evaluation.tar`:\n\n"
+        _teacher_training(teacher)
+        + 'Zero-shot accuracy with the prompt "A {class}" (%), on the images before their WebP '
+        "compression in `evaluation.tar`:\n\n"
         + _table(heads, rows)
         + "\n\nOf the official classes, the mean leaves out domains that lack one."
         + "\n\nThe official classes: "
@@ -158,6 +151,20 @@ def _teacher(teacher: Scores) -> str:
         f"between classes, a ratio of distances of {styles['ratio']:.2f}; two mix prompts of a "
         f"class have {styles['mix']:.3f}. Random prompts (Eq 8-11; mean cosine within a class, and "
         f"the share that stays nearest to its own class): {random}."
+    )
+
+
+def _teacher_training(teacher: Scores) -> str:
+    """The paragraph of the card on the teacher's two trainings."""
+    first, second = teacher["first"], teacher["second"]
+    return (
+        f"{teacher['parameters']:,} parameters, {teacher['vocabulary']:,} tokens. Both towers: "
+        f"{first['steps']:,} steps, {first['images_seen']:,} painted images, {first['hours']} "
+        f"hours. Then the image tower alone, with the text tower locked: {second['steps']:,} "
+        f"steps, {second['images_seen']:,} images, {second['hours']} hours; "
+        f"{100 * second['class_share']:.0f} % of these show the classes of the evaluation set, in "
+        f"training drawings and training looks. So zero-shot means here: drawings and looks that "
+        f"were never seen, of classes that were seen often.\n\n"
     )
 
 

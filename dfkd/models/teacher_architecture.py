@@ -20,7 +20,12 @@ from torch import Tensor, nn
 
 from dfkd.config.bundled import CACHE, MINIATURE, TEACHER_CONFIG, TEACHER_WEIGHTS
 from dfkd.errors import ManifestError, WeightsError, one_line
-from dfkd.models.teacher_checks import checked_preprocess, is_config, refuse_unsupported
+from dfkd.models.teacher_checks import (
+    checked_preprocess,
+    is_config,
+    refuse_large,
+    refuse_unsupported,
+)
 from dfkd.models.weights.artifacts import FETCH, cached, hub_id, of_tag
 from dfkd.models.weights.reading import (
     OPENAI_KEYS,
@@ -104,6 +109,7 @@ def read_architecture(model: str) -> Architecture:
             model,
             "give another file or the name of an open_clip architecture",
         )
+    refuse_large(model, config)
     refuse_unsupported(model, config)
     return Architecture(model, config, checked_preprocess(model, preprocess), path)
 

@@ -10,8 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from dfkd.errors import ManifestError
-from dfkd.models.weights.reading import numbers
-from dfkd.utils.types import first_problem
+from dfkd.utils.types import first_problem, numbers
 
 MAX_TOKENS, MAX_LAYERS, MAX_SIZE = 1 << 20, 200, 1 << 15
 """Bounds on the numbers of a configuration: of tokens and their ids, of layers, and all others. The
@@ -61,7 +60,6 @@ def _refuse_outside_tower(model: str, vision: dict[str, Any]) -> None:
 def refuse_unsupported(model: str, config: dict[str, Any]) -> None:
     """Raise `ManifestError` if this package cannot use the tokenizer or the text tower."""
     text = config["text_cfg"]
-    _refuse_large(model, config)
     # Files of such a tokenizer change every embedding, but no fingerprint would hold their hashes,
     # and each worker would download them.
     if name := text.get("hf_tokenizer_name"):
@@ -113,7 +111,7 @@ def checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
     return dict(checked)
 
 
-def _refuse_large(model: str, config: dict[str, Any]) -> None:
+def refuse_large(model: str, config: dict[str, Any]) -> None:
     """Raise `ManifestError` for a number with which a file of a few bytes asks for any memory."""
     for key, number in numbers(config):
         limit = MAX_LAYERS if "layers" in key else MAX_SIZE

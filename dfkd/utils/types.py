@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -75,3 +76,16 @@ def first_problem(error: ValidationError) -> tuple[str, str, object]:
     first = error.errors(include_url=False)[0]
     field = ".".join(map(str, first["loc"])) or "the whole"
     return field, first["msg"].removeprefix("Input "), first["input"]
+
+
+def numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number in plain values with its key, and the length of each list."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from numbers(value, name)
+    elif isinstance(tree, list):
+        yield f"{key} (length)", len(tree)
+        for value in tree:
+            yield from numbers(value, key)
+    elif isinstance(tree, int | float):
+        yield key, tree

@@ -16,8 +16,8 @@ import torch
 from dfkd.config.bundled import CACHE, DIFFUSION, MINIATURE
 from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_PIPELINES, cached
-from dfkd.models.weights.reading import load_into, match, numbers, read_json, read_state_dict
-from dfkd.utils.types import local_path
+from dfkd.models.weights.reading import load_into, match, read_json, read_state_dict
+from dfkd.utils.types import local_path, numbers
 
 FIELD = "generator.weights"
 """The manifest key that errors name."""

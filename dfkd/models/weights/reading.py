@@ -8,7 +8,7 @@ a `__setstate__` in it, so `dfkd.models.weights.torchscript` reads only its tens
 
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,19 +110,6 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
     if all(key.startswith("module.") for key in state):
         return {key.removeprefix("module."): value for key, value in state.items()}
     return dict(state)
-
-
-def numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number in plain values with its key, and the length of each list."""
-    if isinstance(tree, Mapping):
-        for name, value in tree.items():
-            yield from numbers(value, name)
-    elif isinstance(tree, list):
-        yield f"{key} (length)", len(tree)
-        for value in tree:
-            yield from numbers(value, key)
-    elif isinstance(tree, int | float):
-        yield key, tree
 
 
 def match(
