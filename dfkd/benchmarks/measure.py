@@ -143,8 +143,7 @@ def time_loop(
     """
     units: list[float] = []
     # A compiled loop whose first call is counted stays uncompiled (pytorch/pytorch#190286).
-    work = counted or ours
-    flop_per_unit = operations(lambda: units.append(work())) / units[0]
+    flop_per_unit = operations(lambda: units.append((counted or ours)())) / units[0]
     limit_name, limit_call = limit
     # The limit takes turns with the loops, so that a share compares speeds of the same minutes.
     rates = time_in_turns({name: ours, **variants, limit_name: limit_call}, repeats)

@@ -5,10 +5,8 @@ import struct
 import tarfile
 from collections.abc import Iterator
 
-SIZE_FIELD = slice(124, 135)
-"""Bytes of a header that hold the member's size: 11 octal digits."""
 HEADER = struct.Struct("100s 24x 11s")
-"""The member's name, padded with zeros, and its size."""
+"""The member's name, padded with zeros, and its size: 11 octal digits."""
 
 
 def members(data: bytes) -> Iterator[tuple[str, slice]]:
