@@ -1,12 +1,15 @@
 """The work of ``jobs/fetch.py``: download published weights into the cache."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from dfkd.config.manifest import Manifest
+from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.teacher_architecture import find_weights, read_architecture
 from dfkd.models.weights.download import Fetched, Fetcher
+from dfkd.models.weights.http import TRANSIENT_STATUSES
 from dfkd.pipeline.preflight import check_distillation
-from dfkd.pipeline.required_weights import Need, hub_models, needs, towers
+from dfkd.pipeline.required_weights import HubModel, Need, hub_models, needs, towers
 from dfkd.utils.progress import say
 from dfkd.utils.types import local_path
 
@@ -17,6 +20,9 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
     Args:
         few_shot: also fetch the weights that only few-shot training starts from.
         mirror: base URL or directory with the files by name; empty for the published addresses.
+
+    Raises:
+        InfrastructureError: the network, a hub or the disk failed; the same call resumes.
     """
     # Progress goes to stderr, apart from the result on stdout.
     fetcher = Fetcher(manifest.cache, mirror, report=say)
@@ -24,16 +30,50 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
         fetched = fetcher.fetch(need.artifact, need.check)
         print(f"{need.field}: {_describe_fetched(need, fetched)}", flush=True)
     for model in hub_models(manifest):
-        # These libraries know only their own caches, so they download by loading.
-        if model.library == "open_clip":
-            tower = towers(manifest)[model.field]
-            shape = read_architecture(tower.model)
-            path = find_weights(tower.weights, shape, manifest.cache).path
-            print(f"{model.field}: {model.id}, fetched by open_clip: {path}", flush=True)
-        else:
-            check_distillation(manifest)  # building the student is what makes timm download it
-            print(f"{model.field}: {model.id}, fetched by {model.library}", flush=True)
+        try:
+            print(f"{model.field}: {_fetch_from_hub(manifest, model)}", flush=True)
+        except ManifestError as error:
+            if not _is_outage(error):
+                raise
+            raise InfrastructureError(
+                f"{model.field}: the hub of {model.id} did not answer; run the same command again"
+            ) from None
     return str(local_path(manifest.cache))
+
+
+def _fetch_from_hub(manifest: Manifest, model: HubModel) -> str:
+    """Make a library download a model into its own cache; returns a description."""
+    # These libraries know only their own caches, so they download by loading.
+    if model.library == "open_clip":
+        tower = towers(manifest)[model.field]
+        shape = read_architecture(tower.model)
+        path = find_weights(tower.weights, shape, manifest.cache).path
+        return f"{model.id}, fetched by open_clip: {path}"
+    check_distillation(manifest)  # building the student is what makes timm download it
+    return f"{model.id}, fetched by {model.library}"
+
+
+def _is_outage(error: BaseException) -> bool:
+    """Whether a hub was unreachable or out of order, so that another attempt may succeed."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    # Libraries wrap the hub's error in errors of their own, and so does this project.
+    chain = list(_causes(error))
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain):
+        return False
+    for cause in chain:
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            return status >= 500 or status in TRANSIENT_STATUSES
+    # Raised by the hub's client after its retries, if the file is not in its cache either.
+    return any(isinstance(cause, LocalEntryNotFoundError) for cause in chain)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, the one during whose handling it was raised, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _describe_fetched(need: Need, fetched: Fetched) -> str:

@@ -76,6 +76,10 @@ class Publisher(Loopback):
                 with contextlib.suppress(OSError):  # the client is gone
                     self._answer(kind, detail)
 
+            def do_HEAD(self) -> None:
+                """What the client of a hub asks first; only for answers without a body."""
+                self.do_GET()
+
             def _answer(self, kind: str, detail: str) -> None:
                 body = publisher.files.get(self.path.rsplit("/", 1)[1])
                 if kind == "silent":
