@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.benchmarks.measure import Call
-from dfkd.config.distillation import Training
+from dfkd.config.distillation import MOMENTUM, Training
 from dfkd.distillation.augmentation import augment
-from dfkd.distillation.distiller import MOMENTUM
 from dfkd.models.generators.generator import to_pixels
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.student import Student

@@ -10,7 +10,7 @@ import torch
 from dfkd.benchmarks import reference
 from dfkd.benchmarks.measure import Call
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.loader import Batch
+from dfkd.dataset.batch import Batch
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.labels import TargetFunction
 from dfkd.models.student import Student, build

@@ -25,11 +25,12 @@ from dfkd.cluster.ray_internals import draining_nodes, relayed_bar
 from dfkd.cluster.tracking import SAMPLES, Tracker
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
-from dfkd.dataset.loader import Batch, RankShare, Stream, cache_limit
+from dfkd.dataset.batch import Batch
+from dfkd.dataset.loader import RankShare, Stream, cache_limit
 from dfkd.dataset.published import PublishedVersion, open_version
-from dfkd.distillation.distiller import DistanceObjective, Distiller, Schedule
-from dfkd.distillation.embedding import EmbeddingObjective
+from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.labels import target_function
+from dfkd.distillation.objective import DistanceObjective, EmbeddingObjective, Objective
 from dfkd.distillation.student_store import check_initial_weights, check_teacher
 from dfkd.models.student import CARD, Student, build, card, save_student
 from dfkd.storage import layout
@@ -276,9 +277,7 @@ def open_distiller(
     manifest, config = job.manifest, job.manifest.distillation
     device = pick_device() if job.gpu else torch.device("cpu")
     moments = version.manifest["label_mean"], version.manifest["label_std"]
-    objective: DistanceObjective | EmbeddingObjective = DistanceObjective.of(
-        config.standardise, *moments
-    )
+    objective: Objective = DistanceObjective.of(config.standardise, *moments)
     outputs, size = len(manifest.classes), manifest.synthesis.image_size
     if job.embedding:
         objective, outputs = job.embedding.to(device), len(job.embedding.mean)

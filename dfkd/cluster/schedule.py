@@ -5,9 +5,15 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from dfkd.cluster.pool import Pool
-from dfkd.cluster.worker import PromptPart, PromptSummary
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import Unit, part_count, part_name, parts_at_once
+from dfkd.config.plan import (
+    PromptPart,
+    PromptSummary,
+    Unit,
+    part_count,
+    part_name,
+    parts_at_once,
+)
 from dfkd.dataset.versions import Version
 from dfkd.errors import BudgetError
 from dfkd.storage import layout

@@ -18,7 +18,6 @@ from dfkd.cluster.pool import Pool, Quarantined
 from dfkd.cluster.schedule import BudgetTracker, PromptProgress, ready_work
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
 from dfkd.cluster.worker import (
-    PromptPart,
     SynthesisWorker,
     TaskResult,
     Worker,
@@ -29,6 +28,7 @@ from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method, has_dependent_parts, prompt_method
 from dfkd.config.plan import (
+    PromptPart,
     Unit,
     estimated_bytes,
     fresh_tasks,

@@ -25,7 +25,14 @@ from dfkd.cluster.pool import Pool
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import has_dependent_parts, prompt_method
-from dfkd.config.plan import Unit, estimated_bytes, part_count, part_name
+from dfkd.config.plan import (
+    PromptPart,
+    PromptSummary,
+    Unit,
+    estimated_bytes,
+    part_count,
+    part_name,
+)
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version
@@ -40,25 +47,6 @@ from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.device import configure_process, device_name, pick_device
 
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class PromptPart:
-    """The prompts of one shard of every class: the unit of work of a `PromptWorker`."""
-
-    number: int
-
-    @property
-    def id(self) -> str:
-        """The part's name in messages."""
-        return f"prompts {part_name(self.number)}"
-
-
-@dataclass(frozen=True)
-class PromptSummary:
-    """The statistics over all prompts of a version: the last unit of work of a `PromptWorker`."""
-
-    id: str = "prompts summary"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.config.bundled import BACKBONE, MINIATURE
+from dfkd.config.paths import BACKBONE, MINIATURE
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.utils.types import (
     CHECKED,
@@ -31,6 +31,10 @@ Augmentation = Literal[
 Average = Literal["images", "classes"]
 Model = Literal["teacher", "text-only", "student"]
 """Models that can be scored, in the order of the tables."""
+
+
+MOMENTUM = 0.9
+"""Momentum of SGD, from A.2 of the paper. The paper names no weight decay."""
 
 
 def weights_file(weights: str) -> Path | None:

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.config.bundled import CACHE
 from dfkd.config.distillation import (
     Distillation,
     Evaluation,
@@ -22,6 +21,7 @@ from dfkd.config.distillation import (
 )
 from dfkd.config.inversion import Inversion
 from dfkd.config.methods import Method, expand_methods, prompt_method, way_of
+from dfkd.config.paths import CACHE
 from dfkd.config.presets import PRESETS
 from dfkd.config.synthesis import (
     OPTIMISER_KEYS,

@@ -179,6 +179,25 @@ class PromptRow:
     seed: int
 
 
+@dataclass(frozen=True)
+class PromptPart:
+    """The prompts of one shard of every class: the unit of work of a `PromptWorker`."""
+
+    number: int
+
+    @property
+    def id(self) -> str:
+        """The part's name in messages."""
+        return f"prompts {part_name(self.number)}"
+
+
+@dataclass(frozen=True)
+class PromptSummary:
+    """The statistics over all prompts of a version: the last unit of work of a `PromptWorker`."""
+
+    id: str = "prompts summary"
+
+
 def part_name(part: int) -> str:
     """The file name, without suffix, of the prompts of shard `part` of every class."""
     return f"{part:05d}"

@@ -19,6 +19,7 @@ from torchvision.io import ImageReadMode, decode_image
 
 from dfkd.config.hashing import derive_seed
 from dfkd.config.plan import MAX_EMBEDDING_DIM
+from dfkd.dataset.batch import Batch
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.random_access import Example, Examples
 from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
@@ -39,24 +40,6 @@ CACHE_BYTES = 256 << 20
 """A rank may keep this many bytes of decoded images in memory on any machine; see `cache_limit`."""
 PREFETCH_BATCHES = 2
 """Batches decoded ahead of the training step."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images with the teacher's distances and embeddings from the time of their synthesis."""
-
-    pixels: Tensor
-    """uint8 [B, 3, H, W] in channels-last memory, the layout of the decoder and of the student."""
-    distances: Tensor
-    """float32 [B, M], the teacher's distances to the class texts for the image without views."""
-    labels: Tensor
-    """int64 [B], the class that each image was made for."""
-    embeddings: Tensor
-    """float16 [B, E], the teacher's unit embeddings of the images without views."""
-
-    def pinned(self) -> "Batch":
-        """A copy in page-locked memory."""
-        return Batch(*(tensor.pin_memory() for tensor in vars(self).values()))
 
 
 @dataclass(frozen=True)

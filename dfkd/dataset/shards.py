@@ -23,8 +23,8 @@ from dfkd.dataset.tar import members
 from dfkd.errors import CorruptionError, as_utf8
 from dfkd.storage import layout
 from dfkd.utils import strict_json
-from dfkd.utils.strict_json import canonical
-from dfkd.utils.types import Sha256, Size, first_problem
+from dfkd.utils.strict_json import canonical, first_problem
+from dfkd.utils.types import Sha256, Size
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")

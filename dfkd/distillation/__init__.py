@@ -2,7 +2,8 @@
 
 In: batches of a published version and the teacher's distances to the class texts. Out: the trained
 student in its folder (`student_store.py`). Begin with `distiller.py` (one training step,
-equations 4-5), then `labels.py` (the targets) and `augmentation.py` (the views). `embedding.py` is
-the objective of students whose classes can be replaced. The loop around the steps, with ranks and
-checkpoints, is `dfkd.cluster.rank`. `text_only.py` is a baseline that needs no images.
+equations 4-5), then `objective.py` (the loss), `labels.py` (the targets) and `augmentation.py` (the
+views). `embedding.py` serves students whose classes can be replaced. The loop around the steps,
+with ranks and checkpoints, is `dfkd.cluster.rank`. `text_only.py` is a baseline that needs no
+images.
 """

@@ -11,21 +11,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dfkd.config.distillation import Distillation, Training
+from dfkd.config.distillation import MOMENTUM, Distillation, Training
 from dfkd.config.hashing import derive_seed
-from dfkd.dataset.loader import Batch
+from dfkd.dataset.batch import Batch
 from dfkd.distillation.augmentation import augment
-from dfkd.distillation.embedding import EmbeddingObjective
-from dfkd.distillation.labels import MIN_STD, TargetFunction
+from dfkd.distillation.labels import TargetFunction
+from dfkd.distillation.objective import RAW_DISTANCES, Objective
 from dfkd.errors import CorruptionError
-from dfkd.models.student import Student, fold
+from dfkd.models.student import Student
 from dfkd.storage.checkpoints import below, moments, restore_moments
 from dfkd.utils.device import CPU, autocast, seeded
-
-MOMENTUM = 0.9
-"""Momentum of SGD, from A.2 of the paper. The paper names no weight decay."""
 
 Distribute = Callable[[nn.Module], nn.Module]
 """Wraps a module so that its gradients are averaged over all ranks; the identity with one rank."""
@@ -63,56 +59,6 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class DistanceObjective:
-    """L1 loss on standardised targets, (distance - mean) / std; the default changes nothing.
-
-    After the training `dfkd.models.student.fold` puts its inverse into the student's head.
-    """
-
-    mean: float = 0.0
-    """Mean of all distances of the version."""
-    std: float = 1.0
-    """Their standard deviation."""
-
-    @classmethod
-    def of(
-        cls, standardise: bool | tuple[float, float], mean: float, std: float
-    ) -> "DistanceObjective":
-        """The objective that `distillation.standardise` asks for.
-
-        Args:
-            standardise: mean and standard deviation of the targets; true stands for (0, 1), false
-                leaves the distances as they are.
-            mean: the mean of the version's distances.
-            std: their standard deviation.
-        """
-        if standardise is False:
-            return cls()
-        target_mean, target_std = (0.0, 1.0) if standardise is True else standardise
-        # (d - mean) / std * target_std + target_mean, written as one shift and one division.
-        factor = max(std, MIN_STD) / target_std
-        return cls(mean - factor * target_mean, factor)
-
-    def stored(self, batch: Batch) -> Tensor:
-        """The targets that are stored with the images: distances [B, M]."""
-        return batch.distances
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of outputs float32 [B, M] on the teacher's distances [B, M] (equation 5)."""
-        # A CLIP's distances to all classes differ by a few hundredths. L1 gradients do not shrink
-        # with the error, so the usual learning rates would overshoot such targets.
-        return F.l1_loss(outputs, (targets - self.mean) / self.std)
-
-    def nearest(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest class [B] to each output and to each target."""
-        return outputs.argmin(1), targets.argmin(1)
-
-    def finish(self, student: Student) -> Student:
-        """The finished student: its output is a distance."""
-        return fold(student, self.mean, self.std)
-
-
-@dataclass(frozen=True)
 class StepMetrics:
     """Figures of one step on this rank, as tensors so that the step does not wait for the GPU."""
 
@@ -140,7 +86,7 @@ class Distiller:
         schedule: Schedule,
         seed: int,
         label: TargetFunction | None = None,
-        objective: DistanceObjective | EmbeddingObjective = DistanceObjective(),
+        objective: Objective = RAW_DISTANCES,
         device: torch.device = CPU,
         rank: int = 0,
         distribute: Distribute = lambda module: module,

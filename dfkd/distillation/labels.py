@@ -19,9 +19,6 @@ TargetFunction = Callable[[Tensor], Tensor]
 """Maps views [B, 3, H, W] float32 in [0, 1] to the teacher's distances [B, M] or embeddings [B, E],
 float32."""
 
-MIN_STD = 1e-6
-"""Least standard deviation that targets are divided by: those of one image may be equal."""
-
 
 def target_function(manifest: Manifest, device: torch.device) -> TargetFunction | None:
     """The targets that `distillation.labels` selects; None for what the shards store.

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dfkd.config.bundled import EVALUATION
 from dfkd.config.distillation import Evaluation
+from dfkd.config.paths import EVALUATION, local_path
 from dfkd.errors import CorruptionError, ManifestError, as_utf8
 from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, read_rows
 from dfkd.evaluation.layouts import Layout, recognise
 from dfkd.evaluation.public_data_sets import normalise_name
-from dfkd.utils.types import local_path
 
 LISTS = frozenset({".txt", ".csv"})
 """Suffixes of a list file that `evaluation.data` may name."""

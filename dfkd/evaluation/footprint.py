@@ -24,8 +24,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import read_architecture
 from dfkd.storage.base import Storage
 from dfkd.utils.hardware import processor_name, time_on_one_core
-from dfkd.utils.strict_json import canonical
-from dfkd.utils.types import first_problem
+from dfkd.utils.strict_json import canonical, first_problem
 
 FILE = "latency.json"
 CPU = torch.device("cpu")

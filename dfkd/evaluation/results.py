@@ -48,7 +48,8 @@ from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
-from dfkd.utils.types import CHECKED, Count, Fraction, Seed, first_problem
+from dfkd.utils.strict_json import first_problem
+from dfkd.utils.types import CHECKED, Count, Fraction, Seed
 
 ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
 """Values of `method` for models that need no synthesised images."""

@@ -13,8 +13,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import nn
 
-from dfkd.config.bundled import MINIATURE
 from dfkd.config.hashing import fingerprint
+from dfkd.config.paths import MINIATURE
 from dfkd.miniature import card, evaluation_set, pretraining, samples, scoring, work_folder
 from dfkd.miniature.captions import Captioner
 from dfkd.miniature.drawings.nouns import common_nouns

@@ -17,8 +17,8 @@ from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.looks.look import vocabulary
 from dfkd.miniature.training.common import training_scores
 from dfkd.miniature.training.diffusion import DiffusionTrainer
+from dfkd.models.generators.condition import Condition
 from dfkd.models.generators.diffusion import Diffusion
-from dfkd.models.generators.generator import Condition
 from dfkd.models.teacher import Teacher
 from dfkd.utils.pixels import to_bytes
 

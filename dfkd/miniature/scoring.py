@@ -23,7 +23,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dfkd.config.bundled import MINIATURE
+from dfkd.config.paths import MINIATURE
 from dfkd.miniature.evaluation_set import OFFICIAL, EvaluationImage
 from dfkd.miniature.fidelity import colours_kept, psnr
 from dfkd.miniature.looks.domains import DOMAINS, SPARSE

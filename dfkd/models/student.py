@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.config.bundled import CACHE
 from dfkd.config.distillation import Distillation
 from dfkd.config.hashing import derive_seed
+from dfkd.config.paths import CACHE
 from dfkd.errors import CorruptionError, ManifestError, one_line
 from dfkd.models.backbone import (
     FIELD,
@@ -32,8 +32,8 @@ from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
 from dfkd.utils.device import seeded
-from dfkd.utils.strict_json import canonical
-from dfkd.utils.types import Name, Sha256, Size, first_problem
+from dfkd.utils.strict_json import canonical, first_problem
+from dfkd.utils.types import Name, Sha256, Size
 
 WEIGHTS, CARD = layout.STUDENT_WEIGHTS, layout.STUDENT_CARD
 

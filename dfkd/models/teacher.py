@@ -17,8 +17,8 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
-from dfkd.config.bundled import CACHE
 from dfkd.config.hashing import fingerprint, sha256_file
+from dfkd.config.paths import CACHE
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
 from dfkd.models.batch_norm import Taps, layers, statistics_distance

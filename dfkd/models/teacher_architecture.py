@@ -18,7 +18,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from torch import Tensor, nn
 
-from dfkd.config.bundled import CACHE, MINIATURE, TEACHER_CONFIG, TEACHER_WEIGHTS
+from dfkd.config.paths import CACHE, MINIATURE, TEACHER_CONFIG, TEACHER_WEIGHTS, local_path
 from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.teacher_checks import (
     checked_preprocess,
@@ -35,7 +35,6 @@ from dfkd.models.weights.reading import (
     read_json,
     read_state_dict,
 )
-from dfkd.utils.types import local_path
 
 HUB = "hub"
 """Folder of the cache for the hub's client."""

@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from dfkd.errors import ManifestError
-from dfkd.utils.types import first_problem, numbers
+from dfkd.utils.strict_json import first_problem, numbers
 
 MAX_TOKENS, MAX_LAYERS, MAX_SIZE = 1 << 20, 200, 1 << 15
 """Bounds on the numbers of a configuration: of tokens and their ids, of layers, and all others. The

@@ -28,8 +28,7 @@ from dfkd.errors import CorruptionError, LeaseError, ManifestError
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
-from dfkd.utils.strict_json import canonical
-from dfkd.utils.types import first_problem
+from dfkd.utils.strict_json import canonical, first_problem
 
 T = TypeVar("T")
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dfkd.config.manifest import Manifest
+from dfkd.config.paths import local_path
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.teacher_architecture import find_weights, read_architecture
 from dfkd.models.weights.download import Fetched, Fetcher
@@ -11,7 +12,6 @@ from dfkd.models.weights.http import TRANSIENT_STATUSES
 from dfkd.pipeline.preflight import check_distillation
 from dfkd.pipeline.required_weights import HubModel, Need, hub_models, needs, towers
 from dfkd.utils.progress import say
-from dfkd.utils.types import local_path
 
 
 def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
-from dfkd.models.generators.generator import Condition, TextInput
+from dfkd.models.generators.condition import Condition, TextInput
 from dfkd.models.teacher import Teacher, class_prompt
 from dfkd.prompts.pseudo_words import PseudoWords, embed_with
 from dfkd.prompts.styles import class_text_embeddings, dictionary, mixture, styled_prompt

@@ -25,7 +25,7 @@ from dfkd.report.gallery import evenly
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils import parquet, strict_json
-from dfkd.utils.types import first_problem
+from dfkd.utils.strict_json import first_problem
 
 T = TypeVar("T")
 

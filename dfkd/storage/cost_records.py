@@ -21,8 +21,8 @@ from pydantic.dataclasses import dataclass as checked
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
-from dfkd.utils.strict_json import canonical
-from dfkd.utils.types import CHECKED, Natural, first_problem
+from dfkd.utils.strict_json import canonical, first_problem
+from dfkd.utils.types import CHECKED, Natural
 
 Stage = Literal["synthesize", "distill", "evaluate"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]

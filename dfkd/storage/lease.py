@@ -27,8 +27,8 @@ from pydantic.dataclasses import dataclass as checked
 from dfkd.errors import CorruptionError, DfkdError, LeaseError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
-from dfkd.utils.strict_json import canonical
-from dfkd.utils.types import CHECKED, first_problem
+from dfkd.utils.strict_json import canonical, first_problem
+from dfkd.utils.types import CHECKED
 
 READERS = "readers"
 READER_SECONDS = 600.0

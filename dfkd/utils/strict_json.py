@@ -6,8 +6,11 @@ a different value from the same file.
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a student to take home is used where there is no pydantic
+    from pydantic import ValidationError
 
 
 def parse(data: bytes | str) -> Any:
@@ -82,3 +85,23 @@ def _indented(value: Any, line_break: str) -> str:
 def _compact(value: Any) -> str:
     """A value as JSON on one line."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def first_problem(error: "ValidationError") -> tuple[str, str, object]:
+    """The field, the rule that it breaks and the value of the first problem of a file."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"])) or "the whole"
+    return field, first["msg"].removeprefix("Input "), first["input"]
+
+
+def numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number in plain values with its key, and the length of each list."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from numbers(value, name)
+    elif isinstance(tree, list):
+        yield f"{key} (length)", len(tree)
+        for value in tree:
+            yield from numbers(value, key)
+    elif isinstance(tree, int | float):
+        yield key, tree

@@ -1,12 +1,9 @@
 """Types and rules for the fields of a manifest; pydantic checks the types."""
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from dfkd.errors import ManifestError
 
@@ -50,12 +47,6 @@ def require_unique(field: str, values: tuple[object, ...]) -> None:
             raise ManifestError(field, "every entry once", value, "remove the repetition")
 
 
-def local_path(text: str | Path) -> Path:
-    """The path that a manifest names, with `~` expanded; that of an unknown user stays as it is."""
-    # Unlike `Path.expanduser`, which ends in a RuntimeError there.
-    return Path(os.path.expanduser(text))
-
-
 def require_folder(field: str, path: str) -> None:
     """Raise `ManifestError` if `path` is a URL instead of a folder of this machine."""
     if ":/" in path:
@@ -69,23 +60,3 @@ def require_slots(field: str, template: str, *slots: str) -> None:
             raise ManifestError(
                 field, f"must contain {slot} exactly once", template, "fix the template"
             )
-
-
-def first_problem(error: ValidationError) -> tuple[str, str, object]:
-    """The field, the rule that it breaks and the value of the first problem of a file."""
-    first = error.errors(include_url=False)[0]
-    field = ".".join(map(str, first["loc"])) or "the whole"
-    return field, first["msg"].removeprefix("Input "), first["input"]
-
-
-def numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number in plain values with its key, and the length of each list."""
-    if isinstance(tree, Mapping):
-        for name, value in tree.items():
-            yield from numbers(value, name)
-    elif isinstance(tree, list):
-        yield f"{key} (length)", len(tree)
-        for value in tree:
-            yield from numbers(value, key)
-    elif isinstance(tree, int | float):
-        yield key, tree

@@ -7,7 +7,7 @@ from dfkd.benchmarks.gpu import diffusion
 from dfkd.benchmarks.gpu.kit import Kit
 from dfkd.benchmarks.gpu.sizes import FULL, LCM, QUICK, SD15, TINY, TURBO, Sampler
 from dfkd.config.manifest import Manifest
-from dfkd.models.generators.generator import Condition
+from dfkd.models.generators.condition import Condition
 from dfkd.models.weights.artifacts import PUBLISHED_PIPELINES
 from tests.helpers.jobs import ROOT
 

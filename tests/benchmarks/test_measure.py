@@ -31,7 +31,7 @@ from dfkd.benchmarks.measure import (
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
-from dfkd.dataset.loader import Batch
+from dfkd.dataset.batch import Batch
 from dfkd.distillation.augmentation import augment
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.labels import live_targets

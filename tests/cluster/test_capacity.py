@@ -9,8 +9,8 @@ import ray
 
 from dfkd.cluster.capacity import Actor, WorkerResources, plan_workers
 from dfkd.cluster.pool import Pool
-from dfkd.cluster.worker import PromptPart
 from dfkd.config.manifest import Cluster
+from dfkd.config.plan import PromptPart
 from dfkd.errors import InfrastructureError
 from tests.helpers.own_ray import own_ray
 

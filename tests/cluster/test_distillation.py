@@ -25,8 +25,9 @@ from dfkd.cluster.distillation import distill
 from dfkd.cluster.launch import run_ranks
 from dfkd.cluster.rank import Job, open_stream
 from dfkd.config.manifest import Cluster, Manifest, StorageConfig
-from dfkd.distillation.distiller import DistanceObjective, Distiller, Schedule
-from dfkd.distillation.embedding import EmbeddingObjective, embedding_objective
+from dfkd.distillation.distiller import Distiller, Schedule
+from dfkd.distillation.embedding import embedding_objective
+from dfkd.distillation.objective import DistanceObjective, Objective
 from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 from dfkd.models.student import Student, build, load_student
@@ -118,7 +119,7 @@ def one_step(manifest: Manifest, target: StudentLocation, rank: int) -> Student:
     config = manifest.distillation
     stream = open_stream(manifest, target.version, 0, rank, 2)
     assert (stream.steps, stream.rows) == (1, 12 - rank)
-    objective: DistanceObjective | EmbeddingObjective = DistanceObjective()
+    objective: Objective = DistanceObjective()
     if config.embeds:
         objective = embedding_objective(manifest, target.version)
     student = build(config, 3 if config.target == "distances" else EMBEDDING, 32, 0)

@@ -8,9 +8,8 @@ import pytest
 
 from dfkd.cluster.schedule import PromptProgress, ready_work
 from dfkd.cluster.synthesis import identify
-from dfkd.cluster.worker import PromptPart, PromptSummary
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import Unit, part_name, units
+from dfkd.config.plan import PromptPart, PromptSummary, Unit, part_name, units
 from dfkd.dataset.versions import Version, begin
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_version import write_manifest

@@ -10,9 +10,9 @@ from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
 from dfkd.cluster.capacity import require_shared_storage
 from dfkd.cluster.synthesis import build, finished, identify, write_missing
-from dfkd.cluster.worker import PromptPart, PromptSummary, PromptWorker, SynthesisWorker
+from dfkd.cluster.worker import PromptWorker, SynthesisWorker
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import estimated_bytes, units
+from dfkd.config.plan import PromptPart, PromptSummary, estimated_bytes, units
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.published import read_json
 from dfkd.dataset.verification import verify

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dfkd.config.distillation import Distillation
-from dfkd.dataset.loader import Batch
-from dfkd.distillation.distiller import DistanceObjective, Distiller, Schedule
+from dfkd.dataset.batch import Batch
+from dfkd.distillation.distiller import Distiller, Schedule
+from dfkd.distillation.objective import DistanceObjective
 from dfkd.models.student import Student, build, fold
 from dfkd.utils.device import multiplies_bfloat16
 

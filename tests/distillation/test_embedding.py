@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.loader import Batch
+from dfkd.dataset.batch import Batch
 from dfkd.distillation.distiller import Distiller, Schedule
-from dfkd.distillation.embedding import EmbeddingObjective, embedding_moments, encode_classes
+from dfkd.distillation.embedding import embedding_moments, encode_classes
 from dfkd.distillation.labels import target_function
+from dfkd.distillation.objective import EmbeddingObjective
 from dfkd.models.batch_norm import fold_batch_norms
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher, distances

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from dfkd.cluster.synthesis import identify
-from dfkd.cluster.worker import PromptPart, PromptWorker, SynthesisWorker
+from dfkd.cluster.worker import PromptWorker, SynthesisWorker
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import units
+from dfkd.config.plan import PromptPart, units
 from dfkd.dataset.versions import begin
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.request import Synthesised

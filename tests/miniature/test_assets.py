@@ -14,13 +14,13 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 
-from dfkd.config import bundled
+from dfkd.config import paths
 from dfkd.config.manifest import Manifest
 from dfkd.miniature import evaluation_set, recipe
 from dfkd.miniature.drawings import clipart, icons
 from dfkd.miniature.looks.domains import DOMAINS, SPARSE
 from dfkd.models.generators import kinds
-from dfkd.models.generators.generator import Condition
+from dfkd.models.generators.condition import Condition
 from dfkd.models.teacher import Teacher
 from dfkd.utils.yaml import load
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 MANIFEST = "manifests/pretrain.yaml"
 SCORES, DIFFUSION_SCORES = (
     json.loads((folder / "scores.json").read_text("utf-8"))
-    for folder in (bundled.ASSETS, bundled.DIFFUSION)
+    for folder in (paths.ASSETS, paths.DIFFUSION)
 )
 OFFICIAL = {"airplane", "book", "camera", "car", "cat", "clock"} | {
     "dog", "fish", "heart", "house", "leaf", "tree",
@@ -37,26 +37,26 @@ OFFICIAL = {"airplane", "book", "camera", "car", "cat", "clock"} | {
 
 @pytest.fixture(scope="module")
 def members() -> list[tarfile.TarInfo]:
-    with tarfile.open(bundled.EVALUATION) as bundle:
+    with tarfile.open(paths.EVALUATION) as bundle:
         return bundle.getmembers()
 
 
 def test_weights_are_small_enough_to_ship() -> None:
-    weights = list(bundled.ASSETS.rglob("*.safetensors"))
+    weights = list(paths.ASSETS.rglob("*.safetensors"))
     assert len(weights) == 5
     assert sum(path.stat().st_size for path in weights) <= 60e6
 
 
 def test_files_are_the_ones_that_were_scored() -> None:
-    weights = {str(path.relative_to(bundled.ASSETS)) for path in bundled.ASSETS.glob("*/*/*")}
+    weights = {str(path.relative_to(paths.ASSETS)) for path in paths.ASSETS.glob("*/*/*")}
     assert DIFFUSION_SCORES["files"].keys() == weights
     for name, known in (SCORES["files"] | DIFFUSION_SCORES["files"]).items():
-        data = (bundled.ASSETS / name).read_bytes()
+        data = (paths.ASSETS / name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (known["bytes"], known["sha256"])
 
 
 def test_the_backbone_learned_classes_that_no_student_of_the_demo_learns() -> None:
-    with safetensors.safe_open(bundled.BACKBONE, "numpy") as file:
+    with safetensors.safe_open(paths.BACKBONE, "numpy") as file:
         classes = json.loads(file.metadata()["classes"])
     assert len(classes) == SCORES["backbone"]["classes"]
     assert evaluation_set.official_names().isdisjoint(classes)
@@ -105,21 +105,21 @@ def test_the_bundled_diffusion_model_draws_most_classes(teacher: Teacher) -> Non
 
 
 def test_teacher_loads_strictly_into_open_clip() -> None:
-    config = json.loads(bundled.TEACHER_CONFIG.read_text("utf-8"))
+    config = json.loads(paths.TEACHER_CONFIG.read_text("utf-8"))
     text = config["text_cfg"]
-    merges = bundled.ASSETS / text.pop("tokenizer_kwargs")["bpe_path"]
+    merges = paths.ASSETS / text.pop("tokenizer_kwargs")["bpe_path"]
     tokenizer = SimpleTokenizer(str(merges), context_length=text["context_length"])
     assert tokenizer.vocab_size == text["vocab_size"]
     model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], text)
-    model.load_state_dict(load_file(bundled.TEACHER_WEIGHTS), strict=True)
+    model.load_state_dict(load_file(paths.TEACHER_WEIGHTS), strict=True)
     with torch.no_grad():
         embedding = model.eval().encode_text(tokenizer(["A dog", "A house"]))
     assert embedding.shape == (2, config["embed_dim"])
 
 
 def test_generator_has_the_official_layout() -> None:
-    params = yaml.safe_load(bundled.GENERATOR_CONFIG.read_text("utf-8"))["model"]["params"]
-    state = load_file(bundled.GENERATOR_WEIGHTS)
+    params = yaml.safe_load(paths.GENERATOR_CONFIG.read_text("utf-8"))["model"]["params"]
+    state = load_file(paths.GENERATOR_WEIGHTS)
     for name, network in (("encoder", Encoder), ("decoder", Decoder)):
         part = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(name)}
         network(**params["ddconfig"]).load_state_dict(part, strict=True)
@@ -150,7 +150,7 @@ def test_bundle_is_deterministic_and_of_the_held_out_sets(members: list[tarfile.
 
 
 def test_notice_names_every_set_with_its_licence() -> None:
-    lines = (bundled.ASSETS / "NOTICE").read_text("utf-8").splitlines()
+    lines = (paths.ASSETS / "NOTICE").read_text("utf-8").splitlines()
     entries = [line for line in lines if line.startswith("- ")]
     # Clip art is one of the collections; it is in the public domain and has no line of its own.
     used = SCORES["data"]["training"]["collections"] - 1 + len(SCORES["data"]["validation"])
@@ -163,7 +163,7 @@ def test_notice_names_every_set_with_its_licence() -> None:
 
 
 def test_the_card_is_the_job_s() -> None:
-    card = (bundled.ASSETS / "MODEL_CARD.md").read_text("utf-8")
+    card = (paths.ASSETS / "MODEL_CARD.md").read_text("utf-8")
     means = [
         f"{100 * SCORES['teacher'][key]['mean']:.1f}" for key in ("zero_shot", "zero_shot_official")
     ]

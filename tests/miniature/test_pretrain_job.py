@@ -14,7 +14,7 @@ from dfkd.miniature.evaluation_set import OFFICIAL
 from dfkd.miniature.recipe import GeneratorRecipe, IconData, Recipe
 from dfkd.miniature.work_folder import Stage, claim
 from dfkd.models.generators import kinds
-from dfkd.models.generators.generator import Condition
+from dfkd.models.generators.condition import Condition
 from dfkd.models.teacher import Teacher
 from dfkd.utils.device import CPU
 from dfkd.utils.hardware import thread_limit

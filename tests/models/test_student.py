@@ -10,7 +10,7 @@ import torchvision
 from torch.nn import functional as F
 from torchvision.models import get_model_weights
 
-from dfkd.config import bundled
+from dfkd.config import paths
 from dfkd.config.distillation import LIBRARY_WEIGHTS, Distillation, weights_file
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.student import (
@@ -165,7 +165,7 @@ def test_initial_weights_come_from_a_library_s_file_or_from_a_student(tmp_path: 
 
 def test_the_bundled_backbone_is_one_of_test_resnet() -> None:
     config = Distillation(student="timm:test_resnet", weights="miniature")
-    saved = safetensors.torch.load_file(bundled.BACKBONE)
+    saved = safetensors.torch.load_file(paths.BACKBONE)
     for name, tensor in build(config, 5, 64, 0).backbone.state_dict().items():
         assert torch.equal(tensor, saved[f"backbone.{name}"])
     with pytest.raises(WeightsError, match=r"backbone\.safetensors"):

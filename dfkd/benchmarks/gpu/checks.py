@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.synthesis import Variant
-from dfkd.config.bundled import MINIATURE
+from dfkd.config.paths import MINIATURE
 from dfkd.config.synthesis import GeneratorConfig, Synthesis, TeacherConfig
+from dfkd.models.generators.condition import Condition
 from dfkd.models.generators.diffusion import Diffusion
-from dfkd.models.generators.generator import Condition
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.request import Synthesised

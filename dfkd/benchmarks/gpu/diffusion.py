@@ -16,8 +16,8 @@ from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.sizes import Sampler
 from dfkd.benchmarks.measure import Call, Figure, operations, profile
 from dfkd.config.synthesis import Synthesis
+from dfkd.models.generators.condition import Condition, TextInput
 from dfkd.models.generators.diffusion import Diffusion
-from dfkd.models.generators.generator import Condition, TextInput
 from dfkd.models.generators.text_tower import Shape, TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import build, build_tokenizer, read_architecture

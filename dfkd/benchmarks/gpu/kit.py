@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dfkd.benchmarks import reference
 from dfkd.benchmarks.gpu.sizes import Sizes
-from dfkd.config.bundled import MINIATURE
 from dfkd.config.manifest import Manifest, StorageConfig
+from dfkd.config.paths import MINIATURE
 from dfkd.config.synthesis import GeneratorConfig, Prompts, Synthesis, TeacherConfig
 from dfkd.models import teacher_architecture
 from dfkd.models.generators.vqgan import VQGAN, Network

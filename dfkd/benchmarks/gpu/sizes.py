@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dfkd.config.bundled import GENERATOR_CONFIG, MINIATURE
+from dfkd.config.paths import GENERATOR_CONFIG, MINIATURE
 from dfkd.config.synthesis import Contrastive
 from dfkd.miniature.recipe import GeneratorRecipe, TeacherRecipe
 from dfkd.models.generators.vqgan_config import Decoder, Model, Params, read_model

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfkd.miniature.looks.fields import SIZE, Operation, pixel_centres, pixel_x, pixel_y, uniform
-from dfkd.miniature.looks.materials import flat, mean_colour, over
+from dfkd.miniature.looks.layers import flat, mean_colour, over
 
 
 def _mapped(layer: Tensor, theta: Tensor) -> Tensor:

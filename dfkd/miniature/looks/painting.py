@@ -17,8 +17,9 @@ from dfkd.miniature.looks.colours import shades
 from dfkd.miniature.looks.fields import SIZE, Operation, blurred, smooth_noise, warped
 from dfkd.miniature.looks.finishes import FINISHES
 from dfkd.miniature.looks.grounds import GROUNDS
+from dfkd.miniature.looks.layers import flat, over
 from dfkd.miniature.looks.look import Look
-from dfkd.miniature.looks.materials import MATERIALS, flat, over
+from dfkd.miniature.looks.materials import MATERIALS
 from dfkd.miniature.looks.strokes import STROKES, silhouette
 
 

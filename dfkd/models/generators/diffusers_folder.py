@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from dfkd.config.bundled import CACHE, DIFFUSION, MINIATURE
+from dfkd.config.paths import CACHE, DIFFUSION, MINIATURE, local_path
 from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_PIPELINES, cached
 from dfkd.models.weights.reading import load_into, match, read_json, read_state_dict
-from dfkd.utils.types import local_path, numbers
+from dfkd.utils.strict_json import numbers
 
 FIELD = "generator.weights"
 """The manifest key that errors name."""

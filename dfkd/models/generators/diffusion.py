@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfkd.config.bundled import CACHE
 from dfkd.config.manifest import Manifest
+from dfkd.config.paths import CACHE
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import WeightsError
+from dfkd.models.generators.condition import Condition, TextInput
 from dfkd.models.generators.diffusers_folder import (
     FIELD,
     REMEDY,
@@ -32,7 +33,7 @@ from dfkd.models.generators.diffusers_folder import (
     require_fitting,
     weights_file,
 )
-from dfkd.models.generators.generator import Condition, TextInput, to_pixels
+from dfkd.models.generators.generator import to_pixels
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.utils.device import multiplies_bfloat16

@@ -8,7 +8,6 @@ A generator gives each image a latent and decodes it. What makes the latent depe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -17,28 +16,9 @@ from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
+from dfkd.models.generators.condition import Condition, TextInput
 from dfkd.models.teacher import Teacher
 from dfkd.utils.types import Precision
-
-
-@dataclass(frozen=True)
-class TextInput:
-    """The hidden states of a text tower that a generator was trained on."""
-
-    layers: int
-    """Blocks of the tower, from the first on; the final layer norm follows."""
-    pads_with_end: bool
-    """Whether texts are padded with the end token; if not, with token 0, as open_clip does."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """The texts that condition a generator, as hidden states of the teacher's text tower."""
-
-    prompts: Tensor
-    """Of the prompt of each image, float32 [B, L, D]."""
-    empty: Tensor
-    """Of the empty text, float32 [1, L, D]; guidance leads away from it."""
 
 
 class Generator(Protocol):

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
-from dfkd.config.bundled import CACHE
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
+from dfkd.config.paths import CACHE
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.models.generators.diffusion import Diffusion
 from dfkd.models.generators.generator import Generator

@@ -16,11 +16,11 @@ from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
 from dfkd.errors import ManifestError, WeightsError
+from dfkd.models.generators.condition import TextInput
 from dfkd.models.generators.diffusers_folder import FIELD, REMEDY
-from dfkd.models.generators.generator import TextInput
 from dfkd.models.teacher import Teacher
 from dfkd.models.weights.reading import read_json, read_state_dict
-from dfkd.utils.types import first_problem
+from dfkd.utils.strict_json import first_problem
 
 TOLERANCE = 0.01
 """Largest difference of two equal tensors, relative to their norm; rounding to bfloat16 gives at

@@ -10,18 +10,19 @@ import torch
 from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor, nn
 
-from dfkd.config.bundled import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS, MINIATURE
 from dfkd.config.manifest import Manifest
+from dfkd.config.paths import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS, MINIATURE, local_path
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.models.generators.generator import Condition, TextInput, to_pixels
+from dfkd.models.generators.condition import Condition, TextInput
+from dfkd.models.generators.generator import to_pixels
 from dfkd.models.generators.vqgan_config import Model, read_model
 from dfkd.models.generators.vqgan_decoder import decode
 from dfkd.models.teacher import Teacher
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_VQGANS, cached, published
 from dfkd.models.weights.reading import existing_file, load_into, match, read_state_dict
 from dfkd.utils.device import multiplies_bfloat16
-from dfkd.utils.types import Precision, local_path
+from dfkd.utils.types import Precision
 
 MAX_DISTANCES = 1 << 24
 """Maximal number of distances between latents and codes in a GPU's memory at once: 64 MB."""

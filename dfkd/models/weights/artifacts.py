@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+from dfkd.config.paths import local_path
 from dfkd.errors import WeightsError
-from dfkd.utils.types import local_path
 
 FETCH = "python jobs/fetch.py MANIFEST"
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from dfkd.config.hashing import sha256_file
+from dfkd.config.paths import local_path
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError, shorten
 from dfkd.models.weights.artifacts import Artifact
 from dfkd.models.weights.http import PartialFile, Refusal, copy, is_safe, receive
 from dfkd.storage.retries import RetryPolicy
-from dfkd.utils.types import local_path
 
 Check = Callable[[Path], object]
 """Reads a file; raises `DfkdError` if it is not a file of the expected kind."""

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dfkd.config.paths import local_path
 from dfkd.errors import DfkdError, WeightsError, one_line
 from dfkd.models.weights import torchscript
 from dfkd.utils import strict_json
-from dfkd.utils.types import local_path
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Names of sizes that only OpenAI's checkpoints hold in addition to the weights."""

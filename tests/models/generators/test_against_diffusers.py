@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dfkd.models.generators import kinds
+from dfkd.models.generators.condition import Condition, TextInput
 from dfkd.models.generators.diffusers_folder import SCHEDULERS
 from dfkd.models.generators.diffusion import Diffusion
-from dfkd.models.generators.generator import Condition, TextInput
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.prompts.conditions import PromptStates
 from dfkd.utils.pixels import to_bytes

@@ -15,9 +15,9 @@ from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.errors import Exit, ManifestError
 from dfkd.models.generators import diffusion, kinds
+from dfkd.models.generators.condition import Condition
 from dfkd.models.generators.diffusers_folder import SCHEDULERS
 from dfkd.models.generators.diffusion import Diffusion
-from dfkd.models.generators.generator import Condition
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.pipeline.preflight import check_synthesis

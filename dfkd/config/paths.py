@@ -1,5 +1,6 @@
-"""Paths: the cache of fetched files, and the models and images that the package ships."""
+"""Paths: the cache of fetched files, the models and images of the package, and a manifest's own."""
 
+import os
 from pathlib import Path
 
 CACHE = "~/.cache/dfkd"
@@ -17,3 +18,9 @@ GENERATOR_WEIGHTS = ASSETS / "generator.safetensors"
 DIFFUSION = ASSETS / "diffusion"
 BACKBONE = ASSETS / "backbone.safetensors"
 EVALUATION = ASSETS / "evaluation.tar"
+
+
+def local_path(text: str | Path) -> Path:
+    """The path that a manifest names, with `~` expanded; that of an unknown user stays as it is."""
+    # Unlike `Path.expanduser`, which ends in a RuntimeError there.
+    return Path(os.path.expanduser(text))
