@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import BaseModel, Json, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -18,8 +19,11 @@ from dfkd.config.hashing import sha256_file
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import ManifestError, WeightsError
+from dfkd.evaluation.data import Domains
+from dfkd.evaluation.scoring import BATCH, decode_items
 from dfkd.models.student import build
 from dfkd.models.weights.reading import load_into, match, read_state_dict
+from dfkd.utils.pixels import from_bytes
 from dfkd.utils.types import Name, require_unique
 
 _REMEDY = "run jobs/pretrain.py with --only judge, which writes one"
@@ -43,6 +47,25 @@ class Judge:
     sha256: str
     """Hash of its file, 64 hexadecimal digits."""
     device: torch.device
+
+    @torch.no_grad()
+    def accuracy(self, data: Domains, image_size: int, threads: int) -> float:
+        """Share of labelled images, 0-1, that it names; unreadable images are left out.
+
+        Args:
+            image_size: width and height at which it sees them, in pixels.
+            threads: threads that decode images.
+        """
+        positions = [self.classes.index(name) for name in data.classes]
+        hits = list[bool]()
+        for items, images in decode_items(data.items, image_size, BATCH, threads):
+            read = [(i, image) for i, image in enumerate(images) if not isinstance(image, str)]
+            if read:
+                pixels = torch.from_numpy(np.stack([image for _, image in read]))
+                answers = self.network(from_bytes(pixels.to(self.device))).argmax(1).tolist()
+                labels = [positions[items[i].class_index] for i, _ in read]
+                hits += [a == b for a, b in zip(answers, labels, strict=True)]
+        return sum(hits) / max(1, len(hits))
 
     @torch.no_grad()
     def recognised(self, version: PublishedVersion, image_size: int) -> float:

@@ -197,9 +197,11 @@ def _notes_on_columns(described: StudyFile, results: StudyResults) -> Iterator[s
             "and teacher put into the same class."
         )
     if results.judge:
+        named = results.judge_accuracy
         yield (
             f"{RECOGNISED}: share of a row's synthesised images that a classifier which guided "
             f"no synthesis (sha256 {results.judge[:12]}) puts into the class they were made for."
+            + ("" if named is None else f" It names {100 * named:.1f} % of the evaluation images.")
         )
     if any(row.unseen for row in results.rows):
         yield (

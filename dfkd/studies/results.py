@@ -203,6 +203,8 @@ class StudyCells:
     """The data set of each row's first seed, by the row's name."""
     failed: Mapping[str, str]
     """Why a cell is missing, by its label."""
+    judge_accuracy: float | None = None
+    """Share of the evaluation images, 0-1, that the judge names; None without one."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,8 @@ class StudyResults:
     maps: tuple[Map, ...] = ()
     judge: str = ""
     """The sha256 of the judge's file; empty without one."""
+    judge_accuracy: float | None = None
+    """Share of the evaluation images, 0-1, that the judge names."""
     average: Average = "images"
     """Whether accuracies are over images, or means over the classes."""
     schema: int = field(default=1)
@@ -276,6 +280,7 @@ def collect_results(
         made=_study_origin(outcomes, study_cells.versions.values()),
         maps=tuple(maps),
         judge=next((outcome.judge for outcome in outcomes if outcome.judge), ""),
+        judge_accuracy=study_cells.judge_accuracy,
         average=study.manifest.evaluation.average,
     )
 

@@ -104,8 +104,10 @@ def reproduce(
     cell_jobs = list(_cell_jobs(study, root, data, judge.sha256 if judge else ""))
     # Only of unfinished cells, because the checks load models.
     _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])
+    named = judge.accuracy(data, size, threads or cpu_count()) if judge and data else None
     with contextlib.ExitStack() as runtime:
-        return _Runner(study, threads, at_once, on_cell, runtime, judge).run(cell_jobs)
+        found = _Runner(study, threads, at_once, on_cell, runtime, judge).run(cell_jobs)
+        return dataclasses.replace(found, judge_accuracy=named)
 
 
 def _of_teacher(manifest: Manifest) -> Manifest:

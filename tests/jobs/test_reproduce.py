@@ -176,6 +176,9 @@ def test_a_judge_recognises_the_images_of_the_class_that_it_names(
         assert (code, out.count(": finished ")) == (Exit.DONE, 4)
         found = results(tmp_path)
         assert found["judge"] == hashlib.sha256(judge.read_bytes()).hexdigest()
+        assert f"It names {100 * found['judge_accuracy']:.1f} % of the evaluation images." in (
+            tmp_path / "table.md"
+        ).read_text("utf-8")
         shares = [[cell["recognised"] for cell in row["cells"]] for row in found["rows"]]
         assert shares == [[None], [share, share], [share, share]]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dfkd.config.distillation import Evaluation
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
+from dfkd.evaluation.data import open_data
 from dfkd.studies.judge import Judge, read_judge
 from dfkd.utils.device import CPU
 from tests.helpers.tiny_judge import write_judge
@@ -31,6 +34,18 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     assert judge.recognised(version, 32) == 1.0
     wrong = Judge(Colours(), ("blue", "green", "red"), "", CPU)
     assert wrong.recognised(version, 32) == pytest.approx(1 / 3)
+
+
+def test_its_accuracy_is_over_the_images_that_can_be_read(tmp_path: Path) -> None:
+    """Of a red, a green, a blue and a broken image; the order of the data's classes is its own."""
+    for name, colour in (("red", "red"), ("green", "green"), ("blue", "yellow")):
+        path = tmp_path / "data" / "plain" / name / "one.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (40, 40), colour).save(path)
+    (tmp_path / "data" / "plain" / "red" / "two.png").write_bytes(b"no image")
+    data = open_data(Evaluation(data=str(tmp_path / "data")), ("red", "green", "blue"))
+    judge = Judge(Colours(), ("blue", "red", "green"), "", CPU)
+    assert judge.accuracy(data, 32, threads=1) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
