@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from dfkd.config.hashing import fingerprint, sha256_file
 from dfkd.dataset.prompt_tables import REQUIRED_COLUMNS
@@ -20,7 +20,7 @@ from dfkd.errors import CorruptionError, DfkdError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils import parquet, strict_json
-from dfkd.utils.strict_json import canonical
+from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import Sha256, Size
 
 INDEX_SCHEMA = pa.schema(
@@ -84,6 +84,9 @@ class Pointer(BaseModel, strict=True):
     number: Annotated[int, Field(ge=1, le=MAX_POINTER_NUMBER)]
     version: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     manifest: Sha256
+
+
+_POINTER = TypeAdapter(Pointer)
 
 
 def index_row(sample: Sample, location: SampleLocation, shard: str) -> dict[str, Any]:
@@ -283,11 +286,9 @@ def _newest_pointer(storage: Storage) -> Pointer | None:
 
 def read_pointer(storage: Storage, key: str) -> Pointer:
     """The content of an object under `current/`; `CorruptionError` if it names no version."""
-    data = storage.get(key)
-    parse_json(data, storage.location(key))
     try:
-        pointer = Pointer.model_validate_json(data)
-    except ValidationError:
+        pointer = read_as(_POINTER, storage.get(key))
+    except ValueError:  # no JSON, or another one
         pointer = None
     if pointer is None or key != layout.pointer(pointer.number):
         raise CorruptionError(f"{storage.location(key)}: names no version; restore or delete it")

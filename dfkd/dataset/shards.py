@@ -17,13 +17,13 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from dfkd.dataset.tar import members
 from dfkd.errors import CorruptionError, as_utf8
 from dfkd.storage import layout
 from dfkd.utils import strict_json
-from dfkd.utils.strict_json import canonical, first_problem
+from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import Sha256, Size
 
 Array = npt.NDArray[Any]
@@ -149,15 +149,10 @@ def encode_receipt(receipt: Receipt) -> bytes:
 def decode_receipt(data: bytes, where: str) -> Receipt:
     """Parse a receipt; `CorruptionError` that names `where` if `data` is not a receipt."""
     try:
-        # pydantic takes the last of two equal keys; the strict parser refuses them.
-        strict_json.parse(data)
-        return _RECEIPT_ADAPTER.validate_json(data, strict=True)
+        return read_as(_RECEIPT_ADAPTER, data)
     except ValueError as error:
-        problem = str(error)
-        if isinstance(error, ValidationError):
-            problem = "{}: {}".format(*first_problem(error))
         raise CorruptionError(
-            f"{where}: not a receipt ({problem}); delete it and synthesise its task again"
+            f"{where}: not a receipt ({error}); delete it and synthesise its task again"
         ) from None
 
 

@@ -61,7 +61,7 @@ from dfkd.storage.local import open_storage
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
 from dfkd.utils.progress import Bar, bar
-from dfkd.utils.strict_json import canonical
+from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED, Natural
 
 CELLS = f"{FOLDER}/cells"
@@ -386,7 +386,7 @@ class _Experiment:
         """The correct counts of a cell; `CorruptionError` unless it belongs to this training."""
         data = self.cells.get(key, CELL_LIMIT)
         try:
-            cell = CELL_ADAPTER.validate_json(data, strict=True)
+            cell = read_as(CELL_ADAPTER, data)
             possible = all(right <= total for right, total in zip(cell.right, tested, strict=True))
             fits = possible and (cell.curve, cell.domain, cell.shots, cell.seed) == identity
         except ValueError:  # no such cell, or counts of another number of classes

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +24,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import read_architecture
 from dfkd.storage.base import Storage
 from dfkd.utils.hardware import processor_name, time_on_one_core
-from dfkd.utils.strict_json import canonical, first_problem
+from dfkd.utils.strict_json import canonical, read_as
 
 FILE = "latency.json"
 CPU = torch.device("cpu")
@@ -113,12 +113,11 @@ def read(storage: Storage) -> Latency:
     if not storage.exists(FILE):
         return Latency(ms={}, machine="")
     try:
-        return Latency.model_validate_json(storage.get(FILE))
-    except ValidationError as error:
-        field, rule, _ = first_problem(error)
+        return read_as(TypeAdapter(Latency), storage.get(FILE))
+    except ValueError as error:
         raise CorruptionError(
-            f"{storage.location(FILE)}: {field}: {rule}; delete it and run the same job again, "
-            "which measures it anew"
+            f"{storage.location(FILE)}: {error}; delete it and run the same job again, which "
+            "measures it anew"
         ) from None
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,9 +30,8 @@ from dfkd.models.backbone import (
 from dfkd.models.small_convolutions import SmallMaps
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
-from dfkd.utils import strict_json
 from dfkd.utils.device import seeded
-from dfkd.utils.strict_json import canonical, first_problem
+from dfkd.utils.strict_json import canonical, parse, read_as
 from dfkd.utils.types import Name, Sha256, Size
 
 WEIGHTS, CARD = layout.STUDENT_WEIGHTS, layout.STUDENT_CARD
@@ -235,6 +234,9 @@ class _StudentCard(BaseModel, strict=True):
     bytes: Size
 
 
+_CARD = TypeAdapter(_StudentCard)
+
+
 def read_card(storage: Storage) -> dict[str, Any]:
     """The card of a finished student.
 
@@ -243,13 +245,10 @@ def read_card(storage: Storage) -> dict[str, Any]:
     """
     data = storage.get(CARD)
     try:
-        meta: dict[str, Any] = strict_json.parse(data)
-        _StudentCard.model_validate_json(data)
-    except ValidationError as error:
-        key, rule, _ = first_problem(error)
-        raise _damaged(storage.location(CARD), f"{key}: {rule}") from None
+        read_as(_CARD, data)
     except ValueError as error:
         raise _damaged(storage.location(CARD), str(error)) from None
+    meta: dict[str, Any] = parse(data)
     return meta
 
 

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from dfkd.config.fingerprint import refuse_difference
 from dfkd.config.hashing import fingerprint
@@ -28,7 +28,7 @@ from dfkd.errors import CorruptionError, LeaseError, ManifestError
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
-from dfkd.utils.strict_json import canonical, first_problem
+from dfkd.utils.strict_json import canonical, read_as
 
 T = TypeVar("T")
 
@@ -142,12 +142,11 @@ class Decision:
 def _read(storage: Storage, key: str, schema: type[T]) -> T:
     """The content of an attempt's object; `CorruptionError` if it is something else."""
     try:
-        return TypeAdapter(schema).validate_json(storage.get(key), strict=True)
-    except ValidationError as error:
-        field, rule, _ = first_problem(error)
+        return read_as(TypeAdapter(schema), storage.get(key))
+    except ValueError as error:
         raise CorruptionError(
-            f"{storage.location(key)}: not what dfkd wrote ({field} {rule}); restore it, or delete "
-            "its folder and run again"
+            f"{storage.location(key)}: not what dfkd wrote ({error}); restore it, or delete its "
+            "folder and run again"
         ) from None
 
 

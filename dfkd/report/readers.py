@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
@@ -25,7 +25,7 @@ from dfkd.report.gallery import evenly
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils import parquet, strict_json
-from dfkd.utils.strict_json import first_problem
+from dfkd.utils.strict_json import read_as
 
 T = TypeVar("T")
 
@@ -46,12 +46,11 @@ def read_checked(storage: Storage, key: str, kind: type[T]) -> T:
         CorruptionError: the object is damaged; `MissingObject` if there is none.
     """
     try:
-        return TypeAdapter(kind).validate_json(storage.get(key))
-    except ValidationError as error:
-        field, rule, _ = first_problem(error)
+        return read_as(TypeAdapter(kind), storage.get(key))
+    except ValueError as error:
         raise CorruptionError(
-            f"{storage.location(key)}: {field}: {rule}; delete it and run jobs/pipeline.py again, "
-            "which writes it anew"
+            f"{storage.location(key)}: {error}; delete it and run jobs/pipeline.py again, which "
+            "writes it anew"
         ) from None
 
 

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
-from dfkd.utils.strict_json import canonical, first_problem
+from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED, Natural
 
 Stage = Literal["synthesize", "distill", "evaluate"]
@@ -60,6 +60,9 @@ class CostRecord:
 class _Record:
     schema: Literal[1]
     entries: tuple[CostRecord, ...]
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 def _key(stage: Stage, method: str, seed: int | None) -> str:
@@ -138,12 +141,11 @@ def read(storage: Storage) -> list[CostRecord]:
 def _entries(storage: Storage, key: str) -> tuple[CostRecord, ...]:
     """The entries of a record, none if it does not exist; `CorruptionError` if it is damaged."""
     try:
-        entries = TypeAdapter(_Record).validate_json(storage.get(key), strict=True).entries
+        entries = read_as(_RECORD, storage.get(key)).entries
     except MissingObject:
         return ()
-    except ValidationError as error:
-        field, rule, _ = first_problem(error)
-        raise _damaged(storage, key, f"{field}: {rule}") from None
+    except ValueError as error:
+        raise _damaged(storage, key, str(error)) from None
     # An object that was copied under another key would count the cost of another stage.
     if any(entry.key != key for entry in entries):
         raise _damaged(storage, key, "an entry belongs elsewhere")

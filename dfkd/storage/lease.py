@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError, DfkdError, LeaseError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
-from dfkd.utils.strict_json import canonical, first_problem
+from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED
 
 READERS = "readers"
@@ -58,6 +58,9 @@ class Record:
     def held(self, now: float) -> bool:
         """Whether the holder may still be working at the time `now`."""
         return not self.released and now < self.expires
+
+
+_RECORD = TypeAdapter(Record)
 
 
 @dataclass(frozen=True)
@@ -199,11 +202,10 @@ def read(storage: Storage, key: str) -> Record:
         MissingObject: the object was deleted.
     """
     try:
-        return TypeAdapter(Record).validate_json(storage.get(key), strict=True)
-    except ValidationError as error:
-        field, rule, _ = first_problem(error)
+        return read_as(_RECORD, storage.get(key))
+    except ValueError as error:
         raise CorruptionError(
-            f"{storage.location(key)}: not a lease ({field} {rule}); delete it once nobody holds it"
+            f"{storage.location(key)}: not a lease ({error}); delete it once nobody holds it"
         ) from None
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.distillation import Average
@@ -24,7 +24,7 @@ from dfkd.evaluation.results import ResultRow, selected
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
 from dfkd.studies.study import Cell, Study
-from dfkd.utils.strict_json import canonical
+from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED, Fraction, Sha256
 
 SCHEMA = 1
@@ -131,12 +131,10 @@ class CellStore:
         """
         key = f"{self.folder}/{FILE}"
         try:
-            result = TypeAdapter(CellResult).validate_json(
-                self.storage.get(key, LIMIT), strict=True
-            )
+            result = read_as(TypeAdapter(CellResult), self.storage.get(key, LIMIT))
         except MissingObject:
             return None
-        except ValidationError:
+        except ValueError:
             result = None
         # The hash in the folder's name covers these fields, so a difference means damage.
         if result is None or not self._fields.items() <= asdict(result).items():

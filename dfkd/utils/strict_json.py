@@ -7,10 +7,12 @@ a different value from the same file.
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # a student to take home is used where there is no pydantic
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
 
 
 def parse(data: bytes | str) -> Any:
@@ -23,6 +25,23 @@ def parse(data: bytes | str) -> Any:
         return _DECODER.decode(data if isinstance(data, str) else data.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def read_as(adapter: "TypeAdapter[T]", data: bytes) -> T:
+    """The value that `data` encodes, checked and converted by a type of pydantic.
+
+    Raises:
+        ValueError: not strict JSON; or the first field that is wrong, as "field: rule".
+    """
+    from pydantic import ValidationError
+
+    try:
+        parse(data)  # pydantic would take the last of two equal keys
+        return adapter.validate_json(data, strict=True)
+    except ValidationError as error:
+        raise ValueError("{}: {}".format(*first_problem(error))) from None
+    except ValueError as error:
+        raise ValueError(f"not strict JSON: {error}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -469,7 +469,7 @@ def test_a_pointer_to_nowhere_is_refused(tmp_path: Path) -> None:
     storage.put("current/notes.txt", b"")
     assert current(storage) is not None
     for content, reason in [
-        (b"{", "no readable JSON"),
+        (b"{", "names no version"),
         (b"{}", "names no version"),
         (pointer(version="0" * 16), "no such object"),
         (pointer(version="../x"), "names no version"),
