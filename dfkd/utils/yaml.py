@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from dfkd.errors import SECRET_PATTERN, ManifestError, conceal
 
@@ -271,7 +270,7 @@ def _first_problem(schema: type[Any], error: ValidationError, tree: Tree) -> Man
     return ManifestError(field, rule, problem["input"], "change the value")
 
 
-def _known_path(problem: ErrorDetails, tree: Tree) -> list[str | int]:
+def _known_path(problem: Mapping[str, Any], tree: Tree) -> list[str | int]:
     """The keys and positions of a problem that `tree` has, and a missing key at the end.
 
     pydantic also names the member of a union that it tried, and the position in a list that a

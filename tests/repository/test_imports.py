@@ -3,9 +3,11 @@
 import ast
 import re
 import sys
+import tomllib
 from collections.abc import Set
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,25 @@ def test_only_the_cluster_and_benchmarks_import_ray() -> None:
     found = importers("ray")
     assert "dfkd.cluster.pool" in found
     assert {name for name in found if not name.startswith(RAY)} == set()
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Not what a dependency happens to bring along."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *(each for group in extras.values() for each in group)]
+    names = {canonical_name(re.split(r"[^\w.-]", each, maxsplit=1)[0]) for each in declared}
+    providers = metadata.packages_distributions()
+    jobs = {name.partition(".")[2] for name in SOURCES if name.startswith("jobs.")}
+    known = set(sys.stdlib_module_names) | jobs | {"dfkd", "jobs"}
+    for package in packages(set().union(*map(imported, SOURCES))) - known:
+        found = {canonical_name(each) for each in providers.get(package, ())}
+        assert found & names, f"{package} of {sorted(found)}"
+
+
+def canonical_name(distribution: str) -> str:
+    """A distribution's name as package indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def test_only_the_s3_storage_imports_boto3() -> None:
