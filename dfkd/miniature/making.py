@@ -24,7 +24,7 @@ from dfkd.miniature.pretraining import DataSplit
 from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.scoring import Scores
 from dfkd.miniature.training import classifier, diffusion
-from dfkd.miniature.training.generator import Network
+from dfkd.miniature.training.generator import Autoencoder
 from dfkd.models.teacher import Teacher
 
 #: The files of teacher and generator.
@@ -52,7 +52,7 @@ class Models:
     words: list[str]
     """The words of the teacher's captions."""
     teacher: nn.Module
-    generator: Network
+    generator: Autoencoder
 
 
 def make(recipe: Recipe, command: str) -> Path:
@@ -271,7 +271,7 @@ def write_scores(scores: Scores, folder: Path) -> Path:
     return path
 
 
-def write_reconstructions(split: DataSplit, generator: Network, folder: Path) -> None:
+def write_reconstructions(split: DataSplit, generator: Autoencoder, folder: Path) -> None:
     """Write ``reconstructions.png``: for each domain images above their reconstructions."""
     images = split.evaluation_pixels()
     reconstructed = pretraining.reconstruct(generator, images)

@@ -330,7 +330,7 @@ def train_generator(
     # At most 256 validation drawings. The evaluation set is reserved for the final scores.
     images = plain(split.training, split.validation[:: 1 + len(split.validation) // 256])
 
-    def validate(network: generator.Network, step: int) -> None:
+    def validate(network: generator.Autoencoder, step: int) -> None:
         network.eval()
         quality = psnr(reconstruct(network, images), images)
         log(f"generator step {step} validation icons: {quality:.2f} dB")
@@ -346,7 +346,7 @@ def train_generator(
 
 
 @torch.no_grad()
-def reconstruct(network: generator.Network, images: Tensor) -> Tensor:
+def reconstruct(network: generator.Autoencoder, images: Tensor) -> Tensor:
     """Images [N, 3, 64, 64] in [0, 1] after encoding, quantising and decoding, in chunks."""
     return torch.cat([network.reconstruct(part) for part in images.split(64)])
 

@@ -161,7 +161,7 @@ def _mean_cosine(groups: Tensor) -> float:
 
 
 def generator_scores(
-    network: generator.Network,
+    network: generator.Autoencoder,
     teacher: nn.Module,
     tokenizer: SimpleTokenizer,
     split: DataSplit,
@@ -184,7 +184,7 @@ def generator_scores(
 
 
 @torch.no_grad()
-def _codes_used(network: generator.Network, images: Tensor) -> int:
+def _codes_used(network: generator.Autoencoder, images: Tensor) -> int:
     """Number of different codes of the images [N, 3, 64, 64] in [0, 1]."""
     parts = [network.quantize(network.encode(part * 2 - 1))[1] for part in images.split(64)]
     return len(torch.cat(parts).unique())
@@ -259,14 +259,14 @@ def exported_teacher(recipe: TeacherRecipe, folder: Path, vocab_size: int) -> nn
     return model.eval().requires_grad_(False)
 
 
-def exported_generator(recipe: GeneratorRecipe, folder: Path) -> generator.Network:
+def exported_generator(recipe: GeneratorRecipe, folder: Path) -> generator.Autoencoder:
     """The exported generator as the package loads it: half-precision values in float32.
 
     Raises:
         RuntimeError: the file has other weights than the recipe's network.
     """
     path = folder / "generator.safetensors"
-    network = generator.Network(recipe)
+    network = generator.Autoencoder(recipe)
     # The codebook's running sums are not exported, so they are missing.
     loaded = network.load_state_dict(load_file(path), strict=False)
     if loaded.unexpected_keys or any(".weight" in key for key in loaded.missing_keys):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
 from dfkd.errors import ManifestError
-from dfkd.storage.azure_gcs_client import Connection, explain, is_transient, reason
+from dfkd.storage.azure_gcs_client import ObstoreConnection, explain, is_transient, reason
 from dfkd.storage.base import (
     KEY,
     PROBE,
@@ -38,7 +38,9 @@ PAGE = 1000
 class ObstoreStorage(BucketStorage):
     """A prefix of a container of Azure Blob or of a bucket of Google Cloud Storage."""
 
-    connection: Connection = field(default_factory=Connection, repr=False, compare=False)
+    connection: ObstoreConnection = field(
+        default_factory=ObstoreConnection, repr=False, compare=False
+    )
     max_put_bytes = 5000 << 20  # Azure's; GCS takes more
 
     @property

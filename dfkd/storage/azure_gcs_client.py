@@ -34,7 +34,7 @@ BAD_NAMES = ("EmptySegment", "BadSegment")
 
 
 @dataclass(frozen=True)
-class Limits:
+class ObstoreLimits:
     """Retries and timeouts of the requests to a store."""
 
     retries: RetryPolicy = field(default_factory=RetryPolicy)
@@ -49,10 +49,10 @@ class Limits:
 
 
 @dataclass
-class Connection(BucketConnection):
+class ObstoreConnection(BucketConnection):
     """The clients of a storage and all of its children."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: ObstoreLimits = field(default_factory=ObstoreLimits)
     _clients: dict[float, Any] = field(default_factory=dict)
     """Clients by their timeout for an answer."""
 

@@ -42,7 +42,7 @@ Clock = Callable[[], float]
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
-class Record:
+class LeaseRecord:
     """The content of a lease's object."""
 
     holder: str
@@ -60,7 +60,7 @@ class Record:
         return not self.released and now < self.expires
 
 
-_RECORD = TypeAdapter(Record)
+_RECORD = TypeAdapter(LeaseRecord)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Lease:
     holder: str
     seconds: float
     since: float
-    """See `Record.since`."""
+    """See `LeaseRecord.since`."""
     versions: tuple[str, ...] = ()
     clock: Clock = time.time
 
@@ -83,7 +83,7 @@ class Lease:
 
     def record(self, released: bool = False) -> bytes:
         """The content of its object if it is renewed (or released) now."""
-        record = Record(
+        record = LeaseRecord(
             holder=self.holder,
             since=self.since,
             expires=self.clock() + self.seconds,
@@ -188,13 +188,13 @@ def _renewing(lease: Lease) -> Iterator[None]:
         thread.join()
 
 
-def newest_lease(storage: Storage, name: str) -> tuple[str, Record | None]:
+def newest_lease(storage: Storage, name: str) -> tuple[str, LeaseRecord | None]:
     """Key and content of the lease with the highest number; ("", None) if there is none."""
     keys = [key for key in storage.list(f"{layout.LEASES}{name}/") if NUMBERED.fullmatch(key)]
     return (keys[-1], read(storage, keys[-1])) if keys else ("", None)
 
 
-def read(storage: Storage, key: str) -> Record:
+def read(storage: Storage, key: str) -> LeaseRecord:
     """The content of a lease's object.
 
     Raises:
@@ -209,7 +209,7 @@ def read(storage: Storage, key: str) -> Record:
         ) from None
 
 
-def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, Record]:
+def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, LeaseRecord]:
     """All leases that are held now, by key: the highest number of each name, and all readers."""
     # Keys are listed in ascending order, so the last one of a name has the highest number.
     last: dict[str, str] = {}
@@ -228,7 +228,7 @@ def _holder() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _refusal(name: str, record: Record | None) -> LeaseError:
+def _refusal(name: str, record: LeaseRecord | None) -> LeaseError:
     """The error for a lease that another process holds."""
     holder = record.holder if record else "another process"
     until = datetime.fromtimestamp(record.expires if record else 0, UTC).isoformat(" ", "seconds")

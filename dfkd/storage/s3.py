@@ -22,7 +22,7 @@ from dfkd.storage.base import (
     require_disk_space,
 )
 from dfkd.storage.bucket import BucketStorage, folder_names
-from dfkd.storage.s3_client import Connection, explain, explain_connection, redact, status
+from dfkd.storage.s3_client import S3Connection, explain, explain_connection, redact, status
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ CREDENTIAL_ERRORS = (
 class S3Storage(BucketStorage):
     """A prefix of an S3 bucket. boto3 finds credentials, region and endpoint in its usual way."""
 
-    connection: Connection = field(default_factory=Connection, repr=False, compare=False)
+    connection: S3Connection = field(default_factory=S3Connection, repr=False, compare=False)
     scheme: str = field(default="s3", kw_only=True)
     max_put_bytes = 5 << 30
 
@@ -57,7 +57,7 @@ class S3Storage(BucketStorage):
         return self.connection.client
 
     def _attempt(self, operation: str, key: str, send: Callable[[Request], T]) -> T:
-        """`Connection.attempt`, with boto3's errors turned into `DfkdError`."""
+        """`S3Connection.attempt`, with boto3's errors turned into `DfkdError`."""
         try:
             return self.connection.attempt(operation, send)
         except ClientError as error:

@@ -41,7 +41,7 @@ BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLim
 
 
 @dataclass(frozen=True)
-class Limits:
+class S3Limits:
     """Retries and timeouts of the requests to a store."""
 
     retries: RetryPolicy = field(default_factory=RetryPolicy)
@@ -58,10 +58,10 @@ def _models() -> Any:
 
 
 @dataclass
-class Connection(BucketConnection):
+class S3Connection(BucketConnection):
     """The client of a storage and all of its children; each process creates its own."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: S3Limits = field(default_factory=S3Limits)
     _clients: dict[int, Any] = field(default_factory=dict)
     """Clients by process id, because a fork must not share sockets."""
 

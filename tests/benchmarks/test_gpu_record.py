@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dfkd.benchmarks.gpu.kit import Kit, Result
-from dfkd.benchmarks.gpu.record import HEAD, JSON, PAGE, Record, Row, Target
+from dfkd.benchmarks.gpu.record import HEAD, JSON, PAGE, Row, RunRecord, Target
 from dfkd.benchmarks.gpu.sizes import QUICK
 from dfkd.benchmarks.measure import profile
 from dfkd.storage.local import LocalStorage
@@ -24,12 +24,12 @@ from tests.helpers.jobs import ROOT
 CPU = torch.device("cpu")
 
 
-def write(folder: Path, planned: list[Row], limit: float = 100, **targets: float) -> Record:
+def write(folder: Path, planned: list[Row], limit: float = 100, **targets: float) -> RunRecord:
     """A record of rows, begun now."""
     storage = LocalStorage(folder)
     storage.prepare()
     wanted = [Target(key, key, least) for key, least in targets.items()]
-    return Record(storage, planned, wanted, "python -m x", limit, time.monotonic())
+    return RunRecord(storage, planned, wanted, "python -m x", limit, time.monotonic())
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ HANGING = """
 import sys, time, torch
 from pathlib import Path
 from dfkd.benchmarks.gpu.kit import Kit
-from dfkd.benchmarks.gpu.record import Record, Row
+from dfkd.benchmarks.gpu.record import RunRecord, Row
 from dfkd.benchmarks.gpu.sizes import QUICK
 from dfkd.storage.local import LocalStorage
 
@@ -143,7 +143,7 @@ storage.prepare()
 passed = sys.argv[3] == "passed"
 rows = [Row("first", lambda kit: {"passed": passed, "remark": "fine"}, 0, check=True)]
 rows += [Row("second", hang, 0), Row("third", hang, 0)]
-record = Record(storage, rows, [], "python -m x", float(sys.argv[2]), time.monotonic())
+record = RunRecord(storage, rows, [], "python -m x", float(sys.argv[2]), time.monotonic())
 list(record.run(Kit(QUICK, torch.device("cpu"))))
 """
 

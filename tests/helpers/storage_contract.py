@@ -177,9 +177,9 @@ def opened(root: str, **limits: float) -> BucketStorage:
     scheme, bucket, prefix = split_root("root", root)
     retries = RetryPolicy(pause=0.01)
     if scheme == "s3":
-        connection = s3_client.Connection(s3_client.Limits(retries, **limits))
+        connection = s3_client.S3Connection(s3_client.S3Limits(retries, **limits))
         return S3Storage(bucket, prefix, connection)
-    other = azure_gcs_client.Connection(azure_gcs_client.Limits(retries, **limits))
+    other = azure_gcs_client.ObstoreConnection(azure_gcs_client.ObstoreLimits(retries, **limits))
     return ObstoreStorage(bucket, prefix, other, scheme=scheme)
 
 

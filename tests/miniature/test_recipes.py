@@ -21,7 +21,7 @@ from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe
 from dfkd.miniature.training import diffusion, generator
 from dfkd.miniature.training import teacher as teacher_recipe
 from dfkd.miniature.training.latent_space import LatentSpace
-from dfkd.miniature.training.teacher import Batch, Sample, positives
+from dfkd.miniature.training.teacher import CaptionedBatch, PaintedDrawing, positives
 from dfkd.models.teacher import Teacher
 from tests.helpers.drawings import WORDS, row, small_teacher
 
@@ -82,9 +82,9 @@ def test_most_captions_of_other_looks_tell_something_true(tokenizer: SimpleToken
 
 def test_a_caption_that_leaves_the_look_out_is_true_of_the_object_in_all_looks() -> None:
     caption = captions.Caption(["a", "dog"], "dog")
-    assert Sample(row("dog"), Look(ink=RED)).shows(caption)
-    assert Sample(row("dog"), Look()).shows(caption)
-    assert not Sample(row("cat"), Look()).shows(caption)
+    assert PaintedDrawing(row("dog"), Look(ink=RED)).shows(caption)
+    assert PaintedDrawing(row("dog"), Look()).shows(caption)
+    assert not PaintedDrawing(row("cat"), Look()).shows(caption)
 
 
 def test_captions_of_looks_alone_name_no_object(tokenizer: SimpleTokenizer) -> None:
@@ -159,9 +159,9 @@ def test_pictures_come_in_the_order_of_their_rows(cache: Cache) -> None:
 def test_a_caption_is_a_positive_of_every_picture_that_it_is_true_of() -> None:
     dog, cat = row("dog"), row("cat")
     samples = [
-        Sample(dog, Look()),
-        Sample(dog, Look(ink=RED)),
-        Sample(cat, Look(ink=RED, ground="wood")),
+        PaintedDrawing(dog, Look()),
+        PaintedDrawing(dog, Look(ink=RED)),
+        PaintedDrawing(cat, Look(ink=RED, ground="wood")),
     ]
     told = [
         captions.Caption(["a", "dog"], "dog", (), implies_default=True),
@@ -173,7 +173,7 @@ def test_a_caption_is_a_positive_of_every_picture_that_it_is_true_of() -> None:
 
 
 def test_a_caption_by_another_name_is_true_of_the_same_object() -> None:
-    samples = [Sample(row("alarm clock"), Look()), Sample(row("clock"), Look())]
+    samples = [PaintedDrawing(row("alarm clock"), Look()), PaintedDrawing(row("clock"), Look())]
     told = [
         captions.Caption(["a", "clock"], "clock", (), implies_default=True),
         captions.Caption(["an", "alarm", "clock"], "alarm clock", (), implies_default=True),
@@ -217,7 +217,7 @@ def test_interrupted_teacher_resumes(
         )
         batch = made.batch
 
-        def paint(step: int) -> Batch:
+        def paint(step: int) -> CaptionedBatch:
             painted.append(step)
             return batch(step)
 
@@ -289,7 +289,7 @@ def diffusion_trainer(
         SMALL_VQ,
         cache,
         np.arange(8),
-        generator.Network(SMALL_VQ).eval().requires_grad_(False),
+        generator.Autoencoder(SMALL_VQ).eval().requires_grad_(False),
         Teacher(clip, tokenizer, "small", preprocess={}),
         captioner(tokenizer),
         folder,
@@ -300,7 +300,7 @@ def diffusion_trainer(
 
 def test_a_vqgan_decodes_the_same_as_an_object_of_diffusers() -> None:
     torch.manual_seed(0)
-    network = generator.Network(SMALL_VQ).eval()
+    network = generator.Autoencoder(SMALL_VQ).eval()
     latents = network.encode(torch.rand(2, 3, 64, 64) * 2 - 1).detach()
     space = LatentSpace(8, 8)  # all components, so that nothing is lost
     space.fit(latents)

@@ -134,6 +134,16 @@ def test_only_the_cluster_and_benchmarks_import_ray() -> None:
     assert {name for name in found if not name.startswith(RAY)} == set()
 
 
+def test_a_class_name_stands_for_one_class() -> None:
+    places: dict[str, list[str]] = {}
+    for module in MODULES:
+        for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+    assert len(places) > 100
+
+
 def test_what_is_imported_is_declared() -> None:
     """Not what a dependency happens to bring along."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

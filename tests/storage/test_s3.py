@@ -15,7 +15,7 @@ from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.local import open_storage
 from dfkd.storage.retries import RetryPolicy
 from dfkd.storage.s3 import S3Storage
-from dfkd.storage.s3_client import Connection, Limits
+from dfkd.storage.s3_client import S3Connection, S3Limits
 from tests.helpers.storage_contract import S3FaultTests, StorageTests
 
 server = pytest.importorskip("moto.server", reason="needs moto[server]")
@@ -75,7 +75,7 @@ def test_buckets_that_cannot_be_used_are_refused(
 def test_only_what_may_pass_is_worth_a_repetition(
     root: str, code: str, status: int, kind: type[DfkdError]
 ) -> None:
-    storage = S3Storage("bucket", connection=Connection(Limits(RetryPolicy(1))))
+    storage = S3Storage("bucket", connection=S3Connection(S3Limits(RetryPolicy(1))))
     with Stubber(storage.connection.client) as stub:
         stub.add_client_error("put_object", code, http_status_code=status)
         with pytest.raises(kind, match=code):
@@ -123,7 +123,7 @@ def test_a_connection_lost_during_its_handshake_is_tried_again(
         thread = threading.Thread(target=hang_up)
         thread.start()
         policy = RetryPolicy(attempts=3, pause=0.01, longest_pause=0.01)
-        storage = S3Storage("bucket", connection=Connection(Limits(policy)))
+        storage = S3Storage("bucket", connection=S3Connection(S3Limits(policy)))
         with pytest.raises(InfrastructureError, match="run the same command again"):
             storage.get("key")
         thread.join(5)

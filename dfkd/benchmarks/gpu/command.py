@@ -77,7 +77,7 @@ def _measure(folder: LocalStorage, quick: bool, limit: float, begun: float, comm
     """
     from dfkd.benchmarks.gpu import rows, sizes
     from dfkd.benchmarks.gpu.kit import Kit
-    from dfkd.benchmarks.gpu.record import FAILED, JSON, PAGE, SKIPPED, Record, cells
+    from dfkd.benchmarks.gpu.record import FAILED, JSON, PAGE, SKIPPED, RunRecord, cells
     from dfkd.utils.device import keep_freed_memory, pick_device
 
     device = pick_device()
@@ -86,7 +86,7 @@ def _measure(folder: LocalStorage, quick: bool, limit: float, begun: float, comm
     keep_freed_memory()  # as workers do
     size = sizes.QUICK if quick else sizes.FULL
     planned, targets = rows.all_rows(size, gpu=device.type == "cuda")
-    record = Record(folder, planned, targets, command, limit, begun)
+    record = RunRecord(folder, planned, targets, command, limit, begun)
     for entry in record.run(Kit(size, device)):
         print("  ".join(cell for cell in cells(entry) if cell not in ("-", "")), flush=True)
     record.require_passed()

@@ -69,7 +69,7 @@ class Target:
     least: float
 
 
-class Record:
+class RunRecord:
     """The rows of a run and what they have found; it outlives whatever stops the process."""
 
     def __init__(

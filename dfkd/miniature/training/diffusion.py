@@ -32,7 +32,7 @@ from dfkd.miniature.drawings.sampling import Batches, name_weights
 from dfkd.miniature.looks.look import LookSampler
 from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe, TeacherRecipe
 from dfkd.miniature.training.common import Resumable, cosine, rise
-from dfkd.miniature.training.generator import Network
+from dfkd.miniature.training.generator import Autoencoder
 from dfkd.miniature.training.latent_space import LatentSpace
 from dfkd.miniature.work_folder import Log, Stateful
 from dfkd.models.generators.diffusers_folder import ENCODING
@@ -95,7 +95,7 @@ def scheduler() -> Any:
     )
 
 
-def autoencoder(recipe: GeneratorRecipe, network: Network, space: LatentSpace) -> Any:
+def autoencoder(recipe: GeneratorRecipe, network: Autoencoder, space: LatentSpace) -> Any:
     """The decoding half of the miniature's VQGAN as an object of diffusers.
 
     diffusers' encoder cannot have the shape of a VQGAN's without residual blocks.
@@ -166,7 +166,7 @@ class DiffusionTrainer(Resumable):
         vq: GeneratorRecipe,
         cache: Cache,
         keep: npt.NDArray[np.int64],
-        vqgan: Network,
+        vqgan: Autoencoder,
         teacher: Teacher,
         captioner: Captioner,
         folder: Path,

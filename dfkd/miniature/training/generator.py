@@ -131,7 +131,7 @@ class Codebook(nn.Module):
         return len(unused)
 
 
-class Network(nn.Module):
+class Autoencoder(nn.Module):
     """The autoencoder, with the parameter names of an official VQModel checkpoint."""
 
     def __init__(self, recipe: GeneratorRecipe) -> None:
@@ -250,7 +250,7 @@ class GeneratorTrainer(Resumable):
     ) -> None:
         self.recipe, self.log, self.path = recipe, log, folder / "generator.pt"
         torch.manual_seed(seed)
-        self.network = Network(recipe)
+        self.network = Autoencoder(recipe)
         self.perceptual_loss = PerceptualLoss(teacher)
         # Another seed than the teacher's, so that the two do not see the same batches.
         self.batches = Batches(cache, keep, recipe.batch_size, seed + 1)
@@ -263,7 +263,7 @@ class GeneratorTrainer(Resumable):
         )
         self.step, self.seconds = 0, 0.0
 
-    def run(self, export: Callable[[Network, int], None]) -> Network:
+    def run(self, export: Callable[[Autoencoder, int], None]) -> Autoencoder:
         """Train to the last step; returns the network in evaluation mode.
 
         Args:

@@ -89,7 +89,7 @@ def encode_tokens(model: Any, ids: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Sample:
+class PaintedDrawing:
     """One image of a batch: its drawing and its look."""
 
     row: DrawingRow
@@ -104,7 +104,7 @@ class Sample:
         return set(caption.statements) <= truths(self.row, self.look)
 
 
-def positives(samples: Sequence[Sample], captions: Sequence[Caption]) -> Tensor:
+def positives(samples: Sequence[PaintedDrawing], captions: Sequence[Caption]) -> Tensor:
     """Which captions are true of which images: 1 or 0, float32 [images, captions]."""
     # Few pairs have the same object, so each image is only compared with captions of its names.
     by_name: dict[str, list[int]] = {}
@@ -137,7 +137,7 @@ def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Batch:
+class CaptionedBatch:
     """The images and captions of one step.
 
     Caption i describes image i. S captions more describe a look without an object. The last
@@ -242,7 +242,7 @@ class TeacherTrainer(Resumable):
                     self.save()
         return self.average.eval()  # type: ignore[no-any-return]
 
-    def _update(self, tower: Callable[[Tensor], Tensor], batch: Batch) -> float:
+    def _update(self, tower: Callable[[Tensor], Tensor], batch: CaptionedBatch) -> float:
         """One step of the optimiser and the average; returns the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.step)
@@ -263,7 +263,7 @@ class TeacherTrainer(Resumable):
             text = encode_tokens(self.model, ids)
         return F.normalize(text.float(), dim=1)
 
-    def loss(self, image: Tensor, batch: Batch) -> Tensor:
+    def loss(self, image: Tensor, batch: CaptionedBatch) -> Tensor:
         """The loss of a batch, a scalar, from the embeddings [B, E] of its images."""
         text = self.texts(batch.ids)
         loss = contrastive_loss(self.scale * image @ text.T, batch.positive)
@@ -278,7 +278,7 @@ class TeacherTrainer(Resumable):
         scale: Tensor = self.model.logit_scale.exp().clamp(max=self.recipe.max_scale)
         return scale
 
-    def _group_loss(self, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
+    def _group_loss(self, image: Tensor, text: Tensor, batch: CaptionedBatch) -> Tensor:
         """The mean loss within groups of one object, whose images differ in their looks."""
         n, size, end = batch.groups, GROUP_SIZE, len(image)
         rows = slice(end - size * n, end)
@@ -301,7 +301,7 @@ class TeacherTrainer(Resumable):
         # steps.
         return min(1.0, step / self.recipe.easy_steps)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> CaptionedBatch:
         """The images and captions of a step, which depend on the seed and the step alone."""
         r = self.recipe
         strength = self.strength(step)
@@ -318,7 +318,7 @@ class TeacherTrainer(Resumable):
         singles = len(rows) - GROUP_SIZE * groups
         looks = sampler.shared([row.colour for row in rows[:singles]], r.looks, default)
         looks += [sampler.draw(row.colour, default) for row in rows[singles:]]
-        samples = [Sample(row, look) for row, look in zip(rows, looks, strict=True)]
+        samples = [PaintedDrawing(row, look) for row, look in zip(rows, looks, strict=True)]
         images = painted(self.batches.cache, rows, looks, gen)
         images = smudged(images, gen, _SMUDGED * strength)
         captions = [
@@ -332,7 +332,7 @@ class TeacherTrainer(Resumable):
         length = r.context_length if step % 4 == 0 else r.usual_length
         ids = torch.from_numpy(self.captioner.tokens([c.words for c in captions], length))
         images = normalised(images).contiguous(memory_format=torch.channels_last)
-        return Batch(rows, images, ids, positives(samples, captions), groups)
+        return CaptionedBatch(rows, images, ids, positives(samples, captions), groups)
 
     @torch.no_grad()
     def _update_average(self) -> None:

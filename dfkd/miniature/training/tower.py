@@ -29,12 +29,12 @@ from dfkd.miniature.captions import names
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow
 from dfkd.miniature.drawings.sampling import Batches, class_weights
 from dfkd.miniature.recipe import TeacherRecipe, TowerRecipe
-from dfkd.miniature.training.teacher import Batch, TeacherTrainer
+from dfkd.miniature.training.teacher import CaptionedBatch, TeacherTrainer
 from dfkd.miniature.work_folder import Log
 
 
 @dataclass(frozen=True)
-class NamedBatch(Batch):
+class NamedBatch(CaptionedBatch):
     """A batch, and the names of its objects."""
 
     name_ids: Tensor
@@ -121,7 +121,7 @@ class TowerTrainer(TeacherTrainer):
         """See `TeacherTrainer.texts`; without gradients, because the text tower is locked."""
         return super().texts(ids)
 
-    def loss(self, image: Tensor, batch: Batch) -> Tensor:
+    def loss(self, image: Tensor, batch: CaptionedBatch) -> Tensor:
         """CLIP's loss and that of names, a scalar, from the embeddings [B, E] of the images."""
         assert isinstance(batch, NamedBatch)  # noqa: S101 - of this class's `batch`
         logits = self.scale * image @ self.texts(batch.name_ids).T
