@@ -52,7 +52,7 @@ class Exit(IntEnum):
     PARTIAL = 3
     """Something is quarantined, unreadable, refused or over budget; the rest is done."""
     RETRY = 4
-    """Storage, disk or cluster failed; the same command resumes."""
+    """Storage, disk, cluster or a download failed; the same command resumes."""
     INTERRUPTED = 130
     """A person pressed Ctrl-C; the same command resumes."""
     TERMINATED = 143
@@ -132,7 +132,7 @@ class GateError(DfkdError):
 
 
 class InfrastructureError(DfkdError):
-    """Storage, disk or cluster failed. The same command resumes and may succeed later."""
+    """Storage, disk, cluster or a download failed. The same command resumes, and may succeed."""
 
     exit_code = Exit.RETRY
 
