@@ -26,7 +26,7 @@ Start = Literal["student", "library", "scratch"]
 Texts = Literal["template", "styles"]
 """Texts that the teacher compares images with: the class prompt, or a mean over styles."""
 Augmentation = Literal[
-    "flip", "crop", "affine", "colour", "grey", "invert", "noise", "blur", "erase"
+    "flip", "crop", "affine", "turn", "colour", "grey", "invert", "noise", "blur", "erase"
 ]
 Average = Literal["images", "classes"]
 Model = Literal["teacher", "text-only", "student"]

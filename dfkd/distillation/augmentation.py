@@ -1,8 +1,8 @@
 """Augmented views: random parameters for each image, computed for the whole batch at once.
 
-The geometric augmentations (flip, crop, affine) are composed into one matrix for each image and
-sampled once; the colour augmentations (colour, grey, invert) are composed into another matrix. A
-view therefore costs about the same for any combination.
+The geometric augmentations (flip, crop, affine, turn) are composed into one matrix for each image
+and sampled once; the colour augmentations (colour, grey, invert) are composed into another matrix.
+A view therefore costs about the same for any combination.
 """
 
 import math
@@ -18,6 +18,8 @@ CROP_AREA = (0.5, 1.0)
 """Area of a crop relative to the image."""
 ROTATION, SHEAR, SHIFT, SCALE = math.radians(20), 0.15, 0.1, (0.8, 1.2)
 """Largest rotation in radians, largest shear and shift (in half image sides), and size factors."""
+TURN = math.radians(90)
+"""Largest angle of `turn`, in radians, for pictures of things that may lie in any direction."""
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.3, (0.6, 1.4), (0.2, 1.8), math.pi / 6
 """Largest brightness offset, factors of contrast and saturation, largest hue angle in radians."""
 GREY, INVERT, BLUR, ERASE = 0.25, 0.15, 0.3, 0.3
@@ -56,7 +58,7 @@ def augment(pixels: Tensor, options: Collection[Augmentation], generator: Genera
     """
     draws = _Draws(len(pixels), generator)
     # Geometry comes first, so that noise and erased rectangles are not interpolated.
-    if "crop" in options or "affine" in options:
+    if not {"crop", "affine", "turn"}.isdisjoint(options):
         pixels = _sample(pixels, _geometry(options, draws))
     elif "flip" in options:  # exact, without interpolation
         mirrored = draws.bernoulli(0.5).view(-1, 1, 1, 1)
@@ -90,6 +92,10 @@ def _geometry(options: Collection[Augmentation], draws: _Draws) -> Tensor:
             [torch.stack([cos, cos * shear - sin], 1), torch.stack([sin, sin * shear + cos], 1)], 1
         )
         shift = torch.stack([draws.uniform(-SHIFT, SHIFT), draws.uniform(-SHIFT, SHIFT)], 1)
+    if "turn" in options:
+        angle = draws.uniform(-TURN, TURN)
+        cos, sin = angle.cos(), angle.sin()
+        linear = linear @ torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
     if "crop" in options:
         side = draws.uniform(*CROP_AREA).sqrt()
         slack = 1 - side  # how far the centre of the crop may move

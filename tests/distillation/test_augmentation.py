@@ -80,6 +80,20 @@ def test_a_crop_shows_a_part_and_never_the_outside() -> None:
     assert spans.std() > 0.02
 
 
+def test_a_turn_goes_up_to_a_right_angle_and_changes_no_shape() -> None:
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 48), torch.linspace(-1, 1, 48), indexing="xy")
+    disc = (x.square() + y.square() < 0.5).float().expand(200, 3, 48, 48)
+    assert (augment(disc, ["turn"], generator()) - disc).abs().mean() < 0.02
+    # From left to right; a turned view goes in the direction (along x, along y).
+    views = augment((0.5 + x / 4).expand(200, 3, 48, 48), ["turn"], generator())[:, 0]
+    along_x = views[:, 24, 30] - views[:, 24, 18]
+    along_y = views[:, 30, 24] - views[:, 18, 24]
+    angles = torch.atan2(along_y, along_x).rad2deg()
+    assert -91 < angles.min() < -80
+    assert 80 < angles.max() < 91
+    assert 45 < angles.std() < 60  # 52 if all angles are alike
+
+
 def test_grey_and_invert_do_what_they_say() -> None:
     pixels = images(200, 8)
     grey = augment(pixels, ["grey"], generator())
