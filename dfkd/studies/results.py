@@ -271,11 +271,7 @@ def collect_results(
         domains={name: images[name] for name in domains if name in images},
         classes=study.manifest.classes,
         notes=outcomes[0].notes if outcomes else (),
-        rows=tuple(
-            _scored_rows(study, study_cells, parameters)
-            if study.trains
-            else _gallery_rows(study, study_cells)
-        ),
+        rows=tuple(_rows(study, study_cells, parameters)),
         failed=dict(study_cells.failed),
         made=_study_origin(outcomes, study_cells.versions.values()),
         maps=tuple(maps),
@@ -283,6 +279,15 @@ def collect_results(
         judge_accuracy=study_cells.judge_accuracy,
         average=study.manifest.evaluation.average,
     )
+
+
+def _rows(
+    study: Study, study_cells: StudyCells, parameters: Mapping[str, int]
+) -> Iterable[StudyRow]:
+    """The rows with a finished cell: with scores or, in a gallery, without."""
+    if study.trains:
+        return _scored_rows(study, study_cells, parameters)
+    return _gallery_rows(study, study_cells)
 
 
 def _scored_rows(
