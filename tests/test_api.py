@@ -67,21 +67,24 @@ def test_a_manifest_is_read_with_other_values(tmp_path: Path) -> None:
         MINIATURE,
         classes=["café", "tree: big", "🚀"],
         storage={"root": tmp_path},
-        prompts={"method": "mix", "guard": {"attempts": 1}},
+        prompts={"method": "mix", "contrastive": {"updates": 1}},
         generator={"refine_steps": 2},
         synthesis={"precision": "float32", "learning_rate": 1e-05},
     )
     assert manifest.classes == ("café", "tree: big", "🚀")
     assert manifest.storage.root == str(tmp_path)
-    assert (manifest.prompts.method, manifest.prompts.guard.attempts) == (("mix",), 1)
+    assert (manifest.prompts.method, manifest.prompts.contrastive.updates) == (("mix",), 1)
     assert manifest.generator.refine_steps == 2
     assert (manifest.synthesis.precision, manifest.synthesis.learning_rate) == ("float32", 1e-05)
     assert manifest.synthesis.steps == dfkd.read_manifest(MINIATURE).synthesis.steps
     with pytest.raises(dfkd.ManifestError, match=r"synthesis\.steps.*got '9'"):
         dfkd.read_manifest(MINIATURE, synthesis={"steps": "9"})
-    dotted: dict[str, object] = {"prompts.guard": {"attempts": 1}, "prompts.guard.weight": 2.0}
+    dotted: dict[str, object] = {
+        "prompts.contrastive": {"updates": 1},
+        "prompts.contrastive.bank": 2,
+    }
     found = dfkd.read_manifest(MINIATURE, **dotted)
-    assert (found.prompts.guard.attempts, found.prompts.guard.weight) == (1, 2.0)
+    assert (found.prompts.contrastive.updates, found.prompts.contrastive.bank) == (1, 2)
     aliases = {"T.V.": "tv", "a=b": "="}  # names, whose dots and signs separate nothing
     found = dfkd.read_manifest(MINIATURE, classes=list(aliases), evaluation={"aliases": aliases})
     assert found.evaluation.aliases == aliases

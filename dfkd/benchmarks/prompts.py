@@ -52,11 +52,12 @@ def _with_contrastive(manifest: Manifest, **values: Any) -> Manifest:
 
 def ours(manifest: Manifest, teacher: Teacher) -> Call:
     """A call that does all updates of a batch against a full bank; its units are prompt-updates."""
+    config = manifest.prompts.contrastive
     problem, start = example(manifest, teacher)
 
     def call() -> float:
-        contrastive.optimise(problem, start, manifest.prompts, np.random.default_rng(0))
-        return float(manifest.prompts.contrastive.updates * len(start))
+        contrastive.optimise(problem, start, config, np.random.default_rng(0))
+        return float(config.updates * len(start))
 
     return call
 
@@ -93,4 +94,4 @@ def example(manifest: Manifest, teacher: Teacher) -> tuple[Problem, torch.Tensor
     draws = torch.Generator().manual_seed(0)
     noise = torch.randn(len(labels), teacher.token_table.shape[1], generator=draws)
     start = words.around_the_mean(noise, manifest.prompts.scale)
-    return Problem(words, names, labels, texts, memory), start
+    return Problem(words, names, labels, memory), start

@@ -29,8 +29,8 @@ COMMON_SYNTHESIS_KEYS = (
 PROMPT_KEYS: dict[PromptMethod, tuple[str, ...]] = {
     "vanilla": (),
     "mix": ("template", "styles"),
-    "random": ("template", "scale", "guard.attempts"),
-    "contrastive": ("template", "scale", "guard", "contrastive"),
+    "random": ("template", "scale"),
+    "contrastive": ("template", "scale", "contrastive"),
 }
 """Keys of `prompts` that each method reads, or the mappings that hold them."""
 

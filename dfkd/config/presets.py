@@ -11,7 +11,6 @@ from dfkd.utils.yaml import merge
 PAPER: dict[str, Any] = {
     "prompts": {
         "method": ["contrastive"],
-        "guard": {"weight": 0.0, "attempts": 0},
         "contrastive": {
             "updates": 100,
             "learning_rate": 0.1,
@@ -41,7 +40,7 @@ PAPER: dict[str, Any] = {
         "augmentation": ["flip", "crop"],
     },
 }
-"""The paper's method: equation 12 without a guard, and the students' training of A.2.
+"""The paper's method: equation 12, and the students' training of A.2.
 
 A.2 states SGD, its rates, a momentum of 0.9, and 150 + 150 epochs. It does not state the initial
 weights ("the pre-trained model"), the schedule, the scale of the labels and the augmentation; their

@@ -71,18 +71,6 @@ MAX_BANK = 16384
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class Guard:
-    """Class consistency of random and contrastive prompts; the paper has none (both keys 0)."""
-
-    weight: NonNegative = 0.0
-    """Weight of the cross-entropy of a contrastive prompt against the class texts."""
-    attempts: Natural = 0
-    """Times that a random prompt, or the start of a contrastive one, is redrawn if it is closest to
-    another class; then vanilla replaces it. An optimised prompt that has left its class goes back
-    to its start."""
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Contrastive:
     """Equation 12 and the variants that the paper ablates."""
 
@@ -118,7 +106,6 @@ class Prompts:
     """The styles of mix: the name of a dictionary, or a list."""
     scale: NonNegative = 10.0
     """e of random: the spread of pseudo-words in standard deviations of the token table."""
-    guard: Guard = Guard()
     contrastive: Contrastive = Contrastive()
 
     def __post_init__(self) -> None:

@@ -17,11 +17,7 @@ from dfkd.config.methods import prompt_method
 from dfkd.models.generators.condition import Condition, TextInput
 from dfkd.models.teacher import Teacher, class_prompt
 from dfkd.prompts.pseudo_words import PseudoWords, embed_with
-from dfkd.prompts.styles import class_text_embeddings, dictionary, mixture, styled_prompt
-
-SAME = 1e-3
-"""Two embeddings are taken for those of the same text if their difference is at most this long. The
-rounding of another device changes an embedding by less."""
+from dfkd.prompts.styles import dictionary, mixture, styled_prompt
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,6 @@ class PromptStates:
         self.manifest, self.teacher, self.text = manifest, teacher, text
         self.method = prompt_method(manifest.method)
         self.words = PseudoWords(teacher, manifest.prompts.template)
-        self.class_texts = class_text_embeddings(manifest, teacher).cpu()
         self.end = teacher.tokenize([""])[0, 1]
         self.empty = self._of_texts([""])
 
@@ -54,7 +49,7 @@ class PromptStates:
             states = self._mix(prompts)
         else:
             states = self._of_texts([self._class_prompt(prompt) for prompt in prompts])
-            rows = [i for i, prompt in enumerate(prompts) if self._has_word(prompt)]
+            rows = [i for i, prompt in enumerate(prompts) if prompt.pseudo_word is not None]
             if rows:
                 states[rows] = self._of_words([prompts[i] for i in rows])
         return Condition(states, self.empty)
@@ -71,14 +66,6 @@ class PromptStates:
             weights.append(weight)
         share = torch.tensor(weights, device=self.empty.device)[:, None, None]
         return share * self._of_texts(firsts) + (1 - share) * self._of_texts(seconds)
-
-    def _has_word(self, prompt: StoredPrompt) -> bool:
-        """Whether a prompt has a pseudo-word which the guard has not replaced by the class text."""
-        if prompt.pseudo_word is None:
-            return False
-        # The row keeps the word that was replaced, so only the embedding tells.
-        difference = prompt.embedding - self.class_texts[prompt.class_index]
-        return float(torch.linalg.vector_norm(difference)) > SAME
 
     def _class_prompt(self, prompt: StoredPrompt) -> str:
         """The vanilla prompt of the class."""

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from dfkd.config.synthesis import Contrastive, Prompts
+from dfkd.config.synthesis import Contrastive
 from dfkd.prompts.pseudo_words import PseudoWords
 
 TEMPERATURE = 0.1
@@ -21,8 +20,6 @@ TEMPERATURE = 0.1
 DISTURBANCE = 0.3
 """Share of the letters of the template's frozen words that the positive view changes. The paper
 says "some characters"; 0.3 is the default of nlpaug, the usual library for this."""
-GUARD_TEMPERATURE = 0.1
-"""Temperature of the class cross-entropy over cosine similarities that `guard.weight` adds."""
 
 
 class PromptBank:
@@ -67,8 +64,6 @@ class Problem:
     """Class name of each prompt."""
     labels: Tensor
     """Class index of each prompt, int64 [N]."""
-    class_texts: Tensor
-    """Unit text embeddings of the classes, [M, E]."""
     bank: PromptBank
     """Earlier prompts, which serve as negatives."""
 
@@ -86,17 +81,16 @@ class Solution:
 
 
 def optimise(
-    problem: Problem, start: Tensor, prompts: Prompts, generator: np.random.Generator
+    problem: Problem, start: Tensor, config: Contrastive, generator: np.random.Generator
 ) -> Solution:
     """Minimise equation 12 over the pseudo-words of a batch with Adam.
 
     Args:
         problem: the batch with its classes and the bank.
         start: initial pseudo-words [N, D].
-        prompts: the section of the manifest; `guard.weight` adds a class term to the equation.
+        config: the section `prompts.contrastive` of the manifest.
         generator: source of the disturbances and of the draw from the bank.
     """
-    config = prompts.contrastive
     sentences, pseudo_words = problem.words.sentences(problem.names), start.clone()
     optimizer = torch.optim.Adam([pseudo_words.requires_grad_()], lr=config.learning_rate)
     # The remembered negatives stay the same in all updates, so Adam minimises one objective.
@@ -109,10 +103,7 @@ def optimise(
         loss = contrastive_loss(
             text_embeddings, positives, problem.labels, remembered, TEMPERATURE, within_class
         )
-        # The report shows equation 12 as printed, so the guard's term is added after this.
         losses.append(loss.detach())
-        if prompts.guard.weight:
-            loss = loss + prompts.guard.weight * _class_loss(problem, text_embeddings)
         optimizer.zero_grad()
         # The sum, unlike the mean, does not scale the step of a prompt with the batch size.
         loss.sum().backward()
@@ -133,15 +124,6 @@ def _disturbed(
         for name in problem.names
     ]
     return problem.words.encode(problem.names, pseudo_words, templates)
-
-
-def _class_loss(problem: Problem, text_embeddings: Tensor) -> Tensor:
-    """The guard's term [N]: cross-entropy of each prompt [N, E] against the class texts.
-
-    Equation 12 alone may push a prompt out of its class, because it knows no classes.
-    """
-    logits = text_embeddings @ problem.class_texts.T / GUARD_TEMPERATURE
-    return F.cross_entropy(logits, problem.labels, reduction="none")
 
 
 def contrastive_loss(

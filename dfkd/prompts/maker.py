@@ -48,7 +48,6 @@ SCHEMA = pa.schema(
         ("initial", pa.list_(pa.float32())),
         ("loss_first", pa.float32()),
         ("loss_last", pa.float32()),
-        ("attempts", pa.int32()),
     ]
 )
 """One row per image. `order` is the position in the part at which the prompt was made. `initial`
@@ -68,8 +67,6 @@ class PromptBatch:
     """Unit text embeddings, [N, E]."""
     pseudo_words: Tensor | None = None
     """[N, D]."""
-    attempts: Tensor | None = None
-    """Redraws that the guard made, int64 [N]."""
     initial: Tensor | None = None
     """Unit text embeddings before the optimisation, [N, E]."""
     losses: Tensor | None = None
@@ -199,58 +196,34 @@ class PromptMaker:
         return PromptBatch(texts, torch.stack(mixed))
 
     def _random(self, rows: Sequence[PromptRow]) -> PromptBatch:
-        """Eq 8-11: V = mu + e * eps * sigma; the guard redraws bad prompts nearer to mu."""
-        labels, names = self._labels(rows), [r.name for r in rows]
-        pseudo_words = self._initial_pseudo_words(rows, attempt=0)
-        embeddings = self._encode(names, pseudo_words)
-        attempts = torch.zeros(len(rows), dtype=torch.int64)
-        guard = self.manifest.prompts.guard
-        for attempt in range(1, guard.attempts + 1):
-            # A large e may draw a word that moves the sentence to another class. Nearer to mu, the
-            # mean of all tokens, the class name has more weight.
-            bad = (~self.consistent(embeddings, labels)).nonzero().flatten().tolist()
-            if not bad:
-                break
-            pseudo_words[bad] = self._initial_pseudo_words([rows[i] for i in bad], attempt)
-            embeddings[bad] = self._encode([names[i] for i in bad], pseudo_words[bad])
-            attempts[bad] = attempt
-        texts = [self.words.text(n) for n in names]
-        if guard.attempts:
-            # A prompt that is still inconsistent becomes the vanilla prompt of its class.
-            for i in (~self.consistent(embeddings, labels)).nonzero().flatten().tolist():
-                embeddings[i] = self.class_texts[labels[i]]
-                texts[i] = class_prompt(self.manifest.teacher.template, names[i])
-        return PromptBatch(texts, embeddings, pseudo_words, attempts)
+        """Equations 8 to 11: random pseudo-words V = mu + e * eps * sigma."""
+        names, dimensions = [row.name for row in rows], self.teacher.token_table.shape[1]
+        # Each row has its own generator, so a pseudo-word does not depend on its batch.
+        generators = (torch.Generator().manual_seed(derive_seed(row.seed, 0)) for row in rows)
+        noise = torch.stack([torch.randn(dimensions, generator=g) for g in generators])
+        pseudo_words = self.words.around_the_mean(noise, self.manifest.prompts.scale)
+        with torch.no_grad():
+            embeddings = self.words.encode(names, pseudo_words)
+        return PromptBatch([self.words.text(name) for name in names], embeddings, pseudo_words)
 
     def _contrast(
         self, rows: Sequence[PromptRow], start: PromptBatch, batch_seed: int
     ) -> PromptBatch:
-        """Optimise equation 12 from random prompts; a prompt that leaves its class is reset."""
+        """Optimise equation 12 from random prompts."""
         assert start.pseudo_words is not None  # noqa: S101 - random prompts have them
         labels, names = self._labels(rows), [r.name for r in rows]
         solution = contrastive.optimise(
-            contrastive.Problem(self.words, names, labels, self.class_texts, self.bank),
+            contrastive.Problem(self.words, names, labels, self.bank),
             start.pseudo_words,
-            self.manifest.prompts,
+            self.manifest.prompts.contrastive,
             np.random.default_rng(batch_seed),
         )
-        pseudo_words, embeddings = solution.pseudo_words, solution.embeddings
-        # Not `start.texts`: where the guard fell back to the vanilla text, the updates still began
-        # at the pseudo-word.
-        texts = [self.words.text(name) for name in names]
-        if self.manifest.prompts.guard.attempts:
-            bad = ~self.consistent(embeddings, labels)
-            pseudo_words, embeddings = pseudo_words.clone(), embeddings.clone()
-            pseudo_words[bad], embeddings[bad] = start.pseudo_words[bad], start.embeddings[bad]
-            for i in bad.nonzero().flatten().tolist():
-                texts[i] = start.texts[i]
         # The bank takes the final prompts, because later prompts must differ from those.
-        self.bank.add(embeddings, labels)
+        self.bank.add(solution.embeddings, labels)
         return dataclasses.replace(
             start,
-            texts=texts,
-            pseudo_words=pseudo_words,
-            embeddings=embeddings,
+            pseudo_words=solution.pseudo_words,
+            embeddings=solution.embeddings,
             initial=start.embeddings,
             losses=solution.losses,
         )
@@ -258,22 +231,6 @@ class PromptMaker:
     def _labels(self, rows: Sequence[PromptRow]) -> Tensor:
         """The class index of each row, int64 [N] on the teacher's device."""
         return torch.tensor([r.class_index for r in rows], device=self.class_texts.device)
-
-    def consistent(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """A mask [N] of the prompts that are nearer to their own class text than to any other."""
-        cosine = embeddings @ self.class_texts.T
-        own = cosine.gather(1, labels[:, None])[:, 0]
-        others = cosine.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
-        return own > others
-
-    def _initial_pseudo_words(self, rows: Sequence[PromptRow], attempt: int) -> Tensor:
-        """Random pseudo-words [N, D]; each further attempt halves the spread around the mean."""
-        prompts, dimensions = self.manifest.prompts, self.teacher.token_table.shape[1]
-        # Each row has its own generator, so a pseudo-word does not depend on its batch.
-        seeds = (derive_seed(row.seed, attempt) for row in rows)
-        generators = (torch.Generator().manual_seed(seed) for seed in seeds)
-        noise = torch.stack([torch.randn(dimensions, generator=g) for g in generators])
-        return self.words.around_the_mean(noise, prompts.scale * 0.5**attempt)
 
     def _styled(self, name: str) -> Tensor:
         """Text embeddings [S, E] of one class in every style, cached for the latest class."""
@@ -290,11 +247,6 @@ class PromptMaker:
     def words(self) -> PseudoWords:
         """Created lazily, because some methods and tokenizers have no pseudo-words."""
         return PseudoWords(self.teacher, self.manifest.prompts.template)
-
-    @torch.no_grad()
-    def _encode(self, names: Sequence[str], pseudo_words: Tensor) -> Tensor:
-        """`PseudoWords.encode` without gradients."""
-        return self.words.encode(names, pseudo_words)
 
 
 def check_prompts(manifest: Manifest, teacher: Teacher) -> None:
@@ -326,11 +278,11 @@ def _table(
         offsets = np.arange(0, flat.size + 1, flat.shape[1], dtype=np.int32)
         return pa.ListArray.from_arrays(offsets, flat.ravel())
 
-    def numbers(values: Tensor | None, kind: pa.DataType) -> pa.Array:
-        """A column of numbers from values [N]."""
-        return pa.nulls(len(rows), kind) if values is None else pa.array(values.tolist(), kind)
+    def losses(update: int) -> pa.Array:
+        """A column of equation 12 at one update."""
+        values = None if batch.losses is None else batch.losses[update].tolist()
+        return pa.array(values or [None] * len(rows), pa.float32())
 
-    losses = (None, None) if batch.losses is None else (batch.losses[0], batch.losses[-1])
     columns = [
         pa.array([r.name for r in rows], pa.string()),
         pa.array([r.class_index for r in rows], pa.int32()),
@@ -342,8 +294,7 @@ def _table(
         vectors(batch.pseudo_words),
         vectors(batch.embeddings),
         vectors(batch.initial),
-        numbers(losses[0], pa.float32()),
-        numbers(losses[1], pa.float32()),
-        numbers(batch.attempts, pa.int32()),
+        losses(0),
+        losses(-1),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)

@@ -50,7 +50,6 @@ def test_what_changes_a_pixel_changes_the_fingerprint(tmp_path: Path, override: 
         "storage.root=elsewhere",
         "cache=elsewhere",
         "prompts.scale=5",
-        "prompts.guard.attempts=3",
         "distillation.epochs=3",
         "evaluation.average=classes",
         "fewshot={shots: [3], epochs: 7, starts: [scratch]}",

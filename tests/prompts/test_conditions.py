@@ -1,6 +1,5 @@
 """Hidden states of stored prompts: those whose pooled state is the prompt's own embedding."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +75,6 @@ def test_states_of_mix_are_mixed_like_its_embeddings(tmp_path: Path, teacher: Te
         # The weight in the text is rounded to three digits.
         expected = float(share) * first + (1 - float(share)) * second
         torch.testing.assert_close(row, expected, atol=1e-2, rtol=0)
-
-
-def test_a_prompt_that_the_guard_replaced_has_the_states_of_the_class(
-    tmp_path: Path, teacher: Teacher
-) -> None:
-    """Its row keeps the pseudo-word."""
-    manifest = read(tmp_path, "random")
-    prompts = stored(PromptMaker(manifest, teacher).part(0))[3:5]
-    states = PromptStates(manifest, teacher, TextInput(2, False))
-    made = states(prompts).prompts
-    replaced = dataclasses.replace(prompts[0], embedding=states.class_texts[1])
-    again = states([replaced, prompts[1]]).prompts
-    plain = states._of_texts(["A house"])
-    torch.testing.assert_close(again[0], plain[0], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(made[0], plain[0], atol=1e-2)
-    torch.testing.assert_close(made[1], again[1], atol=1e-5, rtol=1e-5)
 
 
 def test_a_prompt_s_states_do_not_depend_on_others(tmp_path: Path, teacher: Teacher) -> None:

@@ -113,7 +113,11 @@ def one_line(error: Exception) -> None:
 
 VALID: dict[str, Any] = {
     **SMALLEST,
-    "prompts": {"method": ["vanilla", "mix"], "styles": ["red", "blue"], "guard": {"attempts": 2}},
+    "prompts": {
+        "method": ["vanilla", "mix"],
+        "styles": ["red", "blue"],
+        "contrastive": {"bank": 2},
+    },
     "synthesis": {"steps": 3, "learning_rate": 0.1, "format": "jpg"},
     "distillation": {"seeds": [0, 1], "labels": "live", "batch_size": 8, "workers": 2},
     "evaluation": {"models": "teacher"},
