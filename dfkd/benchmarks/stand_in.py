@@ -21,11 +21,10 @@ from dfkd.config.fingerprint import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, Unit, image_seed, part_count, part_name, part_rows, tasks
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.shards import Sample, sample_key, write_shard
+from dfkd.dataset.shards import MadeShard, Sample, sample_key, write_shard
 from dfkd.dataset.versions import Version, begin
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
-from dfkd.synthesis.shard_maker import MadeShard
 
 EMBEDDING = 16
 """Dimensions of an embedding; a real one has 512 or more."""

@@ -87,6 +87,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class MadeShard:
+    """The content of a shard that has been written."""
+
+    samples: list[Sample]
+    failed: tuple[int, ...] = ()
+    """Indices of the task's images that diverged at every attempt."""
+
+
+@dataclass(frozen=True)
 class SampleLocation:
     """The position of a sample in its shard, and the hash of its bytes."""
 

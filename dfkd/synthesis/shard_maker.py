@@ -28,7 +28,7 @@ from dfkd.config.plan import (
     steps_per_image,
 )
 from dfkd.config.synthesis import Synthesis
-from dfkd.dataset.shards import Sample, sample_key, write_shard
+from dfkd.dataset.shards import MadeShard, Sample, sample_key, write_shard
 from dfkd.errors import DfkdError
 from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher, distances
@@ -88,15 +88,6 @@ class _PendingSample:
         """The finished sample; waits for the encoder."""
         key = sample_key(self.request.class_index, self.request.index)
         return Sample(key, self.image.result(), extension, self.metadata, self.arrays)
-
-
-@dataclass(frozen=True)
-class MadeShard:
-    """The content of a shard that has been written."""
-
-    samples: list[Sample]
-    failed: tuple[int, ...] = ()
-    """Indices of the task's images that diverged at every attempt."""
 
 
 class ShardMaker:
