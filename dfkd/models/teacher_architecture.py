@@ -12,7 +12,9 @@ from typing import Any
 
 import open_clip
 import torch
+from huggingface_hub import try_to_load_from_cache
 from open_clip import CLIP, CustomTextCLIP
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
@@ -127,7 +129,7 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
     elif tag := get_pretrained_cfg(architecture.name, weights):
         quick_gelu = bool(tag.get("quick_gelu"))
         require_activation(weights, quick_gelu, architecture)  # before the file is looked for
-        source = Source(_tagged(architecture.name, weights, tag, cache), tag, quick_gelu)
+        source = Source(_tagged(weights, tag, cache), tag, quick_gelu)
     elif given.is_dir():
         source = _in_directory(given)
     elif given.is_file():
@@ -145,18 +147,44 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
     return source
 
 
-def _tagged(model: str, weights: str, tag: dict[str, Any], cache: str) -> Path:
-    """The weight file of a tag; one that only a hub has is downloaded if it is not in the cache."""
+def _tagged(weights: str, tag: dict[str, Any], cache: str) -> Path:
+    """The weight file of a tag, from the cache."""
     if artifact := of_tag(tag):
         return cached("teacher.weights", weights, artifact, cache)
+    # Without the network, which the nodes of a cluster need not have, and whose absence the hub's
+    # client notices only after minutes of retries.
+    owner, name, *file = hub_id(tag).split("/")
+    names = [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    if file:
+        names = [str(Path(*file).with_suffix(".safetensors")), "/".join(file)]
+    for each in names:
+        found = try_to_load_from_cache(f"{owner}/{name}", each, local_path(cache) / HUB)
+        if isinstance(found, str):
+            return Path(found)
+    raise WeightsError(
+        "teacher.weights",
+        f"needs {hub_id(tag)}, which is not in the cache {cache}",
+        weights,
+        f"run {FETCH}",
+    )
+
+
+def download_tag(field: str, tag: dict[str, Any], cache: str) -> Path:
+    """The weight file of a tag that only a hub has; open_clip downloads it into the cache.
+
+    Args:
+        field: the manifest key that names the tag, for errors.
+
+    Raises:
+        WeightsError: the hub does not give it.
+    """
     try:
         return Path(download_pretrained(tag, cache_dir=str(local_path(cache) / HUB)))
     except Exception as error:  # the errors of the hub's client have no common base
         raise WeightsError(
-            "teacher.weights",
-            f"tag of {model} is not in the cache {cache}, and its hub does not give {hub_id(tag)} "
-            f"({one_line(error)})",
-            weights,
+            field,
+            f"the hub does not give {hub_id(tag)} ({one_line(error)})",
+            hub_id(tag),
             f"run {FETCH} where there is a network",
         ) from None
 

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+from open_clip.pretrained import get_pretrained_cfg
+
 from dfkd.config.manifest import Manifest
 from dfkd.config.paths import local_path
 from dfkd.errors import InfrastructureError, ManifestError
-from dfkd.models.teacher_architecture import find_weights, read_architecture
+from dfkd.models.teacher_architecture import download_tag
 from dfkd.models.weights.download import Fetched, Fetcher
 from dfkd.models.weights.http import TRANSIENT_STATUSES
 from dfkd.pipeline.preflight import check_distillation
@@ -46,8 +48,8 @@ def _fetch_from_hub(manifest: Manifest, model: HubModel) -> str:
     # These libraries know only their own caches, so they download by loading.
     if model.library == "open_clip":
         tower = towers(manifest)[model.field]
-        shape = read_architecture(tower.model)
-        path = find_weights(tower.weights, shape, manifest.cache).path
+        tag = get_pretrained_cfg(tower.model, tower.weights) or {}
+        path = download_tag(model.field, tag, manifest.cache)
         return f"{model.id}, fetched by open_clip: {path}"
     check_distillation(manifest)  # building the student is what makes timm download it
     return f"{model.id}, fetched by {model.library}"

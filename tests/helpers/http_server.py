@@ -15,7 +15,7 @@ import pytest
 
 from dfkd.models import teacher_architecture
 from dfkd.models.weights.artifacts import Artifact
-from dfkd.pipeline import required_weights
+from dfkd.pipeline import fetching, required_weights
 from tests.helpers.loopback import Loopback
 
 
@@ -150,7 +150,7 @@ def give_tag(monkeypatch: pytest.MonkeyPatch, **config: Any) -> None:
     def find(model: str, tag: str) -> dict[str, Any]:
         return config if tag == "tiny" else {}
 
-    for module in (teacher_architecture, required_weights):
+    for module in (teacher_architecture, required_weights, fetching):
         monkeypatch.setattr(module, "get_pretrained_cfg", find)
 
 

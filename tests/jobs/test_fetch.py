@@ -202,7 +202,7 @@ def test_a_hubs_model_is_left_to_the_library(
     teacher = {"model": written.model, "weights": "tiny"}
     path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
     assert planned(path)["from_hubs"] == {"someone/tiny": "teacher.weights"}
-    assert "its hub does not give someone/tiny" in fetch(path, code=Exit.USAGE)
+    assert "the hub does not give someone/tiny" in fetch(path, code=Exit.USAGE)
     keep_hub_model(tmp_path / "cache", "someone/tiny", Path(written.weights))
     assert "someone/tiny, fetched by open_clip: " in fetch(path)
 

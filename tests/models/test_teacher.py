@@ -21,8 +21,7 @@ from torch import Tensor
 
 from dfkd.config.hashing import sha256_file
 from dfkd.config.synthesis import TeacherConfig
-from dfkd.errors import ManifestError
-from dfkd.models import teacher_architecture
+from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.teacher import (
     Teacher,
     batch_norm_taps,
@@ -32,6 +31,7 @@ from dfkd.models.teacher import (
     require_batch_norm,
     spherical_distance,
 )
+from tests.helpers.http_server import Publisher, keep_hub_model
 from tests.helpers.tiny_models import (
     RESNET,
     VIT,
@@ -298,10 +298,23 @@ def test_a_tag_s_own_preprocessing_is_part_of_the_identity(
 ) -> None:
     """The same file by its path has the preprocessing of the architecture."""
     file = write_teacher(tmp_path, model_config(VIT)).weights
-    monkeypatch.setattr(teacher_architecture, "download_pretrained", lambda tag, cache_dir: file)
+    cache = tmp_path / "cache"
+    keep_hub_model(cache, "laion/CLIP-ViT-L-14-laion2B-s32B-b82K", Path(file))
     tag = TeacherConfig(model="ViT-L-14", weights="laion2b_s32b_b82k")
     by_path = TeacherConfig(model="ViT-L-14", weights=file)
-    assert file_hashes(tag).keys() - file_hashes(by_path).keys() == {"teacher.preprocessing"}
+    of_tag = file_hashes(tag, str(cache))
+    assert of_tag.keys() - file_hashes(by_path).keys() == {"teacher.preprocessing"}
+
+
+def test_a_job_asks_no_hub_for_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only `jobs/fetch.py` does: a node without a network would wait for it."""
+    with Publisher() as hub:
+        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        config = TeacherConfig(model="ViT-L-14", weights="laion2b_s32b_b82k")
+        with pytest.raises(WeightsError, match=r"needs laion/CLIP-ViT-L-14-.* not in the cache"):
+            file_hashes(config, str(tmp_path))
+        assert hub.seen == []
 
 
 def test_weights_that_a_converter_takes_for_others_are_refused(tmp_path: Path) -> None:
