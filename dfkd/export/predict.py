@@ -66,11 +66,15 @@ class Predictor:
             ManifestError: the folder is not as `dfkd` wrote it, or the student is of distances and
                 knows only its own classes.
         """
-        self.labels, self.texts = _labels(folder / LABELS)
+        hashes = _hashes(folder / FACTS)
+        path = folder / LABELS
+        self.labels, self.texts = _labels(path, _verified(path, hashes, MAX_LABELS))
         if labels is not None:
             self.labels, self.texts = _replaced(self.texts, labels)
-        self.rules = _rules(folder)
-        self._session = _session(folder, INT8 if int8 else MODEL)
+        path = folder / RULES
+        self.rules = _rules(path, _verified(path, hashes, MAX_JSON))
+        path = folder / (INT8 if int8 else MODEL)
+        self._session = _session(path, _verified(path, hashes))
         self._check()
 
     def _check(self) -> None:
@@ -135,9 +139,30 @@ def distances(embeddings: Array, texts: Array) -> Array:
     return found
 
 
-def _labels(path: Path) -> tuple[tuple[str, ...], Array | None]:
+def _hashes(path: Path) -> dict[str, Any]:
+    """What `takehome.json` states as the sha256 of each file; None for one without."""
+    facts = _json(path, _read(path, MAX_JSON))
+    files = facts.get("files") if isinstance(facts, dict) else None
+    stated = files if isinstance(files, dict) else {}
+    return {
+        name: entry.get("sha256") if isinstance(entry, dict) else None
+        for name, entry in stated.items()
+    }
+
+
+def _verified(path: Path, hashes: dict[str, Any], limit: int | None = None) -> bytes:
+    """The content of a file of the folder, after a check of its sha256."""
+    # Read once and hash what is used, because the file may change between two reads.
+    data = _read(path, limit)
+    digest = hashlib.sha256(data).hexdigest()
+    if hashes.get(path.name) != digest:
+        _refuse(str(path), f"must have the sha256 that {FACTS} states", digest)
+    return data
+
+
+def _labels(path: Path, data: bytes) -> tuple[tuple[str, ...], Array | None]:
     """The class names in a `labels.json`, in the order of the outputs, and their texts [M, E]."""
-    labels = _json(path, MAX_LABELS)
+    labels = _json(path, data)
     names = list(labels) if isinstance(labels, list | dict) else []
     texts = _vectors(labels.values()) if isinstance(labels, dict) else None
     # As in a manifest: with other names one could forge a line of output.
@@ -172,7 +197,7 @@ def _replaced(own: Array | None, path: Path) -> tuple[tuple[str, ...], Array]:
         )
     remedy = "write it with jobs/labels.py"
     try:
-        names, texts = _labels(path)
+        names, texts = _labels(path, _read(path, MAX_LABELS))
     except ManifestError as error:
         # Only what is wrong: field and remedy are those of a student folder.
         reason = str(error).removeprefix(f"{error.field}: ").removesuffix(f"; {REMEDY}")
@@ -184,10 +209,9 @@ def _replaced(own: Array | None, path: Path) -> tuple[tuple[str, ...], Array]:
     return names, texts
 
 
-def _rules(folder: Path) -> Rules:
+def _rules(path: Path, data: bytes) -> Rules:
     """The checked content of `preprocess.json`."""
-    path = folder / RULES
-    rules = _json(path)
+    rules = _json(path, data)
     if not isinstance(rules, dict) or rules.get("schema") != 1:
         _refuse(str(path), "must be an object with schema 1", _short(rules))
     size: Any = rules.get("size")
@@ -212,17 +236,8 @@ def _port_name(path: Path, rules: dict[str, Any], key: str) -> str:
     return name
 
 
-def _session(folder: Path, name: str) -> onnxruntime.InferenceSession:
-    """A session of the model `name`, after a check of its sha256 in `takehome.json`."""
-    path = folder / name
-    facts = _json(folder / FACTS)
-    files = facts.get("files") if isinstance(facts, dict) else None
-    stated = files.get(name) if isinstance(files, dict) else None
-    # Read once and hash what is loaded, because the file may change between two reads.
-    data = _read(path)
-    digest = hashlib.sha256(data).hexdigest()
-    if not isinstance(stated, dict) or stated.get("sha256") != digest:
-        _refuse(str(path), f"must have the sha256 that {FACTS} states", digest)
+def _session(path: Path, data: bytes) -> onnxruntime.InferenceSession:
+    """A session of the ONNX model in `data`."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # no log: errors are reported below
     try:
@@ -231,9 +246,8 @@ def _session(folder: Path, name: str) -> onnxruntime.InferenceSession:
         _refuse(str(path), "must be an ONNX model", _short(one_line(error)))
 
 
-def _json(path: Path, limit: int = MAX_JSON) -> Any:
-    """The JSON in a file of at most `limit` bytes."""
-    data = _read(path, limit)
+def _json(path: Path, data: bytes) -> Any:
+    """The JSON in `data`, the content of the file `path`."""
     try:
         return strict_json.parse(data)
     except ValueError as error:

@@ -375,5 +375,5 @@ def _publish(folder: Path, facts: dict[str, Any], home: Storage) -> str:
 
 
 def _file_facts(path: Path) -> dict[str, Any]:
-    """Size in bytes and sha256, which `predict.py` checks."""
+    """Size in bytes, and the sha256 that `predict.py` checks."""
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}

@@ -42,7 +42,8 @@ def colours(outputs: int = 3, size: int = SIZE, offset: float = 1.0, kind: int =
     return model.SerializeToString()
 
 
-def put_model(folder: Path, content: bytes, name: str = MODEL) -> None:
+def put(folder: Path, content: bytes, name: str = MODEL) -> None:
+    """Write a file as an export does, with its hash in the facts."""
     (folder / name).write_bytes(content)
     facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).exists() else {"files": {}}
     facts["files"][name] = {"sha256": hashlib.sha256(content).hexdigest()}
@@ -57,17 +58,17 @@ def put_rules(folder: Path, **changes: object) -> None:
         "input": {"name": "pixels"},
         "output": {"name": "distances"},
     }
-    (folder / RULES).write_text(json.dumps({**rules, **changes}))
+    put(folder, json.dumps({**rules, **changes}).encode(), RULES)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     place = tmp_path / "student"
     place.mkdir()
-    (place / LABELS).write_text(json.dumps(NAMES))
+    put(place, json.dumps(NAMES).encode(), LABELS)
     put_rules(place)
-    put_model(place, colours())
-    put_model(place, colours(offset=2.0), INT8)
+    put(place, colours())
+    put(place, colours(offset=2.0), INT8)
     return place
 
 
@@ -107,21 +108,21 @@ def without(name: str) -> Callable[[Path], object]:
 
 
 def text(name: str, content: str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_text(content)
+    return lambda folder: put(folder, content.encode(), name)
 
 
 def put_direction(folder: Path, entry: float) -> None:
     """A student of embeddings whose only entry is `entry`, for the picture below."""
-    (folder / LABELS).write_text('{"here": [1.0], "there": [-1.0]}')
-    put_model(folder, colours(outputs=1, offset=entry))  # the picture has no red
+    put(folder, b'{"here": [1.0], "there": [-1.0]}', LABELS)
+    put(folder, colours(outputs=1, offset=entry))  # the picture has no red
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no model": (without(MODEL), "model.onnx"),
     "unfinished": (without(FACTS), "takehome.json"),
     "no labels": (without(LABELS), "labels.json"),
-    "facts are a list": (text(FACTS, "[]"), "sha256"),
-    "files are a list": (text(FACTS, '{"files": []}'), "sha256"),
+    "facts are a list": (lambda f: (f / FACTS).write_text("[]"), "sha256"),
+    "files are a list": (lambda f: (f / FACTS).write_text('{"files": []}'), "sha256"),
     "labels are an object": (text(LABELS, '{"a": 1}'), "labels.json: must be a list of printable"),
     "labels are numbers": (text(LABELS, "[1, 2, 3]"), "must be a list of printable names"),
     "a label twice": (text(LABELS, '["a", "b", "a"]'), "labels.json: must hold each name once"),
@@ -139,8 +140,16 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         "must be a list of printable names",
     ),
     "labels are deep": (text(LABELS, "[" * 100_000), "must be JSON"),
-    "labels are no text": (lambda f: (f / LABELS).write_bytes(b"\xff\xfe\x00"), "must be JSON"),
+    "labels are no text": (lambda f: put(f, b"\xff\xfe\x00", LABELS), "must be JSON"),
     "endless labels": (lambda f: os.truncate(f / LABELS, (1 << 28) + 1), "at most 268435456 bytes"),
+    "labels of another student": (
+        lambda f: (f / LABELS).write_text(json.dumps(NAMES[::-1])),
+        "labels.json: must have the sha256",
+    ),
+    "an edited temperature": (
+        lambda f: (f / RULES).write_text((f / RULES).read_text().replace("0.1", "0.2")),
+        "preprocess.json: must have the sha256",
+    ),
     "a label more": (text(LABELS, json.dumps([*NAMES, "x"])), r"must give float32 \[N, 4\]"),
     "rules are a list": (text(RULES, "[]"), "schema 1"),
     "endless rules": (lambda f: os.truncate(f / RULES, (16 << 20) + 1), "at most 16777216 bytes"),
@@ -156,11 +165,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no input": (lambda f: put_rules(f, input="pixels"), "input.name: must be a name"),
     "foreign input": (lambda f: put_rules(f, input={"name": "x"}), "as its one input"),
     "a flipped bit": (lambda f: (f / MODEL).write_bytes(colours()[:-1] + b"\1"), "sha256"),
-    "no graph": (lambda f: put_model(f, b"no model at all"), "must be an ONNX model"),
-    "empty": (lambda f: put_model(f, b""), "must be an ONNX model"),
-    "two outputs": (lambda f: put_model(f, colours(outputs=2)), r"must give float32 \[N, 3\]"),
-    "integers": (lambda f: put_model(f, colours(kind=6)), "as its one input"),
-    "nan out": (lambda f: put_model(f, colours(offset=float("nan"))), "finite"),
+    "no graph": (lambda f: put(f, b"no model at all"), "must be an ONNX model"),
+    "empty": (lambda f: put(f, b""), "must be an ONNX model"),
+    "two outputs": (lambda f: put(f, colours(outputs=2)), r"must give float32 \[N, 3\]"),
+    "integers": (lambda f: put(f, colours(kind=6)), "as its one input"),
+    "nan out": (lambda f: put(f, colours(offset=float("nan"))), "finite"),
     "no direction": (lambda f: put_direction(f, 0.0), "must give an embedding of a finite length"),
     "tiny": (
         lambda f: put_direction(f, 1e-30),
@@ -187,7 +196,7 @@ def test_a_folder_that_dfkd_did_not_write_is_refused_in_one_line(
 
 def test_labels_may_be_longer_than_other_files(folder: Path, picture: Path) -> None:
     """Thousands of embeddings are; here it is white space."""
-    (folder / LABELS).write_text(json.dumps(NAMES) + " " * (17 << 20))
+    put(folder, json.dumps(NAMES).encode() + b" " * (17 << 20), LABELS)
     assert Predictor(folder).distances(picture.read_bytes()).argmin() == 1
 
 
