@@ -68,11 +68,7 @@ def plain(manifest: Manifest, teacher: Teacher) -> Call:
     problem, start = example(manifest, teacher)
 
     def call() -> float:
-        draw = np.random.default_rng(0)
-        remembered = problem.bank.draw(config.bank, draw)
-        reference.plain_prompts(
-            teacher, problem.words, problem.names, start, remembered, config.updates, draw
-        )
+        reference.plain_prompts(teacher, problem, start, config, np.random.default_rng(0))
         return float(config.updates * len(start))
 
     return call

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from dfkd.benchmarks.measure import Call
 from dfkd.config.distillation import MOMENTUM, Training
+from dfkd.config.synthesis import Contrastive
 from dfkd.distillation.augmentation import augment
 from dfkd.models.generators.generator import to_pixels
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.student import Student
 from dfkd.models.teacher import Teacher, distances, spherical_distance
-from dfkd.prompts.contrastive import contrastive_loss
+from dfkd.prompts.contrastive import DISTURBANCE, TEMPERATURE, Problem, contrastive_loss
 from dfkd.prompts.pseudo_words import PseudoWords, encode_whole
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
@@ -137,11 +138,9 @@ def cutout_loop(
 
 def plain_prompts(
     teacher: Teacher,
-    words: PseudoWords,
-    names: Sequence[str],
+    problem: Problem,
     start: Tensor,
-    remembered: tuple[Tensor, Tensor] | None,
-    updates: int,
+    config: Contrastive,
     draw: np.random.Generator,
 ) -> Tensor:
     """Equation 12 as stated; returns the pseudo-words [N, D] after the updates.
@@ -149,24 +148,25 @@ def plain_prompts(
     Each sentence and its disturbed copy pass through the whole text tower.
 
     Args:
-        words: encoder of the template.
-        names: the class name of each sentence.
+        problem: the batch of prompts and the memory bank.
         start: the pseudo-words [N, D] before the updates.
-        remembered: embeddings and labels from the memory bank; None from an empty one.
-        updates: number of optimiser steps.
-        draw: generator of the disturbances.
+        config: the section `prompts.contrastive` of the manifest.
+        draw: generator of the disturbances and of the draw from the bank.
     """
-    pseudo_words = start.clone().requires_grad_()
-    # Every other prompt is a negative, whatever its class, so labels play no part.
-    labels = torch.zeros(len(names), dtype=torch.int64, device=start.device)
+    words, names, pseudo_words = problem.words, problem.names, start.clone().requires_grad_()
+    remembered = problem.bank.draw(config.bank, draw)
+    within_class = config.negatives == "intra-class"
 
     def losses() -> Tensor:
         texts = _sentences(teacher, words, names, [words.template] * len(names), pseudo_words)
-        disturbed = [words.disturbed(name, "shuffle", 0.3, draw) for name in names]
+        disturbed = [words.disturbed(name, config.positive, DISTURBANCE, draw) for name in names]
         positives = _sentences(teacher, words, names, disturbed, pseudo_words)
-        return contrastive_loss(texts, positives, labels, remembered, 0.1, within_class=False)
+        return contrastive_loss(
+            texts, positives, problem.labels, remembered, TEMPERATURE, within_class
+        )
 
-    _minimise(losses, torch.optim.Adam([pseudo_words], lr=0.1), updates)
+    optimizer = torch.optim.Adam([pseudo_words], lr=config.learning_rate)
+    _minimise(losses, optimizer, config.updates)
     return pseudo_words.detach()
 
 

@@ -6,7 +6,7 @@
     classes    [name, ...]: the classes of every model, in the order of `confusion`
     average    "images" | "classes": whether `summary` uses `accuracy` or `class_mean` of rows
     data       {source, domains: [name, ...], unscored: [class, ...], notes: [line, ...],
-                unreadable: [name, ...]}: the scored data, with domains in display order
+                unreadable: [line, ...]}: the scored data, with domains in display order
     parameters {model: count}: parameters of the whole student, or of the image tower of the teacher
                or of the text-only classifier
     students   [name, ...]: folders under students/ of the scored students
@@ -274,7 +274,7 @@ def results(
     Args:
         data: the scored data.
         rows: at least one.
-        unreadable: names of the images that could not be read.
+        unreadable: `name: reason` of each image that could not be read.
         parameters: number of parameters of each model in `rows`.
         students: names of the folders of the students in `rows`.
         average: the accuracy that the summary uses.

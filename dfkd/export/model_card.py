@@ -47,7 +47,7 @@ in order,""",
 teacher's space. `labels.json` has the unit text embedding of each class; the prediction is the
 class with the smallest angle. `model.int8.onnx` is the same, quantised.""",
 }
-"""What the models give, by `distillation.target`."""
+"""What the models give, by what the student learned; `both` gives embeddings too."""
 
 CLASSES = {
     "distances": "",
@@ -55,7 +55,7 @@ CLASSES = {
   Another `labels.json` gives it others: `python jobs/labels.py MANIFEST --classes "rocket, tree"`
   writes one for `python -m dfkd.export.predict --labels`. It was not trained for those.""",
 }
-"""What to do about the classes, by `distillation.target`."""
+"""What to do about the classes, by what the student learned."""
 
 CARD = """\
 # {name}: a classifier of {classes} classes
@@ -155,7 +155,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         facts: the content of `takehome.json`, without the entry of the card itself.
     """
     evaluation, check = facts["evaluation"], facts["check"]
-    target = facts["student"].get("target", "distances")
+    target = "embedding" if "embedding_dim" in facts["student"] else "distances"
     # A fact that is missing is a `KeyError`, not a blank.
     return CARD.format(
         **facts,

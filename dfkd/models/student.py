@@ -162,7 +162,7 @@ def card(
         embedding_dim: E of a student of embeddings; 0 for a student of distances.
     """
     # A student of distances has neither.
-    embedding = {"target": "embedding", "embedding_dim": embedding_dim} if embedding_dim else {}
+    embedding = {"target": config.target, "embedding_dim": embedding_dim} if embedding_dim else {}
     return {
         "schema": 1,
         "architecture": config.student,

@@ -150,7 +150,7 @@ class Facts:
 
     @property
     def learned(self) -> str:
-        """What the students of the run learned from the teacher: `distances` or `embedding`."""
+        """What the students of the run learned: `distillation.target` of the first one."""
         return next((student.target for student in self.trained_students), "distances")
 
     @property

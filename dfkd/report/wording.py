@@ -22,10 +22,10 @@ def headline(facts: Facts) -> Markup:
     domains = _number(len(facts.images))
     domains_text = f"{domains} unseen domain{'s' if len(facts.images) != 1 else ''}"
     if best is None:
-        teacher_mean = percent(teacher.summary["mean"] if teacher else 0.0)
-        return _sentence(
-            f"The teacher alone has a {_mean(facts)} of", teacher_mean, f"over {domains_text}."
-        )
+        shown = teacher or facts.scored[0]
+        mean = percent(shown.summary["mean"])
+        subject = f"The {shown.label} alone has a {_mean(facts)} of"
+        return _sentence(subject, mean, f"over {domains_text}.")
     trained = next((t for t in facts.trained_students if t.method == best.label), None)
     subject = f"{_student(trained, best.parameters)} that {_origin(facts)}"
     # A share of nothing is no number, so the student's own accuracy is stated.
@@ -72,12 +72,8 @@ def _saw_no_real_image(facts: Facts) -> bool:
 
 def figures(facts: Facts) -> list[tuple[str, str, str]]:
     """Name, value and unit of the figures below the headline."""
-    best, teacher = facts.best, facts.teacher
-    rows = []
-    if best:
-        rows.append((f"{_mean(facts)}, {best.label}", share(best.summary["mean"]), "%"))
-    if teacher:
-        rows.append((f"{_mean(facts)}, teacher", share(teacher.summary["mean"]), "%"))
+    shown = [each for each in (facts.best, facts.teacher) if each] or facts.scored[:1]
+    rows = [(f"{_mean(facts)}, {each.label}", share(each.summary["mean"]), "%") for each in shown]
     made = sum(int(m.version.manifest["samples"]) for m in facts.method_images)
     rows.append(("images synthesised", count(made), ""))
     if _saw_no_real_image(facts):

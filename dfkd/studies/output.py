@@ -182,7 +182,7 @@ def _notes_on_columns(described: StudyFile, results: StudyResults) -> Iterator[s
     """Yield what each column beside the accuracies means."""
     yield (
         "MB: parameters of what answers an image, in float32. ms: one image on one core of the "
-        "machine that wrote this table, from latency.json beside it."
+        "machine that wrote this table."
     )
     if results.size == "quick":
         yield "Made with --quick: it shows that the study runs, and measures nothing."

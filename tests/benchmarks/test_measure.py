@@ -185,21 +185,19 @@ def test_where_there_is_a_gpu_batches_are_pinned_as_a_stream_s(
     assert torch.equal(pinned[-1], batch.pixels)
 
 
-@pytest.mark.parametrize("bank", [4, 0])
-def test_plain_prompts_are_contrastive_prompts(teacher: Teacher, tmp_path: Path, bank: int) -> None:
-    manifest = Manifest.read(
-        write_manifest(
-            tmp_path,
-            prompts={"contrastive": {"updates": 3, "batch_size": 6, "bank": bank}},
-        )
-    )
+@pytest.mark.parametrize(
+    "variant",
+    [{"bank": 4}, {"bank": 0}, {"bank": 4, "negatives": "intra-class", "positive": "substitute"}],
+)
+def test_plain_prompts_are_contrastive_prompts(
+    teacher: Teacher, tmp_path: Path, variant: dict[str, Any]
+) -> None:
+    sizes = {"updates": 3, "batch_size": 6}
+    manifest = Manifest.read(write_manifest(tmp_path, prompts={"contrastive": sizes | variant}))
     problem, start = prompts.example(manifest, teacher)
-    draws = [np.random.default_rng(0) for _ in range(2)]
-    ours = contrastive.optimise(problem, start, manifest.prompts, draws[0])
-    remembered = problem.bank.draw(bank, draws[1])
-    plain = reference.plain_prompts(
-        teacher, problem.words, problem.names, start, remembered, 3, draws[1]
-    )
+    config = manifest.prompts.contrastive
+    ours = contrastive.optimise(problem, start, config, np.random.default_rng(0))
+    plain = reference.plain_prompts(teacher, problem, start, config, np.random.default_rng(0))
     torch.testing.assert_close(plain, ours.pseudo_words, rtol=1e-3, atol=1e-3)
     assert prompts.plain(manifest, teacher)() == 3 * 6
 

@@ -12,7 +12,7 @@ from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import results, row, write_results
 from dfkd.report import page
 from dfkd.report.facts import Facts, RunOrigin
-from dfkd.report.wording import headline
+from dfkd.report.wording import figures, headline
 from dfkd.storage.local import open_storage
 from tests.helpers.finished_run import CLASSES, SIZES, TEXT, finished
 from tests.helpers.large_run import large_run
@@ -111,18 +111,18 @@ def test_the_same_run_gives_the_same_page_from_manifest_and_from_folder(
 
 
 def test_the_page_says_what_the_students_learned(facts: Facts) -> None:
-    trained = [
-        dataclasses.replace(student, target="embedding") for student in facts.trained_students
-    ]
-    distances, embedding = (
-        " ".join(Outline(page.render(each)).text.split())
-        for each in (facts, dataclasses.replace(facts, trained_students=trained))
-    )
+    def rendered(target: str) -> str:
+        trained = [dataclasses.replace(each, target=target) for each in facts.trained_students]
+        page_facts = dataclasses.replace(facts, trained_students=trained)
+        return " ".join(Outline(page.render(page_facts)).text.split())
+
+    distances, embedding, both = map(rendered, ("distances", "embedding", "both"))
     assert "L1 between student and teacher distances" in distances
     assert "learns the teacher's distances, not a class" in distances
     assert "mean squared error between student and teacher embeddings" in embedding
     assert "learns the teacher's embedding of each image, not a class" in embedding
     assert "L1" not in embedding
+    assert "student and teacher embeddings, plus L1 between their distances" in both
 
 
 def test_the_page_has_the_parameters_of_results_json(facts: Facts) -> None:
@@ -137,6 +137,14 @@ def test_a_folder_without_its_manifest_claims_less(facts: Facts) -> None:
     assert "never seen a real image" not in text
     assert "real images used" not in text
     assert "command that made it was not kept" in text
+
+
+def test_a_page_without_student_and_teacher_is_about_what_was_scored(facts: Facts) -> None:
+    summary = facts.scored[0].summary | {"model": "text-only", "method": "classifier", "mean": 0.7}
+    alone = [dataclasses.replace(facts.scored[0], summary=summary)]
+    facts = dataclasses.replace(facts, scored=alone)
+    assert "text-only classifier alone has a mean accuracy of <em>70.0" in headline(facts)
+    assert next(name for name, _, _ in figures(facts)) == "mean accuracy, text-only classifier"
 
 
 def test_a_student_with_pretrained_weights_has_seen_real_images(facts: Facts) -> None:
