@@ -23,7 +23,7 @@ from dfkd.cluster import distillation
 from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.distillation import Finished
 from dfkd.cluster.metrics import report_accuracy
-from dfkd.cluster.synthesis import Built, build, finished, identify
+from dfkd.cluster.synthesis import Built, build, finished, identify, require_space
 from dfkd.cluster.worker import synthesis_pool
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
@@ -131,6 +131,7 @@ def synthesize(
     planned = [(single, identify(single)) for single in singles]
     if not abandon:
         _refuse_unfinished(planned)
+    require_space(planned)  # for all methods, before the images of the first one are made
     versions = []
     pool = None
     with contextlib.ExitStack() as ray_runtime:

@@ -15,8 +15,10 @@ from dfkd.pipeline import command_line
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would write."""
     from dfkd.distillation.student_store import require_embeddings
+    from dfkd.models.teacher import file_hashes
 
     require_embeddings(manifest)
+    file_hashes(manifest.teacher, manifest.cache)  # refuses weights that are not there
     return {"classes": list(manifest.with_classes(options.classes).classes)}
 
 

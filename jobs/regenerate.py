@@ -23,13 +23,18 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         LeaseError: another regeneration is running.
         BudgetError: a budget limit was reached; the same command resumes.
+        PartialError: tasks are quarantined, or evaluation images could not be read.
         GateError: the candidate was refused; `current` is unchanged.
     """
     from dfkd.pipeline import regeneration
 
     command = command_line.again("regenerate", options)
     return regeneration.regenerate(
-        manifest, command, abandon=options.abandon, threads=options.threads
+        manifest,
+        command,
+        abandon=options.abandon,
+        accept_partial=options.accept_partial,
+        threads=options.threads,
     )
 
 
@@ -38,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = command_line.parser(__doc__ or "")
     arguments.add_argument(
         "--abandon", action="store_true", help="leave what is unfinished behind, begin the next"
+    )
+    arguments.add_argument(
+        "--accept-partial",
+        action="store_true",
+        help="publish the candidate without its quarantined tasks",
     )
     evaluate.add_arguments(arguments)
     return command_line.run(arguments, work, plan, argv)

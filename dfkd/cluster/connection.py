@@ -5,10 +5,11 @@ import os
 import re
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -36,8 +37,9 @@ def connected() -> Iterator[None]:
     RAY_ADDRESS, or starts a local one that ends with the job.
 
     Raises:
-        InfrastructureError: the cluster does not answer.
-        ManifestError: RAY_ADDRESS is no address, or of a cluster that this process cannot join.
+        InfrastructureError: the cluster does not answer, or Ray does not start here.
+        ManifestError: RAY_ADDRESS is no address, or of a cluster that this process cannot join; or
+            TMPDIR is too long for Ray.
     """
     if ray.is_initialized():  # whoever started Ray also stops it
         yield
@@ -54,16 +56,10 @@ def connected() -> Iterator[None]:
         _check_reachable(address)
         with _own_handler_of_sigterm():
             ray.init(**options)
-    except ValueError:
-        raise ManifestError(
-            "RAY_ADDRESS", "must be an address of Ray", address, "give host:port, or unset it"
-        ) from None
     except Exception as error:  # Ray raises plain Exception if the machine is too busy to start it
-        _refuse_foreign(error)
-        raise InfrastructureError(
-            f"RAY_ADDRESS: no Ray cluster answered at {address or 'local'} ({error}); "
-            "start one, or unset RAY_ADDRESS to run locally"
-        ) from None
+        if address:
+            _refuse_address(address, error)
+        _refuse_here(error)
     try:
         yield
     finally:
@@ -82,8 +78,12 @@ def _own_handler_of_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, own)
 
 
-def _refuse_foreign(error: Exception) -> None:
-    """Raise `ManifestError` if Ray's error says that the cluster is not one for this process."""
+def _refuse_address(address: str, error: Exception) -> NoReturn:
+    """Raise what it means that the cluster of RAY_ADDRESS could not be joined."""
+    if isinstance(error, ValueError):
+        raise ManifestError(
+            "RAY_ADDRESS", "must be an address of Ray", address, "give host:port, or unset it"
+        ) from None
     if "Version mismatch" in str(error) or isinstance(error, AuthenticationError):
         raise ManifestError(
             "RAY_ADDRESS",
@@ -91,6 +91,23 @@ def _refuse_foreign(error: Exception) -> None:
             one_line(error),
             "use the cluster's environment, see cluster/README.md",
         ) from None
+    raise InfrastructureError(
+        f"RAY_ADDRESS: no Ray cluster answered at {address} ({error}); start one, or unset "
+        "RAY_ADDRESS to run locally"
+    ) from None
+
+
+def _refuse_here(error: Exception) -> NoReturn:
+    """Raise what it means that Ray could not be started on this machine."""
+    # Ray puts its sockets below this folder, and the path of a socket has at most 107 bytes.
+    if "AF_UNIX path length" in str(error):
+        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        raise ManifestError(
+            "TMPDIR", "must be short enough for Ray's sockets", folder, "set RAY_TMPDIR=/tmp"
+        ) from None
+    raise InfrastructureError(
+        f"Ray does not start on this machine ({one_line(error)}); run the same command again"
+    ) from None
 
 
 def _check_reachable(address: str) -> None:

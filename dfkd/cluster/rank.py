@@ -32,6 +32,7 @@ from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.objective import DistanceObjective, EmbeddingObjective, Objective
 from dfkd.distillation.student_store import check_initial_weights, check_teacher
+from dfkd.errors import DfkdError
 from dfkd.models.student import CARD, Student, build, card, save_student
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
@@ -203,6 +204,12 @@ class _Leader:
         if in_epoch == 0 or in_epoch % LOG_STEPS == 0:
             rate = schedule.rate(distiller.config, distiller.step - 1)
             self.means.update(self.tracker.log(distiller.step, rate))
+            # Before the checkpoint, from which another call would go on to the same end.
+            if not math.isfinite(self.means["loss"]):
+                raise DfkdError(
+                    f"distillation: the loss is no number at step {distiller.step}; lower "
+                    "distillation.learning_rate"
+                )
 
     def save(self) -> None:
         """Write a checkpoint and upload the curves."""

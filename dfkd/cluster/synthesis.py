@@ -6,7 +6,8 @@ has the rest made, and publishes. It knows nothing that storage does not hold, s
 
 import contextlib
 import platform
-from collections.abc import Container, Iterator, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -118,7 +119,7 @@ def build(
     require_shared_storage(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
     version = Version(root.child(layout.data(manifest.method)), fingerprint(identity))
-    _require_space(manifest, version, carries=bool(identity.get("carried.from")))
+    require_space([(manifest, identity)])
     # The lease protects an abandoned or old version from a jobs/clean.py that runs meanwhile. It
     # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
     with reading(root, [f"{manifest.method}/{version.id}"]):
@@ -133,22 +134,31 @@ def build(
     return Built(manifest.method, published, read_json(version.storage, layout.PROMPTS_SUMMARY))
 
 
-def _require_space(manifest: Manifest, version: Version, carries: bool) -> None:
-    """Raise `ManifestError` if the disk of the root has no room for the missing shards.
+def require_space(planned: Iterable[tuple[Manifest, Mapping[str, Any]]]) -> None:
+    """Raise `ManifestError` if the disk of a root has no room for the missing shards of versions.
 
     Args:
-        carries: whether the version takes all but its fresh shards from another one.
+        planned: manifests with one method and the same root, and the identity of each.
     """
-    if version.published:
-        return
+    needed: Counter[str] = Counter()
+    for manifest, identity in planned:
+        home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
+        version = Version(home, fingerprint(identity))
+        missing = 0 if version.published else _missing_images(manifest, version, identity)
+        needed[manifest.storage.root] += estimated_bytes(manifest, missing)
+    for root, size in needed.items():
+        require_root_space(root, size)
+
+
+def _missing_images(manifest: Manifest, version: Version, identity: Mapping[str, Any]) -> int:
+    """The number of images that a version still lacks, at most."""
     done = version.done()
-    if carries:
-        missing = sum(task.count for task in fresh_tasks(manifest) if task.id not in done)
-    else:
-        # Not task by task, because a mistake in the manifest may ask for any number of them.
-        left = task_count(manifest) - len(done)
-        missing = min(image_count(manifest), left * manifest.synthesis.shard_size)
-    require_root_space(manifest.storage.root, estimated_bytes(manifest, missing))
+    # A regeneration takes all but its fresh shards from another version.
+    if identity.get("carried.from"):
+        return sum(task.count for task in fresh_tasks(manifest) if task.id not in done)
+    # Not task by task, because a mistake in the manifest may ask for any number of them.
+    left = task_count(manifest) - len(done)
+    return min(image_count(manifest), left * manifest.synthesis.shard_size)
 
 
 def _make_missing(
@@ -183,7 +193,7 @@ def _refuse_quarantined(
     reasons = "; ".join(shown)
     raise PartialError(
         f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks quarantined "
-        f"({reasons}); run the same command again, or add --accept-partial to publish without"
+        f"({reasons}); run the same command again; --accept-partial publishes without them"
     )
 
 

@@ -5,11 +5,16 @@ gets the same unit of work makes the same images: on CPUs of one kind to the bit
 rounding, because torch's backward pass of `grid_sample` adds there in any order.
 """
 
+import contextlib
+import fcntl
 import gc
+import os
+import re
+import shutil
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +52,11 @@ from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.device import configure_process, device_name, pick_device
 
 R = TypeVar("R")
+
+SCRATCH = "dfkd-shards-"
+"""Prefix of the temporary folders in which workers write shards."""
+YOUNG = 60.0
+"""Seconds in which a worker has surely locked the folder that it has made."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class Worker(ABC):
         config, cache = self.manifest.teacher, self.manifest.cache
         # The driver has checked that the files fit each other, so equal hashes are enough here.
         hashes = file_hashes(config, cache)
-        self._require_same(hashes)
+        self._require_same("teacher", hashes)
         precision = self.manifest.synthesis.precision
         slot, key = self.slot, (config, hashes, precision)
         if slot.teacher is None or slot.key != key:
@@ -124,22 +134,27 @@ class Worker(ABC):
         """The generator on this worker's device; None if the method has no latents."""
         if prompt_method(self.manifest.method) is None:
             return None
-        self._require_same(kinds.file_hashes(self.manifest.generator, self.manifest.cache))
+        hashes = kinds.file_hashes(self.manifest.generator, self.manifest.cache)
+        self._require_same("generator", hashes)
         return kinds.load(self.manifest, pick_device(), self.manifest.synthesis.precision)
 
-    def _require_same(self, digests: Mapping[str, str]) -> None:
+    def _require_same(self, section: str, digests: Mapping[str, str]) -> None:
         """Raise `WeightsError` if a weight file of this node is not that of the fingerprint.
 
         Args:
+            section: section of the manifest that names the files.
             digests: sha256 of each weight file, by role.
         """
         identity = self.version.identity
-        for role, digest in digests.items():
-            if identity.get(f"{role}.sha256") != digest:
+        # A file may also be missing here, such as a configuration beside the weights.
+        known = (key for key in identity if re.fullmatch(rf"{section}\..*\.sha256", key))
+        for role in sorted({*digests, *(key.removesuffix(".sha256") for key in known)}):
+            digest = digests.get(role, "")
+            if identity.get(f"{role}.sha256", "") != digest:
                 raise WeightsError(
                     role,
                     "must be the same on every node",
-                    f"sha256 {digest[:12]} on {ray.util.get_node_ip_address()}",
+                    f"sha256 {digest[:12] or 'none'} on {ray.util.get_node_ip_address()}",
                     f"copy there the one that version {self.version.id} was begun with",
                 )
 
@@ -222,8 +237,8 @@ class SynthesisWorker(Worker):
         # A maker that raises may be half-way through a part, so the next attempt loads a new one.
         maker, self._maker = self._maker or self._load_maker(unit), None
         started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            committed = self._make_shards(maker, unit, Path(folder))
+        with _scratch_folder() as folder:
+            committed = self._make_shards(maker, unit, folder)
         if has_dependent_parts(self.manifest.method):
             # The next part of a chained method continues from this state. It is written after the
             # receipts, so that a worker that dies before it makes the same part once more.
@@ -267,3 +282,29 @@ class SynthesisWorker(Worker):
         if len(unit.generated) == 1:
             return self.version.prompts(unit.generated[0])
         return self.version.prompt_part(part_name(unit.part))
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A temporary folder for shards, locked while it is in use.
+
+    First removes those of killed workers, which may hold gigabytes.
+    """
+    for abandoned in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        # Another worker may have made a young one and not have locked it yet.
+        with contextlib.suppress(OSError), _locked(abandoned, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if time.time() - abandoned.stat().st_mtime > YOUNG:
+                shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as name, _locked(Path(name), fcntl.LOCK_SH):
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, lock: int) -> Iterator[None]:
+    """Hold a lock on a folder, which the kernel releases if this process dies."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, lock)
+        yield
+    finally:
+        os.close(descriptor)

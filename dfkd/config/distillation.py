@@ -135,8 +135,8 @@ class Distillation(Training):
     """Threads per rank that decode shards; 0: the thread that reads ahead also decodes. Raise it
     for 224 px images and a fast GPU, because a single thread then keeps the GPU waiting."""
     checkpoint_epochs: Count = 1
-    """Epochs between checkpoints. A checkpoint holds weights and momentum, so it is twice as large
-    as the student."""
+    """Epochs between checkpoints. A checkpoint holds weights and the optimizer's moments, so it is
+    twice (sgd) or three times (adamw) as large as the student."""
 
     def __post_init__(self) -> None:
         require_unique("distillation.seeds", self.seeds)

@@ -103,9 +103,11 @@ class Prompts:
     template: Name = "{class} in the style of {style}"
     """The sentence of every prompt with a style or a pseudo-word."""
     styles: Literal["paper", "miniature"] | tuple[Name, ...] = "paper"
-    """The styles of mix: the name of a dictionary, or a list."""
+    """The styles of mix, and of the labels with `distillation.texts: styles`: the name of a
+    dictionary, or a list."""
     scale: NonNegative = 10.0
-    """e of random: the spread of pseudo-words in standard deviations of the token table."""
+    """e of random prompts, and of those that contrastive prompts start from: the spread of
+    pseudo-words in standard deviations of the token table."""
     contrastive: Contrastive = Contrastive()
 
     def __post_init__(self) -> None:

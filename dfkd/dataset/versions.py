@@ -182,8 +182,9 @@ class Version:
         # Store the bytes that were hashed; the file could have changed since.
         if not storage.put_if_absent(receipt.shard, data):
             # An earlier attempt stored the shard and died before its receipt. Its bytes stay, so
-            # the receipt is made from them.
-            receipt = self._receipt(task, storage.get(receipt.shard), failed)
+            # the receipt is made from them. They also say what failed then: on a GPU, rounding may
+            # let other images diverge in each attempt.
+            receipt = self._receipt(task, storage.get(receipt.shard), None)
         # Of two concurrent attempts the first receipt is valid for both.
         if not storage.put_if_absent(key, encode_receipt(receipt)):
             return _read_receipt(storage, key, self.fingerprint)
@@ -204,8 +205,11 @@ class Version:
         for key in list(storage.list(layout.QUARANTINED)):
             storage.delete(key)
 
-    def _receipt(self, task: Task, data: bytes, failed: Collection[int]) -> Receipt:
-        """The receipt of a tar's bytes, which must hold all images of the task but the failed."""
+    def _receipt(self, task: Task, data: bytes, failed: Collection[int] | None) -> Receipt:
+        """The receipt of a tar's bytes, which must hold all images of the task but the failed.
+
+        With None for `failed`, those that are missing have failed.
+        """
         shard = layout.shard(task.id)
         # All samples are parsed and not only counted, so that a receipt never vouches for a shard
         # that no reader can open.
@@ -218,7 +222,7 @@ class Version:
                     "delete it, run again"
                 )
             count += 1
-        if set(missing.values()) != set(failed):
+        if failed is not None and set(missing.values()) != set(failed):
             raise CorruptionError(
                 f"{self.storage.location(shard)}: images {tuple(missing.values())} are not in it, "
                 f"but {tuple(sorted(failed))} failed; delete it, run again"
@@ -242,12 +246,16 @@ class Version:
 
         A published version keeps its own.
         """
-        # The facts have digits that depend on the processor, and the manifest holds the file's
-        # hash: a second driver that is late must not write others.
         if self.published:
             return
         digests = {name: sha256_object(self.storage, layout.prompts(name)) for name in names}
-        self.storage.put(layout.PROMPTS_SUMMARY, canonical({**facts, "parts": digests}))
+        data = canonical({**facts, "parts": digests})
+        # The facts have digits that depend on the processor, and the manifest holds the file's
+        # hash. So the first summary of the same parts stays, also if a second driver is late.
+        if not self.storage.put_if_absent(layout.PROMPTS_SUMMARY, data):
+            stored = read_json(self.storage, layout.PROMPTS_SUMMARY)
+            if stored.get("parts") != digests:  # a part was deleted and made again
+                self.storage.put(layout.PROMPTS_SUMMARY, data)
 
     def prompt_parts(self) -> set[str]:
         """The name of each stored part prompts/{name}.parquet."""

@@ -115,7 +115,7 @@ def check_initial_weights(
     """Check that this node's initial weights are those after which a student was named.
 
     Raises:
-        WeightsError: they differ, or are missing.
+        WeightsError: they differ, or are missing. Of a library's weights only the name is compared.
     """
     if student_name(manifest, version.fingerprint, method, seed) != name:
         raise WeightsError(
@@ -137,7 +137,9 @@ def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion)
     """
     digests = file_hashes(manifest.teacher, manifest.cache)
     expected = identity(manifest.with_method(method), digests)
-    teachers = {key: value for key, value in expected.items() if key.startswith("teacher.")}
+    # Keys of both, because some are there for some teachers only, such as `teacher.preprocessing`.
+    keys = {*expected, *version.manifest["identity"]}
+    teachers = {key: expected.get(key) for key in sorted(keys) if key.startswith("teacher.")}
     _refuse_foreign(version, method, teachers)
 
 

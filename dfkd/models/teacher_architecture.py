@@ -133,7 +133,7 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
     elif given.is_dir():
         source = _in_directory(given)
     elif given.is_file():
-        source = Source(given, {}, is_torchscript(given) or None)
+        source = _beside(given)
     else:
         names = open_clip.list_pretrained_tags_by_model(architecture.name)
         known = f"one of open_clip's tags {', '.join(names)}" if names else "no tag is known for it"
@@ -343,7 +343,7 @@ def _usual_preprocess(model: str) -> dict[str, Any]:
 
 
 def _in_directory(directory: Path) -> Source:
-    """The weight file in a folder, with what a configuration beside it says."""
+    """The weight file in a folder."""
     checkpoints = [path for pattern in _CHECKPOINTS for path in sorted(directory.glob(pattern))]
     # A folder of a model hub may also hold the weights in the format of another library.
     preferred = [path for path in checkpoints if path.stem.startswith("open_clip")]
@@ -354,8 +354,12 @@ def _in_directory(directory: Path) -> Source:
             str(directory),
             "give the path of the file itself",
         )
-    path = (preferred or checkpoints)[0]
-    if not (directory / CONFIG).is_file():
+    return _beside((preferred or checkpoints)[0])
+
+
+def _beside(path: Path) -> Source:
+    """A weight file, with what a configuration beside it says."""
+    if not (path.parent / CONFIG).is_file():
         return Source(path, {}, is_torchscript(path) or None)
-    beside = read_architecture(str(directory))
+    beside = read_architecture(str(path.parent))
     return Source(path, beside.preprocess, beside.quick_gelu, beside.path)

@@ -156,10 +156,10 @@ def run_with(
     # A disk or a network that fails is no bug, wherever it shows.
     except OSError as error:
         # Most failures pass, so the same command may succeed; a wrong path stays wrong.
-        kind = DfkdError if error.errno in PERMANENT_ERRORS else InfrastructureError
-        return fail(
-            kind(f"operating system: {error}; fix that and run the same command again, it resumes")
-        )
+        remedy = "fix that and run the same command again, it resumes"
+        if error.errno in PERMANENT_ERRORS:
+            return fail(DfkdError(f"operating system: {error}; {remedy}"))
+        return fail(InfrastructureError(f"operating system: {error}; {remedy}"))
     except (KeyboardInterrupt, SystemExit) as stop:
         return _stopped(stop, terminated.is_set())
     if written:

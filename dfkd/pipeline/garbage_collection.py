@@ -336,12 +336,13 @@ def _orphans(
         version = _open(root, key)
         if version is None:
             continue
-        # A late worker may store a shard, and a receipt, of a task that was published without.
+        # A late worker may store a shard, and a receipt, of a task that was published without. Such
+        # a version also keeps states, because the part that would delete them was not made.
         known = {layout.receipt(receipt.task) for receipt in version.shards}
         free = {
             name: entry
             for name, entry in objects.items()
-            if name.startswith((layout.RECEIPTS, layout.SHARDS))
+            if name.startswith((layout.RECEIPTS, layout.SHARDS, layout.STATES))
             and name not in known
             and entry.key not in referenced
             and entry.age >= grace

@@ -13,7 +13,7 @@ from dfkd.cluster.synthesis import build, identify
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import fresh_tasks, task_count, tasks
 from dfkd.dataset.published import PublishedVersion, advance, open_version, refuse_removal
-from dfkd.errors import GateError
+from dfkd.errors import GateError, PartialError
 from dfkd.evaluation.results import read_results, validate_results
 from dfkd.evaluation.scoring import evaluate
 from dfkd.export import take_home
@@ -39,7 +39,7 @@ LEASE = "regenerate"
 
 def plan(manifest: Manifest) -> dict[str, Any]:
     """What the next call would do, as far as it can be known beforehand."""
-    attempts.require_comparable(manifest)
+    _check(manifest)
     config = manifest.regeneration
     salt, current = manifest.salt, None
     # A plan changes nothing.
@@ -63,17 +63,21 @@ def plan(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def regenerate(manifest: Manifest, command: str, *, abandon: bool, threads: int) -> str:
+def regenerate(
+    manifest: Manifest, command: str, *, abandon: bool, accept_partial: bool, threads: int
+) -> str:
     """Make, train, score and decide, or resume an unfinished attempt; returns the page's location.
 
     Args:
         command: the command line that repeats this; results and report show it.
         abandon: abandon an unfinished attempt and begin the next one.
+        accept_partial: publish the candidate although tasks are quarantined.
         threads: CPU threads for scoring; 0 uses all.
 
     Raises:
         LeaseError: another regeneration is running.
         BudgetError: a budget limit was reached; the same command resumes.
+        PartialError: tasks are quarantined, or evaluation images could not be read.
         GateError: the candidate was refused; `current` is unchanged.
     """
     _check(manifest)
@@ -83,7 +87,7 @@ def regenerate(manifest: Manifest, command: str, *, abandon: bool, threads: int)
         print(f"regeneration {attempt.number}: version {attempt.candidate}", flush=True)
         salted = dataclasses.replace(manifest, salt=attempt.number)
         run = _Run(salted, attempt, lease, command, threads)
-        candidate = run.build(abandon)
+        candidate = run.build(abandon, accept_partial)
         # Stop here if another process took over the lease while the candidate was built.
         lease.fence()
         decision = attempt.decision or run.decide(candidate)
@@ -151,13 +155,14 @@ class _Run:
     command: str
     threads: int
 
-    def build(self, abandon: bool) -> PublishedVersion:
+    def build(self, abandon: bool, accept_partial: bool) -> PublishedVersion:
         """Build the candidate; it is published but not current."""
         config = self.manifest.regeneration
         built = build(
             self.manifest,
             self.attempt.identity,
             abandon=abandon,
+            accept_partial=accept_partial,
             worker_seconds=config.worker_seconds or None,
             make_current=False,
         )
@@ -206,6 +211,12 @@ class _Run:
         folder = f"{self.attempt.folder}/{name}"
         scored = evaluate(self.manifest, self.threads or None, version.id, folder)
         note_origin(self.attempt.root.child(folder), self.manifest, self.command)
+        if unreadable := scored.results["data"]["unreadable"]:
+            # A disk that fails for a minute must not decide between two versions.
+            raise PartialError(
+                f"evaluation.data: {len(unreadable)} images could not be read, the first is "
+                f"{unreadable[0]}; fix or remove them and run the same command again, it resumes"
+            )
         validate_results(scored.results)
         (summary,) = [s for s in scored.results["summary"] if s["model"] == "student"]
         print(f"{name} {version.id}: accuracy {summary['mean']:.4f}", flush=True)

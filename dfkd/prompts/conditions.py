@@ -47,11 +47,10 @@ class PromptStates:
         """The states of N prompts, each of which depends on its own row only."""
         if self.method == "mix":
             states = self._mix(prompts)
-        else:
+        elif self.method == "vanilla":
             states = self._of_texts([self._class_prompt(prompt) for prompt in prompts])
-            rows = [i for i, prompt in enumerate(prompts) if prompt.pseudo_word is not None]
-            if rows:
-                states[rows] = self._of_words([prompts[i] for i in rows])
+        else:
+            states = self._of_words(prompts)
         return Condition(states, self.empty)
 
     def _mix(self, prompts: Sequence[StoredPrompt]) -> Tensor:

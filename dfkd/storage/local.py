@@ -4,6 +4,7 @@ S3 is in `dfkd.storage.s3`; Azure Blob and Google Cloud Storage are in `dfkd.sto
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -33,6 +34,14 @@ from dfkd.storage.bucket import BucketStorage
 
 PARTIAL = ".partial"
 """Directory of unfinished files; no key can name it."""
+UNSUITABLE = frozenset(
+    {
+        *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+        *(errno.EACCES, errno.EPERM, errno.EROFS),
+        *(errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV),
+    }
+)
+"""Errors of a directory that cannot be a root. All others pass, such as a network file system's."""
 
 
 def open_storage(root: str) -> Storage:
@@ -137,6 +146,8 @@ class LocalStorage:
                 folder.mkdir(parents=True, exist_ok=True)
                 _try_link(folder)
         except OSError as error:
+            if error.errno not in UNSUITABLE:
+                raise
             raise ManifestError(
                 "storage.root",
                 "must be a writable directory on a file system with hard links",

@@ -49,10 +49,11 @@ class _FinalLatents:
     def update(self, rows: Tensor, latents: Tensor, losses: Tensor) -> None:
         """Store the latents [R, C, h, w] of images `rows` [R] and the losses [R] that they gave."""
         latents, losses = latents.detach(), losses.detach()
-        # An image stops at its first loss that is not finite, even if it stays in the batch. So the
+        # An image stops at its first step that is not finite, even if it stays in the batch. So the
         # result does not depend on when diverged images are dropped.
         running = ~self.diverged[rows]
-        finite = losses.isfinite()
+        # A latent that is no number may have a finite loss, because its nearest codes are some.
+        finite = losses.isfinite() & latents.isfinite().flatten(1).all(dim=1)
         valid = running & finite
         self.steps[rows] += running
         self.diverged[rows] |= ~finite
@@ -162,6 +163,12 @@ class Synthesiser:
             if step == self.steps - 1 or (check and bool(diverged.all())):
                 break
             _step(generator, latents, losses, optimizer)
+            if coupled:
+                # Its next forward pass would make the losses of all others no number.
+                final.diverged[rows] |= ~latents.detach().isfinite().flatten(1).all(dim=1)
+                diverged = final.diverged[rows]
+                if bool(diverged.all()):
+                    break
             if check and self._should_drop(diverged, coupled):
                 rows = rows[~diverged]
                 views.select(~diverged)

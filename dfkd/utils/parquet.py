@@ -54,6 +54,9 @@ def read(
             kept = pa.schema([schema.field(name) for name in names])
             return pa.Table.from_batches(list(_bounded(file, groups, names)), kept)
     except (pa.ArrowException, OSError, ValueError) as error:
+        # Arrow's errors about the content have no errno; one of the disk says nothing about it.
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise CorruptionError(
             f"{where}: no readable Parquet ({one_line(error)}); {remedy}"
         ) from None

@@ -52,6 +52,26 @@ def test_a_cluster_of_another_environment_is_not_worth_retrying(
         pass
 
 
+@pytest.mark.parametrize(
+    ("reason", "expected", "text"),
+    [
+        ("AF_UNIX path length cannot exceed 107 bytes", ManifestError, "set RAY_TMPDIR=/tmp"),
+        ("The current node timed out during startup", InfrastructureError, "Ray does not start"),
+    ],
+)
+def test_a_ray_that_does_not_start_here_is_no_matter_of_an_address(
+    reason: str, expected: type[Exception], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**options: Any) -> None:
+        raise OSError(reason)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(expected, match=text) as found, connected():
+        pass
+    assert "RAY_ADDRESS" not in str(found.value)
+
+
 @pytest.mark.parametrize("address", ["", "auto", "local", "ray://127.0.0.1:1", "anyscale://x"])
 def test_other_kinds_of_address_are_left_to_ray(address: str) -> None:
     _check_reachable(address)

@@ -124,3 +124,13 @@ def test_live_labels_must_come_from_the_teacher_of_the_version(tmp_path: Path) -
     foreign = dataclasses.replace(manifest, teacher=other)
     with pytest.raises(ManifestError, match=rf"teacher\..*sha256: .*version {version.id} "):
         check_teacher(foreign, "vanilla", version)
+
+
+def test_what_only_the_teacher_of_the_version_has_is_missed(tmp_path: Path) -> None:
+    """The same file without a tag is normalised in another way."""
+    teacher = write_teacher(tmp_path / "a", model_config(RESNET))
+    manifest = Manifest.read(write_manifest(tmp_path, teacher=dataclasses.asdict(teacher)))
+    hashes = file_hashes(teacher) | {"teacher.preprocessing": "0" * 64}
+    version = publish(manifest, digests=hashes)
+    with pytest.raises(ManifestError, match=r"teacher.preprocessing.sha256: must be that of"):
+        check_teacher(manifest, "vanilla", version)

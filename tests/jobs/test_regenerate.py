@@ -150,12 +150,14 @@ def test_a_second_regeneration_is_refused_while_one_is_at_work(
         ("regeneration.classes=[owl]", "regeneration.classes: must be among classes"),
         ("regeneration.share=0", "regeneration.share"),
         ("distillation.batch_size=13", "distillation.batch_size: must not exceed the 12 images"),
+        ("teacher.weights=nowhere.pt", "teacher.weights: must be an existing file"),
     ],
 )
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
 def test_what_cannot_be_regenerated_is_refused_at_once(
-    manifest: Path, tmp_path: Path, setting: str, complaint: str
+    manifest: Path, tmp_path: Path, setting: str, complaint: str, options: tuple[str, ...]
 ) -> None:
-    found = run("regenerate", manifest, tmp_path / "run", setting)
+    found = run("regenerate", manifest, tmp_path / "run", setting, *options)
     assert found.returncode == Exit.USAGE
     (line,) = found.stderr.strip().splitlines()
     assert complaint in line

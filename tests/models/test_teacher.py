@@ -71,6 +71,29 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
     return load_teacher(tmp_path_factory.mktemp("resnet"), model_config(RESNET))
 
 
+def test_a_tower_that_embeds_all_texts_alike_is_refused(tmp_path: Path) -> None:
+    """open_clip takes 2 for the end without `eos_id`, finds none, and pools the start."""
+    teacher = load_teacher(tmp_path, model_config(VIT, pool_type="eos"))
+    check_classes(teacher, ["castle"])
+    with pytest.raises(ManifestError, match=r"embeds 'castle' and 'tree' alike.*pool_type"):
+        check_classes(teacher, ["castle", "tree"])
+
+
+def test_a_configuration_beside_a_weight_file_counts(tmp_path: Path) -> None:
+    """As it does if the folder is given: both are one download of a hub."""
+    config = model_config(VIT)
+    weights = Path(write_teacher(tmp_path, config).weights)
+    preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    content = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (weights.parent / "open_clip_config.json").write_text(json.dumps(content))
+    model = write_teacher(tmp_path / "other", config).model
+    by_file, by_folder = (
+        Teacher.load(TeacherConfig(model=model, weights=str(path)), CPU, "float32")
+        for path in (weights, weights.parent)
+    )
+    assert by_file.mean.flatten().tolist() == by_folder.mean.flatten().tolist() == [0.5] * 3
+
+
 @pytest.mark.parametrize("tower", TOWERS)
 def test_the_split_text_path_is_bit_equal_to_encode_text(tower: str, tmp_path: Path) -> None:
     config = TOWERS[tower]

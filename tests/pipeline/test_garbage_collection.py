@@ -248,6 +248,7 @@ def test_orphans_are_removed_and_foreign_files_stay(manifest: Manifest, root: Pa
         commit(version, task)
     version.publish(TASKS, {}, [TASKS[0].id])
     commit(version, TASKS[0])  # by a worker that took very long
+    version.storage.put("state/0000000001.safetensors", b"x")  # of a chained method
     storage = open_storage(str(root))
     foreign = ["notes.txt", "data/vanilla/mine.json", "students/me/student.json", "results.json"]
     foreign += [f"data/vanilla/versions/{version.id}/shards/mine.tar"]
@@ -261,6 +262,7 @@ def test_orphans_are_removed_and_foreign_files_stay(manifest: Manifest, root: Pa
         "leases/gc/00000001.json",
         f"data/vanilla/versions/{version.id}/shards/{TASKS[0].id}.tar",
         f"data/vanilla/versions/{version.id}/receipts/{TASKS[0].id}.json",
+        f"data/vanilla/versions/{version.id}/state/0000000001.safetensors",
     }
     assert storage.exists(last.key)
     assert all(storage.exists(key) for key in foreign)

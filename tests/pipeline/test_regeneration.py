@@ -22,7 +22,7 @@ PAGE = "regenerations/{:08d}/comparison.html"
 def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     """Of a run without models whose gate refuses every candidate, which has too few images."""
 
-    def build(run: regeneration._Run, abandon: bool) -> PublishedVersion:
+    def build(run: regeneration._Run, *_: bool) -> PublishedVersion:
         made = fill(run.manifest, tasks(run.manifest))
         return made.publish(tasks(run.manifest), {}, make_current=False)
 
@@ -37,7 +37,7 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
 
 
 def regenerate(manifest: Manifest) -> None:
-    regeneration.regenerate(manifest, "the command", abandon=False, threads=1)
+    regeneration.regenerate(manifest, "the command", abandon=False, accept_partial=False, threads=1)
 
 
 def test_a_kill_before_the_decision_leaves_the_page(

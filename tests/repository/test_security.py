@@ -5,6 +5,7 @@ in test_fuzz, a take-home folder in test_predict, a generator's configuration in
 """
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -236,6 +237,17 @@ def test_damaged_parquet_is_refused(place: int) -> None:
     data[place] ^= 0xFF
     with pytest.raises(CorruptionError, match="here: no readable Parquet"):
         parquet.read(bytes(data), ("nothing",), "here", "fix it")
+
+
+def test_a_disk_that_fails_is_no_damage() -> None:
+    """The remedy of damage is to delete the object, which would lose a good one."""
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    with pytest.raises(OSError, match="Stale file handle"):
+        parquet.read(Failing(table_bytes(GOOD)), (), "here", "delete it")
 
 
 def test_parquet_that_decompresses_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 import os
 import resource
@@ -182,6 +183,19 @@ def test_roots_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     for root in (str(tmp_path / "file"), "/proc/here"):
         with pytest.raises(ManifestError, match=r"storage\.root: must be a writable directory"):
             open_storage(root)
+
+
+def test_a_disk_that_fails_for_a_moment_says_nothing_about_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job ends with exit code 4, after which a repetition may succeed."""
+
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "link", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        open_storage(str(tmp_path))
 
 
 @pytest.mark.parametrize(

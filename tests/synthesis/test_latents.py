@@ -112,6 +112,24 @@ def test_a_nan_stays_with_its_own_image(teacher: Teacher, generator: VQGAN) -> N
     assert torch.equal(made.pixels[[0, 1, 3]], clean.pixels[[0, 1, 3]])
 
 
+@pytest.mark.parametrize("coupled", [0.0, 0.1])
+def test_a_latent_that_is_no_number_has_diverged(
+    teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch, coupled: float
+) -> None:
+    """Its nearest codes have a finite loss, and with L_bn it would reach all others."""
+
+    def step(generator: VQGAN, values: Tensor, *others: Any) -> None:
+        take_step(generator, values, *others)
+        if len(values) == len(SEEDS):
+            values.data[1] = torch.nan
+
+    take_step = latents._step
+    monkeypatch.setattr(latents, "_step", step)
+    config = dataclasses.replace(SMALL, batch_norm_weight=(coupled,))
+    made = Synthesiser(teacher, generator, config)(teacher.encode_text(PROMPTS), SEEDS)
+    assert made.diverged.tolist() == [False, True, False, False]
+
+
 def test_dropping_diverged_images_does_not_disturb_the_others(
     teacher: Teacher, generator: VQGAN
 ) -> None:

@@ -87,11 +87,10 @@ def _diffusers() -> ModuleType:
     return module
 
 
-def weights_file(part: Path) -> Path:
-    """The safetensors file of a network: the one with diffusers' usual name, or the only one."""
-    usual = part / "diffusion_pytorch_model.safetensors"
+def weights_file(part: Path, usual: str = "diffusion_pytorch_model.safetensors") -> Path:
+    """The safetensors file of a network: the one with its usual name, or the only one."""
     files = sorted(part.glob("*.safetensors"))
-    return files[0] if len(files) == 1 else usual
+    return files[0] if len(files) == 1 else part / usual
 
 
 def _configuration(path: Path, kinds: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.generators.condition import TextInput
-from dfkd.models.generators.diffusers_folder import FIELD, REMEDY
+from dfkd.models.generators.diffusers_folder import FIELD, REMEDY, weights_file
 from dfkd.models.teacher import Teacher
 from dfkd.models.weights.reading import read_json, read_state_dict
 from dfkd.utils.strict_json import first_problem
@@ -82,7 +82,7 @@ class TextEncoder:
         if not isinstance(token, str) or token not in PADDING:
             rule = f"must be {' or '.join(PADDING)}"
             raise WeightsError(f"{FIELD}: tokenizer.pad_token", rule, token, REMEDY)
-        weights = folder / "text_encoder/model.safetensors"
+        weights = weights_file(folder / "text_encoder", "model.safetensors")
         text_input = TextInput(shape.num_hidden_layers, PADDING[token])
         return cls(shape, text_input, weights if weights.is_file() else None)
 

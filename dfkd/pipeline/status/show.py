@@ -43,7 +43,7 @@ def watch(look: Look, as_json: bool, seconds: float) -> None:
             time.sleep(seconds)
             try:
                 status = look()
-            except InfrastructureError as error:
+            except (InfrastructureError, OSError) as error:
                 print(f"{_clock()} {error}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print(flush=True)  # ends the line with the ^C of a terminal
