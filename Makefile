@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 MANIFEST ?= manifests/miniature.yaml
 # Processes that run tests beside each other, each a file at a time, in the order of conftest.py.
-# A second one that ends itself ends all: its tests would be run a third time.
+# If a second process crashes, the run stops.
 TESTERS ?= 2
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
 PYTEST := $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 1
@@ -44,7 +44,7 @@ demo: $(VENV)/.installed ## Class names to student on this machine, in minutes (
 cluster: $(VENV)/.installed ## The same images on S3 and a cluster of three nodes, of which one dies half-way (needs Ceph)
 	$(BIN)/python cluster/local.py $(MANIFEST)
 
-quick: setup ## Tests that take moments each, about a minute together: while one writes
+quick: setup ## Fast tests, about a minute together, for use while you edit
 	$(PYTEST) -m 'not (heavy or faults or slow or s3 or azure or gpu)'
 
 test: setup ## All tests but those of make faults

@@ -33,11 +33,9 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         PartialError: some evaluation images could not be read; everything is written.
     """
     from dfkd.cluster.connection import connected
-    from dfkd.pipeline.preflight import check_batches, check_distillation, check_evaluation
+    from dfkd.pipeline.preflight import check_run
 
-    check_distillation(manifest)  # before the hours of synthesis, not after them
-    check_batches(manifest)
-    check_evaluation(manifest)
+    check_run(manifest)  # all stages, before the hours of synthesis
     with connected():  # once for both
         synthesize.work(manifest, options)
         distill.work(manifest, options)

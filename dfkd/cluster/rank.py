@@ -206,10 +206,8 @@ class _Leader:
             self.means.update(self.tracker.log(distiller.step, rate))
             # Before the checkpoint, from which another call would go on to the same end.
             if not math.isfinite(self.means["loss"]):
-                raise DfkdError(
-                    f"distillation: the loss is no number at step {distiller.step}; lower "
-                    "distillation.learning_rate"
-                )
+                told = f"distillation: the loss is no number at step {distiller.step}"
+                raise DfkdError(f"{told}; lower distillation.learning_rate")
 
     def save(self) -> None:
         """Write a checkpoint and upload the curves."""

@@ -1,4 +1,4 @@
-"""What the pool of a synthesis may start next: prompts, images that have them, within a budget."""
+"""Choose what the pool of a synthesis starts next: prompts, then images, within a budget."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -124,7 +124,7 @@ def ready_work(
     parts = prompts.ready()
     unit = None
     while not failed():
-        # Prompts first, because images of many parts can wait for them, and never the reverse.
+        # Prompts first: images wait for prompts, and prompts never wait for images.
         if (part := next(parts, _END)) is not None and part is not _END:
             yield part
             continue

@@ -78,7 +78,8 @@ class Cluster:
     """GPUs that a worker reserves. None: one if any node has a GPU when the stage begins, else
     zero. Set it to 1 if the nodes with GPUs join later."""
     attempts: Count = 3
-    """Attempts at a task before it is quarantined. Raise it on nodes that are often preempted."""
+    """Attempts at a task before it is quarantined. One that is lost with its node does not count,
+    ten times at most."""
     task_timeout: NonNegative = 3600.0
     """Seconds after which a worker that has not finished its task counts as hung; 0: never.
 

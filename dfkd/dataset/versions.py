@@ -43,7 +43,7 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
     Raises:
         FingerprintError: a version of another identity is unfinished; the text shows the
             difference.
-        InfrastructureError: jobs/clean.py is removing this version.
+        DfkdError: jobs/clean.py is removing this version.
     """
     # The identity goes through JSON, so that it compares equal to the stored one.
     requested = json.loads(canonical(dict(identity)))

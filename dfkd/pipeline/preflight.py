@@ -21,6 +21,18 @@ PROMPT_BYTES = 256
 """Bytes of a prompt's row without its vectors, rounded up."""
 
 
+def check_run(manifest: Manifest) -> None:
+    """Refuse what any stage of a run from class names to results would refuse.
+
+    Raises:
+        ManifestError: naming the field.
+    """
+    check_distillation(manifest)
+    check_batches(manifest)
+    check_evaluation(manifest)
+    check_synthesis(manifest)
+
+
 def check_synthesis(manifest: Manifest) -> None:
     """Refuse missing or foreign weights, meaningless class names, and sizes that clash.
 

@@ -19,12 +19,7 @@ from dfkd.evaluation.scoring import evaluate
 from dfkd.export import take_home
 from dfkd.pipeline import attempts
 from dfkd.pipeline.attempts import Attempt, Decision
-from dfkd.pipeline.preflight import (
-    check_batches,
-    check_distillation,
-    check_evaluation,
-    check_synthesis,
-)
+from dfkd.pipeline.preflight import check_run
 from dfkd.report import compare, page
 from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.report.facts import Facts, collect, note_origin
@@ -112,10 +107,7 @@ def regenerate(
 def _check(manifest: Manifest) -> None:
     """Refuse a manifest whose candidate or students could not be made, trained or scored."""
     attempts.require_comparable(manifest)
-    check_distillation(manifest)
-    check_batches(manifest)
-    check_evaluation(manifest)
-    check_synthesis(manifest)
+    check_run(manifest)
 
 
 def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
