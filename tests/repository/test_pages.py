@@ -28,6 +28,7 @@ ELSEWHERE = {
     "kubectl": "a Kubernetes cluster",
     "ray": "a cluster, or an account at AWS",
     "pip": "a machine of a cluster",
+    "srun": "a Slurm cluster",
     "tensorboard": "a finished run",
     ".venv/bin/pre-commit": "changes the clone's git hooks",
 }
