@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dfkd.api import (
-        Built,
+        BuiltVersion,
         Evaluated,
-        Finished,
+        FinishedStudent,
         NamedStudent,
         distill,
         evaluate,
@@ -49,12 +49,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BudgetError",
-    "Built",
+    "BuiltVersion",
     "CorruptionError",
     "DfkdError",
     "Evaluated",
     "FingerprintError",
-    "Finished",
+    "FinishedStudent",
     "InfrastructureError",
     "Manifest",
     "ManifestError",

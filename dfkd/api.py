@@ -21,9 +21,9 @@ from torch import Tensor
 
 from dfkd.cluster import distillation
 from dfkd.cluster.connection import cluster_address, connected
-from dfkd.cluster.distillation import Finished
+from dfkd.cluster.distillation import FinishedStudent
 from dfkd.cluster.metrics import report_accuracy
-from dfkd.cluster.synthesis import Built, build, finished, identify, require_space
+from dfkd.cluster.synthesis import BuiltVersion, build, identify, is_published, require_space
 from dfkd.cluster.worker import synthesis_pool
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
@@ -51,10 +51,10 @@ from dfkd.utils.pixels import from_bytes
 from dfkd.utils.yaml import check, expand_preset, merge, read_tree
 
 __all__ = [
-    "Built",
-    "Curves",
+    "BuiltVersion",
     "Evaluated",
-    "Finished",
+    "FewShotOutput",
+    "FinishedStudent",
     "NamedStudent",
     "Picture",
     "distill",
@@ -107,8 +107,8 @@ def synthesize(
     *,
     abandon: bool = False,
     accept_partial: bool = False,
-    on_version: Callable[[Built], object] = lambda built: None,
-) -> list[Built]:
+    on_version: Callable[[BuiltVersion], object] = lambda built: None,
+) -> list[BuiltVersion]:
     """Make prompts and images, and publish one version of the data set for each method.
 
     Args:
@@ -137,7 +137,7 @@ def synthesize(
     with contextlib.ExitStack() as ray_runtime:
         for single, identity in planned:
             # A finished version needs no cluster; the others share one, and its actors.
-            if pool is None and not finished(single, identity):
+            if pool is None and not is_published(single, identity):
                 ray_runtime.enter_context(connected())
                 pool = ray_runtime.enter_context(synthesis_pool(manifest.cluster))
             versions.append(build(single, identity, abandon, accept_partial, pool=pool))
@@ -153,8 +153,8 @@ def _refuse_unfinished(planned: Sequence[tuple[Manifest, dict[str, Any]]]) -> No
 
 
 def distill(
-    manifest: Manifest, *, on_student: Callable[[Finished], object] = lambda finished: None
-) -> list[Finished]:
+    manifest: Manifest, *, on_student: Callable[[FinishedStudent], object] = lambda finished: None
+) -> list[FinishedStudent]:
     """Train a student for each method and seed on the current version, or reuse a finished one.
 
     Args:
@@ -242,7 +242,7 @@ def contact_sheet(manifest: Manifest, versions: Mapping[Method, PublishedVersion
 
 
 @dataclass(frozen=True)
-class Curves:
+class FewShotOutput:
     """The results of few-shot fine-tuning, and the files with them."""
 
     results: few_shot_results.FewShotResults
@@ -252,7 +252,7 @@ class Curves:
     """Location of `fewshot/curves.svg`; `curves.png` and `table.md` are in the same folder."""
 
 
-def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
+def few_shot(manifest: Manifest, *, threads: int = 0) -> FewShotOutput:
     """Fine-tune the student, library weights and random weights on few labelled images (Fig. 5).
 
     Writes `results.json`, `table.md`, `curves.svg` and `curves.png` into `fewshot/` under the run's
@@ -279,7 +279,9 @@ def few_shot(manifest: Manifest, *, threads: int = 0) -> Curves:
     curves = few_shot_report.picture(results)
     storage.put("curves.svg", curves.svg)
     storage.put("curves.png", curves.png)
-    return Curves(results, root.location(few_shot_results.KEY), storage.location("curves.svg"))
+    return FewShotOutput(
+        results, root.location(few_shot_results.KEY), storage.location("curves.svg")
+    )
 
 
 def take_home(manifest: Manifest, *, threads: int = 0) -> str:
@@ -363,7 +365,9 @@ def _decoded(picture: Picture, image_size: int) -> npt.NDArray[np.uint8]:
     return decode_image(encoded, image_size)
 
 
-def load_student(source: Finished | str | Path, device: torch.device | None = None) -> NamedStudent:
+def load_student(
+    source: FinishedStudent | str | Path, device: torch.device | None = None
+) -> NamedStudent:
     """Load a student returned by `distill`, or the one in a folder `{storage.root}/students/...`.
 
     Args:
@@ -373,6 +377,8 @@ def load_student(source: Finished | str | Path, device: torch.device | None = No
     Raises:
         CorruptionError: an object is missing or damaged.
     """
-    storage = source.student.storage if isinstance(source, Finished) else open_to_read(str(source))
+    storage = (
+        source.student.storage if isinstance(source, FinishedStudent) else open_to_read(str(source))
+    )
     student, card = load(storage, device or pick_device())
     return NamedStudent(student, tuple(card["classes"]), card["image_size"])

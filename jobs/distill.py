@@ -41,7 +41,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     return dfkd.distill(manifest, on_student=_tell)[-1].student.location
 
 
-def _tell(finished: dfkd.Finished) -> None:
+def _tell(finished: dfkd.FinishedStudent) -> None:
     """Print a line about a finished student."""
     student, action = finished.student, "reused" if finished.reused else "trained"
     print(f"{student.method} seed {student.seed}: {action} {student.location}", flush=True)

@@ -42,7 +42,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     return versions[-1].version.storage.location("manifest.json")
 
 
-def _tell(built: dfkd.Built) -> None:
+def _tell(built: dfkd.BuiltVersion) -> None:
     """Print a line about a published version."""
     statistics = built.prompts
     print(

@@ -131,7 +131,7 @@ def test_each_stage_is_a_call_and_the_student_answers_with_names(
     with pytest.raises(dfkd.ManifestError, match="published version of method mix"):
         dfkd.distill(both, on_student=lambda _: pytest.fail("trained before the refusal"))
 
-    told: list[dfkd.Finished] = []
+    told: list[dfkd.FinishedStudent] = []
     students = dfkd.distill(manifest, on_student=told.append)
     assert students == sorted(told, key=lambda each: each.student.seed)
     assert [(found.student.seed, found.reused) for found in students] == [(0, False), (1, False)]

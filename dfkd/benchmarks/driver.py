@@ -15,7 +15,7 @@ from dfkd.benchmarks.stand_in import StandInMaker, put_prompts, put_shards, temp
 from dfkd.cluster.capacity import Actor, worker_resources
 from dfkd.cluster.connection import connected
 from dfkd.cluster.pool import Pool
-from dfkd.config.fingerprint import identity
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, tasks
 from dfkd.dataset.published import open_version

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd.config.fingerprint import identity
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, Unit, image_seed, part_count, part_name, part_rows, tasks
 from dfkd.dataset.published import PublishedVersion

@@ -57,7 +57,7 @@ from dfkd.storage.local import open_storage
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedStudent:
     """A student that is complete in storage."""
 
     student: StudentLocation
@@ -67,7 +67,7 @@ class Finished:
 
 def distill(
     manifest: Manifest, method: Method, seed: int, version: str = "", cpus: float = 0.0
-) -> Finished:
+) -> FinishedStudent:
     """Train the student of a method and seed on a version, unless it is finished already.
 
     A lease protects the version from removal while it is read. The same call after a kill resumes
@@ -88,7 +88,7 @@ def distill(
     target = locate_student(manifest, method, seed, version)
     if target.finished:
         _checkpoints(target).clear()  # left by a run that was killed just after it finished
-        return Finished(target, reused=True)
+        return FinishedStudent(target, reused=True)
     if cpus:
         workers = _alone(cpus)
     else:
@@ -98,10 +98,12 @@ def distill(
     with _recorded(manifest, target, workers):
         _train(manifest, target, workers, bar_place(in_driver=workers.count == 0))
     _require_written(target)
-    return Finished(target, reused=False)
+    return FinishedStudent(target, reused=False)
 
 
-def distill_all(manifest: Manifest, students: Sequence[tuple[Method, int]]) -> Iterator[Finished]:
+def distill_all(
+    manifest: Manifest, students: Sequence[tuple[Method, int]]
+) -> Iterator[FinishedStudent]:
     """Train students of the current versions, given by method and seed; yield each as it finishes.
 
     Students of one rank train side by side if Ray runs: as many as there are GPUs or, without any,
@@ -127,7 +129,7 @@ def distill_all(manifest: Manifest, students: Sequence[tuple[Method, int]]) -> I
 
 def _distill_side_by_side(
     manifest: Manifest, targets: Sequence[StudentLocation]
-) -> Iterator[Finished]:
+) -> Iterator[FinishedStudent]:
     """`distill_all` with a pool of actors."""
     require_shared_storage(manifest.storage.root)
     cluster, bar = manifest.cluster, bar_place(in_driver=False)
@@ -155,7 +157,7 @@ def _distill_side_by_side(
             if error is not None:
                 raise error
             _require_written(by_task[task])
-            yield Finished(by_task[task], reused=False)
+            yield FinishedStudent(by_task[task], reused=False)
     finally:
         for each in recorded.values():
             each.close()

@@ -24,7 +24,7 @@ from dfkd.cluster.worker import (
     Worker,
     synthesis_pool,
 )
-from dfkd.config import fingerprint as fingerprints
+from dfkd.config import identity as identities
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method, has_dependent_parts, prompt_method
@@ -73,7 +73,7 @@ REASONS = 3
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltVersion:
     """A published version and its counts."""
 
     method: Method
@@ -100,7 +100,7 @@ def build(
     worker_seconds: float | None = None,
     make_current: bool = True,
     pool: Pool[Any] | None = None,
-) -> Built:
+) -> BuiltVersion:
     """Make and publish the version of a manifest with one method; resumes unfinished work.
 
     Args:
@@ -131,7 +131,9 @@ def build(
         refuse_removal(version.home, version.id)
         required = tasks(manifest)
         published = version.publish(required, environment(), quarantined.keys(), make_current)
-    return Built(manifest.method, published, read_json(version.storage, layout.PROMPTS_SUMMARY))
+    return BuiltVersion(
+        manifest.method, published, read_json(version.storage, layout.PROMPTS_SUMMARY)
+    )
 
 
 def require_space(planned: Iterable[tuple[Manifest, Mapping[str, Any]]]) -> None:
@@ -197,7 +199,7 @@ def _refuse_quarantined(
     )
 
 
-def finished(manifest: Manifest, identity: Mapping[str, Any]) -> bool:
+def is_published(manifest: Manifest, identity: Mapping[str, Any]) -> bool:
     """Whether the version of this identity is published already."""
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     return Version(home, fingerprint(identity)).published
@@ -215,7 +217,7 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
     weights = teacher.file_hashes(manifest.teacher, cache)
     if prompt_method(manifest.method):
         weights = weights | kinds.file_hashes(manifest.generator, cache)
-    return fingerprints.identity(manifest, weights, base)
+    return identities.identity(manifest, weights, base)
 
 
 def environment() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dfkd.config.distillation import (
     require_library_weights,
 )
 from dfkd.config.inversion import Inversion
-from dfkd.config.methods import Method, expand_methods, prompt_method, way_of
+from dfkd.config.methods import Method, expand_methods, prompt_method, synthesis_method
 from dfkd.config.paths import CACHE
 from dfkd.config.presets import PRESETS
 from dfkd.config.synthesis import (
@@ -259,7 +259,7 @@ class Manifest:
             self,
             prompts=dataclasses.replace(self.prompts, method=(prompt or "vanilla",)),
             synthesis=dataclasses.replace(
-                self.synthesis, method=(way_of(method),), batch_norm_weight=(weight,)
+                self.synthesis, method=(synthesis_method(method),), batch_norm_weight=(weight,)
             ),
         )
 

@@ -9,7 +9,7 @@ PromptMethod = Literal["vanilla", "mix", "random", "contrastive"]
 InversionMethod = Literal["deepinversion", "dfad", "cmi", "pre"]
 """Methods that invert the teacher without the frozen generator (`dfkd.synthesis.inversion`)."""
 
-Way = Literal["latent", InversionMethod]
+SynthesisMethod = Literal["latent", InversionMethod]
 """Values of `synthesis.method`; `latent` serves all prompt methods."""
 
 Method = Literal[
@@ -22,7 +22,7 @@ BATCH_NORM_SUFFIX = "-bn"
 
 
 def expand_methods(
-    ways: Sequence[Way], prompts: Sequence[PromptMethod], weights: Sequence[float]
+    ways: Sequence[SynthesisMethod], prompts: Sequence[PromptMethod], weights: Sequence[float]
 ) -> tuple[Method, ...]:
     """The methods of a run; `latent` gives one for each weight of L_bn and each prompt method."""
     methods: list[str] = []
@@ -48,7 +48,7 @@ def prompt_method(method: Method) -> PromptMethod | None:
     return cast(PromptMethod, name) if name in get_args(PromptMethod) else None
 
 
-def way_of(method: Method) -> Way:
+def synthesis_method(method: Method) -> SynthesisMethod:
     """The value of `synthesis.method` that a method belongs to."""
     return "latent" if prompt_method(method) else cast(InversionMethod, method)
 

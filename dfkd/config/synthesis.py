@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.config.methods import PromptMethod, Way
+from dfkd.config.methods import PromptMethod, SynthesisMethod
 from dfkd.errors import ManifestError
 from dfkd.utils.types import (
     CHECKED,
@@ -126,7 +126,7 @@ class Prompts:
 class Synthesis:
     """Images from latents (equations 1-3), or by one of the methods in `inversion`."""
 
-    method: Annotated[Several[Way], Field(min_length=1)] = ("latent",)
+    method: Annotated[Several[SynthesisMethod], Field(min_length=1)] = ("latent",)
     """`latent` makes the generator's latents from `prompts`. The other methods use vanilla prompts,
     and from this section only the sizes, `precision` and `format`. A list compares methods."""
     images_per_class: Count = 3000

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dfkd.config.fingerprint import refuse_difference
 from dfkd.config.hashing import fingerprint
+from dfkd.config.identity import refuse_difference
 from dfkd.config.plan import Task
 from dfkd.dataset import prompt_tables, publication
 from dfkd.dataset.published import (
@@ -37,7 +37,7 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
 
     Args:
         storage: the storage of one method.
-        identity: from `dfkd.config.fingerprint.identity`.
+        identity: from `dfkd.config.identity.identity`.
         abandon: mark unfinished versions of other identities as abandoned instead of refusing.
 
     Raises:

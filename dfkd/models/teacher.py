@@ -47,7 +47,7 @@ def file_hashes(config: TeacherConfig, cache: str = CACHE) -> dict[str, str]:
         cache: the folder with the files of open_clip's tags.
 
     Returns:
-        The sha256 of each file by its role in `fingerprint.identity`, such as `teacher.weights`,
+        The sha256 of each file by its role in `dfkd.config.identity`, such as `teacher.weights`,
         and of the preprocessing if it is not OpenAI's.
 
     Raises:

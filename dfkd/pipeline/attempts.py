@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import TypeAdapter
 
-from dfkd.config.fingerprint import refuse_difference
 from dfkd.config.hashing import fingerprint
+from dfkd.config.identity import refuse_difference
 from dfkd.config.manifest import Manifest, Regeneration
 from dfkd.config.methods import method_of
 from dfkd.dataset.published import PublishedVersion, current

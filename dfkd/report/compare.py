@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd.config.fingerprint import flatten
+from dfkd.config.identity import flatten
 from dfkd.report.facts import Facts, ScoredModel, collect
 from dfkd.report.page import accuracy_charts, slots_of, template
 from dfkd.report.wording import figures, headline

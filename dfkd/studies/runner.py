@@ -17,10 +17,10 @@ from typing import Any
 from dfkd.cluster.capacity import divide_resources, schedulable_nodes
 from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.pool import Pool
-from dfkd.cluster.synthesis import build, finished, identify
+from dfkd.cluster.synthesis import build, identify, is_published
 from dfkd.cluster.worker import synthesis_pool
-from dfkd.config.fingerprint import identity
 from dfkd.config.hashing import fingerprint
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
@@ -131,7 +131,7 @@ class _DataSet:
     @property
     def finished(self) -> bool:
         """Whether it is published."""
-        return finished(self.manifest, self.identity)
+        return is_published(self.manifest, self.identity)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dfkd.config.fingerprint import identity
 from dfkd.config.hashing import fingerprint
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS

@@ -15,7 +15,7 @@ from dfkd.cluster.pool import Pool, Quarantined
 from dfkd.cluster.synthesis import _reporting
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import TaskResult
-from dfkd.config.fingerprint import identity
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
 from dfkd.dataset.shards import Receipt

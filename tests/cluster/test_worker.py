@@ -27,7 +27,7 @@ from dfkd.cluster.worker import (
     TeacherSlot,
     _scratch_folder,
 )
-from dfkd.config.fingerprint import identity
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
 from dfkd.dataset.versions import begin

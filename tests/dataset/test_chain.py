@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dfkd.benchmarks.stand_in import StandInMaker
-from dfkd.config.fingerprint import identity
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Unit, part_name, parts, units
 from dfkd.dataset.chain import Chain

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from torch.utils.tensorboard import SummaryWriter
 
-from dfkd.config.fingerprint import identity
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import begin
 from dfkd.distillation.student_store import locate_student

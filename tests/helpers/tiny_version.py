@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
-from dfkd.config.fingerprint import identity
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, tasks
 from dfkd.dataset.published import PublishedVersion

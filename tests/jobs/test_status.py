@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dfkd.config.fingerprint import identity
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.versions import Version

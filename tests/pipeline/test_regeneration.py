@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.config.fingerprint import identity
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.published import PublishedVersion

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dfkd.config.fingerprint import identity
 from dfkd.config.hashing import fingerprint
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import part_count, part_name
 from dfkd.config.synthesis import Prompts

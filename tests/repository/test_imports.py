@@ -185,7 +185,7 @@ def test_only_report_and_studies_import_libraries_of_charts_and_templates() -> N
     [
         "dfkd.config.manifest",
         "dfkd.config.plan",
-        "dfkd.config.fingerprint",
+        "dfkd.config.identity",
         "dfkd.storage.local",
         "dfkd.evaluation.data",
         "dfkd.models.weights.download",

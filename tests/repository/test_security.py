@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from dfkd.config.distillation import Distillation
-from dfkd.config.fingerprint import identity
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.loader import Stream

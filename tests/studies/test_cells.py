@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.config.fingerprint import identity
+from dfkd.config.identity import identity
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains, Item
 from dfkd.storage.local import open_storage

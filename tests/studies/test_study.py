@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dfkd.config.fingerprint import identity
 from dfkd.config.hashing import fingerprint
+from dfkd.config.identity import identity
 from dfkd.errors import ManifestError
 from dfkd.prompts.styles import MINIATURE
 from dfkd.studies.study import MAX_ROWS, read

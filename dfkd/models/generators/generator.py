@@ -29,7 +29,7 @@ class Generator(Protocol):
 
     @classmethod
     def files(cls, config: GeneratorConfig, cache: str) -> dict[str, Path]:
-        """The files that can change a pixel, by their role in `fingerprint.identity`.
+        """The files that can change a pixel, by their role in `dfkd.config.identity`.
 
         A role is the key that names the file, such as `generator.config`, or of a folder the key
         and the part, such as `generator.weights/unet`.

@@ -24,7 +24,7 @@ def file_hashes(config: GeneratorConfig, cache: str = CACHE) -> dict[str, str]:
         cache: the folder with published files.
 
     Returns:
-        The sha256 of each file by its role in `fingerprint.identity`, such as `generator.weights`.
+        The sha256 of each file by its role in `dfkd.config.identity`, such as `generator.weights`.
 
     Raises:
         WeightsError: a file is missing.

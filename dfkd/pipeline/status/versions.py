@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dfkd.config.fingerprint import identity
 from dfkd.config.hashing import fingerprint
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.plan import image_count, part_count, task_count

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.config.fingerprint import identity
 from dfkd.config.hashing import fingerprint
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import method_of
 from tests.helpers import small_manifest
