@@ -100,7 +100,7 @@ def plan(manifest: Manifest, few_shot: bool) -> dict[str, Any]:
                 "key": field,
                 "bytes": artifact.bytes,
                 "sha256": artifact.sha256 or "stated by nobody: what is found is pinned",
-                "stated_by": artifact.stated_by,
+                "stated_by": artifact.stated_by if artifact.sha256 else None,
                 "licence": artifact.licence,
                 "addresses": artifact.addresses,
             }

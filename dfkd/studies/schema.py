@@ -145,10 +145,7 @@ class StudyFile:
         require_unique("seeds", self.seeds)
         require_unique("unseen", self.unseen)
         self._require_mean()
-        if self.judge and self.kind == "gallery":
-            raise ManifestError(
-                "judge", "must be empty in a gallery, which has no table", self.judge, "remove it"
-            )
+        self._refuse_without_effect()
         if self.kind == "curve":
             self._require_numbers()
         if (self.adaptation is not None) != (self.kind == "embedding"):
@@ -167,6 +164,28 @@ class StudyFile:
                 "names classes in a gallery, one class in a case, and nothing elsewhere",
                 shown,
                 "add, shorten or remove it",
+            )
+
+    def _refuse_without_effect(self) -> None:
+        """Refuse keys that this kind of study does not read."""
+        unread = {"x": self.kind != "curve"}
+        if self.kind == "gallery":
+            names = ("judge", "teacher", "unseen", "held_out_images", "paper", "notes")
+            unread |= dict.fromkeys(names, True)
+        for key, has_no_effect in unread.items():
+            if has_no_effect and (value := getattr(self, key)):
+                raise ManifestError(
+                    key,
+                    f"must be empty in a {self.kind}, which does not read it",
+                    value,
+                    "remove it",
+                )
+        if self.columns == "classes" and self.kind in ("gallery", "case"):
+            raise ManifestError(
+                "columns",
+                f"must be domains in a {self.kind}, which shows the classes of pictures",
+                self.columns,
+                "remove it",
             )
 
     def _require_mean(self) -> None:
