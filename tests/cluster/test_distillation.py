@@ -29,7 +29,7 @@ from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.embedding import embedding_objective
 from dfkd.distillation.objective import DistanceObjective, Objective
 from dfkd.distillation.student_store import StudentLocation, locate_student
-from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
+from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError
 from dfkd.models.student import Student, build, load_student
 from dfkd.models.teacher import file_hashes
 from dfkd.storage import cost_records
@@ -327,3 +327,10 @@ def test_a_defect_in_an_actor_keeps_its_traceback(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         dfkd.distill(manifest)
     assert "in _train_epochs" in "".join(caught.value.__notes__)
+
+
+def test_a_training_that_diverges_ends_with_one_line(tmp_path: Path) -> None:
+    manifest = prepare(tmp_path, workers=1, warmup_epochs=0, learning_rate=1e30)
+    with pytest.raises(DfkdError, match=r"loss is no number at step \d+; lower distillation"):
+        distill(manifest, "vanilla", 0)
+    assert not locate_student(manifest, "vanilla", 0).finished

@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,12 +10,13 @@ from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.published import PublishedVersion
-from dfkd.errors import GateError
+from dfkd.errors import GateError, PartialError
 from dfkd.pipeline import regeneration
 from dfkd.pipeline.attempts import Attempt
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_version import fill, publish, write_manifest
 
+SCORE = regeneration._Run.score
 PAGE = "regenerations/{:08d}/comparison.html"
 
 
@@ -34,6 +36,22 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     monkeypatch.setattr(regeneration._Run, "facts", lambda *_: None)
     monkeypatch.setattr("dfkd.report.compare.render", lambda *_: "old and new")
     return Manifest.read(write_manifest(tmp_path, regeneration={"minimum_per_class": 9}))
+
+
+def test_images_that_could_not_be_read_decide_nothing(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be readable a minute later, when the other version is scored."""
+    scored = SimpleNamespace(results={"data": {"unreadable": ["photo/dog/1.png: truncated"]}})
+    student = SimpleNamespace(reused=True, student=SimpleNamespace(location="here"))
+    monkeypatch.setattr(regeneration, "evaluate", lambda *_: scored)
+    monkeypatch.setattr(regeneration, "note_origin", lambda *_: None)
+    monkeypatch.setattr(regeneration._Run, "score", SCORE)
+    monkeypatch.setattr(regeneration.distillation, "distill", lambda *_: student)
+    publish(manifest)
+    with pytest.raises(PartialError, match=r"1 images could not be read, the first is photo/dog"):
+        regenerate(manifest)
+    assert not open_storage(manifest.storage.root).exists("regenerations/00000001/decision.json")
 
 
 def regenerate(manifest: Manifest) -> None:
