@@ -46,7 +46,7 @@ from dfkd.storage import layout
 from dfkd.storage.local import open_storage, open_to_read
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count, thread_limit
-from dfkd.utils.images import decode_image, preprocess
+from dfkd.utils.images import decode_image, preprocess, read_picture
 from dfkd.utils.pixels import from_bytes
 from dfkd.utils.yaml import check, expand_preset, merge, read_tree
 
@@ -361,7 +361,7 @@ def _decoded(picture: Picture, image_size: int) -> npt.NDArray[np.uint8]:
     """The preprocessed picture, uint8 [S, S, 3] with S = `image_size`."""
     if isinstance(picture, Image.Image):
         return preprocess(picture, image_size)
-    encoded = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    encoded = picture if isinstance(picture, bytes) else read_picture(picture)
     return decode_image(encoded, image_size)
 
 

@@ -10,11 +10,14 @@ from enum import IntEnum
 from typing import Any
 
 SECRET_PATTERN = re.compile(
-    r"""(?<=://)[^\s'"/]+(?=@)|(?<=://)[^\s'"@:]*:[^\s'"]*(?=@)"""
-    r"""|(?<=Signature=)[^\s'"&]+|(?<=Token=)[^\s'"&]+|(?<=Credential=)[^\s'"&]+"""
-    r"""|(?<=[?&]sig=)[^\s'"&]+|(?<=AccountKey=)[^\s'";]+|(?:AKIA|ASIA)[A-Z0-9]{16}"""
+    r"""(?<=://)[^\s'"/]+(?=@)|(?<=://)[^\s'"@:]{0,256}:[^\s'"]{0,1024}(?=@)"""
+    r"""|(?i:(?<=signature=)|(?<=token=)|(?<=credential=)|(?<=password=)|(?<=secret=)"""
+    r"""|(?<=api_key=)|(?<=apikey=)|(?<=[?&;]sig=))[^\s'"&;]+"""
+    r"""|(?<=AccountKey=)[^\s'";]+|(?:AKIA|ASIA)[A-Z0-9]{16}|\bhf_[A-Za-z0-9]{20,}"""
+    r"""|(?i:(?<=bearer ))[^\s'"]+"""
 )
-"""Matches user and password in a URL, the signature in a URL's query, and keys of Azure and AWS."""
+"""Matches user and password in a URL, signatures and tokens in its query, and keys of Azure, AWS
+and Hugging Face. Runs are bounded, so that the time does not grow with the square of the text."""
 
 MAX_VALUE_LENGTH = 300
 """Maximal number of characters of a value that a message repeats."""
@@ -23,6 +26,16 @@ MAX_VALUE_LENGTH = 300
 def conceal(text: str) -> str:
     """`text` with `***` in place of every possible credential."""
     return SECRET_PATTERN.sub("***", text)
+
+
+def printable(text: str) -> str:
+    """The text with escapes for control characters, which a terminal would obey; keeps lines."""
+    return "".join(
+        letter
+        if letter.isprintable() or letter in "\n\t"
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def shorten(text: str, length: int = 160) -> str:
@@ -65,7 +78,7 @@ class DfkdError(Exception):
     exit_code = Exit.FAILED
 
     def __init__(self, message: str) -> None:
-        super().__init__(conceal(message))
+        super().__init__(conceal(printable(message)))
 
 
 class ManifestError(DfkdError):

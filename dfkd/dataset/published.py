@@ -167,10 +167,11 @@ class PublishedVersion:
                     "run jobs/synthesize.py again, which restores it"
                 )
             try:
-                with pq.ParquetFile(path) as file:
-                    if not file.schema_arrow.equals(INDEX_SCHEMA):
-                        raise pa.ArrowInvalid("its columns are not those of dfkd")
-                    yield from file.iter_batches(INDEX_ROWS, columns=list(columns))
+                metadata = pq.read_metadata(path)
+                if not metadata.schema.to_arrow_schema().equals(INDEX_SCHEMA):
+                    raise pa.ArrowInvalid("its columns are not those of dfkd")
+                groups = range(metadata.num_row_groups)
+                yield from parquet.read_batches(path, metadata, groups, columns, INDEX_ROWS)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise CorruptionError(
                     f"{where}: no readable index ({' '.join(str(error).split())}); "

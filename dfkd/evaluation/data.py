@@ -16,6 +16,7 @@ from dfkd.errors import CorruptionError, ManifestError, as_utf8
 from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, read_rows
 from dfkd.evaluation.layouts import Layout, recognise
 from dfkd.evaluation.public_data_sets import normalise_name
+from dfkd.utils.images import read_picture
 
 LISTS = frozenset({".txt", ".csv"})
 """Suffixes of a list file that `evaluation.data` may name."""
@@ -40,8 +41,13 @@ class Item:
     """The encoded image of the bundle; None if `name` is a file."""
 
     def read(self) -> bytes:
-        """The encoded image; raises `OSError` if the file cannot be read."""
-        return Path(self.name).read_bytes() if self.content is None else self.content
+        """The encoded image.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is too large for a picture.
+        """
+        return read_picture(self.name) if self.content is None else self.content
 
 
 @dataclass(frozen=True)

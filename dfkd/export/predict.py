@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from dfkd.errors import DfkdError, Exit, ManifestError, as_utf8, one_line
+from dfkd.errors import DfkdError, Exit, ManifestError, one_line, printable
 from dfkd.utils import strict_json
-from dfkd.utils.images import Array, batch, decode_image
+from dfkd.utils.images import Array, batch, decode_image, read_picture
 
 MODEL, INT8 = "model.onnx", "model.int8.onnx"
 LABELS, RULES, FACTS = "labels.json", "preprocess.json", "takehome.json"
@@ -307,7 +307,7 @@ def _label_pictures(options: argparse.Namespace) -> None:
     predictor = Predictor(options.folder, options.int8, options.labels)
     for path in options.pictures:
         try:
-            probabilities = predictor.probabilities(path.read_bytes())
+            probabilities = predictor.probabilities(read_picture(path))
         except (OSError, ValueError) as error:
             raise ManifestError(
                 "picture",
@@ -316,7 +316,7 @@ def _label_pictures(options: argparse.Namespace) -> None:
                 "give a picture file",
             ) from None
         labels = describe(probabilities, predictor.labels, options.top)
-        print(as_utf8(f"{path}: {labels}"), flush=True)
+        print(printable(f"{path}: {labels}").replace("\n", "\\n"), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

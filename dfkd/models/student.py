@@ -209,15 +209,24 @@ def load_student(
     )
     classes, width = len(meta["classes"]), meta.get("embedding_dim", 0)
     try:
-        student = build(config, width or classes, meta["image_size"], seed=0)
+        # First without memory: a card of a few bytes may name a network of any size.
+        with torch.device("meta"):
+            shapes = build(config, width or classes, meta["image_size"], seed=0).state_dict()
     except ManifestError as error:  # its remedy is for a manifest
         raise _damaged(storage.location(CARD), one_line(error)) from None
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch lacks
+        raise _damaged(storage.location(WEIGHTS), one_line(error)) from None
+    expected = {key: value.shape for key, value in shapes.items()}
+    if width:
+        expected["texts"] = torch.Size((classes, width))
+    if {key: value.shape for key, value in tensors.items()} != expected:
+        raise _damaged(storage.location(WEIGHTS), "has other tensors than its architecture")
+    student = build(config, width or classes, meta["image_size"], seed=0)
     if width:
         student.texts = torch.empty(classes, width)
-    try:
-        student.load_state_dict(safetensors.torch.load(data))
-    except (SafetensorError, RuntimeError, KeyError) as error:  # KeyError: a dtype that torch lacks
-        raise _damaged(storage.location(WEIGHTS), one_line(error)) from None
+    student.load_state_dict(tensors)
     return student.eval().requires_grad_(False).to(device), meta
 
 

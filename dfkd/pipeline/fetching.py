@@ -84,7 +84,7 @@ def _describe_fetched(need: Need, fetched: Fetched) -> str:
     artifact = need.artifact
     prefix_note = "" if artifact.certain else f"in its first {len(artifact.sha256)} digits "
     verdict = f"{prefix_note}as stated by {artifact.stated_by}"
-    if fetched.pin:
+    if not artifact.sha256:
         verdict = f"NOT VERIFIED, as nobody states it; pinned in {fetched.pin}"
     return f"{fetched.path.name} {status}, {size} bytes, sha256 {fetched.sha256} {verdict}"
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import time
 import uuid
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from dfkd.errors import ManifestError
+from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import (
     KEY,
     Observer,
@@ -34,6 +35,8 @@ from dfkd.storage.bucket import BucketStorage
 
 PARTIAL = ".partial"
 """Directory of unfinished files; no key can name it."""
+UNFINISHED = re.compile(r"[0-9a-f]{32}(\.link)?")
+"""Names of unfinished files."""
 UNSUITABLE = frozenset(
     {
         *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
@@ -141,6 +144,10 @@ class LocalStorage:
     def prepare(self) -> None:
         """Create the directory, test it, and remove the files of killed writers."""
         folder = self.root / PARTIAL
+        # A run may come from a stranger, and its links must not lead to files of this machine.
+        if folder.is_symlink():
+            rule = f"must have no link in place of {PARTIAL}"
+            raise ManifestError("storage.root", rule, str(folder), "remove it")
         try:
             with disk_full_error(self.root, 1):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -156,11 +163,17 @@ class LocalStorage:
             ) from None
         # A writer that is alive holds a lock on its file; the kernel releases those of dead ones.
         for leftover in folder.iterdir():
-            _remove_unless_locked(leftover)
+            if UNFINISHED.fullmatch(leftover.name) and not leftover.is_symlink():
+                _remove_unless_locked(leftover)
 
     def _path(self, key: str) -> Path:
-        """The file of an object; `CorruptionError` for a key that leads out of the root."""
-        return self.root / self.prefix / check_key(key)
+        """The file of an object; `CorruptionError` for a key or link that leads out of the root."""
+        path = self.root / self.prefix / check_key(key)
+        # The root itself may be a link, but nothing below it.
+        inside = os.path.join(os.path.realpath(self.root), self.prefix, key)
+        if os.path.realpath(path) != os.path.normpath(inside):
+            raise CorruptionError(f"{path}: is reached through a link in the storage; remove it")
+        return path
 
     def put(self, key: str, data: bytes | Path) -> None:
         """See `Storage.put`."""
@@ -293,7 +306,7 @@ class LocalStorage:
         folder = self.root / self.prefix / prefix
         if not folder.is_dir():
             return ()
-        names = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+        names = (e.name for e in os.scandir(folder) if e.is_dir(follow_symlinks=False))
         return tuple(sorted(name for name in names if any(self.list(f"{prefix}{name}/"))))
 
     def delete(self, key: str) -> None:
@@ -318,7 +331,8 @@ def _walk(folder: Path, head: str, prefix: str) -> Iterator[str]:
     if not folder.is_dir():
         return
     # Directories are sorted as 'name/', which makes the whole walk sorted by the keys' characters.
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
+    entries = (entry for entry in os.scandir(folder) if not entry.is_symlink())
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in entries)
     for name in names:
         key = head + name
         if name.startswith("."):

@@ -107,7 +107,7 @@ def as_csv(grid: Grid) -> str:
     out = csv.writer(stream, lineterminator="\n")
     out.writerow(
         [
-            f"{name} {part}".rstrip()
+            _no_formula(f"{name} {part}".rstrip())
             for name, parts in zip(grid.head, columns, strict=True)
             for part in parts
         ]
@@ -117,8 +117,13 @@ def as_csv(grid: Grid) -> str:
         for cell, parts in zip(row, columns, strict=True):
             # An empty cell still takes all its columns, or the later ones would move left.
             line += _numbers(cell) or [""] * len(parts)
-        out.writerow(line)
+        out.writerow([_no_formula(line[0]), *line[1:]])
     return stream.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """A text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
 def _columns(grid: Grid, number: int) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import io
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ Pillow's other readers start programs or are little tested.
 """
 MAX_PIXELS = 1 << 26
 """Larger pictures are not decoded, because a file of a few kilobytes could fill the memory."""
+MAX_ENCODED = 1 << 28
+"""Bytes of a file at most: as many as a picture of `MAX_PIXELS` has without compression."""
 MAX_ASPECT_RATIO = 8
 """The longer side is cut to this multiple of the shorter one before scaling.
 
@@ -41,6 +44,16 @@ TURNS = {
     8: Transpose.ROTATE_90,
 }
 """What turns an image upright, by its EXIF orientation."""
+
+
+def read_picture(path: str | Path) -> bytes:
+    """The encoded picture in a file; `ValueError` if it has more than `MAX_ENCODED` bytes."""
+    # The limit also holds for a file that has no size, such as a device.
+    with open(path, "rb") as stream:
+        data = stream.read(MAX_ENCODED + 1)
+    if len(data) > MAX_ENCODED:
+        raise ValueError(f"has more than {MAX_ENCODED} bytes")
+    return data
 
 
 def decode_image(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:

@@ -16,6 +16,7 @@ diverged in every attempt. `bytes` is the size of the shard, `reason` that of th
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ from dfkd.utils.progress import say
 LOGGER = logging.getLogger("dfkd")
 
 FOLDER = "logs"
+OWN = re.compile(r"\d{8}T\d{6}Z-[a-z_]+\.jsonl")
+"""Names of log files."""
 MAX_FILES = 20
 """Number of log files kept in that folder; a new one replaces the oldest."""
 
@@ -81,8 +84,9 @@ def _new_file(job: str, root: str) -> Path:
         return Path(path)
     folder = Path(root, FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
-    # Names begin with the time, so the first in order are the oldest.
-    for old in sorted(folder.glob("*.jsonl"))[: 1 - MAX_FILES]:
+    # Names begin with the time, so the first in order are the oldest. Other files are not ours.
+    own = (path for path in folder.glob("*.jsonl") if OWN.fullmatch(path.name))
+    for old in sorted(own)[: 1 - MAX_FILES]:
         old.unlink(missing_ok=True)
     return folder / f"{name}.jsonl"
 

@@ -2,9 +2,11 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dfkd.errors import CorruptionError, one_line
@@ -43,16 +45,19 @@ def read(
     """
     try:
         source = io.BytesIO(data) if isinstance(data, bytes) else data
-        with pq.ParquetFile(source, pre_buffer=True) as file:
-            schema = file.schema_arrow
-            if missing := [name for name in needed if name not in schema.names]:
-                raise ValueError(f"no column {missing[0]}")
-            groups = list(select_groups(file.metadata))
-            # Two checks: the metadata bound a single batch, the running sum bounds the table.
-            _refuse_huge(file.metadata, groups)
-            names = [name for name in schema.names if columns is None or name in columns]
-            kept = pa.schema([schema.field(name) for name in names])
-            return pa.Table.from_batches(list(_bounded(file, groups, names)), kept)
+        metadata = pq.read_metadata(source)
+        schema = metadata.schema.to_arrow_schema()
+        if missing := [name for name in needed if name not in schema.names]:
+            raise ValueError(f"no column {missing[0]}")
+        groups = list(select_groups(metadata))
+        names = [name for name in schema.names if columns is None or name in columns]
+        kept, batches, size = pa.schema([schema.field(name) for name in names]), [], 0
+        for batch in read_batches(source, metadata, groups, names):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES} bytes of values")
+        return pa.Table.from_batches(batches, kept)
     except (pa.ArrowException, OSError, ValueError) as error:
         # Arrow's errors about the content have no errno; one of the disk says nothing about it.
         if isinstance(error, OSError) and error.errno:
@@ -62,21 +67,47 @@ def read(
         ) from None
 
 
+def read_batches(
+    source: BinaryIO | Path,
+    metadata: pq.FileMetaData,
+    groups: Sequence[int],
+    columns: Sequence[str],
+    rows: int = BATCH_ROWS,
+) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of some row groups in batches of at most `rows` rows.
+
+    Raises:
+        ValueError: a batch would have more than `MAX_BYTES`.
+    """
+    # Two checks: the metadata bound the number of values, and the sum of lengths bounds texts.
+    _refuse_huge(metadata, groups)
+    schema = metadata.schema.to_arrow_schema()
+    texts = [name for name in columns if pa.types.is_string(schema.field(name).type)]
+    with pq.ParquetFile(source, metadata=metadata, pre_buffer=True, read_dictionary=texts) as file:
+        for batch in file.iter_batches(rows, row_groups=groups, columns=columns):
+            if sum(map(_decoded_bytes, batch.columns)) > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES} bytes of values")
+            fields = [schema.field(name) for name in batch.schema.names]
+            decoded = [_decoded(each) for each in batch.columns]
+            yield pa.RecordBatch.from_arrays(decoded, schema=pa.schema(fields))
+
+
+def _decoded(values: pa.Array) -> pa.Array:
+    """An array without its dictionary."""
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+def _decoded_bytes(values: pa.Array) -> int:
+    """The bytes of an array without its dictionary, in which a long text stands only once."""
+    if not pa.types.is_dictionary(values.type):
+        return int(values.nbytes)
+    lengths = pc.binary_length(values.dictionary).cast(pa.int64()).take(values.indices)
+    return int(pc.sum(lengths).as_py() or 0)
+
+
 def _refuse_huge(metadata: pq.FileMetaData, groups: Iterable[int]) -> None:
     """Raise `ValueError` if a row group says that a column has too many values."""
     for group in map(metadata.row_group, groups):
         for index in range(group.num_columns):
             if group.column(index).num_values > MAX_VALUES:
                 raise ValueError(f"more than {MAX_VALUES} values in a column")
-
-
-def _bounded(
-    file: pq.ParquetFile, groups: list[int], columns: list[str]
-) -> Iterator[pa.RecordBatch]:
-    """Yield batches of some columns; raises `ValueError` once they exceed `MAX_BYTES`."""
-    size = 0
-    for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns):
-        size += batch.nbytes
-        if size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES} bytes of values")
-        yield batch

@@ -145,7 +145,11 @@ def read_tree(path: str | Path) -> Tree:
     tree = _parse(_read(Path(path)), str(path))
     if not isinstance(tree, dict):
         raise ManifestError(
-            str(path), "must be a mapping of keys to values", tree, "see manifests/"
+            # Not the content, which may be a secret if the path leads to another file.
+            str(path),
+            "must be a mapping of keys to values",
+            type(tree).__name__,
+            "see manifests/",
         )
     return tree
 
@@ -226,7 +230,11 @@ def _parse(text: str, field: str) -> Any:
         return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
         # PyYAML itself raises the last three on deep nesting, a list as a key, and a bad number.
-        reason = " ".join(str(error).split())
+        # Not its whole text, which repeats the line: a path may lead to a file of secrets.
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        reason = f"{place}{problem}"
         raise ManifestError(field, "must be valid YAML", reason, "fix that line") from None
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dfkd.miniature.drawings import clipart
 from tests.helpers import icon_package
@@ -81,4 +82,28 @@ def test_a_drawing_is_cut_out_of_an_empty_page(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_gives_nothing(tmp_path: Path, body: str) -> None:
     path = tmp_path / "a.svg"
     path.write_text(body)
+    assert clipart.rgba(path) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '<image href="{secret}" width="9" height="9"/>',
+        '<image xlink:href = "file://{secret}" width="9" height="9"/>',
+        '<use href="https://example.com/x.svg#a"/>',
+    ],
+)
+def test_a_drawing_paints_no_file_of_this_machine(tmp_path: Path, body: str) -> None:
+    secret, path = tmp_path / "secret.png", tmp_path / "a.svg"
+    Image.new("RGB", (9, 9), "red").save(secret)
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    drawn = f'<rect width="9" height="2"/>{body.format(secret=secret)}'
+    path.write_text(f'<svg {names} viewBox="0 0 9 9">{drawn}</svg>')
+    assert clipart.rgba(path) is None
+
+
+def test_a_drawing_of_any_height_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.svg"
+    box, drawn = 'viewBox="0 0 1 4000"', '<rect width="1" height="4000"/>'
+    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{drawn}</svg>')
     assert clipart.rgba(path) is None

@@ -88,16 +88,19 @@ def test_a_package_that_a_kill_left_half_unpacked_is_unpacked_again(
     tmp_path: Path, npm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = tmp_path / "work"
-    data, whole = IconData(work=str(work)), tarfile.TarFile.extractall
+    data, taken = IconData(work=str(work)), tarfile.TarFile.extractfile
+    members: list[tarfile.TarInfo] = []
 
-    def killed(archive: tarfile.TarFile, path: Path, filter: str) -> None:
-        whole(archive, path, members=archive.getmembers()[:1], filter=filter)
-        raise KeyboardInterrupt
+    def killed(archive: tarfile.TarFile, member: tarfile.TarInfo) -> object:
+        members.append(member)
+        if len(members) > 1:
+            raise KeyboardInterrupt
+        return taken(archive, member)
 
-    monkeypatch.setattr(tarfile.TarFile, "extractall", killed)
-    with pytest.raises(KeyboardInterrupt):
-        sources.icon_package(data)
-    monkeypatch.setattr(tarfile.TarFile, "extractall", whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extractfile", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sources.icon_package(data)
     package = sources.icon_package(data)
     assert files(package) == FILES
     assert {path.name for path in work.iterdir()} == {"package", ARCHIVE}

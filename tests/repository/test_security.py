@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import struct
 import threading
 import zlib
@@ -43,11 +44,13 @@ from dfkd.errors import (
     DfkdError,
     InfrastructureError,
     ManifestError,
+    WeightsError,
     conceal,
     one_line,
 )
 from dfkd.export.take_home import calibration_images
 from dfkd.models.student import CARD, WEIGHTS, build, card, load_student, save_student
+from dfkd.models.weights.reading import read_state_dict
 from dfkd.pipeline.command_line import parser, run
 from dfkd.report.contact_sheet import examples
 from dfkd.report.facts import note_origin
@@ -59,6 +62,7 @@ from dfkd.storage.local import open_storage
 from dfkd.utils import parquet
 from dfkd.utils.images import decode_image
 from dfkd.utils.strict_json import canonical
+from dfkd.utils.yaml import read_tree
 from tests.helpers import partial_version
 from tests.helpers.partial_version import IDENTITY, TASKS, fill, home, make_sample
 from tests.helpers.pickles import Mark
@@ -261,6 +265,14 @@ def test_parquet_that_decompresses_to_too_much_is_refused(monkeypatch: pytest.Mo
     refused_table(data, f"more than {1 << 24} bytes")
     monkeypatch.setattr(parquet, "MAX_VALUES", 1000)
     refused_table(data, "more than 1000 values")
+    monkeypatch.undo()
+    monkeypatch.setattr(parquet, "MAX_BYTES", 1 << 24)
+    # One text that stands once in the file and in each row is refused before it is repeated.
+    long = pa.DictionaryArray.from_arrays(pa.array(np.zeros(500, np.int32)), ["x" * (1 << 20)])
+    data = table_bytes(pa.table({"class_index": [0] * 500, "index": [0] * 500, "text": long}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused_table(data, f"more than {1 << 24} bytes")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # kilobytes
 
 
 @pytest.mark.parametrize(
@@ -442,6 +454,58 @@ def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:
             load_student(open_storage(str(tmp_path)))
 
 
+def test_a_card_cannot_ask_for_more_memory_than_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only shapes are built until the weights are known to fit, whatever architecture it names."""
+    built: list[bool] = []
+
+    def note(*arguments: Any, **options: Any) -> Any:
+        student = build(*arguments, **options)
+        built.append(student.mean.is_meta)
+        return student
+
+    monkeypatch.setattr("dfkd.models.student.build", note)
+    put_student(tmp_path, safetensors.torch.save({"x": torch.zeros(1)}), architecture="resnet152")
+    with pytest.raises(CorruptionError, match="has other tensors than its architecture"):
+        load_student(open_storage(str(tmp_path)))
+    assert built == [True]
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": torch.zeros(1).expand(1 << 10, 1 << 10)},
+        dict.fromkeys(map(str, range(100)), torch.zeros(1000)),
+    ],
+)
+def test_a_checkpoint_cannot_claim_more_than_its_file_holds(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    torch.save(tensors, tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match=r"must (not )?hold"):
+        read_state_dict("teacher.weights", tmp_path / "weights.pt")
+
+
+def test_a_path_to_a_secret_does_not_print_it(tmp_path: Path) -> None:
+    """The base of a study, or generator.config, may name any file of this machine."""
+    for text in ("hf_AbCdEfGh", "[default]\naws_secret_access_key = hunter2", "a: b\n\thunter2"):
+        (tmp_path / "token").write_text(text)
+        with pytest.raises(ManifestError) as caught:
+            read_tree(tmp_path / "token")
+        assert "hf_AbC" not in str(caught.value)
+        harmless(str(caught.value))
+
+
+def test_an_error_moves_no_cursor() -> None:
+    told = str(
+        ManifestError("\x1b]0;title\x07\x1b[2K", "must be", "\u202ex", "caf\u00e9 \U0001f680")
+    )
+    assert "\\x1b]0;title\\x07" in told
+    assert told.isprintable()
+    assert told.endswith("caf\u00e9 \U0001f680")
+
+
 @pytest.mark.parametrize(
     ("changes", "place"),
     [
@@ -529,6 +593,10 @@ ROOTS = [
     f"s3://bucket/{KEY}",
     "az://container/x?sv=2025-01-05&sig=hunter2%3D",
     "AccountName=x;AccountKey=hunter2==;EndpointSuffix=core.windows.net",
+    "https://host/file?token=hunter2",
+    "https://host/file?access_token=hunter2&x=1",
+    "sv=2025-01-05;sig=hunter2",
+    "Authorization: Bearer hunter2",
 ]
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.errors import Exit, InfrastructureError, ManifestError
+from dfkd.errors import CorruptionError, Exit, InfrastructureError, ManifestError
 from dfkd.storage.base import KEY, split_root
 from dfkd.storage.local import LocalStorage, open_storage, open_to_read, require_root_space
 from tests.helpers.storage_contract import StorageTests
@@ -132,11 +132,36 @@ def test_opening_removes_what_dead_writers_left_but_not_what_live_ones_write(
 ) -> None:
     storage = open_storage(str(tmp_path))
     assert isinstance(storage, LocalStorage)
-    (tmp_path / ".partial" / "dead").write_bytes(b"half")
+    (tmp_path / ".partial" / ("0" * 32)).write_bytes(b"half")
     with storage._written(tmp_path / "target", b"mine") as partial:
         open_storage(str(tmp_path))
         assert leftovers(tmp_path) == [partial]
     assert leftovers(tmp_path) == []
+
+
+def test_a_run_of_a_stranger_leads_to_no_file_of_this_machine(tmp_path: Path) -> None:
+    """Opening it removes nothing, and no object is read or written through a link in it."""
+    private, root = tmp_path / "private", tmp_path / "run"
+    private.mkdir()
+    (private / "thesis.docx").write_bytes(b"years of work")
+    (private / ("0" * 32)).write_bytes(b"years of work")
+    root.mkdir()
+    (root / ".partial").symlink_to(private)
+    with pytest.raises(ManifestError, match=r"must have no link in place of \.partial"):
+        open_storage(str(root))
+    (root / ".partial").unlink()
+    (root / "student").symlink_to(private)
+    (root / "results.json").symlink_to(private / "thesis.docx")
+    storage = open_storage(str(root))
+    for key in ("student/thesis.docx", "results.json"):
+        for use in (storage.get, storage.delete, lambda key: storage.put(key, b"x")):
+            with pytest.raises(CorruptionError, match="through a link"):
+                use(key)
+    assert (list(storage.list()), storage.folders()) == ([], ())
+    assert sorted(private.iterdir()) == [private / ("0" * 32), private / "thesis.docx"]
+    (tmp_path / "moved").symlink_to(root)  # the root itself may be one
+    open_storage(str(tmp_path / "moved")).put("a/b", b"x")
+    assert (root / "a/b").read_bytes() == b"x"
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:

@@ -22,7 +22,15 @@ from PIL import Image
 
 from dfkd.errors import ManifestError
 from dfkd.miniature.drawings.icons import word_set
-from dfkd.miniature.drawings.rendering import Cache, DrawingRow, Pixels, read, stack, write
+from dfkd.miniature.drawings.rendering import (
+    Cache,
+    DrawingRow,
+    Pixels,
+    read,
+    refers_outside,
+    stack,
+    write,
+)
 from dfkd.miniature.looks.fields import SIZE
 
 #: Names of the two collections in rows: drawings for training, and for evaluation.
@@ -48,16 +56,19 @@ _MOST_BYTES = 200_000
 _MOST_WORDS = 2
 #: Renderings are larger than needed, because they are cropped and then scaled down.
 _RENDERED_WIDTH = 4 * SIZE
+#: Ratio of the sides above which a drawing is a line or a border.
+_MOST_SLENDER = 8
 #: Alpha (0-255) that belongs to the drawing; less is the soft edge of a shadow.
 _VISIBLE = 8
 #: Side of the square around a drawing, relative to the drawing's longer side.
 _SQUARE = 1.08
 _FIELDS = {
-    "title": re.compile(r"<cc:Work[^>]*>.*?<dc:title>(.*?)</dc:title>", re.S),
-    "author": re.compile(r"<dc:creator>.*?<dc:title>(.*?)</dc:title>", re.S),
-    "subjects": re.compile(r"<dc:subject>(.*?)</dc:subject>", re.S),
+    "title": ("<cc:Work", "<dc:title>", "</dc:title>"),
+    "author": ("<dc:creator>", "<dc:title>", "</dc:title>"),
+    "subjects": ("<dc:subject>", "</dc:subject>"),
 }
-_ITEM = re.compile(r"<rdf:li>(.*?)</rdf:li>", re.S)
+"""Tags that lead to a field, and the one that ends it."""
+_ITEM = re.compile(r"<rdf:li>([^<]*)</rdf:li>")
 
 
 @dataclass(frozen=True)
@@ -154,8 +165,15 @@ def rgba(path: Path) -> Pixels | None:
 
     Returns None for a file that cannot be drawn or is blank.
     """
+    if refers_outside(path.read_text("utf-8", errors="replace")):
+        return None
+    side = _RENDERED_WIDTH
     try:
-        png = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=_RENDERED_WIDTH))
+        # With only its width given, a drawing may be of any height, so its shape is tried first.
+        small = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=side, height=side))
+        if min(Image.open(io.BytesIO(small)).size) * _MOST_SLENDER < side:
+            return None
+        png = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=side))
     except ValueError:
         return None
     image = Image.open(io.BytesIO(png)).convert("RGBA")
@@ -172,8 +190,11 @@ def rgba(path: Path) -> Pixels | None:
 
 def _field(text: str, name: str) -> str:
     """The content of a metadata field, with entities resolved; "" if the file lacks it."""
-    found = _FIELDS[name].search(text)
-    return html.unescape(found[1]).strip() if found else ""
+    *leading, end = _FIELDS[name]
+    for tag in leading:
+        text = text.partition(tag)[2]
+    content, found, _ = text.partition(end)
+    return html.unescape(content).strip() if found else ""
 
 
 def _names(text: str, nouns: Collection[str]) -> Iterator[tuple[str, ...]]:

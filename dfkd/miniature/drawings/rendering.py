@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +32,13 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BLANK = 2
 #: Empty space on each side of an icon, as a share of its longer side.
 _MARGIN = 0.04
+_REFERENCE = re.compile(r"href\s*=\s*[\"'](?!#|data:image/(?:png|jpeg|gif);)", re.I)
 Pixels = npt.NDArray[np.uint8]
+
+
+def refers_outside(text: str) -> bool:
+    """Whether an SVG names a file or an address, from which it would paint what is not its own."""
+    return _REFERENCE.search(text) is not None
 
 
 def svg(icon: Icon) -> str:
@@ -50,8 +57,10 @@ def rgba(icon: Icon) -> Pixels:
     """The icon as RGBA, uint8 [64, 64, 4], colours not premultiplied.
 
     Raises:
-        ValueError: the SVG body cannot be drawn.
+        ValueError: the SVG body cannot be drawn, or refers to a file.
     """
+    if refers_outside(icon.body):
+        raise ValueError(f"{icon.name}: refers to a file")
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg(icon), width=SIZE, height=SIZE))
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tarfile
 from pathlib import Path
 
-from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 from dfkd.miniature.recipe import IconData
 from dfkd.utils import strict_json
 
+#: What is taken from the icon package.
+WANTED = re.compile(r"package/(package\.json|collections\.json|json/[a-z0-9-]+\.json)")
+#: Bytes of a collection at most; the largest has some 50 MB.
+MAX_COLLECTION = 1 << 28
 #: npm's codes for a package or a release that does not exist.
 _NO_RELEASE = ("E404", "ETARGET")
 
@@ -58,12 +63,29 @@ def _fetched(data: IconData) -> Path:
     for leftover in (partial, unpacked):
         if leftover.exists():
             shutil.rmtree(leftover)
-    with tarfile.open(archive) as packed:
-        packed.extractall(partial, filter="data")
+    _unpack(archive, partial)
     # npm packs everything in a folder of this name. It is moved once it is whole.
     os.replace(partial / "package", unpacked)
     partial.rmdir()
     return unpacked
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Write the icon collections in an archive of npm into a folder; all else is left out."""
+    # Not `extractall`: its filter lets links out of the folder in some releases of Python 3.11.
+    with tarfile.open(archive) as packed:
+        for member in packed:
+            if not (member.isreg() and WANTED.fullmatch(member.name)):
+                continue
+            if member.size > MAX_COLLECTION:
+                raise CorruptionError(
+                    f"{archive}: {member.name} has more than {MAX_COLLECTION} bytes; delete it "
+                    "and run again"
+                )
+            content, target = packed.extractfile(member), folder / member.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if content:
+                target.write_bytes(content.read())
 
 
 def _packed(data: IconData, work: Path) -> Path:

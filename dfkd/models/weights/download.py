@@ -68,7 +68,7 @@ class Fetcher:
         """
         folder, target = local_path(self.cache), artifact.within(self.cache)
         target.parent.mkdir(parents=True, exist_ok=True)
-        pin = None if artifact.sha256 else target.with_name(f"{target.name}.sha256")
+        pin = None if artifact.certain else target.with_name(f"{target.name}.sha256")
         with self._locked(folder):
             reused = target.is_file()
             # A file in the cache is verified too, because people also copy files there by hand.
@@ -176,7 +176,9 @@ def _at_mirror(mirror: str, artifact: Artifact) -> str:
         usable = False
     if not usable or base.scheme not in ("http", "https"):
         rule = "must be a directory, or a plain http or https address without credentials"
-        raise ManifestError("--mirror", rule, mirror, "give one of these")
+        # Without the query and the user, in which credentials stand.
+        shown = mirror.partition("?")[0].rpartition("@")[2]
+        raise ManifestError("--mirror", rule, shown, "give one of these")
     address = f"{mirror.rstrip('/')}/{quote(artifact.file)}"
     if not is_safe(address, artifact):
         rule = f"must be https, as nobody has published the sha256 of {artifact.file}"
@@ -186,11 +188,11 @@ def _at_mirror(mirror: str, artifact: Artifact) -> str:
 
 def _problem(artifact: Artifact, digest: str, pin: Path | None) -> str:
     """The problem with the hash `digest` of a file; empty if it is right or not known."""
-    if pin is None:
-        expected, source = artifact.sha256, "that was published"
-    else:
-        expected, source = _pinned(pin), f"in {pin}"
-    return "" if digest.startswith(expected) else f"sha256 {digest} is not {expected} {source}"
+    if not digest.startswith(artifact.sha256):
+        return f"sha256 {digest} is not {artifact.sha256} that was published"
+    # A published hash of a few digits can be met by other files, so the first one is pinned too.
+    pinned = _pinned(pin) if pin else ""
+    return "" if digest.startswith(pinned) else f"sha256 {digest} is not {pinned} in {pin}"
 
 
 def _pinned(pin: Path) -> str:

@@ -180,8 +180,10 @@ def _store_body(
     # A wrong size is noticed before the download of gigabytes, a wrong hash only after it.
     if size is not None and artifact.bytes not in (None, size):
         raise Refusal(f"has {size} bytes, not {artifact.bytes}")
-    limit = artifact.bytes or MAX_BYTES if size is None else size
+    limit = artifact.bytes or MAX_BYTES
     if size is not None:
+        if size > limit:
+            raise Refusal(f"has {size} bytes, at most {limit}")
         require_disk_space(part.path, size - part.done)
     with (
         progress.bar(artifact.file, _kilo(size or 0), "kB", _kilo(part.done)) as bar,
@@ -212,6 +214,15 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _is_private(address: str) -> bool:
+    """Whether an address is of this machine, or has an IP address that is not public."""
+    host = urlsplit(address).hostname or ""
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return host == "localhost"
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects only to safe addresses (`is_safe`)."""
 
@@ -230,4 +241,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         """See `urllib.request.HTTPRedirectHandler.redirect_request`."""
         if not is_safe(newurl, self.artifact):
             raise Refusal("leads to an address that is not https")
+        # A public server must not send requests to services inside this network.
+        if _is_private(newurl) and not _is_private(req.full_url):
+            raise Refusal("leads from a public address to a private one")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

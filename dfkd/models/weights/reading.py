@@ -27,6 +27,9 @@ OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 MAX_CONFIGURATION = 1 << 20
 """Bytes of a configuration file at most; published ones have some kilobytes."""
 
+MAX_SHARING = 4
+"""Bytes of all tensors at most, in multiples of the file's: some share their storage."""
+
 _ELSEWHERE = "give the path of an intact file with tensors only, or download it again"
 
 
@@ -107,6 +110,10 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
         if not isinstance(key, str) or not _is_plain(value):
             rule = f"must hold plain tensors only, not {key!r}"
             raise WeightsError(field, rule, str(path), _ELSEWHERE)
+    # Many tensors may also share one storage; some published weights share a few.
+    if sum(value.nbytes for value in state.values()) > MAX_SHARING * path.stat().st_size:
+        rule = f"must not hold tensors of more than {MAX_SHARING} times the file's size"
+        raise WeightsError(field, rule, str(path), _ELSEWHERE)
     if all(key.startswith("module.") for key in state):
         return {key.removeprefix("module."): value for key, value in state.items()}
     return dict(state)
@@ -163,6 +170,8 @@ def _is_plain(value: object) -> bool:
         and not value.is_meta
         and value.layout == torch.strided
         and value.dtype in torchscript.DTYPES.values()
+        # A view with strides of 0 has any shape over a few bytes, and loading it takes the shape's.
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
     )
 
 

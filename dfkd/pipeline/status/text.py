@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from dfkd.errors import printable
 from dfkd.pipeline.status.advice import FileStatus
 from dfkd.pipeline.status.run import REPORT, RESULTS, RunStatus
 from dfkd.pipeline.status.students import StudentStatus
@@ -26,7 +27,9 @@ def text(status: RunStatus) -> str:
         padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
         lines.append("  ".join((*padded, details)).rstrip())
     remark = f"   # {status.remark}" if status.remark else ""
-    return "\n".join([*lines, f"next: {status.next or 'nothing to do'}{remark}"])
+    lines.append(f"next: {status.next or 'nothing to do'}{remark}")
+    # Reasons and names of holders come from storage, and must not forge a line or move a cursor.
+    return "\n".join(map(_one_line, lines))
 
 
 def line(status: RunStatus) -> str:
@@ -40,7 +43,13 @@ def line(status: RunStatus) -> str:
     students = [f"{finished}/{len(status.distill)} students"]
     students += [f"{s.method} seed {s.seed} {_progress(s)}" for s in status.distill if s.step]
     files = (f"{RESULTS} {status.evaluate.state}", f"{REPORT} {status.report.state}")
-    return "; ".join([*versions, *students, *files, f"next: {status.next or 'nothing to do'}"])
+    parts = [*versions, *students, *files, f"next: {status.next or 'nothing to do'}"]
+    return _one_line("; ".join(parts))
+
+
+def _one_line(text: str) -> str:
+    """The text with escapes for line breaks and control characters."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _rows(status: RunStatus) -> Iterator[Row]:
