@@ -22,6 +22,10 @@ import yaml
 
 UNANSWERED = (OSError, http.client.HTTPException)
 """Errors of a request; `HTTPError` and `URLError` are kinds of `OSError`."""
+CREATIONS = 30
+"""Requests at most to create the RayJob: five minutes with the default pause."""
+FINAL = (400, 401, 403, 404, 422)
+"""Answers that a repetition would get again."""
 LAST = ("Complete", "Failed", "ValidationFailed")
 """Final values of `jobDeploymentStatus`."""
 
@@ -59,13 +63,24 @@ def owned(rayjob: dict[str, Any], name: str, uid: str) -> dict[str, Any]:
     return rayjob | {"metadata": rayjob["metadata"] | {"name": name, "ownerReferences": [owner]}}
 
 
-def ensure(kubernetes: Kubernetes, rayjob: dict[str, Any]) -> None:
-    """Create the RayJob, unless an earlier pod of the same Job has created it."""
-    try:
-        kubernetes.call(body=rayjob)
-    except urllib.error.HTTPError as error:
-        if error.code != 409:
-            raise
+def ensure(kubernetes: Kubernetes, rayjob: dict[str, Any], pause: float) -> None:
+    """Create the RayJob, unless an earlier pod of the same Job has created it.
+
+    A request without an answer is sent again, `CREATIONS` times in all: the operator may be
+    restarting.
+    """
+    for left in reversed(range(CREATIONS)):
+        try:
+            kubernetes.call(body=rayjob)
+            return
+        except UNANSWERED as error:
+            code = getattr(error, "code", 0)
+            if code == 409:
+                return
+            if code in FINAL or not left:
+                raise
+            print(f"waiting: {error}", file=sys.stderr, flush=True)
+        time.sleep(pause)
 
 
 def follow(kubernetes: Kubernetes, name: str, pause: float) -> bool:
@@ -82,7 +97,7 @@ def follow(kubernetes: Kubernetes, name: str, pause: float) -> bool:
             if code == 404:
                 print(f"{name}: was deleted", file=sys.stderr, flush=True)
                 return False
-            if code in (401, 403):
+            if code in FINAL:
                 raise
             print(f"waiting: {error}", file=sys.stderr, flush=True)
         else:
@@ -96,7 +111,7 @@ def follow(kubernetes: Kubernetes, name: str, pause: float) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; returns 0 if the RayJob succeeded, 1 if it did not, 4 if the API failed."""
+    """Run; returns 0 if the RayJob succeeded, 1 if it failed or is refused, 4 if the API failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rayjob", type=Path, help="YAML file of the RayJob")
     parser.add_argument("--name", required=True, help="name of the Job that this pod belongs to")
@@ -109,11 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     kubernetes = Kubernetes(options.api, options.account)
     rayjob = yaml.safe_load(options.rayjob.read_text())
     try:
-        ensure(kubernetes, owned(rayjob, options.name, options.uid))
+        ensure(kubernetes, owned(rayjob, options.name, options.uid), options.pause)
         return 0 if follow(kubernetes, options.name, options.pause) else 1
     except UNANSWERED as error:
         print(f"error: {options.api}: {error}; see cluster/README.md", file=sys.stderr)
-        return 4
+        return 1 if getattr(error, "code", 0) in FINAL else 4
 
 
 if __name__ == "__main__":

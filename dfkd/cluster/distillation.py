@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 
 from dfkd.cluster.capacity import (
     Actor,
@@ -229,7 +230,8 @@ class StudentDistiller(StudentActor):
             target = locate_student(self.manifest, task.method, task.seed, task.version)
             check_initial_weights(self.manifest, target.version, task.method, task.seed, task.name)
             _train(self.manifest, target, _alone(self.cpus), self.bar)
-        except InfrastructureError:
+        except (InfrastructureError, torch.AcceleratorError):
+            # The latter is this GPU's fault: the pool replaces the actor, and the task resumes.
             raise
         except Exception as error:
             error.add_note(f"Raised in a worker:\n{traceback.format_exc()}")

@@ -15,7 +15,12 @@ from ray.train.torch import TorchConfig
 from torch.distributed import DistError
 
 from dfkd.cluster.capacity import Workers, schedulable_nodes
-from dfkd.cluster.ray_internals import draining_nodes, local_torch_trainer, ray_reason
+from dfkd.cluster.ray_internals import (
+    draining_nodes,
+    found_no_room,
+    local_torch_trainer,
+    ray_reason,
+)
 from dfkd.errors import DfkdError, InfrastructureError
 from dfkd.utils.hardware import thread_limit
 
@@ -113,7 +118,12 @@ def _without_controller(error: Exception) -> InfrastructureError:
             f"distillation: Ray's controller of the ranks died ({ray_reason(error)}); "
             "run the same command again, it resumes"
         )
-    # It had `MAX_START_ATTEMPTS` to find room.
+    # Ray repeats a start that found no room, `MAX_START_ATTEMPTS` times, and no other failure.
+    if not found_no_room(error):
+        return InfrastructureError(
+            f"distillation: the ranks could not be connected ({ray_reason(error)}); run the same "
+            "command again, it resumes; if it fails again, check the network between the nodes"
+        )
     return InfrastructureError(
         f"distillation: the cluster had no room for all ranks ({ray_reason(error)}); "
         "free or add nodes and run the same command again, it resumes"

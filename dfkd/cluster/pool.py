@@ -22,8 +22,8 @@ from dfkd.cluster.capacity import (
     schedulable_nodes,
 )
 from dfkd.cluster.ray_internals import ray_reason
-from dfkd.errors import DfkdError, InfrastructureError, ManifestError, shorten
-from dfkd.utils.progress import Closing
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError, conceal, shorten
+from dfkd.utils.progress import Closing, say
 
 MAX_WAITING_ACTORS = 256
 """Actors at most that wait for room on an autoscaling cluster, whose own maximum caps the cost."""
@@ -33,6 +33,9 @@ MAX_NODE_LOSSES = 10
 
 MAX_FIRST_TIMEOUTS = 2
 """Attempts that may time out before a task of their kind succeeds. Then the limit is suspected."""
+
+DEFECTS = (TypeError, AttributeError, LookupError, NameError, AssertionError)
+"""Errors of a program, which a repetition meets again."""
 
 
 class Identified(Protocol):
@@ -55,6 +58,8 @@ class Quarantined(Generic[T]):
 
     task: T
     reason: str
+    may_pass: bool = True
+    """Whether a repetition of the run might cure it."""
 
 
 @dataclass(eq=False)
@@ -140,19 +145,16 @@ class Pool(Closing, Generic[T]):
         Args:
             tasks: consumed lazily, one at a time. None means that nothing is ready yet; the pool
                 asks again when a task finishes.
-            may_start: called before each task; after False the running tasks finish, and no more
-                are started.
+            may_start: called before each task; after False no more are started.
 
         Raises:
             ManifestError: an actor raised it, which no retry can fix; or no node can hold an actor
                 and there is no autoscaler; or no task succeeded and `timeout` is too short.
             InfrastructureError: an actor raised it, or cannot use its GPU; or no node had room for
-                an actor; or `attempts` x (actors + 1) attempts in a row failed.
-            DfkdError: so many attempts failed, and the last one with such an error.
+                an actor; or `attempts` x (actors + 1) attempts in a row failed (or `DfkdError`).
         """
         self._begin_run(operator.length_hint(tasks, self.size))
         ended = False
-        # The loop ends when nothing is in flight and no task is left, or none may start.
         try:
             # Draw a task before starting actors: a finished run needs no room and starts none.
             if self._peek(tasks, may_start):
@@ -164,22 +166,21 @@ class Pool(Closing, Generic[T]):
                 yield from self._collect()
             ended = True
         finally:
-            # Always after an error or when the caller stops reading: an actor may be at work.
             if not (ended and self.lasting):
                 self.close()
 
     def close(self) -> None:
         """End all actors."""
-        while self._slots:
-            self._remove(self._slots[0])
+        for slot in list(self._slots):
+            self._remove(slot)
 
     def _begin_run(self, undrawn: int) -> None:
         """Forget the tasks of the run before, and prepare the actors that are left of it."""
         self.stopped, self.largest, self._undrawn = False, 0, undrawn
         self.quarantine, self._consecutive_failures = [], []
-        for of_tasks in (self._retry_queue, self._tries, self._reached):
+        for of_tasks in (self._retry_queue, self._tries, self._reached, self._timeouts):
             of_tasks.clear()
-        self._timeouts, self._finished_seconds = Counter(), 0.0
+        self._finished_seconds = 0.0
         self._last_placed, self._last_poll = time.monotonic(), 0.0
         for slot in self._slots:
             self.prepare(slot.actor)
@@ -192,10 +193,8 @@ class Pool(Closing, Generic[T]):
     @property
     def busy_seconds(self) -> float:
         """Seconds of work on tasks, summed over actors, failed attempts included."""
-        now = time.monotonic()
-        return self._finished_seconds + sum(
-            now - slot.since for slot in self._slots if slot.task is not None
-        )
+        running = (time.monotonic() - each.since for each in self._slots if each.task is not None)
+        return self._finished_seconds + sum(running)
 
     def tries(self, task: str) -> int:
         """The number of attempts for the task id `task`, given that its last attempt succeeded."""
@@ -232,7 +231,6 @@ class Pool(Closing, Generic[T]):
             time.sleep(POLL_SECONDS)
             return
         done, _ = ray.wait(list(awaited), num_returns=1, timeout=POLL_SECONDS)
-        # At most one result a call, because the next thing to do is to give its actor a new task.
         for reference in done:
             slot = awaited[reference]
             task = self._release(slot)
@@ -307,7 +305,8 @@ class Pool(Closing, Generic[T]):
         self.largest = max(self.largest, sum(bool(slot.node) for slot in self._slots))
 
     def _remove(self, slot: ActorSlot[T]) -> None:
-        """Kill an actor and forget it."""
+        """Kill an actor and forget it; the seconds of its task still count."""
+        self._release(slot)
         self._slots.remove(slot)
         ray.kill(slot.actor)
 
@@ -325,8 +324,7 @@ class Pool(Closing, Generic[T]):
         self._remove(slot)
         if task is None:
             return
-        kind = type(task)
-        self._timeouts[kind] += 1
+        self._timeouts[kind := type(task)] += 1
         # Retries of such tasks would cost hours and time out as well.
         if kind not in self.succeeded and self._timeouts[kind] >= MAX_FIRST_TIMEOUTS:
             raise ManifestError(
@@ -351,12 +349,15 @@ class Pool(Closing, Generic[T]):
             raise cause
         # An unexpected exception may be the actor's fault: an actor whose GPU is lost would fail
         # every further task immediately.
-        if died or task is None or not isinstance(cause, DfkdError):
+        known = isinstance(cause, DfkdError)
+        if died or task is None or not known:
             self._remove(slot)
-        told = str(cause) if isinstance(cause, DfkdError) else repr(cause)
-        reason = ray_reason(error) if died else shorten(told, 300)
+        # The first traceback of several in a row, because every attempt may raise the same.
+        if isinstance(error, RayTaskError) and not (known or self._consecutive_failures):
+            say(conceal(str(error)))
+        reason = ray_reason(error) if died else shorten(str(cause) if known else repr(cause), 300)
         self._refresh_nodes()
-        may_pass = not isinstance(cause, DfkdError)
+        may_pass = not isinstance(cause, (DfkdError, *DEFECTS))
         self._record_failure(task, reason, slot.node if died else "", may_pass)
 
     def _record_failure(
@@ -382,8 +383,7 @@ class Pool(Closing, Generic[T]):
             raise InfrastructureError(told) if may_pass else DfkdError(told)
         if task is None:
             return
-        tries = self._tries[task.id]
-        tries.append(node)
+        (tries := self._tries[task.id]).append(node)
         # Before quarantining, make sure that the actor did not die with its node: Ray may report
         # the actor's death seconds before the node's.
         if node and self._count_charged(tries) >= self.attempts:
@@ -393,7 +393,7 @@ class Pool(Closing, Generic[T]):
         if charged < self.attempts and len(tries) < most:
             self._retry_queue.append(task)
         else:
-            self.quarantine.append(Quarantined(task, reason))
+            self.quarantine.append(Quarantined(task, reason, may_pass))
 
     def _count_charged(self, tries: list[str]) -> int:
         """The number of failed attempts that count, which excludes those lost with their node."""

@@ -43,7 +43,7 @@ from dfkd.dataset.chain import Chain
 from dfkd.dataset.published import PublishedVersion, read_json, refuse_removal
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version, begin
-from dfkd.errors import DfkdError, PartialError
+from dfkd.errors import DfkdError, InfrastructureError, PartialError
 from dfkd.models import teacher
 from dfkd.models.generators import kinds
 from dfkd.storage import layout
@@ -146,8 +146,9 @@ def require_space(planned: Iterable[tuple[Manifest, Mapping[str, Any]]]) -> None
     for manifest, identity in planned:
         home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
         version = Version(home, fingerprint(identity))
-        missing = 0 if version.published else _missing_images(manifest, version, identity)
-        needed[manifest.storage.root] += estimated_bytes(manifest, missing)
+        if not version.published:
+            missing = _missing_images(manifest, version, identity)
+            needed[manifest.storage.root] += estimated_bytes(manifest, missing)
     for root, size in needed.items():
         require_root_space(root, size)
 
@@ -260,7 +261,8 @@ def write_missing(
     _run(manifest, version, budget_tracker, pool, images, done)
     if failed := _failed_prompts(pool):
         version.quarantine("prompts", failed[0].reason)
-        raise DfkdError(f"prompts: {failed[0].reason}; fix it and run again")
+        told = f"prompts: {failed[0].reason}; fix it and run again"
+        raise InfrastructureError(told) if failed[0].may_pass else DfkdError(told)
     budget_tracker.finish(pool)
     if chain:
         return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")

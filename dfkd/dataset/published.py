@@ -276,13 +276,20 @@ def current_id(storage: Storage) -> str | None:
     return pointer.version if pointer else None
 
 
+def pointed_versions(storage: Storage) -> list[str]:
+    """The versions that have been current, in that order; some more than once."""
+    return [read_pointer(storage, key).version for key in _pointer_keys(storage)]
+
+
+def _pointer_keys(storage: Storage) -> list[str]:
+    """The keys of the pointers, in the order of their numbers, which all have eight digits."""
+    return [key for key in storage.list(layout.CURRENT) if layout.pointer_number(key) is not None]
+
+
 def _newest_pointer(storage: Storage) -> Pointer | None:
     """The pointer with the highest number; None if there is none."""
-    keys = [key for key in storage.list(layout.CURRENT) if layout.pointer_number(key) is not None]
-    if not keys:
-        return None
-    # Keys are listed in order, and all numbers have eight digits, so the last key is the newest.
-    return read_pointer(storage, keys[-1])
+    keys = _pointer_keys(storage)
+    return read_pointer(storage, keys[-1]) if keys else None
 
 
 def read_pointer(storage: Storage, key: str) -> Pointer:

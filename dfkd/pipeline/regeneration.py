@@ -12,7 +12,13 @@ from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import build, identify
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import fresh_tasks, task_count, tasks
-from dfkd.dataset.published import PublishedVersion, advance, open_version, refuse_removal
+from dfkd.dataset.published import (
+    PublishedVersion,
+    advance,
+    open_version,
+    pointed_versions,
+    refuse_removal,
+)
 from dfkd.errors import GateError, PartialError
 from dfkd.evaluation.results import read_results, validate_results
 from dfkd.evaluation.scoring import evaluate
@@ -220,7 +226,18 @@ class _Run:
         """
         attempt, manifest = self.attempt, self.manifest
         home = attempt.root.child(layout.data(attempt.method))
+        # A call that was killed while it accepted has made the candidate current already. If
+        # somebody has rolled back since, a repetition must not undo that.
+        pointed = pointed_versions(home)
+        if attempt.candidate in pointed[:-1] and pointed[-1] != attempt.candidate:
+            attempt.finish()
+            raise GateError(
+                f"regeneration {attempt.number}: version {attempt.candidate} was current and is "
+                f"not any more; {pointed[-1]} stays current"
+            )
         advance(home, attempt.candidate, self.lease.fence)
+        # Whoever has lost the lease meanwhile must not replace the results of a later attempt.
+        self.lease.fence()
         print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
         for name in attempts.RESULTS:
             attempt.root.put(name, attempt.storage.get(f"{attempts.CANDIDATE}/{name}"))

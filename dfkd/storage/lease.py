@@ -130,11 +130,17 @@ def acquire(
     if newest and newest.held(now):
         raise _refusal(name, newest)
     match = NUMBERED.fullmatch(key)
-    key = layout.lease(name, int(match["number"]) + 1 if match else 1)
-    lease = Lease(storage, key, _holder(), seconds, now, clock=clock)
+    number = int(match["number"]) if match else 0
+    lease = Lease(storage, layout.lease(name, number + 1), _holder(), seconds, now, clock=clock)
     # Several processes may have computed the same number; put-if-absent lets one of them win.
     if not storage.put_if_absent(lease.key, lease.record()):
         raise _refusal(name, newest_lease(storage, name)[1])
+    # A holder that was suspended beyond its end may have renewed its lease, and passed its fence,
+    # after the look above. Its renewal comes before its listing, so it shows here.
+    with contextlib.suppress(MissingObject):
+        if number and (renewed := read(storage, key)).held(clock()):
+            lease.release()
+            raise _refusal(name, renewed)
     return lease
 
 

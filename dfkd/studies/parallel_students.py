@@ -15,10 +15,11 @@ from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import open_version
-from dfkd.distillation.student_store import StudentLocation, load_located
+from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
 from dfkd.errors import DfkdError, InfrastructureError, PartialError
 from dfkd.evaluation.scoring import evaluate
 from dfkd.storage import layout
+from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.local import open_storage
 from dfkd.studies import cells
 from dfkd.studies.cells import CellResult, CellStore
@@ -206,7 +207,15 @@ def run_in_parallel(
     cluster = jobs[0].cell.manifest.cluster
     count = min(len(jobs), at_most or len(jobs))
     pool = student_pool(StudentTrainer, plan_students(cluster, count), count, cluster, threads)
+    pool.progress = _newest_checkpoint  # attempts that progress do not count
     yield from pool.run(iter(jobs))
     # The pool gave these up after too many failed attempts; the study reports them as missing.
     for each in pool.quarantine:
         yield StudentResult(each.task, None, each.reason)
+
+
+def _newest_checkpoint(job: StudentJob) -> int:
+    """The step of a student's newest checkpoint; 0 without one."""
+    cell = job.cell
+    student = locate_student(cell.manifest, cell.method, cell.seed, job.version)
+    return Checkpoints(student.storage.child(layout.CHECKPOINTS)).newest()

@@ -159,8 +159,9 @@ def test_a_deleted_rayjob_is_a_failed_job_and_not_created_again(
 
 
 def test_an_api_that_does_not_answer_is_worth_a_retry(
-    account: Path, capsys: pytest.CaptureFixture[str]
+    account: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(submit, "CREATIONS", 1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=lambda: server.accept()[0].close(), daemon=True)
         thread.start()
@@ -176,6 +177,6 @@ def test_what_the_api_refuses_is_one_line(
     api: Api, account: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (account / "namespace").write_text("elsewhere")
-    assert run(api, account) == 4
+    assert run(api, account) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {api.address}: HTTP Error 404")

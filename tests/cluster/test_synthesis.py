@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
 from dfkd.cluster.capacity import require_shared_storage
-from dfkd.cluster.synthesis import build, finished, identify, write_missing
+from dfkd.cluster.synthesis import build, identify, is_published, write_missing
 from dfkd.cluster.worker import PromptWorker, SynthesisWorker
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import PromptPart, PromptSummary, estimated_bytes, units
@@ -63,14 +63,14 @@ def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
     assert caught.value.exit_code == Exit.PARTIAL
     assert "the same command again, it resumes" in str(caught.value)
     assert receipts(tmp_path) == 1
-    assert not finished(manifest, identity)
+    assert not is_published(manifest, identity)
     with pytest.raises(BudgetError, match="0 images and 0 worker-seconds"):
         build(manifest, identity, worker_seconds=0.0)
     assert receipts(tmp_path) == 1
     built = build(manifest, identity, worker_seconds=1e6)
     assert built.images == 8
     assert verify(built.version) == []
-    assert finished(manifest, identity)
+    assert is_published(manifest, identity)
 
 
 def test_why_a_task_is_quarantined_is_known_until_it_is_tried_again(
