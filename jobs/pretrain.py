@@ -16,30 +16,19 @@ def read(path: str, overrides: tuple[str, ...]) -> Recipe:
     return yaml.load(Recipe, path, overrides)
 
 
+STAGES = ("teacher", "tower", "generator", "backbone", "diffusion")
+"""Trainings of a run without --only, in their order."""
+
+
 def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would do."""
-    teacher, generator, diffusion = recipe.teacher, recipe.generator, recipe.diffusion
-    if options.only:
-        settings = getattr(recipe, options.only)
-        return {
-            "steps": settings.steps,
-            "images": settings.steps * settings.batch_size,
-            "work": recipe.data.work,
-            "output": recipe.output,
-        }
-    return {
-        "package": recipe.data.directory or recipe.data.package,
-        "teacher_steps": teacher.steps,
-        "teacher_images": teacher.steps * teacher.batch_size,
-        "tower_steps": recipe.tower.steps,
-        "tower_images": recipe.tower.steps * teacher.batch_size,
-        "generator_steps": generator.steps,
-        "generator_images": generator.steps * generator.batch_size,
-        "diffusion_steps": diffusion.steps,
-        "diffusion_images": diffusion.steps * diffusion.batch_size,
-        "work": recipe.data.work,
-        "output": recipe.output,
-    }
+    planned: dict[str, Any] = {"package": recipe.data.directory or recipe.data.package}
+    for stage in [options.only] if options.only else STAGES:
+        settings = getattr(recipe, stage)
+        # The tower's batches are the teacher's.
+        size = getattr(settings, "batch_size", recipe.teacher.batch_size)
+        planned |= {f"{stage}_steps": settings.steps, f"{stage}_images": settings.steps * size}
+    return planned | {"work": recipe.data.work, "output": recipe.output}
 
 
 def work(recipe: Recipe, options: argparse.Namespace) -> str:

@@ -163,8 +163,9 @@ def _teacher_training(teacher: Scores) -> str:
         f"hours. Then the image tower alone, with the text tower locked: {second['steps']:,} "
         f"steps, {second['images_seen']:,} images, {second['hours']} hours; "
         f"{100 * second['class_share']:.0f} % of these show the classes of the evaluation set, in "
-        f"training drawings and training looks. So zero-shot means here: drawings and looks that "
-        f"were never seen, of classes that were seen often.\n\n"
+        f"training drawings and training looks. So zero-shot means here: drawings that were never "
+        f"seen, in four of the domains also looks that were never seen, of classes that were seen "
+        f"often.\n\n"
     )
 
 

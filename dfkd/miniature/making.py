@@ -15,6 +15,7 @@ from torch import nn
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.paths import MINIATURE
+from dfkd.errors import ManifestError
 from dfkd.miniature import card, evaluation_set, pretraining, samples, scoring, work_folder
 from dfkd.miniature.captions import Captioner
 from dfkd.miniature.drawings.nouns import common_nouns
@@ -95,24 +96,30 @@ def make(recipe: Recipe, command: str) -> Path:
 def make_single(recipe: Recipe, kind: Single, command: str) -> Path:
     """Train only one model; returns the path of its weights or, of the diffusion model, its scores.
 
-    The diffusion model needs the teacher and the generator. They are trained first, unless
-    ``recipe.output`` already holds those of this recipe; then its model card is written anew.
+    The diffusion model needs the teacher and the generator of this recipe in ``recipe.output``,
+    whose model card is written anew.
 
     Args:
         command: the command line, for the model card.
 
     Raises:
-        DfkdError: as `make`.
+        DfkdError: as `make`, or the output lacks the models that a diffusion model needs.
     """
     torch.set_num_threads(recipe.threads)
     split, output = pretraining.split_drawings(recipe), Path(recipe.output)
     if kind == "diffusion":
-        if models := _exported_models(recipe, split, output):
-            path = _make_diffusion(recipe, split, models, output, command)
-            card.write(output)
-            return path
-        models, *_ = _train_models(recipe, split, output)
-        return _make_diffusion(recipe, split, models, output, command)
+        models = _exported_models(recipe, split, output)
+        if models is None:
+            # Training them here would replace the files of the output before their scores.
+            raise ManifestError(
+                "output",
+                "must hold the teacher and the generator of this recipe",
+                recipe.output,
+                "run without --only first",
+            )
+        path = _make_diffusion(recipe, split, models, output, command)
+        card.write(output)
+        return path
     _train_classifier(recipe, split, kind)
     return _classifier_file(recipe, kind)
 

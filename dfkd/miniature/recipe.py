@@ -25,7 +25,7 @@ from dfkd.utils.types import (
 #: The UNet normalises 32 groups of channels, and its attention has a head for 64 of them.
 Channels = Annotated[int, Field(ge=64, multiple_of=64)]
 #: `npm pack` also takes folders, archives and addresses, and may run programs that they hold.
-Package = Annotated[str, Field(pattern=r"^@iconify/json@[0-9]+(\.[0-9]+)*$")]
+Package = Annotated[str, Field(pattern=r"^@iconify/json@[0-9]+\.[0-9]+\.[0-9]+$")]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

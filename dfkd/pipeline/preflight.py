@@ -1,5 +1,9 @@
 """Checks before any work starts: refuse files, names and sizes that do not fit together."""
 
+import shutil
+import sysconfig
+from pathlib import Path
+
 import torch
 
 from dfkd.config.manifest import Manifest
@@ -42,6 +46,7 @@ def check_synthesis(manifest: Manifest) -> None:
     Raises:
         ManifestError: naming the field.
     """
+    _check_compiler(manifest)
     cpu, cache = torch.device("cpu"), manifest.cache
     teacher = Teacher.load(manifest.teacher, cpu, cache=cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
@@ -52,6 +57,22 @@ def check_synthesis(manifest: Manifest) -> None:
     _check_adversarial(manifest)
     if any(map(prompt_method, manifest.methods)):
         kinds.load(manifest, cpu).require(teacher, manifest.synthesis.image_size)
+
+
+def _check_compiler(manifest: Manifest) -> None:
+    """Refuse `synthesis.compile` where each worker would try in vain to build the graph.
+
+    On a cluster this machine is taken for the workers', which have the same image.
+    """
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if manifest.synthesis.compile and not (compiler and header.is_file()):
+        raise ManifestError(
+            "synthesis.compile",
+            "needs a C++ compiler and the headers of Python",
+            True,
+            "install g++ and python3-dev, or set it to false",
+        )
 
 
 def _check_adversarial(manifest: Manifest) -> None:

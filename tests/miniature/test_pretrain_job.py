@@ -75,6 +75,7 @@ def test_channels_must_suit_group_norm(tmp_path: Path) -> None:
         "git+ssh://example.org/package.git",
         "https://example.org/package.tgz",
         "@iconify/json@latest",
+        "@iconify/json@2.2",
         "@iconify/json@2.2.535 ./folder",
         "@iconify/json@2.2.535\n",
     ],
@@ -136,7 +137,8 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     assert "--only diffusion" in (out / "MODEL_CARD.md").read_text()
     (out / "generator.yaml").write_text("{}")
     done = run_here(manifest, "--only", "diffusion")
-    assert "generator resumes at step 2" in done.stdout
+    assert done.returncode == Exit.USAGE
+    assert "output: must hold the teacher and the generator of this recipe" in done.stderr
 
 
 def require_usable(assets: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from botocore.stub import Stubber
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.storage.retries import RetryPolicy
 from dfkd.storage.s3 import S3Storage
@@ -45,7 +46,16 @@ def root(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 
 
 class TestStorage(StorageTests):
-    pass
+    def test_a_listing_of_several_pages_is_whole(
+        self, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """S3 gives 1,000 keys at once; the server of this test gives five."""
+        monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "5")
+        keys = [f"a/{number:02d}/x" for number in range(12)]
+        for key in keys:
+            storage.put(key, b"")
+        assert list(storage.list("a/")) == keys
+        assert storage.folders("a/") == tuple(f"{number:02d}" for number in range(12))
 
 
 class TestFaults(S3FaultTests):

@@ -1,8 +1,9 @@
 """Views belong to their image: the same whatever the batch, and all of them inside the picture."""
 
+import pytest
 import torch
 
-from dfkd.synthesis.views import Views, apply_views
+from dfkd.synthesis.views import MAX_ROTATION, MAX_SHIFT, MAX_ZOOM, Views, apply_views
 
 CPU = torch.device("cpu")
 
@@ -43,3 +44,19 @@ def test_a_view_has_the_teachers_size_and_a_grey_picture_stays_grey() -> None:
     shown = apply_views(torch.full((1, 3, 16, 16), 0.5), Views([1], 1, 3, 0.0, 24, CPU).draw(0))
     assert shown.shape == (3, 3, 24, 24)
     assert torch.allclose(shown, torch.tensor(0.5))
+
+
+def test_maps_reach_their_limits_and_stay_within_them() -> None:
+    maps = Views(range(50), 20, 2, 0.0, 16, CPU).matrices.flatten(0, 2)
+    linear, shift = maps.split([2, 1], dim=2)
+    zoom = torch.linalg.det(linear).sqrt() - 1
+    angle = torch.atan2(linear[:, 1, 0], linear[:, 0, 0])
+    # A shift is in the coordinates of the grid, in which the picture is 2 wide.
+    for found, most in ((zoom, MAX_ZOOM), (angle, MAX_ROTATION), (shift.flatten() / 2, MAX_SHIFT)):
+        assert 0.95 * most < float(found.abs().max()) <= most + 1e-6
+
+
+def test_noise_is_added_with_its_deviation() -> None:
+    grey = torch.full((2, 3, 16, 16), 0.5)
+    shown = apply_views(grey, Views([1, 2], 1, 8, 0.1, 32, CPU).draw(0))
+    assert float(shown.std()) == pytest.approx(0.1, rel=0.05)

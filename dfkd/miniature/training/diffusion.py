@@ -271,7 +271,8 @@ class DiffusionTrainer(Resumable):
         # A short memory at first, so that the average forgets the random initial weights.
         weight = 1 - min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         averages, weights = list(self.average.parameters()), list(self.network.parameters())
-        torch._foreach_lerp_(averages, weights, weight)
+        with torch.no_grad():  # otherwise the average keeps the graph of every step
+            torch._foreach_lerp_(averages, weights, weight)
         return float(loss.detach())
 
     @property
