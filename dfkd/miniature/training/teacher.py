@@ -363,16 +363,14 @@ def zero_shot(
     images: Tensor,
     labels: Tensor,
     classes: Sequence[str],
-    template: str = "A {}",
 ) -> Tensor:
     """Whether each image is nearest to the prompt of its own class: bool [N].
 
     Args:
         images: [N, 3, 64, 64] in [0, 1].
         labels: index [N] of each image's class in ``classes``.
-        template: the prompt, with ``{}`` for the class name.
     """
-    texts = tokenizer([template.format(name) for name in classes])
+    texts = tokenizer([f"A {name}" for name in classes])
     text = F.normalize(model.encode_text(texts), dim=1)
     predictions = [
         (F.normalize(model.encode_image(normalised(part)), dim=1) @ text.T).argmax(1)
