@@ -1,5 +1,6 @@
 """A version is built within a budget, and the same call goes on where it stopped."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from dfkd.dataset.chain import Chain
 from dfkd.dataset.published import read_json
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
-from dfkd.errors import BudgetError, Exit, ManifestError, PartialError, WeightsError
+from dfkd.errors import (
+    BudgetError,
+    Exit,
+    FingerprintError,
+    ManifestError,
+    PartialError,
+    WeightsError,
+)
 from dfkd.storage.lease import held_leases
 from dfkd.storage.local import open_storage
 from tests.helpers import small_manifest
@@ -71,6 +79,19 @@ def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
     assert built.images == 8
     assert verify(built.version) == []
     assert is_published(manifest, identity)
+
+
+def test_unfinished_work_of_another_manifest_is_abandoned_if_asked(
+    two_cpus: None, tmp_path: Path
+) -> None:
+    manifest = read(tmp_path)
+    home = open_storage(manifest.storage.root).child("data/vanilla")
+    other = begin(home, identify(dataclasses.replace(manifest, seed=1)))
+    with pytest.raises(FingerprintError, match="seed: 1 there, 0 here"):
+        build(manifest, identify(manifest))
+    with pytest.raises(BudgetError):
+        build(manifest, identify(manifest), abandon=True, worker_seconds=0.0)
+    assert other.storage.exists("abandoned")
 
 
 def test_why_a_task_is_quarantined_is_known_until_it_is_tried_again(

@@ -1,6 +1,7 @@
 """The page that compares two versions: there whenever a decision about them is, else not named."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
-from dfkd.dataset.published import PublishedVersion
+from dfkd.dataset.published import PublishedVersion, advance, current_id
 from dfkd.errors import GateError, PartialError
 from dfkd.pipeline import regeneration
 from dfkd.pipeline.attempts import Attempt
@@ -85,3 +86,46 @@ def test_a_refused_first_version_has_no_page(
         regenerate(manifest)
     assert not open_storage(manifest.storage.root).exists(PAGE.format(0))
     assert "comparison.html" not in capsys.readouterr().out
+
+
+def test_a_roll_back_after_a_kill_is_not_undone(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The killed call has made its candidate current, and has not said so."""
+    rules = dataclasses.replace(manifest.regeneration, minimum_per_class=1)
+    manifest = dataclasses.replace(manifest, regeneration=rules)
+    first, home = publish(manifest), open_storage(manifest.storage.root).child("data/vanilla")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(regeneration.attempts, "RESULTS", ())
+    monkeypatch.setattr(regeneration, "write_contact_sheet", killed)
+    with pytest.raises(KeyboardInterrupt):
+        regenerate(manifest)
+    assert current_id(home) != first.id
+    advance(home, first.id)
+    with pytest.raises(GateError, match=f"was current and is not any more; {first.id} stays"):
+        regenerate(manifest)
+    assert current_id(home) == first.id
+
+
+def test_an_unfinished_attempt_is_abandoned_if_asked(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(manifest)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Attempt, "decide", killed)
+        with pytest.raises(KeyboardInterrupt):
+            regenerate(manifest)
+    with pytest.raises(GateError, match="regeneration 2: "):
+        regeneration.regenerate(
+            manifest, "the command", abandon=True, accept_partial=False, threads=1
+        )
+    root = open_storage(manifest.storage.root)
+    assert root.exists("regenerations/00000001/finished.json")
+    assert any(key.endswith("/abandoned") for key in root.list("data/vanilla/versions/"))
