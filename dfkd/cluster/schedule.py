@@ -40,11 +40,6 @@ class BudgetTracker:
         """Whether more work may start, given the work of `pool`."""
         return self.limit is None or pool.busy_seconds < self.limit
 
-    def count(self, seconds: float, device: str) -> None:
-        """Add a worker's time on a device to the cost of the stage."""
-        self.cost.worker_seconds = (self.cost.worker_seconds or 0.0) + seconds
-        self.cost.device = device
-
     def finish(self, pool: Pool[Any]) -> None:
         """Raise `BudgetError` if the budget stopped the pool."""
         if pool.stopped:

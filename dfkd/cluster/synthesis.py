@@ -284,12 +284,16 @@ def _run(
     ):
         pool.succeeded = {kind for kind, some in ((Unit, done), (PromptPart, prompts.done)) if some}
         work = ready_work(prompts, images, lambda: bool(_failed_prompts(pool)))
-        for result in pool.run(work, lambda unit: budget_tracker.allows(pool)):
-            budget_tracker.count(result.seconds, result.device)
-            if isinstance(result.result, list):
-                report.record(result)
-            else:
-                prompts.record(result.result)
+        try:
+            for result in pool.run(work, lambda unit: budget_tracker.allows(pool)):
+                budget_tracker.cost.device = result.device
+                if isinstance(result.result, list):
+                    report.record(result)
+                else:
+                    prompts.record(result.result)
+        finally:
+            # With failed and interrupted attempts, which have cost something too.
+            budget_tracker.cost.worker_seconds = pool.busy_seconds
 
 
 def _assign(
