@@ -54,6 +54,7 @@ image at 224 px (ViT-B/32, f16 decoder) takes 405 GFLOP with none or one, 529 wi
 
 BEST = merge(PAPER, {"distillation": {"texts": "styles"}})
 """The paper's method with ensemble labels, which cost almost nothing; manifests/studies/better
-shows their effect. For an open vocabulary add `distillation.target: both`, which loses nothing."""
+shows their effect, and that of more views and epochs with them. For an open vocabulary add
+`distillation.target: both`, which loses nothing."""
 
 PRESETS = {"paper": PAPER, "best": BEST}
