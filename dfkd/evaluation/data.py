@@ -16,7 +16,6 @@ from dfkd.errors import CorruptionError, ManifestError, as_utf8
 from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, read_rows
 from dfkd.evaluation.layouts import Layout, recognise
 from dfkd.evaluation.public_data_sets import normalise_name
-from dfkd.utils.images import read_picture
 
 LISTS = frozenset({".txt", ".csv"})
 """Suffixes of a list file that `evaluation.data` may name."""
@@ -47,7 +46,11 @@ class Item:
             OSError: the file cannot be read.
             ValueError: it is too large for a picture.
         """
-        return read_picture(self.name) if self.content is None else self.content
+        if self.content is not None:
+            return self.content
+        from dfkd.utils.images import read_picture  # not for a plan, which decodes nothing
+
+        return read_picture(self.name)
 
 
 @dataclass(frozen=True)
