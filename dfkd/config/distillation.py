@@ -122,8 +122,9 @@ class Distillation(Training):
     """Texts that the teacher compares images with: the class prompt, or each class' mean over
     `prompts.styles` (an ensemble). Stored distances are to the class prompt."""
     standardise: bool | tuple[float, Positive] = True
-    """Train on labels that are rescaled to mean 0 and standard deviation 1, because a CLIP's
-    distances differ too little for the usual learning rates. `[mean, std]` rescales them to these,
+    """Train on labels that are rescaled to mean 0 and standard deviation 1 (of the stored distances
+    to the class prompts; with `texts: styles` only nearly so), because a CLIP's distances differ
+    too little for the usual learning rates. `[mean, std]` rescales them to these,
     so that a study can show another teacher's spread; false leaves them as they are. The finished
     student returns the teacher's distances in any case. Embeddings are always rescaled: to mean 0
     in each dimension, and standard deviation 1 over all of them."""
