@@ -182,9 +182,9 @@ class Version:
         # Store the bytes that were hashed; the file could have changed since.
         if not storage.put_if_absent(receipt.shard, data):
             # An earlier attempt stored the shard and died before its receipt. Its bytes stay, so
-            # the receipt is made from them. They also say what failed then: on a GPU, rounding may
-            # let other images diverge in each attempt.
-            receipt = self._receipt(task, storage.get(receipt.shard), None)
+            # the receipt is made from them. They must lack the images that failed now: a disk that
+            # has left zeros after some samples leaves a tar that looks whole.
+            receipt = self._receipt(task, storage.get(receipt.shard), failed)
         # Of two concurrent attempts the first receipt is valid for both.
         if not storage.put_if_absent(key, encode_receipt(receipt)):
             return _read_receipt(storage, key, self.fingerprint)
@@ -205,11 +205,8 @@ class Version:
         for key in list(storage.list(layout.QUARANTINED)):
             storage.delete(key)
 
-    def _receipt(self, task: Task, data: bytes, failed: Collection[int] | None) -> Receipt:
-        """The receipt of a tar's bytes, which must hold all images of the task but the failed.
-
-        With None for `failed`, those that are missing have failed.
-        """
+    def _receipt(self, task: Task, data: bytes, failed: Collection[int]) -> Receipt:
+        """The receipt of a tar's bytes, which must hold all images of the task but the failed."""
         shard = layout.shard(task.id)
         # All samples are parsed and not only counted, so that a receipt never vouches for a shard
         # that no reader can open.
@@ -222,7 +219,7 @@ class Version:
                     "delete it, run again"
                 )
             count += 1
-        if failed is not None and set(missing.values()) != set(failed):
+        if set(missing.values()) != set(failed):
             raise CorruptionError(
                 f"{self.storage.location(shard)}: images {tuple(missing.values())} are not in it, "
                 f"but {tuple(sorted(failed))} failed; delete it, run again"
