@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from dfkd.cluster import distillation
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.published import PublishedVersion, advance, current_id
 from dfkd.errors import GateError, PartialError
-from dfkd.pipeline import regeneration
+from dfkd.pipeline import attempts, regeneration
 from dfkd.pipeline.attempts import Attempt
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_version import fill, publish, write_manifest
@@ -48,7 +49,7 @@ def test_images_that_could_not_be_read_decide_nothing(
     monkeypatch.setattr(regeneration, "evaluate", lambda *_: scored)
     monkeypatch.setattr(regeneration, "note_origin", lambda *_: None)
     monkeypatch.setattr(regeneration._Run, "score", SCORE)
-    monkeypatch.setattr(regeneration.distillation, "distill", lambda *_: student)
+    monkeypatch.setattr(distillation, "distill", lambda *_: student)
     publish(manifest)
     with pytest.raises(PartialError, match=r"1 images could not be read, the first is photo/dog"):
         regenerate(manifest)
@@ -99,7 +100,7 @@ def test_a_roll_back_after_a_kill_is_not_undone(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(regeneration.attempts, "RESULTS", ())
+    monkeypatch.setattr(attempts, "RESULTS", ())
     monkeypatch.setattr(regeneration, "write_contact_sheet", killed)
     with pytest.raises(KeyboardInterrupt):
         regenerate(manifest)
