@@ -129,9 +129,7 @@ def synthesize(
     check_synthesis(manifest)
     singles = [manifest.with_method(method) for method in manifest.methods]
     planned = [(single, identify(single)) for single in singles]
-    if not abandon:
-        _refuse_unfinished(planned)
-    require_space(planned)  # for all methods, before the images of the first one are made
+    _refuse_later_methods(planned, abandon)
     versions = []
     pool = None
     with contextlib.ExitStack() as ray_runtime:
@@ -145,11 +143,18 @@ def synthesize(
     return versions
 
 
-def _refuse_unfinished(planned: Sequence[tuple[Manifest, dict[str, Any]]]) -> None:
-    """Refuse the unfinished work of a later method before the images of the first one are made."""
+def _refuse_later_methods(
+    planned: Sequence[tuple[Manifest, dict[str, Any]]], abandon: bool
+) -> None:
+    """Refuse what a later method would meet before the images of the first one are made.
+
+    That is unfinished work, unless it may be abandoned, and a disk without room for all.
+    """
     root = open_storage(planned[0][0].storage.root)
     for single, identity in planned:
-        refuse_unfinished(root.child(layout.data(single.method)), identity)
+        if not abandon:
+            refuse_unfinished(root.child(layout.data(single.method)), identity)
+    require_space(planned)
 
 
 def distill(

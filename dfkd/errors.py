@@ -23,6 +23,10 @@ MAX_VALUE_LENGTH = 300
 """Maximal number of characters of a value that a message repeats."""
 
 
+DEFECTS = (TypeError, AttributeError, LookupError, NameError, AssertionError)
+"""Errors of a program, which a repetition meets again."""
+
+
 def conceal(text: str) -> str:
     """`text` with `***` in place of every possible credential."""
     return SECRET_PATTERN.sub("***", text)
@@ -36,6 +40,11 @@ def printable(text: str) -> str:
         else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def printable_line(text: str) -> str:
+    """The text as `printable` gives it, with escapes for line breaks and tabs too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def shorten(text: str, length: int = 160) -> str:

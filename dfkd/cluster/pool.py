@@ -22,7 +22,7 @@ from dfkd.cluster.capacity import (
     schedulable_nodes,
 )
 from dfkd.cluster.ray_internals import ray_reason
-from dfkd.errors import DfkdError, InfrastructureError, ManifestError, conceal, shorten
+from dfkd.errors import DEFECTS, DfkdError, InfrastructureError, ManifestError, conceal, shorten
 from dfkd.utils.progress import Closing, say
 
 MAX_WAITING_ACTORS = 256
@@ -33,9 +33,6 @@ MAX_NODE_LOSSES = 10
 
 MAX_FIRST_TIMEOUTS = 2
 """Attempts that may time out before a task of their kind succeeds. Then the limit is suspected."""
-
-DEFECTS = (TypeError, AttributeError, LookupError, NameError, AssertionError)
-"""Errors of a program, which a repetition meets again."""
 
 
 class Identified(Protocol):
@@ -166,6 +163,7 @@ class Pool(Closing, Generic[T]):
                 yield from self._collect()
             ended = True
         finally:
+            # Always after an error or when the caller stops reading: an actor may be at work.
             if not (ended and self.lasting):
                 self.close()
 
@@ -231,6 +229,7 @@ class Pool(Closing, Generic[T]):
             time.sleep(POLL_SECONDS)
             return
         done, _ = ray.wait(list(awaited), num_returns=1, timeout=POLL_SECONDS)
+        # At most one result a call, because the next thing to do is to give its actor a new task.
         for reference in done:
             slot = awaited[reference]
             task = self._release(slot)

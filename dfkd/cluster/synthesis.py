@@ -6,8 +6,7 @@ has the rest made, and publishes. It knows nothing that storage does not hold, s
 
 import contextlib
 import platform
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -129,27 +128,24 @@ def build(
             _refuse_quarantined(manifest, version, quarantined)
         # Checked again, because a driver that was suspended may have lost its lease meanwhile.
         refuse_removal(version.home, version.id)
-        required = tasks(manifest)
-        published = version.publish(required, environment(), quarantined.keys(), make_current)
-    return BuiltVersion(
-        manifest.method, published, read_json(version.storage, layout.PROMPTS_SUMMARY)
-    )
+        published = version.publish(tasks(manifest), environment(), quarantined, make_current)
+    prompts = read_json(version.storage, layout.PROMPTS_SUMMARY)
+    return BuiltVersion(manifest.method, published, prompts)
 
 
-def require_space(planned: Iterable[tuple[Manifest, Mapping[str, Any]]]) -> None:
-    """Raise `ManifestError` if the disk of a root has no room for the missing shards of versions.
+def require_space(planned: Sequence[tuple[Manifest, Mapping[str, Any]]]) -> None:
+    """Raise `ManifestError` if the disk of the root has no room for the missing shards of versions.
 
     Args:
         planned: manifests with one method and the same root, and the identity of each.
     """
-    needed: Counter[str] = Counter()
+    root, size = planned[0][0].storage.root, 0
     for manifest, identity in planned:
-        home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
+        home = open_storage(root).child(layout.data(manifest.method))
         version = Version(home, fingerprint(identity))
         if not version.published:
-            missing = _missing_images(manifest, version, identity)
-            needed[manifest.storage.root] += estimated_bytes(manifest, missing)
-    for root, size in needed.items():
+            size += estimated_bytes(manifest, _missing_images(manifest, version, identity))
+    if size:
         require_root_space(root, size)
 
 

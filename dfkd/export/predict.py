@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from dfkd.errors import DfkdError, Exit, ManifestError, one_line, printable
+from dfkd.errors import DfkdError, Exit, ManifestError, one_line, printable_line
 from dfkd.utils import strict_json
 from dfkd.utils.images import Array, batch, decode_image, read_picture
 
@@ -316,7 +316,7 @@ def _label_pictures(options: argparse.Namespace) -> None:
                 "give a picture file",
             ) from None
         labels = describe(probabilities, predictor.labels, options.top)
-        print(printable(f"{path}: {labels}").replace("\n", "\\n"), flush=True)
+        print(printable_line(f"{path}: {labels}"), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -99,15 +99,21 @@ def regenerate(
         if decision.accepted:
             page = run.accept(decision)
         attempt.finish()
-    if not decision.accepted:
-        if decision.current:
-            print(f"wrote {page}", flush=True)
-        raise GateError(
-            f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
-            f"({'; '.join(decision.reasons)}); it stays for inspection until jobs/clean.py "
-            "removes it"
-        )
+    _refuse_rejected(attempt, decision, page)
     return page
+
+
+def _refuse_rejected(attempt: Attempt, decision: Decision, page: str) -> None:
+    """Raise `GateError` if the gate has refused the candidate, after naming the page about it."""
+    if decision.accepted:
+        return
+    if decision.current:
+        print(f"wrote {page}", flush=True)
+    raise GateError(
+        f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
+        f"({'; '.join(decision.reasons)}); it stays for inspection until jobs/clean.py "
+        "removes it"
+    )
 
 
 def _check(manifest: Manifest) -> None:

@@ -61,6 +61,15 @@ class _FinalLatents:
         self.losses[rows] = torch.where(valid, losses, self.losses[rows])
         self.latents[rows] = torch.where(valid[:, None, None, None], latents, self.latents[rows])
 
+    def stop(self, rows: Tensor, latents: Tensor) -> Tensor:
+        """Stop the images `rows` whose next latents [R, C, h, w] are no numbers.
+
+        In a coupled batch their next forward pass would make the losses of all others no number.
+        Returns which of the rows have diverged, bool [R].
+        """
+        self.diverged[rows] |= ~latents.detach().isfinite().flatten(1).all(dim=1)
+        return self.diverged[rows]
+
 
 class Synthesiser:
     """Makes batches of images with fixed models."""
@@ -163,12 +172,8 @@ class Synthesiser:
             if step == self.steps - 1 or (check and bool(diverged.all())):
                 break
             _step(generator, latents, losses, optimizer)
-            if coupled:
-                # Its next forward pass would make the losses of all others no number.
-                final.diverged[rows] |= ~latents.detach().isfinite().flatten(1).all(dim=1)
-                diverged = final.diverged[rows]
-                if bool(diverged.all()):
-                    break
+            if coupled and bool((diverged := final.stop(rows, latents)).all()):
+                break
             if check and self._should_drop(diverged, coupled):
                 rows = rows[~diverged]
                 views.select(~diverged)

@@ -51,13 +51,9 @@ def read(
             raise ValueError(f"no column {missing[0]}")
         groups = list(select_groups(metadata))
         names = [name for name in schema.names if columns is None or name in columns]
-        kept, batches, size = pa.schema([schema.field(name) for name in names]), [], 0
-        for batch in read_batches(source, metadata, groups, names):
-            batches.append(batch)
-            size += batch.nbytes
-            if size > MAX_BYTES:
-                raise ValueError(f"more than {MAX_BYTES} bytes of values")
-        return pa.Table.from_batches(batches, kept)
+        kept = pa.schema([schema.field(name) for name in names])
+        batches = _bounded(read_batches(source, metadata, groups, names))
+        return pa.Table.from_batches(list(batches), kept)
     except (pa.ArrowException, OSError, ValueError) as error:
         # Arrow's errors about the content have no errno; one of the disk says nothing about it.
         if isinstance(error, OSError) and error.errno:
@@ -65,6 +61,16 @@ def read(
         raise CorruptionError(
             f"{where}: no readable Parquet ({one_line(error)}); {remedy}"
         ) from None
+
+
+def _bounded(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches; raises `ValueError` once they exceed `MAX_BYTES` together."""
+    size = 0
+    for batch in batches:
+        size += batch.nbytes
+        if size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes of values")
+        yield batch
 
 
 def read_batches(

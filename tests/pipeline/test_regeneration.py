@@ -60,19 +60,24 @@ def regenerate(manifest: Manifest) -> None:
     regeneration.regenerate(manifest, "the command", abandon=False, accept_partial=False, threads=1)
 
 
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def regenerate_until_the_decision(manifest: Manifest) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Attempt, "decide", killed)
+        with pytest.raises(KeyboardInterrupt):
+            regenerate(manifest)
+
+
 def test_a_kill_before_the_decision_leaves_the_page(
     manifest: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish(manifest)
     root = open_storage(manifest.storage.root)
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Attempt, "decide", killed)
-        with pytest.raises(KeyboardInterrupt):
-            regenerate(manifest)
+    regenerate_until_the_decision(manifest)
     assert root.get(PAGE.format(1)) == b"old and new"
     with pytest.raises(GateError, match="8 images of red, at least 9"):
         regenerate(manifest)
@@ -97,9 +102,6 @@ def test_a_roll_back_after_a_kill_is_not_undone(
     manifest = dataclasses.replace(manifest, regeneration=rules)
     first, home = publish(manifest), open_storage(manifest.storage.root).child("data/vanilla")
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(attempts, "RESULTS", ())
     monkeypatch.setattr(regeneration, "write_contact_sheet", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -116,13 +118,7 @@ def test_an_unfinished_attempt_is_abandoned_if_asked(
 ) -> None:
     publish(manifest)
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Attempt, "decide", killed)
-        with pytest.raises(KeyboardInterrupt):
-            regenerate(manifest)
+    regenerate_until_the_decision(manifest)
     with pytest.raises(GateError, match="regeneration 2: "):
         regeneration.regenerate(
             manifest, "the command", abandon=True, accept_partial=False, threads=1

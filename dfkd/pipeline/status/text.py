@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from dfkd.errors import printable
+from dfkd.errors import printable_line
 from dfkd.pipeline.status.advice import FileStatus
 from dfkd.pipeline.status.run import REPORT, RESULTS, RunStatus
 from dfkd.pipeline.status.students import StudentStatus
@@ -29,7 +29,7 @@ def text(status: RunStatus) -> str:
     remark = f"   # {status.remark}" if status.remark else ""
     lines.append(f"next: {status.next or 'nothing to do'}{remark}")
     # Reasons and names of holders come from storage, and must not forge a line or move a cursor.
-    return "\n".join(map(_one_line, lines))
+    return "\n".join(map(printable_line, lines))
 
 
 def line(status: RunStatus) -> str:
@@ -44,12 +44,7 @@ def line(status: RunStatus) -> str:
     students += [f"{s.method} seed {s.seed} {_progress(s)}" for s in status.distill if s.step]
     files = (f"{RESULTS} {status.evaluate.state}", f"{REPORT} {status.report.state}")
     parts = [*versions, *students, *files, f"next: {status.next or 'nothing to do'}"]
-    return _one_line("; ".join(parts))
-
-
-def _one_line(text: str) -> str:
-    """The text with escapes for line breaks and control characters."""
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+    return printable_line("; ".join(parts))
 
 
 def _rows(status: RunStatus) -> Iterator[Row]:
