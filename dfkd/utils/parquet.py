@@ -35,8 +35,7 @@ def read(
         data: a Parquet file, as bytes or as a seekable stream. Only the selected row groups of a
             stream are read.
         needed: columns that must exist.
-        where: the object's location, for messages.
-        remedy: how to fix a damaged object, for messages.
+        where, remedy: the object's location, and how to fix a damaged one, for messages.
         select_groups: the indices of the row groups to read; by default all.
         columns: the columns to read, in the file's order; None for all.
 
@@ -51,9 +50,8 @@ def read(
             raise ValueError(f"no column {missing[0]}")
         groups = list(select_groups(metadata))
         names = [name for name in schema.names if columns is None or name in columns]
-        kept = pa.schema([schema.field(name) for name in names])
         batches = _bounded(read_batches(source, metadata, groups, names))
-        return pa.Table.from_batches(list(batches), kept)
+        return pa.Table.from_batches(list(batches), pa.schema(map(schema.field, names)))
     except (pa.ArrowException, OSError, ValueError) as error:
         # Arrow's errors about the content have no errno; one of the disk says nothing about it.
         if isinstance(error, OSError) and error.errno:
