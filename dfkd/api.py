@@ -194,7 +194,8 @@ def _needs_ray(manifest: Manifest, students: int) -> bool:
         return False
     if cluster_address() or manifest.distillation.ranks != (1, 1):
         return True
-    slots = torch.cuda.device_count() or cpu_count()
+    gpus = torch.cuda.device_count() if manifest.cluster.gpus_per_worker != 0 else 0
+    slots = gpus or cpu_count()
     return min(students, slots, manifest.cluster.workers or slots) > 1
 
 

@@ -13,6 +13,8 @@ from dfkd.pipeline import command_line
 from dfkd.storage.base import Storage, split_root
 from dfkd.storage.local import open_existing
 
+RUN = "YAML file of a run, or the folder or bucket in which it is"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -52,6 +54,9 @@ def read(source: str, overrides: tuple[str, ...]) -> Run:
                 "--set", "belongs to a manifest, not to a folder", source, "leave it out"
             )
         return Run(source, None)
+    if not Path(source).exists():
+        rule = "must be a manifest, or the folder or bucket of a run"
+        raise ManifestError("manifest", rule, source, "check the path")
     manifest = Manifest.read(source, overrides)
     return Run(manifest.storage.root, manifest)
 
@@ -86,7 +91,7 @@ def work(run: Run, options: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command_line.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "", RUN)
     arguments.add_argument(
         "other",
         nargs="?",

@@ -137,7 +137,7 @@ class _List(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command_line.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "", "name of a study (--list), or its YAML file")
     add = arguments.add_argument
     add("--list", action=_List, nargs=0, help="name every table, figure and study, and stop")
     add(

@@ -7,7 +7,7 @@ from typing import Any
 
 from dfkd.pipeline import command_line
 from dfkd.storage.local import open_to_read
-from report import Run, read
+from report import RUN, Run, read
 
 SECONDS = 10.0
 """Default of --watch: seconds from one look to the next."""
@@ -52,7 +52,7 @@ def _command(job: str, run: Run, options: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command_line.parser(__doc__ or "")
+    arguments = command_line.parser(__doc__ or "", RUN)
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
     arguments.add_argument(
         "--watch",

@@ -21,7 +21,7 @@ from dfkd.benchmarks.measure import (
 )
 from dfkd.benchmarks.stand_in import put_version, replace_values, temporary_root
 from dfkd.benchmarks.training_steps import MANY_STEPS, UNIT, noise, ours, plain
-from dfkd.cluster.capacity import Workers, schedulable_nodes
+from dfkd.cluster.capacity import Ranks, schedulable_nodes
 from dfkd.cluster.connection import connected
 from dfkd.cluster.launch import run_ranks
 from dfkd.cluster.rank import Job, open_distiller
@@ -99,7 +99,7 @@ def fitting() -> list[int]:
 
     For others Ray would wait half an hour and then fail, and with it all that has been measured.
     """
-    slots = _workers(1).share.slots(schedulable_nodes())
+    slots = _ranks(1).share.slots(schedulable_nodes())
     return [count for count in RANKS if count <= slots]
 
 
@@ -163,25 +163,25 @@ def _turns(
         ]
 
 
-def _workers(count: int) -> Workers:
+def _ranks(count: int) -> Ranks:
     """So many ranks with a core each and, where there is a GPU, one of those."""
-    return Workers(count, 1.0, device_name(pick_device()))
+    return Ranks(count, 1.0, device_name(pick_device()))
 
 
 def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]:
     """Start `count` ranks, each in a process of its own; returns the figures of rank 0."""
-    workers = _workers(count)
+    ranks = _ranks(count)
     job = Job(
         manifest=manifest,
         method=manifest.method,
         seed=0,
         version=version,
         name="benchmark",
-        cpus=workers.cpus,
-        gpu=workers.gpu,
+        cpus=ranks.cpus,
+        gpu=ranks.gpu,
     )
     # Ranks return nothing to the driver, so rank 0 leaves its figures in storage.
-    run_ranks(_time_rank, {"job": job}, "benchmark", workers)
+    run_ranks(_time_rank, {"job": job}, "benchmark", ranks)
     content: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(RESULT_FILE))
     return content
 

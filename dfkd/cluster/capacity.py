@@ -17,6 +17,7 @@ from dfkd.cluster.ray_internals import draining_nodes, node_types, ray_reason
 from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError, one_line
 from dfkd.storage.base import BUCKET_ROOTS
+from dfkd.utils.progress import say
 
 POLL_SECONDS = 1.0
 """Seconds between two polls of the cluster's nodes and of deadlines."""
@@ -103,8 +104,10 @@ def wait_for_nodes(resources: WorkerResources, workers: int) -> None:
     # A placement group is demand that an autoscaler sees, and it ends with its driver.
     group = placement_group([resources.bundle] * workers)
     try:
-        if not group.wait(CAPACITY_WAIT_SECONDS):
-            raise no_capacity_error(resources)
+        if not group.wait(POLL_SECONDS):
+            say(f"cluster: waiting for nodes for {workers} workers, each takes {resources.bundle}")
+            if not group.wait(CAPACITY_WAIT_SECONDS):
+                raise no_capacity_error(resources)
     finally:
         remove_placement_group(group)
 
@@ -174,8 +177,8 @@ def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], ranks: int, gpus: fl
 
 
 @dataclass(frozen=True)
-class Workers:
-    """The number of ranks and the resources of each."""
+class Ranks:
+    """The number of ranks of a student and the resources of each."""
 
     count: int
     """Ranks at the start; 0 means one rank in the calling process (Ray Train's local mode)."""
@@ -184,6 +187,11 @@ class Workers:
     """`cpu`, or the name of each rank's GPU."""
     elastic: tuple[int, int] | None = None
     """Smallest and largest number of ranks, if it follows the available nodes."""
+
+    @property
+    def local(self) -> bool:
+        """Whether the only rank runs in the calling process."""
+        return not self.count
 
     @property
     def gpu(self) -> bool:
@@ -201,7 +209,7 @@ def trains_here(ranks: tuple[int, int]) -> bool:
     return ranks[1] == 1 and count_nodes() == 1
 
 
-def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
+def plan_ranks(ranks: tuple[int, int], cluster: Cluster) -> Ranks:
     """The number of ranks that fit, between the two limits of `ranks`, and the resources of each.
 
     With an autoscaler it waits until there are nodes for the smallest number of ranks.
@@ -218,7 +226,7 @@ def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
         from dfkd.utils.hardware import cpu_count  # here: torch takes seconds
 
         device = "cpu" if cluster.gpus_per_worker == 0 else own_device()
-        return Workers(0, float(cpu_count()), device)
+        return Ranks(0, float(cpu_count()), device)
     # On a machine with GPUs each rank takes one; otherwise the ranks divide the CPUs.
     nodes = schedulable_nodes()
     gpus = 0 if cluster.gpus_per_worker == 0 else WorkerResources(0.0, 1.0).slots(nodes)
@@ -233,7 +241,7 @@ def plan_workers(ranks: tuple[int, int], cluster: Cluster) -> Workers:
         total = sum(node.get("CPU", 0.0) for node in nodes.values())
         held = f"what the cluster's {total:g} CPUs on {len(nodes)} nodes hold"
         raise _too_many_ranks(held, least)
-    return Workers(count, cpus, device, ranks if least < most else None)
+    return Ranks(count, cpus, device, ranks if least < most else None)
 
 
 def _too_many_ranks(most: str, ranks: int) -> ManifestError:
@@ -277,24 +285,9 @@ def own_device() -> str:
     return device_name(pick_device())
 
 
-@dataclass(frozen=True)
-class StudentShare:
-    """What each of several students with one rank has that train at the same time."""
-
-    cpus: float
-    """CPUs that it computes on."""
-    gpu: bool
-
-    @property
-    def resources(self) -> WorkerResources:
-        """What it reserves. With a GPU this is one CPU, because the GPU alone decides its place:
-        a second job may hold CPUs of the node."""
-        return WorkerResources(1.0, 1.0) if self.gpu else WorkerResources(self.cpus)
-
-
 def divide_resources(
     nodes: Mapping[str, Mapping[str, float]], students: int, gpus: bool = True
-) -> tuple[int, StudentShare]:
+) -> tuple[int, WorkerResources]:
     """How many students with one rank fit the nodes at once, and the share of each.
 
     Each gets a GPU if there are any, and an equal share of the CPUs in whole numbers.
@@ -307,10 +300,10 @@ def divide_resources(
     # A student uses a whole GPU: shares of one would compete for its memory.
     each = float(gpus and WorkerResources(0.0, 1.0).slots(nodes) > 0)
     count = min(students, max(1, WorkerResources(1.0, each).slots(nodes)))
-    return count, StudentShare(max(1.0, cpus_per_rank(nodes, count, each)), each > 0)
+    return count, WorkerResources(max(1.0, cpus_per_rank(nodes, count, each)), each)
 
 
-def plan_students(cluster: Cluster, students: int) -> StudentShare:
+def plan_students(cluster: Cluster, students: int) -> WorkerResources:
     """The share of each of `students` students that train at once on the connected cluster.
 
     Without an autoscaler it is that of `divide_resources`. With one the first node is awaited. A
@@ -329,8 +322,7 @@ def plan_students(cluster: Cluster, students: int) -> StudentShare:
     # Nodes that have what a student needs. Others, like a head without a GPU, take none.
     fitting = [each for each in nodes if least.slots(each)]
     shares = [divide_resources(each, students, least.gpus > 0)[1] for each in fitting]
-    default = StudentShare(least.cpus, least.gpus > 0)
-    return min(shares, key=lambda each: each.cpus, default=default)
+    return min(shares, key=lambda each: each.cpus, default=least)
 
 
 def require_room(resources: WorkerResources) -> None:
@@ -390,8 +382,10 @@ def has_autoscaler() -> bool:
 class Actor:
     """Base class of the actors of a pool; a subclass adds the method `run(task)`."""
 
-    def begin(self, folder: str) -> str:
-        """Enter the driver's working directory; returns the id of this node. Called once."""
+    def begin(self, folder: str, *work: Any) -> str:
+        """Enter the driver's working directory; returns the id of this node. Called each run.
+
+        `work` is the pool's `assignment`."""
         enter_folder(folder)
         see_reserved_gpus()
         return node_id()

@@ -73,9 +73,11 @@ def _own_handler_of_sigterm() -> Iterator[None]:
     Ray's handlers would abort the process with a stack trace and leave an open progress bar.
     """
     own = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(own) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, own)
+    try:
+        yield
+    finally:
+        if callable(own) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own)
 
 
 def _refuse_address(address: str, error: Exception) -> NoReturn:

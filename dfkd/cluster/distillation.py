@@ -24,12 +24,12 @@ import torch
 
 from dfkd.cluster.capacity import (
     Actor,
-    StudentShare,
-    Workers,
+    Ranks,
+    WorkerResources,
     gpu_name,
     own_device,
+    plan_ranks,
     plan_students,
-    plan_workers,
     require_shared_storage,
     trains_here,
 )
@@ -48,7 +48,7 @@ from dfkd.distillation.student_store import (
     locate_student,
     require_replaceable_classes,
 )
-from dfkd.errors import InfrastructureError
+from dfkd.errors import DfkdError, InfrastructureError
 from dfkd.models.student import CARD, build
 from dfkd.storage import layout
 from dfkd.storage.checkpoints import Checkpoints
@@ -91,13 +91,13 @@ def distill(
         _checkpoints(target).clear()  # left by a run that was killed just after it finished
         return FinishedStudent(target, reused=True)
     if cpus:
-        workers = _alone(cpus)
+        ranks = _alone(cpus)
     else:
         if not trains_here(manifest.distillation.ranks):
             _raise_errors_of_ranks(manifest, target)
-        workers = plan_workers(manifest.distillation.ranks, manifest.cluster)
-    with _recorded(manifest, target, workers):
-        _train(manifest, target, workers, bar_place(in_driver=workers.count == 0))
+        ranks = plan_ranks(manifest.distillation.ranks, manifest.cluster)
+    with _recorded(manifest, target, ranks):
+        _train(manifest, target, ranks, bar_place(ranks.local))
     _require_written(target)
     return FinishedStudent(target, reused=False)
 
@@ -136,32 +136,30 @@ def _distill_side_by_side(
     cluster, bar = manifest.cluster, bar_place(in_driver=False)
     count = min(len(targets), cluster.workers or len(targets))
     share = plan_students(cluster, count)
-    workers = Workers(0, share.cpus, gpu_name() if share.gpu else "cpu")
+    ranks = Ranks(0, share.cpus, gpu_name() if share.gpus else "cpu")
     by_task = {
         StudentTask(each.method, each.seed, each.version.id, each.name): each for each in targets
     }
+    everything = contextlib.ExitStack()
     recorded: dict[StudentTask, contextlib.ExitStack] = {}
 
     def begin(task: StudentTask) -> bool:
         """Record a task from its first attempt on; returns True, because it may start."""
         # In the driver, because a killed actor would record nothing and leave its lease behind.
         if task not in recorded:
-            recorded[task] = contextlib.ExitStack()
-            recorded[task].enter_context(_recorded(manifest, by_task[task], workers))
+            recorded[task] = everything.enter_context(contextlib.ExitStack())
+            recorded[task].enter_context(_recorded(manifest, by_task[task], ranks))
         return True
 
     pool = student_pool(StudentDistiller, share, count, cluster, manifest, bar)
     pool.progress = lambda task: _checkpoints(by_task[task]).newest()
-    try:
+    with everything:
         for task, error in pool.run(iter(by_task), begin):
             recorded[task].close()
             if error is not None:
                 raise error
             _require_written(by_task[task])
             yield FinishedStudent(by_task[task], reused=False)
-    finally:
-        for each in recorded.values():
-            each.close()
     for item in pool.quarantine:
         raise InfrastructureError(
             f"{item.task.id}: failed at every attempt ({item.reason}); run the same command "
@@ -204,7 +202,7 @@ class StudentActor(Actor):
 
 
 def student_pool(
-    kind: type[StudentActor], share: StudentShare, count: int, cluster: Cluster, *arguments: Any
+    kind: type[StudentActor], share: WorkerResources, count: int, cluster: Cluster, *arguments: Any
 ) -> Pool[Any]:
     """A pool of at most `count` actors that train one student each at a time.
 
@@ -212,7 +210,9 @@ def student_pool(
         kind: the actor's class, called with its CPUs and `arguments`.
         share: what each actor has.
     """
-    resources = share.resources
+    # With a GPU it reserves one CPU only, because the GPU alone decides its place: a second job may
+    # hold CPUs of the node.
+    resources = WorkerResources(1.0, 1.0) if share.gpus else share
     actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **resources.options)
     return Pool(lambda: actor.remote(share.cpus, *arguments), count, cluster.attempts, resources)
 
@@ -252,9 +252,9 @@ def _raise_errors_of_ranks(manifest: Manifest, target: StudentLocation) -> None:
         check_teacher(manifest, target.method, target.version)
 
 
-def _alone(cpus: float) -> Workers:
+def _alone(cpus: float) -> Ranks:
     """One rank in this process."""
-    return Workers(0, cpus, own_device())
+    return Ranks(0, cpus, own_device())
 
 
 def _require_written(target: StudentLocation) -> None:
@@ -271,27 +271,27 @@ def bar_place(in_driver: bool) -> BarPlace:
 
 
 @contextmanager
-def _recorded(manifest: Manifest, target: StudentLocation, workers: Workers) -> Iterator[None]:
+def _recorded(manifest: Manifest, target: StudentLocation, ranks: Ranks) -> Iterator[None]:
     """Hold a lease on the student's version, and record the cost of the training in the block."""
     method, seed = target.method, target.seed
     root = open_storage(manifest.storage.root)
     with (
         reading(root, [f"{method}/{target.version.id}"]),
         record_cost(root, "distill", method, seed) as cost,
-        _fill_cost(target, workers, cost, manifest.distillation.batch_size),
+        _fill_cost(target, ranks, cost, manifest.distillation.batch_size),
     ):
         # Only now that the lease is taken: a removal that began earlier has left its mark.
         refuse_removal(target.version.home, target.version.id)
         yield
 
 
-def _train(manifest: Manifest, target: StudentLocation, workers: Workers, bar: BarPlace) -> None:
-    """Train with the ranks of `workers`."""
-    job = _job(manifest, target, workers, bar)
-    run_ranks(train, {"job": job}, target.name, workers, _checkpoints(target).newest)
+def _train(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPlace) -> None:
+    """Train with these ranks."""
+    job = _job(manifest, target, ranks, bar)
+    run_ranks(train, {"job": job}, target.name, ranks, _checkpoints(target).newest)
 
 
-def _job(manifest: Manifest, target: StudentLocation, workers: Workers, bar: BarPlace) -> Job:
+def _job(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPlace) -> Job:
     """The input of the ranks."""
     embedding = None
     if manifest.distillation.embeds:
@@ -305,10 +305,10 @@ def _job(manifest: Manifest, target: StudentLocation, workers: Workers, bar: Bar
         seed=target.seed,
         version=target.version.id,
         name=target.name,
-        cpus=workers.cpus,
-        gpu=workers.gpu,
+        cpus=ranks.cpus,
+        gpu=ranks.gpu,
         embedding=embedding,
-        local=workers.count == 0,
+        local=ranks.local,
         folder=os.getcwd(),
         bar=bar,
     )
@@ -316,7 +316,7 @@ def _job(manifest: Manifest, target: StudentLocation, workers: Workers, bar: Bar
 
 @contextmanager
 def _fill_cost(
-    target: StudentLocation, workers: Workers, cost: CostCounter, batch_size: int
+    target: StudentLocation, ranks: Ranks, cost: CostCounter, batch_size: int
 ) -> Iterator[None]:
     """Count the images of the training in the block, from the steps in its checkpoints and card.
 
@@ -325,17 +325,18 @@ def _fill_cost(
     # A resumed training has made the steps up to its newest checkpoint in an earlier call.
     checkpoints = _checkpoints(target)
     before = checkpoints.newest()
+    cost.workers, cost.device = max(1, ranks.count), ranks.device
     try:
         yield
     finally:
-        after = checkpoints.newest()
-        # The last checkpoint is deleted with the end of the training; then its card has the count.
-        if target.finished:
-            card = json.loads(target.storage.get(CARD))
-            after, cost.bytes = card["steps"], card["bytes"]
-        cost.images = max(0, after - before) * batch_size
-        cost.workers = max(1, workers.count)
-        cost.device = workers.device
+        # A storage that fails now must not hide the error of the training.
+        with contextlib.suppress(DfkdError, OSError):
+            after = checkpoints.newest()
+            # The last checkpoint goes with the end of the training; then its card has the count.
+            if target.finished:
+                card = json.loads(target.storage.get(CARD))
+                after, cost.bytes = card["steps"], card["bytes"]
+            cost.images = max(0, after - before) * batch_size
 
 
 def _checkpoints(target: StudentLocation) -> Checkpoints:

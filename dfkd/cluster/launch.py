@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,14 @@ from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig
 from torch.distributed import DistError
 
-from dfkd.cluster.capacity import Workers, schedulable_nodes
+from dfkd.cluster.capacity import (
+    CAPACITY_WAIT_SECONDS,
+    POLL_SECONDS,
+    Ranks,
+    no_capacity_error,
+    schedulable_nodes,
+    wait_for_nodes,
+)
 from dfkd.cluster.ray_internals import (
     draining_nodes,
     found_no_room,
@@ -23,6 +31,7 @@ from dfkd.cluster.ray_internals import (
 )
 from dfkd.errors import DfkdError, InfrastructureError
 from dfkd.utils.hardware import thread_limit
+from dfkd.utils.progress import say
 
 TRAIN: Any = ray.train
 """`ray.train` untyped: type checkers confuse its classes with those of an older API."""
@@ -75,7 +84,7 @@ def run_ranks(
     loop: Loop,
     config: dict[str, Any],
     name: str,
-    workers: Workers,
+    ranks: Ranks,
     newest: Callable[[], int] = lambda: 0,
 ) -> None:
     """Run `loop(config)` on every rank, until the first rank returns false.
@@ -95,10 +104,12 @@ def run_ranks(
     # Local mode runs in this process, where the rank sets its own number of threads.
     with thread_limit(0):
         while True:
+            if ranks.elastic:
+                await_room(ranks, ranks.elastic[0])
             try:
-                if not _fit(loop, config, name, workers):
+                if not _fit(loop, config, name, ranks):
                     return
-                _require_another_start(workers)
+                _require_another_start(ranks)
             except WorkerGroupError as error:
                 failures = list(error.worker_failures.values())
                 # An error of the code or of the data would come again, so it is not tried again.
@@ -108,6 +119,24 @@ def run_ranks(
                 deaths.add(failures)
             except (TrainingFailedError, RayActorError) as error:
                 raise _without_controller(error) from None
+
+
+def await_room(ranks: Ranks, least: int) -> None:
+    """Wait until the nodes can hold `least` ranks, because Ray waits without a limit or a message.
+
+    Raises:
+        InfrastructureError: they could not within `CAPACITY_WAIT_SECONDS`.
+    """
+    wait_for_nodes(ranks.share, least)  # an autoscaler adds them
+    started = time.monotonic()
+    told = False
+    while (room := ranks.share.slots(schedulable_nodes())) < least:
+        if not told:
+            say(f"distillation: waiting for nodes for {least} ranks; there is room for {room}")
+            told = True
+        if time.monotonic() - started > CAPACITY_WAIT_SECONDS:
+            raise no_capacity_error(ranks.share)
+        time.sleep(POLL_SECONDS)
 
 
 def _without_controller(error: Exception) -> InfrastructureError:
@@ -130,16 +159,16 @@ def _without_controller(error: Exception) -> InfrastructureError:
     )
 
 
-def _require_another_start(workers: Workers) -> None:
+def _require_another_start(ranks: Ranks) -> None:
     """Raise `LeavingError` if the rank runs in this process, which cannot move to another node."""
-    if not workers.count:
+    if ranks.local:
         raise LeavingError(
             "distillation: this node is about to be taken away; run the same command again on "
             "another one, it resumes"
         )
 
 
-def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> bool:
+def _fit(loop: Loop, config: dict[str, Any], name: str, ranks: Ranks) -> bool:
     """Run the ranks once; returns whether the first rank asks for a restart of all.
 
     Ray itself restarts ranks only if a node was taken away or there was no room yet. Other failures
@@ -148,10 +177,10 @@ def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> boo
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean the same in ranks and driver
     with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
         trainer: Any = local_torch_trainer()(
-            _with_traceback(loop) if workers.count else loop,
+            loop if ranks.local else _with_traceback(loop),
             train_loop_config=config,
-            torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
-            scaling_config=_scaling(workers),
+            torch_config=TorchConfig(backend="nccl" if ranks.gpu else "gloo"),
+            scaling_config=_scaling(ranks),
             run_config=TRAIN.RunConfig(
                 name=name,
                 storage_path=scratch,  # Ray's own notes on the run; nothing is resumed from them
@@ -166,20 +195,20 @@ def _fit(loop: Loop, config: dict[str, Any], name: str, workers: Workers) -> boo
         return bool(trainer.fit().return_value)
 
 
-def _scaling(workers: Workers) -> Any:
+def _scaling(ranks: Ranks) -> Any:
     """Ray Train's description of the ranks: none (local mode), a fixed number, or a range."""
-    if not workers.count:
+    if ranks.local:
         return TRAIN.ScalingConfig(num_workers=0)
-    ranks: int | tuple[int, int] = workers.count
-    if workers.elastic:
-        least, most = workers.elastic
+    number: int | tuple[int, int] = ranks.count
+    if ranks.elastic:
+        least, most = ranks.elastic
         if draining_nodes():  # Ray counts draining nodes and would wait for room on them
-            most = max(least, min(most, workers.share.slots(schedulable_nodes())))
-        ranks = least, most
+            most = max(least, min(most, ranks.share.slots(schedulable_nodes())))
+        number = least, most
     return TRAIN.ScalingConfig(
-        num_workers=ranks,
-        use_gpu=workers.gpu,
-        resources_per_worker=workers.share.bundle,
+        num_workers=number,
+        use_gpu=ranks.gpu,
+        resources_per_worker=ranks.share.bundle,
         elastic_resize_monitor_interval_s=RESIZE_SECONDS,
     )
 

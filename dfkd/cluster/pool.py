@@ -64,12 +64,12 @@ class ActorSlot(Generic[T]):
     """An actor of the pool and what it is doing."""
 
     actor: Any
-    awaited: Any
+    awaited: Any = None
     """Object reference of the current call: its start, then a task; None while it is idle."""
-    since: float
+    since: float = 0.0
     """Start of the current call in seconds (`time.monotonic`)."""
     node: str = ""
-    """Id of its node; empty until the actor has started. Until then it gets no task."""
+    """Id of its node; empty until the actor has begun. Until then it gets no task."""
     task: T | None = None
 
 
@@ -95,8 +95,8 @@ class Pool(Closing, Generic[T]):
     """The resources that an actor reserves."""
     timeout: float = 0.0
     """Seconds that a task may take; 0 means no limit."""
-    prepare: Callable[[Any], object] = lambda actor: None
-    """Called with each actor before its first task of a run."""
+    assignment: tuple[Any, ...] = ()
+    """What each actor works on in the next run: further arguments of its `begin`."""
     lasting: bool = False
     """Whether actors at work at the end of a good run stay for the next one; `close` ends them."""
     progress: Callable[[T], int] = lambda task: 0
@@ -173,7 +173,7 @@ class Pool(Closing, Generic[T]):
             self._remove(slot)
 
     def _begin_run(self, undrawn: int) -> None:
-        """Forget the tasks of the run before, and prepare the actors that are left of it."""
+        """Forget the tasks of the run before, and begin anew with the actors left of it."""
         self.stopped, self.largest, self._undrawn = False, 0, undrawn
         self.quarantine, self._consecutive_failures = [], []
         for of_tasks in (self._retry_queue, self._tries, self._reached, self._timeouts):
@@ -181,7 +181,7 @@ class Pool(Closing, Generic[T]):
         self._finished_seconds = 0.0
         self._last_placed, self._last_poll = time.monotonic(), 0.0
         for slot in self._slots:
-            self.prepare(slot.actor)
+            self._begin(slot)
 
     @property
     def in_flight(self) -> list[T]:
@@ -240,6 +240,7 @@ class Pool(Closing, Generic[T]):
                 continue
             if task is None:  # the answer of `begin`: the actor has started
                 slot.node = result
+                self.largest = max(self.largest, sum(bool(each.node) for each in self._slots))
                 self._last_placed = time.monotonic()
             else:
                 self.succeeded.add(type(task))
@@ -269,7 +270,7 @@ class Pool(Closing, Generic[T]):
             if slot.awaited is None and slot.node not in self._nodes:
                 self._remove(slot)
             elif slot.task is not None and 0 < self.timeout < now - slot.since:
-                self._time_out(slot)
+                self._time_out(slot, slot.task)
         self._resize()
         # Ray waits for room without end and without a message, so the pool counts the seconds.
         if any(slot.node for slot in self._slots):
@@ -291,17 +292,19 @@ class Pool(Closing, Generic[T]):
         # Actors on draining nodes end after their task, so replacements start already.
         lasting = [slot for slot in self._slots if not slot.node or slot.node in self._nodes]
         for _ in range(target - len(lasting)):
-            actor = self.start()
-            # Ray starts the actor when a node has room; until then the slot gets no task.
-            begun = actor.begin.remote(os.getcwd())
-            self.prepare(actor)
-            self._slots.append(ActorSlot(actor, begun, time.monotonic()))
+            slot = ActorSlot[T](self.start())
+            self._begin(slot)
+            self._slots.append(slot)
         # To shrink, remove only actors without a task, first those that have not started.
         idle = [slot for slot in lasting if not slot.node or not (self._undrawn or slot.task)]
         idle.sort(key=lambda slot: bool(slot.node))
         for slot in idle[: max(0, len(lasting) - target)]:
             self._remove(slot)
-        self.largest = max(self.largest, sum(bool(slot.node) for slot in self._slots))
+
+    def _begin(self, slot: ActorSlot[T]) -> None:
+        """Let an actor begin; the slot gets no task before it answers, once a node has room."""
+        slot.node, slot.since = "", time.monotonic()
+        slot.awaited = slot.actor.begin.remote(os.getcwd(), *self.assignment)
 
     def _remove(self, slot: ActorSlot[T]) -> None:
         """Kill an actor and forget it; the seconds of its task still count."""
@@ -309,7 +312,7 @@ class Pool(Closing, Generic[T]):
         self._slots.remove(slot)
         ray.kill(slot.actor)
 
-    def _time_out(self, slot: ActorSlot[T]) -> None:
+    def _time_out(self, slot: ActorSlot[T], task: T) -> None:
         """Replace an actor whose task takes too long; that counts as a failed attempt.
 
         Raises:
@@ -319,10 +322,7 @@ class Pool(Closing, Generic[T]):
         if ray.wait([slot.awaited], timeout=0)[0]:
             return
         # A hanging actor cannot be asked to stop; `_resize` replaces it.
-        task = self._release(slot)
         self._remove(slot)
-        if task is None:
-            return
         self._timeouts[kind := type(task)] += 1
         # Retries of such tasks would cost hours and time out as well.
         if kind not in self.succeeded and self._timeouts[kind] >= MAX_FIRST_TIMEOUTS:

@@ -40,7 +40,7 @@ from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.local import open_storage
 from dfkd.utils import progress
 from dfkd.utils.device import configure_process, memory_limited_by, pick_device
-from dfkd.utils.progress import Bar, LineBar
+from dfkd.utils.progress import Bar, Closing, LineBar
 
 BarPlace = Literal["terminal", "relayed", "log"]
 """Where progress is shown: a bar on this process's terminal, a bar that Ray relays to the driver's
@@ -378,7 +378,7 @@ class PreemptionWatch:
         self._thread.shutdown(wait=error is None)
 
 
-class NodeWatch:
+class NodeWatch(Closing):
     """Tells a rank in local mode, to which Ray Train gives no notice, that its node is leaving."""
 
     def __init__(self) -> None:
@@ -391,9 +391,3 @@ class NodeWatch:
             return False
         self._asked = now
         return node_id() in draining_nodes()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """There is nothing to close."""

@@ -306,7 +306,7 @@ def _assign(
     size = 1 if chained else max(len(sizes), parts_at_once(manifest))
     pool.size = min(size, manifest.cluster.workers or size)
     pool.timeout = manifest.cluster.task_timeout * max(sizes, default=1)
-    pool.prepare = lambda actor: actor.work_on.remote(manifest, version, kind)
+    pool.assignment = (manifest, version, kind)
 
 
 def _failed_prompts(pool: Pool[Any]) -> list[Quarantined[Any]]:

@@ -170,6 +170,12 @@ class SynthesisActor(Actor):
         self._slot = TeacherSlot()
         self._workers: tuple[Worker, ...] = ()
 
+    def begin(self, folder: str, *work: Any) -> str:
+        """See `Actor.begin`; `work` are the arguments of `work_on`."""
+        node = super().begin(folder)
+        self.work_on(*work)
+        return node
+
     def work_on(self, manifest: Manifest, version: Version, kind: type[Worker]) -> None:
         """Make prompts and, as a worker of class `kind`, shards of `version` from now on."""
         if self._workers:

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import os
 import shlex
 import signal
 import sys
@@ -51,16 +52,21 @@ the overrides, and the other options only print something.
 """
 
 
-def parser(description: str, **choices: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser with the arguments of every job, after one positional argument for each choice."""
+def parser(
+    description: str, manifest: str = "YAML file that describes the run", **choices: Sequence[str]
+) -> argparse.ArgumentParser:
+    """A parser with the arguments of every job, after one positional argument for each choice.
+
+    `manifest` says what the last positional argument may be.
+    """
     arguments = argparse.ArgumentParser(
         description=description,
-        epilog="exit codes: 0 done, 1 failed, 2 bad manifest or usage, "
-        "3 partial (something quarantined), 4 worth retrying (infrastructure)",
+        epilog="exit codes: 0 done, 1 failed, 2 bad manifest or usage, 3 partial (the last line "
+        "says what is missing), 4 worth retrying (infrastructure), 130 or 143 stopped",
     )
     for name, values in choices.items():
         arguments.add_argument(name, choices=values, help="one of {%(choices)s}", metavar=name)
-    arguments.add_argument("manifest", help="YAML file that fully describes the run")
+    arguments.add_argument("manifest", help=manifest)
     arguments.add_argument(
         "--set",
         action="append",
@@ -144,13 +150,16 @@ def run_with(
     terminated = threading.Event()
     try:
         manifest = read(options.manifest, tuple(options.overrides))
-        if _print_only(arguments.prog, manifest, options, plan):
+        if (text := _only_text(arguments.prog, manifest, options, plan)) is not None:
+            _show(text)
             return Exit.DONE
         log = logs.json_log(Path(arguments.prog).stem, root(manifest) if root else "")
         with _interrupted_by_sigterm(terminated), log:
             written = work(manifest, options)
         if terminated.is_set():  # `status.py --watch` ends quietly
             return Exit.TERMINATED
+        if written:
+            print(f"wrote {written}", flush=True)
     except DfkdError as error:
         return fail(error)
     # A disk or a network that fails is no bug, wherever it shows.
@@ -162,8 +171,6 @@ def run_with(
         return fail(InfrastructureError(f"operating system: {error}; {remedy}"))
     except (KeyboardInterrupt, SystemExit) as stop:
         return _stopped(stop, terminated.is_set())
-    if written:
-        print(f"wrote {written}", flush=True)
     return Exit.DONE
 
 
@@ -202,22 +209,33 @@ def _interrupted_by_sigterm(terminated: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _print_only(
+def _only_text(
     prog: str,
     manifest: D,
     options: argparse.Namespace,
     plan: Callable[[D, argparse.Namespace], dict[str, Any]],
-) -> bool:
-    """Print manifest, submission id or plan, if an option asks for it; returns whether one did."""
+) -> str | None:
+    """Manifest, submission id or plan, if an option asks for one instead of the work."""
     if options.print_manifest:
-        print(dump(manifest.as_dict()), end="")
-    elif options.submission_id:
-        print(submission_id(prog, manifest, options))
-    elif options.dry_run:
-        print(json.dumps(plan(manifest, options), indent=2))
-    else:
-        return False
-    return True
+        return dump(manifest.as_dict())
+    if options.submission_id:
+        return f"{submission_id(prog, manifest, options)}\n"
+    if options.dry_run:
+        return f"{json.dumps(plan(manifest, options), indent=2)}\n"
+    return None
+
+
+def _show(text: str) -> None:
+    """Print a text on stdout, as far as its reader wants it (`| head`)."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    """Write stdout, whose reader is gone, to nowhere; else Python ends with a traceback and 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def submission_id(prog: str, manifest: Described, options: argparse.Namespace) -> str:
@@ -241,6 +259,9 @@ def again(job: str, options: argparse.Namespace) -> str:
 
 def fail(error: DfkdError) -> int:
     """Print an error as its one line and return its exit code."""
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return error.exit_code

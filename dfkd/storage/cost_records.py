@@ -18,9 +18,10 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
-from dfkd.errors import CorruptionError
+from dfkd.errors import CorruptionError, DfkdError, one_line
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
+from dfkd.utils.progress import say
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED, Natural
 
@@ -112,7 +113,11 @@ def record_cost(
                 "seconds": round(seconds, 3),
                 "worker_seconds": round(seconds * cost.workers if spent is None else spent, 3),
             }
-            add(storage, CostRecord(stage=stage, method=method, seed=seed, **counts))
+            # No result depends on it, and it must not hide an error of the block.
+            try:
+                add(storage, CostRecord(stage=stage, method=method, seed=seed, **counts))
+            except (DfkdError, OSError) as error:
+                say(f"{stage}: its cost was not recorded ({one_line(error)})")
 
 
 def add(storage: Storage, entry: CostRecord) -> None:

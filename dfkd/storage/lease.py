@@ -153,7 +153,8 @@ def holding(storage: Storage, name: str, seconds: float) -> Iterator[Lease]:
         with _renewing(lease):
             yield lease
     finally:
-        lease.release()
+        with _failing_quietly():
+            lease.release()
 
 
 @contextmanager
@@ -167,7 +168,13 @@ def reading(storage: Storage, versions: Iterable[str]) -> Iterator[None]:
         with _renewing(lease):
             yield
     finally:
-        storage.delete(key)
+        with _failing_quietly():
+            storage.delete(key)
+
+
+def _failing_quietly() -> contextlib.suppress:
+    """Ignores that a lease cannot be released: it expires, and the block's own error counts."""
+    return contextlib.suppress(DfkdError, OSError)
 
 
 @contextmanager

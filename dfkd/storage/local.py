@@ -35,6 +35,8 @@ from dfkd.storage.bucket import BucketStorage
 
 PARTIAL = ".partial"
 """Directory of unfinished files; no key can name it."""
+COPIED = 1 << 20
+"""Bytes that are copied at a time."""
 UNFINISHED = re.compile(r"[0-9a-f]{32}(\.link)?")
 """Names of unfinished files."""
 UNSUITABLE = frozenset(
@@ -230,44 +232,49 @@ class LocalStorage:
 
     def get(self, key: str, limit: int | None = None) -> bytes:
         """See `Storage.get`."""
-        with self._existing(key, limit) as path, path.open("rb") as stream:
-            return stream.read(limit)
+        with self._opened(key, limit) as stream:
+            return stream.read(-1 if limit is None else limit)
 
     def size(self, key: str) -> int:
         """See `Storage.size`."""
-        if not self.exists(key):
-            raise missing_object(self.location(key))
-        return self._path(key).stat().st_size
+        path = self._path(key)
+        # A folder has a size too, and the file may vanish between the two questions.
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                return path.stat().st_size
+        raise missing_object(self.location(key))
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         """See `Storage.get_range`."""
         size = max(0, stop - start)
-        with self._existing(key, size) as path, path.open("rb") as stream:
+        with self._opened(key, size) as stream:
             stream.seek(start)
             return stream.read(size)
 
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
-        with self._existing(key) as source:
-            size = source.stat().st_size
+        with self._opened(key) as source:
+            size = os.fstat(source.fileno()).st_size
             require_disk_space(path, size)
-            with disk_full_error(path, size):
-                shutil.copyfile(source, path)
+            with disk_full_error(path, size), path.open("wb") as target:
+                shutil.copyfileobj(source, target, COPIED)
 
     @contextlib.contextmanager
-    def _existing(self, key: str, limit: int | None = None) -> Iterator[Path]:
-        """Yield an object's path and report the block to the observer as a get.
+    def _opened(self, key: str, limit: int | None = None) -> Iterator[BinaryIO]:
+        """Yield an open object and report the block to the observer as a get.
 
         Args:
             limit: the maximal number of bytes that the block reads.
         """
-        path = self._path(key)
+        # Only the opening: a file that is missing in the block is another one.
         try:
-            size = path.stat().st_size
-            with self._observed("get", size if limit is None else min(size, limit)):
-                yield path
+            stream = self._path(key).open("rb")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise missing_object(self.location(key)) from None
+        with stream:
+            size = os.fstat(stream.fileno()).st_size
+            with self._observed("get", size if limit is None else min(size, limit)):
+                yield stream
 
     def exists(self, key: str) -> bool:
         """See `Storage.exists`."""

@@ -351,11 +351,12 @@ class _Runner:
     def _have_room(self, students: int) -> bool:
         """Whether there is a cluster, or this machine can train more than one student at once."""
         # A local Ray takes seconds to start, so it is started only where it can be of use.
+        gpus = self.study.manifest.cluster.gpus_per_worker != 0
         if cluster_address() or (min(students, cpu_count()) > 1 and self.at_once != 1):
             self._connect()
             return (
                 bool(cluster_address())
-                or divide_resources(schedulable_nodes(), self.at_once or students)[0] > 1
+                or divide_resources(schedulable_nodes(), self.at_once or students, gpus)[0] > 1
             )
         return False
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from dfkd.cluster.capacity import Actor, WorkerResources, plan_workers
+from dfkd.cluster.capacity import Actor, WorkerResources, plan_ranks
 from dfkd.cluster.pool import Pool
 from dfkd.config.manifest import Cluster
 from dfkd.config.plan import PromptPart
@@ -59,4 +59,4 @@ def test_a_worker_never_takes_the_cpu_in_place_of_its_gpu() -> None:
 @pytest.mark.parametrize("ranks", [(2, 2), (1, 2)])
 def test_ranks_never_take_the_cpu_in_place_of_their_gpu(ranks: tuple[int, int]) -> None:
     with pytest.raises(InfrastructureError, match=REFUSAL):
-        plan_workers(ranks, Cluster())
+        plan_ranks(ranks, Cluster())

@@ -12,17 +12,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import dfkd
 from dfkd.cluster import capacity, launch, rank
 from dfkd.cluster.capacity import (
-    StudentShare,
+    Ranks,
     WorkerResources,
-    Workers,
     cpus_per_rank,
     divide_resources,
+    plan_ranks,
     plan_students,
-    plan_workers,
 )
 from dfkd.cluster.connection import connected
-from dfkd.cluster.distillation import distill
-from dfkd.cluster.launch import run_ranks
+from dfkd.cluster.distillation import StudentActor, distill, student_pool
+from dfkd.cluster.launch import await_room, run_ranks
 from dfkd.cluster.rank import Job, open_stream
 from dfkd.config.manifest import Cluster, Manifest, StorageConfig
 from dfkd.distillation.distiller import Distiller, Schedule
@@ -142,7 +141,7 @@ def test_ranks_that_start_again_after_the_end_leave_the_student_alone(trained: M
         cpus=1.0,
         gpu=False,
     )
-    run_ranks(rank.train, {"job": job}, "again", Workers(2, 1.0, "cpu"))
+    run_ranks(rank.train, {"job": job}, "again", Ranks(2, 1.0, "cpu"))
     assert list(target.storage.list()) == before  # and no curve of another training
 
 
@@ -176,13 +175,13 @@ def test_an_autoscaler_is_asked_for_what_ranks_need(
     """Workers may share a CPU or a GPU, ranks may not."""
     asked: list[object] = []
     monkeypatch.setattr(capacity, "wait_for_nodes", lambda *request: asked.append(request))
-    plan_workers((2, 4), Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
+    plan_ranks((2, 4), Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
     assert asked == [(each, 2)]
 
 
 def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"distillation\.workers.*2 CPUs.*got 3"):
-        plan_workers((3, 3), Cluster())
+        plan_ranks((3, 3), Cluster())
     unknown = prepare(tmp_path, student="resnet19")
     with pytest.raises(ManifestError, match=r"distillation\.student"):
         distill(unknown, "vanilla", 0)
@@ -203,38 +202,52 @@ def test_a_connection_of_the_caller_is_used_and_left_open() -> None:
 
 
 def test_one_rank_on_one_machine_runs_inside_the_driver() -> None:
-    workers = plan_workers((1, 1), Cluster())
+    workers = plan_ranks((1, 1), Cluster())
     assert workers.count == 0
     assert workers.cpus == cpu_count()
-    assert plan_workers((2, 2), Cluster()).count == 2
+    assert plan_ranks((2, 2), Cluster()).count == 2
 
 
 def test_elastic_ranks_are_as_many_as_fit() -> None:
-    workers = plan_workers((1, 4), Cluster())
+    workers = plan_ranks((1, 4), Cluster())
     assert (workers.count, workers.cpus, workers.elastic) == (2, 1.0, (1, 4))
+
+
+def test_elastic_ranks_wait_for_nodes_with_a_message_and_a_limit(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    workers = Ranks(2, 1.0, "cpu", (2, 4))
+    await_room(workers, 2)
+    assert not capfd.readouterr().err
+    monkeypatch.setattr(launch, "CAPACITY_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+    with pytest.raises(InfrastructureError, match="no node had room"):
+        await_room(workers, 3)
+    assert "waiting for nodes for 3 ranks; there is room for 2" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("nodes", "students", "expected"),
     [
-        ([{"CPU": 2.0}], 5, (2, StudentShare(1.0, gpu=False))),
-        ([{"CPU": 8.0}], 2, (2, StudentShare(4.0, gpu=False))),
-        ([{"CPU": 8.0}, {"CPU": 4.0}], 3, (3, StudentShare(4.0, gpu=False))),
-        ([{}, {"CPU": 4.0}], 9, (4, StudentShare(1.0, gpu=False))),
-        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 30, (4, StudentShare(4.0, gpu=True))),
-        ([{"CPU": 16.0, "GPU": 4.0}], 1, (1, StudentShare(16.0, gpu=True))),
-        ([{}], 3, (1, StudentShare(1.0, gpu=False))),
+        ([{"CPU": 2.0}], 5, (2, WorkerResources(1.0))),
+        ([{"CPU": 8.0}], 2, (2, WorkerResources(4.0))),
+        ([{"CPU": 8.0}, {"CPU": 4.0}], 3, (3, WorkerResources(4.0))),
+        ([{}, {"CPU": 4.0}], 9, (4, WorkerResources(1.0))),
+        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 30, (4, WorkerResources(4.0, 1.0))),
+        ([{"CPU": 16.0, "GPU": 4.0}], 1, (1, WorkerResources(16.0, 1.0))),
+        ([{}], 3, (1, WorkerResources(1.0))),
     ],
 )
 def test_gpus_and_cpus_are_divided_among_students(
-    nodes: list[dict[str, float]], students: int, expected: tuple[int, StudentShare]
+    nodes: list[dict[str, float]], students: int, expected: tuple[int, WorkerResources]
 ) -> None:
     assert divide_resources(dict(zip("abc", nodes, strict=False)), students) == expected
 
 
 def test_a_student_with_a_gpu_leaves_cpus_to_other_jobs() -> None:
-    assert StudentShare(8.0, gpu=True).resources == WorkerResources(1.0, 1.0)
-    assert StudentShare(8.0, gpu=False).resources == WorkerResources(8.0)
+    for share, reserved in ((8.0, 1.0), (1.0, 1.0)), ((8.0, 0.0), (8.0, 0.0)):
+        pool = student_pool(StudentActor, WorkerResources(*share), 1, Cluster())
+        assert pool.resources == WorkerResources(*reserved)
 
 
 def test_students_and_ranks_use_no_gpu_if_workers_shall_not(
@@ -242,12 +255,12 @@ def test_students_and_ranks_use_no_gpu_if_workers_shall_not(
 ) -> None:
     monkeypatch.setattr(capacity, "schedulable_nodes", lambda: {"a": {"CPU": 8.0, "GPU": 1.0}})
     cluster = Cluster(gpus_per_worker=0.0)
-    assert plan_students(cluster, 2) == StudentShare(4.0, gpu=False)
-    assert plan_workers((2, 2), cluster) == Workers(2, 4.0, "cpu")
+    assert plan_students(cluster, 2) == WorkerResources(4.0)
+    assert plan_ranks((2, 2), cluster) == Ranks(2, 4.0, "cpu")
     monkeypatch.setattr(capacity, "own_device", lambda: "a GPU")
     monkeypatch.setattr(capacity, "trains_here", lambda ranks: ranks == (1, 1))
-    assert plan_workers((1, 1), cluster).device == "cpu"
-    assert plan_workers((1, 1), Cluster()).device == "a GPU"
+    assert plan_ranks((1, 1), cluster).device == "cpu"
+    assert plan_ranks((1, 1), Cluster()).device == "a GPU"
 
 
 @pytest.mark.parametrize(
@@ -275,7 +288,7 @@ def test_an_autoscaler_is_asked_for_one_node_and_all_students_have_a_share_of_it
     monkeypatch.setattr(capacity, "wait_for_nodes", lambda *request: asked.append(request))
     monkeypatch.setattr(capacity, "schedulable_nodes", lambda: dict(zip("ab", nodes, strict=False)))
     cluster = Cluster(cpus_per_worker=0.5, gpus_per_worker=gpus / 2)
-    assert plan_students(cluster, students) == StudentShare(cpus, gpu=gpus > 0)
+    assert plan_students(cluster, students) == WorkerResources(cpus, float(gpus > 0))
     assert asked == [(WorkerResources(1.0, gpus), 1)]
 
 

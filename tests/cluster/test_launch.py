@@ -15,7 +15,7 @@ from ray.train import WorkerGroupError
 
 from dfkd.cluster import distillation as module
 from dfkd.cluster import launch
-from dfkd.cluster.capacity import Workers
+from dfkd.cluster.capacity import Ranks
 from dfkd.cluster.distillation import distill
 from dfkd.cluster.launch import run_ranks
 from dfkd.cluster.rank import train
@@ -173,7 +173,7 @@ def test_a_controller_that_dies_is_an_infrastructure_error() -> None:
         time.sleep(60)
 
     with pytest.raises(InfrastructureError, match=r"controller of the ranks died \(.*has died"):
-        run_ranks(loop, {}, "student", Workers(1, 1.0, "cpu"))
+        run_ranks(loop, {}, "student", Ranks(1, 1.0, "cpu"))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_ranks_may_die_again_after_a_new_checkpoint(
     monkeypatch.setattr(launch, "_fit", fit)
     given_up = False
     try:
-        run_ranks(lambda config: None, {}, "student", Workers(2, 1.0, "cpu"), lambda: next(left))
+        run_ranks(lambda config: None, {}, "student", Ranks(2, 1.0, "cpu"), lambda: next(left))
     except InfrastructureError as error:
         given_up = "died more than 2 times without a new checkpoint" in str(error)
     assert (started, given_up) == (starts, starts <= len(checkpoints))

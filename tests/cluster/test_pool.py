@@ -24,7 +24,14 @@ from dfkd.cluster.capacity import (
 from dfkd.cluster.connection import _check_reachable
 from dfkd.cluster.pool import Pool
 from dfkd.config.manifest import Cluster
-from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
+from dfkd.errors import (
+    CorruptionError,
+    DfkdError,
+    Exit,
+    InfrastructureError,
+    ManifestError,
+    WeightsError,
+)
 
 
 @dataclass(frozen=True)
@@ -128,8 +135,11 @@ def test_attempts_that_got_further_are_forgotten(cluster: None, tmp_path: Path) 
 class Lasting(Actor):
     """Tells its process and what it is at the time."""
 
-    def become(self, name: str) -> None:
-        self.name = name
+    def begin(self, folder: str, *work: str) -> str:
+        (self.name,) = work
+        if not self.name:
+            raise WeightsError("teacher", "must be the same on every node", "none", "copy it")
+        return super().begin(folder)
 
     def run(self, item: Item) -> tuple[int, str]:
         if item.number == 1:
@@ -144,7 +154,7 @@ def test_lasting_actors_serve_run_after_run_until_an_error_or_the_end(cluster: N
     lasting: Pool[Item] = Pool(actor.remote, 1, 2, WorkerResources(0.5), lasting=True)
 
     def run(name: str, *numbers: int) -> list[tuple[int, str]]:
-        lasting.prepare = lambda actor: actor.become.remote(name)
+        lasting.assignment = (name,)
         return list(lasting.run(Item(number) for number in numbers))
 
     with lasting:
@@ -159,7 +169,9 @@ def test_lasting_actors_serve_run_after_run_until_an_error_or_the_end(cluster: N
         gone(process)
         ((another, name),) = run("fourth", 0)
         assert (another == process, name) == (False, "fourth")
-    gone(another)
+        with pytest.raises(WeightsError, match="must be the same on every node"):
+            run("", 0)
+        gone(another)
 
 
 def gone(process: int) -> None:

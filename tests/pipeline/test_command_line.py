@@ -5,6 +5,8 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +81,46 @@ def test_each_error_has_its_exit_code_and_one_line(
     (line,) = found.err.splitlines()
     assert line.startswith("error: ")
     assert " ".join(str(error).split()) in line
+
+
+PIPED = """
+import sys
+from dfkd.errors import InfrastructureError
+from dfkd.pipeline import command_line
+
+def work(manifest, options):
+    print("so far")
+    if {fails}:
+        raise InfrastructureError("disk: is away; run again")
+    return "a file"
+
+arguments = command_line.parser("")
+sys.exit(command_line.run(arguments, work, lambda *both: {{"images": 5}}, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "options", "code", "error"),
+    [
+        (True, (), Exit.RETRY, "error: disk: is away; run again"),
+        (False, (), Exit.FAILED, "error: operating system: [Errno 32] Broken pipe"),
+        (False, ("--dry-run",), Exit.DONE, ""),
+    ],
+)
+def test_a_job_whose_reader_has_gone_keeps_its_exit_code(
+    path: str, fails: bool, options: tuple[str, ...], code: Exit, error: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", PIPED.format(fails=fails), path, *options]
+    ended = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, env=environment, text=True, check=False
+    )
+    os.close(writer)
+    assert ended.returncode == code
+    assert ended.stderr.startswith(error)
+    assert ended.stderr.count("\n") == bool(error)
 
 
 def test_an_interrupted_job_says_so_in_one_line(
