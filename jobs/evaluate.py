@@ -12,7 +12,6 @@ from typing import Any
 
 import dfkd
 from dfkd.config.manifest import Manifest
-from dfkd.errors import PartialError
 from dfkd.evaluation.data import open_data
 from dfkd.pipeline import command_line
 
@@ -51,7 +50,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """
     evaluated = dfkd.evaluate(manifest, threads=options.threads, classes=options.classes)
     tell(evaluated)
-    refuse_unreadable(evaluated.results["data"]["unreadable"], evaluated.location)
+    command_line.refuse_unreadable(evaluated.results["data"]["unreadable"], evaluated.location)
     return evaluated.location
 
 
@@ -74,43 +73,11 @@ def tell(evaluated: dfkd.Evaluated) -> None:
         print(f"note: {note}")
 
 
-def refuse_unreadable(unreadable: Sequence[str], written: str) -> None:
-    """Raise `PartialError` if images could not be read, after naming the file `written`."""
-    if unreadable:
-        print(f"wrote {written}", flush=True)
-        raise PartialError(
-            f"evaluation.data: {len(unreadable)} images could not be read and were left out, the "
-            f"first is {unreadable[0]}; fix or remove them (all are named in results.json)"
-        )
-
-
-def add_arguments(arguments: argparse.ArgumentParser) -> None:
-    """The options of this job that not every job has."""
-    arguments.add_argument(
-        "--threads",
-        type=command_line.at_least(0),
-        default=0,
-        metavar="N",
-        help="CPU threads; 0 is all there are",
-    )
-
-
-def add_classes(arguments: argparse.ArgumentParser) -> None:
-    """The option that names other classes than the manifest's."""
-    arguments.add_argument(
-        "--classes",
-        type=lambda text: tuple(name.strip() for name in text.split(",")),
-        default=(),
-        metavar="A,B",
-        help="other classes than the manifest's, for students of embeddings (distillation.target)",
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
-    add_arguments(arguments)
-    add_classes(arguments)
+    command_line.add_threads(arguments)
+    command_line.add_classes(arguments)
     return command_line.run(arguments, work, plan, argv)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import dfkd
-import evaluate
 from dfkd.config.manifest import Manifest
 from dfkd.pipeline import command_line
 
@@ -42,14 +41,14 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     for note in curves.results.data.notes:
         print(f"note: {note}")
     print(f"curves {curves.chart}")
-    evaluate.refuse_unreadable(curves.results.data.unreadable, curves.location)
+    command_line.refuse_unreadable(curves.results.data.unreadable, curves.location)
     return curves.location
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
-    evaluate.add_arguments(arguments)
+    command_line.add_threads(arguments)
     return command_line.run(arguments, work, plan, argv)
 
 

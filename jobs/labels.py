@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import evaluate
 from dfkd.config.manifest import Manifest
 from dfkd.pipeline import command_line
 
@@ -32,7 +31,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
-    evaluate.add_classes(arguments)
+    command_line.add_classes(arguments)
     return command_line.run(arguments, work, plan, argv)
 
 

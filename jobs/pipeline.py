@@ -46,7 +46,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     if evaluated.versions:
         print(f"student to take home {dfkd.take_home(manifest, threads=options.threads)}")
     page = dfkd.write_report(manifest, command_line.again("pipeline", options))
-    evaluate.refuse_unreadable(evaluated.results["data"]["unreadable"], page)
+    command_line.refuse_unreadable(evaluated.results["data"]["unreadable"], page)
     return page
 
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
     synthesize.add_arguments(arguments)
-    evaluate.add_arguments(arguments)
+    command_line.add_threads(arguments)
     return command_line.run(arguments, work, plan, argv)
 
 

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import evaluate
 from dfkd.config.manifest import Manifest
 from dfkd.pipeline import command_line
 
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="publish the candidate without its quarantined tasks",
     )
-    evaluate.add_arguments(arguments)
+    command_line.add_threads(arguments)
     return command_line.run(arguments, work, plan, argv)
 
 

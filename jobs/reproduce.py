@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import evaluate
 from dfkd.errors import DfkdError, ManifestError, PartialError
 from dfkd.pipeline import command_line
 from dfkd.storage.base import BUCKET_ROOTS, Storage, split_root
@@ -159,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="students trained side by side; 0 is as many as there are GPUs, or CPUs",
     )
-    evaluate.add_arguments(arguments)
+    command_line.add_threads(arguments)
     return command_line.run_with(
         read, arguments, work, plan, argv, lambda study: study.manifest.storage.root
     )

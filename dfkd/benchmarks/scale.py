@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
 from dfkd.cluster.connection import connected
-from dfkd.cluster.schedule import BudgetTracker
 from dfkd.cluster.synthesis import environment, identify, write_missing
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import SynthesisWorker, synthesis_pool
@@ -79,7 +78,6 @@ def _build_and_read(manifest: Manifest) -> Results:
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
     reused_tasks = len(unfinished.done())  # a resumed run is faster than a whole one
-    budget = BudgetTracker(None, CostCounter())
     steps: dict[str, Any] = {}
 
     def step(name: str, work: Callable[[], T]) -> T:
@@ -93,7 +91,7 @@ def _build_and_read(manifest: Manifest) -> Results:
     with synthesis_pool(manifest.cluster) as pool:
         failed = step(
             "prompts and shards",
-            lambda: write_missing(manifest, unfinished, budget, pool, ScaleWorker),
+            lambda: write_missing(manifest, unfinished, CostCounter(), pool, kind=ScaleWorker),
         )
     if failed:
         raise InfrastructureError(

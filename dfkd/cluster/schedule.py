@@ -1,10 +1,9 @@
-"""Choose what the pool of a synthesis starts next: prompts, then images, within a budget."""
+"""Choose what the pool of a synthesis starts next: prompts, then images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from dfkd.cluster.pool import Pool
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import (
     PromptPart,
@@ -15,40 +14,11 @@ from dfkd.config.plan import (
     parts_at_once,
 )
 from dfkd.dataset.versions import Version
-from dfkd.errors import BudgetError
 from dfkd.storage import layout
-from dfkd.storage.cost_records import CostCounter
 from dfkd.utils.progress import Closing, LineBar, ScreenBar, bar
 
 _END: Any = object()
 """What `next` returns for an iterator that has ended; None means that nothing is ready."""
-
-
-@dataclass
-class BudgetTracker:
-    """The budget of a run and its cost."""
-
-    limit: float | None
-    """Worker-seconds at which no more work starts; None for no limit."""
-    cost: CostCounter
-
-    def __post_init__(self) -> None:
-        # The workers' seconds are added up; None would mean the stage's time x their number.
-        self.cost.worker_seconds = 0.0
-
-    def allows(self, pool: Pool[Any]) -> bool:
-        """Whether more work may start, given the work of `pool`."""
-        return self.limit is None or pool.busy_seconds < self.limit
-
-    def finish(self, pool: Pool[Any]) -> None:
-        """Raise `BudgetError` if the budget stopped the pool."""
-        if pool.stopped:
-            spent = pool.busy_seconds
-            raise BudgetError(
-                f"budget: {self.cost.images} images and {spent:.0f} worker-seconds were "
-                f"spent, and the limit is {self.limit:g} worker-seconds; run the same command "
-                "again, it resumes"
-            )
 
 
 @dataclass

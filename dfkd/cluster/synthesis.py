@@ -5,6 +5,7 @@ has the rest made, and publishes. It knows nothing that storage does not hold, s
 """
 
 import contextlib
+import math
 import platform
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 from dfkd.cluster.capacity import require_shared_storage
 from dfkd.cluster.metrics import count_request, report_quarantined, report_task
 from dfkd.cluster.pool import Pool, Quarantined
-from dfkd.cluster.schedule import BudgetTracker, PromptProgress, ready_work
+from dfkd.cluster.schedule import PromptProgress, ready_work
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
 from dfkd.cluster.worker import (
     SynthesisWorker,
@@ -42,7 +43,7 @@ from dfkd.dataset.chain import Chain
 from dfkd.dataset.published import PublishedVersion, read_json, refuse_removal
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version, begin
-from dfkd.errors import DfkdError, InfrastructureError, PartialError
+from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
 from dfkd.models import teacher
 from dfkd.models.generators import kinds
 from dfkd.storage import layout
@@ -117,7 +118,7 @@ def build(
     """
     require_shared_storage(manifest.storage.root)
     root = open_storage(manifest.storage.root).observed(count_request)
-    version = Version(root.child(layout.data(manifest.method)), fingerprint(identity))
+    version = _version(root, manifest, identity)
     require_space([(manifest, identity)])
     # The lease protects an abandoned or old version from a jobs/clean.py that runs meanwhile. It
     # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
@@ -139,14 +140,19 @@ def require_space(planned: Sequence[tuple[Manifest, Mapping[str, Any]]]) -> None
     Args:
         planned: manifests with one method and the same root, and the identity of each.
     """
-    root, size = planned[0][0].storage.root, 0
+    size, path = 0, planned[0][0].storage.root
+    root = open_storage(path)
     for manifest, identity in planned:
-        home = open_storage(root).child(layout.data(manifest.method))
-        version = Version(home, fingerprint(identity))
+        version = _version(root, manifest, identity)
         if not version.published:
             size += estimated_bytes(manifest, _missing_images(manifest, version, identity))
     if size:
-        require_root_space(root, size)
+        require_root_space(path, size)
+
+
+def _version(root: Storage, manifest: Manifest, identity: Mapping[str, Any]) -> Version:
+    """The version of an identity, which may not have been begun."""
+    return Version(root.child(layout.data(manifest.method)), fingerprint(identity))
 
 
 def _missing_images(manifest: Manifest, version: Version, identity: Mapping[str, Any]) -> int:
@@ -178,8 +184,7 @@ def _make_missing(
         record_cost(root, "synthesize", manifest.method) as cost,
         contextlib.nullcontext(pool) if pool else synthesis_pool(manifest.cluster) as actors,
     ):
-        budget_tracker = BudgetTracker(worker_seconds, cost)
-        return write_missing(manifest, version, budget_tracker, actors)
+        return write_missing(manifest, version, cost, actors, worker_seconds)
 
 
 def _refuse_quarantined(
@@ -198,8 +203,7 @@ def _refuse_quarantined(
 
 def is_published(manifest: Manifest, identity: Mapping[str, Any]) -> bool:
     """Whether the version of this identity is published already."""
-    home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
-    return Version(home, fingerprint(identity)).published
+    return _version(open_storage(manifest.storage.root), manifest, identity).published
 
 
 def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
@@ -229,8 +233,9 @@ def environment() -> dict[str, Any]:
 def write_missing(
     manifest: Manifest,
     version: Version,
-    budget_tracker: BudgetTracker,
+    cost: CostCounter,
     pool: Pool[Any],
+    worker_seconds: float | None = None,
     kind: type[Worker] = SynthesisWorker,
 ) -> dict[str, str]:
     """Make every missing part of the prompts, prompts.json, and every task without a receipt.
@@ -239,6 +244,8 @@ def write_missing(
     time: contrastive ones depend on earlier ones.
 
     Args:
+        cost: counts what is spent.
+        worker_seconds: those at which no more work starts; None for no limit.
         kind: the class of the workers that make shards.
 
     Returns:
@@ -246,7 +253,7 @@ def write_missing(
 
     Raises:
         DfkdError: a part of the prompts failed at every attempt.
-        BudgetError: the budget is spent.
+        BudgetError: `worker_seconds` are spent.
     """
     version.carry(fresh_tasks(manifest))
     # Receipts alone say what is done, so a call after a kill makes exactly what is missing.
@@ -254,12 +261,17 @@ def write_missing(
     chain = Chain(version) if has_dependent_parts(manifest.method) else None
     images = chain.units(manifest) if chain else units(manifest, done)
     _assign(pool, manifest, version, kind, done)
-    _run(manifest, version, budget_tracker, pool, images, done)
+    _run(manifest, version, cost, pool, worker_seconds, images, done)
     if failed := _failed_prompts(pool):
         version.quarantine("prompts", failed[0].reason)
         told = f"prompts: {failed[0].reason}; fix it and run again"
         raise InfrastructureError(told) if failed[0].may_pass else DfkdError(told)
-    budget_tracker.finish(pool)
+    if pool.stopped:
+        raise BudgetError(
+            f"budget: {cost.images} images and {pool.busy_seconds:.0f} worker-seconds were spent, "
+            f"and the limit is {worker_seconds:g} worker-seconds; run the same command again, it "
+            "resumes"
+        )
     if chain:
         return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
     return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
@@ -268,28 +280,30 @@ def write_missing(
 def _run(
     manifest: Manifest,
     version: Version,
-    budget_tracker: BudgetTracker,
+    cost: CostCounter,
     pool: Pool[Any],
+    worker_seconds: float | None,
     images: Iterator[Unit | None],
     done: Container[str],
 ) -> None:
     """Run the missing prompts and the units `images`, and show each result."""
     with (
         PromptProgress.of(manifest, version) as prompts,
-        _reporting(manifest, version, pool, budget_tracker.cost, done) as report,
+        _reporting(manifest, version, pool, cost, done) as report,
     ):
         pool.succeeded = {kind for kind, some in ((Unit, done), (PromptPart, prompts.done)) if some}
         work = ready_work(prompts, images, lambda: bool(_failed_prompts(pool)))
         try:
-            for result in pool.run(work, lambda unit: budget_tracker.allows(pool)):
-                budget_tracker.cost.device = result.device
+            limit = math.inf if worker_seconds is None else worker_seconds
+            for result in pool.run(work, lambda unit: pool.busy_seconds < limit):
+                cost.device = result.device
                 if isinstance(result.result, list):
                     report.record(result)
                 else:
                     prompts.record(result.result)
         finally:
             # With failed and interrupted attempts, which have cost something too.
-            budget_tracker.cost.worker_seconds = pool.busy_seconds
+            cost.worker_seconds = pool.busy_seconds
 
 
 def _assign(

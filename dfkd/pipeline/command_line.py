@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
-from dfkd.errors import DfkdError, Exit, InfrastructureError
+from dfkd.errors import DfkdError, Exit, InfrastructureError, PartialError
 from dfkd.utils import logs
 from dfkd.utils.yaml import dump
 
@@ -118,6 +118,28 @@ def seconds(*, zero: bool) -> Callable[[str], float]:
         return value
 
     return number
+
+
+def add_threads(arguments: argparse.ArgumentParser) -> None:
+    """The option of jobs that score images."""
+    arguments.add_argument(
+        "--threads",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="CPU threads; 0 is all there are",
+    )
+
+
+def add_classes(arguments: argparse.ArgumentParser) -> None:
+    """The option that names other classes than the manifest's."""
+    arguments.add_argument(
+        "--classes",
+        type=lambda text: tuple(name.strip() for name in text.split(",")),
+        default=(),
+        metavar="A,B",
+        help="other classes than the manifest's, for students of embeddings (distillation.target)",
+    )
 
 
 def run(
@@ -255,6 +277,16 @@ def again(job: str, options: argparse.Namespace) -> str:
     for setting in options.overrides:
         words += ["--set", setting]
     return shlex.join(words)
+
+
+def refuse_unreadable(unreadable: Sequence[str], written: str) -> None:
+    """Raise `PartialError` if images could not be read, after naming the file `written`."""
+    if unreadable:
+        print(f"wrote {written}", flush=True)
+        raise PartialError(
+            f"evaluation.data: {len(unreadable)} images could not be read and were left out, the "
+            f"first is {unreadable[0]}; fix or remove them (all are named in results.json)"
+        )
 
 
 def fail(error: DfkdError) -> int:
