@@ -57,7 +57,7 @@ def work(study: Study, options: argparse.Namespace) -> str:
     from dfkd.evaluation import footprint
     from dfkd.report.facts import commit
     from dfkd.studies import output as report
-    from dfkd.studies.results import collect_results
+    from dfkd.studies.results import collect_results, scored_images
     from dfkd.studies.runner import networks, open_evaluation, reproduce
     from dfkd.studies.tables import markdown
     from dfkd.studies.tsne import maps
@@ -69,7 +69,7 @@ def work(study: Study, options: argparse.Namespace) -> str:
     embedding_maps = maps(study, data, study_cells, options.threads) if data else ()
     again, rows = command_line.again("reproduce", options), networks(study, study_cells)
     sizes = {label: network.parameters for label, network in rows.items()}
-    domains = data.names if data else ()
+    domains = scored_images(study, data) if data else {}
     results = collect_results(study, study_cells, domains, again, commit(), embedding_maps, sizes)
     # Without any row there is nothing to draw; otherwise what there is is written first.
     if results.failed and not results.rows:

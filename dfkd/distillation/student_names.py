@@ -13,6 +13,9 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.utils.strict_json import canonical
 
+SCHEMA = 1
+"""Increase it with every code change that changes the student of unchanged settings."""
+
 TRAINING_ONLY_KEYS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
 """Keys of `distillation` that are not part of the name, because a training may resume with other
 values of them."""
@@ -30,6 +33,8 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
         del settings[key]
     settings["weights"] = weights_identity("distillation.weights", config.weights)
     identity = {"distillation": settings, "version": fingerprint, "seed": seed}
+    # Not the first one, which was not part of names.
+    identity |= {"schema": SCHEMA} if SCHEMA > 1 else {}
     if config.texts == "styles":
         # Imported here and below, because these modules import torch and most names need neither.
         from dfkd.prompts.styles import dictionary

@@ -40,8 +40,8 @@ def initial_weights(
 ) -> InitialWeights:
     """The initial weights of a start for a few-shot seed.
 
-    Different seeds use different students, so the standard deviation over seeds includes the
-    variance of distillation.
+    Seeds use the students of `distillation.seeds` in turn. With several, the standard deviation
+    over seeds includes the variance of distillation; with one, it is over draws of images alone.
 
     Raises:
         ManifestError: the student is missing, or the library weights do not fit.

@@ -270,7 +270,8 @@ def _folder_layout(home: Path) -> Layout | None:
             continue
         layout = _unnamed_layout(home, own, homes)
         # Users name their own domains photo or sketch too; the number of classes tells them apart.
-        if len({normalise_name(word) for word in layout.words}) == data_set.classes:
+        words = {normalise_name(word) for word in layout.words}
+        if len(words) == data_set.classes and words >= data_set.folders_of_classes:
             ignored = [folder.name for folder in others]
             return dataclasses.replace(layout, data_set=data_set, ignored_folders=ignored)
     return None

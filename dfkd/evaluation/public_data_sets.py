@@ -28,6 +28,8 @@ class PublicDataSet:
     """Other names under which folders and lists of a domain are published."""
     other_folders: Sequence[str] = ()
     """Folders that are not domains of the data set."""
+    folders_of_classes: Set[str] = frozenset()
+    """The names of its class folders, where names and number of domains do not tell enough."""
     class_order: Sequence[str] = ()
     """The classes by label; empty unless a published layout has labels only."""
     first_label: int = 0
@@ -93,5 +95,11 @@ DATA_SETS = (
         classes=12,
         aliases={"synthetic": ["train"], "real": ["validation"]},
         other_folders=("test",),
+        folders_of_classes=frozenset(  # other data sets too have folders train and test
+            (
+                *("aeroplane", "bicycle", "bus", "car", "horse", "knife"),
+                *("motorcycle", "person", "plant", "skateboard", "train", "truck"),
+            )
+        ),
     ),
 )

@@ -65,9 +65,10 @@ def markdown(results: FewShotResults) -> str:
     ticks, names = _ticks(results), results.data.domains
     parts = [
         f"# Few-shot {HEADS[results.average]}, of {_escape(results.architecture)}",
-        "Mean and standard deviation over seeds; 0 images is before any training. Figures of one "
-        "column share their test images, those of two columns do not. The gain is what training "
-        "adds to the student, with the standard deviation of that difference.",
+        "Mean and standard deviation over draws of the labelled images; 0 images is before any "
+        "training. Figures of one column share their test images, those of two columns do not. "
+        "The gain is what training adds to the student, with the standard deviation of that "
+        "difference.",
         "\n".join(f"- {c}: {_escape(results.curves[c])}" for c in CURVES if c in results.curves),
         f"## {_averaged_over(names).capitalize()}",
         _markdown_table(_grid(results, _bands(results), ticks, names)),
@@ -167,7 +168,7 @@ def picture(results: FewShotResults) -> RenderedChart:
     title_lines = [
         f"{results.architecture}: {kind} on the rest of a domain, %",
         _averaged_over(domains)
-        + (f"; bands are one standard deviation over {seeds} seeds" if seeds > 1 else ""),
+        + (f"; bands are one standard deviation over {seeds} draws" if seeds > 1 else ""),
     ]
     plots: list[Any] = [_panel(results, _bands(results), title_lines, LARGE)]
     for first in range(0, len(domains), COLUMNS) if len(domains) > 1 else ():

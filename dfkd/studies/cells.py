@@ -27,7 +27,7 @@ from dfkd.studies.study import Cell, Study
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED, Fraction, Sha256
 
-SCHEMA = 1
+SCHEMA = 2
 """Increase it with every code change that changes the scores of an unchanged student."""
 
 FILE = "cell.json"
@@ -72,7 +72,7 @@ class CellResult:
     unseen_data: Sha256 | Literal[""] = ""
     """Digest of the images of classes that the student did not learn; empty without any."""
     unseen: Fraction | None = None
-    """Mean over domains of the accuracy on these images."""
+    """Accuracy on all of these images together."""
     scores: Annotated[tuple[Score, ...], Field(min_length=1)]
     """One score for each domain."""
     notes: tuple[str, ...]
@@ -84,12 +84,12 @@ class CellResult:
 
     def mean(self, average: Average) -> float:
         """Mean over domains of the accuracy that `average` selects, 0-1."""
-        return mean_over_domains(self.scores, average)
+        return sum(score.averaged(average) for score in self.scores) / len(self.scores)
 
 
-def mean_over_domains(scores: Sequence[Score], average: Average) -> float:
-    """Mean over domains of the accuracy that `average` selects, 0-1."""
-    return sum(score.averaged(average) for score in scores) / len(scores)
+def pooled_accuracy(scores: Sequence[Score]) -> float:
+    """Accuracy on the images of all domains together, 0-1."""
+    return sum(each.accuracy * each.images for each in scores) / sum(each.images for each in scores)
 
 
 @dataclass(frozen=True)
@@ -199,14 +199,14 @@ def evaluation_digest(data: Domains) -> str:
         try:
             image_hash = hashlib.sha256(item.read()).hexdigest()
         # It has no score, but repairing it changes the scored images, and so the digest.
-        except OSError:
+        except (OSError, ValueError):  # the latter for a file that is too large
             image_hash = "unreadable"
         entries.append((item.domain, item.class_index, image_hash))
     return hashlib.sha256(canonical([list(data.classes), sorted(entries)])).hexdigest()
 
 
 def unseen_digest(study: Study) -> str:
-    """Digest of the images of the study's `unseen` classes and of their average; empty without any.
+    """Digest of the images of the study's `unseen` classes; empty without any.
 
     Raises:
         ManifestError: students learn one of these classes, or the evaluation data lack one.
@@ -218,11 +218,12 @@ def unseen_digest(study: Study) -> str:
         raise ManifestError(
             "unseen", "must name classes that no student learns", learned, "remove these"
         )
-    digest, average = evaluation_digest(open_data(manifest.evaluation, unseen)), "images"
-    # The mean is stored as it was taken, while other accuracies are averaged when they are read.
-    if manifest.evaluation.average == average:
-        return digest
-    return hashlib.sha256(canonical([digest, manifest.evaluation.average])).hexdigest()
+    data = open_data(manifest.evaluation, unseen)
+    if data.unscored:
+        raise ManifestError(
+            "unseen", "must name classes of the evaluation data", data.unscored, "remove these"
+        )
+    return evaluation_digest(data)
 
 
 def scores(rows: list[ResultRow]) -> tuple[Score, ...]:

@@ -43,7 +43,9 @@ class Scatter:
 def _rendered(chart: Any) -> RenderedChart:
     """Set the common style of all charts and draw the files."""
     chart = chart.configure(background="white", padding=12).configure_view(stroke=None)
-    chart = chart.configure_legend(title=None, labelColor=INK, labelFontSize=11, symbolOpacity=1)
+    # Names of rows are long, and cut ones may look alike.
+    legend = {"title": None, "labelColor": INK, "labelFontSize": 11, "labelLimit": 0}
+    chart = chart.configure_legend(symbolOpacity=1, **legend)
     chart = chart.configure_title(color=INK, fontSize=13, anchor="start")
     axis = axis_style(GREY, LINE, labelFontSize=11, titleFontSize=12)
     return files(chart.configure_axis(**axis))
@@ -65,11 +67,13 @@ def _colour(names: Sequence[str]) -> alt.Color:
     return alt.Color("series:N", sort=None, scale=alt.Scale(domain=list(names), range=colours))
 
 
-def curve(title: str, x: str, series_list: Sequence[Series], first_is_mean: bool) -> RenderedChart:
+def curve(
+    title: str, x: str, y_title: str, series_list: Sequence[Series], first_is_mean: bool
+) -> RenderedChart:
     """Accuracy over a number on a logarithmic axis, with vertical bars of ± one standard deviation.
 
     Args:
-        x: title of the axis.
+        x, y_title: titles of the axes.
         series_list: one line each; the first summarises the others and is drawn thicker.
     """
     rows = _rows(series_list)
@@ -79,7 +83,7 @@ def curve(title: str, x: str, series_list: Sequence[Series], first_is_mean: bool
         x=alt.X("x:Q", title=x, scale=_scale(xs), axis=alt.Axis(values=xs, grid=False)),
         color=_colour([series.name for series in series_list]),
     )
-    y = alt.Y("y:Q", title="accuracy, %", scale=alt.Scale(zero=False))
+    y = alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False))
     first = alt.datum.series == series_list[0].name
     thick = alt.condition(first, alt.value(3.0), alt.value(1.4))
     size = thick if first_is_mean else alt.value(1.4)
@@ -97,15 +101,13 @@ def _scale(xs: Sequence[float]) -> alt.Scale:
     return alt.Scale(type="log", domain=[xs[0] / 1.1, xs[-1] * 1.1], nice=False)
 
 
-def bars(title: str, series_list: Sequence[Series]) -> RenderedChart:
+def bars(title: str, y_title: str, series_list: Sequence[Series]) -> RenderedChart:
     """Bars grouped by x, one for each series, with lines of ± one standard deviation."""
     rows, names = _rows(series_list), [series.name for series in series_list]
     x = alt.X("x:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, ticks=False))
     base = data_chart(rows).encode(x=x, xOffset=alt.XOffset("series:N", sort=names))
     scale = alt.Scale(domain=[0, 100])
-    bar = base.mark_bar().encode(
-        y=alt.Y("y:Q", title="accuracy, %", scale=scale), color=_colour(names)
-    )
+    bar = base.mark_bar().encode(y=alt.Y("y:Q", title=y_title, scale=scale), color=_colour(names))
     rules = base.mark_rule(color=INK).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
     groups = len({row["x"] for row in rows})
     # As wide as the bars need, because narrower ones would hide behind their deviations.

@@ -15,6 +15,7 @@ from dfkd.evaluation.data import Domains
 from dfkd.evaluation.footprint import megabytes
 from dfkd.report.contact_sheet import contact_sheet, examples
 from dfkd.report.svg import RenderedChart
+from dfkd.report.tables import HEADS
 from dfkd.storage.base import Storage
 from dfkd.studies import figures
 from dfkd.studies.figures import Scatter, Series
@@ -168,13 +169,15 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
     several = len(results.seeds) > 1
     over = f", mean ± standard deviation over {_describe_repeats(results)}" if several else ""
     of = f" of {described.pictures.classes[0]}" if described.pictures else ""
-    alone = ", of all classes" if described.pictures else ""
     scored = ", ".join(f"{name} {images}" for name, images in results.domains.items())
     by_class = results.average == "classes" and not described.pictures
     kind = "Mean accuracy of the classes" if by_class else "Accuracy"
-    yield f"{kind}{of} in percent{over}. Images scored{alone}: {scored}."
+    places = "the classes with images there" if described.columns == "classes" else "domains"
+    yield f"{kind}{of} in percent{over}. Images scored: {scored}."
+    yield f"{MEAN}: over {places}, each with the same weight."
     yield from _notes_on_columns(described, results)
     yield from described.notes
+    yield from results.notes
     yield from _missing(results)
 
 
@@ -205,8 +208,8 @@ def _notes_on_columns(described: StudyFile, results: StudyResults) -> Iterator[s
         )
     if any(row.unseen for row in results.rows):
         yield (
-            f"{UNSEEN}: mean accuracy over the domains on classes that no student learned "
-            f"({', '.join(described.unseen)}), of models whose classes can be replaced."
+            f"{UNSEEN}: accuracy on the images of all domains together, of classes that no student "
+            f"learned ({', '.join(described.unseen)}), of models whose classes can be replaced."
         )
     for paper in described.paper:
         yield (
@@ -242,12 +245,13 @@ def _describe_repeats(results: StudyResults) -> str:
 
 def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:
     """The drawn figure of a curve, bars or an embedding; None for other kinds."""
+    y = HEADS[results.average]
     if described.kind == "curve":
         lines = _lines(described, results)
         mean = len(described.chosen_axes) == 1
-        return figures.curve(described.title, described.x, lines, mean) if lines else None
+        return figures.curve(described.title, described.x, y, lines, mean) if lines else None
     if described.kind == "bars":
-        return figures.bars(described.title, [_bars(row, results) for row in results.rows])
+        return figures.bars(described.title, y, [_bars(row, results) for row in results.rows])
     if described.kind == "embedding":
         return figures.maps(described.title, _map_pairs(results)) if results.maps else None
     return None

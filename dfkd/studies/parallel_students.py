@@ -102,13 +102,16 @@ def agreement(student: nn.Module, images: Stream, device: torch.device) -> float
     return float(torch.cat(same).double().mean())
 
 
-def _mean_on(
+def _accuracy_on(
     classes: tuple[str, ...], manifest: Manifest, store: CellStore, version: str, threads: int
 ) -> float:
-    """Mean over domains of the accuracy on classes that the model did not learn."""
+    """Accuracy on the images of all domains of classes that the model did not learn.
+
+    All images count alike, because a domain may have few images of some of these classes.
+    """
     folder = f"{store.folder}/unseen"
     rows = _complete_results(manifest, threads, version, folder, classes)["rows"]
-    return cells.mean_over_domains(cells.scores(rows), manifest.evaluation.average)
+    return cells.pooled_accuracy(cells.scores(rows))
 
 
 def _complete_results(
@@ -157,7 +160,7 @@ def score(
             judge=store.judge,
             recognised=recognised,
             unseen_data=store.unseen_data,
-            unseen=_mean_on(unseen, manifest, store, version, threads) if unseen else None,
+            unseen=_accuracy_on(unseen, manifest, store, version, threads) if unseen else None,
             scores=cells.scores(results["rows"]),
             notes=tuple(results["data"]["notes"]),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),

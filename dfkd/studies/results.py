@@ -6,12 +6,14 @@ bytes.
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from dfkd.config.distillation import Average, Model
 from dfkd.dataset.published import PublishedVersion
+from dfkd.evaluation.data import Domains
 from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
 from dfkd.studies.cells import CellResult
 from dfkd.studies.study import Study
@@ -55,7 +57,7 @@ class CellMeasurement:
     recognised: float | None = None
     """Share of the data set's images that the judge puts into the class they were made for."""
     unseen: float | None = None
-    """Mean accuracy over domains on classes that the student did not learn."""
+    """Accuracy on images of classes that the student did not learn."""
 
     @classmethod
     def of(cls, cell: CellScore, average: Average) -> "CellMeasurement":
@@ -128,7 +130,7 @@ class StudyRow:
 
     @property
     def unseen(self) -> Spread | None:
-        """Mean accuracy over domains on unseen classes, over seeds; None if not measured."""
+        """Accuracy on unseen classes, over seeds; None if not measured."""
         return _spread_of_measured(cell.unseen for cell in self.cells)
 
     @property
@@ -220,7 +222,8 @@ class StudyResults:
     """Commit of the checkout that wrote the file."""
     seeds: tuple[int, ...]
     domains: dict[str, int]
-    """Number of scored images by domain, in the order of tables and figures; empty in a gallery."""
+    """Number of scored images by domain, in the order of tables and figures; empty in a gallery.
+    In a case those of its class."""
     classes: tuple[str, ...]
     notes: tuple[str, ...]
     """Remarks about the evaluation data."""
@@ -242,10 +245,18 @@ class StudyResults:
         return canonical(asdict(self))
 
 
+def scored_images(study: Study, data: Domains) -> dict[str, int]:
+    """Number of images by domain that a study's table is about, in the order of the data."""
+    pictures = study.described.pictures
+    shown = [data.classes.index(name) for name in pictures.classes] if pictures else ()
+    count = Counter(item.domain for item in data.items if not shown or item.class_index in shown)
+    return {name: count[name] for name in data.names}
+
+
 def collect_results(
     study: Study,
     study_cells: StudyCells,
-    domains: Sequence[str],
+    domains: Mapping[str, int],
     command: str,
     commit: str | None,
     maps: Iterable[Map],
@@ -254,13 +265,11 @@ def collect_results(
     """Collect the results of a study from its cells.
 
     Args:
-        domains: names of the domains in the order of the evaluation data; empty for a gallery.
+        domains: number of scored images by domain, as in `StudyResults`.
         parameters: number of parameters of each row's network, by the row's label.
     """
     outcomes = [cell.outcome for cells in study_cells.students.values() for cell in cells]
     outcomes += [study_cells.teacher.outcome] if study_cells.teacher else []
-    # The same data in all cells, but the first one's order may be that of another study.
-    images = {score.domain: score.images for score in outcomes[0].scores} if outcomes else {}
     return StudyResults(
         study=study.described.name,
         size=study.described.size,
@@ -268,7 +277,7 @@ def collect_results(
         command=command,
         commit=commit,
         seeds=study.described.chosen_seeds,
-        domains={name: images[name] for name in domains if name in images},
+        domains=dict(domains),
         classes=study.manifest.classes,
         notes=outcomes[0].notes if outcomes else (),
         rows=tuple(_rows(study, study_cells, parameters)),

@@ -354,10 +354,8 @@ class _Runner:
         gpus = self.study.manifest.cluster.gpus_per_worker != 0
         if cluster_address() or (min(students, cpu_count()) > 1 and self.at_once != 1):
             self._connect()
-            return (
-                bool(cluster_address())
-                or divide_resources(schedulable_nodes(), self.at_once or students, gpus)[0] > 1
-            )
+            fitting, _ = divide_resources(schedulable_nodes(), self.at_once or students, gpus)
+            return bool(cluster_address()) or fitting > 1
         return False
 
     def _take(self, label: str, outcome: CellResult | str, reused: bool = False) -> None:

@@ -20,6 +20,7 @@ from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS
+from dfkd.distillation.student_names import TRAINING_ONLY_KEYS
 from dfkd.errors import ManifestError
 from dfkd.studies.schema import Settings, StudyFile
 from dfkd.utils.yaml import check, expand_preset, load, merge, read_tree
@@ -279,7 +280,7 @@ def _check_common_settings(study: Study) -> None:
 
 
 def _check_distinct_rows(study: Study) -> None:
-    """Refuse rows with the same name or the same settings, which must be mistakes."""
+    """Refuse rows with the same name, or with the same images and student: mistakes, all."""
     seen: dict[str, str] = {}
     for cell in study.cells:
         # Names of values may hold spaces, so other values can join to the same name.
@@ -287,12 +288,41 @@ def _check_distinct_rows(study: Study) -> None:
             raise ManifestError(
                 "axes", "must give each row a name of its own", cell.row, "rename a value"
             )
-        # The study sets the seeds, so equal settings of two rows would be one cell, shown twice.
-        twin = seen.setdefault(fingerprint(cell.manifest.as_dict()), cell.row)
+        # Rows may differ in keys that change no result, and would be one cell, shown twice.
+        twin = seen.setdefault(fingerprint(_what_is_made(study, cell)), cell.row)
         if twin != cell.row:
             raise ManifestError(
-                f"axes: {cell.row}", "must differ from the other rows", twin, "remove one"
+                f"axes: {cell.row}",
+                "must differ from the other rows in images or student",
+                f"the same as {twin}",
+                "remove one",
             )
+        # Stored distances, which it compares with, are to the class texts alone.
+        if study.described.held_out_images and cell.manifest.distillation.texts == "styles":
+            raise ManifestError(
+                "held_out_images",
+                "must be 0 where students learn with distillation.texts=styles",
+                study.described.held_out_images,
+                "set it to 0",
+            )
+    if study.described.teacher in study.rows:
+        raise ManifestError(
+            "teacher", "must not be a row's name", study.described.teacher, "rename one"
+        )
+
+
+def _what_is_made(study: Study, cell: Cell) -> dict[str, Any]:
+    """All that decides a cell's images and, unless it is of a gallery, its student."""
+    manifest = cell.manifest
+    made: dict[str, Any] = {"images": identity(manifest, {})}
+    if not study.trains:
+        return made
+    student = dataclasses.asdict(manifest.distillation)
+    for key in TRAINING_ONLY_KEYS:
+        del student[key]
+    styles = manifest.prompts.styles if manifest.distillation.texts == "styles" else ()
+    few_shot = dataclasses.asdict(manifest.fewshot)
+    return {**made, "student": student, "seed": cell.seed, "styles": styles, "fewshot": few_shot}
 
 
 def _check_pictures(study: Study) -> None:

@@ -182,6 +182,13 @@ def test_every_layout_gives_the_papers_domains_and_the_right_labels(
     assert len({item.name for item in data.items}) == len(data.items)
 
 
+def test_folders_train_and_test_with_twelve_classes_are_no_public_data_set(tmp_path: Path) -> None:
+    names = OFFICE_HOME[:12]
+    data = opened(folders(tmp_path, ["train", "test"], names), names)
+    assert "the layout is domain/class folders" in data.notes
+    assert counts(data) == {"test": 12, "train": 12}
+
+
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "one's own"])
 def test_the_parent_of_a_data_set_can_be_named_too(name: str, tmp_path: Path) -> None:
     write, classes, _, expected = LAYOUTS[name]

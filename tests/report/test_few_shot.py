@@ -138,7 +138,7 @@ def test_each_domain_has_a_plot_beside_the_mean_with_a_line_and_a_band_of_each_c
     for words in CURVES.items():
         assert f"{words[0]}: {words[1]}" in texts(drawn)
     assert {"ink", "oil", "0", "1", "16", "100"} <= set(texts(drawn))
-    assert "mean of 2 domains; bands are one standard deviation over 2 seeds" in texts(drawn)
+    assert "mean of 2 domains; bands are one standard deviation over 2 draws" in texts(drawn)
     assert len(marks(drawn, "line")) == len(marks(drawn, "area")) == 3 * 4
     lines = {path.get("stroke") for path in marks(drawn, "line")}
     assert lines == {colour for colour, _, _ in STYLES.values()}

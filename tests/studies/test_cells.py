@@ -75,7 +75,7 @@ def test_the_folder_changes_with_all_that_can_change_the_scores(place: CellStore
         replace(place, unseen_data="3" * 64),
     ]
     assert len({each.folder for each in [place, *others]}) == 7
-    assert place.folder == "cells/vanilla-s0-abc-3c57224a15ff"  # the name since there are cells
+    assert place.folder == "cells/vanilla-s0-abc-2609937e1bfe"  # of schema 2
 
 
 def test_students_differ_by_settings_seed_and_version(tmp_path: Path) -> None:

@@ -34,19 +34,21 @@ def test_a_curve_has_a_line_and_a_legend_for_each_series() -> None:
         Series("mean", ((6, spread(0.6, 0.02)), (36, spread(0.72)))),
         Series(NAME, ((6, spread(0.5)), (36, spread(0.8, 0.01)))),
     ]
-    drawn = curve("Title", "images", found, first_is_mean=True)
+    drawn = curve("Title", "images", "accuracy, %", found, first_is_mean=True)
     svg = require_picture(drawn, "Title", "images", "accuracy, %", "6", "36", "mean")
     assert svg.count('stroke-width="3"') == 1
     assert COLOURS[1] in svg
-    assert curve("Title", "images", found, first_is_mean=True).svg == drawn.svg
-    alike = curve("Title", "images", found, first_is_mean=False)
+    assert curve("Title", "images", "accuracy, %", found, first_is_mean=True).svg == drawn.svg
+    alike = curve("Title", "images", "accuracy, %", found, first_is_mean=False)
     assert b'stroke-width="3"' not in alike.svg
 
 
 @pytest.mark.parametrize("places", [(0, 8), (5,)])
 def test_a_curve_may_start_at_zero_or_have_one_place(places: tuple[int, ...]) -> None:
     line = Series("mean", tuple((place, spread(0.5)) for place in places))
-    require_picture(curve("Title", "views", [line], first_is_mean=True), *map(str, places))
+    require_picture(
+        curve("Title", "views", "accuracy, %", [line], first_is_mean=True), *map(str, places)
+    )
 
 
 def test_bars_stand_in_groups() -> None:
@@ -54,7 +56,9 @@ def test_bars_stand_in_groups() -> None:
         Series("shuffle", (("pixel", spread(0.6, 0.02)), ("mean", spread(0.7)))),
         Series(NAME, (("pixel", spread(0.99, 0.5)), ("mean", spread(0.8)))),
     ]
-    svg = require_picture(bars("Title", found), "pixel", "mean", "shuffle")
+    svg = require_picture(
+        bars("Title", "class mean, %", found), "pixel", "mean", "shuffle", "class mean, %"
+    )
     assert svg.count('aria-roledescription="bar"') == 4
 
 

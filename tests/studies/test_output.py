@@ -115,7 +115,7 @@ def test_each_row_is_compared_with_the_row_that_is_otherwise_alike(tmp_path: Pat
     assert random.mean == pytest.approx(0.15)  # type: ignore[union-attr]
     # A single pair has no interval.
     assert random.low is None  # type: ignore[union-attr]
-    assert found.notes[2].startswith(
+    assert found.notes[3].startswith(
         "vs Baseline: the mean difference from Baseline over the seeds"
     )
 

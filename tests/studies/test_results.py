@@ -74,7 +74,7 @@ def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: P
     found = StudyCells(teacher, students, {}, {"x": "why"})
     sizes = {"CLIP": 3, "Random_Prompt": 2}
     command = "python jobs/reproduce.py x"
-    results = collect_results(study, found, ("photo",), command, "abc", (), sizes)
+    results = collect_results(study, found, {"photo": 4}, command, "abc", (), sizes)
     assert [row.names for row in results.rows] == [("CLIP",), ("Random_Prompt",)]
     assert [row.model for row in results.rows] == ["teacher", "student"]
     assert [row.parameters for row in results.rows] == [3, 2]
@@ -98,7 +98,7 @@ def test_figures_are_means_over_classes_if_the_manifest_says_so(tmp_path: Path) 
         "Random_Prompt": (CellScore(0, "cells/b", outcome("d", photo=0.7, sketch=0.5)),),
     }
     found_cells = StudyCells(teacher, students, {}, {})
-    results = collect_results(study, found_cells, ("photo", "sketch"), "", None, (), {})
+    results = collect_results(study, found_cells, {"photo": 4, "sketch": 4}, "", None, (), {})
     assert [row.mean["mean"] for row in results.rows if row.mean] == [0.375, 0.2, 0.3]
     assert results.rows[0].domains["photo"]["mean"] == 0.5
     found = grid(study.described, results, {})
@@ -111,14 +111,14 @@ def test_figures_are_means_over_classes_if_the_manifest_says_so(tmp_path: Path) 
 def test_domains_stand_in_the_order_of_the_data_whatever_the_order_in_a_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order, drawn = ("photo", "art", "sketch"), []
-    monkeypatch.setattr("dfkd.studies.figures.bars", lambda title, rows: drawn.extend(rows))
+    order, drawn = {"photo": 4, "art": 5, "sketch": 6}, []
+    monkeypatch.setattr("dfkd.studies.figures.bars", lambda title, y, rows: drawn.extend(rows))
     study = read(write(tmp_path, kind="bars"))
     score = outcome("d", art=0.1, photo=0.2, sketch=0.3)
     found = StudyCells(None, {"Baseline": (CellScore(0, "cells/a", score),)}, {}, {})
     results = collect_results(study, found, order, "", None, (), {})
-    assert tuple(results.domains) == order
-    assert grid(study.described, results, {}).head[1:4] == order
+    assert list(results.domains.items()) == list(order.items())
+    assert grid(study.described, results, {}).head[1:4] == tuple(order)
     chart(study.described, results)
     assert [name for name, _ in drawn[0].values] == [*order, "mean"]
 

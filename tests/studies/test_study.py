@@ -127,6 +127,8 @@ def axis(**values: Any) -> dict[str, Any]:
     return {"axes": [{"name": "e", "values": values}]}
 
 
+SAME = "axes: y: must differ from the other rows in images or student, got 'the same as x'"
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"axes": []}, "axes"),
     (axis(), "axes.0.values"),
@@ -137,7 +139,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (axis(x=3), "axes.0.values.x: should be an object, got 3"),
     (axis(x={"distillation": 3}), "axes: x: must be a manifest (distillation: "),
     (axis(x={"evaluation": None}), "axes: x: must be a manifest (evaluation: "),
-    (axis(x={}, y={}), "axes: y: must differ from the other rows, got 'x'"),
+    (axis(x={}, y={}), SAME),
+    (axis(x={}, y={"distillation": {"loader_workers": 4}}), SAME),
+    (axis(x={}, y={"prompts": {"scale": 5.0}}), SAME),  # of vanilla prompts
+    ({"teacher": "Baseline"}, "teacher: must not be a row's name, got 'Baseline'"),
+    (
+        {"held_out_images": 1, "settings": {"distillation": {"texts": "styles"}}},
+        "held_out_images: must be 0 where students learn with distillation.texts=styles, got 1",
+    ),
     (
         axis(x={"prompts": {"method": ["mix", "random"]}}),
         "x: prompts.method, synthesis.method and batch_norm_weight must make one method",
