@@ -18,12 +18,7 @@ from dfkd.cluster.metrics import count_request, report_quarantined, report_task
 from dfkd.cluster.pool import Pool, Quarantined
 from dfkd.cluster.schedule import PromptProgress, ready_work
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
-from dfkd.cluster.worker import (
-    SynthesisWorker,
-    TaskResult,
-    Worker,
-    synthesis_pool,
-)
+from dfkd.cluster.worker import SynthesisWorker, TaskResult, Worker, synthesis_pool
 from dfkd.config import identity as identities
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest

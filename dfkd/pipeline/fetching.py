@@ -99,7 +99,7 @@ def plan(manifest: Manifest, few_shot: bool) -> dict[str, Any]:
             artifact.file: {
                 "key": field,
                 "bytes": artifact.bytes,
-                "sha256": artifact.sha256 or "stated by nobody: what is found is pinned",
+                "sha256": artifact.sha256 or None,
                 "stated_by": artifact.stated_by if artifact.sha256 else None,
                 "licence": artifact.licence,
                 "addresses": artifact.addresses,

@@ -35,8 +35,6 @@ from dfkd.storage.bucket import BucketStorage
 
 PARTIAL = ".partial"
 """Directory of unfinished files; no key can name it."""
-COPIED = 1 << 20
-"""Bytes that are copied at a time."""
 UNFINISHED = re.compile(r"[0-9a-f]{32}(\.link)?")
 """Names of unfinished files."""
 UNSUITABLE = frozenset(
@@ -237,10 +235,8 @@ class LocalStorage:
 
     def size(self, key: str) -> int:
         """See `Storage.size`."""
-        path = self._path(key)
-        # A folder has a size too, and the file may vanish between the two questions.
-        with contextlib.suppress(FileNotFoundError):
-            if path.is_file():
+        with contextlib.suppress(FileNotFoundError):  # it may vanish between the two questions
+            if (path := self._path(key)).is_file():
                 return path.stat().st_size
         raise missing_object(self.location(key))
 
@@ -257,7 +253,7 @@ class LocalStorage:
             size = os.fstat(source.fileno()).st_size
             require_disk_space(path, size)
             with disk_full_error(path, size), path.open("wb") as target:
-                shutil.copyfileobj(source, target, COPIED)
+                shutil.copyfileobj(source, target)
 
     @contextlib.contextmanager
     def _opened(self, key: str, limit: int | None = None) -> Iterator[BinaryIO]:

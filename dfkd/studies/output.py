@@ -189,10 +189,11 @@ def _notes_on_columns(described: StudyFile, results: StudyResults) -> Iterator[s
     )
     if results.size == "quick":
         yield "Made with --quick: it shows that the study runs, and measures nothing."
-    if _differences(described, results):
+    if differences := _differences(described, results):
         yield (
             f"vs {described.compare}: the mean difference from {described.compare} over the seeds "
-            "that both rows have, with its 95 % interval (Student's t)."
+            "that both rows have, with its 95 % interval (Student's t)"
+            + (f", not adjusted for {len(differences)} rows." if len(differences) > 1 else ".")
         )
     if any(row.agreement for row in results.rows):
         yield (
