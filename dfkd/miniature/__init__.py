@@ -2,8 +2,8 @@
 
 The assets are used like any other weights and data, by `dfkd.models.teacher`,
 `dfkd.models.generators`, `dfkd.models.backbone` and `dfkd.evaluation.data`;
-``assets/MODEL_CARD.md`` describes them.
-All modules here belong to the recipe behind ``jobs/pretrain.py``; besides it, only
+`assets/MODEL_CARD.md` describes them.
+All modules here belong to the recipe behind `jobs/pretrain.py`; besides it, only
 `dfkd.benchmarks.gpu` imports them, to measure the trainings:
 
     recipe.py          the manifest                    -> settings of each stage

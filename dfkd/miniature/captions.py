@@ -5,8 +5,6 @@ Captions of the default look, black ink on white, mostly do not mention it, as t
 not say that a photograph is one. Most captions of other looks make one to three statements.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,7 +15,6 @@ import numpy.typing as npt
 from dfkd.miniature.drawings.rendering import DrawingRow
 from dfkd.miniature.looks.look import Look
 
-#: Names of one object in different icon sets; captions sometimes use another one of them.
 SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("house", "home"),
     ("car", "automobile"),
@@ -46,27 +43,28 @@ SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("pan", "skillet"),
     ("sofa", "couch"),
 )
+"""Names of one object in different icon sets; captions sometimes use another one of them."""
 _SYNONYMS_OF = {name: [o for o in group if o != name] for group in SYNONYMS for name in group}
 
 _KINDS = ("icon", "picture", "drawing", "symbol", "image", "pictogram", "sign")
-#: Words that captions add to names and statements.
 CAPTION_WORDS = frozenset(("a", "an", "the", "in", "style", "of", "and", "on", "art", *_KINDS))
+"""Words that captions add to names and statements."""
 
-#: Templates of captions and their weights: without statements, with an object and statements, and
-#: with statements alone. X is the object, S the statements joined by "and", K a kind of image and C
-#: the category that the icon set gives.
 _WITHOUT_LOOK = {"a X": 60, "X": 15, "a K of a X": 8, "X K": 6, "X C": 6, "the X": 5}
+"""Templates of captions and their weights: without statements, with an object and statements, and
+with statements alone. X is the object, S the statements joined by "and", K a kind of image and C
+the category that the icon set gives."""
 _WITH_LOOK = {"a S X": 26, "X in the style of S": 26, "a S K of a X": 18, "X S": 15, "a X in S": 15}
 _LOOK_ALONE = {"S": 30, "a S K": 40, "in the style of S": 30}
 
-#: Share of the captions of the default look that mention it, and of the captions of other looks
-#: that say nothing about them. Without the latter, captions of an object alone would always mean
-#: the default look.
 _DEFAULT_MENTIONED, _LOOK_OMITTED = 0.1, 0.2
-#: Share of captions with a random word that does not belong.
+"""Share of the captions of the default look that mention it, and of the captions of other looks
+that say nothing about them. Without the latter, captions of an object alone would always mean the
+default look."""
 _NOISY = 0.05
-#: Probability of one, two and three statements.
+"""Share of captions with a random word that does not belong."""
 _STATEMENT_COUNTS = (0.5, 0.35, 0.15)
+"""Probability of one, two and three statements."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Captioner:
     def tokens(self, captions: Sequence[Sequence[str]], at_most: int) -> npt.NDArray[np.int64]:
         """Token ids int64 [N, L] of captions, each a list of words, padded with zeros.
 
-        L is the length of the longest caption, which is cut to ``at_most`` tokens with start and
+        L is the length of the longest caption, which is cut to `at_most` tokens with start and
         end.
         """
         rows = []
@@ -118,7 +116,7 @@ class Captioner:
     def caption(
         self, row: DrawingRow, look: Look, rng: np.random.Generator, easy: bool = False
     ) -> Caption:
-        """A random caption of a drawing in a look; an ``easy`` one uses the drawing's own name."""
+        """A random caption of a drawing in a look; an `easy` one uses the drawing's own name."""
         name = row.concept if easy else object_name(row, rng)
         default = look.default and not row.colour
         if default and rng.random() >= _DEFAULT_MENTIONED:

@@ -1,7 +1,5 @@
 """The model card, and the notice of the icon sets that were used."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,7 +29,7 @@ _LIMITS = """\
 
 
 def write(folder: Path) -> None:
-    """Write ``MODEL_CARD.md``; all its numbers come from the scores in the same folder."""
+    """Write `MODEL_CARD.md`; all its numbers come from the scores in the same folder."""
     scores, diffusion = (
         json.loads((folder / name).read_text("utf-8"))
         for name in ("scores.json", "diffusion/scores.json")
@@ -54,7 +52,7 @@ def write(folder: Path) -> None:
 
 
 def write_notice(recipe: Recipe, split: DataSplit, folder: Path) -> None:
-    """Write ``NOTICE``: every collection whose icons were used, with its author and licence."""
+    """Write `NOTICE`: every collection whose icons were used, with its author and licence."""
     described = split.catalogue.collections
     # Clip art is a collection of rows too, but none of the package.
     used = pretraining.collections_of([*split.rows, *split.validation]).keys() & described.keys()

@@ -4,8 +4,6 @@ Classes were chosen by how distinct the objects look and how many held-out drawi
 whose drawings show something else were removed by hand; no model was involved.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import tarfile
@@ -22,9 +20,6 @@ from dfkd.miniature.drawings.rendering import Cache, DrawingRow, Pixels, painted
 from dfkd.miniature.looks.domains import DOMAINS
 from dfkd.utils.pixels import to_bytes
 
-#: Names of drawings by class, separated by "/". A drawing belongs to a class if its whole name
-#: without style words and numbers is here: ``clock-3-filled`` has the name ``clock``. Names of
-#: objects with a badge are left out.
 NAMES: dict[str, str] = {
     "airplane": "airplane/plane/small airplane/airplane departure/airplane arrival/plane alt/"
     "plane departure/plane arrival/plane inflight/plane tilt/transportation plane",
@@ -128,28 +123,31 @@ NAMES: dict[str, str] = {
         )
     },
 }
-#: Words in the names of drawings that show something else: ``heart-broken`` is no heart.
+"""Names of drawings by class, separated by "/". A drawing belongs to a class if its whole name
+without style words and numbers is here: `clock-3-filled` has the name `clock`. Names of objects
+with a badge are left out."""
 EXCLUDED_WORDS = frozenset(("broken", "off"))
-#: The classes of the demo and the studies: things of which each domain has drawings. They were
-#: chosen by their look and their number of drawings, before any model was trained.
+"""Words in the names of drawings that show something else: `heart-broken` is no heart."""
 OFFICIAL = (
     *("airplane", "book", "camera", "car", "cat", "clock"),
     *("dog", "fish", "heart", "house", "leaf", "tree"),
 )
-#: Images of an official class in each domain; a class with fewer drawings shows them again in other
-#: poses and colours.
+"""The classes of the demo and the studies: things of which each domain has drawings. They were
+chosen by their look and their number of drawings, before any model was trained."""
 OFFICIAL_IMAGES = 20
-#: Maximum number of images of another class in each domain, each of another drawing.
+"""Images of an official class in each domain; a class with fewer drawings shows them again in other
+poses and colours."""
 OTHER_IMAGES = 3
-#: Strength of random poses; training has 1.
+"""Maximum number of images of another class in each domain, each of another drawing."""
 _POSE = 0.4
-#: The domain that shows each drawing once, because it has few of them.
+"""Strength of random poses; training has 1."""
 _CLIPART = "clipart"
+"""The domain that shows each drawing once, because it has few of them."""
 
 
 @dataclass(frozen=True)
 class EvaluationImage:
-    """One image of the set; its domain, its class (``label``) and its drawing."""
+    """One image of the set; its domain, its class (`label`) and its drawing."""
 
     domain: str
     label: str
@@ -161,7 +159,7 @@ class EvaluationImage:
 
     @property
     def member(self) -> str:
-        """Path in the bundle, a tar: ``domain/class/collection_name_number.webp``."""
+        """Path in the bundle, a tar: `domain/class/collection_name_number.webp`."""
         name = f"{self.row.collection}_{self.row.name}_{self.number}"
         return f"{self.domain}/{self.label}/{name}.webp"
 

@@ -1,7 +1,5 @@
 """How well a generator's reconstructions keep images: error, hue and chroma."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The whole recipe: from an icon package to the folder of assets, with its model card."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,6 @@ from dfkd.miniature.training import classifier, diffusion
 from dfkd.miniature.training.generator import Autoencoder
 from dfkd.models.teacher import Teacher
 
-#: The files of teacher and generator.
 MODEL_FILES = (
     "teacher.json",
     "teacher.safetensors",
@@ -36,13 +33,14 @@ MODEL_FILES = (
     "generator.yaml",
     "generator.safetensors",
 )
-#: The files whose hashes are part of the scores.
+"""The files of teacher and generator."""
 FILES = (*MODEL_FILES, "backbone.safetensors", "evaluation.tar")
-#: Images of each domain in the picture of reconstructions.
+"""The files whose hashes are part of the scores."""
 _COLUMNS = 16
+"""Images of each domain in the picture of reconstructions."""
 Classifier = Literal["backbone", "judge"]
-#: Models that can be trained alone.
 Single = Classifier | Literal["diffusion"]
+"""Models that can be trained alone."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Models:
 
 
 def make(recipe: Recipe, command: str) -> Path:
-    """Run every stage, resuming an earlier call; returns the path of ``scores.json``.
+    """Run every stage, resuming an earlier call; returns the path of `scores.json`.
 
     Args:
         command: the command line, for the model card.
@@ -96,7 +94,7 @@ def make(recipe: Recipe, command: str) -> Path:
 def make_single(recipe: Recipe, kind: Single, command: str) -> Path:
     """Train only one model; returns the path of its weights or, of the diffusion model, its scores.
 
-    The diffusion model needs the teacher and the generator of this recipe in ``recipe.output``,
+    The diffusion model needs the teacher and the generator of this recipe in `recipe.output`,
     whose model card is written anew.
 
     Args:
@@ -272,14 +270,14 @@ def _judge_classes(split: DataSplit) -> dict[str, list[DrawingRow]]:
 
 
 def write_scores(scores: Scores, folder: Path) -> Path:
-    """Write ``scores.json``; returns its path."""
+    """Write `scores.json`; returns its path."""
     path = folder / "scores.json"
     work_folder.write_whole(path, json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
     return path
 
 
 def write_reconstructions(split: DataSplit, generator: Autoencoder, folder: Path) -> None:
-    """Write ``reconstructions.png``: for each domain images above their reconstructions."""
+    """Write `reconstructions.png`: for each domain images above their reconstructions."""
     images = split.evaluation_pixels()
     reconstructed = pretraining.reconstruct(generator, images)
     strips = []

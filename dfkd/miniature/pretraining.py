@@ -1,9 +1,7 @@
-"""Stages of ``jobs/pretrain.py``: drawings and their split, teacher, its image tower, generator.
+"""Stages of `jobs/pretrain.py`: drawings and their split, teacher, its image tower, generator.
 
 Each stage stores its result in the work folder and reuses it there, so the same command resumes.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -38,17 +36,17 @@ from dfkd.miniature.training.tower import TowerTrainer
 from dfkd.miniature.work_folder import claim, folder_of, write_whole
 from dfkd.utils.pixels import from_bytes
 
-#: Drawings that are compared or hashed at once.
 _CHUNK = 8000
-#: File of the teacher's merges.
+"""Drawings that are compared or hashed at once."""
 _MERGES = "bpe.txt.gz"
-#: Number of classes with which the teacher is validated.
+"""File of the teacher's merges."""
 _NOUNS = 200
-#: Folders of the caches of training and of held-out drawings: first icons, then clip art.
+"""Number of classes with which the teacher is validated."""
 _FOLDERS = (
     ("training", f"clipart/{clipart.TRAINING}"),
     ("held-out", f"clipart/{clipart.EVALUATION}"),
 )
+"""Folders of the caches of training and of held-out drawings: first icons, then clip art."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,11 @@ class DataSplit:
     held_out: Cache
     """Candidates for the evaluation set."""
     keep: npt.NDArray[np.int64]
-    """Indices of the rows of ``training`` that are trained on."""
+    """Indices of the rows of `training` that are trained on."""
     validation: list[DrawingRow]
-    """Rows of ``training`` of the validation collections."""
+    """Rows of `training` of the validation collections."""
     matches: list[Match]
-    """Rows of ``training`` that equal a held-out drawing: neither trained on nor in validation."""
+    """Rows of `training` that equal a held-out drawing: neither trained on nor in validation."""
     evaluation: list[evaluation_set.EvaluationImage]
     """The bundled evaluation set."""
     left_out: int
@@ -77,7 +75,7 @@ class DataSplit:
         return [self.training.rows[i] for i in self.keep]
 
     def evaluation_pixels(self) -> Tensor:
-        """The images of ``evaluation``, float32 [N, 3, 64, 64] in [0, 1]."""
+        """The images of `evaluation`, float32 [N, 3, 64, 64] in [0, 1]."""
         pixels = np.stack([image.pixels for image in self.evaluation])
         return from_bytes(torch.from_numpy(pixels))
 
@@ -252,7 +250,7 @@ def read_tokenizer(
 def train_teacher(
     recipe: Recipe, split: DataSplit, tokenizer: SimpleTokenizer, words: Sequence[str]
 ) -> Path:
-    """Train both towers; returns the folder of the weights and of ``scores.json``.
+    """Train both towers; returns the folder of the weights and of `scores.json`.
 
     It is a folder of the work, because the second training of the image tower follows.
     """

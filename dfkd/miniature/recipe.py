@@ -1,4 +1,4 @@
-"""The manifest of ``jobs/pretrain.py``: everything that determines the bundled models.
+"""The manifest of `jobs/pretrain.py`: everything that determines the bundled models.
 
 A work folder records the names and values of its recipe's keys (`work_folder.identity`), so a job
 refuses to resume from a folder that was made before a key was renamed.
@@ -22,10 +22,10 @@ from dfkd.utils.types import (
     require_folder,
 )
 
-#: The UNet normalises 32 groups of channels, and its attention has a head for 64 of them.
 Channels = Annotated[int, Field(ge=64, multiple_of=64)]
-#: `npm pack` also takes folders, archives and addresses, and may run programs that they hold.
+"""The UNet normalises 32 groups of channels, and its attention has a head for 64 of them."""
 Package = Annotated[str, Field(pattern=r"^@iconify/json@[0-9]+\.[0-9]+\.[0-9]+$")]
+"""`npm pack` also takes folders, archives and addresses, and may run programs that they hold."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

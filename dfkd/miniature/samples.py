@@ -1,7 +1,5 @@
 """Images of the exported diffusion model: what the teacher names of them, and a picture of some."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +20,19 @@ from dfkd.models.generators.diffusion import Diffusion
 from dfkd.models.teacher import Teacher
 from dfkd.utils.pixels import to_bytes
 
-#: Sampling steps and guidance scale of the samples.
 _STEPS, _GUIDANCE = 8, 3.0
-#: Images of each class without and with styles.
+"""Sampling steps and guidance scale of the samples."""
 _COUNT = 8
+"""Images of each class without and with styles."""
 
 
 @torch.no_grad()
 def scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
-    """Scores of the model that was exported to ``folder``; writes ``samples.png`` there.
+    """Scores of the model that was exported to `folder`; writes `samples.png` there.
 
     Returns:
-        Plain values. ``teacher`` has for each class the share, 0-1, of images whose class the
-        teacher names: of the ``plain`` class prompt, and of ``styled`` prompts.
+        Plain values. `teacher` has for each class the share, 0-1, of images whose class the
+        teacher names: of the `plain` class prompt, and of `styled` prompts.
     """
     teacher, model = trainer.teacher, _exported(folder)
     texts = teacher.encode_text([f"A {name}" for name in OFFICIAL])

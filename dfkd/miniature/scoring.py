@@ -1,10 +1,8 @@
 """The numbers of the model card, measured on the exported files.
 
-Scores are plain values, for ``scores.json``. Accuracies are shares, 0-1, rounded to four digits.
-Images of the evaluation set are scored before their WebP compression in ``evaluation.tar``.
+Scores are plain values, for `scores.json`. Accuracies are shares, 0-1, rounded to four digits.
+Images of the evaluation set are scored before their WebP compression in `evaluation.tar`.
 """
-
-from __future__ import annotations
 
 import copy
 import datetime
@@ -38,10 +36,10 @@ from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.utils.hardware import processor_name
 
 Scores = dict[str, Any]
-#: Scales e of random pseudo-words (Eq 8-11) that are scored.
 _SCALES = (1.0, 3.0, 10.0)
-#: Random prompts, and pairs of mixed styles, of each official class.
+"""Scales e of random pseudo-words (Eq 8-11) that are scored."""
 _PROMPTS_PER_CLASS = 64
+"""Random prompts, and pairs of mixed styles, of each official class."""
 _LIBRARIES = (
     "torch",
     "open_clip_torch",
@@ -131,9 +129,9 @@ def style_scores(teacher: Teacher) -> Scores:
     """How far apart prompts with different styles lie, compared with different classes.
 
     Returns:
-        ``between_styles`` and ``between_classes``: mean cosines of two prompts of one class, and of
-        one style; ``ratio``: (1 - between_styles) / (1 - between_classes), near 1 for a CLIP;
-        ``mix``: the mean cosine of two mix prompts (Eq 6) of one class; ``styles``: their number.
+        `between_styles` and `between_classes`: mean cosines of two prompts of one class, and of
+        one style; `ratio`: (1 - between_styles) / (1 - between_classes), near 1 for a CLIP;
+        `mix`: the mean cosine of two mix prompts (Eq 6) of one class; `styles`: their number.
     """
     # Grounds in plain colours are no styles.
     styles = [word for word in vocabulary() if not word.endswith(" ground")]
@@ -313,7 +311,7 @@ def random_prompt_scores(teacher: Teacher, scale: float) -> Scores:
     """Prompts with random pseudo-words (Eq 8-11) of a scale e.
 
     Returns:
-        ``cosine``: the mean cosine of two prompts of one class; ``own_class``: the share of prompts
+        `cosine`: the mean cosine of two prompts of one class; `own_class`: the share of prompts
         that are nearest to their own class's plain prompt.
     """
     pseudo_words = PseudoWords(teacher, "{class} in the style of {style}")

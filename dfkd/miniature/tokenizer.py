@@ -4,8 +4,6 @@ CLIP has 49,408 tokens. The miniature keeps only the merges that make tokens of 
 captions, so its token table is small. Other words are spelled in shorter pieces, down to letters.
 """
 
-from __future__ import annotations
-
 import gzip
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from dfkd.miniature.looks.look import vocabulary
 def caption_words(rows: Sequence[DrawingRow], at_least: int) -> list[str]:
     """The words that get their own tokens, sorted.
 
-    They are the words in the names of at least ``at_least`` drawings, and all words that captions
+    They are the words in the names of at least `at_least` drawings, and all words that captions
     add.
     """
     counts = Counter(w for r in rows for w in {*r.words, *r.style, *" ".join(r.aliases).split()})
@@ -32,7 +30,7 @@ def caption_words(rows: Sequence[DrawingRow], at_least: int) -> list[str]:
 
 
 def merges(words: Sequence[str]) -> str:
-    """The lines of CLIP's merges file that a tokenizer needs to spell ``words`` as CLIP's does.
+    """The lines of CLIP's merges file that a tokenizer needs to spell `words` as CLIP's does.
 
     The file has a header, then one merge of two symbols in each line, most frequent first.
     """
@@ -48,7 +46,7 @@ def merges(words: Sequence[str]) -> str:
 
 
 def _history(symbol: str, ranked: dict[tuple[str, ...], int]) -> set[tuple[str, ...]]:
-    """The merges that build a symbol from its letters; ``</w>`` marks the end of a word."""
+    """The merges that build a symbol from its letters; `</w>` marks the end of a word."""
     parts = [*symbol.removesuffix("</w>")]
     if symbol.endswith("</w>"):
         parts[-1] += "</w>"

@@ -1,10 +1,8 @@
 """The work folder of a recipe: a folder for each stage, which records the recipe that made it.
 
 A stage's result depends on some sections of the recipe only. So a recipe with another generator
-can use the folders ``world`` and ``teacher`` of an earlier one.
+can use the folders `world` and `teacher` of an earlier one.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -17,13 +15,10 @@ import torch
 from dfkd.errors import FingerprintError
 from dfkd.miniature.recipe import Recipe
 
-#: Prints a line of progress.
 Log = Callable[[str], None]
-#: A stage and its folder; ``world`` holds the rendered drawings.
+"""Prints a line of progress."""
 Stage = Literal["world", "teacher", "tower", "generator", "diffusion", "backbone", "judge"]
-#: The sections of the recipe on which each stage's result depends, and those on which teacher and
-#: generator depend together (``models``). The generator learns from the teacher of the first
-#: training, and the diffusion model from its text tower, so they do not depend on ``tower``.
+"""A stage and its folder; `world` holds the rendered drawings."""
 _SECTIONS: dict[Stage | Literal["models"], tuple[str, ...]] = {
     "models": ("data", "teacher", "tower", "generator"),
     "world": ("data",),
@@ -34,7 +29,9 @@ _SECTIONS: dict[Stage | Literal["models"], tuple[str, ...]] = {
     "backbone": ("data", "backbone"),
     "judge": ("data", "judge"),
 }
-#: Settings that change no result of a stage. `max_likeness` changes which images are scored.
+"""The sections of the recipe on which each stage's result depends, and those on which teacher and
+generator depend together (`models`). The generator learns from the teacher of the first training,
+and the diffusion model from its text tower, so they do not depend on `tower`."""
 _WITHOUT_EFFECT = frozenset(
     {
         *("data.directory", "data.clipart", "data.work", "data.max_likeness"),
@@ -43,12 +40,13 @@ _WITHOUT_EFFECT = frozenset(
         *("backbone.checkpoint_every", "judge.checkpoint_every"),
     }
 )
+"""Settings that change no result of a stage. `max_likeness` changes which images are scored."""
 
 
 def identity(recipe: Recipe, stage: Stage | Literal["models"]) -> dict[str, Any]:
-    """All settings that change a stage's result, by dotted key (``teacher.steps``).
+    """All settings that change a stage's result, by dotted key (`teacher.steps`).
 
-    ``models`` are teacher and generator together.
+    `models` are teacher and generator together.
     """
     plain = recipe.as_dict()
     flat = {

@@ -1,4 +1,4 @@
-"""The work of ``jobs/fetch.py``: download published weights into the cache."""
+"""The work of `jobs/fetch.py`: download published weights into the cache."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,11 +1,9 @@
 """Drawings of the Open Clip Art Library, most of them in colour, with names from their metadata.
 
-The source is the folder of Debian's package ``openclipart-svg``: public-domain SVG files with a
+The source is the folder of Debian's package `openclipart-svg`: public-domain SVG files with a
 title, subjects and an author. The authors are divided, so that nobody's drawings are both in
 training and in the evaluation set.
 """
-
-from __future__ import annotations
 
 import html
 import io
@@ -33,16 +31,16 @@ from dfkd.miniature.drawings.rendering import (
 )
 from dfkd.miniature.looks.fields import SIZE
 
-#: Names of the two collections in rows: drawings for training, and for evaluation.
 TRAINING, EVALUATION = "openclipart", "openclipart-evaluation"
+"""Names of the two collections in rows: drawings for training, and for evaluation."""
 
-#: Authors of more drawings than this are never held out, because little would be left for training.
 _MOST_OF_AN_AUTHOR = 60
+"""Authors of more drawings than this are never held out, because little would be left for training.
+"""
 
-#: Authors of patterns and flags, and folders of what is no picture of a thing.
 _LEFT_OUT_AUTHORS = frozenset(("codifiedivining", "International Code of Signals", "Royal Navy"))
+"""Authors of patterns and flags, and folders of what is no picture of a thing."""
 _LEFT_OUT_FOLDERS = word_set("buttons decorations logos shapes geography special")
-#: Subjects that many files have and that name no object.
 _GENERIC = word_set(
     "hash icon icons theme action symbol sign simple application shape shapes geometry computer "
     "lemon_theme_icon mimetypes unsorted special menu filesystem animal mammal people food "
@@ -50,18 +48,19 @@ _GENERIC = word_set(
     "equipment entertainment vehicle logo bordered pattern decoration stock historic collection "
     "lemon flag protein card hotel education software internet instant and led clip art in straight"
 )
-#: Larger files are traced photographs, which take seconds to render.
+"""Subjects that many files have and that name no object."""
 _MOST_BYTES = 200_000
-#: A title with more nouns describes a scene and does not name an object.
+"""Larger files are traced photographs, which take seconds to render."""
 _MOST_WORDS = 2
-#: Renderings are larger than needed, because they are cropped and then scaled down.
+"""A title with more nouns describes a scene and does not name an object."""
 _RENDERED_WIDTH = 4 * SIZE
-#: Ratio of the sides above which a drawing is a line or a border.
+"""Renderings are larger than needed, because they are cropped and then scaled down."""
 _MOST_SLENDER = 8
-#: Alpha (0-255) that belongs to the drawing; less is the soft edge of a shadow.
+"""Ratio of the sides above which a drawing is a line or a border."""
 _VISIBLE = 8
-#: Side of the square around a drawing, relative to the drawing's longer side.
+"""Alpha (0-255) that belongs to the drawing; less is the soft edge of a shadow."""
 _SQUARE = 1.08
+"""Side of the square around a drawing, relative to the drawing's longer side."""
 _FIELDS = {
     "title": ("<cc:Work", "<dc:title>", "</dc:title>"),
     "author": ("<dc:creator>", "<dc:title>", "</dc:title>"),
@@ -94,7 +93,7 @@ class ClipArt:
 def build(
     root: Path, nouns: Collection[str], classes: Collection[str], folder: Path, processes: int
 ) -> tuple[Cache, Cache]:
-    """Render the drawings below ``root`` into ``folder``, unless an earlier call has.
+    """Render the drawings below `root` into `folder`, unless an earlier call has.
 
     Args:
         nouns: names of objects that a drawing may have.
@@ -131,7 +130,7 @@ def build(
 
 
 def evaluation_authors(usable: Sequence[ClipArt], classes: Collection[str]) -> frozenset[str]:
-    """The authors whose drawings are for evaluation: those who drew one of the ``classes``.
+    """The authors whose drawings are for evaluation: those who drew one of the `classes`.
 
     Authors of more than `_MOST_OF_AN_AUTHOR` drawings are not among them.
     """
@@ -141,7 +140,7 @@ def evaluation_authors(usable: Sequence[ClipArt], classes: Collection[str]) -> f
 
 
 def drawings(root: Path, nouns: Collection[str]) -> Iterator[ClipArt]:
-    """Yield the drawings below ``root`` with an author and a name among ``nouns``, sorted by path.
+    """Yield the drawings below `root` with an author and a name among `nouns`, sorted by path.
 
     Large files, generic folders and copies of a file in a second folder are left out.
     """

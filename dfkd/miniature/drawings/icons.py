@@ -1,10 +1,8 @@
-"""The icons of the npm package ``@iconify/json``: names, licences, and which sets are held out.
+"""The icons of the npm package `@iconify/json`: names, licences, and which sets are held out.
 
-A collection is an icon set, known by its prefix, such as ``lucide``. ``collections.json`` in the
-unpacked package describes the sets, and ``json/<prefix>.json`` contains the SVG bodies of one.
+A collection is an icon set, known by its prefix, such as `lucide`. `collections.json` in the
+unpacked package describes the sets, and `json/<prefix>.json` contains the SVG bodies of one.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -21,10 +19,9 @@ def word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: The held-out collections of the domain ``color_emoji``.
 EMOJI = ("twemoji", "noto")
+"""The held-out collections of the domain `color_emoji`."""
 
-#: Collections of the bundled evaluation set; never trained on.
 EVALUATION = (
     *EMOJI,
     "fluent-emoji-high-contrast",
@@ -33,42 +30,43 @@ EVALUATION = (
     *("pixelarticons", "streamline-pixel", "pixel"),
     *("streamline-freehand", "streamline-freehand-color"),
 )
+"""Collections of the bundled evaluation set; never trained on."""
 
-#: Never read at all, because an acceptance test by someone else uses them.
 RESERVED = word_set(
     "openmoji fluent-emoji fluent-emoji-flat iconoir feather maki ion memory dinkie-icons"
 )
+"""Never read at all, because an acceptance test by someone else uses them."""
 
-#: Sets that share drawings with the sets above, so they are neither trained on nor evaluated on:
-#: earlier versions and extensions of them, a merger of maki and temaki, and sets that started from
-#: Font Awesome 5, lucide or feather.
 SIBLINGS = word_set(
     "noto-v1 lucide-lab famicons bx boxicons fa fa-solid fa-regular fa6-solid fa6-regular "
     "fa7-regular la pinhead keyline-icons meteor-icons"
 )
+"""Sets that share drawings with the sets above, so they are neither trained on nor evaluated on:
+earlier versions and extensions of them, a merger of maki and temaki, and sets that started from
+Font Awesome 5, lucide or feather."""
 
-#: Collections whose icons are only used for validation while the models train.
 VALIDATION = word_set("streamline-kameleon-color vaadin mynaui vadivam uil uis uim uit")
+"""Collections whose icons are only used for validation while the models train."""
 
-#: Licences of training sets, all permissive: none is non-commercial, copyleft or share-alike, as
-#: OFL is.
 LICENCES = frozenset(
     ["MIT", "Apache-2.0", "ISC", "BSD-3-Clause", "CC0-1.0", "Unlicense", "CC-BY-3.0", "CC-BY-4.0"]
 )
+"""Licences of training sets, all permissive: none is non-commercial, copyleft or share-alike, as
+OFL is."""
 
-#: Sets that are left out as a whole: logos, flags, and what is no picture of a thing. `may_train`
-#: makes an exception for ``codicon``, the only programming set without logos.
 _LOGO_CATEGORIES = frozenset({"Logos", "Programming"})
+"""Sets that are left out as a whole: logos, flags, and what is no picture of a thing. `may_train`
+makes an exception for `codicon`, the only programming set without logos."""
 _FLAG_SETS = frozenset(["cif", "circle-flags", "flag", "flagpack"])
 _NOT_PICTURES = frozenset(["svg-spinners", "line-md", "ginetex"])
 
-#: The set whose names are trademarks, and sets of pictures of things. A word in the names of the
-#: latter is not only a trademark.
 _TRADEMARKS = "simple-icons"
+"""The set whose names are trademarks, and sets of pictures of things. A word in the names of the
+latter is not only a trademark."""
 _GENERIC = ("emojione", "game-icons", "healthicons", "gis", "wi")
 
-#: Parts of names that describe how an icon is drawn, or number its variants.
 _SKIN = re.compile(r"-(?:(?:medium-)?(?:light|dark)|medium)-skin-tone")
+"""Parts of names that describe how an icon is drawn, or number its variants."""
 _STYLE_WORDS = word_set(
     "outline outlined filled fill solid bold thin regular duotone twotone linear broken line "
     "sharp rounded round baseline stroke duo flat remix color negative alt variant rounded "
@@ -97,18 +95,18 @@ class Drawing:
     collection: str
     """Prefix of the icon set, or one of clip art's two collections."""
     name: str
-    """Name in the collection, such as ``alarm-clock-bold``."""
+    """Name in the collection, such as `alarm-clock-bold`."""
     words: tuple[str, ...]
-    """Words that name the object: ``("alarm", "clock")``."""
+    """Words that name the object: `("alarm", "clock")`."""
     style: tuple[str, ...]
-    """Words of the name that describe how it is drawn: ``("bold",)``."""
+    """Words of the name that describe how it is drawn: `("bold",)`."""
     categories: tuple[str, ...]
     aliases: tuple[str, ...]
     """Other names of the object."""
 
     @property
     def concept(self) -> str:
-        """The object's name as text: ``"alarm clock"``."""
+        """The object's name as text: `"alarm clock"`."""
         return " ".join(self.words)
 
 
@@ -117,13 +115,13 @@ class Icon(Drawing):
     """A drawing of an icon set, with its SVG."""
 
     body: str
-    """The content of the ``<svg>`` element."""
+    """The content of the `<svg>` element."""
     box: tuple[float, float, float, float]
     """Left, top, width and height of the view box."""
 
 
 class Catalogue:
-    """Reads the unpacked package at ``root``."""
+    """Reads the unpacked package at `root`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -228,7 +226,7 @@ def split_name(name: str, raw: dict[str, Any]) -> tuple[tuple[str, ...], tuple[s
 
 
 def choose(icons: Iterable[Icon], per_drawing: int) -> list[Icon]:
-    """At most ``per_drawing`` variants of each drawing of one set.
+    """At most `per_drawing` variants of each drawing of one set.
 
     Variants, such as weights, sizes and skin tones, have the same words for the object.
     """

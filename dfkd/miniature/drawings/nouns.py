@@ -1,13 +1,10 @@
 """Which names of drawings stand for things, and not for parts of user interfaces."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 
 from dfkd.miniature.drawings.icons import Drawing, word_set
 
-#: Words of user interfaces, and of shapes and signs in general.
 UI_WORDS = word_set(
     "arrow arrows chevron caret align alignment text format border layout grid column columns "
     "row rows sort filter menu list add remove plus minus close check checkmark checkbox "
@@ -21,6 +18,7 @@ UI_WORDS = word_set(
     "resize rotate flip percent math equal divide symbol sign emoji git branch commit request "
     "pull server database badge type flow process task status"
 )
+"""Words of user interfaces, and of shapes and signs in general."""
 
 
 def object_nouns(rows: Sequence[Drawing]) -> frozenset[str]:
@@ -34,7 +32,7 @@ def object_nouns(rows: Sequence[Drawing]) -> frozenset[str]:
 
 
 def common_nouns(rows: Sequence[Drawing], count: int) -> list[str]:
-    """The ``count`` most frequent one-word names, sorted, without words of user interfaces."""
+    """The `count` most frequent one-word names, sorted, without words of user interfaces."""
     seen = Counter(r.concept for r in rows if len(r.words) == 1)
     names = [n for n, _ in seen.most_common() if n.isalpha() and len(n) > 2 and n not in UI_WORDS]
     return sorted(names[:count])

@@ -1,7 +1,5 @@
 """Rendering of icons, and the cache of rendered drawings, from which all images are painted."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -26,12 +24,12 @@ from dfkd.miniature.looks.painting import paint
 from dfkd.miniature.work_folder import write_whole
 from dfkd.utils.pixels import from_bytes
 
-#: Weights of red, green and blue in luma (ITU-R BT.601).
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-#: Drawings whose mean alpha (0-255) is not above this are blank.
+"""Weights of red, green and blue in luma (ITU-R BT.601)."""
 _BLANK = 2
-#: Empty space on each side of an icon, as a share of its longer side.
+"""Drawings whose mean alpha (0-255) is not above this are blank."""
 _MARGIN = 0.04
+"""Empty space on each side of an icon, as a share of its longer side."""
 _REFERENCE = re.compile(r"href\s*=\s*[\"'](?!#|data:image/(?:png|jpeg|gif);)", re.I)
 Pixels = npt.NDArray[np.uint8]
 
@@ -75,7 +73,7 @@ def on_white(pixels: Pixels) -> Pixels:
 
 @dataclass(frozen=True)
 class DrawingRow(Drawing):
-    """A drawing in the index of a `Cache`. The names of the fields are keys of ``rows.json``."""
+    """A drawing in the index of a `Cache`. The names of the fields are keys of `rows.json`."""
 
     colour: bool
     """Whether it has colours of its own; else it is coverage, which can be painted in any ink."""
@@ -102,7 +100,7 @@ def build(
     processes: int,
     most: int = 0,
 ) -> Cache:
-    """Render the collections into ``folder``, unless an earlier call has; returns the cache.
+    """Render the collections into `folder`, unless an earlier call has; returns the cache.
 
     Args:
         prefixes: the collections; the rows are in this order.
@@ -120,7 +118,7 @@ def build(
 
 
 def read(folder: Path) -> Cache:
-    """The cache in ``folder``; its pixels are memory-mapped."""
+    """The cache in `folder`; its pixels are memory-mapped."""
     rows = [_row(row) for row in json.loads((folder / "rows.json").read_text("utf-8"))]
     return Cache(
         rows,
@@ -165,8 +163,8 @@ def draw(icons: Iterable[Icon]) -> list[tuple[Icon, Pixels]]:
     return drawn
 
 
-#: Rows without their slots, and the arrays `Cache.mono` and `Cache.colour` of these rows.
 _Part = tuple[list[DrawingRow], Pixels, Pixels]
+"""Rows without their slots, and the arrays `Cache.mono` and `Cache.colour` of these rows."""
 
 
 def _render(root: str, prefix: str, variants: int, most: int) -> _Part:
@@ -196,7 +194,7 @@ def stack(items: Sequence[Pixels], shape: tuple[int, ...]) -> Pixels:
 
 
 def write(folder: Path, parts: list[_Part]) -> None:
-    """Write the parts as one cache in ``folder``; the slots of their rows are set here."""
+    """Write the parts as one cache in `folder`; the slots of their rows are set here."""
     np.save(folder / "mono.npy", np.concatenate([p[1] for p in parts]))
     np.save(folder / "colour.npy", np.concatenate([p[2] for p in parts]))
     slots = {False: count(), True: count()}
@@ -206,7 +204,7 @@ def write(folder: Path, parts: list[_Part]) -> None:
 
 
 def _row(fields: dict[str, Any]) -> DrawingRow:
-    """The row of an entry of ``rows.json``, whose lists become tuples, so that it is hashable."""
+    """The row of an entry of `rows.json`, whose lists become tuples, so that it is hashable."""
     lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
     return DrawingRow(**{**fields, **lists})
 

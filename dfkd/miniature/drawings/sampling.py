@@ -5,8 +5,6 @@ user interfaces than things. So drawings are not sampled uniformly: `weights` fa
 several sets draw.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,14 +14,14 @@ import numpy.typing as npt
 from dfkd.miniature.drawings.nouns import UI_WORDS
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow
 
-#: Computes the sampling probability of each row, float64 [rows].
 Weights = Callable[[Sequence[DrawingRow]], npt.NDArray[np.float64]]
-#: Number of drawings in a group of one object.
+"""Computes the sampling probability of each row, float64 [rows]."""
 GROUP_SIZE = 4
-#: Sets of pictures of things, most of them in colour, of which there are few.
+"""Number of drawings in a group of one object."""
 _PICTORIAL = frozenset({"emojione", "fxemoji", "streamline-emojis", "flat-color-icons"})
-#: Sets that a program drew.
+"""Sets of pictures of things, most of them in colour, of which there are few."""
 _MACHINE_MADE = frozenset({"iconmind"})
+"""Sets that a program drew."""
 
 
 def easy_weights(rows: Sequence[DrawingRow]) -> npt.NDArray[np.float64]:
@@ -55,7 +53,7 @@ def class_weights(
     All classes are equally likely, and so are all drawings of a class. The rest is `weights`.
 
     Args:
-        classes: the drawings of each class, which are among ``rows``.
+        classes: the drawings of each class, which are among `rows`.
         share: probability of all classes together, 0-1.
     """
     index = {row: i for i, row in enumerate(rows)}
@@ -115,12 +113,12 @@ def _weight(row: DrawingRow, variants: int, sets: int) -> float:
 
 
 class Batches:
-    """The drawings of training batches; batch ``step`` depends only on (seed, step).
+    """The drawings of training batches; batch `step` depends only on (seed, step).
 
     So a training that resumes gets the batches that it would have got.
 
     Args:
-        keep: indices of the rows of ``cache`` that are sampled.
+        keep: indices of the rows of `cache` that are sampled.
         size: number of drawings of a batch.
         easy, usual: sampling probabilities of the first batches and of later ones, from the rows.
     """
@@ -147,9 +145,9 @@ class Batches:
         """The rows of a batch, and the generator for the step's other random choices.
 
         Args:
-            strength: share of ``usual`` in the sampling probabilities, 0-1; the rest is those of
+            strength: share of `usual` in the sampling probabilities, 0-1; the rest is those of
                 the first batches.
-            groups: the last ``GROUP_SIZE * groups`` rows are groups that share an object: twice
+            groups: the last `GROUP_SIZE * groups` rows are groups that share an object: twice
                 the same drawing, and two drawings of the same name, mostly from other sets.
         """
         rng = np.random.default_rng((self.seed, step))

@@ -7,8 +7,6 @@ Two drawings count as the same if any of three comparisons says so:
     max_correlation   correlated pixels; finds copies of symmetric drawings, which the hash misses
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,23 +20,24 @@ from dfkd.miniature.drawings.rendering import Pixels
 
 Floats = npt.NDArray[np.float32]
 
-#: The hash has the lowest ``_FREQUENCIES`` x ``_FREQUENCIES`` coefficients of a cosine transform.
 _FREQUENCIES = 12
-#: Width of the drawings that are correlated, in pixels.
+"""The hash has the lowest `_FREQUENCIES` x `_FREQUENCIES` coefficients of a cosine transform.
+"""
 _SIDE = 24
-#: Ink (0-255) that a row or column needs to belong to the drawing.
+"""Width of the drawings that are correlated, in pixels."""
 _VISIBLE = 32
-#: Training drawings that are compared at once.
+"""Ink (0-255) that a row or column needs to belong to the drawing."""
 _CHUNK = 8192
-#: The data of an SVG path, and a command or number in it.
+"""Training drawings that are compared at once."""
 _PATH = re.compile(r'\sd="([^"]+)"')
+"""The data of an SVG path, and a command or number in it."""
 _TOKEN = re.compile(r"[a-zA-Z]|-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?")
 
 
 def path_key(body: str, side: float) -> str:
     """The path data of an SVG body in a normal form; "" if there is none.
 
-    Numbers become thousandths of ``side``, the icon's width in its own units, and paths are sorted.
+    Numbers become thousandths of `side`, the icon's width in its own units, and paths are sorted.
     """
     paths = []
     for data in _PATH.findall(body):
@@ -48,7 +47,7 @@ def path_key(body: str, side: float) -> str:
 
 
 def _scaled(token: str, side: float) -> str:
-    """A command of a path as it is, a number in thousandths of ``side``."""
+    """A command of a path as it is, a number in thousandths of `side`."""
     return token if token.isalpha() else str(round(1000 * float(token) / side))
 
 
@@ -109,7 +108,7 @@ class Match:
     evaluation: int
     """Row of the evaluation drawing."""
     how: str
-    """The comparison that found it: ``path`` or ``hash``."""
+    """The comparison that found it: `path` or `hash`."""
 
 
 def find_matches(

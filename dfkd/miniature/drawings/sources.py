@@ -1,6 +1,4 @@
-"""Where the drawings are: the npm package ``@iconify/json`` and the Open Clip Art Library."""
-
-from __future__ import annotations
+"""Where the drawings are: the npm package `@iconify/json` and the Open Clip Art Library."""
 
 import os
 import re
@@ -13,12 +11,12 @@ from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 from dfkd.miniature.recipe import IconData
 from dfkd.utils import strict_json
 
-#: What is taken from the icon package.
 WANTED = re.compile(r"package/(package\.json|collections\.json|json/[a-z0-9-]+\.json)")
-#: Bytes of a collection at most; the largest has some 50 MB.
+"""What is taken from the icon package."""
 MAX_COLLECTION = 1 << 28
-#: npm's codes for a package or a release that does not exist.
+"""Bytes of a collection at most; the largest has some 50 MB."""
 _NO_RELEASE = ("E404", "ETARGET")
+"""npm's codes for a package or a release that does not exist."""
 
 
 def icon_package(data: IconData) -> Path:

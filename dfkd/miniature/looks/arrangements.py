@@ -5,8 +5,6 @@ result the position where the layer is sampled: a factor above 1 therefore makes
 smaller.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,13 +14,13 @@ from dfkd.miniature.looks.layers import flat, mean_colour, over
 
 
 def _mapped(layer: Tensor, theta: Tensor) -> Tensor:
-    """The layer under affine maps ``theta`` [n, 2, 3] from the result to the layer."""
+    """The layer under affine maps `theta` [n, 2, 3] from the result to the layer."""
     grid = F.affine_grid(theta, list(layer.shape), align_corners=False)
     return F.grid_sample(layer, grid, align_corners=False)
 
 
 def _turned(layer: Tensor, angle: Tensor, scale: float) -> Tensor:
-    """The layer turned by ``angle`` [n, 1, 1, 1] in radians and divided by ``scale``."""
+    """The layer turned by `angle` [n, 1, 1, 1] in radians and divided by `scale`."""
     c, s = scale * angle.flatten().cos(), scale * angle.flatten().sin()
     zero = torch.zeros_like(c)
     rows = [torch.stack([c, -s, zero], 1), torch.stack([s, c, zero], 1)]
@@ -30,7 +28,7 @@ def _turned(layer: Tensor, angle: Tensor, scale: float) -> Tensor:
 
 
 def _zoomed(layer: Tensor, scale: float, reach: float, gen: torch.Generator) -> Tensor:
-    """The layer divided by ``scale``, moved at random by at most ``reach`` half images."""
+    """The layer divided by `scale`, moved at random by at most `reach` half images."""
     n = len(layer)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = scale
@@ -88,7 +86,6 @@ def _framed(layer: Tensor, gen: torch.Generator) -> Tensor:
     return _with_band(layer, ((edge > 25) & (edge < 29)).float())
 
 
-#: Word -> arrangement.
 ARRANGEMENTS: dict[str, Operation] = {
     "tiled": _tiled,
     "small": _small,
@@ -99,3 +96,4 @@ ARRANGEMENTS: dict[str, Operation] = {
     "badge": _badge,
     "framed": _framed,
 }
+"""Word -> arrangement."""

@@ -3,12 +3,9 @@
 A colour is a number, its index in `NAMES`; images have it as RGB in [0, 1].
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-#: RGB in [0, 1] by name.
 COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (0.04, 0.04, 0.05),
     "white": (0.98, 0.98, 0.98),
@@ -31,15 +28,16 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "magenta": (0.86, 0.14, 0.66),
     "pink": (0.97, 0.6, 0.74),
 }
+"""RGB in [0, 1] by name."""
 NAMES = tuple(COLOURS)
-#: RGB [colours, 3] by number, and weights of the channels in luma (ITU-R BT.601).
 _TABLE = torch.tensor(list(COLOURS.values()))
+"""RGB [colours, 3] by number, and weights of the channels in luma (ITU-R BT.601)."""
 _LUMA = torch.tensor((0.299, 0.587, 0.114))
 BLACK, WHITE = NAMES.index("black"), NAMES.index("white")
-#: Numbers of all colours but black, white and grey.
 CHROMATIC = range(NAMES.index("red"), len(NAMES))
-#: Ink can be seen on a ground if their brightness differs by at least this much.
+"""Numbers of all colours but black, white and grey."""
 CONTRAST = 0.28
+"""Ink can be seen on a ground if their brightness differs by at least this much."""
 
 
 def brightness(number: int) -> float:

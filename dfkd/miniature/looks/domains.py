@@ -4,8 +4,6 @@ Some use words that no training caption has (`look.EVALUATION_ONLY`). The others
 training images have; only their drawings are new to the models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
@@ -71,7 +69,6 @@ def _blueprint(gen: torch.Generator) -> Look:
     return Look(ink=WHITE, ground_colour=ground, ground="blueprint", stroke="outline")
 
 
-#: Domain -> draws a look of the domain.
 DOMAINS: dict[str, Callable[[torch.Generator], Look]] = {
     "black_on_white": _default_look,
     "blueprint": _blueprint,
@@ -83,5 +80,6 @@ DOMAINS: dict[str, Callable[[torch.Generator], Look]] = {
     "neon": _neon,
     "pixel_art": _pixel_art,
 }
-#: Domains with too few drawings of the official classes to be scored on them.
+"""Domain -> draws a look of the domain."""
 SPARSE = frozenset({"clipart"})
+"""Domains with too few drawings of the official classes to be scored on them."""

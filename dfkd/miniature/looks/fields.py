@@ -4,8 +4,6 @@ Fields are float32 [n, 1, 64, 64], or of a shape that broadcasts to it. Filters 
 what they change, [n, C, 64, 64]. All randomness comes from the generator that a function is given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -49,13 +47,13 @@ def white_noise(n: int, gen: torch.Generator) -> Tensor:
 
 
 def smooth_noise(n: int, cells: int, gen: torch.Generator) -> Tensor:
-    """Noise interpolated from ``cells`` x ``cells`` normal values; standard deviation about 1."""
+    """Noise interpolated from `cells` x `cells` normal values; standard deviation about 1."""
     coarse = torch.randn(n, 1, cells, cells, generator=gen)
     return F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=False)
 
 
 def stretched_noise(n: int, rows: int, columns: int, gen: torch.Generator) -> Tensor:
-    """Noise interpolated from ``rows`` x ``columns`` normal values.
+    """Noise interpolated from `rows` x `columns` normal values.
 
     With fewer columns than rows it looks like streaks along x.
     """
@@ -66,7 +64,7 @@ def stretched_noise(n: int, rows: int, columns: int, gen: torch.Generator) -> Te
 def stripes(
     n: int, period: tuple[float, float], gen: torch.Generator, share: float = 0.5
 ) -> Tensor:
-    """Parallel stripes of a random direction: 1 in ``share`` of each period, else 0.
+    """Parallel stripes of a random direction: 1 in `share` of each period, else 0.
 
     Args:
         period: the range in pixels from which each image draws its period.
@@ -82,7 +80,7 @@ def lines(coordinate: Tensor, period: int, offset: int = 0) -> Tensor:
 
 
 def dot_grid(n: int, period: int, radius: float, gen: torch.Generator) -> Tensor:
-    """Discs on a square grid with a random offset: 1 within ``radius`` pixels of a centre, else
+    """Discs on a square grid with a random offset: 1 within `radius` pixels of a centre, else
     0.
     """
     x = (pixel_x() + uniform(n, 0, period, gen)) % period - period / 2
@@ -91,17 +89,17 @@ def dot_grid(n: int, period: int, radius: float, gen: torch.Generator) -> Tensor
 
 
 def dilated(x: Tensor, pixels: int = 1) -> Tensor:
-    """The maximum of each pixel's neighbourhood of ``2 * pixels + 1`` pixels a side."""
+    """The maximum of each pixel's neighbourhood of `2 * pixels + 1` pixels a side."""
     return F.max_pool2d(x, 2 * pixels + 1, 1, pixels)
 
 
 def eroded(x: Tensor, pixels: int = 1) -> Tensor:
-    """The minimum of each pixel's neighbourhood of ``2 * pixels + 1`` pixels a side."""
+    """The minimum of each pixel's neighbourhood of `2 * pixels + 1` pixels a side."""
     return -dilated(-x, pixels)
 
 
 def blurred(x: Tensor, pixels: int = 1) -> Tensor:
-    """The mean of each pixel's neighbourhood of ``2 * pixels + 1`` pixels a side; the border is
+    """The mean of each pixel's neighbourhood of `2 * pixels + 1` pixels a side; the border is
     repeated outwards.
     """
     padded = F.pad(x, (pixels,) * 4, mode="replicate")
@@ -109,7 +107,7 @@ def blurred(x: Tensor, pixels: int = 1) -> Tensor:
 
 
 def pixelated(x: Tensor, cells: int) -> Tensor:
-    """The images as ``cells`` x ``cells`` squares of one colour, the mean of their pixels."""
+    """The images as `cells` x `cells` squares of one colour, the mean of their pixels."""
     return F.interpolate(F.adaptive_avg_pool2d(x, cells), size=(SIZE, SIZE), mode="nearest")
 
 
@@ -122,7 +120,7 @@ def shifted(x: Tensor, right: int, down: int) -> Tensor:
 
 
 def warped(x: Tensor, offset: Tensor) -> Tensor:
-    """The images sampled at positions moved by ``offset`` [n, 2, 64, 64] (x, y) in pixels."""
+    """The images sampled at positions moved by `offset` [n, 2, 64, 64] (x, y) in pixels."""
     # `grid_sample` measures in half images: 64 pixels are 2.
     grid = (torch.stack(pixel_centres()) + offset * 2 / SIZE).permute(0, 2, 3, 1)
     return F.grid_sample(x, grid.to(x.dtype), padding_mode="border", align_corners=False)

@@ -3,8 +3,6 @@
 `painting.paint` clamps what a finish returns.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,8 +23,8 @@ from dfkd.miniature.looks.fields import (
     white_noise,
 )
 
-#: Widths of pixel art, in its large pixels.
 _GRIDS = (10, 12, 14, 16, 20)
+"""Widths of pixel art, in its large pixels."""
 
 
 def _grey(x: Tensor) -> Tensor:
@@ -147,7 +145,6 @@ def _ripples(x: Tensor, gen: torch.Generator) -> Tensor:
     return warped(x, torch.cat([u * wave, v * wave], 1))
 
 
-#: Word -> finish.
 FINISHES: dict[str, Operation] = {
     "pixelated": _pixelated,
     "blurred": _blurry,
@@ -167,3 +164,4 @@ FINISHES: dict[str, Operation] = {
     "foggy": _fog,
     "rippled": _ripples,
 }
+"""Word -> finish."""

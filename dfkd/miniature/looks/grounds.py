@@ -3,8 +3,6 @@
 `painting.paint` clamps the result to [0, 1].
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -165,9 +163,8 @@ def _leaves(base: Tensor, gen: torch.Generator) -> Tensor:
     return _full(base) * (0.75 + 0.3 * patches)
 
 
-#: Base colours of white patterns.
 _PASTEL = ("beige", "pink", "yellow", "cyan", "lime")
-#: Word -> ground.
+"""Base colours of white patterns."""
 GROUNDS: dict[str, Ground] = {
     "paper": Ground(_paper, ("white", "beige")),
     "lined paper": Ground(_lined, ("white",)),
@@ -191,3 +188,4 @@ GROUNDS: dict[str, Ground] = {
     "blueprint": Ground(_blueprint, ("blue", "navy")),
     "leaves": Ground(_leaves, ("green", "olive", "teal")),
 }
+"""Word -> ground."""

@@ -10,7 +10,7 @@ def over(top: Tensor, bottom: Tensor) -> Tensor:
 
 
 def flat(colour: Tensor, alpha: Tensor) -> Tensor:
-    """A layer of one colour [n or 1, 3, 1, 1] with coverage ``alpha`` [n, 1, 64, 64]."""
+    """A layer of one colour [n or 1, 3, 1, 1] with coverage `alpha` [n, 1, 64, 64]."""
     return torch.cat([colour * alpha, alpha], 1)
 
 

@@ -1,7 +1,5 @@
 """How a drawing is painted, in the words that captions use, and random looks for training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,11 +16,11 @@ from dfkd.miniature.looks.strokes import STROKES
 
 T = TypeVar("T")
 
-#: Words of evaluation domains. No training image and no style dictionary has them, as the paper's
-#: dictionary has none of the words that name the domains.
 EVALUATION_ONLY = frozenset({"blackboard", "blueprint", "brick", "chalk", "mosaic", "neon"})
-#: Words for a drawing in its own colours, and for the default look: black ink on white.
+"""Words of evaluation domains. No training image and no style dictionary has them, as the paper's
+dictionary has none of the words that name the domains."""
 COLOURFUL, PLAIN = "colourful", "plain"
+"""Words for a drawing in its own colours, and for the default look: black ink on white."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Look:
     body: int = -1
     """Colour that fills what the ink encloses; -1: nothing is filled."""
     ground_colour: int = WHITE
-    """Colour of the ground: the whole ground if ``ground`` is "", else its base colour."""
+    """Colour of the ground: the whole ground if `ground` is "", else its base colour."""
     ground: str = ""
     stroke: str = ""
     """Only drawings in ink have a stroke."""
@@ -55,7 +53,7 @@ class Look:
         return self == Look()
 
     def words(self, own_colours: bool) -> tuple[str, ...]:
-        """All true statements about this look, such as ``("red", "wood", "faded")``.
+        """All true statements about this look, such as `("red", "wood", "faded")`.
 
         Args:
             own_colours: whether the drawing has colours of its own instead of one ink.
@@ -75,15 +73,15 @@ class Look:
         return tuple(part for part in parts if part)
 
 
-#: Materials that replace the ink's colour, and finishes after which no colour can be named.
 _RECOLOURS = frozenset({"rainbow", "papercut"})
+"""Materials that replace the ink's colour, and finishes after which no colour can be named."""
 _COLOURLESS = frozenset({"engraved", "sepia", "photocopy", "embossed"})
-#: Probability of each part in a look that is not the default one.
 _STROKE, _MATERIAL, _ARRANGEMENT, _FINISH, _BODY = 0.25, 0.3, 0.15, 0.3, 0.2
-#: Probability of a ground with a texture, and of a plain one in a colour; the rest are white.
+"""Probability of each part in a look that is not the default one."""
 _TEXTURED, _COLOURED = 0.35, 0.4
-#: Probability of black ink on plain white, in addition to the black among random colours.
+"""Probability of a ground with a texture, and of a plain one in a colour; the rest are white."""
 _BLACK_ON_WHITE = 0.3
+"""Probability of black ink on plain white, in addition to the black among random colours."""
 
 
 def vocabulary() -> list[str]:
@@ -131,7 +129,7 @@ class LookSampler:
         return look
 
     def shared(self, own_colours: Sequence[bool], count: int, default: float) -> list[Look]:
-        """A random look for each drawing, from a pool of ``count`` looks for each kind of drawing.
+        """A random look for each drawing, from a pool of `count` looks for each kind of drawing.
 
         Args:
             own_colours: for each drawing, whether it has its own colours or one ink.

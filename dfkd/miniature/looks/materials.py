@@ -3,8 +3,6 @@
 A layer is RGBA with premultiplied colours, float32 [n, 4, 64, 64] in [0, 1].
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -135,7 +133,6 @@ def _papercut(layer: Tensor, gen: torch.Generator) -> Tensor:
     return over(over(sheet, flat(rgb("black"), 0.4 * shifted(cut, 2, 2) * dilated(cut, 2))), back)
 
 
-#: Word -> material.
 MATERIALS: dict[str, Operation] = {
     "shadow": _shadow,
     "glowing": _glow,
@@ -154,3 +151,4 @@ MATERIALS: dict[str, Operation] = {
     "glass": _glass,
     "papercut": _papercut,
 }
+"""Word -> material."""

@@ -4,8 +4,6 @@ A drawing in one ink begins as coverage, a drawing in its own colours as premult
 become layers, [n, 4, 64, 64] premultiplied RGBA, and layers on grounds become images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -35,8 +33,8 @@ def paint(
     Args:
         inks: coverage [N, 64, 64] in [0, 1] of drawings in one ink.
         coloured: premultiplied RGBA [M, 4, 64, 64] of drawings in their own colours.
-        looks: one for each drawing, first those of ``inks``.
-        pose: the ``strength`` of `posed`.
+        looks: one for each drawing, first those of `inks`.
+        pose: the `strength` of `posed`.
     """
     # The steps and the random numbers they take have a fixed order, which is part of the recipe:
     # poses of ink, strokes, colours, poses of coloured drawings, arrangements, materials, grounds,
@@ -52,7 +50,7 @@ def paint(
 
 
 def smudged(images: Tensor, gen: torch.Generator, share: float) -> Tensor:
-    """Images [n, 3, 64, 64], of which a random ``share`` is slightly warped, blurred and stained.
+    """Images [n, 3, 64, 64], of which a random `share` is slightly warped, blurred and stained.
 
     The generator's decoder makes such errors. No caption mentions them, so the teacher learns to
     ignore them.

@@ -3,8 +3,6 @@
 Coverage is 0 without ink and 1 with full ink. `painting.paint` clamps what a stroke returns.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from scipy import ndimage
@@ -29,7 +27,7 @@ from dfkd.miniature.looks.fields import (
 
 
 def silhouette(ink: Tensor) -> Tensor:
-    """The ink and everything that it encloses: 1 inside, else 0; [n, 1, 64, 64] like ``ink``."""
+    """The ink and everything that it encloses: 1 inside, else 0; [n, 1, 64, 64] like `ink`."""
     # What is not enclosed is the empty area connected with a margin around the image.
     empty = np.pad(ink.squeeze(1).numpy() < 0.4, ((0, 0), (1, 1), (1, 1)), constant_values=True)
     # One call labels the whole batch: pixels of two images are never neighbours.
@@ -117,7 +115,6 @@ def _contour(ink: Tensor, gen: torch.Generator) -> Tensor:
     return body - eroded(body, 2)
 
 
-#: Word -> stroke.
 STROKES: dict[str, Operation] = {
     "outline": _outline,
     "bold": _bold,
@@ -134,3 +131,4 @@ STROKES: dict[str, Operation] = {
     "brush": _brushed,
     "contour": _contour,
 }
+"""Word -> stroke."""

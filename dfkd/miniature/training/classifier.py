@@ -6,8 +6,6 @@ the classes that a student will learn. The judge names the official classes. It 
 synthesis, so it can tell whether others than the teacher recognise synthesised images.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What the trainings share: checkpoints, learning rates, and the input of the teacher's tower."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,8 +10,8 @@ from torch import Tensor
 
 from dfkd.miniature.work_folder import Log, Stateful, load_checkpoint, save_checkpoint
 
-#: CLIP's mean and standard deviation of RGB in [0, 1], as [1, 3, 1, 1].
 _MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(1, 3, 1, 1)
+"""CLIP's mean and standard deviation of RGB in [0, 1], as [1, 3, 1, 1]."""
 _STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 
 
@@ -45,7 +43,7 @@ class Resumable:
 
 
 def training_scores(step: int, batch_size: int, seconds: float) -> dict[str, Any]:
-    """The length of a training, for ``scores.json``."""
+    """The length of a training, for `scores.json`."""
     return {
         "steps": step,
         "images_seen": step * batch_size,

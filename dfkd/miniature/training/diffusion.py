@@ -9,8 +9,6 @@ pseudo-word of that teacher conditions the model like any other word. The result
 diffusers' layout, which `dfkd.models.generators.diffusion` reads like that of Stable Diffusion.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import re
@@ -38,16 +36,15 @@ from dfkd.miniature.work_folder import Log, Stateful
 from dfkd.models.generators.diffusers_folder import ENCODING
 from dfkd.models.teacher import Teacher
 
-#: Share of captions that use the drawing's own name at the end.
 _OWN_NAME = 0.7
-#: Share of captions that are left empty, from which classifier-free guidance learns what an image
-#: without a text is.
+"""Share of captions that use the drawing's own name at the end."""
 _EMPTY = 0.1
-#: Batches by whose latents the principal components are found.
+"""Share of captions that are left empty, from which classifier-free guidance learns what an image
+without a text is."""
 _SPACE_BATCHES = 4
-#: The learning rate ends at this share of its maximum.
+"""Batches by whose latents the principal components are found."""
 _LAST_RATE = 0.05
-#: taming-transformers' names of an autoencoder's parts, and diffusers'.
+"""The learning rate ends at this share of its maximum."""
 _VQ_NAMES = (
     (r"mid\.attn_1\.norm\.", r"mid_block.attentions.0.group_norm."),
     (r"mid\.attn_1\.proj_out\.", r"mid_block.attentions.0.to_out.0."),
@@ -59,6 +56,7 @@ _VQ_NAMES = (
     (r"nin_shortcut", r"conv_shortcut"),
     (r"norm_out", r"conv_norm_out"),
 )
+"""taming-transformers' names of an autoencoder's parts, and diffusers'."""
 
 
 def unet(recipe: DiffusionRecipe, vq: GeneratorRecipe, text_width: int) -> Any:
@@ -137,7 +135,7 @@ def _vq_name(key: str, levels: int) -> str:
 def named_rows(
     cache: Cache, keep: npt.NDArray[np.int64], names: Collection[str]
 ) -> npt.NDArray[np.int64]:
-    """Those indices of ``keep`` whose drawings have one of some names.
+    """Those indices of `keep` whose drawings have one of some names.
 
     The training drawings have 43,000 names. A model of this size learned hardly one of them in
     200,000 images, because each was shown too rarely: "cat" in 100 of them. Of the 300 most
@@ -148,12 +146,12 @@ def named_rows(
 
 
 class DiffusionTrainer(Resumable):
-    """Trains the UNet; `run` resumes from the last checkpoint in ``folder``.
+    """Trains the UNet; `run` resumes from the last checkpoint in `folder`.
 
     Args:
         cache: drawings.
-        keep: indices of the rows of ``cache`` that may be trained on.
-        vqgan: the exported generator, of which ``vq`` is the recipe.
+        keep: indices of the rows of `cache` that may be trained on.
+        vqgan: the exported generator, of which `vq` is the recipe.
         teacher: the exported teacher.
         log: called with lines of progress.
     """

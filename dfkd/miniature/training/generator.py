@@ -5,8 +5,6 @@ discriminator), with the teacher's features instead of a VGG's, and one more for
 most drawings have little. The recipe and the checkpoints call the discriminator the critic.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,18 +32,18 @@ from dfkd.miniature.training.common import (
 )
 from dfkd.miniature.work_folder import Log, Stateful
 
-#: Decay of the codebook's running sums at each step.
 _DECAY = 0.95
-#: A code is reset when the running mean of its latents in a batch falls below this number.
+"""Decay of the codebook's running sums at each step."""
 _UNUSED_MASS = 0.1
-#: Weights of the pixel and the commitment loss; the recipe has those of the others.
+"""A code is reset when the running mean of its latents in a batch falls below this number."""
 _PIXEL_WEIGHT, _COMMITMENT_WEIGHT = 2, 0.25
-#: Steps in which the learning rate rises.
+"""Weights of the pixel and the commitment loss; the recipe has those of the others."""
 _WARMUP_STEPS = 50
+"""Steps in which the learning rate rises."""
 
 
 def config(recipe: GeneratorRecipe) -> dict[str, Any]:
-    """The content of taming-transformers' ``model.yaml``."""
+    """The content of taming-transformers' `model.yaml`."""
     networks = {
         "double_z": False,
         "z_channels": recipe.latent_channels,
@@ -224,14 +222,14 @@ class Losses:
 
 
 class GeneratorTrainer(Resumable):
-    """Trains the generator; `run` resumes from the last checkpoint in ``folder``.
+    """Trains the generator; `run` resumes from the last checkpoint in `folder`.
 
     Nothing is compiled: with torch 2.13, compiled bfloat16 training did not converge and was no
     faster.
 
     Args:
         cache: drawings.
-        keep: indices of the rows of ``cache`` to train on.
+        keep: indices of the rows of `cache` to train on.
         teacher: an open_clip model with a ResNet image tower, for the perceptual loss.
         log: called with lines of progress.
     """
@@ -375,7 +373,7 @@ class GeneratorTrainer(Resumable):
         return random_images(self.batches.cache, rows, self.recipe.default_share, gen), gen
 
     def scores(self) -> dict[str, Any]:
-        """The length of the training, for ``scores.json``."""
+        """The length of the training, for `scores.json`."""
         return training_scores(self.step, self.recipe.batch_size, self.seconds)
 
     @property

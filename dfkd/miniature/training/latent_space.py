@@ -7,8 +7,6 @@ the variance. With noise in all channels, an object would show through it at nea
 that the model would learn at few times only which objects there are.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

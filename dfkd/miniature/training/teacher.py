@@ -6,8 +6,6 @@ share a few looks, so the towers must distinguish objects. The others form group
 different looks, with a loss within the group, for which the towers must distinguish looks.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,10 +36,11 @@ from dfkd.miniature.training.common import (
 )
 from dfkd.miniature.work_folder import Log, Stateful
 
-#: Logit scale of the loss within groups. CLIP's learned scale suits cosines of different objects.
 _GROUP_SCALE = 10.0
-#: Share of images that are `smudged`, at full strength.
+"""Logit scale of the loss within groups. CLIP's learned scale suits cosines of different objects.
+"""
 _SMUDGED = 0.15
+"""Share of images that are `smudged`, at full strength."""
 
 
 def config(recipe: TeacherRecipe, vocab_size: int, merges_file: str) -> dict[str, Any]:
@@ -141,7 +140,7 @@ class CaptionedBatch:
     """The images and captions of one step.
 
     Caption i describes image i. S captions more describe a look without an object. The last
-    ``GROUP_SIZE * groups`` images and their captions are groups of one object.
+    `GROUP_SIZE * groups` images and their captions are groups of one object.
     """
 
     rows: Sequence[DrawingRow]
@@ -157,11 +156,11 @@ class CaptionedBatch:
 
 
 class TeacherTrainer(Resumable):
-    """Trains the teacher; `run` resumes from the last checkpoint in ``folder``.
+    """Trains the teacher; `run` resumes from the last checkpoint in `folder`.
 
     Args:
         cache: drawings.
-        keep: indices of the rows of ``cache`` to train on.
+        keep: indices of the rows of `cache` to train on.
         words: the tokenizer's words, from which captions draw noise.
         log: called with lines of progress.
         batches: other batches than the recipe's usual ones.
@@ -346,7 +345,7 @@ class TeacherTrainer(Resumable):
                 average.lerp_(new, weight)
 
     def scores(self) -> dict[str, Any]:
-        """The length of the training, and its curve, for ``scores.json``."""
+        """The length of the training, and its curve, for `scores.json`."""
         length = training_scores(self.step, self.recipe.batch_size, self.seconds)
         return length | {"curve": self.curve}
 
@@ -368,7 +367,7 @@ def zero_shot(
 
     Args:
         images: [N, 3, 64, 64] in [0, 1].
-        labels: index [N] of each image's class in ``classes``.
+        labels: index [N] of each image's class in `classes`.
     """
     texts = tokenizer([f"A {name}" for name in classes])
     text = F.normalize(model.encode_text(texts), dim=1)

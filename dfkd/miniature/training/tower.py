@@ -11,8 +11,6 @@ other looks tell the look in most cases, and the tower read that first. On valid
 random looks it named 53 % of 70 classes, and 77 % in the default look.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,13 +42,13 @@ class NamedBatch(CaptionedBatch):
 
 
 class TowerTrainer(TeacherTrainer):
-    """Trains the image tower; `run` resumes from the last checkpoint in ``folder``.
+    """Trains the image tower; `run` resumes from the last checkpoint in `folder`.
 
     Args:
         teacher: of the first training.
         state: the exported weights of the first training.
         cache: drawings.
-        keep: indices of the rows of ``cache`` to train on.
+        keep: indices of the rows of `cache` to train on.
         classes: the drawings of each class that is drawn more often.
         words: the tokenizer's words, from which captions draw noise.
         log: called with lines of progress.

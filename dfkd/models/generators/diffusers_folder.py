@@ -180,10 +180,10 @@ def read_scheduler(path: Path, steps: int) -> Any:
 
 
 def _from_configuration(path: Path, kinds: Sequence[str], device: str) -> Any:
-    """The object of diffusers that a configuration describes, with its tensors on ``device``.
+    """The object of diffusers that a configuration describes, with its tensors on `device`.
 
     Raises:
-        WeightsError: the configuration is not one of ``kinds``, or diffusers refuses it.
+        WeightsError: the configuration is not one of `kinds`, or diffusers refuses it.
     """
     tree = _configuration(path, kinds)
     # Outside the try, so that a broken diffusers is not blamed on the file.
