@@ -5,8 +5,10 @@ and sampled once; the colour augmentations (colour, grey, invert) are composed i
 A view therefore costs about the same for any combination.
 """
 
+import functools
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -29,6 +31,8 @@ NOISE = 0.08
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in the luma (ITU-R BT.601)."""
+CROSS = ((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))
+"""The cross product with (1, 1, 1), the direction of greys."""
 
 
 class _Draws:
@@ -121,7 +125,7 @@ def _colours(pixels: Tensor, options: Collection[Augmentation], draws: _Draws) -
     batch, device = draws.batch, pixels.device
     matrix = torch.eye(3, device=device).expand(batch, 3, 3)
     offset = torch.zeros(batch, 3, device=device)
-    luma = torch.tensor(LUMA, device=device).expand(3, 3)
+    luma = _constant(LUMA, device).expand(3, 3)
     if "colour" in options:
         saturation = draws.uniform(*SATURATION)[:, None, None]
         # Saturation interpolates between the hue-rotated colour and the original one's luma.
@@ -144,11 +148,17 @@ def _colours(pixels: Tensor, options: Collection[Augmentation], draws: _Draws) -
     return flat.view_as(pixels).clamp(0, 1)
 
 
+@functools.cache
+def _constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Constants on a device; copied once, because to copy from the CPU is to wait for a GPU."""
+    return torch.tensor(values, device=device)
+
+
 def _hue(angle: Tensor) -> Tensor:
     """Rotations float32 [N, 3, 3] about the grey axis (Rodrigues' formula); greys stay the same."""
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     mean = torch.full((3, 3), 1 / 3, device=angle.device)
-    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=angle.device) / 3**0.5
+    cross = _constant(CROSS, angle.device) / 3**0.5
     return cos * torch.eye(3, device=angle.device) + (1 - cos) * mean + sin * cross
 
 

@@ -76,8 +76,10 @@ class Solution:
     """[N, D], in the space of token embeddings."""
     embeddings: Tensor
     """Unit text embeddings, float32 [N, E]."""
-    losses: Tensor
-    """Equation 12 of each prompt at each of U updates, float32 [U, N] on the CPU."""
+    first_loss: Tensor
+    """Equation 12 of each prompt before the first update, float32 [N]."""
+    last_loss: Tensor
+    """The same before the last update."""
 
 
 def optimise(
@@ -105,13 +107,13 @@ def optimise(
         )
         losses.append(loss.detach())
         optimizer.zero_grad()
-        # The sum, unlike the mean, does not scale the step of a prompt with the batch size.
+        # The sum: each prompt's gradient is that of its own loss, whatever the batch size.
         loss.sum().backward()
         optimizer.step()
     # The last update has moved the pseudo-words away from the embeddings that are known so far.
     with torch.no_grad():
         embeddings = sentences.encode(pseudo_words)
-    return Solution(pseudo_words.detach(), embeddings, torch.stack(losses).cpu())
+    return Solution(pseudo_words.detach(), embeddings, losses[0], losses[-1])
 
 
 def _disturbed(

@@ -69,8 +69,10 @@ class PromptBatch:
     """[N, D]."""
     initial: Tensor | None = None
     """Unit text embeddings before the optimisation, [N, E]."""
-    losses: Tensor | None = None
-    """Equation 12 of each prompt at each of U updates, [U, N]."""
+    first_loss: Tensor | None = None
+    """Equation 12 of each prompt before the first update, [N]."""
+    last_loss: Tensor | None = None
+    """The same before the last update."""
 
 
 class PromptMaker:
@@ -225,7 +227,8 @@ class PromptMaker:
             pseudo_words=solution.pseudo_words,
             embeddings=solution.embeddings,
             initial=start.embeddings,
-            losses=solution.losses,
+            first_loss=solution.first_loss,
+            last_loss=solution.last_loss,
         )
 
     def _labels(self, rows: Sequence[PromptRow]) -> Tensor:
@@ -278,10 +281,9 @@ def _table(
         offsets = np.arange(0, flat.size + 1, flat.shape[1], dtype=np.int32)
         return pa.ListArray.from_arrays(offsets, flat.ravel())
 
-    def losses(update: int) -> pa.Array:
-        """A column of equation 12 at one update."""
-        values = None if batch.losses is None else batch.losses[update].tolist()
-        return pa.array(values or [None] * len(rows), pa.float32())
+    def numbers(values: Tensor | None) -> pa.Array:
+        """A column of values [N]; null without any."""
+        return pa.array([None] * len(rows) if values is None else values.tolist(), pa.float32())
 
     columns = [
         pa.array([r.name for r in rows], pa.string()),
@@ -294,7 +296,7 @@ def _table(
         vectors(batch.pseudo_words),
         vectors(batch.embeddings),
         vectors(batch.initial),
-        losses(0),
-        losses(-1),
+        numbers(batch.first_loss),
+        numbers(batch.last_loss),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)

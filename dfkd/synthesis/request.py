@@ -73,7 +73,8 @@ class PartRequest:
 
     def select(self, rows: slice) -> "PartRequest":
         """The request for a subset of the images."""
-        return PartRequest(self.labels[rows], self.seeds[rows])
+        before = self.before + rows.indices(len(self.seeds))[0]
+        return PartRequest(self.labels[rows], self.seeds[rows], self.part, before)
 
     def rounds(self, total: int, context: RunContext) -> range:
         """The rounds of this part, when the images of a run share `total` rounds evenly."""

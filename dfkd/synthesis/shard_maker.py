@@ -269,7 +269,7 @@ class ShardMaker:
         pixels = images.pixels.numpy()
         # Diverged images are encoded as well: they are rare, and the rows stay aligned.
         encoded = [encoder.submit(self._encode, each) for each in pixels]
-        embeddings, labels, probabilities = self._label(self._stored(pixels, encoded))
+        embeddings, to_texts, probabilities = self._label(self._stored(pixels, encoded))
         results: list[_PendingSample | None] = []
         for i, request in enumerate(batch):
             metadata = {
@@ -285,7 +285,7 @@ class ShardMaker:
                 "confidence": round(float(probabilities[i, request.class_index]), 6),
             }
             arrays: dict[str, np.ndarray] = {
-                "distances": labels[i].numpy().astype(np.float32),
+                "distances": to_texts[i].numpy().copy(),
                 "embedding": embeddings[i].numpy().astype(np.float16),
             }
             sample = _PendingSample(request, encoded[i], metadata, arrays)
@@ -337,10 +337,10 @@ class ShardMaker:
             pixels = from_bytes(images).to(self.class_texts.device)
             embeddings = self.teacher.encode_image(pixels, "float32")
             logits = self.teacher.logit_scale * embeddings @ self.class_texts.T
-            labels = distances(embeddings, self.class_texts)  # Eq 4
-            rows.append((embeddings.cpu(), labels.cpu(), logits.softmax(dim=1).cpu()))
-        embeddings, labels, probabilities = (torch.cat(each) for each in zip(*rows, strict=True))
-        return embeddings, labels, probabilities
+            to_texts = distances(embeddings, self.class_texts)  # Eq 4
+            rows.append((embeddings.cpu(), to_texts.cpu(), logits.softmax(dim=1).cpu()))
+        embeddings, to_texts, probabilities = (torch.cat(each) for each in zip(*rows, strict=True))
+        return embeddings, to_texts, probabilities
 
 
 def _no_earlier_parts(part: int) -> Tensor:

@@ -73,8 +73,9 @@ class Diffusion:
         # Some schedulers add noise at each step.
         self._noisy = "generator" in inspect.signature(self.scheduler.step).parameters
         # A consistency model takes the guidance scale as input, so it needs no second pass.
-        self._scale_size: int | None = self.unet.config.time_cond_proj_dim
-        self._guided = guidance > 1 and self._scale_size is None
+        size: int | None = self.unet.config.time_cond_proj_dim
+        self._scale = scale_embedding(guidance - 1, size).to(self.device) if size else None
+        self._guided = guidance > 1 and self._scale is None
 
     @classmethod
     def files(cls, config: GeneratorConfig, cache: str = CACHE) -> dict[str, Path]:
@@ -163,10 +164,7 @@ class Diffusion:
         if self._guided:
             states = torch.cat([condition.empty.expand_as(states), states])
             latents = torch.cat([latents, latents])
-        scale = None
-        if self._scale_size is not None:
-            scale = scale_embedding(self.guidance - 1, self._scale_size).to(self.device)
-            scale = scale.expand(len(latents), -1)
+        scale = None if self._scale is None else self._scale.expand(len(latents), -1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
             output: Tensor = self.unet(
                 latents, time, encoder_hidden_states=states, timestep_cond=scale, return_dict=False

@@ -99,7 +99,7 @@ class CmiInverter(Inverter):
     def _restore(self, state: Mapping[str, Tensor]) -> None:
         """Networks, optimisers and bank; see `Inverter._restore`."""
         super()._restore(state)
-        self.bank.features = state["bank"]
+        self.bank.features = state["bank"].to(self.device)
 
     def images(self, request: PartRequest) -> Synthesised:
         """Make a part batch after batch."""
@@ -139,20 +139,21 @@ class CmiInverter(Inverter):
         optimizer = torch.optim.Adam(
             [*self.generator.parameters(), latents], self.config.learning_rate, BETAS
         )
-        lowest, best, best_features = torch.inf, to_bytes(self.generator(latents)), None
+        lowest, best, best_features = torch.inf, self.generator(latents).detach(), None
         for _ in range(self.config.steps):
             images = self.generator(latents)
             loss, features = self._loss(images, labels)
-            if loss.item() < lowest:
-                lowest, best, best_features = loss.item(), to_bytes(images), features
+            if (value := loss.item()) < lowest:
+                lowest, best, best_features = value, images.detach(), features
             # The head learns to tell images apart, and the generator to make images that it can
             # tell apart: both minimise the same loss.
             minimise(loss, optimizer, self.head_optimizer)
         # If no loss was finite, the batch has diverged and has no features.
         if best_features is not None:
             self.bank.add(best_features)
-        self.pool.add(best)
-        return best, lowest
+        made = to_bytes(best)
+        self.pool.add(made)
+        return made, lowest
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """L of a batch of images [B, 3, S, S], and its features [B, 2F] for the bank."""
@@ -181,7 +182,7 @@ class CmiInverter(Inverter):
         remembered = self.bank.draw(NEGATIVES, self.draws)
         if len(remembered):
             # The bank stores the features before the head, which has changed since then.
-            others = remembered.to(self.device).chunk(2, dim=1)
+            others = remembered.chunk(2, dim=1)
             crops, light = torch.cat([crops, others[0]]), torch.cat([light, others[1]])
         crops, light = F.normalize(self.head(torch.cat([crops, light])), dim=1).chunk(2)
         return contrastive_loss(crops, light, batch_size, CONTRAST_TEMPERATURE)
@@ -208,7 +209,7 @@ def projection_head(features: int, dimensions: int) -> nn.Module:
 
 
 class FeatureBank:
-    """The memory bank: features [N, 2F] of the run's images (x'', then x'), on the CPU."""
+    """The memory bank: features [N, 2F] of the run's images (x'', then x'), on their device."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -216,13 +217,14 @@ class FeatureBank:
 
     def add(self, features: Tensor) -> None:
         """Append features [N, 2F]; the oldest beyond the capacity leave."""
-        new = features.detach().cpu()
+        new = features.detach()
         earlier = [self.features] if len(self.features) else []
         self.features = torch.cat([*earlier, new])[-self.capacity :]
 
     def draw(self, count: int, draws: torch.Generator) -> Tensor:
         """Draw at most `count` rows without replacement."""
-        return self.features[torch.randperm(len(self.features), generator=draws)[:count]]
+        rows = torch.randperm(len(self.features), generator=draws)[:count]
+        return self.features[rows.to(self.features.device)]
 
 
 class ImagePool:
