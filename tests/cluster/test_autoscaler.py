@@ -15,6 +15,7 @@ from nodes import Node, RayCluster
 from tests.helpers import jobs, tiny_study
 from tests.helpers.machines import title
 from tests.helpers.tiny_version import write_manifest
+from tests.helpers.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(700)]
 
@@ -104,8 +105,7 @@ def run(job: str, file: Path, cluster: Autoscaled) -> int:
 
 
 def wait_until_nodes_are_gone(cluster: Autoscaled) -> None:
-    while cluster.size > 1:  # the test's own time limit ends this
-        time.sleep(0.3)
+    wait_for(lambda: cluster.size <= 1, "the end of all nodes", pause=0.3)
 
 
 def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
@@ -118,9 +118,7 @@ def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
         killed = tmp_path / "killed"
         killed.mkdir()
         driver = start("synthesize", write(killed), cluster)
-        while cluster.size == 1:  # until the first node comes
-            assert driver.poll() is None, (killed / "synthesize.log").read_text()
-            time.sleep(0.3)
+        wait_for(lambda: cluster.size > 1, "a node", alive=lambda: driver.poll() is None)
         driver.kill()
         driver.wait()
         # What it waited for is no longer needed, so the nodes cost nothing more.

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from dfkd.cluster import capacity
 from dfkd.cluster.capacity import (
     Actor,
     WorkerResources,
@@ -32,6 +33,7 @@ from dfkd.errors import (
     ManifestError,
     WeightsError,
 )
+from tests.helpers.waiting import gone, wait_for
 
 
 @dataclass(frozen=True)
@@ -166,18 +168,12 @@ def test_lasting_actors_serve_run_after_run_until_an_error_or_the_end(cluster: N
         assert lasting.largest == 1
         with pytest.raises(InfrastructureError, match="disk: must have room"):
             run("third", 2)
-        gone(process)
+        wait_for(lambda: gone(process))
         ((another, name),) = run("fourth", 0)
         assert (another == process, name) == (False, "fourth")
         with pytest.raises(WeightsError, match="must be the same on every node"):
             run("", 0)
-        gone(another)
-
-
-def gone(process: int) -> None:
-    """Wait until a process has ended."""
-    while Path(f"/proc/{process}").exists():
-        time.sleep(0.05)
+        wait_for(lambda: gone(another))
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known number", "unknown number"])
@@ -188,19 +184,17 @@ def test_an_actor_without_a_task_frees_what_it_has_reserved(
     items = [Item(0), Item(1)]
     results = pool(tmp_path, {1: "waits"}).run(iter(items) if known else (i for i in items))
     assert next(results) == 0
-    free: list[float] = []
 
     def watch() -> None:
-        while (found := ray.available_resources().get("CPU", 0.0)) < 1.5 and len(free) < 200:
-            free.append(found)
-            time.sleep(0.1)
-        free.append(found)
-        (tmp_path / "gate").touch()
+        try:
+            wait_for(lambda: ray.available_resources().get("CPU", 0.0) == 1.5, "a free share")
+        finally:
+            (tmp_path / "gate").touch()
 
     with ThreadPoolExecutor(1) as aside:
-        aside.submit(watch)
+        watching = aside.submit(watch)
         assert list(results) == [1]
-    assert free[-1] == 1.5
+        watching.result()
 
 
 class Lost(Actor):
@@ -292,7 +286,7 @@ def test_time_outs_before_any_success_blame_the_limit(cluster: None, tmp_path: P
 def test_time_outs_after_a_success_blame_their_task(cluster: None, tmp_path: Path) -> None:
     working = pool(tmp_path, {0: "hangs always"}, size=1, attempts=2, timeout=2)
     working.succeeded = {Item}  # as in a run that resumes another
-    assert list(working.run(Item(i) for i in range(4))) == [1, 2, 3]
+    assert sorted(working.run(Item(i) for i in range(4))) == [1, 2, 3]
     (item,) = working.quarantine
     assert item.task.number == 0
     assert item.reason.startswith("no result within 2 seconds")
@@ -305,9 +299,12 @@ class OtherItem(Item):
 
 
 def test_another_kind_of_task_does_not_vouch_for_the_limit(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {0: "hangs always", 1: "hangs always"}, size=1, timeout=2)
+    working = pool(tmp_path, {0: "hangs always", 1: "hangs always"}, size=1)
+    results = working.run(iter([OtherItem(7), Item(0), Item(1)]))
+    next(results)
+    working.timeout = 2
     with pytest.raises(ManifestError, match=r"^cluster\.task_timeout: .*2 tries"):
-        list(working.run(iter([OtherItem(7), Item(0), Item(1)])))
+        list(results)
     assert working.succeeded == {OtherItem}
 
 
@@ -335,6 +332,12 @@ def test_no_task_starts_no_actor(cluster: None, tmp_path: Path) -> None:
     assert list(working.run(iter(()))) == []
     assert working.largest == 0
     assert not working.stopped
+
+
+def test_a_share_that_fits_only_in_parts_is_refused() -> None:
+    nodes = {"a": {"CPU": 4.0}, "b": {"CPU": 1.0, "GPU": 1.0}}
+    with pytest.raises(ManifestError, match="together with 1 GPUs, which none does"):
+        capacity._refuse(WorkerResources(3.0, 1.0), nodes)
 
 
 def test_a_share_that_never_fits_is_refused(cluster: None) -> None:

@@ -4,7 +4,7 @@ import logging
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from ray.train import ScalingConfig
 from dfkd.cluster import ray_internals
 from dfkd.cluster.capacity import Actor, has_autoscaler, schedulable_nodes
 from tests.helpers.draining import drain
+from tests.helpers.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 PRIVATE = re.compile(
@@ -38,11 +39,6 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
         ray.shutdown()
         cluster.shutdown()
-
-
-def soon(condition: Callable[[], bool]) -> bool:
-    """Whether something becomes true, which Ray tells from process to process."""
-    return any(condition() or time.sleep(0.1) for _ in range(300))
 
 
 def test_only_one_module_uses_what_is_not_public() -> None:
@@ -71,7 +67,7 @@ def test_ctrl_c_stays_with_the_job(cluster: Cluster) -> None:
 
 
 def test_without_an_autoscaler_a_type_is_named_after_each_node(cluster: Cluster) -> None:
-    assert soon(lambda: len(list(ray_internals.node_types())) == 2)
+    wait_for(lambda: len(list(ray_internals.node_types())) == 2)
     assert all(name.startswith("node_") for name in ray_internals.node_types())
     assert not has_autoscaler()
 
@@ -92,7 +88,7 @@ def test_a_bar_of_an_actor_shows_on_the_terminal_of_the_driver(
         told.append(capfd.readouterr().err)
         return re.search(r"far away.*7.*10", "".join(told)) is not None
 
-    assert soon(shown), told
+    wait_for(shown)
 
 
 def test_a_start_says_nothing_of_tokens(caplog: pytest.LogCaptureFixture) -> None:
@@ -113,5 +109,5 @@ def test_a_node_that_is_being_drained_is_known(cluster: Cluster) -> None:
     actor = ray.remote(resources={"leaving": 1})(Actor).remote()  # an idle node would go at once
     assert ray.get(actor.begin.remote(str(ROOT))) == node.node_id  # type: ignore[attr-defined]
     drain(cluster, node)
-    assert soon(lambda: ray_internals.draining_nodes() == {node.node_id})
+    wait_for(lambda: ray_internals.draining_nodes() == {node.node_id})
     assert node.node_id not in schedulable_nodes()

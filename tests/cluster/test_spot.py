@@ -14,7 +14,8 @@ import spot
 from dfkd.cluster.capacity import schedulable_nodes
 from tests.helpers.jobs import ROOT
 from tests.helpers.loopback import Loopback
-from tests.helpers.machines import Nodes, two_nodes, wait_for
+from tests.helpers.machines import Nodes, two_nodes
+from tests.helpers.waiting import wait_for
 
 
 class Metadata(Loopback):
@@ -117,4 +118,4 @@ def test_a_worker_of_aws_is_drained(metadata: Metadata, nodes: Nodes) -> None:
     assert node in schedulable_nodes()
     named = [f"--address={nodes.cluster.address}", f"--node-id={node}"]
     assert watch(metadata, *words, *named) == 0
-    wait_for(lambda: node not in schedulable_nodes(), lambda: True, 60)
+    wait_for(lambda: node not in schedulable_nodes(), limit=60)

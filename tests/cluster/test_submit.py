@@ -6,11 +6,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from dfkd.utils.hardware import cpu_count
 from nodes import RAY, RayCluster
 from tests.helpers.jobs import ROOT, load
 from tests.helpers.prometheus import scraped
+from tests.helpers.waiting import wait_for
 
 PATIENCE = 600.0
 """Seconds for anything to happen, on a machine that does other things too."""
@@ -39,13 +39,6 @@ SMALL = [
     "distillation.batch_size=6",
     "evaluation.models=teacher",
 ]
-
-
-def wait_until(met: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not met():
-        assert time.monotonic() < end, f"not within {PATIENCE} s: {what}"
-        time.sleep(0.2)
 
 
 @dataclass(frozen=True)
@@ -130,9 +123,13 @@ def test_a_stopped_job_is_resumed_by_the_next_submission(head: Head, root: Path)
     begun = head.submit(work, "--submission-id", name, "--no-wait")
     assert begun.returncode == 0, begun.stdout
     ended = ("SUCCEEDED", "FAILED", "STOPPED")
-    wait_until(lambda: receipts(root) or head.call(name)["status"] in ended, "a shard")
+
+    def has_ended() -> bool:
+        return head.call(name)["status"] in ended
+
+    wait_for(lambda: receipts(root) or has_ended(), "a shard", limit=PATIENCE)
     head.call(f"{name}/stop", b"")  # as `ray job stop` does, but before all is made
-    wait_until(lambda: head.call(name)["status"] in ended, "an end")
+    wait_for(has_ended, "an end", limit=PATIENCE)
 
     twice = head.submit(work, "--submission-id", name)
     assert twice.returncode == 1

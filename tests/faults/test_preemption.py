@@ -28,8 +28,9 @@ from dfkd.distillation.student_store import StudentLocation
 from dfkd.models.student import load_student
 from dfkd.storage.checkpoints import Checkpoints
 from tests.helpers.draining import drain
-from tests.helpers.machines import Nodes, two_nodes, wait_for
+from tests.helpers.machines import Nodes, two_nodes
 from tests.helpers.tiny_version import publish, write_manifest
+from tests.helpers.waiting import wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(800)]
 
@@ -129,7 +130,7 @@ def run(
         def watch() -> None:
             world = len(nodes.workers)
             try:
-                wait_for(lambda: len(list(notes.glob("at the gate *"))) == world, lambda: True, 120)
+                wait_for(lambda: len(list(notes.glob("at the gate *"))) == world, limit=120)
                 change(notes)
             finally:
                 gate.touch()  # also after a failure: the ranks would wait for ever
@@ -154,7 +155,7 @@ def test_no_step_is_lost_or_made_twice_when_a_node_goes_with_a_notice(
         leaving.extend(each for each in nodes.workers if (each.node_id == of_first) == first)
         (node,) = leaving
         drain(nodes.cluster, node)
-        wait_for(lambda: node.node_id in draining_nodes(), lambda: True, 60)
+        wait_for(lambda: node.node_id in draining_nodes(), limit=60)
 
     student, notes = run(give_notice)
     steps, worlds, _ = zip(*made(notes), strict=True)
@@ -206,12 +207,12 @@ def test_of_students_side_by_side_the_one_whose_node_goes_moves_and_loses_no_ste
     def give_notice() -> None:
         waiting = [notes / f"at the gate {seed}" for seed in (0, 1)]
         try:
-            wait_for(lambda: all(file.exists() for file in waiting), lambda: True, 120)
+            wait_for(lambda: all(file.exists() for file in waiting), limit=120)
             first, second = (file.read_text() for file in waiting)
             assert first != second
             (node,) = (each for each in nodes.workers if each.node_id == first)
             drain(nodes.cluster, node)
-            wait_for(lambda: node.node_id in draining_nodes(), lambda: True, 60)
+            wait_for(lambda: node.node_id in draining_nodes(), limit=60)
         finally:
             gate.touch()
 

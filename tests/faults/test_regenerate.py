@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from tests.helpers import jobs
 from tests.helpers.jobs import environment, run_here
+from tests.helpers.waiting import wait_for
 from tests.jobs.test_regenerate import manifest
 
 __all__ = ["manifest"]
@@ -33,11 +35,9 @@ def start(manifest: Path, root: Path, ray: str) -> subprocess.Popen[str]:
     return jobs.start("regenerate", manifest, *settings(root), env=own)
 
 
-def until(process: subprocess.Popen[str], file: Path) -> None:
-    """Wait for a file; fails if the job ends without it."""
-    while not file.exists():
-        assert process.poll() is None or file.exists(), process.communicate()
-        time.sleep(0.05)
+def running(process: subprocess.Popen[str]) -> Callable[[], bool]:
+    """Whether a job still runs."""
+    return lambda: process.poll() is None
 
 
 def finish(manifest: Path, root: Path) -> None:
@@ -68,7 +68,7 @@ def test_killed_at_some_moments_it_goes_on_with_the_same_salt(
         while True:
             process = start(manifest, root, ray_head)
             try:
-                until(process, root / moment)
+                wait_for((root / moment).exists, moment, alive=running(process))
             except AssertionError:
                 if process.returncode != Exit.RETRY:
                     raise

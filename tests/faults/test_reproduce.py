@@ -12,8 +12,9 @@ import pytest
 from dfkd.errors import Exit
 from dfkd.utils.memory import descendants
 from tests.helpers.jobs import environment, kill_when, run_here, start
-from tests.helpers.machines import title, wait_for
+from tests.helpers.machines import title
 from tests.helpers.tiny_study import METHODS, write
+from tests.helpers.waiting import wait_for
 
 MOMENTS = ("data/random/versions/*/receipts/*", "students/random*")
 """Objects after whose appearance the job is killed; the second one comes after a finished cell."""
@@ -68,7 +69,7 @@ def test_a_student_whose_process_is_killed_is_taken_up_again(tmp_path: Path) -> 
             (p for p in descendants(process.pid) if "ray::StudentTrainer.run" in title(p)), None
         )
 
-    os.kill(wait_for(trainer, lambda: process.poll() is None), signal.SIGKILL)
+    os.kill(wait_for(trainer, alive=lambda: process.poll() is None), signal.SIGKILL)
     out, err = process.communicate()
     assert process.returncode == Exit.DONE, err
     assert out.count(": finished ") == 2

@@ -19,7 +19,8 @@ from dfkd.dataset.verification import verify
 from dfkd.storage.local import open_storage
 from tests.helpers import jobs, small_manifest
 from tests.helpers.jobs import contents, last_error
-from tests.helpers.machines import Nodes, wait_for
+from tests.helpers.machines import Nodes
+from tests.helpers.waiting import wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -85,12 +86,11 @@ def test_a_worker_and_its_node_are_killed(
     nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
     process = start(nodes, write(tmp_path), "--set", "cluster.workers=2")
-    wait_for(lambda: receipts(tmp_path / "run") >= 2, running(process))
-    os.kill(
-        wait_for(lambda: nodes.actors("SynthesisActor"), running(process))[0][1], signal.SIGKILL
-    )
-    wait_for(lambda: receipts(tmp_path / "run") >= 4, running(process))
-    nodes.kill(wait_for(lambda: nodes.actors("SynthesisActor"), running(process))[0][0])
+    wait_for(lambda: receipts(tmp_path / "run") >= 2, alive=running(process))
+    _, actor = wait_for(lambda: nodes.actors("SynthesisActor"), alive=running(process))[0]
+    os.kill(actor, signal.SIGKILL)
+    wait_for(lambda: receipts(tmp_path / "run") >= 4, alive=running(process))
+    nodes.kill(wait_for(lambda: nodes.actors("SynthesisActor"), alive=running(process))[0][0])
     nodes.add()
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -165,7 +165,7 @@ def test_a_disk_that_fills_up_half_way(
 ) -> None:
     manifest = write(tmp_path, small_disk / "run")
     process = start(nodes, manifest)
-    wait_for(lambda: receipts(small_disk / "run") >= 2, running(process))
+    wait_for(lambda: receipts(small_disk / "run") >= 2, alive=running(process))
     ballast = small_disk / "ballast"
     fill_up(ballast)
     _, errors = process.communicate()

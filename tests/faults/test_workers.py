@@ -15,7 +15,8 @@ import pytest
 from tests.helpers.disk_filler import TASKS, Fill, drive, undisturbed
 from tests.helpers.draining import drain
 from tests.helpers.jobs import contents
-from tests.helpers.machines import Nodes, driver, wait_for
+from tests.helpers.machines import Nodes, driver
+from tests.helpers.waiting import wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -49,9 +50,10 @@ def test_workers_and_nodes_killed_at_random_moments(
     kills = [chance.choice(["worker", "worker", "node"]) for _ in gates]
     with driver(drive, nodes.cluster.address, run) as child:
         for gate, kind in zip(gates, kills, strict=True):
-            wait_for(lambda gate=gate: reached(run, gate), child.is_alive)
+            wait_for(lambda gate=gate: reached(run, gate), alive=child.is_alive)
             time.sleep(chance.uniform(0, 0.2))
-            node, victim = chance.choice(wait_for(lambda: nodes.actors("Filler"), child.is_alive))
+            fillers = wait_for(lambda: nodes.actors("Filler"), alive=child.is_alive)
+            node, victim = chance.choice(fillers)
             if kind == "node":
                 nodes.kill(node)
                 nodes.add()
@@ -74,7 +76,7 @@ def test_drivers_killed_at_random_moments(
     run = Fill(tmp_path / "run", gates=gates)
     for gate in gates:
         with driver(drive, nodes.cluster.address, run) as child:
-            wait_for(lambda gate=gate: reached(run, gate), child.is_alive)
+            wait_for(lambda gate=gate: reached(run, gate), alive=child.is_alive)
             time.sleep(chance.uniform(0, 0.2))
             child.kill()
             child.join()
@@ -94,7 +96,7 @@ def test_a_node_that_joins_works_and_one_that_is_drained_finishes_what_it_has(
     """A notice of preemption: the task in flight may end, and no try is lost."""
     run = Fill(tmp_path / "run", attempts=1, gates=(3,), pause=0.3)
     with driver(drive, nodes.cluster.address, run) as child:
-        wait_for(lambda: reached(run, 3), child.is_alive)
+        wait_for(lambda: reached(run, 3), alive=child.is_alive)
         joined = nodes.add()  # the two others stand before the gate with a task each
         wait_for(
             lambda: any(joined.node_id in names for names in tries(run).values()), child.is_alive
@@ -113,8 +115,8 @@ def test_a_node_that_dies_is_not_held_against_its_task(
 ) -> None:
     run = Fill(tmp_path / "run", attempts=1, gates=(3,))
     with driver(drive, nodes.cluster.address, run) as child:
-        wait_for(lambda: reached(run, 3), child.is_alive)
-        nodes.kill(wait_for(lambda: nodes.actors("Filler"), child.is_alive)[0][0])
+        wait_for(lambda: reached(run, 3), alive=child.is_alive)
+        nodes.kill(wait_for(lambda: nodes.actors("Filler"), alive=child.is_alive)[0][0])
         nodes.add()
         run.gate(3).touch()
         child.join()

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
+from tests.helpers.waiting import wait_for
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -72,9 +74,7 @@ def kill_when(
     """Start a job, and SIGKILL it and its children some seconds after a condition has come true."""
     words = command(job, manifest, *arguments)
     process = subprocess.Popen(words, env=env or environment(), start_new_session=True)
-    while not condition():
-        assert process.poll() is None, f"{job} has ended before that"
-        time.sleep(0.01)
+    wait_for(condition, job, alive=lambda: process.poll() is None, pause=0.01)
     time.sleep(after)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

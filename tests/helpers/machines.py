@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,17 +93,6 @@ def title(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text()
     return ""
-
-
-def wait_for(condition: Callable[[], Any], alive: Callable[[], bool], limit: float = 600.0) -> Any:
-    """Poll until a condition holds; what it gave. Fails once the driver is not `alive` any more."""
-    for _ in range(int(limit / 0.02)):
-        last = not alive()
-        if found := condition():
-            return found
-        assert not last, "the driver has ended before that"
-        time.sleep(0.02)
-    raise AssertionError("did not happen")
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
 import contextlib
 import re
-import time
 import urllib.request
 from collections.abc import Callable
+
+from tests.helpers import waiting
 
 PATIENCE = 240.0
 """Seconds for Ray's agent to come up and export, on a machine that does other things too."""
@@ -27,12 +28,13 @@ def scraped(url: str) -> Found:
 
 def wait_for(url: str, whole: Callable[[Found], object]) -> Found:
     """What is scraped once it is `whole`."""
-    end = time.monotonic() + PATIENCE
     found: Found = {}
-    while time.monotonic() < end:
+
+    def complete() -> bool:
+        nonlocal found
         with contextlib.suppress(OSError):
             found = scraped(url)
-        if whole(found):
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"{url} is not whole: {found}")
+        return bool(whole(found))
+
+    waiting.wait_for(complete, url, limit=PATIENCE, pause=0.5)
+    return found

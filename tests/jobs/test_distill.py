@@ -13,9 +13,10 @@ from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from dfkd.utils.memory import descendants
 from tests.helpers import jobs
-from tests.helpers.machines import title, wait_for
+from tests.helpers.machines import title
 from tests.helpers.tiny_models import RESNET, model_config, write_backbone, write_teacher
 from tests.helpers.tiny_version import EMBEDDING, publish, write_manifest
+from tests.helpers.waiting import wait_for
 
 pytestmark = pytest.mark.heavy
 
@@ -93,12 +94,12 @@ def test_a_terminated_job_ends_its_actors_and_says_so_in_one_line(tmp_path: Path
         actors[:] = [pid for pid in descendants(process.pid) if name in title(pid)]
         return len(actors) == 2 and any(tmp_path.glob(checkpoints))
 
-    wait_for(both_train, lambda: process.poll() is None)
+    wait_for(both_train, alive=lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == Exit.TERMINATED == 143
     assert err.splitlines()[-1] == "terminated; run the same command again, it resumes"
-    wait_for(lambda: not any(name in title(pid) for pid in actors), lambda: True, 30)
+    wait_for(lambda: not any(name in title(pid) for pid in actors), limit=30)
     root = open_storage(str(tmp_path / "run"))
     assert not list(root.list("leases/"))
     entries = cost_records.read(root)

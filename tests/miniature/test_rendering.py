@@ -104,3 +104,9 @@ def test_likeness_finds_the_same_symmetric_drawing_at_another_size() -> None:
     highest = separation.max_correlation(shown, separation.unit_vectors([smaller]))
     assert highest[0] > 0.98
     assert highest[1] < 0.9
+
+
+@pytest.mark.parametrize("link", ["file:///etc/passwd", "https://example.org/x.png"])
+def test_an_icon_that_names_a_file_is_refused(link: str) -> None:
+    with pytest.raises(ValueError, match="refers to a file"):
+        rendering.rgba(icon(f'<image href="{link}"/>'))

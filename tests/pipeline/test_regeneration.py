@@ -35,8 +35,10 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     monkeypatch.setattr(regeneration, "identify", lambda manifest, base: identity(manifest, {}))
     monkeypatch.setattr(regeneration._Run, "build", build)
     monkeypatch.setattr(regeneration._Run, "score", lambda *_: 0.5)
-    monkeypatch.setattr(regeneration._Run, "facts", lambda *_: None)
-    monkeypatch.setattr("dfkd.report.compare.render", lambda *_: "old and new")
+    monkeypatch.setattr(
+        regeneration._Run, "facts", lambda run, version, name: f"{name} {version.id}"
+    )
+    monkeypatch.setattr("dfkd.report.compare.render", lambda old, new, rules: f"{old} | {new}")
     return Manifest.read(write_manifest(tmp_path, regeneration={"minimum_per_class": 9}))
 
 
@@ -74,11 +76,13 @@ def regenerate_until_the_decision(manifest: Manifest) -> None:
 def test_a_kill_before_the_decision_leaves_the_page(
     manifest: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    publish(manifest)
+    first = publish(manifest)
     root = open_storage(manifest.storage.root)
 
     regenerate_until_the_decision(manifest)
-    assert root.get(PAGE.format(1)) == b"old and new"
+    new = f"{attempts.CANDIDATE} {Attempt(root, 1).candidate}"
+    old = f"{attempts.CURRENT} {first.id}"
+    assert root.get(PAGE.format(1)).decode() == f"{old} | {new}"
     with pytest.raises(GateError, match="8 images of red, at least 9"):
         regenerate(manifest)
     last = capsys.readouterr().out.splitlines()[-1]

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from dfkd.dataset import prompt_tables
+from dfkd.errors import CorruptionError
 from dfkd.report.readers import COLUMNS, MAX_PROMPTS, read_prompts
 from dfkd.storage.local import open_storage
 from dfkd.utils import parquet
@@ -53,3 +54,31 @@ def test_one_table_of_prompts_is_in_memory_at_a_time(
     assert allocated[-1] - allocated[0] < 4 * WIDTH * MAX_PROMPTS * 1.5
     assert prompts.sampled == MAX_PROMPTS
     assert len(prompts.within) + len(prompts.across) == MAX_PROMPTS * (MAX_PROMPTS - 1) // 2
+
+
+def damaged(column: str, value: Any) -> pa.Table:
+    """`part` with another value in its first row."""
+    table = part()
+    values = [value, *table[column].to_pylist()[1:]]
+    return table.set_column(table.column_names.index(column), column, pa.array(values))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("embedding", [float("nan")] * WIDTH),
+        ("embedding", [0.0] * WIDTH),
+        ("embedding", [1.0]),
+        ("class_index", -1),
+        ("class_index", CLASSES),
+    ],
+)
+def test_damaged_prompts_are_refused(tmp_path: Any, column: str, value: Any) -> None:
+    storage = open_storage(str(tmp_path))
+    storage.put("prompts/00000.parquet", prompt_tables.encode(damaged(column, value)))
+    classes = tuple(map(str, range(CLASSES)))
+    version: Any = SimpleNamespace(
+        storage=storage, classes=classes, manifest={"samples": CLASSES * IMAGES}
+    )
+    with pytest.raises(CorruptionError, match="no readable prompts"):
+        read_prompts(version)

@@ -1,10 +1,11 @@
 """Published files into the cache: real answers of a real server, cut, wrong, late and lost."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import signal
 import subprocess
-import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
 from dfkd.models.weights.artifacts import Artifact
 from dfkd.models.weights.download import Fetched, Fetcher
-from dfkd.models.weights.http import PartialFile, receive
+from dfkd.models.weights.http import PartialFile, Refusal, _Redirects, is_safe, receive
 from dfkd.storage.retries import RetryPolicy
 from tests.helpers.http_server import Publisher
+from tests.helpers.waiting import wait_for
 
 BODY = bytes(range(256)) * 1000
 FILE = "w.ckpt"
@@ -127,9 +129,7 @@ def test_a_killed_process_is_resumed_by_the_next(server: Publisher, tmp_path: Pa
     child.start()
     assert server.held.wait(120)
     part = tmp_path / f"{FILE}.part"
-    while not part.exists() or part.stat().st_size < 60_000:
-        assert child.is_alive()
-        time.sleep(0.01)
+    wait_for(lambda: part.exists() and part.stat().st_size >= 60_000, alive=child.is_alive)
     child.kill()
     child.join()
     assert child.exitcode == -signal.SIGKILL
@@ -241,10 +241,9 @@ def test_a_server_that_stays_busy_is_worth_another_run(server: Publisher, tmp_pa
 
 def test_a_silent_server_is_given_up_and_asked_again(server: Publisher, tmp_path: Path) -> None:
     server.inject("silent")
-    # A busy machine must answer the second request within this time.
     fetcher = Fetcher(tmp_path, retries=HASTE, timeout=1.0)
     assert fetcher.fetch(server.artifact(FILE), anything).path.read_bytes() == BODY
-    assert len(server.seen) == 2
+    assert len(server.seen) >= 2  # a busy machine may be late again
 
 
 @pytest.mark.parametrize("first", ["gone", "down"])
@@ -350,10 +349,25 @@ def test_a_redirect_is_followed_unless_it_leads_away_from_https(
     assert fetch(tmp_path / "one", artifact).path.read_bytes() == BODY
     server.inject("away http://example.org/w.ckpt")
     assert "leads to an address that is not https" in str(failure(tmp_path / "two", artifact))
-    server.inject("away file:///etc/passwd")
-    failure(tmp_path / "three", server.artifact(FILE))
     server.inject("away http://[::1")
     assert "no address" in str(failure(tmp_path / "four", server.artifact(FILE)))
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://example.org/w.ckpt"])
+@pytest.mark.parametrize("known", [True, False])
+def test_only_http_is_safe(server: Publisher, address: str, known: bool) -> None:
+    assert not is_safe(address, server.artifact(FILE, known=known))
+
+
+@pytest.mark.parametrize(
+    "address", ["https://10.0.0.1/w", "https://localhost/w", "https://[::1]/w"]
+)
+def test_a_public_server_does_not_lead_into_this_network(server: Publisher, address: str) -> None:
+    redirects = _Redirects(server.artifact(FILE))
+    for source, refused in (("https://8.8.8.8/w", True), ("https://10.0.0.2/w", False)):
+        asked = urllib.request.Request(source)
+        with pytest.raises(Refusal, match="private one") if refused else contextlib.nullcontext():
+            assert redirects.redirect_request(asked, None, 302, "", {}, address)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("small_disk", ["192k"], indirect=True)
