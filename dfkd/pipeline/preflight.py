@@ -1,5 +1,6 @@
 """Checks before any work starts: refuse files, names and sizes that do not fit together."""
 
+import json
 import shutil
 import sysconfig
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_images, prompt_method
+from dfkd.config.paths import DIFFUSION, MINIATURE
 from dfkd.config.plan import image_count, part_count
 from dfkd.dataset.loader import steps_per_epoch
 from dfkd.distillation.text_only import load_tower
@@ -18,9 +20,12 @@ from dfkd.models.student import build
 from dfkd.models.teacher import Teacher, check_classes, require_batch_norm
 from dfkd.prompts.maker import check_prompts
 from dfkd.utils.parquet import MAX_BYTES
+from dfkd.utils.progress import say
 
 SIDE = 16
 """Pixels: dfad's generator doubles the resolution four times, pre's encoder halves it thrice."""
+NAMED = 12
+"""Number of unknown classes that a note names."""
 PROMPT_BYTES = 256
 """Bytes of a prompt's row without its vectors, rounded up."""
 
@@ -57,6 +62,20 @@ def check_synthesis(manifest: Manifest) -> None:
     _check_adversarial(manifest)
     if any(map(prompt_method, manifest.methods)):
         kinds.load(manifest, cpu).require(teacher, manifest.synthesis.image_size)
+        _note_unknown_names(manifest)
+
+
+def _note_unknown_names(manifest: Manifest) -> None:
+    """Say which classes the bundled diffusion model was not trained to draw."""
+    if (manifest.generator.kind, manifest.generator.weights) != ("diffusers", MINIATURE):
+        return
+    names = json.loads((DIFFUSION / "scores.json").read_text())["names"]
+    if unknown := [name for name in manifest.classes if name.lower() not in names]:
+        say(
+            f"note: generator.weights: the bundled model was not trained to draw "
+            f"{', '.join(unknown[:NAMED])}{' and others' * (len(unknown) > NAMED)}; it draws "
+            f"{len(names)} things, which dfkd/miniature/assets/MODEL_CARD.md lists"
+        )
 
 
 def _check_compiler(manifest: Manifest) -> None:

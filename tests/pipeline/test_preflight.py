@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
 from dfkd.pipeline.preflight import check_batches, check_evaluation, check_synthesis
 from tests.helpers import small_manifest
@@ -22,6 +23,17 @@ def test_only_what_is_scored_needs_data_and_towers(tmp_path: Path) -> None:
         with pytest.raises(ManifestError):
             check_evaluation(small_manifest.read(tmp_path, f"evaluation.data={data}", *wrong))
     check_evaluation(small_manifest.read(tmp_path, "evaluation.data=none", *wrong))
+
+
+def test_names_that_the_bundled_model_does_not_draw_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    miniature = Path(__file__).parents[2] / "manifests/miniature.yaml"
+    check_synthesis(Manifest.read(miniature, ("classes=[Cat, gazebo]",)))
+    told = capsys.readouterr().err
+    assert "was not trained to draw gazebo; it draws 70 things" in told
+    check_synthesis(Manifest.read(miniature))
+    assert capsys.readouterr().err == ""
 
 
 def test_prompts_too_large_to_be_read_again_are_refused(tmp_path: Path) -> None:
