@@ -14,7 +14,7 @@ from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.synthesis.latents import Synthesiser
-from dfkd.synthesis.shard_maker import initial_batch_size
+from dfkd.synthesis.request import initial_batch_size
 from dfkd.utils.device import pick_device
 from dfkd.utils.types import Precision
 

@@ -49,6 +49,7 @@ from dfkd.prompts.maker import PromptMaker
 from dfkd.prompts.statistics import statistics
 from dfkd.storage.base import disk_full_error, require_disk_space
 from dfkd.synthesis.shard_maker import ShardMaker
+from dfkd.synthesis.sources import image_source
 from dfkd.utils.device import configure_process, device_name, pick_device
 
 R = TypeVar("R")
@@ -248,7 +249,7 @@ class SynthesisWorker(Worker):
         if has_dependent_parts(self.manifest.method):
             # The next part of a chained method continues from this state. It is written after the
             # receipts, so that a worker that dies before it makes the same part once more.
-            Chain(self.version).keep(self.manifest, unit.part, maker.state())
+            Chain(self.version).keep(self.manifest, unit.part, maker.source.state())
         self._maker = maker
         rate = sum(summary.samples for _, summary in committed) / (time.perf_counter() - started)
         WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
@@ -257,11 +258,11 @@ class SynthesisWorker(Worker):
     def _load_maker(self, unit: Unit) -> ShardMaker:
         """A maker with loaded models, in the state in which the part of a unit begins."""
         manifest, chain = self.manifest, Chain(self.version)
-        models = self.load_teacher(), self.load_generator()
-        maker = ShardMaker(manifest, *models, self.notes.append, partial(chain.images, manifest))
+        teacher, generator = self.load_teacher(), self.load_generator()
+        source = image_source(manifest, teacher, generator, partial(chain.images, manifest))
         if has_dependent_parts(manifest.method) and unit.part:
-            maker.restore(chain.states.read(unit.part))
-        return maker
+            source.restore(chain.states.read(unit.part))
+        return ShardMaker(manifest, teacher, source, self.notes.append)
 
     def _make_shards(
         self, maker: ShardMaker, unit: Unit, folder: Path

@@ -2,6 +2,6 @@
 
 In: the prompts of a task, teacher and generator. Out: a shard of images, each with the teacher's
 distances to the class prompts and its embedding. Begin with `latents.py` (Eqs 1-3) and
-`shard_maker.py`, which makes one task; `views.py` has the augmented views. `inversion/` holds the
-conventional methods that the paper compares with.
+`shard_maker.py`, which makes one task of what a source in `sources.py` gives; `views.py` has the
+augmented views. `inversion/` holds the conventional methods that the paper compares with.
 """

@@ -1,9 +1,8 @@
 """Make the images of a unit of work: synthesise them, label them and write them as shards."""
 
-import dataclasses
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,64 +14,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_images
 from dfkd.config.plan import (
     Task,
     Unit,
-    image_count,
     image_seed,
-    latent_learning_rate,
-    root_seed,
-    steps_per_image,
 )
-from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.shards import MadeShard, Sample, sample_key, write_shard
 from dfkd.errors import DfkdError
-from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher, distances
-from dfkd.prompts.conditions import PromptStates, StoredPrompt
+from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
-from dfkd.synthesis.inversion.cmi import CmiInverter
-from dfkd.synthesis.inversion.deepinversion import DeepInverter
-from dfkd.synthesis.inversion.dfad import DfadInverter
-from dfkd.synthesis.inversion.inverter import Classifier, Inverter
-from dfkd.synthesis.inversion.pre import PreInverter
-from dfkd.synthesis.latents import Synthesiser
-from dfkd.synthesis.request import PartRequest, RunContext, Synthesised
+from dfkd.synthesis.request import ImageRequest, ImageSource, initial_batch_size
 from dfkd.utils.device import is_out_of_memory
 from dfkd.utils.pixels import from_bytes
-
-METHODS: dict[str, type[Inverter]] = {
-    method.name: method for method in (DeepInverter, DfadInverter, CmiInverter, PreInverter)
-}
-"""The conventional methods by their names in the manifest."""
 
 MAX_ATTEMPTS = 2
 """Attempts at an image, each with another derived seed, before it counts as failed."""
 
-CPU_BATCH_SIZE = 8
-"""Default batch size on a CPU; larger batches are not faster."""
-
 JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 """Encoder options, close to lossless; labels are computed from the stored pixels in any case."""
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """One image to make."""
-
-    index: int
-    """Its number within the class."""
-    text: str
-    """Its prompt in words."""
-    prompt: StoredPrompt
-
-    @property
-    def class_index(self) -> int:
-        """Its class."""
-        return self.prompt.class_index
 
 
 @dataclass(frozen=True)
@@ -97,56 +59,24 @@ class ShardMaker:
         self,
         manifest: Manifest,
         teacher: Teacher,
-        generator: Generator | None,
+        source: ImageSource,
         notify: Callable[[str], object] = lambda note: None,
-        earlier: Callable[[int], Tensor] | None = None,
     ) -> None:
-        """Prepare the synthesiser or the inversion method that the manifest names.
+        """Encode the texts of the classes, for the labels.
 
         Args:
             manifest: the manifest of one method.
             teacher: the loaded teacher.
-            generator: the loaded generator; None for methods without latents.
+            source: makes the pixels.
             notify: called with a sentence when memory has run out.
-            earlier: returns the stored images of a part by its number, uint8 [N, H, W, 3]. A
-                chained method (`has_dependent_parts`) needs it, and makes its parts in order.
         """
         self.manifest = manifest
         self.teacher = teacher
+        self.source = source
         self.notify = notify
         self.batch_size = initial_batch_size(manifest.synthesis, teacher.device)
         self.coupled = has_dependent_images(manifest.method)
         self.class_texts = class_text_embeddings(manifest, teacher)
-        self.synthesiser: Synthesiser | None = None
-        self.states: PromptStates | None = None
-        self.inverter: Inverter | None = None
-        if generator is not None:
-            rate = latent_learning_rate(manifest)
-            size = min(self.batch_size, _images_of_unit(manifest))
-            config = dataclasses.replace(manifest.synthesis, learning_rate=rate, batch_size=size)
-            steps = steps_per_image(manifest)
-            self.synthesiser = Synthesiser(teacher, generator, config, steps)
-            if generator.text is not None:
-                self.states = PromptStates(manifest, teacher, generator.text)
-        else:
-            self.inverter = self._inverter(earlier or _no_earlier_parts)
-
-    def _inverter(self, earlier: Callable[[int], Tensor]) -> Inverter:
-        """The inversion method of the manifest at the start of its run."""
-        manifest = self.manifest
-        seed = derive_seed("inversion", *root_seed(manifest))
-        context = RunContext(seed, image_count(manifest), manifest.synthesis.image_size, earlier)
-        classifier = Classifier(self.teacher, self.class_texts)
-        return METHODS[manifest.method](classifier, context, manifest.inversion)
-
-    def state(self) -> dict[str, Tensor]:
-        """The state that the next part of a chained method needs; empty for other methods."""
-        return self.inverter.state() if self.inverter else {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from the `state()` after an earlier part."""
-        if self.inverter:
-            self.inverter.restore(state)
 
     def shards(self, unit: Unit, prompts: pa.Table, folder: Path) -> dict[Task, MadeShard]:
         """Write `{task.id}.tar` for each task of a unit; returns what each of them holds.
@@ -217,8 +147,7 @@ class ShardMaker:
         """
         start = 0
         while start < len(requests):
-            # Coupled methods without latents cut a part into batches themselves.
-            size = self.batch_size if self.synthesiser else len(requests)
+            size = len(requests) if self.source.whole else self.batch_size
             batch = requests[start : start + size]
             results = None
             try:
@@ -241,14 +170,12 @@ class ShardMaker:
         """
         # A smaller coupled batch gives other images, and results must not depend on memory.
         if self.coupled:
-            section = "synthesis" if self.synthesiser else f"inversion.{self.manifest.method}"
             raise DfkdError(
                 "memory had no room for a batch, and to halve it would change its images, which "
-                f"depend on each other; lower {section}.batch_size"
+                f"depend on each other; lower {self.source.section}.batch_size"
             )
         self.batch_size = tried // 2
-        if self.synthesiser:
-            self.synthesiser.full_batch = self.batch_size
+        self.source.limit(self.batch_size)
         # torch would keep the freed blocks, whose sizes do not suit the smaller batch.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -265,7 +192,7 @@ class ShardMaker:
     ) -> list[_PendingSample | None]:
         """Synthesise and label one batch; an image that diverged gives None."""
         seeds = [image_seed(self.manifest, r.class_index, r.index, attempt) for r in batch]
-        images = self._synthesise(batch, seeds)
+        images = self.source.make(batch, seeds)
         pixels = images.pixels.numpy()
         # Diverged images are encoded as well: they are rare, and the rows stay aligned.
         encoded = [encoder.submit(self._encode, each) for each in pixels]
@@ -291,23 +218,6 @@ class ShardMaker:
             sample = _PendingSample(request, encoded[i], metadata, arrays)
             results.append(None if images.diverged[i] else sample)
         return results
-
-    def _synthesise(self, batch: list[ImageRequest], seeds: list[int]) -> Synthesised:
-        """The pixels of a batch, from latents or from the inversion method."""
-        manifest, device = self.manifest, self.class_texts.device
-        if self.inverter:
-            labels = torch.tensor([request.class_index for request in batch], device=device)
-            size = manifest.synthesis.shard_size
-            part = batch[0].index // size
-            # Only the last part is smaller, so all earlier ones have this many images.
-            before = part * size * len(manifest.classes)
-            request = PartRequest(labels, seeds, part, before)
-            return self.inverter.make(request)
-        assert self.synthesiser is not None  # noqa: S101 - there is a generator
-        prompts = [request.prompt for request in batch]
-        targets = torch.stack([prompt.embedding for prompt in prompts]).to(device)
-        condition = self.states(prompts) if self.states else None
-        return self.synthesiser(targets, seeds, condition=condition)
 
     def _encode(self, pixels: np.ndarray) -> bytes:
         """The image file of pixels uint8 [H, W, 3]."""
@@ -341,19 +251,3 @@ class ShardMaker:
             rows.append((embeddings.cpu(), to_texts.cpu(), logits.softmax(dim=1).cpu()))
         embeddings, to_texts, probabilities = (torch.cat(each) for each in zip(*rows, strict=True))
         return embeddings, to_texts, probabilities
-
-
-def _no_earlier_parts(part: int) -> Tensor:
-    """The default of `earlier`, for methods that read no earlier part."""
-    raise ValueError(f"part {part} is needed, but `earlier` was not given")
-
-
-def initial_batch_size(config: Synthesis, device: torch.device) -> int:
-    """Images in the first batch; `ShardMaker` halves the number if memory is too small for it."""
-    return config.batch_size or (config.shard_size if device.type == "cuda" else CPU_BATCH_SIZE)
-
-
-def _images_of_unit(manifest: Manifest) -> int:
-    """Images of a full unit of work, the most that a batch can have."""
-    size = min(manifest.synthesis.shard_size, manifest.synthesis.images_per_class)
-    return size * len(manifest.classes) if has_dependent_images(manifest.method) else size

@@ -17,7 +17,7 @@ from dfkd.config.plan import PromptPart, units
 from dfkd.dataset.versions import begin
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.request import Synthesised
-from dfkd.synthesis.shard_maker import ShardMaker
+from dfkd.synthesis.sources import LatentSource
 from tests.helpers import small_manifest
 
 pytestmark = pytest.mark.faults
@@ -65,7 +65,7 @@ def synthesise(file: str, name: str, batch: int, limited: bool) -> tuple[bytes, 
     worker = SynthesisWorker(manifest, version, 1.0)
     worker.run(single)  # loads the models
     if limited:
-        ShardMaker._synthesise = limited_synthesis(ShardMaker._synthesise)  # type: ignore[method-assign]
+        LatentSource.make = limited_synthesis(LatentSource.make)  # type: ignore[method-assign]
     done = worker.run(whole)
     return version.storage.get(done.result[0][0].shard), done.notes
 

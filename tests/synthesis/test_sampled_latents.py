@@ -15,6 +15,7 @@ from dfkd.models.generators import kinds
 from dfkd.models.teacher import Teacher, spherical_distance
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.shard_maker import ShardMaker
+from dfkd.synthesis.sources import LatentSource
 from dfkd.utils.pixels import from_bytes
 from tests.helpers.tiny_pipeline import SIZE, read_manifest
 from tests.models.generators.test_diffusion import CPU, clip, home, pipeline
@@ -27,7 +28,9 @@ def make(manifest: Manifest, teacher: Teacher, folder: Path) -> list[Sample]:
     task = next(tasks(manifest))
     assert task == Task(0, 0, 0, 3)
     prompts = PromptMaker(manifest, teacher).part(0).slice(0, 3)
-    maker = ShardMaker(manifest, teacher, kinds.load(manifest, CPU))
+    maker = ShardMaker(
+        manifest, teacher, LatentSource(manifest, teacher, kinds.load(manifest, CPU))
+    )
     made = maker.shards(Unit((task,), (task,)), prompts, folder)[task]
     assert made.failed == ()
     return made.samples

@@ -18,8 +18,9 @@ from dfkd.dataset.shards import Sample, parse_shard
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.maker import PromptMaker
-from dfkd.synthesis.request import Synthesised
-from dfkd.synthesis.shard_maker import ShardMaker, initial_batch_size
+from dfkd.synthesis.request import Synthesised, initial_batch_size
+from dfkd.synthesis.shard_maker import ShardMaker
+from dfkd.synthesis.sources import LatentSource
 from dfkd.utils.pixels import from_bytes
 from tests.helpers import small_manifest
 
@@ -50,7 +51,9 @@ def make(
     embeddings[list(broken)] = np.nan
     column = pa.array(list(embeddings), pa.list_(pa.float32()))
     mine = mine.set_column(mine.schema.get_field_index("embedding"), "embedding", column)
-    made = ShardMaker(manifest, teacher, generator).shards(alone(task), mine, folder)
+    made = ShardMaker(manifest, teacher, LatentSource(manifest, teacher, generator)).shards(
+        alone(task), mine, folder
+    )
     tar = folder / f"{task.id}.tar"
     written = list(parse_shard(tar.read_bytes(), tar.name))
     assert [(s.key, s.image, s.metadata) for s in made[task].samples] == [
@@ -97,11 +100,11 @@ def test_batches_of_the_size_that_most_have_are_compiled(
     tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
     for override, size in (("batch_size=2", 2), ("batch_size=8", 3), ("batch_size=0", 3)):
-        maker = ShardMaker(read(tmp_path, f"synthesis.{override}"), teacher, generator)
-        assert maker.synthesiser is not None
-        assert maker.synthesiser.full_batch == size
-    maker._halve(3)
-    assert maker.synthesiser.full_batch == 1
+        manifest = read(tmp_path, f"synthesis.{override}")
+        source = LatentSource(manifest, teacher, generator)
+        assert source.synthesiser.full_batch == size
+    ShardMaker(manifest, teacher, source)._halve(3)
+    assert source.synthesiser.full_batch == 1
 
 
 def test_another_error_halves_nothing(tmp_path: Path, teacher: Teacher, generator: VQGAN) -> None:
@@ -118,9 +121,8 @@ def run_with_an_error(
     task = next(iter(tasks(manifest)))
     notes: list[str] = []
     sizes: list[int] = []
-    maker = ShardMaker(manifest, teacher, generator, notes.append)
-    synthesiser = maker.synthesiser
-    assert synthesiser is not None
+    source = LatentSource(manifest, teacher, generator)
+    maker, synthesiser = ShardMaker(manifest, teacher, source, notes.append), source.synthesiser
 
     def make_or_fail(targets: torch.Tensor, *arguments: Any, **options: Any) -> Synthesised:
         sizes.append(len(targets))
@@ -128,7 +130,7 @@ def run_with_an_error(
             raise error
         return synthesiser(targets, *arguments, **options)
 
-    maker.synthesiser = make_or_fail  # type: ignore[assignment]
+    source.synthesiser = make_or_fail  # type: ignore[assignment]
     table = PromptMaker(manifest, teacher).part(task.shard_index)
     mine = table.filter(pa.compute.equal(table["class_index"], task.class_index))
     maker.shards(alone(task), mine, tmp_path)
@@ -217,19 +219,19 @@ def test_images_are_encoded_while_the_next_batch_is_synthesised(
 ) -> None:
     """The first image is not encoded before the second batch begins; without a thread it waits."""
     second, begun, waited = Event(), [], []
-    real_synthesise, real_encode = ShardMaker._synthesise, ShardMaker._encode
+    real_make, real_encode = LatentSource.make, ShardMaker._encode
 
-    def synthesise(self: ShardMaker, *arguments: Any) -> Synthesised:
+    def synthesise(self: LatentSource, *arguments: Any) -> Synthesised:
         begun.append(arguments)
         if len(begun) == 2:
             second.set()
-        return real_synthesise(self, *arguments)
+        return real_make(self, *arguments)
 
     def encode(self: ShardMaker, picture: np.ndarray) -> bytes:
         waited.append(second.wait(timeout=60))
         return real_encode(self, picture)
 
-    monkeypatch.setattr(ShardMaker, "_synthesise", synthesise)
+    monkeypatch.setattr(LatentSource, "make", synthesise)
     monkeypatch.setattr(ShardMaker, "_encode", encode)
     manifest = read(tmp_path)
     _, samples = make(manifest, teacher, generator, next(tasks(manifest)), tmp_path)
@@ -241,7 +243,7 @@ def test_prompts_of_more_or_fewer_images_are_refused(
     tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
     manifest = read(tmp_path)
-    maker = ShardMaker(manifest, teacher, generator)
+    maker = ShardMaker(manifest, teacher, LatentSource(manifest, teacher, generator))
     table = PromptMaker(manifest, teacher).part(0)
     for prompts in (table, table[:1]):
         with pytest.raises(ValueError, match="needs the prompts of images"):

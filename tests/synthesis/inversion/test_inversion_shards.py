@@ -21,6 +21,7 @@ from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.inversion.deepinversion import DeepInverter
 from dfkd.synthesis.request import PartRequest, Synthesised
 from dfkd.synthesis.shard_maker import ShardMaker
+from dfkd.synthesis.sources import image_source
 from dfkd.utils.pixels import from_bytes
 from tests.helpers.inversion_runs import CLASSES, read
 from tests.helpers.tiny_models import model_config, write_teacher
@@ -45,7 +46,8 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     needed = generator if manifest.method == "vanilla-bn" else None
     stored: list[torch.Tensor] = []
-    maker = ShardMaker(manifest, teacher, needed, earlier=stored.__getitem__)
+    source = image_source(manifest, teacher, needed, stored.__getitem__)
+    maker = ShardMaker(manifest, teacher, source)
     before = unit.part if has_dependent_parts(manifest.method) else 0
     for each in [*islice(units(manifest, ()), before), unit]:
         place = folder if each is unit else folder.with_name(f"{folder.name}-{each.part}")
@@ -162,7 +164,7 @@ def test_a_batch_that_memory_has_no_room_for_is_not_halved(
     manifest = chosen(method)
     prompts = PromptMaker(manifest, teacher).part(0)
     needed = generator if method == "vanilla-bn" else None
-    maker = ShardMaker(manifest, teacher, needed)
+    maker = ShardMaker(manifest, teacher, image_source(manifest, teacher, needed))
     monkeypatch.setattr(teacher, "encode_image", full)
     with pytest.raises(DfkdError, match=rf"memory had no room .* lower {field}$"):
         maker.shards(next(units(manifest, ())), prompts, tmp_path)

@@ -21,7 +21,7 @@ from dfkd.synthesis.inversion import cmi
 from dfkd.synthesis.inversion.inverter import Inverter, embedding_taps, stage_taps
 from dfkd.synthesis.inversion.networks import DfadGenerator, PreGenerator
 from dfkd.synthesis.request import PartRequest, even_batches, synthesised
-from dfkd.synthesis.shard_maker import METHODS
+from dfkd.synthesis.sources import METHODS
 from tests.helpers.inversion_runs import problem, read, run_context
 from tests.helpers.tiny_models import RESNET, load_teacher, model_config
 
