@@ -223,8 +223,7 @@ def _sentences(
     pseudo_words: Tensor,
 ) -> Tensor:
     """Unit embeddings [N, E] of sentences that are padded to the tower's full context length."""
-    short, positions = words.tokens(names, templates)
-    tokens = F.pad(short, (0, teacher.context_length - short.shape[1]))
+    tokens, positions = (ids.to(pseudo_words.device) for ids in words.tokens(names, templates))
     return encode_whole(teacher, tokens, positions, pseudo_words)
 
 

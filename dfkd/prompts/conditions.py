@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
@@ -75,8 +74,7 @@ class PromptStates:
         """States [N, L, D] of the template's sentences with pseudo-words."""
         names = [self.manifest.classes[prompt.class_index] for prompt in prompts]
         tokens, positions = self.words.tokens(names, [self.words.template] * len(names))
-        # A causal teacher's sentences are cut behind the longest one.
-        tokens = F.pad(tokens, (0, self.teacher.context_length - tokens.shape[1]))
+        tokens, positions = tokens.to(self.empty.device), positions.to(self.empty.device)
         vectors = [prompt.pseudo_word for prompt in prompts if prompt.pseudo_word is not None]
         words = torch.from_numpy(np.stack(vectors)).to(tokens.device)
         embedded = embed_with(self.teacher, self._padded(tokens), positions, words)

@@ -24,6 +24,9 @@ from torch.nn import functional as F
 from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
 
+PADDING = 0
+"""Id of the tokens behind a sentence."""
+
 MAX_REDRAWS = 8
 """Draws of a disturbed template that fits the context length, before the plain one is used."""
 
@@ -34,10 +37,10 @@ class PseudoWords:
     def __init__(self, teacher: Teacher, template: str) -> None:
         self.teacher = teacher
         self.template = template
-        # The tokens of an empty text are the start token, the end token and the padding. They
-        # are on the CPU: each sentence reads them, and to read a GPU's memory is to wait for it.
-        self._frame = teacher.tokenize([""])[0].cpu()
-        if int(self._frame.count_nonzero()) != 2:
+        # The tokens of an empty text are the start token, the end token and the padding.
+        frame = teacher.tokenize([""])[0].cpu()
+        self._start, self._end = frame[:2].tolist()
+        if int(frame.count_nonzero()) != 2 or frame[2:].any():
             raise ManifestError(
                 "teacher.model",
                 "pseudo-words need a tokenizer that frames a text by a start and an end token",
@@ -75,32 +78,27 @@ class PseudoWords:
     ) -> "Sentences":
         """Tokenise sentences once, for repeated encoding; the arguments are those of `encode`."""
         tokens, positions = self.tokens(names, templates or [self.template] * len(names))
-        return Sentences(self.teacher, tokens, positions, int(self._frame[1]))
+        return Sentences(self.teacher, tokens, positions, self._end)
 
     def tokens(self, names: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids [N, L] and the position [N] of the pseudo-word in each sentence.
+        """Token ids [N, context] and the position [N] of the pseudo-word; both are on the CPU.
 
-        L is the context length. For a causal teacher it is the length of the longest sentence: the
-        tokens behind cannot change the embedding, and the work grows with L.
+        Raises:
+            ManifestError: a sentence exceeds the teacher's context length.
         """
-        rows, positions, longest = [], [], 0
+        rows, positions, context = [], [], self.teacher.context_length
         for name, template in zip(names, templates, strict=True):
-            sentence = self._sentence(name, template)
-            if sentence is None:
+            ids, position = self._sentence(name, template)
+            if len(ids) > context:
                 raise ManifestError(
                     "prompts.template",
-                    f"must fit {self.teacher.context_length} tokens with every class name",
+                    f"must fit {context} tokens with every class name",
                     template.replace("{class}", name),
                     "shorten the template or the name",
                 )
-            row, position, length = sentence
-            rows.append(row)
+            rows.append(ids + [PADDING] * (context - len(ids)))
             positions.append(position)
-            longest = max(longest, length)
-        # A tower that is not causal also attends to the padding, so it needs the whole context.
-        width = longest if self.teacher.causal else self.teacher.context_length
-        device = self.teacher.token_table.device
-        return torch.stack(rows)[:, :width].to(device), torch.tensor(positions, device=device)
+        return torch.tensor(rows), torch.tensor(positions)
 
     def disturbed(self, name: str, kind: str, share: float, generator: np.random.Generator) -> str:
         """The template with some letters of its fixed words changed; arguments as of `disturb`.
@@ -109,7 +107,7 @@ class PseudoWords:
         """
         for _ in range(MAX_REDRAWS):
             template = disturb(self.template, kind, share, generator)
-            if self._sentence(name, template) is not None:
+            if len(self._sentence(name, template)[0]) <= self.teacher.context_length:
                 return template
         return self.template
 
@@ -125,19 +123,13 @@ class PseudoWords:
         table = self.teacher.token_table
         return table.mean(dim=0) + scale * noise.to(table.device) * table.std(dim=0)
 
-    def _sentence(self, name: str, template: str) -> tuple[Tensor, int, int] | None:
-        """Token ids [context], position of the pseudo-word, and length; None if it is too long."""
+    def _sentence(self, name: str, template: str) -> tuple[list[int], int]:
+        """The token ids of a sentence without padding, and the position of the pseudo-word."""
         before, after = template.replace("{class}", name).split("{style}")
-        prefix, suffix = self._content(before), self._content(after)
-        length = len(prefix) + len(suffix) + 3  # with start, pseudo-word and end
-        if length > self.teacher.context_length:
-            return None
-        start, end = int(self._frame[0]), int(self._frame[1])
+        prefix = self._content(before)
         # The id of the pseudo-word does not matter, because its embedding is replaced. It must only
         # be lower than the id of the end token, where CLIP pools: it takes the highest id.
-        row = self._frame.clone()
-        row[:length] = torch.tensor([start, *prefix, 0, *suffix, end])
-        return row, 1 + len(prefix), length
+        return [self._start, *prefix, 0, *self._content(after), self._end], 1 + len(prefix)
 
     def _content_tokens(self, text: str) -> tuple[int, ...]:
         """The token ids of a piece of a sentence, as a tuple, which a cache can share."""
@@ -148,24 +140,28 @@ class Sentences:
     """N tokenised sentences, which are encoded with other pseudo-words each time."""
 
     def __init__(self, teacher: Teacher, tokens: Tensor, positions: Tensor, end: int) -> None:
-        """Prepare sentences of token ids [N, L].
+        """Prepare sentences of token ids [N, context], which are on the CPU.
 
         Args:
-            positions: position [N] of the pseudo-word in each sentence.
+            positions: position [N] of the pseudo-word in each sentence, on the CPU.
             end: id of the end token.
         """
-        self.teacher, self.tokens, self.positions = teacher, tokens, positions
-        self._prefix: TextPrefix | None = None
+        # On the CPU, because contrastive prompts come here at each update, and to read a number
+        # from a GPU is to wait for it.
+        device, ends = teacher.token_table.device, (tokens == end).int().argmax(dim=1)
+        if teacher.causal:
+            # The tokens behind the longest sentence cannot change the embedding.
+            tokens = tokens[:, : int(ends.max()) + 1]
+        self.teacher, self._prefix = teacher, None
         if can_split(teacher):
-            self._prefix = TextPrefix(teacher, tokens[:, : int(positions.max())], positions)
+            beginning = tokens[:, : int(positions.max())].to(device)
+            self._prefix = TextPrefix(teacher, beginning, positions.to(device))
             # The ids [N, S] from the pseudo-word on, up to the end token of the longest rest. Where
             # this reaches beyond the row, the last id is repeated: after the end token nothing
             # matters to a causal tower.
-            until_end = (tokens == end).int().argmax(dim=1) - positions
-            columns = positions[:, None] + torch.arange(
-                int(until_end.max()) + 1, device=tokens.device
-            )
-            self._rest = tokens.gather(1, columns.clamp_max(tokens.shape[1] - 1))
+            columns = positions[:, None] + torch.arange(int((ends - positions).max()) + 1)
+            self._rest = tokens.gather(1, columns.clamp_max(tokens.shape[1] - 1)).to(device)
+        self.tokens, self.positions = tokens.to(device), positions.to(device)
 
     def encode(self, pseudo_words: Tensor) -> Tensor:
         """Unit embeddings, float32 [N, E], of the sentences with these pseudo-words [N, D]."""

@@ -130,10 +130,9 @@ def test_tokens_after_the_end_are_left_out_unless_they_are_read(
     config["custom_text"] = bool(text)
     teacher = load_teacher(tmp_path, config)
     words, names = PseudoWords(teacher, TEMPLATE), ["dog", "alarm clock"]
-    tokens, _ = words.tokens(names, [TEMPLATE] * 2)
     written = teacher.tokenize([words.text(name) for name in names])
     longest = max(int(sentence.count_nonzero()) for sentence in written)
-    assert tokens.shape[1] == (teacher.context_length if text else longest)
+    assert words.sentences(names).tokens.shape[1] == (teacher.context_length if text else longest)
     (token,) = teacher.content_tokens("music")
     encoded = words.encode(names, teacher.token_table[[token, token]])
     whole = teacher.encode_text([f"{name} in the style of music" for name in names])

@@ -30,12 +30,10 @@ WHOLE: dict[str, dict[str, Any]] = {
 
 def whole(teacher: Teacher, words: PseudoWords, pseudo: Tensor) -> Tensor:
     """The embeddings by the tower's own pass over the full context."""
-    found = [words._sentence(name, text) for name, text in zip(NAMES, TEMPLATES, strict=True)]
-    tokens = torch.stack([sentence[0] for sentence in found if sentence])
-    places = [sentence[1] for sentence in found if sentence]
+    tokens, places = words.tokens(NAMES, TEMPLATES)
     embedded = teacher.embed_tokens(tokens)
     for row, place in enumerate(places):
-        embedded = embedded.index_put((torch.tensor(row), torch.tensor(place)), pseudo[row])
+        embedded = embedded.index_put((torch.tensor(row), place), pseudo[row])
     return torch.nn.functional.normalize(teacher.encode_embeddings(embedded, tokens), dim=-1)
 
 
