@@ -31,7 +31,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
-    command_line.add_classes(arguments)
+    command_line.add_classes(arguments, required=True)
     return command_line.run(arguments, work, plan, argv)
 
 

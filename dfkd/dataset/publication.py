@@ -68,7 +68,7 @@ def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> Label
     rows: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, INDEX_SCHEMA, compression="zstd") as writer:
         # One byte more than expected shows a longer object, without reading all of it into memory.
-        shards = in_order(lambda each: home.get(each.key, each.bytes + 1), receipts)
+        shards = in_order(lambda each: home.get(each.key, each.bytes + 1), receipts, ahead=4)
         for receipt, data in zip(receipts, shards, strict=True):
             for sample, location in read_shard(data, receipt):
                 moments.add(sample.arrays["distances"], sample.metadata["class_index"])
@@ -196,7 +196,7 @@ def data_card(manifest: Mapping[str, Any]) -> str:
         INTRODUCTION.format(**counts),
         f"- version: `{manifest['fingerprint'][:16]}` (fingerprint `{manifest['fingerprint']}`)",
         f"- method: {method_of(identity)}",
-        f"- teacher: {identity.get('teacher.model')}",
+        f"- teacher: {identity.get('teacher.model', 'see its files below')}",
         f"- labels: mean {manifest['label_mean']:.6f}, standard deviation "
         f"{manifest['label_std']:.6f} over all distances",
         f"- images that the teacher takes for another class than their own: "

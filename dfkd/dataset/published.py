@@ -18,7 +18,7 @@ from dfkd.dataset.prompt_tables import REQUIRED_COLUMNS
 from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_shard
 from dfkd.errors import CorruptionError, DfkdError
 from dfkd.storage import layout
-from dfkd.storage.base import MissingObject, Storage
+from dfkd.storage.base import MissingObject, Storage, missing_object
 from dfkd.utils import parquet, strict_json
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import Sha256, Size
@@ -311,9 +311,11 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
             raises if another process has taken over in the meantime.
 
     Raises:
-        DfkdError: jobs/clean.py is removing the version.
+        DfkdError: jobs/clean.py is removing the version, or has removed it.
     """
-    digest = sha256_object(storage, f"{layout.version(name)}/{layout.MANIFEST}")
+    digest = sha256_object(storage, manifest := f"{layout.version(name)}/{layout.MANIFEST}")
+    if digest is None:
+        raise missing_object(storage.location(manifest))
     written = False
     while not written:
         newest = _newest_pointer(storage)

@@ -114,7 +114,7 @@ class Examples:
         stops = (self._stops[samples] - base).tolist()
         digests = self._digests.take(samples).to_pylist()
         return [
-            _verified(memoryview(data)[start:stop], digest, receipt.shard)
+            _verified(memoryview(data)[start:stop], digest, receipt.key)
             for start, stop, digest in zip(starts, stops, digests, strict=True)
         ]
 
@@ -127,7 +127,7 @@ class Examples:
         try:
             return _parse(data)
         except ValueError as error:
-            refuse(self._receipt(sample).shard, f"not the members of a sample ({error})")
+            refuse(self._receipt(sample).key, f"not the members of a sample ({error})")
 
     def _receipt(self, sample: int) -> Receipt:
         """The receipt of the shard that holds a sample."""

@@ -237,7 +237,7 @@ def read_shard(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLo
             write such a member.
     """
     _verify_bytes(data, receipt)
-    for sample, span in _samples_with_slices(data, receipt.shard, receipt.samples):
+    for sample, span in _samples_with_slices(data, receipt.key, receipt.samples):
         digest = hashlib.sha256(memoryview(data)[span]).digest()
         yield sample, SampleLocation(span.start, digest)
 
@@ -245,12 +245,12 @@ def read_shard(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLo
 def _verify_bytes(data: bytes, receipt: Receipt) -> None:
     """Raise `CorruptionError` unless `data` has the receipt's size and sha256."""
     if len(data) > receipt.bytes:
-        refuse(receipt.shard, f"more than the {receipt.bytes} bytes that its receipt says")
+        refuse(receipt.key, f"more than the {receipt.bytes} bytes that its receipt says")
     if len(data) < receipt.bytes:
-        refuse(receipt.shard, f"{len(data)} bytes, its receipt says {receipt.bytes}")
+        refuse(receipt.key, f"{len(data)} bytes, its receipt says {receipt.bytes}")
     digest = hashlib.sha256(data).hexdigest()
     if digest != receipt.sha256:
-        refuse(receipt.shard, f"sha256 {digest[:12]}.., its receipt says {receipt.sha256[:12]}..")
+        refuse(receipt.key, f"sha256 {digest[:12]}.., its receipt says {receipt.sha256[:12]}..")
 
 
 def parse_shard(data: bytes, name: str) -> Iterator[Sample]:

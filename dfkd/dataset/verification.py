@@ -96,7 +96,7 @@ def _shards(version: PublishedVersion) -> Iterator[tuple[Receipt, bytes | Corrup
         except CorruptionError as error:
             return error
 
-    return zip(version.shards, in_order(read, version.shards), strict=True)
+    return zip(version.shards, in_order(read, version.shards, ahead=4), strict=True)
 
 
 def _shard_problems(

@@ -182,7 +182,7 @@ class Version:
         # Store the bytes that were hashed; the file could have changed since.
         if not storage.put_if_absent(receipt.shard, data):
             # An earlier attempt stored the shard and died before its receipt. Its bytes stay, so
-            # the receipt is made from them. They must lack the images that failed now: a disk that
+            # the receipt is made from them. They may lack only images that failed now: a disk that
             # has left zeros after some samples leaves a tar that looks whole.
             receipt = self._receipt(task, storage.get(receipt.shard), failed)
         # Of two concurrent attempts the first receipt is valid for both.
@@ -219,7 +219,8 @@ class Version:
                     "delete it, run again"
                 )
             count += 1
-        if set(missing.values()) != set(failed):
+        # It may hold more: an earlier attempt may have made what failed now.
+        if not set(missing.values()) <= set(failed):
             raise CorruptionError(
                 f"{self.storage.location(shard)}: images {tuple(missing.values())} are not in it, "
                 f"but {tuple(sorted(failed))} failed; delete it, run again"

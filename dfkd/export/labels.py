@@ -13,6 +13,7 @@ from torch import Tensor
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.embedding import encode_classes
 from dfkd.distillation.student_store import locate_student, require_replaceable_classes
+from dfkd.errors import ManifestError
 from dfkd.export.predict import LABELS
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
@@ -42,11 +43,19 @@ def write_labels(manifest: Manifest, classes: tuple[str, ...]) -> str:
     """Write `other-classes/labels.json` for the exported student of a run; returns its location.
 
     Raises:
-        ManifestError: the students learn distances, or the teacher cannot read the names.
+        ManifestError: the students learn distances or are not finished, or the teacher cannot read
+            the names.
         WeightsError: the teacher's files are missing or damaged.
     """
     student = locate_student(manifest, manifest.methods[-1], manifest.distillation.seeds[0])
     require_replaceable_classes(manifest, student.method, student.version)
+    if not student.finished:
+        raise ManifestError(
+            "distillation.target",
+            "must be that of a finished student",
+            manifest.distillation.target,
+            "run jobs/pipeline.py with the same settings first",
+        )
     content = labels_json(classes, encode_classes(manifest, classes))
     folder = open_storage(manifest.storage.root).child(layout.OTHER_CLASSES)
     folder.put(LABELS, content.encode())

@@ -12,7 +12,9 @@ from PIL import Image, ImageOps
 
 labels = json.load(open("labels.json", encoding="utf-8"))
 rules = json.load(open("preprocess.json", encoding="utf-8"))
-picture = ImageOps.exif_transpose(Image.open("picture.png")).convert("RGBA")
+picture = ImageOps.exif_transpose(Image.open("picture.png"))
+assert not picture.mode.startswith("I"), "16 bits a channel: see preprocess.json"
+picture = picture.convert("RGBA")
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 S, short = rules["size"], min(picture.size)
 picture = picture.resize([S * side // short for side in picture.size], Image.Resampling.BICUBIC)
@@ -78,7 +80,9 @@ Without it:
 ```python
 {example}```
 
-This leaves out what `preprocess.json` says of 16 bits a channel and of very long pictures.
+It reads what Pillow reads; the command takes PNG, JPEG, WebP and BMP. `preprocess.json` says what
+the command does with 16 bits a channel and with very long pictures. The files need onnxruntime 1.14
+or later.
 
 ## Accuracy
 

@@ -23,7 +23,10 @@ from torch import nn
 from dfkd.utils.images import Array, batch
 
 OPSET = 18
-"""Version of the ONNX operators, which runtimes since 2023 support."""
+"""Version of the ONNX operators."""
+
+FORMAT = 8
+"""Version of the file format. With these operators, onnxruntime 1.14 (2023) and later read it."""
 
 INPUT, OUTPUT, EMBEDDING = "pixels", "distances", "embedding"
 
@@ -129,6 +132,12 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
             value.ClearField("metadata_props")
     for part in (model, *model.graph.input, *model.graph.output, *model.graph.initializer):
         part.ClearField("metadata_props")
+    # The exporter states its newest format, and the quantiser domains that no operator is of.
+    model.ir_version = FORMAT
+    used = {node.domain for graph in (model.graph, *model.functions) for node in graph.node}
+    versions = [entry for entry in model.opset_import if entry.domain in {"", *used}]
+    model.ClearField("opset_import")
+    model.opset_import.extend(versions)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
 

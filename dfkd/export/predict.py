@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,7 +292,9 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dfkd.export.predict", description=__doc__)
     parser.add_argument("folder", type=Path, help="the student/ folder of a run")
-    parser.add_argument("pictures", nargs="+", type=Path, metavar="picture")
+    parser.add_argument(
+        "pictures", nargs="+", type=Path, metavar="picture", help="PNG, JPEG, WebP or BMP files"
+    )
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="labels of other classes, from jobs/labels.py"
     )
@@ -302,28 +305,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _label_pictures(options: argparse.Namespace) -> None:
-    """Print a line for each picture; raises at the first that cannot be read."""
-    predictor = Predictor(options.folder, options.int8, options.labels)
+def _label_pictures(options: argparse.Namespace) -> int:
+    """Print a line for each picture; returns the exit code, as not every one may be readable."""
+    predictor, unreadable = Predictor(options.folder, options.int8, options.labels), 0
     for path in options.pictures:
         try:
             probabilities = predictor.probabilities(read_picture(path))
         except (OSError, ValueError) as error:
-            raise ManifestError(
-                "picture",
-                f"cannot be read ({_short(one_line(error))})",
-                str(path),
-                "give a picture file",
-            ) from None
+            unreadable += 1
+            reason = error.strerror if isinstance(error, OSError) else one_line(error)
+            told = printable_line(f"error: picture: cannot be read ({reason}), got {str(path)!r}")
+            print(f"{told}; give a picture file", file=sys.stderr, flush=True)
+            continue
         labels = describe(probabilities, predictor.labels, options.top)
         print(printable_line(f"{path}: {labels}"), flush=True)
+    if unreadable:
+        return Exit.PARTIAL if unreadable < len(options.pictures) else Exit.USAGE
+    return Exit.DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the labels of each picture on a line; returns the exit code."""
     options = _parser().parse_args(argv)
+    # The limit of pixels here is stricter than the one of which Pillow warns.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
-        _label_pictures(options)
+        return _label_pictures(options)
     except DfkdError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -215,7 +215,7 @@ def _origin(
             "bytes": FLOAT32 * parameters(tower),
         },
         "opset": OPSET,
-        "libraries": {name: library(name) for name in ("onnx", "onnxruntime", "torch")},
+        "libraries": {name: library(name) for name in ("dfkd", "onnx", "onnxruntime", "torch")},
     }
 
 

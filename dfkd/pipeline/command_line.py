@@ -131,10 +131,11 @@ def add_threads(arguments: argparse.ArgumentParser) -> None:
     )
 
 
-def add_classes(arguments: argparse.ArgumentParser) -> None:
+def add_classes(arguments: argparse.ArgumentParser, *, required: bool = False) -> None:
     """The option that names other classes than the manifest's."""
     arguments.add_argument(
         "--classes",
+        required=required,
         type=lambda text: tuple(name.strip() for name in text.split(",")),
         default=(),
         metavar="A,B",

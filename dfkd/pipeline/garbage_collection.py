@@ -8,7 +8,7 @@ these refer to. It considers only keys of dfkd's own layout (`listing.py`).
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ ORDER = {
 }
 """The order of removal; other objects have 1. What readers start from goes first, and the mark that
 the removal has begun goes last."""
+CURRENT = "current"
+"""How the reason for keeping a version begins, if a pointer names it."""
+
 FENCE_SECONDS = 5.0
 """Seconds of deletions after which a removal checks again that it holds its lease."""
 
@@ -98,6 +101,9 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
     listing = Listing.read(root)
     kept = referenced_versions(root, keep)
     _keep_unfinished(root, listing, kept, grace)
+    # A removal that was killed goes on, whatever is to be kept now.
+    kept = {key: why for key, why in kept.items() if not _half_removed(listing, key)}
+    _require_manifests(root, listing, kept)
     referenced = {key for name in kept for key in _shard_keys(root, name)}
     versions = list(_versions(listing, kept, referenced, grace))
     gone = [removal.version for removal in versions]
@@ -184,7 +190,7 @@ def referenced_versions(root: Storage, keep: int) -> dict[str, str]:
         found |= dict.fromkeys(record.versions, f"held by {record.holder} ({key})")
     for method in root.folders(layout.DATA):
         for number, version in _last_current(root.child(layout.data(method)), keep).items():
-            found.setdefault(f"{method}/{version}", f"current {number}")
+            found.setdefault(f"{method}/{version}", f"{CURRENT} {number}")
     return found
 
 
@@ -218,6 +224,23 @@ def _keep_unfinished(root: Storage, listing: Listing, kept: dict[str, str], grac
             if base := str(identity.get("carried.from", "")):
                 method = key.partition("/")[0]
                 kept.setdefault(f"{method}/{base[:16]}", f"{key} carries over from it")
+
+
+def _half_removed(listing: Listing, key: str) -> bool:
+    """Whether the removal of a version has begun: it is marked, and its manifest is gone."""
+    objects = listing.versions.get(key, {})
+    return layout.REMOVING in objects and not {layout.MANIFEST, layout.ABANDONED} & objects.keys()
+
+
+def _require_manifests(root: Storage, listing: Listing, kept: Mapping[str, str]) -> None:
+    """Raise `CorruptionError` if a version that is or was current has lost its manifest.
+
+    Without it nobody knows which shards in other folders it refers to.
+    """
+    for key in (key for key, why in kept.items() if why.startswith(CURRENT)):
+        objects = listing.versions.get(key, {})
+        if layout.IDENTITY in objects and layout.MANIFEST not in objects:
+            root.size(f"{_folder(key)}/{layout.MANIFEST}")  # raises `MissingObject`
 
 
 def _open(root: Storage, key: str) -> PublishedVersion | None:
@@ -294,7 +317,9 @@ def _students(
         if marked and version in kept:
             yield Removal(f"mark of student {name}", "it is kept", _marks(objects))
         present = version in listing.versions and version not in gone
-        if version and not present and version not in kept and (marked or _age(objects) >= grace):
+        # Once the version is gone, nothing says any more that an unfinished student was its own.
+        due = marked or name in expected or _age(objects) >= grace
+        if version and not present and version not in kept and due:
             why = f"of version {version}"
             yield Removal(f"student {name}", why, _ordered(objects), version, mark)
 

@@ -241,6 +241,14 @@ class _Run:
                 f"regeneration {attempt.number}: version {attempt.candidate} was current and is "
                 f"not any more; {pointed[-1]} stays current"
             )
+        # Nor may it undo a roll-back during the training, whose version the gate has not seen.
+        if pointed and pointed[-1] not in (decision.current, attempt.candidate):
+            attempt.finish()
+            raise GateError(
+                f"regeneration {attempt.number}: version {attempt.candidate} was compared with "
+                f"{decision.current or 'none'}, but {pointed[-1]} is current now, and stays so; "
+                "run jobs/regenerate.py once more, which compares with that one"
+            )
         advance(home, attempt.candidate, self.lease.fence)
         # Whoever has lost the lease meanwhile must not replace the results of a later attempt.
         self.lease.fence()

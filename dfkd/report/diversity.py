@@ -49,7 +49,7 @@ def diversities(facts: Facts) -> list[Diversity]:
 
 def _row(images: MethodImages, summary: Any) -> Diversity:
     """The row of a method, with the summary of its students; `{}` if none was scored."""
-    shown, prompts = images.gallery, images.prompts
+    shown, prompts, stated = images.gallery, images.prompts, images.version.manifest
     return Diversity(
         method=images.method,
         prompt_cosine=_mean(prompts.within) if prompts else None,
@@ -57,7 +57,7 @@ def _row(images: MethodImages, summary: Any) -> Diversity:
         image_cosine=_mean(shown.within),
         image_vendi=shown.vendi,
         image_twins=shown.twins,
-        own_class=1 - shown.rejections / shown.examined if shown.examined else None,
+        own_class=1 - stated["inconsistent"] / stated["samples"] if stated["samples"] else None,
         accuracy=summary.get("mean"),
         std=summary.get("std"),
     )

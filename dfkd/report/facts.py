@@ -5,7 +5,7 @@
 
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,8 +134,8 @@ class Facts:
     trained_students: list[TrainedStudent]
     entries: list[cost_records.CostRecord]
     """What each stage cost."""
-    exported: bool
-    """Whether the student to take home, in the folder `student/`, is one of the scored students."""
+    exported: str
+    """Name of the student in the folder `student/`; empty if it is not one of the scored ones."""
     origin: RunOrigin | None
 
     @property
@@ -160,8 +160,15 @@ class Facts:
 
 
 def note_origin(storage: Storage, manifest: Manifest, command: str) -> None:
-    """Write report.json, so that the page can be rewritten without the manifest."""
+    """Write report.json, so that the page can be rewritten without the manifest.
+
+    The commit stays that of the first call for this manifest, because its code made the run.
+    """
     origin = RunOrigin(1, command, commit(), manifest.as_dict())
+    if storage.exists(ORIGIN):
+        before = read_checked(storage, ORIGIN, RunOrigin)
+        if before.manifest == origin.manifest:
+            origin = replace(origin, commit=before.commit)
     storage.put(ORIGIN, canonical(asdict(origin)))
 
 
@@ -200,7 +207,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
     students = _trained_students(run, rows, results["students"])
     # A page shows data only of methods with a scored student, but without students those of all.
     versions = _published_versions(run, methods or run.folders(layout.DATA), classes, students)
-    name = origin.manifest.get("name") if origin else None
+    name, exported = origin.manifest.get("name") if origin else None, _exported(storage)
     return Facts(
         location=storage.location(),
         name=str(name or Path(storage.location()).name),
@@ -215,7 +222,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         trained_students=students,
         # Records of a root cover all its versions, so they do not tell what this one cost.
         entries=[] if root else cost_records.read(storage),
-        exported=_exported(storage) in results["students"],
+        exported=exported if exported in results["students"] else "",
         origin=origin,
     )
 

@@ -85,16 +85,15 @@ class Gallery:
     """Images by class index, in the order of image indices."""
     unsure: list[GalleryImage]
     """Lowest confidence first."""
-    rejections: int
-    """Number of `examined` images that the teacher puts into another class."""
-    examined: int
-    """Number of images in the shards of `strips`, which are evenly spaced."""
     embeddings: Numbers
-    """The teacher's embeddings float32 [N, E] of a sample of `examined`, none of them zero."""
+    """The teacher's embeddings float32 [N, E] of a sample of the images in the shards of `strips`,
+    none of them zero.
+    """
     labels: Numbers
     """Their class indices [N]."""
     twins: float | None
-    """Share of `examined` images with a near duplicate among them in their class; None without any.
+    """Share of the images in those shards with a near duplicate among them in their class; None
+    without any.
     """
 
     @property
@@ -176,8 +175,6 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     return Gallery(
         strips=strips,
         unsure=scan.pictures(index, by_doubt),
-        rejections=scan.rejections,
-        examined=scan.examined,
         embeddings=sampled[0],
         labels=sampled[1],
         # Of all, because few images of a sample have their twin in it.
@@ -209,10 +206,6 @@ class _ShardScan:
     """The samples that `read` was asked for, by key."""
     embeddings: list[tuple[int, Numbers]] = field(default_factory=list)
     """Class index and embedding of every counted sample."""
-    rejections: int = 0
-    """Number of counted samples that the teacher puts into another class."""
-    examined: int = 0
-    """Number of counted samples."""
 
     def read(self, index: Index, rows: Iterable[int], counted: set[int]) -> None:
         """Scan the shards that hold these rows of the index.
@@ -234,14 +227,8 @@ class _ShardScan:
             # A shard that is opened for a doubtful image has more of them than others, so it would
             # bias the figures about all images.
             if counted:
-                self._count(sample)
-
-    def _count(self, sample: Sample) -> None:
-        """Add a sample to the figures about all images."""
-        self.examined += 1
-        own = sample.metadata["class_index"]
-        self.embeddings.append((own, sample.arrays["embedding"]))
-        self.rejections += predicted(sample) != own
+                own = sample.metadata["class_index"]
+                self.embeddings.append((own, sample.arrays["embedding"]))
 
     def pictures(self, index: Index, rows: Iterable[int]) -> list[GalleryImage]:
         """The images of these rows, in their order."""

@@ -21,7 +21,7 @@ from dfkd.evaluation.results import ClassSummary, read_results, summarise_classe
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report import charts, diversity
 from dfkd.report.diversity import Diversity, diversities
-from dfkd.report.facts import Facts, collect, label_of, note_origin
+from dfkd.report.facts import Facts, collect, commit, label_of, note_origin
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS, MATRIX_CLASSES
 from dfkd.report.wording import FILTERS, figures, headline
@@ -110,7 +110,7 @@ def render(facts: Facts) -> str:
     # Sections without content are left out together with their links.
     present = {
         **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
-        "takehome": facts.exported,
+        "takehome": bool(facts.exported),
     }  # fmt: skip
     return template("page.html.jinja").render(
         title=facts.name,
@@ -123,6 +123,7 @@ def render(facts: Facts) -> str:
         accuracy=accuracy_charts(facts, slots),
         best=_best(facts),
         matrices=_matrices(facts),
+        open_matrix=facts.best.label if facts.best else facts.scored[0].label,
         confusions=_confusions(facts),
         per_class=_per_class(facts),
         by_class=_by_class(facts),
@@ -336,4 +337,5 @@ def _provenance(facts: Facts) -> dict[str, Any]:
         "weights": sorted(weights.items()),
         "environment": sorted(environment.items()),
         "manifest": manifest and dump(manifest),
+        "commit": commit(),
     }

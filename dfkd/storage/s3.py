@@ -29,7 +29,6 @@ T = TypeVar("T")
 CREDENTIAL_ERRORS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
-    boto.CredentialRetrievalError,
     boto.NoRegionError,
     boto.InvalidRegionError,
     boto.ProfileNotFound,

@@ -32,9 +32,11 @@ CONNECTION_ERRORS = (
     boto.ConnectTimeoutError,
     boto.ProxyConnectionError,
     boto.IncompleteReadError,
+    boto.CredentialRetrievalError,
     ResponseParserError,
 )
-"""Errors for a missing or incomplete answer."""
+"""Errors for a missing or incomplete answer, of the store or of the service that gives credentials
+to a machine."""
 BUSY_STATUSES = {409, 429, 500, 502, 503, 504, 507}
 """HTTP statuses after which the same request may succeed; 409: another write is in progress."""
 BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
@@ -153,6 +155,11 @@ def explain(error: Any, location: str) -> DfkdError:
     reason = code(error)
     if reason in ("NoSuchKey", "404", "NotFound"):
         return missing_object(location)
+    if reason == "RequestTimeTooSkewed":
+        return InfrastructureError(
+            f"storage: {location}: the clock of this machine is wrong ({reason}); set it and run "
+            "the same command again, it resumes"
+        )
     if reason in ("NoSuchBucket", "InvalidBucketName") or status(error) in (301, 401, 403):
         return ManifestError(
             "storage.root", "must be a bucket you may use", f"{location} ({reason})", "check it"

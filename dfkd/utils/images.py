@@ -88,7 +88,7 @@ def open_image(
     Raises:
         ValueError: not an image of `formats`, or a truncated or oversized one; the text says why.
     """
-    with _value_errors(), Image.open(io.BytesIO(encoded), formats=formats) as image:
+    with _value_errors(formats), Image.open(io.BytesIO(encoded), formats=formats) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
@@ -96,13 +96,13 @@ def open_image(
 
 
 @contextmanager
-def _value_errors() -> Iterator[None]:
+def _value_errors(formats: tuple[str, ...] = FORMATS) -> Iterator[None]:
     """Turn Pillow's decoding errors in the block into `ValueError` with one line of text."""
     try:
         yield
     # Pillow's text has an address in memory, so results.json would differ from run to run.
     except UnidentifiedImageError:
-        raise ValueError("cannot identify image file") from None
+        raise ValueError(f"is no {', '.join(formats[:-1])} or {formats[-1]} file") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(one_line(error)) from None
 

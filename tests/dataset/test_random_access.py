@@ -102,5 +102,7 @@ def test_bytes_that_are_no_sample_are_refused_whatever_their_hash(
     version: PublishedVersion, data: bytes
 ) -> None:
     name = version.shards[2].shard
-    with pytest.raises(CorruptionError, match=rf"shard {name}: not the members of a sample"):
+    with pytest.raises(
+        CorruptionError, match=rf"shard versions/\w+/{name}: not the members of a sample"
+    ):
         Examples(version).parse(9, bytearray(data))

@@ -62,7 +62,8 @@ def large_version(home: Storage) -> PublishedVersion:
         "schema": SCHEMA_VERSION, "fingerprint": mark, "identity": IDENTITY, "classes": NAMES,
         "label_mean": 1.0, "label_std": 0.1,
         "files": {layout.INDEX: hashlib.sha256(index.getvalue()).hexdigest()},
-        "samples": CLASSES * SHARDS * EACH, "bytes": 1, "failed": 0, "quarantined": [],
+        "samples": CLASSES * SHARDS * EACH, "inconsistent": CLASSES * SHARDS,
+        "bytes": 1, "failed": 0, "quarantined": [],
         "weights": {}, "environment": {}, "shards": [vars(receipt) for receipt in receipts],
     }  # fmt: skip
     storage.put("manifest.json", canonical(manifest))

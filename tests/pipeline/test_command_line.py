@@ -227,6 +227,7 @@ def test_every_job_refuses_a_root_that_no_storage_serves(
         "benchmark": (["driver", path], "storage.root"),
         "pretrain": ([str(jobs.ROOT / "manifests" / "pretrain.yaml")], "output"),
         "reproduce": (["dictionary"], "settings.storage.root"),
+        "labels": ([path, "--classes", "a, b"], "storage.root"),
     }.get(job, ([path], "storage.root"))
     assert jobs.load(job).main([*words, *options, "--set", f"{key}=ftp://x/y"]) == Exit.USAGE
     printed = capsys.readouterr()

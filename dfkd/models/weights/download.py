@@ -81,7 +81,10 @@ class Fetcher:
             else:
                 digest = self._download(artifact, target, pin, check)
             if pin and not pin.exists():
-                pin.write_text(f"{digest}  {target.name}\n", "utf-8")
+                # Whole or not at all, because an empty pin would refuse the file ever after.
+                written = pin.with_name(f"{pin.name}.new")
+                written.write_text(f"{digest}  {target.name}\n", "utf-8")
+                written.replace(pin)
         return Fetched(target, digest, reused, pin)
 
     @contextlib.contextmanager
