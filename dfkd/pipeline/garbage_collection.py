@@ -219,7 +219,9 @@ def _keep_unfinished(root: Storage, listing: Listing, kept: dict[str, str], grac
             kept.setdefault(key, f"younger than {grace:g} s")
     # An unpublished version has no receipts yet for all the shards that it carries over.
     for key in [key for key in kept if key in listing.versions]:
-        if layout.MANIFEST not in listing.versions[key]:
+        objects = listing.versions[key]
+        # Of a removed one there may be shards that others carry.
+        if layout.MANIFEST not in objects and layout.IDENTITY in objects:
             identity = read_json(root, f"{_folder(key)}/{layout.IDENTITY}")
             if base := str(identity.get("carried.from", "")):
                 method = key.partition("/")[0]

@@ -15,7 +15,14 @@ import pytest
 
 from dfkd.config.hashing import fingerprint
 from dfkd.dataset import publication
-from dfkd.dataset.published import INDEX_SCHEMA, current, index_row, open_version, read_json
+from dfkd.dataset.published import (
+    INDEX_SCHEMA,
+    advance,
+    current,
+    index_row,
+    open_version,
+    read_json,
+)
 from dfkd.dataset.shards import read_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
@@ -320,6 +327,18 @@ def test_a_damaged_shard_without_a_receipt_is_not_taken_for_complete(
     with pytest.raises(CorruptionError, match=r"shards/0000-00000\.tar"):
         commit(version, TASKS[0])
     assert version.receipts() == {}
+
+
+def test_an_earlier_shard_may_hold_images_that_failed_now(version: Version, tmp_path: Path) -> None:
+    whole = write_task(TASKS[0], tmp_path / "earlier")
+    version.storage.put("shards/0000-00000.tar", whole)
+    receipt = commit(version, TASKS[0], failed=[1])
+    assert (receipt.samples, receipt.failed) == (TASKS[0].count, ())
+
+
+def test_what_was_removed_does_not_become_current(version: Version) -> None:
+    with pytest.raises(MissingObject, match=r"manifest\.json: no such object"):
+        advance(version.home, version.id)
 
 
 def test_a_shard_of_another_task_is_refused(version: Version, tmp_path: Path) -> None:

@@ -342,6 +342,44 @@ def whole_or_gone(root: Path) -> None:
     assert verify(held) == []
 
 
+@pytest.mark.parametrize("steps", [4, 7, 12, 20])
+def test_a_killed_sweep_goes_on_even_if_more_versions_are_to_be_kept(
+    manifest: Manifest, root: Path, steps: int
+) -> None:
+    versions = chain(root, 3)
+    age(root)
+    planned = plan(manifest, keep=1)
+    Mortal.left[0] = steps
+    with pytest.raises(Killed):
+        garbage_collection.remove(Mortal(root), manifest, planned, 1, GRACE, held)
+    sweep(manifest, keep=3)
+    assert plan(manifest, keep=3).removals == ()
+    for version in versions:
+        published = version.storage.exists("manifest.json")
+        assert published or not version.storage.exists("identity.json")
+    assert verify(versions[2]) == []
+
+
+def test_a_current_version_without_its_manifest_is_an_error(manifest: Manifest, root: Path) -> None:
+    """Its shards may lie in folders of others, which nobody else refers to."""
+    versions = chain(root, 3)
+    age(root)
+    versions[2].storage.delete("manifest.json")
+    with pytest.raises(MissingObject, match=r"manifest\.json: no such object"):
+        plan(manifest, keep=1)
+
+
+def test_checkpoints_go_with_their_version_however_young(manifest: Manifest, root: Path) -> None:
+    """Later nothing says whose they are."""
+    versions = chain(root, 3)
+    age(root)
+    (seed,) = manifest.distillation.seeds
+    name = student_name(manifest, versions[0].fingerprint, "vanilla", seed)
+    put_student(root, versions[0], name, card=False)
+    sweep(manifest, keep=1)
+    assert list(open_storage(str(root)).list(f"students/{name}/")) == []
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2, 4, 7, 12, 20, 30])
 def test_a_killed_sweep_is_finished_by_the_next_one(
     manifest: Manifest, root: Path, steps: int

@@ -117,6 +117,25 @@ def test_a_roll_back_after_a_kill_is_not_undone(
     assert current_id(home) == first.id
 
 
+def test_a_roll_back_during_the_training_stays(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = dataclasses.replace(manifest.regeneration, minimum_per_class=1)
+    manifest = dataclasses.replace(manifest, regeneration=rules)
+    first, home = publish(manifest), open_storage(manifest.storage.root).child("data/vanilla")
+    older = fill(dataclasses.replace(manifest, salt=77), tasks(manifest))
+    older.publish(tasks(manifest), {}, make_current=False)
+
+    def score(*_: object) -> float:
+        advance(home, older.id)
+        return 0.5
+
+    monkeypatch.setattr(regeneration._Run, "score", score)
+    with pytest.raises(GateError, match=f"compared with {first.id}, but {older.id} is current now"):
+        regenerate(manifest)
+    assert current_id(home) == older.id
+
+
 def test_an_unfinished_attempt_is_abandoned_if_asked(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

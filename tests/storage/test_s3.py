@@ -80,6 +80,7 @@ def test_buckets_that_cannot_be_used_are_refused(
         ("InvalidRequest", 400, ManifestError),
         ("InsufficientStorage", 507, InfrastructureError),
         ("SlowDown", 503, InfrastructureError),
+        ("RequestTimeTooSkewed", 403, InfrastructureError),
     ],
 )
 def test_only_what_may_pass_is_worth_a_repetition(
