@@ -27,13 +27,15 @@ def all_rows(sizes: Sizes, gpu: bool) -> tuple[list[Row], list[Target]]:
         gpu: whether there is a GPU; a CPU compiles nothing, because that needs a C++ compiler.
     """
     first, *others = sizes.teachers
-    rows = [*_limits(), *_checks(first), *_eager(first, sizes)]
-    for teacher in others:
-        rows += _short(teacher, sizes)
-    rows += [_profile(first), *_sampled(sizes), *_prompts(first), *_students(sizes)]
+    rows = [*_limits(), *_checks(first), *_eager(first, sizes), _profile(first)]
+    # Early, because the targets are judged by these, and late rows may find no time.
     if gpu:
         rows += _fastest(first)
         rows += [Row("compiled against eager", checks.check_compiled, 60, check=True)]
+    for teacher in others:
+        rows += _short(teacher, sizes)
+    rows += [*_sampled(sizes), *_prompts(first), *_students(sizes)]
+    if gpu:
         rows += (_compiled(first, size, "compiled") for size in sizes.compiled_batches)
         rows += map(_speed_of_fastest, others)
         # Last, because the graphs keep their memory until the process ends.

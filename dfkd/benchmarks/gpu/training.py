@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from dfkd.utils.types import Precision
 
 CALLS = 30
 """Calls of a limit in a window."""
+
+WARM_SECONDS = 3.0
+"""Seconds of calls before a limit is measured on a GPU, whose clock falls as it gets warm."""
 
 
 def limit_matrix_rate(kit: Kit, precision: Precision) -> Result:
@@ -37,6 +41,10 @@ def limit_bandwidth(kit: Kit) -> Result:
 
 def _limit(kit: Kit, unit: str, call: Call) -> dict[str, Any]:
     """The figure of a call that takes a millisecond on a GPU, and is therefore repeated."""
+    end = time.perf_counter() + (WARM_SECONDS if kit.device.type == "cuda" else 0.0)
+    while time.perf_counter() < end:
+        call()
+        kit.synchronise()
     rates = kit.rates(lambda: sum(call() for _ in range(CALLS)))
     return Figure("", unit, tuple(rates)).as_dict()
 
