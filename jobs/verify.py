@@ -1,4 +1,7 @@
-"""Check every shard, receipt and index row of each method's current version."""
+"""Check every shard, receipt and index row of each method's current version.
+
+An index or data card that is not what was published is made again from the shards.
+"""
 
 import argparse
 import sys
@@ -41,7 +44,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def _report(root: Storage, method: str) -> dict[str, Any]:
-    from dfkd.dataset import published, verification
+    from dfkd.dataset import publication, published, verification
 
     home = root.child(layout.data(method))
     report: dict[str, Any] = {"method": method, "version": None, "shards": 0, "samples": 0}
@@ -50,6 +53,10 @@ def _report(root: Storage, method: str) -> dict[str, Any]:
         if version is None:
             location = home.location()
             return report | {"problems": [f"{location}: nothing published; run jobs/synthesize.py"]}
+        # Not jobs/synthesize.py, which would make an older version current after a regeneration.
+        if damaged := version.damaged_files():
+            publication.repair(version)
+            print(f"{method}: version {version.id}: restored {', '.join(damaged)}", flush=True)
         problems = verification.verify(version)
     except CorruptionError as error:
         return report | {"problems": [str(error)]}

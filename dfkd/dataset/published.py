@@ -164,7 +164,7 @@ class PublishedVersion:
             if sha256_file(path) != self.files.get(layout.INDEX):
                 raise CorruptionError(
                     f"{where}: is not the index that was published; "
-                    "run jobs/synthesize.py again, which restores it"
+                    "run jobs/verify.py, which restores it"
                 )
             try:
                 metadata = pq.read_metadata(path)
@@ -175,7 +175,7 @@ class PublishedVersion:
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise CorruptionError(
                     f"{where}: no readable index ({' '.join(str(error).split())}); "
-                    "run jobs/synthesize.py again, which restores it"
+                    "run jobs/verify.py, which restores it"
                 ) from None
 
     def prompt_part(self, name: str) -> pa.Table:

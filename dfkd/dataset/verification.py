@@ -33,7 +33,7 @@ def verify(version: PublishedVersion) -> list[str]:
     damaged = version.damaged_files()
     problems += [
         f"{version.storage.location(key)}: is not what was published; "
-        "run jobs/synthesize.py again, it writes the file anew"
+        "run jobs/verify.py, which restores it"
         for key in damaged
     ]
     if layout.INDEX not in damaged:

@@ -48,7 +48,7 @@ def _rendered(chart: alt.LayerChart | alt.FacetChart, label: str) -> Markup:
         COLOURS["muted"], COLOURS["line"], labelFontSize=11, titleFontSize=11, tickSize=4
     )
     # The page's own font may be wider than the one that measured the labels.
-    room = {"left": 8, "right": 20, "top": 4, "bottom": 4}
+    room = {"left": 16, "right": 20, "top": 4, "bottom": 4}
     chart = chart.configure(background="transparent", padding=room).configure_view(stroke=None)
     return draw(chart.configure_axis(**axis), label)
 

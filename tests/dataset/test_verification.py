@@ -45,6 +45,18 @@ def test_a_damaged_shard_is_named(manifest: Path, capsys: pytest.CaptureFixture[
     assert report["versions"][0]["problems"] == [problems[0].removeprefix("problem: ")]
 
 
+@pytest.mark.parametrize("name", ["index.parquet", "README.md"])
+def test_what_follows_from_the_shards_is_restored(
+    manifest: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (file,) = manifest.parent.glob(f"run/data/vanilla/versions/*/{name}")
+    before = file.read_bytes()
+    file.write_bytes(before[:-1] + b"?")
+    assert verify.main([str(manifest)]) == Exit.DONE
+    assert f"restored {name}" in capsys.readouterr().out
+    assert file.read_bytes() == before
+
+
 def test_a_method_without_a_version_is_named(
     manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
