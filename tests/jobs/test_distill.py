@@ -159,6 +159,6 @@ def test_bad_input_ends_in_one_line_and_its_exit_code(tmp_path: Path) -> None:
     done = jobs.run_here("distill", manifest)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"error: shard {version.shards[0].shard}: a sample of ")
+    assert last.startswith(f"error: shard {version.shards[0].key}: a sample of ")
     assert "the index says" in last
     assert "Traceback" not in done.stderr
