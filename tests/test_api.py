@@ -158,7 +158,7 @@ def test_each_stage_is_a_call_and_the_student_answers_with_names(
     ]
     folder = dfkd.load_student(Path(students[0].student.location).parent)
     assert folder.predict([path]) == student.predict([path])
-    with pytest.raises(ValueError, match="cannot identify"):
+    with pytest.raises(ValueError, match="is no PNG, JPEG, WEBP or BMP file"):
         student.predict([b"no picture"])
 
 

@@ -85,14 +85,16 @@ def test_the_table_follows_from_the_cells(made: Path) -> None:
     grid = [line.strip("| ").split("|") for line in table if line.startswith("|")]
     assert [[cell.strip() for cell in line] for line in (grid[0], *grid[2:])] == [head, *lines]
     images = ", ".join(f"{name} {count}" for name, count in found["domains"].items())
-    assert table[-4:] == [
+    assert table[-6:] == [
         "- Accuracy in percent, mean ± standard deviation over 2 students of one data set. Images "
         f"scored: {images}.",
+        "- mean: over domains, each with the same weight.",
         "- MB: parameters of what answers an image, in float32. ms: one image on one core of the "
         "machine that wrote this table.",
         "- (PACS, paper): printed in Table 1 of the paper, about its own data, teacher and "
         "students; not part of any mean here.",
         "- A note.",
+        f"- {found['notes'][0]}",
     ]
 
 
