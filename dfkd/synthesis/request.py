@@ -1,17 +1,15 @@
 """What a method of synthesis is asked for, and what it returns."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dfkd.config.hashing import derive_seed
 from dfkd.config.synthesis import Synthesis
-from dfkd.prompts.conditions import StoredPrompt
 
 CPU_BATCH_SIZE = 8
 """Default batch size on a CPU; larger batches are not faster."""
@@ -32,48 +30,6 @@ class Synthesised:
     """Steps that each image took, int64 [B]."""
     diverged: Tensor
     """bool [B], true if a loss was not finite; such an image must not be used."""
-
-
-@dataclass(frozen=True)
-class ImageRequest:
-    """One image to make."""
-
-    index: int
-    """Its number within the class."""
-    text: str
-    """Its prompt in words."""
-    prompt: StoredPrompt
-
-    @property
-    def class_index(self) -> int:
-        """Its class."""
-        return self.prompt.class_index
-
-
-class ImageSource(Protocol):
-    """Makes the pixels of images.
-
-    Attributes:
-        section: section of the manifest whose `batch_size` bounds the memory of a batch.
-        whole: whether all images of a part must be asked for at once.
-    """
-
-    section: str
-    whole: bool
-
-    def make(self, requests: Sequence[ImageRequest], seeds: Sequence[int]) -> Synthesised:
-        """The images of a batch; each seed belongs to one image."""
-        ...
-
-    def limit(self, size: int) -> None:
-        """Expect at most `size` images in a batch from here on."""
-
-    def state(self) -> dict[str, Tensor]:
-        """The state that the next part of a chained method needs; empty for other methods."""
-        ...
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from the `state()` after an earlier part."""
 
 
 def initial_batch_size(config: Synthesis, device: torch.device) -> int:

@@ -2,11 +2,11 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from dfkd.errors import DfkdError
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
-from dfkd.synthesis.request import ImageRequest, ImageSource, initial_batch_size
+from dfkd.synthesis.request import Synthesised, initial_batch_size
 from dfkd.utils.device import is_out_of_memory
 from dfkd.utils.pixels import from_bytes
 
@@ -35,6 +35,48 @@ MAX_ATTEMPTS = 2
 
 JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 """Encoder options, close to lossless; labels are computed from the stored pixels in any case."""
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One image to make."""
+
+    index: int
+    """Its number within the class."""
+    text: str
+    """Its prompt in words."""
+    prompt: StoredPrompt
+
+    @property
+    def class_index(self) -> int:
+        """Its class."""
+        return self.prompt.class_index
+
+
+class ImageSource(Protocol):
+    """Makes the pixels of images.
+
+    Attributes:
+        section: section of the manifest whose `batch_size` bounds the memory of a batch.
+        whole: whether all images of a part must be asked for at once.
+    """
+
+    section: str
+    whole: bool
+
+    def make(self, requests: Sequence[ImageRequest], seeds: Sequence[int]) -> Synthesised:
+        """The images of a batch; each seed belongs to one image."""
+        ...
+
+    def limit(self, size: int) -> None:
+        """Expect at most `size` images in a batch from here on."""
+
+    def state(self) -> dict[str, Tensor]:
+        """The state that the next part of a chained method needs; empty for other methods."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from the `state()` after an earlier part."""
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,8 @@ from dfkd.synthesis.inversion.dfad import DfadInverter
 from dfkd.synthesis.inversion.inverter import Classifier, Inverter
 from dfkd.synthesis.inversion.pre import PreInverter
 from dfkd.synthesis.latents import Synthesiser
-from dfkd.synthesis.request import (
-    ImageRequest,
-    ImageSource,
-    PartRequest,
-    RunContext,
-    Synthesised,
-    initial_batch_size,
-)
+from dfkd.synthesis.request import PartRequest, RunContext, Synthesised, initial_batch_size
+from dfkd.synthesis.shard_maker import ImageRequest, ImageSource
 
 METHODS: dict[str, type[Inverter]] = {
     method.name: method for method in (DeepInverter, DfadInverter, CmiInverter, PreInverter)
