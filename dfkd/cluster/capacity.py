@@ -385,7 +385,8 @@ class Actor:
     def begin(self, folder: str, *work: Any) -> str:
         """Enter the driver's working directory; returns the id of this node. Called each run.
 
-        `work` is the pool's `assignment`."""
+        `work` is the pool's `assignment`.
+        """
         enter_folder(folder)
         see_reserved_gpus()
         return node_id()

@@ -62,7 +62,6 @@ LIBRARIES = (
 )
 """Libraries whose version can change a pixel, a student or an index; recorded if installed."""
 
-
 REASONS = 3
 """Number of quarantined tasks whose reasons the error repeats."""
 
@@ -179,7 +178,8 @@ def _make_missing(
         record_cost(root, "synthesize", manifest.method) as cost,
         contextlib.nullcontext(pool) if pool else synthesis_pool(manifest.cluster) as actors,
     ):
-        return write_missing(manifest, version, cost, actors, worker_seconds)
+        limit = math.inf if worker_seconds is None else worker_seconds
+        return write_missing(manifest, version, cost, actors, limit)
 
 
 def _refuse_quarantined(
@@ -230,7 +230,7 @@ def write_missing(
     version: Version,
     cost: CostCounter,
     pool: Pool[Any],
-    worker_seconds: float | None = None,
+    worker_seconds: float = math.inf,
     kind: type[Worker] = SynthesisWorker,
 ) -> dict[str, str]:
     """Make every missing part of the prompts, prompts.json, and every task without a receipt.
@@ -239,8 +239,7 @@ def write_missing(
     time: contrastive ones depend on earlier ones.
 
     Args:
-        cost: counts what is spent.
-        worker_seconds: those at which no more work starts; None for no limit.
+        worker_seconds: those at which no more work starts.
         kind: the class of the workers that make shards.
 
     Returns:
@@ -262,14 +261,18 @@ def write_missing(
         told = f"prompts: {failed[0].reason}; fix it and run again"
         raise InfrastructureError(told) if failed[0].may_pass else DfkdError(told)
     if pool.stopped:
-        raise BudgetError(
-            f"budget: {cost.images} images and {pool.busy_seconds:.0f} worker-seconds were spent, "
-            f"and the limit is {worker_seconds:g} worker-seconds; run the same command again, it "
-            "resumes"
-        )
+        _refuse_over_budget(cost.images, pool.busy_seconds, worker_seconds)
     if chain:
         return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
     return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
+
+
+def _refuse_over_budget(images: int, spent: float, limit: float) -> None:
+    """Raise `BudgetError`, as no more work may start; `spent` and `limit` are worker-seconds."""
+    raise BudgetError(
+        f"budget: {images} images and {spent:.0f} worker-seconds were spent, and the limit is "
+        f"{limit:g} worker-seconds; run the same command again, it resumes"
+    )
 
 
 def _run(
@@ -277,7 +280,7 @@ def _run(
     version: Version,
     cost: CostCounter,
     pool: Pool[Any],
-    worker_seconds: float | None,
+    worker_seconds: float,
     images: Iterator[Unit | None],
     done: Container[str],
 ) -> None:
@@ -289,8 +292,7 @@ def _run(
         pool.succeeded = {kind for kind, some in ((Unit, done), (PromptPart, prompts.done)) if some}
         work = ready_work(prompts, images, lambda: bool(_failed_prompts(pool)))
         try:
-            limit = math.inf if worker_seconds is None else worker_seconds
-            for result in pool.run(work, lambda unit: pool.busy_seconds < limit):
+            for result in pool.run(work, lambda unit: pool.busy_seconds < worker_seconds):
                 cost.device = result.device
                 if isinstance(result.result, list):
                     report.record(result)

@@ -127,6 +127,7 @@ def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     study = Study(described, path.parent, cells)
     _check_common_settings(study)
     _check_distinct_rows(study)
+    _check_measures(study)
     _check_pictures(study)
     # A quick study may replace axes, so the paper's rows and the reference may be missing.
     if described.size == "full":
@@ -297,17 +298,21 @@ def _check_distinct_rows(study: Study) -> None:
                 f"the same as {twin}",
                 "remove one",
             )
-        # Stored distances, which it compares with, are to the class texts alone.
-        if study.described.held_out_images and cell.manifest.distillation.texts == "styles":
-            raise ManifestError(
-                "held_out_images",
-                "must be 0 where students learn with distillation.texts=styles",
-                study.described.held_out_images,
-                "set it to 0",
-            )
-    if study.described.teacher in study.rows:
+
+
+def _check_measures(study: Study) -> None:
+    """Refuse a teacher's row with the name of another, and an agreement with other labels."""
+    described = study.described
+    if described.teacher in study.rows:
+        raise ManifestError("teacher", "must not be a row's name", described.teacher, "rename one")
+    # Stored distances, with which students are compared, are to the class texts alone.
+    texts = {cell.manifest.distillation.texts for cell in study.cells}
+    if described.held_out_images and "styles" in texts:
         raise ManifestError(
-            "teacher", "must not be a row's name", study.described.teacher, "rename one"
+            "held_out_images",
+            "must be 0 where students learn with distillation.texts=styles",
+            described.held_out_images,
+            "set it to 0",
         )
 
 

@@ -62,6 +62,12 @@ def regenerate(manifest: Manifest) -> None:
     regeneration.regenerate(manifest, "the command", abandon=False, accept_partial=False, threads=1)
 
 
+def accepting(manifest: Manifest) -> Manifest:
+    """The same manifest with a gate that has no objection to the number of images."""
+    rules = dataclasses.replace(manifest.regeneration, minimum_per_class=1)
+    return dataclasses.replace(manifest, regeneration=rules)
+
+
 def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -102,8 +108,7 @@ def test_a_roll_back_after_a_kill_is_not_undone(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The killed call has made its candidate current, and has not said so."""
-    rules = dataclasses.replace(manifest.regeneration, minimum_per_class=1)
-    manifest = dataclasses.replace(manifest, regeneration=rules)
+    manifest = accepting(manifest)
     first, home = publish(manifest), open_storage(manifest.storage.root).child("data/vanilla")
 
     monkeypatch.setattr(attempts, "RESULTS", ())
@@ -120,8 +125,7 @@ def test_a_roll_back_after_a_kill_is_not_undone(
 def test_a_roll_back_during_the_training_stays(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rules = dataclasses.replace(manifest.regeneration, minimum_per_class=1)
-    manifest = dataclasses.replace(manifest, regeneration=rules)
+    manifest = accepting(manifest)
     first, home = publish(manifest), open_storage(manifest.storage.root).child("data/vanilla")
     older = fill(dataclasses.replace(manifest, salt=77), tasks(manifest))
     older.publish(tasks(manifest), {}, make_current=False)
