@@ -102,9 +102,6 @@ class Distillation(Training):
     """Initial weights of the backbone: torchvision's name of the weights (read from the cache),
     `pretrained` for a model of timm, `miniature` for the bundled ones of `timm:test_resnet`, a
     safetensors file, or `none` for random weights, which allow no warm-up."""
-    stem: Literal["imagenet", "small"] = "imagenet"
-    """`small`: one 3 x 3 convolution instead of the stride-4 stem. Use it for images below 100 px
-    (such as CIFAR's), because the large stem reduces them to a map of a few pixels."""
     seeds: Annotated[Several[Seed], Field(min_length=1)] = (0,)
     """Seeds of the students. One student is trained for each seed, and one text-only classifier if
     `evaluation.models` contains it."""

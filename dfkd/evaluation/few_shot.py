@@ -346,7 +346,6 @@ class _Experiment:
             "schema": FewShotCell.schema,
             "settings": settings,
             "architecture": self.manifest.distillation.student,
-            "stem": self.manifest.distillation.stem,
             "weights": self.origin.weights,
             "classes": self.manifest.classes,
             "domain": self.domain.name,

@@ -75,7 +75,7 @@ def student(manifest: Manifest) -> NetworkSize:
     # Without weights nothing is read; a warm-up would be refused, because it needs some.
     config = dataclasses.replace(manifest.distillation, weights="none", warmup_epochs=0)
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
-    name = f"{config.student}, {config.stem} stem, {size} px, {classes} classes"
+    name = f"{config.student}, {size} px, {classes} classes"
     if config.embeds:
         width = int(read_architecture(manifest.teacher.model).model["embed_dim"])
         texts = F.normalize(torch.ones(classes, width), dim=1)

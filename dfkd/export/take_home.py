@@ -187,7 +187,7 @@ def _origin(
 ) -> dict[str, Any]:
     """The facts about student, data set and teacher for `takehome.json`."""
     tower: Any = teacher.model.visual
-    shape = {key: card[key] for key in ("architecture", "stem", "image_size", "sha256")}
+    shape = {key: card[key] for key in ("architecture", "image_size", "sha256")}
     if student.texts is not None:
         shape |= {key: card[key] for key in ("target", "embedding_dim")}
     return {

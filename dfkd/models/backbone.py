@@ -27,8 +27,10 @@ def build_backbone(
     `dfkd.models.student.build`.
     """
     artifact = published(config, field)
-    build = _timm if config.student.startswith("timm:") else _resnet
-    backbone, mean, std = build(config, image_size, field)
+    if config.student.startswith("timm:"):
+        backbone, mean, std = _timm(config, image_size, field)
+    else:
+        backbone, mean, std = _resnet(config.student)
     if artifact:
         _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
     elif file := weights_file(config.weights):
@@ -80,34 +82,12 @@ def _require_resnet(student: str) -> None:
         )
 
 
-def _resnet(
-    config: Distillation, image_size: int, field: str
-) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+def _resnet(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     """A torchvision ResNet without its head, and mean and deviation of its input's channels."""
-    _require_resnet(config.student)
-    model = torchvision.models.get_model(config.student, weights=None)
-    if config.stem == "small" and names_library(config.weights):
-        raise ManifestError(
-            "distillation.stem",
-            "the library's weights have the imagenet stem",
-            config.stem,
-            f"set distillation.stem=imagenet or change {field}",
-        )
-    if config.stem == "small":
-        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, _stride(image_size), 1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-        model.maxpool = nn.Identity()
+    _require_resnet(name)
+    model = torchvision.models.get_model(name, weights=None)
     model.fc = nn.Identity()
     return model, IMAGENET_MEAN, IMAGENET_STD
-
-
-def _stride(image_size: int) -> int:
-    """Stride of the small stem: 1 for images up to 48 px, 2 for larger ones.
-
-    The last feature map is then about 4 x 4. At 64 px a stride of 1 would cost four times as much
-    as a stride of 2, and fifteen times as much as the imagenet stem.
-    """
-    return 1 if image_size <= 48 else 2
 
 
 def _not_loaded(config: Distillation, field: str, error: Exception) -> WeightsError:
@@ -131,13 +111,6 @@ def _timm(
         near = ", ".join(timm.list_models(f"{name[:6]}*")[:5])
         raise ManifestError(
             "distillation.student", "must be a model of timm", name, f"near it: {near or 'none'}"
-        )
-    if config.stem == "small":
-        raise ManifestError(
-            "distillation.stem",
-            "small is for torchvision's ResNets",
-            config.student,
-            "set distillation.stem=imagenet",
         )
     # A file of weights is loaded later, but the library's own only by building the model with them.
     library = names_library(config.weights)
@@ -177,7 +150,7 @@ def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
     for key in expected.keys() - selected.keys():
         if key.endswith("num_batches_tracked"):  # old files of PyTorch do not have this counter
             selected[key] = expected[key]
-    remedy = "give weights of distillation.student with distillation.stem"
+    remedy = "give weights of distillation.student"
     match(field, path, selected, expected, remedy)
     load_into(field, path, backbone, selected)
 

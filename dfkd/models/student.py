@@ -166,7 +166,6 @@ def card(
     return {
         "schema": 1,
         "architecture": config.student,
-        "stem": config.stem,
         "classes": list(classes),
         "image_size": image_size,
         "input": "float32 RGB [N, 3, image_size, image_size] in [0, 1]; the model normalises",
@@ -204,9 +203,7 @@ def load_student(
     data = storage.get(WEIGHTS)
     if hashlib.sha256(data).hexdigest() != meta["sha256"]:
         raise _damaged(storage.location(WEIGHTS), "sha256 differs from student.json")
-    config = Distillation(
-        student=meta["architecture"], stem=meta["stem"], weights="none", warmup_epochs=0
-    )
+    config = Distillation(student=meta["architecture"], weights="none", warmup_epochs=0)
     classes, width = len(meta["classes"]), meta.get("embedding_dim", 0)
     try:
         # First without memory: a card of a few bytes may name a network of any size.
@@ -235,7 +232,6 @@ class _StudentCard(BaseModel, strict=True):
 
     schema_: Literal[1] = Field(alias="schema")
     architecture: Name
-    stem: Literal["imagenet", "small"]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)]
     embedding_dim: Annotated[int, Field(ge=0, le=MAX_WIDTH)] = 0

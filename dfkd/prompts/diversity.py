@@ -72,20 +72,6 @@ def pair_cosines(embeddings: Floats, labels: npt.NDArray[np.integer[Any]]) -> tu
     return cosines[same], cosines[~same]
 
 
-def principal_plane(embeddings: Floats) -> Floats:
-    """The first two principal components, float64 [N, 2], of rows [N, E]."""
-    centred = embeddings.astype(np.float64) - embeddings.mean(axis=0, dtype=np.float64)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    axes = axes[:2]
-    # The sign of a singular vector is arbitrary. The largest loading is made positive, so that the
-    # same rows always give the same plane.
-    largest = np.abs(axes).argmax(axis=1)[:, None]
-    axes = axes * np.where(np.take_along_axis(axes, largest, axis=1) < 0, -1.0, 1.0)
-    components = np.zeros((len(centred), 2))
-    components[:, : len(axes)] = centred @ axes.T
-    return components
-
-
 def _unit(embeddings: Floats) -> Floats:
     """Rows [N, E] scaled to length 1, float64: cosines near 1 need its precision."""
     wide = embeddings.astype(np.float64)

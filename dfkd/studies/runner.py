@@ -217,7 +217,7 @@ def _student_shape(manifest: Manifest) -> tuple[object, ...]:
     config = manifest.distillation
     # The teacher's name too, because a student of embeddings has an output for each dimension.
     target = config.target, manifest.teacher.model
-    return config.student, config.weights, config.stem, *target, manifest.synthesis.image_size
+    return config.student, config.weights, *target, manifest.synthesis.image_size
 
 
 @dataclass

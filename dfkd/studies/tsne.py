@@ -24,7 +24,6 @@ from dfkd.evaluation.few_shot_tuning import (
 )
 from dfkd.evaluation.scoring import BATCH
 from dfkd.models.student import Student, load_student
-from dfkd.prompts.diversity import principal_plane
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.studies.results import Map, StudyCells
@@ -129,10 +128,8 @@ def tsne(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.floating[Any]]:
     Raises:
         ManifestError: scikit-learn is not installed.
     """
+    # A domain has two classes or more with two images or more of each, so this is 1 or more.
     most = (len(rows) - 1) / 3
-    # Below four rows there is no neighbourhood to keep.
-    if most < 1:
-        return principal_plane(rows)
     # The exact method, because sums of the approximation depend on the number of threads.
     maker = require_tsne()(
         perplexity=min(PERPLEXITY, most), init="pca", random_state=0, method="exact"

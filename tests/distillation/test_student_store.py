@@ -53,7 +53,6 @@ def test_whatever_can_change_a_weight_renames_it(tmp_path: Path) -> None:
         *(named(f, seed) for f in "fg" for seed in (0, 1)),
         named(learning_rate=0.2),
         named(batch_size=64),
-        named(stem="small"),
         named(target="embedding"),
     ]
     assert len(set(names)) == len(names)

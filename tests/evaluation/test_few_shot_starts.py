@@ -78,7 +78,6 @@ def test_library_weights_come_from_the_cache(tmp_path: Path) -> None:
         (("fewshot.library=none",), "must name weights"),
         (("fewshot.library=a/b.pth",), "existing file"),
         (("distillation.student=resnet18", "fewshot.library=IMAGENET9"), "IMAGENET1K_V1"),
-        (("distillation={student: resnet18, stem: small, batch_size: 6}",), "imagenet stem"),
     ],
 )
 def test_library_weights_that_cannot_be_are_refused(

@@ -27,7 +27,7 @@ from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 
 RANDOM = {"weights": "none", "warmup_epochs": 0}
-SMALL = Distillation(student="resnet18", stem="small", **RANDOM)
+SMALL = Distillation(student="resnet18", **RANDOM)
 
 
 def pixels(size: int = 32) -> torch.Tensor:
@@ -45,17 +45,6 @@ def test_a_student_depends_on_its_seed_and_leaves_global_randomness_alone() -> N
     assert first(pixels()).shape == (2, 5)
 
 
-@pytest.mark.parametrize(
-    ("stem", "size", "side"), [("imagenet", 64, 2), ("small", 64, 4), ("small", 32, 4)]
-)
-def test_the_small_stem_keeps_a_larger_last_feature_map(stem: str, size: int, side: int) -> None:
-    student = build(dataclasses.replace(SMALL, stem=stem), 5, size, 0)
-    shapes = []
-    student.backbone.layer4.register_forward_hook(lambda m, i, o: shapes.append(o.shape[-1]))
-    student(pixels(size))
-    assert shapes == [side]
-
-
 @pytest.mark.parametrize("name", ["timm:resnet10t", "timm:vit_tiny_patch16_224"])
 def test_timm_students_take_the_run_s_image_size(name: str) -> None:
     student = build(Distillation(student=name, **RANDOM), 4, 64, 0).eval()
@@ -71,13 +60,11 @@ def test_models_that_cannot_have_the_image_size_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
-        ({"student": "timm:resnet10t", "stem": "small", **RANDOM}, r"distillation\.stem"),
         *(
             ({"student": name, **RANDOM}, r"distillation\.student")
             for name in ("resnet19", "alexnet", "timm:no_such_model")
         ),
         ({"weights": "IMAGENET1K_V2"}, r"distillation\.weights.*IMAGENET1K_V1"),
-        ({"stem": "small", "weights": "IMAGENET1K_V1"}, r"distillation\.stem"),
         ({"weights": "IMAGENET9K"}, r"distillation\.weights.*IMAGENET1K_V1"),
         ({"weights": "/nowhere/w.safetensors"}, r"distillation\.weights.*/nowhere"),
     ],
@@ -156,7 +143,7 @@ def test_initial_weights_come_from_a_library_s_file_or_from_a_student(tmp_path: 
         path = tmp_path / f"{name}.safetensors"
         safetensors.torch.save_file(state, path)
         assert weights_file(str(path)) == path
-        built = build(Distillation(stem="small", weights=str(path)), 7, 32, seed=0)
+        built = build(Distillation(weights=str(path)), 7, 32, seed=0)
         assert torch.equal(
             built.backbone.layer4[1].conv2.weight, source.backbone.layer4[1].conv2.weight
         )
@@ -175,11 +162,11 @@ def test_the_bundled_backbone_is_one_of_test_resnet() -> None:
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(build(SMALL, 5, 32, 0).state_dict(), path)
-    with pytest.raises(WeightsError, match=r"distillation\.weights.*conv1"):
-        build(Distillation(stem="imagenet", weights=str(path)), 5, 32, 0)
+    with pytest.raises(WeightsError, match=r"distillation\.weights.*conv"):
+        build(Distillation(student="resnet50", weights=str(path)), 5, 32, 0)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="readable"):
-        build(Distillation(stem="small", weights=str(path)), 5, 32, 0)
+        build(Distillation(weights=str(path)), 5, 32, 0)
 
 
 def test_folding_gives_distances_from_standardised_outputs() -> None:

@@ -5,7 +5,6 @@ from dfkd.prompts.diversity import (
     effective_number,
     near_duplicates,
     pair_cosines,
-    principal_plane,
     vendi_score,
 )
 
@@ -41,21 +40,6 @@ def test_pairs_are_told_apart_by_class() -> None:
     within, across = pair_cosines(rows, np.array([0, 0, 1, 1]))
     assert sorted(within) == pytest.approx([0.0, 1.0])
     assert sorted(across) == pytest.approx([-1.0, -1.0, 0.0, 0.0])
-
-
-def test_the_plane_keeps_the_two_widest_directions() -> None:
-    rows = np.random.default_rng(1).normal(size=(200, 4)) * np.array([9.0, 0.1, 3.0, 0.1])
-    found = principal_plane(rows)
-    assert abs(np.corrcoef(found[:, 0], rows[:, 0])[0, 1]) > 0.99
-    assert abs(np.corrcoef(found[:, 1], rows[:, 2])[0, 1]) > 0.99
-    assert found[:, 0] == pytest.approx(principal_plane(rows[:, ::-1])[:, 0], abs=1e-9)
-
-
-@pytest.mark.parametrize("shape", [(1, 4), (3, 1), (2, 2)])
-def test_few_rows_or_dimensions_still_have_a_plane(shape: tuple[int, int]) -> None:
-    found = principal_plane(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
-    assert found.shape == (shape[0], 2)
-    assert np.isfinite(found).all()
 
 
 def test_near_duplicates_are_found_within_a_class_only() -> None:

@@ -183,7 +183,7 @@ def test_the_keys_are_all_keys_with_their_types_and_defaults() -> None:
     assert keys["regeneration.tolerance"].default == "`0.02`"
     assert keys["distillation.seeds"].type == "whole number ≥ 0 and < 4294967296, or a list"
     assert "One student is trained for each" in keys["distillation.seeds"].sentence
-    assert keys["distillation.stem"].type == "`imagenet` or `small`"
+    assert keys["distillation.schedule"].type == "`constant` or `cosine`"
 
 
 def test_every_manifest_job_and_package_has_its_line() -> None:

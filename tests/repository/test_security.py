@@ -415,9 +415,7 @@ def test_shards_of_no_class_or_of_one_task_twice_are_refused(tmp_path: Path) -> 
 
 # --- students and checkpoints ---------------------------------------------------------------------
 
-CONFIG = Distillation(
-    student="resnet18", stem="small", weights="none", optimizer="adamw", warmup_epochs=0
-)
+CONFIG = Distillation(student="resnet18", weights="none", optimizer="adamw", warmup_epochs=0)
 
 
 def put_student(folder: Path, weights: bytes, **changes: Any) -> None:
@@ -516,7 +514,6 @@ def test_an_error_moves_no_cursor() -> None:
             ({"architecture": name}, r"distillation\.student")
             for name in ("os.system", "timm:hf-hub:someone/model", "timm:../x", "resnet")
         ),
-        ({"stem": "none"}, "stem"),
         ({"classes": []}, "classes"),
         ({"classes": [1, 2]}, r"classes\.0"),
         ({"image_size": 10**9}, "image_size"),
@@ -534,7 +531,7 @@ def test_a_student_card_with_invalid_values_is_refused(
 
 
 def distiller() -> Distiller:
-    config = dataclasses.replace(CONFIG, student="timm:test_resnet", stem="imagenet")
+    config = dataclasses.replace(CONFIG, student="timm:test_resnet")
     return Distiller(build(config, 2, 32, 0), config, Schedule(2, 2, 6), 0)
 
 

@@ -26,14 +26,6 @@ def test_two_crowds_that_lie_apart_lie_apart_on_the_map() -> None:
     np.testing.assert_array_equal(found, tsne(rows))
 
 
-def test_few_rows_lie_on_their_principal_plane() -> None:
-    rows = np.array([[0.0, 0, 0], [4, 0, 0], [0, 0, 3]], np.float32)
-    found = tsne(rows)
-    apart = np.linalg.norm(found[:, None] - found[None], axis=2)
-    np.testing.assert_allclose(apart, [[0, 4, 3], [4, 0, 5], [3, 5, 0]], atol=1e-5)
-    assert tsne(rows[:1]).shape == (1, 2)
-
-
 def test_a_silhouette_is_that_of_the_points_by_hand() -> None:
     """On a line: 0 and 1 of one class, 4 and 6 of the other."""
     rows = np.array([[0], [1], [4], [6]], np.float32)

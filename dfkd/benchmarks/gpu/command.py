@@ -1,7 +1,6 @@
 """The command line of the kit; everything heavy is imported after its options are read."""
 
 import argparse
-import math
 import shlex
 import sys
 import time
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfkd.errors import DfkdError, Exit, ManifestError
-from dfkd.pipeline.command_line import fail
+from dfkd.pipeline.command_line import fail, seconds
 from dfkd.storage.local import LocalStorage
 
 LIMIT = 520.0
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for gpu.json and gpu.md")
     parser.add_argument(
         "--limit",
-        type=_seconds,
+        type=seconds(zero=False),
         default=LIMIT,
         metavar="SECONDS",
         help="end after so many seconds (%(default)g); rows that do not fit are skipped",
@@ -47,14 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _measure(_folder(options.out), options.quick, options.limit, begun, command)
     except DfkdError as error:
         return fail(error)
-
-
-def _seconds(text: str) -> float:
-    """The type of an option whose value is a positive number of seconds."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return value
 
 
 def _folder(path: str) -> LocalStorage:
