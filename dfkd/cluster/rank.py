@@ -29,6 +29,7 @@ from dfkd.dataset.batch import Batch
 from dfkd.dataset.loader import RankShare, Stream, cache_limit
 from dfkd.dataset.published import PublishedVersion, open_version
 from dfkd.distillation.distiller import Distiller, Schedule
+from dfkd.distillation.hang_watch import HangWatch
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.objective import DistanceObjective, EmbeddingObjective, Objective
 from dfkd.distillation.student_store import check_initial_weights, check_teacher
@@ -106,7 +107,8 @@ def train(config: dict[str, Any]) -> bool:
     if rank == 0:
         return _train_as_leader(job, version, folder, stream, distiller, checkpoints, pace)
     watch = PreemptionWatch()
-    return _train_epochs(stream, distiller, pace, watch, distiller.advance, lambda: None)
+    limit = job.manifest.cluster.task_timeout
+    return _train_epochs(stream, distiller, pace, watch, limit, distiller.advance, lambda: None)
 
 
 def open_stream(
@@ -152,22 +154,26 @@ def _train_epochs(
     distiller: Distiller,
     pace: Pace,
     watch: "PreemptionWatch | NodeWatch",
+    limit: float,
     advance: Callable[[Batch], object],
     save: Callable[[], None],
 ) -> bool:
     """Train from the distiller's step to the end; returns True if it stopped early.
 
-    It stops early when a rank's node is about to be taken away. Before each checkpoint and at the
-    end the batch-norm statistics are averaged over the ranks.
+    It stops early when a rank's node is about to be taken away. A step that takes more than `limit`
+    seconds ends the process. Before each checkpoint and at the end the batch-norm statistics are
+    averaged over the ranks.
     """
     steps, interval = distiller.schedule.steps_per_epoch, distiller.config.checkpoint_epochs
     leaving, size = False, distiller.config.batch_size
     remedy = "lower it, set distillation.precision=bfloat16, or raise distillation.workers"
-    with watch, memory_limited_by("distillation.batch_size", size, remedy):
+    memory = memory_limited_by("distillation.batch_size", size, remedy)
+    with watch, HangWatch(limit) as hang_watch, memory:
         while not (distiller.done or leaving):
             # After a restart the epoch goes on behind the batches that the checkpoint has seen.
             for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
                 advance(batch)
+                hang_watch.advanced()
                 # All ranks get the same answer, so all of them stop at the same step.
                 leaving = watch.received() and not distiller.done
                 if leaving:
@@ -232,7 +238,8 @@ def _train_as_leader(
         leader = _Leader(distiller, tracker, checkpoints)
         # Stopped early: the checkpoint is written, and the ranks that start next go on from it.
         watch = NodeWatch() if job.local else PreemptionWatch()
-        if _train_epochs(stream, distiller, pace, watch, leader.advance, leader.save):
+        limit = job.manifest.cluster.task_timeout
+        if _train_epochs(stream, distiller, pace, watch, limit, leader.advance, leader.save):
             return True
         tracker.upload()
     _write_student(job, version, folder, distiller, leader.means)

@@ -81,7 +81,8 @@ class Cluster:
     """Attempts at a task before it is quarantined. One that is lost with its node does not count,
     ten times at most."""
     task_timeout: NonNegative = 3600.0
-    """Seconds after which a worker that has not finished its task counts as hung; 0: never.
+    """Seconds after which a worker that has not finished its task counts as hung, or a student that
+    has not made its next step; 0: never.
 
     The prompts of one shard of every class are one task, so raise it for a thousand classes."""
 

@@ -1,10 +1,11 @@
-"""Fault 9: ranks are killed at known steps, so that what is tested does not depend on time.
+"""Fault 9: ranks are killed or hang at known steps, so that what is tested does not depend on time.
 
 Each run has two ranks with unevenly many images, a checkpoint every ten steps, and the same student
 as the run that nobody disturbed.
 """
 
 import functools
+import math
 import os
 import signal
 import time
@@ -41,12 +42,13 @@ FAR_SECONDS = 1.5
 """More than the second in which Ray Train itself would lose a checkpoint."""
 
 
-def prepare(folder: Path) -> Manifest:
+def prepare(folder: Path, **cluster: object) -> Manifest:
     """A run of which one rank reads 4 + 4 + 2 images more often than the other its own."""
     folder.mkdir()
     path = write_manifest(
         folder,
         synthesis={"images_per_class": 10},
+        cluster=cluster,
         distillation={
             "workers": 2,
             "weights": str(write_backbone(folder / "backbone.safetensors")),
@@ -62,7 +64,7 @@ def prepare(folder: Path) -> Manifest:
 
 
 Deaths = dict[int, tuple[int, float]]
-"""Before which step which rank dies, and after how many idle seconds."""
+"""Before which step which rank dies, and after how many idle seconds; without end if it hangs."""
 
 
 def doomed(deaths: Deaths, marks: Path) -> Callable[[dict[str, Any]], None]:
@@ -79,8 +81,10 @@ def doomed(deaths: Deaths, marks: Path) -> Callable[[dict[str, Any]], None]:
             rank, seconds = deaths.get(self.step, (-1, 0.0))
             mark = marks / str(self.step)
             if rank == self.rank and not mark.exists():
-                time.sleep(seconds)
+                time.sleep(min(seconds, FAR_SECONDS))
                 mark.touch()
+                while seconds == math.inf:
+                    time.sleep(FAR_SECONDS)
                 os.kill(os.getpid(), signal.SIGKILL)
             return advance(self, batch)
 
@@ -140,6 +144,18 @@ def test_ranks_killed_in_both_phases_change_no_bit_of_the_student(
     whole(student)
     assert student.storage.get(WEIGHTS) == undisturbed.storage.get(WEIGHTS)
     print(f"ranks killed before steps {sorted(DEATHS)} of {TOTAL}: the same student")
+
+
+def test_a_rank_that_hangs_is_ended_and_changes_no_bit_of_the_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = distill(prepare(tmp_path / "undisturbed"), "vanilla", 0).student
+    hanging: Deaths = {WARMUP + INTERVAL + 3: (1, math.inf)}
+    student = run(
+        prepare(tmp_path / "run", task_timeout=20), hanging, tmp_path / "marks", monkeypatch
+    )
+    whole(student)
+    assert student.storage.get(WEIGHTS) == undisturbed.storage.get(WEIGHTS)
 
 
 def test_after_too_many_deaths_the_same_command_goes_on_with_another_number_of_ranks(

@@ -1,0 +1,58 @@
+"""Ends a process whose training does not advance.
+
+A read from a dead file system, a collective call whose peer is stuck, or a broken GPU may never
+return. Nothing is raised then, so the training would hold its GPUs for ever.
+"""
+
+import faulthandler
+import os
+import sys
+import threading
+
+from dfkd.errors import Exit
+from dfkd.utils.progress import Closing, say
+
+TICK_SECONDS = 1.0
+"""Seconds between two looks at the training."""
+
+
+class HangWatch(Closing):
+    """Ends this process if no step was made for a number of seconds.
+
+    The end counts as that of a killed process: ranks, and students that train side by side, restart
+    from the newest checkpoint, and a job that trains alone ends with exit code 4. The traceback of
+    each thread is printed, because it shows what did not return.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: the longest time of a step; 0: any."""
+        self._seconds, self._idle = seconds, 0.0
+        self._closed = threading.Event()
+        if seconds:
+            threading.Thread(target=self._watch, name="dfkd-hang-watch", daemon=True).start()
+
+    def advanced(self) -> None:
+        """Say that a step was made."""
+        self._idle = 0.0
+
+    def close(self) -> None:
+        """End the watch."""
+        self._closed.set()
+
+    def _watch(self) -> None:
+        """Count seconds, and end the process when there are too many."""
+        # Ticks are counted, because a clock also counts the time for which a person has stopped the
+        # process.
+        while not self._closed.wait(min(TICK_SECONDS, self._seconds)):
+            self._idle += TICK_SECONDS
+            if self._idle >= self._seconds:
+                self._end()
+
+    def _end(self) -> None:
+        """End the process at once, because a thread that hangs cannot be interrupted."""
+        say(
+            f"error: distillation: no step within {self._seconds:g} seconds; run the same command "
+            "again, it resumes; if steps take so long, raise cluster.task_timeout"
+        )
+        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+        os._exit(Exit.RETRY)
