@@ -60,13 +60,18 @@ class WorkerResources:
 
 
 def schedulable_nodes() -> dict[str, dict[str, float]]:
-    """Resources of each node that accepts work (alive and not draining), by node id."""
+    """Resources of each node that accepts work (alive and not draining), by node id.
+
+    Raises:
+        InfrastructureError: no node is alive, not even the head, so none can join either.
+    """
     leaving = draining_nodes()
-    return {
-        node["NodeID"]: node["Resources"]
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in leaving
-    }
+    alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    if not alive:
+        raise InfrastructureError(
+            "cluster: Ray's last node has died; run the same command again, it resumes"
+        )
+    return {name: resources for name, resources in alive.items() if name not in leaving}
 
 
 def enter_folder(folder: str) -> None:

@@ -56,6 +56,9 @@ from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import reading
 from dfkd.storage.local import open_storage
 
+RANK_GRACE_SECONDS = 600.0
+"""How much longer than for a step ranks wait for each other, in seconds."""
+
 
 @dataclass(frozen=True)
 class FinishedStudent:
@@ -287,8 +290,10 @@ def _recorded(manifest: Manifest, target: StudentLocation, ranks: Ranks) -> Iter
 
 def _train(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPlace) -> None:
     """Train with these ranks."""
-    job = _job(manifest, target, ranks, bar)
-    run_ranks(train, {"job": job}, target.name, ranks, _checkpoints(target).newest)
+    job, longest = _job(manifest, target, ranks, bar), manifest.cluster.task_timeout
+    # The watch of the rank that hangs ends it first, and shows where it hangs.
+    timeout = longest and longest + RANK_GRACE_SECONDS
+    run_ranks(train, {"job": job}, target.name, ranks, _checkpoints(target).newest, timeout)
 
 
 def _job(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPlace) -> Job:

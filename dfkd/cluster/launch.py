@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from dfkd.cluster.ray_internals import (
     ray_reason,
 )
 from dfkd.errors import DfkdError, InfrastructureError
+from dfkd.storage.base import scratch_folder
 from dfkd.utils.hardware import thread_limit
 from dfkd.utils.progress import say
 
@@ -47,6 +47,9 @@ RESIZE_SECONDS = 300.0
 
 GRACE_SECONDS = 30.0
 """Seconds for the first rank to finish its checkpoint after another rank's node was taken away."""
+
+WITHOUT_END = 10_000_000
+"""Seconds of a wait that nothing shall end."""
 
 Loop = Callable[[dict[str, Any]], Any]
 """The function of each rank. If it returns true on the first rank, all ranks are restarted."""
@@ -78,6 +81,10 @@ class _Deaths:
                 f"distillation: ranks died more than {MAX_RANK_FAILURES} times without a new "
                 f"checkpoint ({_ray_first(failures)}); run the same command again, it resumes"
             ) from None
+        say(
+            f"note: distillation: a rank died ({_ray_first(failures)}); all ranks restart from "
+            f"step {self.reached}"
+        )
 
 
 def run_ranks(
@@ -86,11 +93,13 @@ def run_ranks(
     name: str,
     ranks: Ranks,
     newest: Callable[[], int] = lambda: 0,
+    timeout: float = 0.0,
 ) -> None:
     """Run `loop(config)` on every rank, until the first rank returns false.
 
     Args:
         newest: the step of the newest checkpoint, from which ranks restart.
+        timeout: seconds that ranks wait for each other; 0: without end.
 
     Raises:
         DfkdError: a rank raised it.
@@ -107,7 +116,7 @@ def run_ranks(
             if ranks.elastic:
                 await_room(ranks, ranks.elastic[0])
             try:
-                if not _fit(loop, config, name, ranks):
+                if not _fit(loop, config, name, ranks, timeout):
                     return
                 _require_another_start(ranks)
             except WorkerGroupError as error:
@@ -168,22 +177,26 @@ def _require_another_start(ranks: Ranks) -> None:
         )
 
 
-def _fit(loop: Loop, config: dict[str, Any], name: str, ranks: Ranks) -> bool:
+def _fit(loop: Loop, config: dict[str, Any], name: str, ranks: Ranks, timeout: float) -> bool:
     """Run the ranks once; returns whether the first rank asks for a restart of all.
 
     Ray itself restarts ranks only if a node was taken away or there was no room yet. Other failures
     are left to `run_ranks`, because Ray would retry an error of the code like a death.
     """
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths mean the same in ranks and driver
-    with tempfile.TemporaryDirectory(prefix="dfkd-ray-train-") as scratch:
+    with scratch_folder("dfkd-ray-train-") as scratch:
         trainer: Any = local_torch_trainer()(
             loop if ranks.local else _with_traceback(loop),
             train_loop_config=config,
-            torch_config=TorchConfig(backend="nccl" if ranks.gpu else "gloo"),
+            torch_config=TorchConfig(
+                backend="nccl" if ranks.gpu else "gloo", timeout_s=int(timeout) or WITHOUT_END
+            ),
             scaling_config=_scaling(ranks),
             run_config=TRAIN.RunConfig(
                 name=name,
-                storage_path=scratch,  # Ray's own notes on the run; nothing is resumed from them
+                storage_path=str(
+                    scratch
+                ),  # Ray's own notes on the run; nothing is resumed from them
                 failure_config=TRAIN.FailureConfig(
                     max_failures=0,
                     controller_failure_limit=MAX_START_ATTEMPTS,

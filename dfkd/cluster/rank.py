@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,9 +14,7 @@ import ray.train
 import ray.train.collective
 import torch
 from ray.train import PreemptionInfo, get_preemption_info
-from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from dfkd.cluster.capacity import POLL_SECONDS, enter_folder, node_id
 from dfkd.cluster.metrics import Pace, count_request
@@ -28,15 +25,16 @@ from dfkd.config.methods import Method
 from dfkd.dataset.batch import Batch
 from dfkd.dataset.loader import RankShare, Stream, cache_limit
 from dfkd.dataset.published import PublishedVersion, open_version
+from dfkd.distillation.data_parallel import average_buffers, distribute, share_batch_norm
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.hang_watch import HangWatch
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.objective import DistanceObjective, EmbeddingObjective, Objective
 from dfkd.distillation.student_store import check_initial_weights, check_teacher
-from dfkd.errors import DfkdError
-from dfkd.models.student import CARD, Student, build, card, save_student
+from dfkd.errors import DfkdError, InfrastructureError
+from dfkd.models.student import CARD, build, card, save_student
 from dfkd.storage import layout
-from dfkd.storage.base import Storage
+from dfkd.storage.base import MissingObject, Storage
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.local import open_storage
 from dfkd.utils import progress
@@ -82,6 +80,13 @@ def train(config: dict[str, Any]) -> bool:
         away. They stopped with a checkpoint of their last step.
     """
     job: Job = config["job"]
+    # Loading and writing may hang like a step.
+    with HangWatch(job.manifest.cluster.task_timeout) as hang_watch:
+        return _train(job, hang_watch)
+
+
+def _train(job: Job, hang_watch: HangWatch) -> bool:
+    """See `train`."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     enter_folder(job.folder)
@@ -102,13 +107,27 @@ def train(config: dict[str, Any]) -> bool:
     # Rank 0 decides, because a rank of an earlier attempt may still write while others list.
     newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
     if newest:
-        distiller.restore(checkpoints.read(newest))
+        distiller.restore(_read(checkpoints, newest))
     pace = Pace(stream.rows, manifest=job.manifest.name, method=job.method)
+    loop = _Loop(stream, distiller, pace, hang_watch)
     if rank == 0:
-        return _train_as_leader(job, version, folder, stream, distiller, checkpoints, pace)
-    watch = PreemptionWatch()
-    limit = job.manifest.cluster.task_timeout
-    return _train_epochs(stream, distiller, pace, watch, limit, distiller.advance, lambda: None)
+        return _train_as_leader(job, version, folder, loop, checkpoints)
+    return loop.run(PreemptionWatch(), distiller.advance, lambda: None)
+
+
+def _read(checkpoints: Checkpoints, step: int) -> dict[str, Tensor]:
+    """The checkpoint after `step`.
+
+    Raises:
+        InfrastructureError: it is gone, because another process trains the same student.
+    """
+    try:
+        return checkpoints.read(step)
+    except MissingObject as error:
+        raise InfrastructureError(
+            f"distillation: {error}; another process trains this student; run the same command "
+            "again, it resumes"
+        ) from None
 
 
 def open_stream(
@@ -129,62 +148,48 @@ def open_stream(
     return Stream(version, size, config.batch_size, seed, share, cache_limit(cpus))
 
 
-@torch.no_grad()
-def average_buffers(module: nn.Module) -> None:
-    """Replace the floating-point buffers of `module` by their mean over all ranks, in place.
+@dataclass
+class _Loop:
+    """The steps of a rank, with what measures and watches them."""
 
-    These buffers are the running means and variances of batch norm, which each rank on a CPU
-    computes from its own images. The mean is computed in float64, so equal values stay exactly the
-    same.
-    """
-    if not torch.distributed.is_initialized():
-        return
-    # One all_reduce for all buffers instead of one for each of them.
-    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    means = torch.cat([buffer.double().flatten() for buffer in buffers])
-    torch.distributed.all_reduce(means)
-    means /= torch.distributed.get_world_size()
-    sizes = [buffer.numel() for buffer in buffers]
-    for buffer, mean in zip(buffers, means.split(sizes), strict=True):
-        buffer.copy_(mean.view_as(buffer))
+    stream: Stream
+    distiller: Distiller
+    pace: Pace
+    hang_watch: HangWatch
 
+    def run(
+        self,
+        node_watch: "PreemptionWatch | NodeWatch",
+        advance: Callable[[Batch], object],
+        save: Callable[[], None],
+    ) -> bool:
+        """Train from the distiller's step to the end; returns True if it stopped early.
 
-def _train_epochs(
-    stream: Stream,
-    distiller: Distiller,
-    pace: Pace,
-    watch: "PreemptionWatch | NodeWatch",
-    limit: float,
-    advance: Callable[[Batch], object],
-    save: Callable[[], None],
-) -> bool:
-    """Train from the distiller's step to the end; returns True if it stopped early.
-
-    It stops early when a rank's node is about to be taken away. A step that takes more than `limit`
-    seconds ends the process. Before each checkpoint and at the end the batch-norm statistics are
-    averaged over the ranks.
-    """
-    steps, interval = distiller.schedule.steps_per_epoch, distiller.config.checkpoint_epochs
-    leaving, size = False, distiller.config.batch_size
-    remedy = "lower it, set distillation.precision=bfloat16, or raise distillation.workers"
-    memory = memory_limited_by("distillation.batch_size", size, remedy)
-    with watch, HangWatch(limit) as hang_watch, memory:
-        while not (distiller.done or leaving):
-            # After a restart the epoch goes on behind the batches that the checkpoint has seen.
-            for batch in pace.timed(stream.batches(distiller.epoch, distiller.step % steps)):
-                advance(batch)
-                hang_watch.advanced()
-                # All ranks get the same answer, so all of them stop at the same step.
-                leaving = watch.received() and not distiller.done
-                if leaving:
-                    break
-            # All ranks come here at the same step, which the collective mean needs.
-            if distiller.done or leaving or distiller.epoch % interval == 0:
-                average_buffers(distiller.student)
-                if not distiller.done:
-                    save()
-    pace.report()
-    return leaving
+        It stops early when a rank's node is about to be taken away. Before each checkpoint and at
+        the end the batch-norm statistics are averaged over the ranks.
+        """
+        distiller, config = self.distiller, self.distiller.config
+        steps, leaving = distiller.schedule.steps_per_epoch, False
+        remedy = "lower it, set distillation.precision=bfloat16, or raise distillation.workers"
+        memory = memory_limited_by("distillation.batch_size", config.batch_size, remedy)
+        with node_watch, memory:
+            while not (distiller.done or leaving):
+                # After a restart the epoch goes on behind the batches that the checkpoint has seen.
+                batches = self.stream.batches(distiller.epoch, distiller.step % steps)
+                for batch in self.pace.timed(batches):
+                    advance(batch)
+                    self.hang_watch.advanced()
+                    # All ranks get the same answer, so all of them stop at the same step.
+                    leaving = node_watch.received() and not distiller.done
+                    if leaving:
+                        break
+                # All ranks come here at the same step, which the collective mean needs.
+                if distiller.done or leaving or distiller.epoch % config.checkpoint_epochs == 0:
+                    average_buffers(distiller.student)
+                    if not distiller.done:
+                        save()
+        self.pace.report()
+        return leaving
 
 
 @dataclass
@@ -222,24 +227,17 @@ class _Leader:
 
 
 def _train_as_leader(
-    job: Job,
-    version: PublishedVersion,
-    folder: Storage,
-    stream: Stream,
-    distiller: Distiller,
-    checkpoints: Checkpoints,
-    pace: Pace,
+    job: Job, version: PublishedVersion, folder: Storage, loop: _Loop, checkpoints: Checkpoints
 ) -> bool:
-    """`_train_epochs` for rank 0, which also shows progress and writes checkpoints and student."""
-    batch_size = job.manifest.distillation.batch_size
+    """`_Loop.run` for rank 0, which also shows progress and writes checkpoints and student."""
+    distiller, batch_size = loop.distiller, job.manifest.distillation.batch_size
     done, total = distiller.step * batch_size, distiller.schedule.total * batch_size
     bar = _bar(job, f"{job.method} student", total, done)
     with Tracker(bar, folder.child(layout.TENSORBOARD), batch_size) as tracker:
         leader = _Leader(distiller, tracker, checkpoints)
         # Stopped early: the checkpoint is written, and the ranks that start next go on from it.
-        watch = NodeWatch() if job.local else PreemptionWatch()
-        limit = job.manifest.cluster.task_timeout
-        if _train_epochs(stream, distiller, pace, watch, limit, leader.advance, leader.save):
+        node_watch = NodeWatch() if job.local else PreemptionWatch()
+        if loop.run(node_watch, leader.advance, leader.save):
             return True
         tracker.upload()
     _write_student(job, version, folder, distiller, leader.means)
@@ -311,50 +309,6 @@ def open_distiller(
         # DDP averages over ranks, whose parts of a batch may differ by an image.
         weight=stream.rows * world / config.batch_size,
     )
-
-
-def share_batch_norm(student: Student) -> Student:
-    """The student with batch norm over the images of all ranks instead of each rank's own.
-
-    The student then does not depend on the number of ranks. torch has such layers for GPUs only.
-    The state dict keeps its keys.
-    """
-    # timm's function, because torch's own would drop the activations that timm's layers contain.
-    # Imported here, because it takes seconds and few ranks need it.
-    from timm import layers
-
-    convert: Any = layers.convert_sync_batchnorm  # type: ignore[attr-defined]  # has no types
-    shared: Student = convert(student)
-    return shared
-
-
-def distribute(module: nn.Module, precision: str) -> nn.Module:
-    """`module` in DDP, without broadcast buffers: `average_buffers` handles batch-norm statistics.
-
-    With bfloat16 precision the gradients are sent in bfloat16, because on a CPU the sum over ranks
-    takes half as long as a step otherwise. The setting decides, not the device's capability, so
-    that all ranks use the same format.
-    """
-    device = next(module.parameters()).device
-    ids = [device] if device.type == "cuda" else None
-    # torch deprecates `broadcast_buffers`; its successor is missing in older versions, and set to
-    # False still copies buffers at the start.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        parallel = DistributedDataParallel(
-            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
-    if precision == "bfloat16":
-        parallel.register_comm_hook(None, _compressed)
-    return parallel
-
-
-def _compressed(
-    group: torch.distributed.ProcessGroup,
-    bucket: torch.distributed.GradBucket,  # type: ignore[name-defined]
-) -> torch.futures.Future[Tensor]:
-    """`bf16_compress_hook` under another name: torch refuses that name over gloo, which works."""
-    return bf16_compress_hook(group, bucket)
 
 
 class PreemptionWatch:

@@ -42,10 +42,10 @@ from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialErro
 from dfkd.models import teacher
 from dfkd.models.generators import kinds
 from dfkd.storage import layout
-from dfkd.storage.base import Storage
+from dfkd.storage.base import Storage, require_root_space
 from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import reading
-from dfkd.storage.local import open_storage, require_root_space
+from dfkd.storage.local import open_storage
 from dfkd.utils.progress import LineBar, ScreenBar, bar, say
 
 LIBRARIES = (

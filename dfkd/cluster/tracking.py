@@ -1,11 +1,10 @@
 """TensorBoard event files of a running run: scalars and sample images."""
 
+import contextlib
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from dfkd.dataset.shards import Sample
-from dfkd.storage.base import Storage
+from dfkd.storage.base import Storage, scratch_folder
 from dfkd.utils.images import decode_image
 from dfkd.utils.progress import Bar, Closing
 
@@ -34,13 +33,14 @@ class Board(Closing):
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self.folder = tempfile.TemporaryDirectory(prefix="dfkd-tensorboard-")
-        self.writer = SummaryWriter(self.folder.name)
+        self._open = contextlib.ExitStack()
+        self.folder = self._open.enter_context(scratch_folder("dfkd-tensorboard-"))
+        self.writer = SummaryWriter(str(self.folder))
 
     def close(self) -> None:
         """Close the files and delete the local folder."""
         self.writer.close()
-        self.folder.cleanup()
+        self._open.close()
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Add a point at `step` to each named curve."""
@@ -54,7 +54,7 @@ class Board(Closing):
     def upload(self) -> None:
         """Copy the event files to storage, where `tensorboard --logdir` finds them."""
         self.writer.flush()
-        for file in Path(self.folder.name).iterdir():
+        for file in self.folder.iterdir():
             self.storage.put(file.name, file)
 
 

@@ -5,16 +5,11 @@ gets the same unit of work makes the same images: on CPUs of one kind to the bit
 rounding, because torch's backward pass of `grid_sample` adds there in any order.
 """
 
-import contextlib
-import fcntl
 import gc
-import os
 import re
-import shutil
-import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,17 +42,12 @@ from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher, file_hashes
 from dfkd.prompts.maker import PromptMaker
 from dfkd.prompts.statistics import statistics
-from dfkd.storage.base import disk_full_error, require_disk_space
+from dfkd.storage.base import disk_full_error, require_disk_space, scratch_folder
 from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.synthesis.sources import image_source
 from dfkd.utils.device import configure_process, device_name, pick_device
 
 R = TypeVar("R")
-
-SCRATCH = "dfkd-shards-"
-"""Prefix of the temporary folders in which workers write shards."""
-YOUNG = 60.0
-"""Seconds in which a worker has surely locked the folder that it has made."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +234,7 @@ class SynthesisWorker(Worker):
         # A maker that raises may be half-way through a part, so the next attempt loads a new one.
         maker, self._maker = self._maker or self._load_maker(unit), None
         started = time.perf_counter()
-        with _scratch_folder() as folder:
+        with scratch_folder("dfkd-shards-") as folder:
             committed = self._make_shards(maker, unit, folder)
         if has_dependent_parts(self.manifest.method):
             # The next part of a chained method continues from this state. It is written after the
@@ -289,29 +279,3 @@ class SynthesisWorker(Worker):
         if len(unit.generated) == 1:
             return self.version.prompts(unit.generated[0])
         return self.version.prompt_part(part_name(unit.part))
-
-
-@contextlib.contextmanager
-def _scratch_folder() -> Iterator[Path]:
-    """A temporary folder for shards, locked while it is in use.
-
-    First removes those of killed workers, which may hold gigabytes.
-    """
-    for abandoned in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        # Another worker may have made a young one and not have locked it yet.
-        with contextlib.suppress(OSError), _locked(abandoned, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            if time.time() - abandoned.stat().st_mtime > YOUNG:
-                shutil.rmtree(abandoned, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH) as name, _locked(Path(name), fcntl.LOCK_SH):
-        yield Path(name)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, lock: int) -> Iterator[None]:
-    """Hold a lock on a folder, which the kernel releases if this process dies."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, lock)
-        yield
-    finally:
-        os.close(descriptor)

@@ -122,11 +122,19 @@ def repair(version: PublishedVersion) -> None:
     files before it sees the manifest.
 
     Raises:
-        CorruptionError: this pyarrow writes another index than the one of the manifest.
+        CorruptionError: this dfkd writes another card, or this pyarrow another index, than those of
+            the manifest.
     """
     storage, damaged = version.storage, version.damaged_files()
     if layout.CARD in damaged:
-        storage.put(layout.CARD, data_card(version.manifest).encode())
+        card = data_card(version.manifest).encode()
+        if hashlib.sha256(card).hexdigest() != version.files[layout.CARD]:
+            made = version.manifest["environment"].get("dfkd", "another version")
+            raise CorruptionError(
+                f"{storage.location(layout.CARD)}: is damaged, and this dfkd writes it otherwise "
+                f"than dfkd {made}, which made it; restore it from a copy"
+            )
+        storage.put(layout.CARD, card)
     if layout.INDEX not in damaged:
         return
     with tempfile.TemporaryDirectory() as folder:

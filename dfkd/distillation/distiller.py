@@ -194,7 +194,7 @@ class Distiller:
         """All that `restore` needs, as CPU tensors: `student.*`, `optimizer.INDEX.NAME` and `step`.
 
         Buffers are those of this rank. Average the batch-norm statistics over the ranks before
-        (`dfkd.cluster.rank.average_buffers`).
+        (`dfkd.distillation.data_parallel.average_buffers`).
         """
         tensors = {f"student.{key}": value for key, value in self.student.state_dict().items()}
         tensors |= moments(self.optimizer)

@@ -15,7 +15,7 @@ from dfkd.models.student import CARD, Student, load_student
 from dfkd.models.teacher import file_hashes
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
-from dfkd.storage.local import open_storage
+from dfkd.storage.local import open_existing
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def locate_student(
         ManifestError: nothing is published for this method, or for other classes or sizes.
         WeightsError: the file of the initial weights does not exist.
     """
-    root = open_storage(manifest.storage.root)
+    root = open_existing(manifest.storage.root, "run jobs/synthesize.py first")
     data_set = _published(manifest, root.child(layout.data(method)), method, version)
     name = student_name(manifest, data_set.fingerprint, method, seed)
     return StudentLocation(method, seed, data_set, name, root.child(layout.student(name)))

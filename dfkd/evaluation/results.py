@@ -43,7 +43,6 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from dfkd.config.distillation import Average, Model
 from dfkd.config.methods import Method
-from dfkd.dataset.published import read_json
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains
 from dfkd.storage.base import Storage
@@ -339,7 +338,10 @@ def read_results(storage: Storage) -> dict[str, Any]:
         CorruptionError: it is damaged.
     """
     require_finished(storage)
-    content = read_json(storage, "results.json")
+    try:
+        content: dict[str, Any] = strict_json.parse(storage.get("results.json"))
+    except ValueError as error:
+        _refuse("file", "must be JSON", str(error))
     validate_results(content)
     return content
 

@@ -29,7 +29,7 @@ from dfkd.models.backbone import (
 )
 from dfkd.models.small_convolutions import SmallMaps
 from dfkd.storage import layout
-from dfkd.storage.base import Storage
+from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils.device import seeded
 from dfkd.utils.strict_json import canonical, parse, read_as
 from dfkd.utils.types import Name, Sha256, Size
@@ -200,7 +200,10 @@ def load_student(
         CorruptionError: an object is missing or differs from what was written.
     """
     meta = read_card(storage)
-    data = storage.get(WEIGHTS)
+    try:
+        data = storage.get(WEIGHTS)
+    except MissingObject:
+        raise _damaged(storage.location(WEIGHTS), "is missing") from None
     if hashlib.sha256(data).hexdigest() != meta["sha256"]:
         raise _damaged(storage.location(WEIGHTS), "sha256 differs from student.json")
     config = Distillation(student=meta["architecture"], weights="none", warmup_epochs=0)

@@ -310,7 +310,7 @@ def _students(
         marked, mark = layout.REMOVING in objects, f"{layout.student(name)}/{layout.REMOVING}"
         # The version of a student is named by its mark, by its card, or by the settings.
         if marked:
-            version = root.get(mark).decode()
+            version = root.get(mark).decode(errors="replace")  # a damaged mark names none
         elif layout.STUDENT_CARD in objects:
             card = read_json(root, f"{layout.student(name)}/{layout.STUDENT_CARD}")
             version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"

@@ -88,7 +88,7 @@ HEADS = {
 
 
 def table(rows: Sequence[Diversity]) -> str:
-    """The rows as text of at most 80 columns."""
+    """The rows as text with aligned columns."""
     names = [field.name for field in fields(Diversity)]
     cells = [[_cell(name, getattr(row, name)) for name in names] for row in rows]
     heads = [[HEADS[name][line] for name in names] for line in (0, 1)]

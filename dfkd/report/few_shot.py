@@ -18,7 +18,7 @@ from dfkd.report.svg import RenderedChart, axis_style, band, data_chart, files
 from dfkd.report.tables import HEADS, WIDTH, align
 
 CELL = 10
-"""Maximum width of a column in characters: `78.9 ±12.3`."""
+"""Width of a column in characters: `78.9 ±12.3`; a gain may have one more."""
 LABELS = ("images a class", "gain", "trained on", "tested on")
 """Labels of the rows that are not curves."""
 

@@ -6,8 +6,12 @@ compare-and-swap.
 
 import contextlib
 import errno
+import fcntl
+import os
 import re
 import shutil
+import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,6 +53,8 @@ never answers: five); later requests wait longer."""
 CONCURRENT_REQUESTS = 16
 """Requests of one caller in flight, because each one costs a network round trip."""
 
+YOUNG_SECONDS = 60.0
+"""Seconds in which a process has surely locked the temporary folder that it has made."""
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -264,3 +270,49 @@ def _full(target: Path, size: int, reason: str) -> InfrastructureError:
         f"storage: no room for {target} ({size} bytes, {reason}); "
         "free disk space and run the same command again, it resumes"
     )
+
+
+def require_root_space(root: str, size: int) -> None:
+    """Raise `ManifestError` if `root` is on a disk with less than `size` bytes free."""
+    if "://" in root:
+        return
+    folder = Path(root).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise ManifestError(
+            "storage.root",
+            f"needs {size} bytes of free disk for this run",
+            f"{free} bytes free at {folder}",
+            "free space, or give another storage.root",
+        )
+
+
+@contextlib.contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder on this machine's disk, locked while it is in use.
+
+    First removes those of killed processes, which may hold gigabytes.
+
+    Args:
+        prefix: the first letters of its name, which all folders of this purpose have.
+    """
+    for abandoned in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        # Another process may have made a young one and not have locked it yet.
+        with contextlib.suppress(OSError), _locked(abandoned, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if time.time() - abandoned.stat().st_mtime > YOUNG_SECONDS:
+                shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix) as name, _locked(Path(name), fcntl.LOCK_SH):
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, lock: int) -> Iterator[None]:
+    """Hold a lock on a folder, which the kernel releases if this process dies."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, lock)
+        yield
+    finally:
+        os.close(descriptor)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from dfkd.errors import CorruptionError, ManifestError
+from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 from dfkd.storage.base import (
     KEY,
     Observer,
@@ -45,6 +45,8 @@ UNSUITABLE = frozenset(
     }
 )
 """Errors of a directory that cannot be a root. All others pass, such as a network file system's."""
+LOST = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EROFS})
+"""Errors of a write into a root that was there before: it was moved, or its disk is gone."""
 
 
 def open_storage(root: str) -> Storage:
@@ -111,23 +113,6 @@ def require_existing(root: str, remedy: str) -> None:
     """Raise `ManifestError` if `root` is a folder that does not exist."""
     if not root_exists(root):
         raise ManifestError("storage.root", "must be there", root, remedy)
-
-
-def require_root_space(root: str, size: int) -> None:
-    """Raise `ManifestError` if `root` is on a disk with less than `size` bytes free."""
-    if "://" in root:
-        return
-    folder = Path(root).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise ManifestError(
-            "storage.root",
-            f"needs {size} bytes of free disk for this run",
-            f"{free} bytes free at {folder}",
-            "free space, or give another storage.root",
-        )
 
 
 @dataclass(frozen=True)
@@ -203,7 +188,7 @@ class LocalStorage:
     def _written(self, target: Path, data: bytes | Path) -> Iterator[Path]:
         """Yield a synced file with `data`, locked against `prepare` in other processes."""
         size = byte_count(data)
-        with self._observed("put", size), disk_full_error(target, size):
+        with self._observed("put", size), disk_full_error(target, size), self._lost_root():
             target.parent.mkdir(parents=True, exist_ok=True)
             partial, stream = _open_partial(self.root / PARTIAL)
             try:
@@ -212,6 +197,20 @@ class LocalStorage:
                     yield partial
             finally:
                 partial.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _lost_root(self) -> Iterator[None]:
+        """Turn the error of a root that can no longer be written into `InfrastructureError`."""
+        try:
+            yield
+        except OSError as error:
+            folder = self.root / PARTIAL  # made by `prepare`
+            if error.errno not in LOST or (error.errno != errno.EROFS and folder.is_dir()):
+                raise
+            raise InfrastructureError(
+                f"storage: {self.root} can no longer be written ({error.strerror}); mount it again "
+                "and run the same command, it resumes"
+            ) from None
 
     @contextlib.contextmanager
     def _observed(self, operation: str, size: int) -> Iterator[None]:

@@ -117,7 +117,7 @@ def as_csv(grid: Grid) -> str:
         for cell, parts in zip(row, columns, strict=True):
             # An empty cell still takes all its columns, or the later ones would move left.
             line += _numbers(cell) or [""] * len(parts)
-        out.writerow([_no_formula(line[0]), *line[1:]])
+        out.writerow([*map(_no_formula, line[: grid.names]), *line[grid.names :]])
     return stream.getvalue()
 
 

@@ -106,7 +106,9 @@ class LineBar(Closing):
             initial=self.initial,
             postfix=self.text,
         )
-        print(meter, file=sys.stderr, flush=True)
+        # Ray Train's own `print` of a rank would log the line once more.
+        sys.stderr.write(f"{meter}\n")
+        sys.stderr.flush()
 
 
 def bar(description: str, total: int, unit: str, done: int = 0) -> ScreenBar | LineBar:

@@ -3,10 +3,7 @@
 import errno
 import gc
 import os
-import subprocess
 import sys
-import tempfile
-import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -20,12 +17,10 @@ from dfkd.benchmarks.scale import ScaleWorker
 from dfkd.benchmarks.stand_in import put_prompts
 from dfkd.cluster.synthesis import identify
 from dfkd.cluster.worker import (
-    YOUNG,
     PromptWorker,
     SynthesisActor,
     SynthesisWorker,
     TeacherSlot,
-    _scratch_folder,
 )
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
@@ -140,29 +135,6 @@ class BadDisk:
     def shards(self, *_: object) -> None:
         self.worker.notes.append("a note")
         raise OSError(self.code, os.strerror(self.code))
-
-
-def test_folders_of_killed_workers_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    old = time.time() - 2 * YOUNG
-    script = (
-        "import time\nfrom dfkd.cluster.worker import _scratch_folder\n"
-        "with _scratch_folder() as folder:\n"
-        "    (folder / 'shard.tar').write_bytes(b'x')\n"
-        "    print(folder, flush=True)\n    time.sleep(600)\n"
-    )
-    command, environment = [sys.executable, "-c", script], os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as worker:
-        assert worker.stdout is not None
-        folder = Path(worker.stdout.readline().strip())
-        os.utime(folder, (old, old))
-        with _scratch_folder():
-            assert folder.exists()  # it is alive
-        worker.kill()
-    with _scratch_folder() as own:
-        assert list(tmp_path.iterdir()) == [own]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """Tasks cover every image once, and a seed depends on what it is derived from alone."""
 
 import dataclasses
-import math
 from collections import Counter
 from itertools import product
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -133,11 +133,17 @@ def test_a_regeneration_makes_the_same_share_of_each_named_class_anew(
     everything = list(tasks(manifest))
     assert fresh == [task for task in everything if task in set(fresh)]
     shards = -(-images // size)
-    wanted = min(shards, math.ceil(share * shards))
     counts = Counter(manifest.classes[task.class_index] for task in fresh)
-    assert counts == dict.fromkeys(named or manifest.classes, wanted)
+    assert counts.keys() == set(named or manifest.classes)
+    assert all(share * shards - 1e-6 <= count < share * shards + 1 for count in counts.values())
     if regeneration.whole:
         assert fresh == everything
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.07, 7), (0.28, 28), (0.555, 56), (0.001, 1)])
+def test_a_share_is_rounded_up_but_not_by_the_last_bit_of_a_float(share: float, count: int) -> None:
+    manifest = dataclasses.replace(plan(2, 100, 1), regeneration=Regeneration(share=share))
+    assert len(list(fresh_tasks(manifest))) == 2 * count
 
 
 def test_another_salt_draws_other_tasks() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.config.manifest import Manifest
+from dfkd.dataset import publication
 from dfkd.errors import Exit
 from tests.helpers import jobs, tiny_version
 
@@ -55,6 +56,17 @@ def test_what_follows_from_the_shards_is_restored(
     assert verify.main([str(manifest)]) == Exit.DONE
     assert f"restored {name}" in capsys.readouterr().out
     assert file.read_bytes() == before
+
+
+def test_a_card_that_this_dfkd_words_otherwise_is_not_restored(
+    manifest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (card,) = manifest.parent.glob("run/data/vanilla/versions/*/README.md")
+    card.write_text("damaged")
+    monkeypatch.setattr(publication, "TERMS", "other terms")
+    assert verify.main([str(manifest)]) == Exit.FAILED
+    assert "this dfkd writes it otherwise" in capsys.readouterr().out
+    assert card.read_text() == "damaged"
 
 
 def test_a_method_without_a_version_is_named(

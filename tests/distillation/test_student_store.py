@@ -97,6 +97,10 @@ def test_styles_rename_a_student_whose_labels_use_them() -> None:
 
 def test_a_student_needs_a_published_version_of_its_classes(tmp_path: Path) -> None:
     manifest = Manifest.read(write_manifest(tmp_path))
+    with pytest.raises(ManifestError, match=r"storage\.root: must be there.*synthesize"):
+        locate_student(manifest, "vanilla", 0)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
     with pytest.raises(ManifestError, match=r"published version of method vanilla.*synthesize"):
         locate_student(manifest, "vanilla", 0)
     version = publish(manifest)

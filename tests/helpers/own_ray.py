@@ -12,7 +12,7 @@ from tests.helpers.jobs import ROOT
 
 
 @contextmanager
-def own_ray(**settings: Any) -> Iterator[None]:
+def own_ray(**settings: Any) -> Iterator[Cluster]:
     """Join this process to a new Ray of one node, which has the environment of this moment."""
     small = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
     with pytest.MonkeyPatch.context() as patch:
@@ -20,6 +20,6 @@ def own_ray(**settings: Any) -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         cluster = Cluster(initialize_head=True, head_node_args=small | settings)
     ray.init(address=cluster.address)
-    yield
+    yield cluster
     ray.shutdown()
     cluster.shutdown()

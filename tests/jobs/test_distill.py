@@ -144,6 +144,13 @@ def test_bad_input_ends_in_one_line_and_its_exit_code(tmp_path: Path) -> None:
     done = jobs.run_here("distill", manifest)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: storage.root: must be there")
+    assert not (tmp_path / "run").exists()
+
+    (tmp_path / "run").mkdir()
+    done = jobs.run_here("distill", manifest)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: storage.root: must hold a published version")
 
     version = publish(Manifest.read(manifest))

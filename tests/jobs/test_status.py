@@ -284,6 +284,19 @@ def test_results_without_a_model_or_older_than_a_student_are_outdated(finished: 
     assert status(finished)["next"] is None
 
 
+def test_damaged_results_are_made_again(finished: Path) -> None:
+    results = finished.parent / "run" / "results.json"
+    whole, written = results.read_bytes(), results.stat()
+    try:
+        results.write_bytes(whole[:100])
+        found = status(finished)
+        assert found["evaluate"]["state"] == "outdated"
+        assert found["next"] == f"python jobs/evaluate.py {finished}"
+    finally:
+        results.write_bytes(whole)
+        os.utime(results, ns=(written.st_atime_ns, written.st_mtime_ns))
+
+
 def test_without_labelled_images_neither_results_nor_a_report_are_next(finished: Path) -> None:
     found = status(finished, "--set", "evaluation.data=none")
     assert found["evaluate"]["state"] == found["report"]["state"] == "not planned"

@@ -12,9 +12,10 @@ from torchvision.models import get_model_weights
 
 from dfkd.config import paths
 from dfkd.config.distillation import LIBRARY_WEIGHTS, Distillation, weights_file
-from dfkd.errors import ManifestError, WeightsError
+from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.models.student import (
     CARD,
+    WEIGHTS,
     Student,
     build,
     card,
@@ -216,6 +217,14 @@ def test_equal_and_opposite_vectors_have_finite_distances() -> None:
     embedding = student.with_classes(torch.eye(2)).embed(pixels())[:1]
     found = student.with_classes(torch.cat([embedding, -embedding]))(pixels())[0]
     torch.testing.assert_close(found, torch.tensor([0.0, torch.pi**2 / 2]), atol=1e-5, rtol=1e-3)
+
+
+def test_a_student_whose_weights_are_gone_is_distilled_again(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    save(storage)
+    storage.delete(WEIGHTS)
+    with pytest.raises(CorruptionError, match=r"safetensors: is missing; delete .* distil again"):
+        load_student(storage)
 
 
 def test_the_first_finished_student_stays(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@ import errno
 import multiprocessing
 import os
 import resource
-import shutil
 import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from dfkd.errors import CorruptionError, Exit, InfrastructureError, ManifestError
 from dfkd.storage.base import KEY, split_root
-from dfkd.storage.local import LocalStorage, open_storage, open_to_read, require_root_space
+from dfkd.storage.local import LocalStorage, open_storage, open_to_read
 from tests.helpers.storage_contract import StorageTests
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -195,14 +194,6 @@ def test_a_file_size_limit_is_one_line_and_loses_nothing(tmp_path: Path) -> None
     assert leftovers(tmp_path) == []
 
 
-def test_too_little_space_is_refused_before_work(tmp_path: Path) -> None:
-    free = shutil.disk_usage(tmp_path).free
-    require_root_space(str(tmp_path / "not/yet/there"), free // 2)
-    with pytest.raises(ManifestError, match=r"storage\.root: needs .* bytes of free disk"):
-        require_root_space(str(tmp_path / "not/yet/there"), free * 2)
-    assert not (tmp_path / "not").exists()
-
-
 def test_roots_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for root in (str(tmp_path / "file"), "/proc/here"):
@@ -271,3 +262,13 @@ def test_a_root_that_is_only_read_is_left_as_it_is(tmp_path: Path) -> None:
     assert 0 <= entry.age < 60
     assert storage.get("a") == b"abc"
     assert [file.name for file in (tmp_path / "copied").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("put", ["put", "put_if_absent"])
+def test_a_root_that_is_gone_may_come_back(tmp_path: Path, put: str) -> None:
+    storage = open_storage(str(tmp_path / "run"))
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(InfrastructureError, match=r"run can no longer be written .*mount it again"):
+        getattr(storage, put)("a/b", b"data")
+    with pytest.raises(FileNotFoundError):  # of a missing source, not of the root
+        getattr(open_storage(str(tmp_path / "elsewhere")), put)("a/b", tmp_path / "nowhere")

@@ -60,6 +60,13 @@ def test_csv_has_means_and_deviations_apart() -> None:
     assert len({len(line) for line in csv.reader(io.StringIO(as_csv(GRID)))}) == 1
 
 
+def test_no_name_is_a_formula_to_a_spreadsheet() -> None:
+    grid = Grid(
+        "t", ("Domain", "=Method", "mean"), 2, (("=x", "=1+1", None), ("+1", "-a", 2.0)), ()
+    )
+    assert as_csv(grid).splitlines() == ["Domain,'=Method,mean", "'=x,'=1+1,", "'+1,'-a,2.00"]
+
+
 def test_latex_escapes_all_that_latex_reads() -> None:
     assert latex(GRID) == LATEX
 

@@ -53,3 +53,13 @@ def test_a_log_of_short_work_is_one_line_with_its_failures(
     assert "3/3" in line
     assert line.endswith("2 failed, 1 quarantined]")
     assert line.isascii()
+
+
+def test_a_line_is_written_once_where_print_writes_it_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As under Ray Train, whose `print` in a rank also logs what it prints on stderr."""
+    monkeypatch.setattr("builtins.print", lambda *args, **_: [print(*args) for _ in range(2)])
+    with LineBar("student", 2, "img") as shown:
+        shown.update(2)
+    assert capsys.readouterr().err.count("student") == 1

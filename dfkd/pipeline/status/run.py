@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
-from dfkd.errors import ManifestError
+from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, read_results
 from dfkd.pipeline.attempts import attempts
 from dfkd.pipeline.status.activity import Activity, Cost, Holder
@@ -186,5 +186,8 @@ def _scores_all(root: Storage, manifest: Manifest | None) -> bool:
         expected |= {("text-only", CLASSIFIER, seed) for seed in seeds}
     if "student" in models:
         expected |= {("student", method, seed) for method in manifest.methods for seed in seeds}
-    rows = read_results(root)["rows"]
+    try:
+        rows = read_results(root)["rows"]
+    except CorruptionError:
+        return False  # jobs/evaluate.py writes them anew
     return expected <= {(row["model"], row["method"], row["seed"]) for row in rows}
