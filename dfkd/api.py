@@ -349,9 +349,12 @@ class NamedStudent:
             distances; smaller is closer.
 
         Raises:
+            TypeError: a single picture is given, not a sequence.
             ValueError: no picture is given, or one of them cannot be decoded.
             OSError: a file cannot be read.
         """
+        if isinstance(pictures, str | bytes):
+            raise TypeError("pictures: must be a list or another sequence, got one picture")
         resized = np.stack([_decoded(picture, self.image_size) for picture in pictures])
         batch = torch.from_numpy(resized).to(self.student.mean.device)
         with torch.inference_mode():

@@ -12,9 +12,13 @@ from dfkd.pipeline import command_line
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would train, finished trainings included."""
+    import torch
+
     from dfkd.evaluation import few_shot
+    from dfkd.evaluation.few_shot_starts import check_library
 
     config = manifest.fewshot
+    check_library(manifest, torch.device("cpu"))
     data, names = few_shot.select_domains(manifest)
     return {
         "domains": list(names),

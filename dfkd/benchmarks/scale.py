@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
 from dfkd.cluster.connection import connected
-from dfkd.cluster.synthesis import environment, identify, write_missing
+from dfkd.cluster.synthesis import identify, write_missing
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import SynthesisWorker, synthesis_pool
 from dfkd.config.manifest import Manifest, StorageConfig
@@ -25,6 +25,7 @@ from dfkd.errors import InfrastructureError
 from dfkd.storage import layout
 from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.local import open_storage
+from dfkd.utils.hardware import environment
 from dfkd.utils.memory import watched
 
 T = TypeVar("T")

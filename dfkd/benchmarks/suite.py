@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dfkd.benchmarks import distillation, driver, loading, prompts, scale, stages, synthesis
 from dfkd.benchmarks.measure import Effort, Results, page, table
-from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import configure_process
-from dfkd.utils.hardware import describe_machine
+from dfkd.utils.hardware import describe_machine, environment
 from dfkd.utils.memory import watched
 from dfkd.utils.strict_json import canonical
 

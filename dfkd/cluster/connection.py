@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -48,6 +49,9 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = cluster_address()
     quiet_authentication()
+    # Escape codes before each line of a worker make no sense in a file.
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     options: dict[str, Any] = {"address": address or "local", "logging_level": logging.WARNING}
     if not address:
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}

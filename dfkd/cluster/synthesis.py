@@ -6,11 +6,9 @@ has the rest made, and publishes. It knows nothing that storage does not hold, s
 
 import contextlib
 import math
-import platform
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 from dfkd.cluster.capacity import require_shared_storage
@@ -44,23 +42,10 @@ from dfkd.models.generators import kinds
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, require_root_space
 from dfkd.storage.cost_records import CostCounter, record_cost
-from dfkd.storage.lease import reading
+from dfkd.storage.lease import other_readers, reading
 from dfkd.storage.local import open_storage
+from dfkd.utils.hardware import environment
 from dfkd.utils.progress import LineBar, ScreenBar, bar, say
-
-LIBRARIES = (
-    "dfkd",
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "taming-transformers",
-    "diffusers",
-    "timm",
-    "pillow",
-    "numpy",
-    "pyarrow",
-)
-"""Libraries whose version can change a pixel, a student or an index; recorded if installed."""
 
 REASONS = 3
 """Number of quarantined tasks whose reasons the error repeats."""
@@ -173,6 +158,8 @@ def _make_missing(
     """
     if version.published:
         return {}
+    if others := other_readers(root, f"{manifest.method}/{version.id}"):
+        say(f"note: {manifest.method}: {', '.join(others)} makes the same images; stop one of you")
     version.lift_quarantine()
     with (
         record_cost(root, "synthesize", manifest.method) as cost,
@@ -214,15 +201,6 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
     if prompt_method(manifest.method):
         weights = weights | kinds.file_hashes(manifest.generator, cache)
     return identities.identity(manifest, weights, base)
-
-
-def environment() -> dict[str, Any]:
-    """Versions of Python and libraries, for published manifests and scores."""
-    versions = {}
-    for name in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
 def write_missing(

@@ -279,9 +279,9 @@ class FewShot:
     `distillation.seeds[n % len(seeds)]`. One seed instead of five is enough for a first look."""
     starts: Annotated[Several[Start], Field(min_length=1)] = ("student", "library", "scratch")
     """Initial weights that are compared; all have the architecture of `distillation.student`."""
-    library: Name = "IMAGENET1K_V1"
-    """Weights of the start `library`: a name of the library (`IMAGENET1K_V1`, `pretrained`) or a
-    file. A student of timm needs `pretrained`, the only name that timm knows."""
+    library: Name | None = None
+    """Weights of the start `library`, as in `distillation.weights`; empty: those of
+    `distillation.weights`."""
     epochs: Count = 20
     """Epochs for every start. The defaults of the epochs and of the learning rate were selected on
     the miniature's icons, so other images may need other values."""

@@ -14,7 +14,7 @@ from dfkd.dataset.published import (
 from dfkd.dataset.shards import Receipt, decode_receipt, read_shard
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
-from dfkd.storage.base import in_order
+from dfkd.storage.base import MissingObject, in_order
 
 Row = dict[str, Any]
 
@@ -93,6 +93,11 @@ def _shards(version: PublishedVersion) -> Iterator[tuple[Receipt, bytes | Corrup
         try:
             # One byte more than expected shows a longer object, without reading all of it.
             return version.home.get(receipt.key, receipt.bytes + 1)
+        except MissingObject:
+            where = version.home.location(receipt.key)
+            return CorruptionError(
+                f"{where}: is missing; restore it, or delete the version and synthesise it again"
+            )
         except CorruptionError as error:
             return error
 

@@ -163,5 +163,5 @@ def require_embeddings(manifest: Manifest) -> None:
             "distillation.target",
             "must be embedding or both for other classes: a student of distances has only its own",
             manifest.distillation.target,
-            "leave --classes out, or distil with distillation.target=embedding",
+            "distil with distillation.target=embedding, or score its own classes without --classes",
         )

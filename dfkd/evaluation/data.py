@@ -120,7 +120,7 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
     else:
         raise ManifestError(
             FIELD,
-            "must be a folder root/domain/class/*, a .txt or .csv list file, or bundled",
+            "must be a folder root/domain/class/*, a .txt or .csv list file, bundled or none",
             config.data,
             "check the path",
         )
@@ -331,7 +331,8 @@ def _list(path: Path, labels: Mapping[str, int]) -> _SourceContent:
     for number, (name, domain, word) in read_rows(path):
         image = path.parent / name
         if image.suffix.lower() not in SUFFIXES or not image.is_file():
-            raise bad_line(path, number, "must name an existing png, jpg, jpeg, webp or bmp", name)
+            rule = f"must name a png, jpg, jpeg, webp or bmp, relative to {path.parent}"
+            raise bad_line(path, number, rule, name)
         # A second label would contradict the first, and a second line would count the image twice.
         if image in seen:
             raise bad_line(path, number, f"repeats the image of line {seen[image]}", name)

@@ -54,7 +54,7 @@ def initial_weights(
             f"student {sha256}",
             lambda: from_distances(load_located(location, manifest.classes, device)[0]),
         )
-    weights = manifest.fewshot.library if start == "library" else "none"
+    weights = manifest.few_shot_library if start == "library" else "none"
     # `build` refuses a warm-up of a random backbone, but the warm-up concerns distillation only.
     config = dataclasses.replace(manifest.distillation, weights=weights, warmup_epochs=0)
     size = manifest.synthesis.image_size
@@ -103,10 +103,7 @@ def check_starts(manifest: Manifest, device: torch.device) -> None:
         CorruptionError: a student is damaged.
     """
     config = manifest.fewshot
-    if "library" in config.starts and config.library == "none":
-        raise ManifestError(
-            LIBRARY, "must name weights", config.library, "leave library out of fewshot.starts"
-        )
+    check_library(manifest, device)
     for start in config.starts:
         # Each student once; the other starts differ between seeds in random numbers only.
         students = {student_seed(manifest, seed): seed for seed in config.seeds}
@@ -114,11 +111,26 @@ def check_starts(manifest: Manifest, device: torch.device) -> None:
             initial_weights(manifest, start, seed, device).make()
 
 
+def check_library(manifest: Manifest, device: torch.device) -> None:
+    """Raise `ManifestError` if the weights of the start `library` cannot be loaded."""
+    if "library" not in manifest.fewshot.starts:
+        return
+    if manifest.few_shot_library == "none":
+        raise ManifestError(
+            LIBRARY,
+            "must name weights",
+            "none",
+            "name some, or leave library out of fewshot.starts",
+        )
+    initial_weights(manifest, "library", 0, device).make()
+
+
 def curve_captions(manifest: Manifest) -> dict[Curve, str]:
     """A description of each curve, for display."""
     config = manifest.fewshot
-    file = weights_file(config.library)
-    library = file.name if file else config.library
+    library = manifest.few_shot_library
+    if file := weights_file(library):
+        library = file.name
     used = ", ".join(str(n) for n in sorted({student_seed(manifest, s) for s in config.seeds}))
     captions: dict[Curve, str] = {
         "untouched": "the distilled student before any training, on the same test images",

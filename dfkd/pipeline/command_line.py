@@ -41,7 +41,7 @@ Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
 PERMANENT_ERRORS = frozenset(
     {
         *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
-        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EPIPE),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS),
     }
 )
 """Errors of the operating system that the same command would meet again."""
@@ -174,7 +174,7 @@ def run_with(
     try:
         manifest = read(options.manifest, tuple(options.overrides))
         if (text := _only_text(arguments.prog, manifest, options, plan)) is not None:
-            _show(text)
+            show(text)
             return Exit.DONE
         log = logs.json_log(Path(arguments.prog).stem, root(manifest) if root else "")
         with _interrupted_by_sigterm(terminated), log:
@@ -185,6 +185,9 @@ def run_with(
             print(f"wrote {written}", flush=True)
     except DfkdError as error:
         return fail(error)
+    except BrokenPipeError:
+        told = "stdout: its reader has gone, so the job has stopped"
+        return fail(DfkdError(f"{told}; run the same command again, it resumes"))
     # A disk or a network that fails is no bug, wherever it shows.
     except OSError as error:
         # Most failures pass, so the same command may succeed; a wrong path stays wrong.
@@ -248,7 +251,7 @@ def _only_text(
     return None
 
 
-def _show(text: str) -> None:
+def show(text: str) -> None:
     """Print a text on stdout, as far as its reader wants it (`| head`)."""
     try:
         print(text, end="", flush=True)

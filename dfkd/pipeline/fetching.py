@@ -17,7 +17,8 @@ from dfkd.utils.progress import say
 
 
 def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
-    """Download missing files, verify all of them, and print the result; returns the cache's path.
+    """Download missing files, verify all of them, and print the result; returns the cache's path,
+    or an empty text if the manifest names no published file.
 
     Args:
         few_shot: also fetch the weights that only few-shot training starts from.
@@ -28,10 +29,14 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
     """
     # Progress goes to stderr, apart from the result on stdout.
     fetcher = Fetcher(manifest.cache, mirror, report=say)
-    for need in needs(manifest, few_shot):
+    files, models = needs(manifest, few_shot), hub_models(manifest)
+    if not (files or models):
+        print("nothing to fetch: all weights are bundled or files of this machine")
+        return ""
+    for need in files:
         fetched = fetcher.fetch(need.artifact, need.check)
         print(f"{need.field}: {_describe_fetched(need, fetched)}", flush=True)
-    for model in hub_models(manifest):
+    for model in models:
         try:
             print(f"{model.field}: {_fetch_from_hub(manifest, model)}", flush=True)
         except ManifestError as error:

@@ -73,8 +73,8 @@ def _note_unknown_names(manifest: Manifest) -> None:
     if unknown := [name for name in manifest.classes if name.lower() not in names]:
         say(
             f"note: generator.weights: the bundled model was not trained to draw "
-            f"{', '.join(unknown[:NAMED])}{' and others' * (len(unknown) > NAMED)}; it draws "
-            f"{len(names)} things, which dfkd/miniature/assets/MODEL_CARD.md lists"
+            f"{', '.join(map(repr, unknown[:NAMED]))}{' and others' * (len(unknown) > NAMED)}; it "
+            f"draws {len(names)} things, which dfkd/miniature/assets/MODEL_CARD.md lists"
         )
 
 

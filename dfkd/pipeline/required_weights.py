@@ -112,6 +112,8 @@ def _generator(manifest: Manifest) -> list[tuple[str, Artifact | None]]:
             find_folder(config.weights)
         files = PUBLISHED_PIPELINES.get(config.weights, ())
         return [("generator.weights", artifact) for artifact in files]
+    if config.kind != "vqgan":
+        return []  # a kind of which nothing is published
     named = {"generator.config": config.config, "generator.weights": config.weights}
     for field, value in named.items():
         if not published(field, value):
@@ -123,7 +125,7 @@ def _few_shot(manifest: Manifest) -> Artifact | None:
     """The file of the library's weights that few-shot training starts from, if it does."""
     if "library" not in manifest.fewshot.starts:
         return None
-    weights = manifest.fewshot.library
+    weights = manifest.few_shot_library
     config = dataclasses.replace(manifest.distillation, weights=weights)
     return backbone.published(config, "fewshot.library")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
 from dfkd.models.generators.condition import Condition, TextInput
-from dfkd.models.teacher import Teacher, class_prompt
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.pseudo_words import PseudoWords, embed_with
 from dfkd.prompts.styles import dictionary, mixture, styled_prompt
 
@@ -25,6 +25,7 @@ class StoredPrompt:
 
     class_index: int
     seed: int
+    text: str
     embedding: Tensor
     """Unit text embedding, float32 [E]."""
     pseudo_word: np.ndarray | None
@@ -46,8 +47,8 @@ class PromptStates:
         """The states of N prompts, each of which depends on its own row only."""
         if self.method == "mix":
             states = self._mix(prompts)
-        elif self.method == "vanilla":
-            states = self._of_texts([self._class_prompt(prompt) for prompt in prompts])
+        elif any(prompt.pseudo_word is None for prompt in prompts):
+            states = self._of_texts([prompt.text for prompt in prompts])
         else:
             states = self._of_words(prompts)
         return Condition(states, self.empty)
@@ -64,11 +65,6 @@ class PromptStates:
             weights.append(weight)
         share = torch.tensor(weights, device=self.empty.device)[:, None, None]
         return share * self._of_texts(firsts) + (1 - share) * self._of_texts(seconds)
-
-    def _class_prompt(self, prompt: StoredPrompt) -> str:
-        """The vanilla prompt of the class."""
-        name = self.manifest.classes[prompt.class_index]
-        return class_prompt(self.manifest.teacher.template, name)
 
     def _of_words(self, prompts: Sequence[StoredPrompt]) -> Tensor:
         """States [N, L, D] of the template's sentences with pseudo-words."""

@@ -34,7 +34,7 @@ READERS = "readers"
 READER_SECONDS = 600.0
 """Length of a reader's lease."""
 RENEWALS_PER_LEASE = 3
-"""Renewals within the length of a lease, so that two of them may fail."""
+"""Renewals within the length of a lease, so that one of them may fail."""
 
 NUMBERED = re.compile(rf"{layout.LEASES}(?P<name>[a-z]+)/(?P<number>[0-9]{{8}})\.json")
 
@@ -234,6 +234,12 @@ def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, LeaseRe
             records[key] = read(storage, key)
     # A holder that died is no longer held once it has missed its renewals.
     return {key: record for key, record in records.items() if record.held(clock())}
+
+
+def other_readers(storage: Storage, version: str) -> list[str]:
+    """The other processes that are at work on a version (`{method}/{id}`), as `host:pid`."""
+    records = held_leases(storage).values()
+    return sorted({r.holder for r in records if version in r.versions} - {_holder()})
 
 
 def _holder() -> str:

@@ -87,9 +87,9 @@ def _storage(root: str) -> "LocalStorage | BucketStorage":
         return S3Storage(bucket, path)
     try:
         from dfkd.storage.azure_gcs import ObstoreStorage
-    except ImportError as error:
+    except ImportError:
         raise ManifestError(
-            "storage.root", "needs the extra obstore", error.name, "pip install -e '.[obstore]'"
+            "storage.root", "needs the extra obstore", "no obstore", "pip install -e '.[obstore]'"
         ) from None
     return ObstoreStorage(bucket, path, scheme=scheme)
 

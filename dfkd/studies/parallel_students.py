@@ -11,7 +11,6 @@ from torch import nn
 from dfkd.cluster import distillation
 from dfkd.cluster.capacity import plan_students
 from dfkd.cluster.distillation import StudentActor, student_pool
-from dfkd.cluster.synthesis import environment
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import open_version
@@ -25,7 +24,7 @@ from dfkd.studies import cells
 from dfkd.studies.cells import CellResult, CellStore
 from dfkd.studies.study import Cell
 from dfkd.utils.device import pick_device
-from dfkd.utils.hardware import describe_machine
+from dfkd.utils.hardware import describe_machine, environment
 
 
 @dataclass(frozen=True)

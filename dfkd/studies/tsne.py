@@ -147,7 +147,7 @@ def require_tsne() -> Any:
         raise ManifestError(
             "environment",
             "needs the extra studies",
-            "scikit-learn",
+            "no scikit-learn",
             "pip install -e '.[studies]'",
         ) from None
     return TSNE

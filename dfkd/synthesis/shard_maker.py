@@ -174,8 +174,9 @@ class ShardMaker:
             )
         targets = torch.from_numpy(np.stack(table["embedding"].to_numpy()))
         words = table["pseudo"].to_numpy()
-        prompts = map(StoredPrompt, classes, table["seed"].to_pylist(), targets, words)
-        return list(map(ImageRequest, indices, table["text"].to_pylist(), prompts))
+        seeds, texts = table["seed"].to_pylist(), table["text"].to_pylist()
+        prompts = map(StoredPrompt, classes, seeds, texts, targets, words)
+        return list(map(ImageRequest, indices, texts, prompts))
 
     def _attempt(
         self,

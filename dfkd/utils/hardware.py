@@ -1,11 +1,13 @@
 """Facts about this machine, and the time that a model takes on one of its cores."""
 
+import contextlib
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,20 @@ import torch
 
 WARMUP_CALLS, TIMED_CALLS = 3, 21
 """Untimed calls of each model, and timed calls after them."""
+
+LIBRARIES = (
+    "dfkd",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "taming-transformers",
+    "diffusers",
+    "timm",
+    "pillow",
+    "numpy",
+    "pyarrow",
+)
+"""Libraries whose version can change a pixel, a student or an index; recorded if installed."""
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where the kernel tells the limits of this container (cgroup v2)."""
@@ -33,6 +49,15 @@ def describe_machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
+
+
+def environment() -> dict[str, Any]:
+    """Versions of Python and libraries, for published manifests and scores."""
+    versions = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {"python": platform.python_version(), "machine": platform.machine(), **versions}
 
 
 def cpu_count() -> int:

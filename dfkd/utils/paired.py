@@ -60,6 +60,6 @@ def _quantile(freedom: int) -> float:
         from scipy.special import stdtrit
     except ImportError:
         raise ManifestError(
-            "environment", "needs the extra studies", "scipy", "pip install -e '.[studies]'"
+            "environment", "needs the extra studies", "no scipy", "pip install -e '.[studies]'"
         ) from None
     return float(stdtrit(freedom, 0.975))

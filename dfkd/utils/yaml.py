@@ -274,8 +274,14 @@ def _first_problem(schema: type[Any], error: ValidationError, tree: Tree) -> Man
         return ManifestError(field, "is not a key of the manifest", problem["input"], remedy)
     if problem["type"] in ("missing_argument", "missing"):
         return ManifestError(field, "is required", None, f"add {field} to the manifest")
-    rule = problem["msg"].removeprefix("Input ")
-    return ManifestError(field, rule, problem["input"], "change the value")
+    rule, remedy = problem["msg"].removeprefix("Input "), "change the value"
+    if problem["type"] == "too_short":
+        rule, remedy = f"must have {problem['ctx']['min_length']} or more entries", "add some"
+    elif problem["type"] == "string_pattern_mismatch":
+        rule = f"must match the pattern {problem['ctx']['pattern']}"
+    elif problem["type"] == "string_type":
+        rule, remedy = "must be text", "put it in quotes"
+    return ManifestError(field, rule, problem["input"], remedy)
 
 
 def _known_path(problem: Mapping[str, Any], tree: Tree) -> list[str | int]:

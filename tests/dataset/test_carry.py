@@ -16,7 +16,7 @@ from dfkd.report.gallery import read_index
 from dfkd.storage import layout
 from dfkd.utils.strict_json import canonical
 from tests.helpers.jobs import contents
-from tests.helpers.partial_version import IDENTITY, TASKS, fill, home, regenerated
+from tests.helpers.partial_version import IDENTITY, TASKS, fill, home, open_filling, regenerated
 
 
 def losses(version: PublishedVersion) -> list[set[float]]:
@@ -63,17 +63,19 @@ def test_a_candidate_is_published_and_not_current(tmp_path: Path) -> None:
     assert open_version(home(tmp_path), candidate.id) == candidate
 
 
-@pytest.mark.parametrize("damage", ["flip", "remove"])
+@pytest.mark.parametrize("damage", ["flip", "append", "remove"])
 def test_a_damaged_carried_shard_is_named_before_use(tmp_path: Path, damage: str) -> None:
     base = fill(tmp_path)
     version = regenerated(tmp_path, base, 1, TASKS[:1])
     key = version.shards[2].key
     assert key.startswith(f"versions/{base.id}/")
     data = bytearray(version.home.get(key))
-    data[600] ^= 1
     if damage == "flip":
-        version.home.put(key, bytes(data))
-    else:
+        data[600] ^= 1
+    elif damage == "append":
+        data += bytes(10240)
+    version.home.put(key, bytes(data))
+    if damage == "remove":
         version.home.delete(key)
     with pytest.raises(CorruptionError, match=version.shards[2].shard):
         next(version.samples(version.shards[2]))
@@ -104,6 +106,21 @@ def test_a_version_that_is_being_removed_is_not_begun_or_made_current(tmp_path: 
     with pytest.raises(DfkdError, match="is being removed"):
         regenerated(tmp_path, base, 1, TASKS[:1])
     begin(home(tmp_path), IDENTITY | {"salt": 5})  # other versions can be begun
+
+
+def test_a_version_that_is_half_removed_is_no_unfinished_work(tmp_path: Path) -> None:
+    version = fill(tmp_path)
+    version.storage.put(layout.REMOVING, b"")
+    version.storage.delete(layout.MANIFEST)
+    begin(home(tmp_path), IDENTITY | {"salt": 5})
+
+
+def test_a_manifest_that_is_made_anew_is_the_one_that_current_names(tmp_path: Path) -> None:
+    first = fill(tmp_path)
+    first.storage.delete(layout.MANIFEST)
+    again = open_filling(tmp_path).publish(TASKS, {"torch": "another"})
+    assert again.id == first.id
+    assert current(home(tmp_path)) == again != first
 
 
 def test_a_job_that_lost_its_lease_does_not_move_current(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.dataset import loader
 from dfkd.dataset.loader import (
@@ -18,6 +19,7 @@ from dfkd.dataset.loader import (
 )
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.random_access import Example
+from dfkd.dataset.sampling_order import reading_order
 from dfkd.errors import ManifestError
 from dfkd.storage.base import CONCURRENT_REQUESTS, Request
 from tests.helpers.tiny_version import publish, write_manifest
@@ -72,6 +74,17 @@ def test_the_order_depends_on_seed_and_epoch(version: PublishedVersion) -> None:
     assert orders[0] == orders[2]
     assert orders[0] != orders[1]
     assert orders[0] != orders[3]
+
+
+def test_the_order_depends_on_rank_and_world(version: PublishedVersion) -> None:
+    """Each of these ranks sees six images; the first and the last see the same ones."""
+    orders = set()
+    for rank, world in ((0, 5), (1, 5), (0, 4)):
+        source = stream(version, 2 * world, share=RankShare(rank, world))
+        drawn = np.random.default_rng(derive_seed("runs", 5, 0))
+        piece = reading_order(source.runs, drawn)[6 * rank : 6 * rank + 6].tolist()
+        orders.add(tuple(piece.index(sample) for sample in source.order(0).tolist()))
+    assert len(orders) == 3
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import dataclasses
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.published import PublishedVersion
+from dfkd.dataset import publication
+from dfkd.dataset.published import PublishedVersion, index_row
 from dfkd.dataset.random_access import Examples
 from dfkd.errors import CorruptionError
 from tests.helpers.tiny_version import publish, write_manifest
@@ -95,6 +97,21 @@ def test_an_index_of_other_receipts_is_refused(version: PublishedVersion) -> Non
     ):
         with pytest.raises(CorruptionError, match="does not fit the receipts"):
             Examples(dataclasses.replace(version, shards=shards))
+
+
+def test_an_index_in_which_a_shard_does_not_begin_with_its_first_sample_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was published wrong: hashes agree."""
+
+    def shifted(*arguments: Any) -> dict[str, Any]:
+        row = index_row(*arguments)
+        return row | {"start": row["start"] + 512}
+
+    monkeypatch.setattr(publication, "index_row", shifted)
+    version = publish(Manifest.read(write_manifest(tmp_path)))
+    with pytest.raises(CorruptionError, match="does not fit the receipts"):
+        Examples(version)
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 2000, b"a.png\0" + bytes(2000), b"a" * 99])

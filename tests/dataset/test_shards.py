@@ -435,3 +435,9 @@ def test_a_writer_is_told_what_breaks_the_format(
 def test_a_key_given_twice_is_the_writers_defect(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="same key"):
         write_shard([SAMPLES[0], SAMPLES[0]], tmp_path / "x")
+
+
+def test_a_member_that_readers_refuse_is_not_written(tmp_path: Path) -> None:
+    large = dataclasses.replace(SAMPLES[0], image=bytes(MAX_MEMBER_BYTES + 1))
+    with pytest.raises(ValueError, match=rf"member 'png' \({MAX_MEMBER_BYTES + 1} bytes\)"):
+        write_shard([large], tmp_path / "x")

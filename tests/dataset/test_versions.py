@@ -373,12 +373,16 @@ def test_a_receipt_of_something_else_is_refused(version: Version, change: dict[s
         version.receipts()
 
 
-def test_a_damaged_shard_is_not_published(version: Version) -> None:
+@pytest.mark.parametrize("damage", ["flip", "append"])
+def test_a_damaged_shard_is_not_published(version: Version, damage: str) -> None:
     commit_all(version)
     data = bytearray(version.storage.get("shards/0001-00001.tar"))
-    data[700] ^= 4
+    if damage == "flip":
+        data[700] ^= 4
+    else:
+        data += bytes(10240)
     version.storage.put("shards/0001-00001.tar", bytes(data))
-    with pytest.raises(CorruptionError, match=r"shards/0001-00001\.tar: sha256"):
+    with pytest.raises(CorruptionError, match=r"shards/0001-00001\.tar: (sha256|more than)"):
         version.publish(TASKS, ENVIRONMENT)
     assert current(version.home) is None
 
@@ -468,7 +472,7 @@ def test_verify_names_each_problem(tmp_path: Path) -> None:
     reasons = [
         "receipts/0001-00001.json: no such",
         "0000-00000.tar: sha256",
-        "0001-00000.tar: no such",
+        "0001-00000.tar: is missing",
         "0000-00001.tar: 1024 bytes",
     ]
     for problem, reason in zip(verify(published), reasons, strict=True):

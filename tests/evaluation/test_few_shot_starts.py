@@ -58,7 +58,8 @@ def test_library_weights_from_a_file_stay_those_of_the_file_when_it_moves(tmp_pa
 
 
 def test_library_weights_come_from_the_cache(tmp_path: Path) -> None:
-    manifest = read(tmp_path, "distillation.student=resnet18", f"cache={tmp_path}")
+    library = ("distillation.student=resnet18", "fewshot.library=IMAGENET1K_V1")
+    manifest = read(tmp_path, *library, f"cache={tmp_path}")
     start = few_shot_starts.initial_weights(manifest, "library", 0, CPU)
     with pytest.raises(WeightsError, match=r"^fewshot\.library: .*jobs/fetch\.py .* --few-shot"):
         start.make()

@@ -1,20 +1,25 @@
 """What an attempt has stored is read back as it was, and damage to it is one line."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.pipeline.attempts import (
     MAX_NUMBER,
     Attempt,
     Decision,
     begin,
+    diversity,
+    fewest_images,
     next_number,
     unfinished,
 )
 from dfkd.storage.local import open_storage
 from tests.helpers import small_manifest
+from tests.helpers.partial_version import TASKS, fill, regenerated
 
 IDENTITY = {"prompts.method": ["mix"], "salt": 3, "synthesis.learning_rate": 0.1}
 DECISION = Decision("0" * 16, "", 0.5, None, 3, 0.25, ("one", "two"))
@@ -48,6 +53,26 @@ def test_numbers_of_more_than_eight_digits_are_refused(tmp_path: Path) -> None:
             assert unfinished(root) is not None
             with pytest.raises(ManifestError, match=r"salt: .*got 100000000"):
                 next_number(root, None, manifest)
+
+
+def test_the_next_number_follows_that_of_the_current_version(tmp_path: Path) -> None:
+    version = regenerated(tmp_path, fill(tmp_path), 7, TASKS[:1])
+    assert next_number(open_storage(str(tmp_path)), version, small_manifest.read(tmp_path)) == 8
+
+
+@pytest.fixture
+def owls(tmp_path: Path) -> PublishedVersion:
+    """A version of owls and trees that has no shard of trees."""
+    return fill(tmp_path, [task for task in TASKS if task.class_index == 0])
+
+
+def test_a_class_without_shards_is_the_smallest(owls: PublishedVersion) -> None:
+    assert fewest_images(owls) == (0, "tree")
+
+
+def test_a_class_without_shards_counts_as_alike(owls: PublishedVersion) -> None:
+    alone = dataclasses.replace(owls, manifest=owls.manifest | {"classes": ["owl"]})
+    assert diversity(owls) == pytest.approx(diversity(alone) / 2) != 0
 
 
 @pytest.mark.parametrize("content", DAMAGE)

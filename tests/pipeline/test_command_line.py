@@ -103,7 +103,7 @@ sys.exit(command_line.run(arguments, work, lambda *both: {{"images": 5}}, sys.ar
     ("fails", "options", "code", "error"),
     [
         (True, (), Exit.RETRY, "error: disk: is away; run again"),
-        (False, (), Exit.FAILED, "error: operating system: [Errno 32] Broken pipe"),
+        (False, (), Exit.FAILED, "error: stdout: its reader has gone, so the job has stopped"),
         (False, ("--dry-run",), Exit.DONE, ""),
     ],
 )

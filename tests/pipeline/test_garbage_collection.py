@@ -1,6 +1,7 @@
 """Unused objects are removed and used ones stay, whenever the sweep is killed."""
 
 import contextlib
+import itertools
 import os
 import tempfile
 import time
@@ -203,6 +204,31 @@ def test_an_unfinished_regeneration_keeps_its_candidate_and_a_finished_one_does_
     assert verify(base) == []
 
 
+def test_an_unfinished_regeneration_keeps_its_base(manifest: Manifest, root: Path) -> None:
+    base = fill(root)
+    candidate = regenerated(root, base, 1, TASKS[:1], make_current=False)
+    regenerated(root, base, 2, TASKS)
+    claim = {"identity": candidate.manifest["identity"]}
+    Attempt(open_storage(str(root)), 1).storage.put("claim.json", canonical(claim))
+    age(root)
+    assert sweep(manifest, keep=1).kept[f"vanilla/{base.id}"] == "regeneration 1 is unfinished"
+    assert verify(base) == []
+
+
+def test_young_students_and_pages_stay_although_their_version_goes(
+    manifest: Manifest, root: Path
+) -> None:
+    candidate = regenerated(root, fill(root), 1, TASKS[:1], make_current=False)
+    attempt = Attempt(open_storage(str(root)), 1)
+    attempt.storage.put("claim.json", canonical({"identity": candidate.manifest["identity"]}))
+    attempt.finish()
+    age(root)
+    attempt.storage.put("candidate/results.json", b"{}")
+    put_student(root, candidate, f"vanilla-s0-{'a' * 12}")
+    removed = [removal.what for removal in sweep(manifest, keep=1).removals]
+    assert removed == [f"version vanilla/{candidate.id}"]
+
+
 def test_students_are_removed_with_their_versions(manifest: Manifest, root: Path) -> None:
     versions = chain(root, 3)
     names = {
@@ -308,6 +334,19 @@ def test_a_sweep_that_lost_its_lease_deletes_nothing(manifest: Manifest, root: P
     assert before.keys() <= contents(root).keys()
 
 
+def test_a_long_removal_checks_its_lease_again_and_again(
+    manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain(root, 3)
+    age(root)
+    monkeypatch.setattr(garbage_collection, "FENCE_SECONDS", 0.0)  # so each deletion is a long one
+    storage, planned, checks = open_storage(str(root)), plan(manifest, keep=1), itertools.count()
+    objects, _ = garbage_collection.remove(
+        storage, manifest, planned, 1, GRACE, lambda: next(checks)
+    )
+    assert next(checks) > objects > 0
+
+
 class Killed(BaseException):
     """The process is gone."""
 
@@ -358,6 +397,19 @@ def test_a_killed_sweep_goes_on_even_if_more_versions_are_to_be_kept(
         published = version.storage.exists("manifest.json")
         assert published or not version.storage.exists("identity.json")
     assert verify(versions[2]) == []
+
+
+def test_a_killed_removal_goes_on_although_an_object_is_young(
+    manifest: Manifest, root: Path
+) -> None:
+    """A worker that took very long has stored it since."""
+    first = chain(root, 3)[0]
+    age(root)
+    first.storage.put(layout.REMOVING, b"")
+    first.storage.delete(layout.MANIFEST)
+    os.utime(first.storage.location(layout.receipt(TASKS[0].id)))
+    removed = {removal.what for removal in sweep(manifest, keep=1).removals}
+    assert f"version vanilla/{first.id}" in removed
 
 
 def test_a_current_version_without_its_manifest_is_an_error(manifest: Manifest, root: Path) -> None:

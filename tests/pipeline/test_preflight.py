@@ -31,7 +31,7 @@ def test_names_that_the_bundled_model_does_not_draw_are_noted(
     miniature = Path(__file__).parents[2] / "manifests/miniature.yaml"
     check_synthesis(Manifest.read(miniature, ("classes=[Cat, gazebo]",)))
     told = capsys.readouterr().err
-    assert "was not trained to draw gazebo; it draws 70 things" in told
+    assert "was not trained to draw 'gazebo'; it draws 70 things" in told
     check_synthesis(Manifest.read(miniature))
     assert capsys.readouterr().err == ""
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,9 +14,10 @@ from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.published import PublishedVersion, advance, current_id
-from dfkd.errors import GateError, PartialError
+from dfkd.errors import DfkdError, GateError, LeaseError, PartialError
 from dfkd.pipeline import attempts, regeneration
 from dfkd.pipeline.attempts import Attempt
+from dfkd.storage import layout, lease
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_version import fill, publish, write_manifest
 
@@ -153,3 +156,52 @@ def test_an_unfinished_attempt_is_abandoned_if_asked(
     root = open_storage(manifest.storage.root)
     assert root.exists("regenerations/00000001/finished.json")
     assert any(key.endswith("/abandoned") for key in root.list("data/vanilla/versions/"))
+
+
+STEPS = {
+    "build": regeneration._Run,
+    "score": regeneration._Run,
+    "decide": Attempt,
+    "advance": regeneration,
+    "write_contact_sheet": regeneration,
+}
+"""The steps of a call in their order, and what they are attributes of."""
+
+
+@pytest.mark.parametrize("lost", ["build", "score", "advance"])
+def test_whoever_loses_the_lease_in_a_step_does_not_begin_the_next(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    manifest = accepting(manifest)
+    publish(manifest)
+    done: list[str] = []
+
+    def watch(name: str) -> None:
+        step = getattr(STEPS[name], name)
+
+        def watched(*arguments: Any) -> Any:
+            result = step(*arguments)
+            if name not in done:
+                done.append(name)
+                if name == lost:
+                    root = open_storage(manifest.storage.root)
+                    lease.acquire(root, regeneration.LEASE, 600, clock=lambda: time.time() + 1e5)
+            return result
+
+        monkeypatch.setattr(STEPS[name], name, watched)
+
+    for name in STEPS:
+        watch(name)
+    monkeypatch.setattr(attempts, "RESULTS", ())
+    with pytest.raises(LeaseError, match="lease regenerate: is held by"):
+        regenerate(manifest)
+    assert done == list(STEPS)[: list(STEPS).index(lost) + 1]
+
+
+def test_a_base_whose_removal_has_begun_is_not_carried_over(manifest: Manifest) -> None:
+    rules = dataclasses.replace(manifest.regeneration, share=0.5)
+    manifest = dataclasses.replace(manifest, regeneration=rules)
+    base = publish(manifest)
+    base.storage.put(layout.REMOVING, b"")
+    with pytest.raises(DfkdError, match=f"{base.id}: is being removed"):
+        regenerate(manifest)

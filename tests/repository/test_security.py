@@ -373,7 +373,7 @@ def test_no_shard_of_a_manifest_or_receipt_lies_outside(outside: Path, name: str
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_no_part_of_prompts_lies_outside(outside: Path, name: str) -> None:
     version = fill(outside, TASKS[:1])
-    content = canonical({"parts": {name: "0" * 64}})
+    content = canonical({"parts": {"00000": "0" * 64, name: "0" * 64}})
     version.storage.put("prompts.json", content)
     forge(version, prompts=hashlib.sha256(content).hexdigest())
     found = current(home(outside))

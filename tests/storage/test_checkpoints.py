@@ -22,6 +22,14 @@ def test_the_newest_two_are_kept_in_the_order_of_steps(tmp_path: Path) -> None:
     assert checkpoints.newest() == 0
 
 
+def test_the_first_checkpoint_of_a_step_stays(tmp_path: Path) -> None:
+    """A rank that was thought dead may write the step that its successor has read."""
+    checkpoints = Checkpoints(open_storage(str(tmp_path)))
+    for value in (0, 1):
+        checkpoints.write(7, {"value": torch.tensor(value)})
+    assert int(checkpoints.read(7)["value"]) == 0
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     checkpoints = Checkpoints(open_storage(str(tmp_path)))
     checkpoints.write(7, {"step": torch.tensor(7)})
@@ -58,5 +66,19 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
+    with pytest.raises(CorruptionError, match="tensors have another sha256"):
+        checkpoints.read(7)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"[2,3]", b"[3,2]"), (b'"F32"', b'"I32"')])
+def test_a_changed_header_is_found_although_the_bytes_are_the_same(
+    tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    checkpoints = Checkpoints(open_storage(str(tmp_path)))
+    checkpoints.write(7, {"weight": torch.rand(2, 3)})
+    (path,) = tmp_path.glob("*.safetensors")
+    data = path.read_bytes()
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, new))
     with pytest.raises(CorruptionError, match="tensors have another sha256"):
         checkpoints.read(7)

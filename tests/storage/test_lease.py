@@ -1,12 +1,14 @@
 """One holder at a time, whoever races and whoever dies; readers beside it."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +107,39 @@ def test_of_racing_takers_one_wins(storage: Storage) -> None:
     winners[0].fence()
 
 
+def test_whoever_looks_while_a_late_holder_passes_its_fence_is_refused(storage: Storage) -> None:
+    """It was suspended beyond the end of its lease, which is free when it wakes."""
+    clock = Clock()
+    late = acquire(storage, "regenerate", 10, clock=clock)
+    clock.now += 11
+
+    class Raced(type(storage)):
+        def list(self, prefix: str = "") -> Iterator[str]:
+            keys = list(super().list(prefix))
+            with pytest.raises(LeaseError, match="regenerate: is held by"):
+                acquire(storage, "regenerate", 10, clock=clock)
+            return iter(keys)
+
+    dataclasses.replace(late, storage=Raced(storage.root)).fence()  # type: ignore[attr-defined]
+
+
+def test_a_newcomer_that_a_late_renewal_refuses_gives_its_own_lease_up(storage: Storage) -> None:
+    """Else it would keep all others out for the whole of its length."""
+    clock = Clock()
+    late = acquire(storage, "regenerate", 10, clock=clock)
+    clock.now += 11
+
+    class Raced(type(storage)):
+        def put_if_absent(self, key: str, data: bytes | Path) -> bool:
+            late.renew()
+            return super().put_if_absent(key, data)
+
+    with pytest.raises(LeaseError, match="regenerate: is held by"):
+        acquire(Raced(storage.root), "regenerate", 600, clock=clock)  # type: ignore[attr-defined]
+    clock.now += 11
+    acquire(storage, "regenerate", 10, clock=clock)
+
+
 @dataclass
 class Memory:
     """The objects of a storage in a dict: enough for leases, and fast."""
@@ -177,6 +212,23 @@ def test_a_lease_is_renewed_while_it_is_held_and_released_at_the_end(storage: St
         assert not read(storage, lease.key).released
     assert read(storage, lease.key).released
     acquire(storage, "regenerate", 60)
+
+
+def test_a_lease_is_renewed_three_times_within_its_length(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    class Watched(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.extend([timeout] if timeout else [])
+            return super().wait(timeout)
+
+    monkeypatch.setattr(threading, "Event", Watched)
+    with holding(storage, "regenerate", 60):
+        pass
+    (wait,) = waits
+    assert wait <= 20
 
 
 def test_a_failure_releases_it_too(storage: Storage) -> None:

@@ -108,6 +108,31 @@ def test_a_link_whose_answer_was_lost_has_won(
     assert storage.get("prize") == b"mine"
 
 
+@pytest.mark.parametrize(("write", "call"), [("put", "replace"), ("put_if_absent", "link")])
+def test_bytes_are_on_the_disk_before_their_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str, call: str
+) -> None:
+    """After a power cut an object is whole or absent, and one that was written is there."""
+    storage = open_storage(str(tmp_path))
+    steps: list[str] = []
+    fsync, give_name = os.fsync, getattr(os, call)
+
+    def watched_sync(descriptor: int) -> None:
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        folder = os.path.samestat(status, (tmp_path / "a").stat())
+        steps.append("folder" if folder else f"{status.st_size} bytes")
+
+    def watched_name(source: Path, target: Path) -> None:
+        give_name(source, target)
+        steps.append("name")
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(os, call, watched_name)
+    getattr(storage, write)("a/b", b"12345")
+    assert steps == ["5 bytes", "name", "folder"]
+
+
 def test_readers_see_the_old_or_the_new_object(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     storage.put("a", b"0" * BIG)

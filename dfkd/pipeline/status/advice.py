@@ -39,6 +39,8 @@ class Stages:
     students: Sequence[StudentStatus]
     evaluate: FileStatus
     report: FileStatus
+    take_home: FileStatus
+    """The student that `jobs/pipeline.py` exports."""
     regenerating: bool
     """Whether a regeneration is unfinished."""
     study: bool
@@ -53,7 +55,8 @@ class Stages:
             return step and Step("reproduce")
         if step:
             return step
-        for job, file in {"evaluate": self.evaluate, "report": self.report}.items():
+        last = {"evaluate": self.evaluate, "report": self.report, "pipeline": self.take_home}
+        for job, file in last.items():
             if file.state in ("absent", "outdated"):
                 return Step(job)
         return None

@@ -1,7 +1,7 @@
 """The status of a whole run: its stages, and the command that goes on."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -22,7 +22,7 @@ from dfkd.pipeline.status.versions import VersionStatus, read_versions
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 
-RESULTS, REPORT = "results.json", "report.html"
+RESULTS, REPORT, TAKE_HOME = "results.json", "report.html", "student/takehome.json"
 CLOCK_SECONDS = 1.5
 """An object counts as newer only by more than this, because S3 tells times in whole seconds."""
 
@@ -44,6 +44,8 @@ class RunStatus:
     """Of `results.json`."""
     report: FileStatus
     """Of `report.html`."""
+    take_home: FileStatus
+    """Of the exported student."""
     cost: tuple[Cost, ...]
     """One for each stage, method and seed, over all versions."""
     next: str | None
@@ -78,6 +80,7 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
         distill=tuple(stages.students),
         evaluate=stages.evaluate,
         report=stages.report,
+        take_home=stages.take_home,
         cost=activity.cost,
         next=" ".join((command(step.job), *step.options)) if step else None,
         remark="; ".join(filter(None, remarks)),
@@ -111,14 +114,18 @@ def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Sta
         )
     evaluate, report = FileStatus(state="not planned"), FileStatus(state="not planned")
     if manifest is None or manifest.evaluation.scored:
-        evaluate = _file(results, trained, _scores_all(root, manifest) if results else True)
+        evaluate = _file(results, trained, not results or _scores_all(root, manifest, students))
         report = _file(_written(root, REPORT), results or 0.0)
+    take_home = FileStatus(state="not planned")
+    if students and manifest is not None:
+        take_home = _file(_written(root, TAKE_HOME), trained)
     return Stages(
         planned=manifest is not None,
         versions=versions,
         students=students,
         evaluate=evaluate,
         report=report,
+        take_home=take_home,
         # Only the newest attempt can be unfinished.
         regenerating=bool(known) and not known[-1].finished,
         study=manifest is None and any(root.folders(layout.CELLS)),
@@ -174,8 +181,12 @@ def _file(written: float | None, sources: float, complete: bool = True) -> FileS
     return FileStatus(state="finished" if current else "outdated", age_seconds=age)
 
 
-def _scores_all(root: Storage, manifest: Manifest | None) -> bool:
-    """Whether `results.json` scores every model of the manifest; True without one."""
+def _scores_all(
+    root: Storage, manifest: Manifest | None, students: Collection[StudentStatus]
+) -> bool:
+    """Whether `results.json` scores every model of the manifest, and no other students than its
+    own; True without a manifest.
+    """
     if manifest is None:
         return True
     seeds, models = manifest.distillation.seeds, manifest.evaluation.models
@@ -187,7 +198,9 @@ def _scores_all(root: Storage, manifest: Manifest | None) -> bool:
     if "student" in models:
         expected |= {("student", method, seed) for method in manifest.methods for seed in seeds}
     try:
-        rows = read_results(root)["rows"]
+        results = read_results(root)
     except CorruptionError:
         return False  # jobs/evaluate.py writes them anew
-    return expected <= {(row["model"], row["method"], row["seed"]) for row in rows}
+    if "student" in models and set(results["students"]) != {each.name for each in students}:
+        return False
+    return expected <= {(row["model"], row["method"], row["seed"]) for row in results["rows"]}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from dfkd.errors import InfrastructureError
+from dfkd.pipeline import command_line
 from dfkd.pipeline.status.run import RunStatus
 from dfkd.pipeline.status.text import line, text
 
@@ -19,7 +20,8 @@ Look = Callable[[], RunStatus]
 def show(look: Look, as_json: bool) -> None:
     """Print the status once, as a table or as JSON."""
     status = look()
-    print(json.dumps(status.as_dict(), indent=1) if as_json else text(status), flush=True)
+    shown = json.dumps(status.as_dict(), indent=1) if as_json else text(status)
+    command_line.show(f"{shown}\n")
 
 
 def watch(look: Look, as_json: bool, seconds: float) -> None:
