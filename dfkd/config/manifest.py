@@ -52,9 +52,9 @@ class StorageConfig:
     """The location of a run's results."""
 
     root: Annotated[Name, AfterValidator(os.path.expanduser)]
-    """A directory, `s3://bucket/prefix`, `az://container/prefix` or `gs://bucket/prefix`. On a
-    cluster of several nodes, the directory must be an absolute path on a file system that all nodes
-    share."""
+    """A directory, `s3://bucket/prefix`, `az://container/prefix` or `gs://bucket/prefix`. A
+    relative directory is one of the current folder. On a cluster of several nodes, the directory
+    must be an absolute path on a file system that all nodes share."""
 
     def __post_init__(self) -> None:
         split_root("storage.root", self.root)

@@ -73,6 +73,13 @@ def test_library_weights_come_from_the_cache(tmp_path: Path) -> None:
         start.make()
 
 
+def test_the_library_s_weights_are_those_that_the_student_started_from(tmp_path: Path) -> None:
+    settings = ("distillation.student=timm:test_resnet", "distillation.weights=miniature")
+    start = few_shot_starts.initial_weights(read(tmp_path, *settings), "library", 0, CPU)
+    named = read(tmp_path, settings[0], "fewshot.library=miniature")
+    assert start.weights == few_shot_starts.initial_weights(named, "library", 0, CPU).weights
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -166,6 +166,15 @@ def test_an_openai_archive_is_fetched_verified_and_used(
     check_synthesis(Manifest.read(path))
 
 
+def test_a_manifest_that_names_no_published_file_needs_none(tmp_path: Path) -> None:
+    job = jobs.run_here(
+        "fetch", jobs.ROOT / "manifests/miniature.yaml", "--set", f"cache={tmp_path / 'cache'}"
+    )
+    assert (job.returncode, job.stdout.startswith("nothing to fetch")) == (0, True)
+    assert "wrote" not in job.stdout
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_plan_has_the_facts_of_each_file_and_fetches_nothing(tmp_path: Path) -> None:
     path = write_manifest(
         tmp_path,

@@ -299,3 +299,6 @@ def test_a_dry_run_says_what_would_be_trained(manifest: Path) -> None:
     assert plan["trainings"] == 2 * 2 * 2 * 3
     assert (plan["domains"], plan["images"]) == (["chalk", "neon"], 60 + 60)
     assert not (manifest.parent / "run/fewshot").exists()
+    job = jobs.run_here("fewshot", manifest, "--dry-run", "--set", "fewshot.library=/nowhere.pth")
+    assert job.returncode == 2
+    assert "fewshot.library" in last_error(job)

@@ -284,6 +284,32 @@ def test_results_without_a_model_or_older_than_a_student_are_outdated(finished: 
     assert status(finished)["next"] is None
 
 
+def test_results_of_other_students_are_outdated(finished: Path) -> None:
+    """As after `mine` with other settings of the training under the same root."""
+    results = finished.parent / "run" / "results.json"
+    whole, written = results.read_text(), results.stat()
+    (name, *_) = json.loads(whole)["students"]
+    try:
+        results.write_text(whole.replace(name, f"{name[:-1]}_"))
+        os.utime(results, ns=(written.st_atime_ns, written.st_mtime_ns))
+        found = status(finished)
+        assert found["evaluate"]["state"] == "outdated"
+    finally:
+        results.write_text(whole)
+        os.utime(results, ns=(written.st_atime_ns, written.st_mtime_ns))
+
+
+def test_a_finished_run_without_its_exported_student_is_not_done(finished: Path) -> None:
+    exported = finished.parent / "run" / "student" / "takehome.json"
+    hidden = exported.rename(exported.with_name("hidden.json"))
+    try:
+        found = status(finished)
+        assert found["take_home"]["state"] == "absent"
+        assert found["next"] == f"python jobs/pipeline.py {finished}"
+    finally:
+        hidden.rename(exported)
+
+
 def test_damaged_results_are_made_again(finished: Path) -> None:
     results = finished.parent / "run" / "results.json"
     whole, written = results.read_bytes(), results.stat()
@@ -437,7 +463,7 @@ def test_on_s3_receipts_are_listed_and_not_read(path: Path, s3_root: str) -> Non
     assert counts[0] == counts[1]
     # One get for the identity, and four heads: published, abandoned, being removed, are all prompts
     # there? A listing of receipts has a page for each thousand.
-    assert [counts[0].count(each) for each in ("get", "head", "list")] == [1, 4, 10]
+    assert [counts[0].count(each) for each in ("get", "head", "list")] == [1, 4, 11]
     assert {request.operation for request in sent} == {"get", "head", "list"}
 
 
@@ -445,7 +471,7 @@ def test_the_json_has_these_keys(finished: Path) -> None:
     found = status(finished)
     assert found["schema"] == 1
     assert found.keys() == {
-        "schema", "root", "at_work", "synthesize", "distill", "evaluate", "report", "cost",
+        "schema", "root", "at_work", "synthesize", "distill", "evaluate", "report", "take_home", "cost",
         "next", "remark",
     }  # fmt: skip
     assert found["synthesize"][0].keys() == {

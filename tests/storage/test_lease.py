@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfkd.errors import CorruptionError, Exit, LeaseError
+from dfkd.storage import lease
 from dfkd.storage.base import Storage
 from dfkd.storage.lease import (
     READER_SECONDS,
@@ -26,6 +27,7 @@ from dfkd.storage.lease import (
     held_leases,
     holding,
     newest_lease,
+    other_readers,
     read,
     reading,
 )
@@ -245,6 +247,18 @@ def test_any_number_of_readers(storage: Storage) -> None:
             assert len(held_leases(storage)) == 3
     assert held_leases(storage) == {}
     assert list(storage.list("leases/readers/")) == []
+
+
+def test_a_process_sees_the_others_that_work_on_its_version(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with reading(storage, ["mix/a"]), monkeypatch.context() as patch:
+        assert other_readers(storage, "mix/a") == []
+        patch.setattr(lease, "_holder", lambda: "node-2:7")
+        with reading(storage, ["mix/a", "mix/b"]):
+            patch.undo()
+            assert other_readers(storage, "mix/a") == ["node-2:7"]
+            assert other_readers(storage, "vanilla/a") == []
 
 
 def test_what_has_expired_or_was_superseded_is_not_held(storage: Storage) -> None:
