@@ -31,11 +31,13 @@ from dfkd.config.presets import PRESETS
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.versions import refuse_unfinished
 from dfkd.distillation.student_store import locate_student
+from dfkd.errors import ManifestError
 from dfkd.evaluation import few_shot as fewshot
 from dfkd.evaluation import few_shot_results, footprint, scoring
 from dfkd.evaluation.results import read_results
 from dfkd.evaluation.scoring import Evaluated
 from dfkd.export import take_home as takehome
+from dfkd.export.predict import FACTS
 from dfkd.models.student import Student
 from dfkd.models.student import load_student as load
 from dfkd.pipeline.preflight import check_synthesis
@@ -384,10 +386,14 @@ def load_student(
         device: device to run on; None uses the GPU if there is one.
 
     Raises:
+        ManifestError: `source` is the exported student, which `dfkd.export.predict` runs.
         CorruptionError: an object is missing or damaged.
     """
     storage = (
         source.student.storage if isinstance(source, FinishedStudent) else open_to_read(str(source))
     )
+    if storage.exists(FACTS):
+        rule = "must be a folder {storage.root}/students/NAME, not an exported student"
+        raise ManifestError("source", rule, storage.location(), "use dfkd.export.predict for it")
     student, card = load(storage, device or pick_device())
     return NamedStudent(student, tuple(card["classes"]), card["image_size"])

@@ -193,6 +193,12 @@ def test_an_open_image_of_a_truncated_file_is_refused(tmp_path: Path) -> None:
             student.predict([picture])
 
 
+def test_an_exported_student_is_refused_with_what_runs_it(tmp_path: Path) -> None:
+    (tmp_path / "takehome.json").write_text("{}")
+    with pytest.raises(dfkd.ManifestError, match=r"not an exported student.*dfkd\.export\.predict"):
+        dfkd.load_student(tmp_path)
+
+
 def test_a_folder_without_a_student_is_refused(tmp_path: Path) -> None:
     with pytest.raises(dfkd.CorruptionError, match="no such object"):
         dfkd.load_student(tmp_path)

@@ -62,6 +62,13 @@ class Candidate:
     distances: Classifier
     device: torch.device
 
+    @property
+    def title(self) -> str:
+        """The model's name on a progress bar."""
+        if self.model == "teacher":
+            return f"teacher {self.method}"
+        return f"{self.model} {self.method} seed {self.seed}"
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -287,7 +294,7 @@ def _confusions(
         raise ValueError("models that are scored together take images of one size")
     M = len(data.classes)
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
-    title = f"{group[0].model} {group[0].method} seed {group[0].seed}"
+    title = group[0].title
     with bar(title, len(data.items), "img") as progress:
         for chunk, images in decode_items(data.items, group[0].image_size, batch_size, threads):
             # An unreadable image comes as the text of its error.

@@ -6,6 +6,7 @@ an invalid file is reported in one line, with exit code 2.
 
 import argparse
 import hashlib
+import io
 import os
 import sys
 import warnings
@@ -327,6 +328,9 @@ def _label_pictures(options: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the labels of each picture on a line; returns the exit code."""
     options = _parser().parse_args(argv)
+    # A class name may have letters that this terminal or file cannot show.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # The limit of pixels here is stricter than the one of which Pillow warns.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:

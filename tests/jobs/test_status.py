@@ -471,8 +471,8 @@ def test_the_json_has_these_keys(finished: Path) -> None:
     found = status(finished)
     assert found["schema"] == 1
     assert found.keys() == {
-        "schema", "root", "at_work", "synthesize", "distill", "evaluate", "report", "take_home", "cost",
-        "next", "remark",
+        "schema", "root", "at_work", "synthesize", "distill", "evaluate", "report", "take_home",
+        "cost", "next", "remark",
     }  # fmt: skip
     assert found["synthesize"][0].keys() == {
         "method", "id", "fingerprint", "state", "current", "own", "prompts", "shards", "images",
