@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from dfkd.config.distillation import Distillation
 from dfkd.dataset.batch import Batch
-from dfkd.distillation.distiller import Distiller, Schedule
+from dfkd.distillation.distiller import Distiller, Schedule, make_optimizer
 from dfkd.distillation.objective import DistanceObjective
+from dfkd.errors import CorruptionError
 from dfkd.models.student import Student, build, fold
 from dfkd.utils.device import multiplies_bfloat16
 
@@ -78,6 +79,28 @@ def test_the_schedule_has_two_phases() -> None:
     assert rates == [0.05] * 4 + [pytest.approx(0.005)] * 6
 
 
+def test_each_step_has_the_learning_rate_of_the_schedule() -> None:
+    config = dataclasses.replace(CONFIG, student="timm:test_resnet", schedule="cosine")
+    run = distiller(config)
+    for step in range(SCHEDULE.total):
+        optimizer = run.optimizer  # the last step of the warm-up makes another one
+        run.advance(batch(step))
+        assert optimizer.param_groups[0]["lr"] == SCHEDULE.rate(config, step)
+
+
+def test_sgd_has_momentum_and_adamw_no_weight_decay() -> None:
+    """Two equal gradients move a weight by the rate and by 1.9 times the rate."""
+    moved, kept = (nn.Parameter(torch.ones(1)) for _ in range(2))
+    sgd = make_optimizer(CONFIG, [moved])
+    for _ in range(2):
+        moved.grad = torch.ones(1)
+        sgd.step()
+    assert moved.item() == pytest.approx(1 - 2.9 * CONFIG.learning_rate)
+    kept.grad = torch.zeros(1)
+    make_optimizer(LONG, [kept]).step()
+    assert kept.item() == 1
+
+
 @given(st.integers(0, 5), st.integers(1, 5), st.integers(1, 7))
 def test_a_cosine_falls_within_each_phase(warmup: int, epochs: int, steps: int) -> None:
     config = Distillation(warmup_epochs=warmup, epochs=epochs)
@@ -110,6 +133,18 @@ def test_warm_up_drops_nothing() -> None:
     advance(run, SCHEDULE.warmup)
     twins = [run.student.features(batch(0).pixels / 255) for _ in range(2)]
     assert not torch.equal(*twins)
+
+
+def test_what_a_step_drops_follows_from_its_seed_alone() -> None:
+    config = dataclasses.replace(LONG, student="timm:vit_tiny_patch16_224")
+    found = []
+    for state in (0, 1):
+        run = Distiller(student(config), config, Schedule.of(config, STEPS), seed=0)
+        run.student.backbone.pos_drop.p = 0.5
+        torch.manual_seed(state)
+        run.advance(batch(0))
+        found.append(run.student)
+    assert equal(*found)
 
 
 def test_a_step_leaves_the_generator_of_the_process_alone() -> None:
@@ -175,6 +210,13 @@ def test_a_restored_run_ends_with_the_same_bits(cut: int, optimizer: str) -> Non
     assert equal(advance(resumed, SCHEDULE.total).student, whole.student)
 
 
+def test_a_state_beyond_the_last_step_is_refused() -> None:
+    run = distiller()
+    state = run.state() | {"step": torch.tensor(SCHEDULE.total + 1)}
+    with pytest.raises(CorruptionError, match=r"not of this student \(step 11 of 10\)"):
+        run.restore(state)
+
+
 def test_live_labels_belong_to_the_augmented_view() -> None:
     seen: dict[str, Tensor] = {}
     config = dataclasses.replace(CONFIG, labels="live", augmentation=("crop", "invert"))
@@ -200,6 +242,12 @@ def test_ranks_augment_differently_and_steps_too() -> None:
         run.advance(batch(0))
         run.advance(batch(0))
     assert len(torch.stack(views).flatten(1).unique(dim=0)) == 4
+
+
+def test_students_of_other_seeds_see_other_views() -> None:
+    config = dataclasses.replace(CONFIG, labels="live", augmentation=("noise",))
+    one, two = (Distiller(student(config), config, SCHEDULE, seed=seed) for seed in (0, 1))
+    assert not torch.equal(one.view(batch(0)), two.view(batch(0)))
 
 
 def test_agreement_is_the_share_of_equal_nearest_classes() -> None:

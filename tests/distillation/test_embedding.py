@@ -13,16 +13,19 @@ from torch.nn import functional as F
 
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
+from dfkd.config.plan import tasks
 from dfkd.dataset.batch import Batch
+from dfkd.dataset.shards import write_shard
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.embedding import embedding_moments, encode_classes
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.objective import EmbeddingObjective
+from dfkd.errors import ManifestError
 from dfkd.models.batch_norm import fold_batch_norms
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher, distances
 from tests.helpers import small_manifest
-from tests.helpers.tiny_version import publish, write_manifest
+from tests.helpers.tiny_version import fill, publish, write_manifest
 
 CONFIG = Distillation(
     student="timm:test_resnet",
@@ -129,6 +132,17 @@ def test_moments_are_those_of_all_stored_embeddings(tmp_path: Path) -> None:
     assert std == pytest.approx((stored - stored.mean(0)).std())
 
 
+def test_a_shard_whose_images_all_failed_adds_nothing_to_the_moments(tmp_path: Path) -> None:
+    manifest, tar = Manifest.read(write_manifest(tmp_path)), tmp_path / "empty.tar"
+    failed, *made = tasks(manifest)
+    version = fill(manifest, made)
+    write_shard([], tar)
+    version.commit(failed, tar, failed.indices)
+    mean, _ = embedding_moments(version.publish(tasks(manifest), {}))
+    # Of five shards, one is of the failed one's class.
+    np.testing.assert_allclose(mean[:3].numpy(), [1 / 5, 2 / 5, 2 / 5], atol=1e-6)
+
+
 def test_live_targets_are_the_teacher_s_embeddings_of_the_views(
     tmp_path: Path, teacher: Teacher
 ) -> None:
@@ -147,3 +161,8 @@ def test_other_classes_are_encoded_like_the_manifest_s_own(
     found = encode_classes(manifest, ("rocket", "umbrella", "dog"))
     expected = teacher.encode_text(["A rocket", "A umbrella", "A dog"])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_other_classes_that_the_teacher_would_cut_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"^classes: a class prompt has at most"):
+        encode_classes(small_manifest.read(tmp_path), ("cat", "dog " * 40 + "house"))

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dfkd.config.distillation import Texts
 from dfkd.config.manifest import Manifest, StorageConfig
@@ -10,9 +11,11 @@ from dfkd.distillation.student_names import student_name
 from dfkd.distillation.student_store import (
     check_initial_weights,
     check_teacher,
+    load_located,
     locate_student,
 )
-from dfkd.errors import ManifestError, WeightsError
+from dfkd.errors import CorruptionError, ManifestError, WeightsError
+from dfkd.models.student import build, card, save_student
 from dfkd.models.teacher import file_hashes
 from tests.helpers.tiny_models import GENERATOR, RESNET, TEACHER, model_config, write_teacher
 from tests.helpers.tiny_version import publish, write_manifest
@@ -113,6 +116,16 @@ def test_a_student_needs_a_published_version_of_its_classes(tmp_path: Path) -> N
         key = change.partition("=")[0]
         with pytest.raises(ManifestError, match=f"{key}: must be that of version {version.id} "):
             locate_student(other, "vanilla", 0)
+
+
+def test_a_student_of_the_same_classes_in_another_order_is_refused(tmp_path: Path) -> None:
+    manifest = Manifest.read(write_manifest(tmp_path))
+    publish(manifest)
+    found, config = locate_student(manifest, "vanilla", 0), manifest.distillation
+    student = build(config, 3, 32, seed=0)
+    save_student(found.storage, student, card(config, manifest.classes[::-1], 32))
+    with pytest.raises(CorruptionError, match=r"is a student of \['blue', 'green', 'red'\], not"):
+        load_located(found, manifest.classes, torch.device("cpu"))
 
 
 def test_live_labels_must_come_from_the_teacher_of_the_version(tmp_path: Path) -> None:

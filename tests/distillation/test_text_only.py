@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
@@ -15,6 +15,7 @@ from dfkd.distillation import text_only
 from dfkd.distillation.text_only import (
     arcface,
     class_vectors,
+    classifier_name,
     content_loss,
     load_tower,
     style_loss,
@@ -23,7 +24,7 @@ from dfkd.distillation.text_only import (
 from dfkd.errors import CorruptionError, WeightsError
 from dfkd.models.teacher import Teacher, distances
 from dfkd.storage.local import open_storage
-from tests.helpers.tiny_models import VIT, model_config, write_teacher
+from tests.helpers.tiny_models import VIT, model_config, random_model, write_teacher
 from tests.helpers.tiny_version import write_manifest
 
 CPU = torch.device("cpu")
@@ -157,6 +158,14 @@ def test_a_classifier_is_trained_once_and_then_found(
         root.put(key, damaged)
         with pytest.raises(CorruptionError, match="is not the classifier that was written"):
             class_vectors(manifest, tower, 0, root)
+
+
+def test_a_classifier_is_named_after_the_weights_of_its_tower(tmp_path: Path) -> None:
+    own = write_teacher(tmp_path / "own", model_config(VIT))
+    manifest = miniature(tmp_path, model=own.model, weights=own.weights)
+    name = classifier_name(manifest, 0)
+    save_file(random_model(model_config(VIT), seed=1).state_dict(), own.weights)
+    assert classifier_name(manifest, 0) != name
 
 
 def test_a_tower_of_its_own_is_loaded_and_its_errors_name_its_keys(tmp_path: Path) -> None:

@@ -8,7 +8,13 @@ import torch
 
 from dfkd.config.synthesis import Contrastive
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.contrastive import Problem, PromptBank, contrastive_loss, optimise
+from dfkd.prompts.contrastive import (
+    DISTURBANCE,
+    Problem,
+    PromptBank,
+    contrastive_loss,
+    optimise,
+)
 from dfkd.prompts.pseudo_words import PseudoWords
 
 AXES = torch.eye(3)
@@ -83,6 +89,19 @@ def test_the_loss_falls_and_prompts_move_apart(teacher: Teacher) -> None:
     assert found.last_loss.mean() < found.first_loss.mean()
     assert spread(found.embeddings) < spread(before)
     assert torch.allclose(found.embeddings.norm(dim=1), torch.ones(24), atol=1e-5)
+
+
+def test_a_pseudo_word_follows_the_gradient_of_its_positive_too(teacher: Teacher) -> None:
+    """Adam's first step moves each number by the rate, against the sign of its gradient."""
+    task, pseudo = problem(teacher, ["dog"], rows=1), start(teacher, 1, scale=3.0)
+    config = Contrastive(updates=1)
+    found = optimise(task, pseudo, config, np.random.default_rng(7))
+    words, vector = task.words, pseudo.clone().requires_grad_()
+    other = words.disturbed("dog", config.positive, DISTURBANCE, np.random.default_rng(7))
+    one, two = words.encode(["dog"] * 2, vector.expand(2, -1), [words.template, other])
+    (one @ two).backward()
+    uphill = (found.pseudo_words - pseudo).sign() == vector.grad.sign()
+    assert uphill.float().mean() > 0.99  # some gradients are zero but for rounding
 
 
 def test_the_same_seed_gives_the_same_prompts(teacher: Teacher) -> None:

@@ -1,6 +1,7 @@
 """Each method gives each image the prompt that the paper's equations give it, from its own seed."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,14 @@ from torch.nn import functional as F
 from dfkd.config.hashing import fingerprint
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import part_count, part_name
+from dfkd.config.plan import PromptRow, part_count, part_name
 from dfkd.config.synthesis import Prompts
 from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import maker as prompts
-from dfkd.prompts.maker import SCHEMA, PromptMaker, check_prompts
+from dfkd.prompts.maker import SCHEMA, PromptBatch, PromptMaker, check_prompts
 from dfkd.prompts.statistics import statistics
-from dfkd.prompts.styles import PAPER
+from dfkd.prompts.styles import PAPER, mixture
 from tests.helpers import small_manifest
 
 
@@ -63,6 +64,11 @@ def test_mix_is_equation_6(tmp_path: Path, teacher: Teacher) -> None:
         one, two = teacher.encode_text(list(sentences))
         expected = F.normalize(float(weights[0]) * one + float(weights[1]) * two, dim=0)
         assert torch.allclose(embeddings[row], expected, atol=2e-3)  # the text rounds lambda
+
+
+def test_each_seed_has_styles_and_a_weight_of_its_own(tmp_path: Path) -> None:
+    styles = read(tmp_path).prompts
+    assert len({mixture(styles, seed) for seed in range(20)}) == 20
 
 
 def test_random_is_equations_8_to_11(tmp_path: Path, teacher: Teacher) -> None:
@@ -116,6 +122,24 @@ def test_contrastive_starts_from_random_and_a_new_maker_resumes_the_bank(
     assert not PromptMaker(manifest, teacher).part(2).equals(parts[2])
 
 
+def test_each_part_and_salt_has_an_order_and_its_batches_have_seeds_of_their_own(
+    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    draw = PromptMaker.draw
+
+    def watched(maker: PromptMaker, rows: Sequence[PromptRow], batch_seed: int) -> PromptBatch:
+        seeds.append(batch_seed)
+        return draw(maker, rows, batch_seed)
+
+    monkeypatch.setattr(PromptMaker, "draw", watched)
+    contrast = ("prompts.method=contrastive", "prompts.contrastive={updates: 1, batch_size: 5}")
+    manifests = [read(tmp_path, *contrast, f"salt={salt}") for salt in (0, 1)]
+    orders = {tuple(make(m, teacher, part)["order"]) for m in manifests for part in (0, 1)}
+    assert len(orders) == 4
+    assert len(set(seeds)) == len(seeds) == 12  # three batches of each
+
+
 def test_a_parallel_part_knows_all_parts_but_those_made_beside_it(
     tmp_path: Path, teacher: Teacher
 ) -> None:
@@ -136,10 +160,12 @@ def test_a_parallel_part_knows_all_parts_but_those_made_beside_it(
     made[1] = part(1)  # of which part 0 need not be there
     made[0] = part(0)
     made[2] = part(2)
-    one = PromptMaker(manifest, teacher)
-    for number in range(3):
-        one.remember(number, made.__getitem__)
-        assert one.part(number).equals(made[number])
+    made[3] = part(3)
+    for numbers in ((0, 1, 2), (1, 3)):
+        one = PromptMaker(manifest, teacher)
+        for number in numbers:
+            one.remember(number, made.__getitem__)
+            assert one.part(number).equals(made[number])
     assert not PromptMaker(manifest, teacher).part(2).equals(made[2])  # which knows part 0
     assert PromptMaker(manifest, teacher).part(1).equals(made[1])
 

@@ -110,8 +110,12 @@ def test_both_kinds_disturb_the_same_share_of_the_papers_template(
     assert len(places) == 12
 
 
-def test_a_disturbed_sentence_always_fits(teacher: Teacher) -> None:
+def test_a_disturbed_sentence_always_fits(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = PseudoWords(teacher, TEMPLATE)
+    plain = int(teacher.tokenize([words.text("alarm clock")]).count_nonzero())
+    monkeypatch.setattr(teacher, "context_length", plain)  # other letters give more tokens
     draw = np.random.default_rng(0)
     templates = [words.disturbed("alarm clock", "shuffle", 1.0, draw) for _ in range(50)]
     tokens, places = words.tokens(["alarm clock"] * 50, templates)

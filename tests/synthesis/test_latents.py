@@ -103,6 +103,24 @@ def test_losses_are_those_of_the_pixels(teacher: Teacher, generator: VQGAN) -> N
     assert torch.allclose(again, made.losses, atol=0.05)
 
 
+def test_latents_are_projected_after_each_step(
+    teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here to zero, so that all images are the same."""
+    monkeypatch.setattr(generator, "constrain", torch.zeros_like)
+    made = run(teacher, generator, dataclasses.replace(SMALL, steps=2))
+    assert len(made.pixels.unique(dim=0)) == 1
+
+
+def test_an_image_ends_at_its_first_loss_that_is_no_number() -> None:
+    rows = torch.tensor([0])
+    final = latents._FinalLatents(torch.zeros(1, 1, 1, 1))
+    for number, loss in ((3.0, 1.0), (4.0, torch.nan), (5.0, 2.0)):
+        final.update(rows, torch.full((1, 1, 1, 1), number), torch.tensor([loss]))
+    assert (final.latents.item(), final.losses.item(), final.steps.item()) == (3.0, 1.0, 2)
+    assert final.diverged.item()
+
+
 def test_a_nan_stays_with_its_own_image(teacher: Teacher, generator: VQGAN) -> None:
     targets = teacher.encode_text(PROMPTS)
     clean = Synthesiser(teacher, generator, SMALL)(targets, SEEDS)
@@ -130,13 +148,14 @@ def test_a_latent_that_is_no_number_has_diverged(
     assert made.diverged.tolist() == [False, True, False, False]
 
 
+@pytest.mark.parametrize("views", [0, 1])
 def test_dropping_diverged_images_does_not_disturb_the_others(
-    teacher: Teacher, generator: VQGAN
+    teacher: Teacher, generator: VQGAN, views: int
 ) -> None:
-    """Broken images leave the batch, and the optimizer state of the others must survive that."""
+    """Broken images leave the batch; the others keep their views and their optimizer state."""
     targets = teacher.encode_text(PROMPTS)
     targets[:3] = torch.nan
-    config = Synthesis(image_size=64, views=0, steps=6)
+    config = Synthesis(image_size=64, views=views, steps=6)
     alone = Synthesiser(teacher, generator, config)(targets[3:], [4])
     made = Synthesiser(teacher, generator, config)(targets, SEEDS)
     assert made.diverged.tolist() == [True, True, True, False]

@@ -23,6 +23,7 @@ from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.synthesis.sources import LatentSource
 from dfkd.utils.pixels import from_bytes
 from tests.helpers import small_manifest
+from tests.helpers.tiny_models import TEACHER
 
 
 def read(tmp_path: Path, *overrides: str) -> Manifest:
@@ -47,12 +48,8 @@ def make(
     """Make one task's shard; the prompts of the `broken` rows are no numbers."""
     table = PromptMaker(manifest, teacher).part(task.shard_index)
     mine = table.filter(pa.compute.equal(table["class_index"], task.class_index))
-    embeddings = np.stack(mine["embedding"].to_numpy()).copy()
-    embeddings[list(broken)] = np.nan
-    column = pa.array(list(embeddings), pa.list_(pa.float32()))
-    mine = mine.set_column(mine.schema.get_field_index("embedding"), "embedding", column)
     made = ShardMaker(manifest, teacher, LatentSource(manifest, teacher, generator)).shards(
-        alone(task), mine, folder
+        alone(task), broken_at(broken, mine), folder
     )
     tar = folder / f"{task.id}.tar"
     written = list(parse_shard(tar.read_bytes(), tar.name))
@@ -60,6 +57,13 @@ def make(
         (s.key, s.image, s.metadata) for s in written
     ]
     return made[task].failed, written
+
+
+def broken_at(rows: tuple[int, ...], prompts: pa.Table) -> pa.Table:
+    embeddings = np.stack(prompts["embedding"].to_numpy()).copy()
+    embeddings[list(rows)] = np.nan
+    column = pa.array(list(embeddings), pa.list_(pa.float32()))
+    return prompts.set_column(prompts.schema.get_field_index("embedding"), "embedding", column)
 
 
 def alone(task: Task) -> Unit:
@@ -187,6 +191,32 @@ def test_an_image_that_fails_twice_is_counted_and_not_written(
     assert failed == (1,)
     assert [s.metadata["index"] for s in samples] == [0, 2]
     assert samples[1].image == clean[2].image
+
+
+def test_a_failed_image_is_counted_for_its_own_class_alone(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN
+) -> None:
+    manifest = read(tmp_path)
+    both = tuple(task for task in tasks(manifest) if task.shard_index == 0)
+    prompts = broken_at((4,), PromptMaker(manifest, teacher).part(0))  # three rows of each class
+    maker = ShardMaker(manifest, teacher, LatentSource(manifest, teacher, generator))
+    made = maker.shards(Unit(both, both), prompts, tmp_path)
+    assert [made[task].failed for task in both] == [(), (1,)]
+
+
+def test_labels_are_made_in_float32_whatever_the_precision_of_synthesis(
+    tmp_path: Path, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A device that multiplies bfloat16, which this one may not.
+    monkeypatch.setattr("dfkd.models.teacher.multiplies_bfloat16", lambda device: True)
+    mixed = Teacher.load(TEACHER, torch.device("cpu"), "bfloat16")
+    manifest = read(tmp_path)
+    _, samples = make(manifest, mixed, generator, next(tasks(manifest)), tmp_path)
+    for sample in samples:
+        picture = torch.from_numpy(np.array(Image.open(io.BytesIO(sample.image))))
+        seen = teacher.encode_image(from_bytes(picture[None]))
+        exact = distances(seen, teacher.encode_text(["A dog", "A house"]))[0]
+        assert np.allclose(sample.arrays["distances"], exact, atol=1e-5)
 
 
 def test_a_retry_has_a_seed_of_its_own(

@@ -159,6 +159,16 @@ def test_each_batch_is_remembered_and_taught_before_the_next(
     assert whole.pixels.shape == (3, 64, 64, 3)
 
 
+def test_images_are_made_without_a_change_to_the_student(teacher: Teacher) -> None:
+    """The only batch of a run is not learned; batch norm learns in training mode."""
+    classifier, run = problem(teacher, 0, 1)
+    made = CmiInverter(classifier, run_context(2), Inversion(cmi=SMALL))
+    before = {name: each.clone() for name, each in made.learner.student.state_dict().items()}
+    made.make(run)
+    after = made.learner.student.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_the_lowest_loss_is_kept_and_falls(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

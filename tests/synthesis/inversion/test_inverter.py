@@ -3,6 +3,7 @@
 A part made from a state is the part of the run that went on.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,11 @@ def test_a_purpose_gives_the_same_network_and_touches_no_global_state(
     assert one.training
     assert torch.equal(one(latents), two(latents))
     assert not torch.equal(one(latents), other(latents))
+
+
+def test_each_run_and_purpose_has_a_seed_of_its_own() -> None:
+    contexts = [dataclasses.replace(run_context(), seed=seed) for seed in (5, 6)]
+    assert len({context.seed_of(purpose) for context in contexts for purpose in "ab"}) == 4
 
 
 def test_a_state_of_another_network_is_refused(teacher: Teacher) -> None:

@@ -95,6 +95,31 @@ def test_the_novelty_loss_is_the_sum_of_its_terms(
     assert values[3] < alone
 
 
+def test_images_move_to_where_the_student_differs_from_a_fixed_teacher(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, _ = problem(teacher, 0, 1)
+    inverter = PreInverter(classifier, run_context(), Inversion(pre=SETTINGS))
+    told: list[tuple[bool, bool]] = []
+
+    def watched(student: Tensor, taught: Tensor) -> Tensor:
+        told.append((student.requires_grad, taught.requires_grad))
+        return agreement(student, taught)
+
+    monkeypatch.setattr(pre, "agreement", watched)
+    with embedding_taps(teacher) as inverter.embeddings:
+        inverter._novelty_step()
+    assert told == [(True, False)]
+
+
+def test_the_memory_learns_forty_times_more_slowly(teacher: Teacher) -> None:
+    classifier, _ = problem(teacher, 0, 1)
+    inverter = PreInverter(classifier, run_context(), Inversion(pre=SETTINGS))
+    optimizers = (inverter.novelty_optimizer, inverter.memory_optimizer)
+    novelty, memory = (each.param_groups[0]["lr"] for each in optimizers)
+    assert novelty == pytest.approx(40 * memory)
+
+
 def test_the_memory_learns_to_reconstruct_images(teacher: Teacher) -> None:
     """Images of one colour each, told apart by nothing else."""
     classifier, _ = problem(teacher, 0, 1)
