@@ -1,14 +1,29 @@
 """Domains that are chosen, and the pixels of one, in parts that need no student."""
 
+import dataclasses
 import os
 import unicodedata
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
-from dfkd.errors import ManifestError
-from dfkd.evaluation.few_shot import _mapped, notes, read_domain, select_domains
+from dfkd.errors import DfkdError, ManifestError
+from dfkd.evaluation.few_shot import (
+    Domain,
+    _Experiment,
+    _mapped,
+    notes,
+    read_domain,
+    select_domains,
+)
+from dfkd.evaluation.few_shot_split import FewShotSplit
+from dfkd.evaluation.few_shot_starts import InitialWeights
+from dfkd.evaluation.few_shot_tuning import LabelledImages
+from dfkd.models.student import Student
+from dfkd.storage.local import open_storage
 from tests.evaluation.test_data import write
 from tests.helpers import small_manifest
 from tests.helpers.public_layouts import CLEF, write_list
@@ -57,3 +72,61 @@ def test_pixels_are_zero_and_can_be_written(
     assert not pixels.any()
     pixels[1] = 7
     assert pixels.sum() == 7 * 48
+
+
+def grey(folder: Path, **images: int) -> Path:
+    """A domain of the same grey image, so many times in each class."""
+    for name, count in images.items():
+        (folder / "ink" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), "grey").save(folder / "ink" / name / f"{number}.png")
+    return folder
+
+
+def test_the_same_images_in_other_classes_are_another_domain(tmp_path: Path) -> None:
+    digests = set()
+    for cats, dogs in ((2, 3), (3, 2)):
+        folder = grey(tmp_path / str(cats), cat=cats, dog=dogs)
+        manifest = small_manifest.read(tmp_path, evaluation={"data": str(folder)})
+        data, names = select_domains(manifest)
+        digests.add(read_domain(manifest, data, *names, threads=1).sha256)
+    assert len(digests) == 2
+
+
+class Brightness(nn.Module):
+    """The logarithm of an image's brightness, which a black image does not have."""
+
+    def forward(self, normal: Tensor) -> Tensor:
+        return normal.mean(dim=(1, 2, 3)).clamp_min(0).log()[:, None]
+
+
+def experiment(folder: Path, **settings: object) -> _Experiment:
+    """Of three white images and a black one, in two classes."""
+    pixels = torch.tensor([255, 255, 255, 0], dtype=torch.uint8).view(4, 1, 1, 1)
+    images = LabelledImages(pixels.expand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))
+    start = InitialWeights("scratch", "seed 0", lambda: Student(Brightness(), nn.Linear(1, 2)))
+    manifest = small_manifest.read(folder, **settings)
+    cells = open_storage(str(folder / "cells"))
+    return _Experiment(manifest, cells, Domain("ink", images, "digest", ()), start, seed=0)
+
+
+def test_whatever_changes_the_counts_of_a_training_changes_its_cell(tmp_path: Path) -> None:
+    plain = experiment(tmp_path)
+    experiments = [
+        plain,
+        experiment(tmp_path, classes=["dog", "owl"]),
+        experiment(tmp_path, distillation={"student": "resnet50"}),
+        dataclasses.replace(plain, origin=dataclasses.replace(plain.origin, weights="seed 1")),
+        dataclasses.replace(plain, domain=dataclasses.replace(plain.domain, name="oil")),
+        dataclasses.replace(plain, domain=dataclasses.replace(plain.domain, sha256="other")),
+        dataclasses.replace(plain, seed=1),
+    ]
+    keys = {each._key("scratch", 1, {}) for each in experiments}
+    keys |= {plain._key("scratch", 2, {}), plain._key("scratch", 1, {"epochs": 1})}
+    assert len({key.removesuffix(".json")[-16:] for key in keys}) == len(experiments) + 2
+
+
+def test_a_single_answer_that_is_no_number_is_no_score(tmp_path: Path) -> None:
+    split = FewShotSplit(train=(0, 1), test=(2, 3), seed=0)
+    with pytest.raises(DfkdError, match="scratch on 'ink' with 1 shots and seed 0 diverged"):
+        experiment(tmp_path, fewshot={"epochs": 1})._correct("scratch", split, 1)

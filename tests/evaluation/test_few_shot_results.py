@@ -91,6 +91,15 @@ def test_a_gain_is_the_mean_difference_of_each_seed_on_its_own_test_images() -> 
     assert gains([found for found in ROWS if found.curve == "scratch"]) == {}
 
 
+def test_a_gain_is_over_the_student_that_was_tested_on_as_many_shots() -> None:
+    rows = [
+        scored("untouched", "ink", 0, 0, (10, 30)),
+        scored("untouched", "ink", 2, 0, (8, 24)),
+        scored("student", "ink", 2, 0, (9, 24)),
+    ]
+    assert gains(rows)[2]["mean"] == pytest.approx(1 / 40)
+
+
 def test_all_is_written_and_the_order_of_work_changes_no_byte(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     place = write(storage, content())

@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 
@@ -79,6 +80,12 @@ def test_the_order_is_a_permutation_that_differs_by_seed_domain_and_class() -> N
     ]
     assert all(sorted(found) == list(range(30)) for found in orders)
     assert len({tuple(found) for found in orders}) == 4
+
+
+def test_each_seed_domain_and_number_of_shots_has_a_training_seed_of_its_own() -> None:
+    choices = itertools.product(("ink", "oil"), (1, 2), (0, 1))
+    splits = [split_domain([0, 1, 2], CLASSES, *choice) for choice in choices]
+    assert len({found.seed for found in splits}) == 8
 
 
 def test_the_draw_of_a_seed_never_changes() -> None:

@@ -9,7 +9,7 @@ from dfkd.errors import ManifestError, WeightsError
 from dfkd.evaluation import few_shot_starts
 from dfkd.evaluation.few_shot_starts import InitialWeights
 from dfkd.models.student import build
-from tests.helpers.tiny_version import write_manifest
+from tests.helpers.tiny_version import publish, write_manifest
 
 CPU = torch.device("cpu")
 CACHED = "resnet18-f37072fd.pth"
@@ -104,3 +104,12 @@ def test_a_start_is_described_by_its_students_or_by_its_file_without_the_folder(
     captions = few_shot_starts.curve_captions(manifest)
     assert captions["library"] == "weights imagenet.pth"
     assert captions["student"] == "distilled, vanilla images, seed 3, 8"
+
+
+def test_the_student_is_that_of_the_last_method(tmp_path: Path) -> None:
+    manifest = read(tmp_path, "prompts.method=[vanilla, mix]")
+    for method in manifest.methods:
+        publish(manifest, method)
+    with pytest.raises(ManifestError, match="needs the student of method mix seed 0"):
+        few_shot_starts.student_of_seed(manifest, 0)
+    assert few_shot_starts.curve_captions(manifest)["student"] == "distilled, mix images, seed 0"

@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from dfkd.config.distillation import Distillation, FewShot, Start
 from dfkd.evaluation import few_shot_tuning
+from dfkd.evaluation.few_shot_split import FewShotSplit
 from dfkd.evaluation.few_shot_tuning import (
     TEMPERATURE,
     LabelledImages,
@@ -17,6 +18,7 @@ from dfkd.evaluation.few_shot_tuning import (
     from_distances,
     learning_rates,
     predict,
+    tune_on_split,
 )
 from dfkd.models.student import Student, build
 
@@ -145,6 +147,38 @@ def test_the_same_seed_gives_the_same_classifier_and_global_randomness_is_not_us
     assert equal(tuned(), first)
     assert not equal(tuned(seed=1), first)
     assert not first.training
+
+
+def test_every_step_of_every_seed_has_views_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def watched(pixels: Tensor, names: object, generator: torch.Generator) -> Tensor:
+        drawn.append(generator.initial_seed())
+        return pixels
+
+    monkeypatch.setattr(few_shot_tuning, "augment", watched)
+    tuned(seed=0)
+    tuned(seed=1)
+    assert len(set(drawn)) == len(drawn) == 8  # four steps of each
+
+
+def test_a_split_is_tuned_on_with_its_own_images_and_seed() -> None:
+    images, found, expected = shots(), classifier(), classifier()
+    tune_on_split(found, images, FewShotSplit((0, 1, 2, 3, 4), (5,), 3), CONFIG, "student")
+    five = LabelledImages(images.pixels[:5], images.labels[:5])
+    fine_tune(expected, five, CONFIG, 3, "student")
+    assert equal(found, expected)
+
+
+def test_what_a_backbone_drops_follows_from_the_seed_alone() -> None:
+    found = []
+    for state in (0, 1):
+        model = classifier()
+        model.backbone = nn.Sequential(model.backbone, nn.Dropout())
+        torch.manual_seed(state)
+        fine_tune(model, shots(), CONFIG, seed=0, start="scratch")
+        found.append(model)
+    assert equal(*found)
 
 
 @pytest.mark.parametrize("start", ["library", "scratch"])

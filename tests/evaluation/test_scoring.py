@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from dfkd.config.distillation import Evaluation
-from dfkd.errors import DfkdError
+from dfkd.errors import DfkdError, ManifestError
 from dfkd.evaluation import scoring
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot import read_domain
-from dfkd.evaluation.scoring import Candidate, score
+from dfkd.evaluation.scoring import Candidate, evaluate, score
 from dfkd.utils.images import decode_image
 from tests.helpers import small_manifest
 
@@ -150,13 +150,28 @@ def test_data_without_a_readable_image_is_refused(data: Domains, tmp_path: Path)
     "wrong",
     [
         lambda pixels: nearest_colour(pixels) * float("nan"),
+        lambda pixels: nearest_colour(pixels) + float("inf"),
         lambda pixels: nearest_colour(pixels)[:, :2],
         lambda pixels: nearest_colour(pixels)[:1],
     ],
-    ids=["nan", "classes", "batch"],
+    ids=["nan", "infinite", "classes", "batch"],
 )
 def test_a_model_with_impossible_output_is_refused(
     data: Domains, wrong: Callable[[Tensor], Tensor]
 ) -> None:
     with pytest.raises(DfkdError, match=r"student mix seed 7: must give finite distances \(4, 3\)"):
         score([[candidate(wrong)]], data, batch_size=4)
+
+
+def test_classes_that_the_teacher_would_cut_are_refused(tmp_path: Path) -> None:
+    long = "dog " * 40 + "house"
+    paint(tmp_path / "data", "flat", "cat", "red", 1)
+    paint(tmp_path / "data", "flat", long, "blue", 1)
+    manifest = small_manifest.read(
+        tmp_path,
+        classes=["cat", long],
+        evaluation={"data": str(tmp_path / "data"), "models": "teacher"},
+        storage={"root": str(tmp_path / "run")},
+    )
+    with pytest.raises(ManifestError, match=r"^classes: a class prompt has at most"):
+        evaluate(manifest, threads=1)

@@ -269,13 +269,14 @@ def test_an_unreadable_image_ends_partial_with_everything_else_written(manifest:
     [
         b"",
         b"{}",
-        b'{"schema": 1, "start": "scratch", "domain": "neon", "shots": 1, "seed": 0, '
+        b'{"schema": 1, "curve": "scratch", "domain": "neon", "shots": 1, "seed": 0, '
         b'"right": [99, 0, 0]}',
     ],
 )
 def test_a_damaged_cell_is_named(undisturbed: Path, tmp_path: Path, damage: bytes) -> None:
     path = copied(undisturbed, tmp_path)
-    cell = next((tmp_path / "run/fewshot/cells").glob("scratch-k1-s0-*"))
+    found = (tmp_path / "run/fewshot/cells").glob("scratch-k1-s0-*")
+    cell = next(each for each in found if b'"neon"' in each.read_bytes())
     cell.write_bytes(damage)
     job = fewshot(path)
     assert job.returncode == 1
