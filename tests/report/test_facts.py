@@ -9,6 +9,7 @@ import pytest
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import current
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.report import facts as facts_module
 from dfkd.report import page
 from dfkd.report.facts import Facts, collect, note_origin
 from dfkd.storage.base import Storage
@@ -67,6 +68,33 @@ def test_a_student_of_other_settings_is_left_out(copy: Storage) -> None:
         copy.put(key.replace(name, "vanilla-s0-ffffffffffff"), copy.get(key))
     names = {(t.method, t.seed): t.name for t in collect(copy).trained_students}
     assert names["vanilla", 0] == name
+
+
+def test_a_student_of_seed_10_is_not_one_of_seed_1(copy: Storage) -> None:
+    (name,) = (n for n in copy.folders("students/") if n.startswith("vanilla-s1-"))
+    other = name.replace("-s1-", "-s10-")
+    for key in list(copy.list(f"students/{name}/")):
+        copy.put(key.replace(name, other), copy.get(key))
+    results = json.loads(copy.get("results.json"))
+    results["students"].append(other)
+    copy.put("results.json", json.dumps(results).encode())
+    names = [t.name for t in collect(copy).trained_students if (t.method, t.seed) == ("vanilla", 1)]
+    assert names == [name]
+
+
+def test_the_commit_stays_that_of_the_first_call_for_a_manifest(
+    copy: Storage, run: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = []
+    for commit, manifest in (
+        ("first", run),
+        ("second", run),
+        ("third", dataclasses.replace(run, salt=7)),
+    ):
+        monkeypatch.setattr(facts_module, "commit", lambda commit=commit: commit)
+        note_origin(copy, manifest, "command")
+        commits.append(json.loads(copy.get("report.json"))["commit"])
+    assert commits == ["first", "first", "third"]
 
 
 def test_the_data_are_those_that_the_scored_students_learned_from(

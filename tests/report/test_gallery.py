@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dfkd.config.manifest import Manifest
+from dfkd.dataset import published
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample
 from dfkd.report import gallery as module
@@ -53,6 +54,7 @@ def test_an_index_is_read_whole_or_every_nth_row(
     assert index.class_index.tolist() == [0] * 8 + [1] * 8 + [2] * 8
     assert index.shard.tolist() == [i // 4 for i in range(24)]
     monkeypatch.setattr(module, "MAX_ROWS", 10)
+    monkeypatch.setattr(published, "INDEX_ROWS", 5)  # of which no batch is three rows or six
     sampled = read_index(version)
     assert sampled.total == 24
     assert sampled.index.tolist() == index.index[::3].tolist()
@@ -72,6 +74,15 @@ def test_a_gallery_shows_each_class_and_its_own_images(version: PublishedVersion
     assert found.labels.tolist() == [c for c in range(3) for _ in range(8)]
     assert found.vendi == pytest.approx(3)  # a direction for each class
     assert found.within.tolist() == pytest.approx([1] * 3 * 28)
+
+
+def test_twins_are_looked_for_among_all_images_and_not_in_a_sample(
+    version: PublishedVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embeddings of a class are all the same, and the sample has one of each class."""
+    monkeypatch.setattr(module, "MAX_EMBEDDINGS", 3)
+    found = gallery(version, read_index(version), per_class=4)
+    assert (found.labels.tolist(), found.twins) == ([0, 1, 2], 1)
 
 
 def test_the_shard_of_a_doubtful_image_is_opened_and_not_counted(

@@ -165,6 +165,7 @@ def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
     single = row(baseline, 0.5)  # the other failed, so that it tells nothing
     assert note(students).startswith("2 students of one data set. Images")
     assert note(single, runs).startswith("2 whole runs (data set and student). Images")
+    assert note(single, row(random, 0.5, 0.7)).startswith("2 students of one data set. Images")
     assert note(students, runs).startswith(
         "2 seeds: whole runs (data set and student) of Random_Prompt, students of one data set of"
     )

@@ -1,6 +1,8 @@
 """Students of a study side by side on a Ray of this machine, and how they agree with teachers."""
 
+import dataclasses
 import json
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
+from dfkd.dataset.batch import Batch
 from dfkd.dataset.loader import Stream
 from dfkd.errors import Exit
 from dfkd.studies.parallel_students import agreement
@@ -85,11 +88,20 @@ class Fixed(torch.nn.Module):
         self.distances = iter(distances)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        assert 0 <= float(pixels.min()) < float(pixels.max()) <= 1
         return torch.stack([next(self.distances) for _ in pixels])
 
 
+class Mislabelled(Stream):
+    """Images that were all made for another class than the one that the teacher sees."""
+
+    def batches(self, epoch: int, step: int = 0) -> Generator[Batch]:
+        for each in super().batches(epoch, step):
+            yield dataclasses.replace(each, labels=(each.labels + 1) % 3)
+
+
 def test_agreement_is_the_share_of_images_with_the_same_nearest_class(tmp_path: Path) -> None:
-    images = Stream(publish(Manifest.read(write_manifest(tmp_path))), 32, 1, seed=0)
+    images = Mislabelled(publish(Manifest.read(write_manifest(tmp_path))), 32, 1, seed=0)
     answers = torch.cat([batch.distances for batch in images.batches(0)])
     assert agreement(Fixed(answers), images, CPU) == 1.0
     answers[:6] = -answers[:6]  # which moves the least to the largest

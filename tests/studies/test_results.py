@@ -5,9 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from dfkd.evaluation.data import Domains, Item
 from dfkd.studies.cells import CellResult, Score
 from dfkd.studies.output import chart, grid
-from dfkd.studies.results import CellMeasurement, CellScore, StudyCells, StudyRow, collect_results
+from dfkd.studies.results import (
+    CellMeasurement,
+    CellScore,
+    StudyCells,
+    StudyRow,
+    collect_results,
+    scored_images,
+)
 from dfkd.studies.study import read
 from tests.helpers.tiny_study import write
 
@@ -57,6 +65,7 @@ def test_a_class_is_averaged_over_the_domains_that_have_it() -> None:
     found = row.of_class_everywhere("clock")
     assert found is not None
     assert found["mean"] == pytest.approx(0.45)
+    assert found["std"] == pytest.approx(0.045**0.5)
     assert row.of_class("photo", "book") is row.of_class_everywhere("book") is None
     clock = row.of_class("sketch", "clock")
     assert clock is not None
@@ -121,6 +130,15 @@ def test_domains_stand_in_the_order_of_the_data_whatever_the_order_in_a_cell(
     assert grid(study.described, results, {}).head[1:4] == tuple(order)
     chart(study.described, results)
     assert [name for name, _ in drawn[0].values] == [*order, "mean"]
+
+
+def test_a_case_is_about_the_images_of_its_class_alone(tmp_path: Path) -> None:
+    shown = [("photo", 0), ("photo", 1), ("sketch", 1)]
+    items = tuple(Item(domain, index, "a.png") for domain, index in shown)
+    data = Domains("bundled", ("clock", "book"), items, ())
+    case = read(write(tmp_path, kind="case", pictures={"classes": ["clock"]}))
+    assert scored_images(case, data) == {"photo": 1, "sketch": 0}
+    assert scored_images(read(write(tmp_path)), data) == {"photo": 2, "sketch": 1}
 
 
 def test_rows_are_compared_seed_by_seed() -> None:

@@ -208,6 +208,11 @@ def test_an_invalid_study_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_rows_may_differ_in_few_shot_training_alone(tmp_path: Path) -> None:
+    study = read(write(tmp_path, **axis(x={}, y={"fewshot": {"epochs": 3}})))
+    assert list(study.rows) == ["x", "y"]
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()

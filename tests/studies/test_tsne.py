@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dfkd.config.distillation import Distillation, FewShot
-from dfkd.evaluation.few_shot_tuning import LabelledImages
+from dfkd.evaluation.few_shot_tuning import LabelledImages, features_of
 from dfkd.models.student import build
 from dfkd.studies.schema import Adaptation
 from dfkd.studies.tsne import before_and_after, silhouette, tsne
@@ -51,3 +51,7 @@ def test_training_moves_the_features_and_pale_images_are_those_it_learns_from() 
     first, last = before_and_after("row", student, images, ("cat", "dog"), ADAPTATION, frozen)
     assert last.silhouette == pytest.approx(first.silhouette, abs=0.001)
     assert after.silhouette != pytest.approx(before.silhouette, abs=0.001)
+    left = [number for number, taught in enumerate(first.taught) if not taught]
+    features = features_of(student, pixels, torch.tensor(left), 12).numpy()
+    compactness = silhouette(features, images.labels[left].numpy())
+    assert first.silhouette == pytest.approx(compactness, abs=0.001)
