@@ -220,8 +220,8 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         scored=scored,
         method_images=_method_images(versions, classes),
         trained_students=students,
-        # Records of a root cover all its versions, so they do not tell what this one cost.
-        entries=[] if root else cost_records.read(storage),
+        # The folder of a regeneration has none: those of the root are of all versions.
+        entries=cost_records.read(storage),
         exported=exported if exported in results["students"] else "",
         origin=origin,
     )
