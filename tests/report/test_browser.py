@@ -4,6 +4,7 @@ Screenshots are left in build/screenshots.
 """
 
 import base64
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
+from dfkd.evaluation.results import Spread
 from dfkd.report import compare, page
+from dfkd.report.facts import Facts
 from dfkd.storage.local import open_storage
 from tests.helpers.finished_run import finished
 
@@ -116,6 +119,46 @@ return Math.min(...[...document.querySelectorAll("svg text")].map(text => {
   return parseFloat(text.getAttribute("font-size")) * Math.hypot(a, b);
 }));
 """
+
+
+HIDDEN = """
+return [...document.querySelectorAll("section > .scroll, .sides > .scroll")]
+  .filter(part => part.scrollWidth > part.clientWidth).map(part => part.textContent);
+"""
+"""The tables of which a part is seen only after scrolling."""
+
+
+def wide(facts: Facts, digit: str) -> Facts:
+    """A run of twelve domains, whose generator's weights have the sha256 of only this digit."""
+    domains = {f"light_on_dark_{number}": 240 for number in range(12)}
+    accuracies = {domain: Spread(mean=0.875, std=None) for domain in domains}
+    part, digest = "generator.weights/text_encoder", 64 * digit
+    images = []
+    for each in facts.method_images:
+        identity = each.version.manifest["identity"] | {f"{part}.sha256": digest}
+        more = {"identity": identity, "weights": {part: digest}, "environment": {"torch": "2"}}
+        version = dataclasses.replace(each.version, manifest=each.version.manifest | more)
+        images.append(dataclasses.replace(each, version=version))
+    scored = [
+        dataclasses.replace(model, summary=model.summary | {"domains": accuracies}, ms=12.8)
+        for model in facts.scored
+    ]
+    return dataclasses.replace(facts, images=domains, scored=scored, method_images=images)
+
+
+def test_a_wide_window_shows_all_columns(
+    browser: webdriver.Chrome, facts: Facts, tmp_path: Path
+) -> None:
+    runs = [wide(facts, digit) for digit in "ab"]
+    pages = {"report": page.render(runs[0]), "comparison": compare.render(*runs)}
+    for name, html in pages.items():
+        assert 64 * "a" in html
+        path = tmp_path / f"{name}.html"
+        path.write_text(html)
+        show(browser, path, 1400, "light")
+        keep(browser, f"{name}-wide")
+        assert browser.execute_script(HIDDEN) == [], name
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 1400
 
 
 def test_a_focused_image_shows_its_caption(
