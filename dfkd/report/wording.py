@@ -81,8 +81,9 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
     if facts.entries:
         hours = sum(entry.seconds for entry in facts.entries) / 3600
         spent = sum(entry.worker_seconds for entry in facts.entries) / 3600
-        rows.append(("time, all jobs", f"{hours:.2f}", "h"))
-        rows.append(("cost, all jobs", f"{spent:.2f}", "worker-hours"))
+        # Records have durations and no dates, so what ran side by side cannot be told apart.
+        rows.append(("time, summed over jobs", f"{hours:.2f}", "h"))
+        rows.append(("cost, summed over jobs", f"{spent:.2f}", "worker-hours"))
     return rows
 
 
