@@ -18,6 +18,13 @@ from dfkd.report.svg import COLOURS, SERIES, axis_style, band, data_chart, draw
 WIDTH = 250
 """Pixels of a plot without its axes; with them it fits a phone."""
 CURVES_HEIGHT = 170
+BARS_WIDTH = 190
+"""Pixels of the plot of `bars`, from 0 to 100 percent."""
+NAMES_WIDTH = 122
+"""Pixels for the names left of the bars, which are cut a little earlier: the page's own font may be
+wider than the one that measures them."""
+FIGURE_WIDTH = 42
+"""Pixels for the figure of a bar that reaches 100 percent."""
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 """Dash patterns of a method's seeds."""
 MAX_POINTS = 400
@@ -53,9 +60,9 @@ def _rendered(chart: alt.LayerChart | alt.FacetChart, label: str) -> Markup:
     return draw(chart.configure_axis(**axis), label)
 
 
-def bars(title: str, models: Sequence[ModelBar]) -> Markup:
-    """Accuracy of each model as a labelled bar, with a line of ± one standard deviation."""
-    rows = [
+def _bar_rows(title: str, models: Sequence[ModelBar]) -> list[dict[str, Any]]:
+    """The data of `bars`, in percent."""
+    return [
         {
             "name": model.name,
             "colour": series(model.slot),
@@ -69,12 +76,19 @@ def bars(title: str, models: Sequence[ModelBar]) -> Markup:
         for model in models
         for low, high in [band(model.mean, model.std)]
     ]
+
+
+def bars(title: str, models: Sequence[ModelBar]) -> Markup:
+    """Accuracy of each model as a labelled bar, with a line of ± one standard deviation.
+
+    All charts of as many models have the same size and scale, so that bars of two charts compare.
+    """
+    rows = _bar_rows(title, models)
     scale = alt.Scale(domain=[0, 100])
     axis = alt.Axis(values=[0, 25, 50, 75, 100], title=None, domain=False, ticks=False)
-    # The same `minExtent` everywhere, so that bars of different domains begin below each other.
     names = alt.Axis(
-        title=None, domain=False, ticks=False, labelPadding=6, labelColor=COLOURS["ink"],
-        labelLimit=110, minExtent=74, labelFontSize=12,
+        title=None, domain=False, ticks=False, labelAlign="left", labelPadding=NAMES_WIDTH,
+        labelColor=COLOURS["ink"], labelLimit=NAMES_WIDTH - 16, labelFontSize=12,
     )  # fmt: skip
     base = data_chart(rows).encode(y=alt.Y("name:N", sort=None, axis=names))
     bar = base.mark_bar(height=13).encode(
@@ -91,7 +105,11 @@ def bars(title: str, models: Sequence[ModelBar]) -> Markup:
     )
     # At the upper end of the deviation, so that the line does not run through the figure.
     layers.append(text.encode(x=alt.X("high:Q", scale=scale), text="text:N"))
-    chart = alt.layer(*layers).properties(width=WIDTH - 40, height=22 * len(rows))
+    # Sizes that do not follow from the widths of texts, which differ between charts.
+    room = {"left": NAMES_WIDTH + 2, "right": FIGURE_WIDTH, "top": 4, "bottom": 20}
+    chart = alt.layer(*layers).properties(
+        width=BARS_WIDTH, height=22 * len(rows), padding=room, autosize="none"
+    )
     return _rendered(chart, f"Accuracy on {title}, in percent")
 
 
