@@ -1,7 +1,9 @@
 """The contact sheet: one picture with synthesised images of each class and method."""
 
+import functools
 import io
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -53,6 +55,8 @@ MARGIN, GAP, BLOCK_GAP = 28, 4, 24
 """Pixels around the sheet, between two images, and between two blocks."""
 MAX_CLASSES = 48
 """Maximum number of rows; many viewers cannot open a much taller picture."""
+INVISIBLE = ("Mn", "Me", "Cf")
+"""Categories of what has no place of its own, such as accents and joiners of emoji."""
 INK, GREY, LINE, PAPER = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#ffffff"
 
 
@@ -76,17 +80,17 @@ def contact_sheet(
     sheet = _Sheet(shown, blocks)
     canvas = Image.new("RGB", sheet.size(title, footer), PAPER)
     draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, MARGIN), title, INK, _font(22))
+    draw.text((MARGIN, MARGIN), drawable(title), INK, _font(22))
     for method, x in sheet.block_edges():
-        draw.text((x, sheet.top - 10), method, INK, _font(16), anchor="ls")
+        draw.text((x, sheet.top - 10), drawable(method), INK, _font(16), anchor="ls")
         for row, images in enumerate(blocks[method][: len(shown)]):
             for column, image in enumerate(images):
                 corner = (x + column * sheet.step, sheet.top + row * sheet.step)
                 _paste(canvas, draw, image, corner, sheet.cell)
     for row, name in enumerate(shown):
         middle = sheet.top + row * sheet.step + sheet.cell // 2
-        draw.text((MARGIN + sheet.label, middle), name, INK, _font(15), anchor="rm")
-    draw.text((MARGIN, sheet.bottom + 14), footer, GREY, _font(12))
+        draw.text((MARGIN + sheet.label, middle), drawable(name), INK, _font(15), anchor="rm")
+    draw.text((MARGIN, sheet.bottom + 14), drawable(footer), GREY, _font(12))
     stream = io.BytesIO()
     canvas.save(stream, "PNG", optimize=True)
     return stream.getvalue()
@@ -101,7 +105,7 @@ class _Sheet:
         # Small images keep their pixels; large ones are scaled down so that the sheet stays small.
         self.cell = 64 if max(sizes, default=64) <= 64 else 96
         self.step = self.cell + GAP
-        self.label = max(math.ceil(_font(15).getlength(name)) for name in classes)
+        self.label = max(_width(name, 15) for name in classes)
         self.top = MARGIN + 74
         self.bottom = self.top + len(classes) * self.step - GAP
         self.columns = {
@@ -117,21 +121,44 @@ class _Sheet:
 
     def width(self, method: str, columns: int) -> int:
         """Width of a block, which is at least as wide as its heading."""
-        return max(columns * self.step - GAP, math.ceil(_font(16).getlength(method)))
+        return max(columns * self.step - GAP, _width(method, 16))
 
     def size(self, title: str, footer: str) -> tuple[int, int]:
         """Width and height of the whole sheet."""
         blocks = sum(self.width(*item) for item in self.columns.items())
         gaps = BLOCK_GAP * (len(self.columns) - 1)
         body = self.label + 14 + blocks + gaps
-        texts = (_font(22).getlength(title), _font(12).getlength(footer))
-        width = max(body, *map(math.ceil, texts)) + 2 * MARGIN
+        width = max(body, _width(title, 22), _width(footer, 12)) + 2 * MARGIN
         return width, self.bottom + (14 + 12 if footer else 0) + MARGIN
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font, which is the same on every machine."""
     return ImageFont.load_default(size)
+
+
+def _width(text: str, size: int) -> int:
+    """Pixels that a text takes as it is drawn."""
+    return math.ceil(_font(size).getlength(drawable(text)))
+
+
+def drawable(text: str) -> str:
+    """The text in letters that the font has: `é` becomes `e`, what is like no letter `?`."""
+    return "".join(letter if _has(letter) else _plain(letter) for letter in text)
+
+
+def _plain(letter: str) -> str:
+    """The parts of a letter that the font has; empty for a mark that only changes its neighbour."""
+    parts = unicodedata.normalize("NFKD", letter)
+    base = [part for part in parts if unicodedata.category(part) not in INVISIBLE]
+    return "".join(part if _has(part) else "?" for part in base)
+
+
+@functools.cache
+def _has(letter: str) -> bool:
+    """Whether the font has a letter: it draws a box for all others, such as the last code point."""
+    mask, box = (_font(12).getmask(each) for each in (letter, "\U0010ffff"))
+    return mask.size != box.size or bytes(mask) != bytes(box)
 
 
 def _paste(
