@@ -341,7 +341,9 @@ def read_results(storage: Storage) -> dict[str, Any]:
     try:
         content: dict[str, Any] = strict_json.parse(storage.get("results.json"))
     except ValueError as error:
-        _refuse("file", "must be JSON", str(error))
+        raise CorruptionError(
+            f"{storage.location('results.json')}: {error}; score again with jobs/evaluate.py"
+        ) from None
     validate_results(content)
     return content
 

@@ -55,18 +55,20 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, s
     slots = slots_of(first, second)
     # The mean '' comes last, after the domains of both runs.
     domains = [*dict.fromkeys([*first.images, *second.images]), ""]
+    names = _names(first, second)
     return template("compare.html.jinja").render(
-        title=f"{first.name} and {second.name}",
+        title=" and ".join(names),
         sections=SECTIONS,
         runs=[
             {
                 "mark": mark,
+                "name": name,
                 "facts": facts,
                 "headline": headline(facts),
                 "numbers": figures(facts),
                 "chart": accuracy_charts(facts, slots, panels=0)[0][2],
             }
-            for mark, facts in zip(MARKS, (first, second), strict=True)
+            for mark, name, facts in zip(MARKS, names, (first, second), strict=True)
         ],
         slots=slots,
         verdict=verdict,
@@ -76,6 +78,13 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, s
         settings=settings(first, second),
         manifests=bool(first.origin and second.origin),
     )
+
+
+def _names(first: Facts, second: Facts) -> tuple[str, str]:
+    """The names of the runs, with their locations if they are called the same."""
+    if first.name != second.name:
+        return first.name, second.name
+    return f"{first.name} ({first.location})", f"{second.name} ({second.location})"
 
 
 def _measured(facts: Facts) -> tuple[Any, ...]:

@@ -71,6 +71,17 @@ def test_runs_of_other_averages_do_not_compare(facts: Facts, better: Facts) -> N
     assert "do not compare like with like" in compare.render(facts, other)
 
 
+def test_runs_of_one_name_are_told_apart_by_their_locations(facts: Facts, better: Facts) -> None:
+    named = [dataclasses.replace(each, name="tiny & small") for each in (facts, better)]
+    first, second = (f"tiny &amp; small ({each.location})" for each in named)
+    html = compare.render(*named)
+    assert f"<title>{first} and {second}</title>" in html
+    assert f"<b>A</b> · {first}" in html
+    assert f"<b>B</b> · {second}" in html
+    html = compare.render(named[0], dataclasses.replace(named[1], name="other"))
+    assert "<title>tiny &amp; small and other</title>" in html
+
+
 def test_both_runs_are_on_the_page(facts: Facts, better: Facts, run: Manifest) -> None:
     place = compare.write(open_storage(run.storage.root), open_storage(better.location))
     html = Path(place).read_text()
