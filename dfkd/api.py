@@ -131,7 +131,7 @@ def synthesize(
     check_synthesis(manifest)
     singles = [manifest.with_method(method) for method in manifest.methods]
     planned = [(single, identify(single)) for single in singles]
-    _refuse_later_methods(planned, abandon)
+    _check_all_methods_first(planned, abandon)
     versions = []
     pool = None
     with contextlib.ExitStack() as ray_runtime:
@@ -145,12 +145,13 @@ def synthesize(
     return versions
 
 
-def _refuse_later_methods(
+def _check_all_methods_first(
     planned: Sequence[tuple[Manifest, dict[str, Any]]], abandon: bool
 ) -> None:
-    """Refuse what a later method would meet before the images of the first one are made.
+    """Raise now the errors that would appear only after the first method's images are made.
 
-    That is unfinished work, unless it may be abandoned, and a disk without room for all.
+    These are unfinished work of another manifest (unless `abandon`), and a disk without room for
+    the versions of all methods.
     """
     root = open_storage(planned[0][0].storage.root)
     for single, identity in planned:

@@ -1,4 +1,4 @@
-"""Score the teacher zero-shot, a text-only classifier and every finished student.
+"""Score the teacher zero-shot, a text-only classifier and the students of the manifest.
 
 With --classes, students of embeddings are scored on classes that they were not trained for.
 """

@@ -99,7 +99,7 @@ def fitting() -> list[int]:
 
     For others Ray would wait half an hour and then fail, and with it all that has been measured.
     """
-    slots = _ranks(1).share.slots(schedulable_nodes())
+    slots = _ranks(1).share.count_fitting(schedulable_nodes())
     return [count for count in RANKS if count <= slots]
 
 
@@ -186,8 +186,11 @@ def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]
     return content
 
 
-def _time_rank(config: dict[str, Any]) -> None:
-    """Train for some steps on each rank; rank 0 writes its speed and its share of waiting."""
+def _time_rank(config: dict[str, Any]) -> bool:
+    """Train for some steps on each rank; rank 0 writes its speed and its share of waiting.
+
+    Returns False, because no rank needs a restart.
+    """
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -205,6 +208,7 @@ def _time_rank(config: dict[str, Any]) -> None:
     if rank == 0:
         speed = {"images_per_s": TIMED_STEPS * batch_size / seconds, "waiting": waited / seconds}
         root.put(RESULT_FILE, canonical(speed))
+    return False
 
 
 def _timed_steps(distiller: Distiller, stream: Stream) -> Iterator[tuple[float, float]]:

@@ -40,10 +40,10 @@ BATCHES = 10
 class ScaleWorker(SynthesisWorker):
     """A `SynthesisWorker` that makes its shards without models."""
 
-    def run_task(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+    def do_unit(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
         """Make, write and commit a stand-in for the shard of each task of a unit."""
         self._maker = self._maker or StandInMaker(self.manifest)
-        return super().run_task(unit)
+        return super().do_unit(unit)
 
 
 def sized(manifest: Manifest, classes: int) -> Manifest:

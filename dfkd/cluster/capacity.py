@@ -50,7 +50,7 @@ class WorkerResources:
         """Keyword arguments for the options of a Ray actor."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus}
 
-    def slots(self, nodes: Mapping[str, Mapping[str, float]]) -> int:
+    def count_fitting(self, nodes: Mapping[str, Mapping[str, float]]) -> int:
         """The number of such workers that fit the nodes; a worker never spans two nodes."""
         return sum(
             min(int(node.get(name, 0.0) / amount + ROUNDING) for name, amount in bundle)
@@ -155,7 +155,7 @@ def worker_resources(cluster: Cluster) -> WorkerResources:
     """The resources of each synthesis worker: by default one GPU where the cluster has any."""
     gpus = cluster.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if WorkerResources(0.0, 1.0).slots(schedulable_nodes()) else 0.0
+        gpus = 1.0 if WorkerResources(0.0, 1.0).count_fitting(schedulable_nodes()) else 0.0
     return WorkerResources(cluster.cpus_per_worker, gpus)
 
 
@@ -176,7 +176,9 @@ def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], ranks: int, gpus: fl
     # Try every number: the largest one is not total / ranks, since nodes differ in size.
     most = max((int(node.get("CPU", 0.0)) for node in nodes.values()), default=0)
     fitting = (
-        cpus for cpus in range(most, 0, -1) if WorkerResources(cpus, gpus).slots(nodes) >= ranks
+        cpus
+        for cpus in range(most, 0, -1)
+        if WorkerResources(cpus, gpus).count_fitting(nodes) >= ranks
     )
     return float(next(fitting, 0))
 
@@ -234,13 +236,13 @@ def plan_ranks(ranks: tuple[int, int], cluster: Cluster) -> Ranks:
         return Ranks(0, float(cpu_count()), device)
     # On a machine with GPUs each rank takes one; otherwise the ranks divide the CPUs.
     nodes = schedulable_nodes()
-    gpus = 0 if cluster.gpus_per_worker == 0 else WorkerResources(0.0, 1.0).slots(nodes)
+    gpus = 0 if cluster.gpus_per_worker == 0 else WorkerResources(0.0, 1.0).count_fitting(nodes)
     device = gpu_name() if gpus else "cpu"
     if 0 < gpus < least:
         raise _too_many_ranks(f"the cluster's {gpus} GPUs", least)
     # Ranks may wait for each other at every step, so all of them must fit at the same time.
     each = float(gpus > 0)
-    count = max(least, min(most, WorkerResources(1.0, each).slots(nodes)))
+    count = max(least, min(most, WorkerResources(1.0, each).count_fitting(nodes)))
     cpus = cpus_per_rank(nodes, count, each)
     if not cpus:
         total = sum(node.get("CPU", 0.0) for node in nodes.values())
@@ -303,17 +305,17 @@ def divide_resources(
         gpus: whether they may use GPUs.
     """
     # A student uses a whole GPU: shares of one would compete for its memory.
-    each = float(gpus and WorkerResources(0.0, 1.0).slots(nodes) > 0)
-    count = min(students, max(1, WorkerResources(1.0, each).slots(nodes)))
+    each = float(gpus and WorkerResources(0.0, 1.0).count_fitting(nodes) > 0)
+    count = min(students, max(1, WorkerResources(1.0, each).count_fitting(nodes)))
     return count, WorkerResources(max(1.0, cpus_per_rank(nodes, count, each)), each)
 
 
 def plan_students(cluster: Cluster, students: int) -> WorkerResources:
     """The share of each of `students` students that train at once on the connected cluster.
 
-    Without an autoscaler it is that of `divide_resources`. With one the first node is awaited. A
-    student gets its share of the smallest node, as if there were no other, because their number
-    is yet to grow.
+    Without an autoscaler it is that of `divide_resources`. With one, the function waits for the
+    first node, and each student gets the share that it would have on the smallest suitable node,
+    because nodes that join later may be as small.
 
     Raises:
         InfrastructureError: as `wait_for_nodes`.
@@ -325,7 +327,7 @@ def plan_students(cluster: Cluster, students: int) -> WorkerResources:
     wait_for_nodes(least, 1)
     nodes = [{name: node} for name, node in schedulable_nodes().items()]
     # Nodes that have what a student needs. Others, like a head without a GPU, take none.
-    fitting = [each for each in nodes if least.slots(each)]
+    fitting = [each for each in nodes if least.count_fitting(each)]
     shares = [divide_resources(each, students, least.gpus > 0)[1] for each in fitting]
     return min(shares, key=lambda each: each.cpus, default=least)
 
@@ -336,7 +338,7 @@ def require_room(resources: WorkerResources) -> None:
     Ray itself would wait for such a node without a message.
     """
     nodes = schedulable_nodes()
-    if not resources.slots(nodes) and not has_autoscaler():
+    if not resources.count_fitting(nodes) and not has_autoscaler():
         _refuse(resources, nodes)
 
 

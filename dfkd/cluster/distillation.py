@@ -33,7 +33,7 @@ from dfkd.cluster.capacity import (
     require_shared_storage,
     trains_here,
 )
-from dfkd.cluster.launch import LeavingError, run_ranks
+from dfkd.cluster.launch import PreemptedError, run_ranks
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.rank import BarPlace, Job, open_stream, train
 from dfkd.config.manifest import Cluster, Manifest
@@ -53,7 +53,7 @@ from dfkd.models.student import CARD, build
 from dfkd.storage import layout
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.cost_records import CostCounter, record_cost
-from dfkd.storage.lease import reading
+from dfkd.storage.lease import protecting
 from dfkd.storage.local import open_storage
 
 RANK_GRACE_SECONDS = 600.0
@@ -70,7 +70,11 @@ class FinishedStudent:
 
 
 def distill(
-    manifest: Manifest, method: Method, seed: int, version: str = "", cpus: float = 0.0
+    manifest: Manifest,
+    method: Method,
+    seed: int,
+    version: str = "",
+    actor_cpus: float | None = None,
 ) -> FinishedStudent:
     """Train the student of a method and seed on a version, unless it is finished already.
 
@@ -80,12 +84,13 @@ def distill(
 
     Args:
         version: id of a published version; the current one if empty.
-        cpus: CPUs of the calling actor, which trains the only rank itself; 0 in a driver.
+        actor_cpus: CPUs of the calling actor, which then trains the only rank itself; None in a
+            driver, which plans the ranks.
 
     Raises:
         ManifestError: nothing is published, too few shards or images, or too small a cluster.
         CorruptionError: a shard does not match its receipt.
-        LeavingError: the only rank's node is about to be taken away.
+        PreemptedError: the only rank's node is about to be taken away.
         InfrastructureError: workers died too often; the same command resumes.
     """
     require_shared_storage(manifest.storage.root)
@@ -93,13 +98,13 @@ def distill(
     if target.finished:
         _checkpoints(target).clear()  # left by a run that was killed just after it finished
         return FinishedStudent(target, reused=True)
-    if cpus:
-        ranks = _alone(cpus)
+    if actor_cpus is not None:
+        ranks = _alone(actor_cpus)
     else:
         if not trains_here(manifest.distillation.ranks):
             _raise_errors_of_ranks(manifest, target)
         ranks = plan_ranks(manifest.distillation.ranks, manifest.cluster)
-    with _recorded(manifest, target, ranks):
+    with _lease_and_record(manifest, target, ranks):
         _train(manifest, target, ranks, bar_place(ranks.local))
     _require_written(target)
     return FinishedStudent(target, reused=False)
@@ -143,29 +148,32 @@ def _distill_side_by_side(
     by_task = {
         StudentTask(each.method, each.seed, each.version.id, each.name): each for each in targets
     }
+    # `recorded[task]` ends a student's lease and record with the student, `everything` the others
+    # after an error.
     everything = contextlib.ExitStack()
     recorded: dict[StudentTask, contextlib.ExitStack] = {}
 
-    def begin(task: StudentTask) -> bool:
+    def record_first_attempt(task: StudentTask) -> bool:
         """Record a task from its first attempt on; returns True, because it may start."""
         # In the driver, because a killed actor would record nothing and leave its lease behind.
         if task not in recorded:
             recorded[task] = everything.enter_context(contextlib.ExitStack())
-            recorded[task].enter_context(_recorded(manifest, by_task[task], ranks))
+            recorded[task].enter_context(_lease_and_record(manifest, by_task[task], ranks))
         return True
 
     pool = student_pool(StudentDistiller, share, count, cluster, manifest, bar)
     pool.progress = lambda task: _checkpoints(by_task[task]).newest()
     with everything:
-        for task, error in pool.run(iter(by_task), begin):
+        for task, error in pool.run(iter(by_task), record_first_attempt):
             recorded[task].close()
             if error is not None:
                 raise error
             _require_written(by_task[task])
             yield FinishedStudent(by_task[task], reused=False)
-    for item in pool.quarantine:
+    if pool.quarantine:
+        item = pool.quarantine[0]
         raise InfrastructureError(
-            f"{item.task.id}: failed at every attempt ({item.reason}); run the same command "
+            f"{item.unit.id}: failed at every attempt ({item.reason}); run the same command "
             "again, it resumes"
         )
 
@@ -198,7 +206,7 @@ class StudentActor(Actor):
         """Call `train`; the actor ends itself if its node is about to be taken away."""
         try:
             return self.train(task)  # type: ignore[attr-defined]
-        except LeavingError:
+        except PreemptedError:
             # The pool counts this as a loss of the node, and starts the task on another one, where
             # it resumes from the checkpoint of its last step.
             ray.actor.exit_actor()
@@ -274,12 +282,12 @@ def bar_place(in_driver: bool) -> BarPlace:
 
 
 @contextmanager
-def _recorded(manifest: Manifest, target: StudentLocation, ranks: Ranks) -> Iterator[None]:
+def _lease_and_record(manifest: Manifest, target: StudentLocation, ranks: Ranks) -> Iterator[None]:
     """Hold a lease on the student's version, and record the cost of the training in the block."""
     method, seed = target.method, target.seed
     root = open_storage(manifest.storage.root)
     with (
-        reading(root, [f"{method}/{target.version.id}"]),
+        protecting(root, [f"{method}/{target.version.id}"]),
         record_cost(root, "distill", method, seed) as cost,
         _fill_cost(target, ranks, cost, manifest.distillation.batch_size),
     ):
@@ -292,7 +300,7 @@ def _train(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPl
     """Train with these ranks."""
     job, longest = _job(manifest, target, ranks, bar), manifest.cluster.task_timeout
     # The watch of the rank that hangs ends it first, and shows where it hangs.
-    timeout = longest and longest + RANK_GRACE_SECONDS
+    timeout = longest + RANK_GRACE_SECONDS if longest else 0.0  # 0: without end
     run_ranks(train, {"job": job}, target.name, ranks, _checkpoints(target).newest, timeout)
 
 

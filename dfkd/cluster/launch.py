@@ -51,11 +51,12 @@ GRACE_SECONDS = 30.0
 WITHOUT_END = 10_000_000
 """Seconds of a wait that nothing shall end."""
 
-Loop = Callable[[dict[str, Any]], Any]
-"""The function of each rank. If it returns true on the first rank, all ranks are restarted."""
+Loop = Callable[[dict[str, Any]], bool]
+"""The function of each rank. It returns `restart`: True if all ranks must start again, because the
+node of one of them is about to be taken away and a checkpoint is written; False at the end."""
 
 
-class LeavingError(InfrastructureError):
+class PreemptedError(InfrastructureError):
     """The node of the only rank is about to be taken away; its checkpoint is written."""
 
 
@@ -95,7 +96,7 @@ def run_ranks(
     newest: Callable[[], int] = lambda: 0,
     timeout: float = 0.0,
 ) -> None:
-    """Run `loop(config)` on every rank, until the first rank returns false.
+    """Run `loop(config)` on every rank, until the first rank's `restart` is False.
 
     Args:
         newest: the step of the newest checkpoint, from which ranks restart.
@@ -103,9 +104,8 @@ def run_ranks(
 
     Raises:
         DfkdError: a rank raised it.
-        LeavingError: the rank runs in this process, whose node is about to be taken away.
-        InfrastructureError: ranks died too often (see `MAX_RANK_FAILURES`) or did not fit, or the
-            process that watches them died.
+        PreemptedError: the rank runs in this process, whose node is about to be taken away.
+        InfrastructureError: ranks died too often or did not fit, or what watches them died.
         Exception: any other exception of a rank, with that rank's traceback as a note.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -118,7 +118,7 @@ def run_ranks(
             try:
                 if not _fit(loop, config, name, ranks, timeout):
                     return
-                _require_another_start(ranks)
+                _refuse_local_restart(ranks)
             except WorkerGroupError as error:
                 failures = list(error.worker_failures.values())
                 # An error of the code or of the data would come again, so it is not tried again.
@@ -127,7 +127,7 @@ def run_ranks(
                 # A dead process, not an error of the code: try again from the checkpoint.
                 deaths.add(failures)
             except (TrainingFailedError, RayActorError) as error:
-                raise _without_controller(error) from None
+                raise _controller_error(error) from None
 
 
 def await_room(ranks: Ranks, least: int) -> None:
@@ -139,7 +139,7 @@ def await_room(ranks: Ranks, least: int) -> None:
     wait_for_nodes(ranks.share, least)  # an autoscaler adds them
     started = time.monotonic()
     told = False
-    while (room := ranks.share.slots(schedulable_nodes())) < least:
+    while (room := ranks.share.count_fitting(schedulable_nodes())) < least:
         if not told:
             say(f"distillation: waiting for nodes for {least} ranks; there is room for {room}")
             told = True
@@ -148,7 +148,7 @@ def await_room(ranks: Ranks, least: int) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _without_controller(error: Exception) -> InfrastructureError:
+def _controller_error(error: Exception) -> InfrastructureError:
     """The error of a run whose controller in Ray has died or given up."""
     # Not started again here: without a dashboard nobody frees what it has reserved.
     if isinstance(error, RayActorError):
@@ -168,17 +168,17 @@ def _without_controller(error: Exception) -> InfrastructureError:
     )
 
 
-def _require_another_start(ranks: Ranks) -> None:
-    """Raise `LeavingError` if the rank runs in this process, which cannot move to another node."""
+def _refuse_local_restart(ranks: Ranks) -> None:
+    """Raise `PreemptedError` if the rank runs in this process, which cannot go to another node."""
     if ranks.local:
-        raise LeavingError(
+        raise PreemptedError(
             "distillation: this node is about to be taken away; run the same command again on "
             "another one, it resumes"
         )
 
 
 def _fit(loop: Loop, config: dict[str, Any], name: str, ranks: Ranks, timeout: float) -> bool:
-    """Run the ranks once; returns whether the first rank asks for a restart of all.
+    """Run the ranks once; returns `restart` of the first one, see `Loop`.
 
     Ray itself restarts ranks only if a node was taken away or there was no room yet. Other failures
     are left to `run_ranks`, because Ray would retry an error of the code like a death.
@@ -216,7 +216,7 @@ def _scaling(ranks: Ranks) -> Any:
     if ranks.elastic:
         least, most = ranks.elastic
         if draining_nodes():  # Ray counts draining nodes and would wait for room on them
-            most = max(least, min(most, ranks.share.slots(schedulable_nodes())))
+            most = max(least, min(most, ranks.share.count_fitting(schedulable_nodes())))
         number = least, most
     return TRAIN.ScalingConfig(
         num_workers=number,

@@ -179,6 +179,6 @@ def report_task(
 
 def report_quarantined(manifest: Manifest, version: str, item: Quarantined[Unit]) -> None:
     """Report a quarantined unit of tasks, with the arguments of `report_task`."""
-    images = item.task.count
+    images = item.unit.count
     IMAGES.add(images, outcome="quarantined", manifest=manifest.name, method=manifest.method)
-    logs.log_event("quarantined", run=version, task=item.task.id, images=images, reason=item.reason)
+    logs.log_event("quarantined", run=version, task=item.unit.id, images=images, reason=item.reason)

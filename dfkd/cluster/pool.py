@@ -51,9 +51,9 @@ _END: Any = object()
 
 @dataclass(frozen=True)
 class Quarantined(Generic[T]):
-    """A task that failed at every attempt, with the reason of the last failure."""
+    """A unit that failed at every attempt, with the reason of the last failure."""
 
-    task: T
+    unit: T
     reason: str
     may_pass: bool = True
     """Whether a repetition of the run might cure it."""
@@ -77,8 +77,9 @@ class ActorSlot(Generic[T]):
 class Pool(Closing, Generic[T]):
     """Runs tasks on at most `size` actors (subclasses of `Actor`) that `start` makes.
 
-    The pool follows the cluster: it has as many actors as fit the available nodes, so nodes may
-    join and leave while it runs. A draining node gets no new task. With an autoscaler, further
+    A task is what one call of an actor does: a unit of synthesis, or a `StudentTask`. The pool
+    follows the cluster: it has as many actors as fit the available nodes, so nodes may join and
+    leave while it runs. A draining node gets no new task. With an autoscaler, further
     actors wait for room: they are the demand for which it adds nodes, and it ends with the driver.
 
     Each actor has at most one task in flight, so the driver's memory is bounded and a death has
@@ -98,7 +99,7 @@ class Pool(Closing, Generic[T]):
     assignment: tuple[Any, ...] = ()
     """What each actor works on in the next run: further arguments of its `begin`."""
     lasting: bool = False
-    """Whether actors at work at the end of a good run stay for the next one; `close` ends them."""
+    """Whether a run without an error leaves its actors for the next one; `close` ends them."""
     progress: Callable[[T], int] = lambda task: 0
     """How far earlier attempts have brought a task. Once that grows, they no longer count."""
     succeeded: set[type] = field(default_factory=set)
@@ -110,8 +111,8 @@ class Pool(Closing, Generic[T]):
     """Whether the last run ended early because `may_start` returned False."""
     _slots: list[ActorSlot[T]] = field(default_factory=list)
     """The actors, started or waiting for room."""
-    _retry_queue: deque[T] = field(default_factory=deque)
-    """Tasks to start next: failed ones, and one that `_peek` has drawn already."""
+    _next_tasks: deque[T] = field(default_factory=deque)
+    """Tasks to start next: failed ones, and one that `_has_next` has drawn already."""
     _tries: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     """By task id the failed attempts: the node of an actor that died, else empty."""
     _reached: dict[str, int] = field(default_factory=dict)
@@ -140,8 +141,8 @@ class Pool(Closing, Generic[T]):
         """Yield each result when it arrives, in any order; see `quarantine` afterwards.
 
         Args:
-            tasks: consumed lazily, one at a time. None means that nothing is ready yet; the pool
-                asks again when a task finishes.
+            tasks: consumed lazily, one at a time. None: nothing is ready yet; the pool asks
+                again, and ends if it gets None while no task is in flight.
             may_start: called before each task; after False no more are started.
 
         Raises:
@@ -154,10 +155,10 @@ class Pool(Closing, Generic[T]):
         ended = False
         try:
             # Draw a task before starting actors: a finished run needs no room and starts none.
-            if self._peek(tasks, may_start):
+            if self._has_next(tasks, may_start):
                 require_room(self.resources)
                 self._wanted = min(self.size, MAX_WAITING_ACTORS) if has_autoscaler() else 0
-            while self.in_flight or self._peek(tasks, may_start):
+            while self.in_flight or self._has_next(tasks, may_start):
                 self._poll()
                 self._fill(tasks, may_start)
                 yield from self._collect()
@@ -176,7 +177,7 @@ class Pool(Closing, Generic[T]):
         """Forget the tasks of the run before, and begin anew with the actors left of it."""
         self.stopped, self.largest, self._undrawn = False, 0, undrawn
         self.quarantine, self._consecutive_failures = [], []
-        for of_tasks in (self._retry_queue, self._tries, self._reached, self._timeouts):
+        for of_tasks in (self._next_tasks, self._tries, self._reached, self._timeouts):
             of_tasks.clear()
         self._finished_seconds = 0.0
         self._last_placed, self._last_poll = time.monotonic(), 0.0
@@ -198,27 +199,27 @@ class Pool(Closing, Generic[T]):
         """The number of attempts for the task id `task`, given that its last attempt succeeded."""
         return len(self._tries.get(task, ())) + 1
 
-    def _peek(self, tasks: Iterator[T | None], may_start: Callable[[T], bool]) -> bool:
-        """Whether a task may start; if so, it is the first one in `_retry_queue`."""
+    def _has_next(self, tasks: Iterator[T | None], may_start: Callable[[T], bool]) -> bool:
+        """Whether a task may start; if so, it is the first one in `_next_tasks`."""
         if self.stopped:
             return False
         # Retries come before new tasks, so that a task which always fails is known early.
-        if not self._retry_queue and (task := next(tasks, _END)) is not None:
+        if not self._next_tasks and (task := next(tasks, _END)) is not None:
             ended = task is _END
-            self._retry_queue.extend([] if ended else [task])
+            self._next_tasks.extend([] if ended else [task])
             self._undrawn = 0 if ended else operator.length_hint(tasks, self.size)
-        if not self._retry_queue:
+        if not self._next_tasks:
             return False
-        self.stopped = not may_start(self._retry_queue[0])
+        self.stopped = not may_start(self._next_tasks[0])
         return not self.stopped
 
     def _fill(self, tasks: Iterator[T | None], may_start: Callable[[T], bool]) -> None:
         """Give each idle actor a task while there are any; skip actors on draining nodes."""
         for slot in self._slots:
             if slot.awaited is None and slot.node in self._nodes:
-                if not self._peek(tasks, may_start):
+                if not self._has_next(tasks, may_start):
                     return
-                task = self._retry_queue.popleft()
+                task = self._next_tasks.popleft()
                 slot.task, slot.since = task, time.monotonic()
                 slot.awaited = slot.actor.run.remote(task)
 
@@ -285,20 +286,20 @@ class Pool(Closing, Generic[T]):
 
     def _resize(self) -> None:
         """Start or remove actors until as many are there as fit the nodes, or may wait for room."""
-        self._fitting = min(self.size, self.resources.slots(self._nodes))
+        self._fitting = min(self.size, self.resources.count_fitting(self._nodes))
         # An actor without a task would keep its GPU, or ask an autoscaler for one, until all end.
-        tasks = len(self.in_flight) + len(self._retry_queue) + self._undrawn
+        tasks = len(self.in_flight) + len(self._next_tasks) + self._undrawn
         target = min(max(self._fitting, self._wanted), tasks)
         # Actors on draining nodes end after their task, so replacements start already.
-        lasting = [slot for slot in self._slots if not slot.node or slot.node in self._nodes]
-        for _ in range(target - len(lasting)):
+        staying = [slot for slot in self._slots if not slot.node or slot.node in self._nodes]
+        for _ in range(target - len(staying)):
             slot = ActorSlot[T](self.start())
             self._begin(slot)
             self._slots.append(slot)
         # To shrink, remove only actors without a task, first those that have not started.
-        idle = [slot for slot in lasting if not slot.node or not (self._undrawn or slot.task)]
+        idle = [slot for slot in staying if not slot.node or not (self._undrawn or slot.task)]
         idle.sort(key=lambda slot: bool(slot.node))
-        for slot in idle[: max(0, len(lasting) - target)]:
+        for slot in idle[: max(0, len(staying) - target)]:
             self._remove(slot)
 
     def _begin(self, slot: ActorSlot[T]) -> None:
@@ -390,7 +391,7 @@ class Pool(Closing, Generic[T]):
             self._refresh_nodes()
         charged, most = self._count_charged(tries), self.attempts + MAX_NODE_LOSSES
         if charged < self.attempts and len(tries) < most:
-            self._retry_queue.append(task)
+            self._next_tasks.append(task)
         else:
             self.quarantine.append(Quarantined(task, reason, may_pass))
 

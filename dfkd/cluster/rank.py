@@ -76,8 +76,8 @@ def train(config: dict[str, Any]) -> bool:
     """Train one student with all ranks together; rank 0 writes checkpoints and student.
 
     Returns:
-        Whether all ranks must be restarted, because the node of one of them is about to be taken
-        away. They stopped with a checkpoint of their last step.
+        `restart`, see `dfkd.cluster.launch.Loop`. The ranks stopped with a checkpoint of their last
+        step.
     """
     job: Job = config["job"]
     # Loading and writing may hang like a step.
@@ -108,7 +108,7 @@ def _train(job: Job, hang_watch: HangWatch) -> bool:
     newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
     if newest:
         distiller.restore(_read(checkpoints, newest))
-    pace = Pace(stream.rows, manifest=job.manifest.name, method=job.method)
+    pace = Pace(stream.rank_batch_size, manifest=job.manifest.name, method=job.method)
     loop = _Loop(stream, distiller, pace, hang_watch)
     if rank == 0:
         return _train_as_leader(job, version, folder, loop, checkpoints)
@@ -159,37 +159,37 @@ class _Loop:
 
     def run(
         self,
-        node_watch: "PreemptionWatch | NodeWatch",
+        node_watch: "PreemptionWatch | LocalPreemptionWatch",
         advance: Callable[[Batch], object],
         save: Callable[[], None],
     ) -> bool:
-        """Train from the distiller's step to the end; returns True if it stopped early.
+        """Train from the distiller's step to the end; returns `restart`, see `launch.Loop`.
 
-        It stops early when a rank's node is about to be taken away. Before each checkpoint and at
+        Before each checkpoint and at
         the end the batch-norm statistics are averaged over the ranks.
         """
         distiller, config = self.distiller, self.distiller.config
-        steps, leaving = distiller.schedule.steps_per_epoch, False
+        steps, restart = distiller.schedule.steps_per_epoch, False
         remedy = "lower it, set distillation.precision=bfloat16, or raise distillation.workers"
         memory = memory_limited_by("distillation.batch_size", config.batch_size, remedy)
         with node_watch, memory:
-            while not (distiller.done or leaving):
+            while not (distiller.done or restart):
                 # After a restart the epoch goes on behind the batches that the checkpoint has seen.
                 batches = self.stream.batches(distiller.epoch, distiller.step % steps)
                 for batch in self.pace.timed(batches):
                     advance(batch)
                     self.hang_watch.advanced()
                     # All ranks get the same answer, so all of them stop at the same step.
-                    leaving = node_watch.received() and not distiller.done
-                    if leaving:
+                    restart = node_watch.received() and not distiller.done
+                    if restart:
                         break
                 # All ranks come here at the same step, which the collective mean needs.
-                if distiller.done or leaving or distiller.epoch % config.checkpoint_epochs == 0:
+                if distiller.done or restart or distiller.epoch % config.checkpoint_epochs == 0:
                     average_buffers(distiller.student)
                     if not distiller.done:
                         save()
         self.pace.report()
-        return leaving
+        return restart
 
 
 @dataclass
@@ -207,7 +207,7 @@ class _Leader:
         distiller, schedule = self.distiller, self.distiller.schedule
         # People see errors of augmentation at once in a picture, and in no curve.
         if distiller.step == 0:
-            self.tracker.images("augmented", distiller.view(batch)[: 2 * SAMPLES], 0)
+            self.tracker.images("augmented", distiller.augmented(batch)[: 2 * SAMPLES], 0)
         metrics = distiller.advance(batch)
         self.tracker.record(metrics.loss, metrics.agreement)
         # Reading the loss waits for the device, so it is done every `LOG_STEPS` only.
@@ -236,7 +236,7 @@ def _train_as_leader(
     with Tracker(bar, folder.child(layout.TENSORBOARD), batch_size) as tracker:
         leader = _Leader(distiller, tracker, checkpoints)
         # Stopped early: the checkpoint is written, and the ranks that start next go on from it.
-        node_watch = NodeWatch() if job.local else PreemptionWatch()
+        node_watch = LocalPreemptionWatch() if job.local else PreemptionWatch()
         if loop.run(node_watch, leader.advance, leader.save):
             return True
         tracker.upload()
@@ -299,7 +299,7 @@ def open_distiller(
         config,
         Schedule.of(config, stream.steps),
         job.seed,
-        label=target_function(manifest, device),
+        target_function=target_function(manifest, device),
         objective=objective,
         device=device,
         rank=rank,
@@ -307,7 +307,7 @@ def open_distiller(
         if world > 1
         else lambda module: module,
         # DDP averages over ranks, whose parts of a batch may differ by an image.
-        weight=stream.rows * world / config.batch_size,
+        loss_weight=stream.rank_batch_size * world / config.batch_size,
     )
 
 
@@ -339,8 +339,8 @@ class PreemptionWatch:
         self._thread.shutdown(wait=error is None)
 
 
-class NodeWatch(Closing):
-    """Tells a rank in local mode, to which Ray Train gives no notice, that its node is leaving."""
+class LocalPreemptionWatch(Closing):
+    """Tells a rank in local mode, to which Ray Train gives no notice, that its node is restart."""
 
     def __init__(self) -> None:
         self._asked = -math.inf

@@ -16,7 +16,7 @@ from dfkd.cluster.metrics import count_request, report_quarantined, report_task
 from dfkd.cluster.pool import Pool, Quarantined
 from dfkd.cluster.schedule import PromptProgress, ready_work
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
-from dfkd.cluster.worker import SynthesisWorker, TaskResult, Worker, synthesis_pool
+from dfkd.cluster.worker import SynthesisWorker, UnitResult, Worker, synthesis_pool
 from dfkd.config import identity as identities
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
@@ -42,7 +42,7 @@ from dfkd.models.generators import kinds
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, require_root_space
 from dfkd.storage.cost_records import CostCounter, record_cost
-from dfkd.storage.lease import other_readers, reading
+from dfkd.storage.lease import other_holders, protecting
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import environment
 from dfkd.utils.progress import LineBar, ScreenBar, bar, say
@@ -101,7 +101,7 @@ def build(
     require_space([(manifest, identity)])
     # The lease protects an abandoned or old version from a jobs/clean.py that runs meanwhile. It
     # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
-    with reading(root, [f"{manifest.method}/{version.id}"]):
+    with protecting(root, [f"{manifest.method}/{version.id}"]):
         begin(version.home, identity, abandon)
         quarantined = _make_missing(manifest, root, version, worker_seconds, pool)
         if quarantined and not accept_partial:
@@ -158,7 +158,7 @@ def _make_missing(
     """
     if version.published:
         return {}
-    if others := other_readers(root, f"{manifest.method}/{version.id}"):
+    if others := other_holders(root, f"{manifest.method}/{version.id}"):
         say(f"note: {manifest.method}: {', '.join(others)} makes the same images; stop one of you")
     version.lift_quarantine()
     with (
@@ -242,7 +242,7 @@ def write_missing(
         _refuse_over_budget(cost.images, pool.busy_seconds, worker_seconds)
     if chain:
         return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
-    return {task.id: item.reason for item in pool.quarantine for task in item.task.tasks}
+    return {task.id: item.reason for item in pool.quarantine for task in item.unit.tasks}
 
 
 def _refuse_over_budget(images: int, spent: float, limit: float) -> None:
@@ -267,6 +267,8 @@ def _run(
         PromptProgress.of(manifest, version) as prompts,
         _reporting(manifest, version, pool, cost, done) as report,
     ):
+        # Units of these kinds have been finished before, so their time-outs are retried. Two of a
+        # kind that has never succeeded mean that `cluster.task_timeout` is too short.
         pool.succeeded = {kind for kind, some in ((Unit, done), (PromptPart, prompts.done)) if some}
         work = ready_work(prompts, images, lambda: bool(_failed_prompts(pool)))
         try:
@@ -300,7 +302,7 @@ def _assign(
 
 def _failed_prompts(pool: Pool[Any]) -> list[Quarantined[Any]]:
     """What is quarantined of the prompts."""
-    return [item for item in pool.quarantine if not isinstance(item.task, Unit)]
+    return [item for item in pool.quarantine if not isinstance(item.unit, Unit)]
 
 
 @contextmanager
@@ -340,7 +342,7 @@ class _ShardReport:
     _quarantined: int = 0
     """The number of quarantined units reported so far."""
 
-    def record(self, result: TaskResult[list[tuple[Receipt, ShardSummary]]]) -> None:
+    def record(self, result: UnitResult[list[tuple[Receipt, ShardSummary]]]) -> None:
         """Count and show the shards of a finished unit."""
         self.cost.workers = self.pool.largest
         for receipt, summary in result.result:
@@ -360,7 +362,7 @@ class _ShardReport:
                 attempt=self.pool.tries(result.unit),
             )
         for note in result.notes:
-            say(f"note: task {result.unit}: {note}")
+            say(f"note: unit {result.unit}: {note}")
         self.show_failures()
 
     def show_failures(self) -> None:
@@ -369,10 +371,10 @@ class _ShardReport:
         new = self.pool.quarantine[self._quarantined :]
         self._quarantined += len(new)
         for item in new:
-            if not isinstance(item.task, Unit):
+            if not isinstance(item.unit, Unit):
                 continue  # of the prompts, with which the run ends
             report_quarantined(self.manifest, self.version.id, item)
-            for task in item.task.tasks:
+            for task in item.unit.tasks:
                 self.version.quarantine(task.id, item.reason)
         counts = {"failed": self.tracker.failed, "quarantined": len(self.pool.quarantine)}
         self.progress.note(", ".join(f"{n} {what}" for what, n in counts.items() if n))

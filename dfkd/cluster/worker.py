@@ -51,7 +51,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class TaskResult(Generic[R]):
+class UnitResult(Generic[R]):
     """The result of a unit of work, and what the work cost."""
 
     result: R
@@ -86,7 +86,7 @@ class Worker(ABC):
     cpus: float
     slot: TeacherSlot = field(default_factory=TeacherSlot)
     notes: list[str] = field(default_factory=list, init=False)
-    """`TaskResult.notes` of the current unit."""
+    """`UnitResult.notes` of the current unit."""
     _maker: Any = field(default=None, init=False)
     """What makes prompts or shards, with the loaded models; None before the first unit."""
 
@@ -94,16 +94,16 @@ class Worker(ABC):
         # An observer is not pickled, so the version comes without one from the driver.
         self.version = replace(self.version, home=self.version.home.observed(count_request))
 
-    def run(self, unit: Any) -> TaskResult[Any]:
+    def run(self, unit: Any) -> UnitResult[Any]:
         """Do a unit of work; returns its result and its cost."""
         started = time.perf_counter()
         self.notes.clear()  # an attempt that raised has left its own
-        result, notes = self.run_task(unit), tuple(self.notes)
+        result, notes = self.do_unit(unit), tuple(self.notes)
         seconds, node = time.perf_counter() - started, ray.util.get_node_ip_address()
-        return TaskResult(result, seconds, device_name(pick_device()), notes, node, unit.id)
+        return UnitResult(result, seconds, device_name(pick_device()), notes, node, unit.id)
 
     @abstractmethod
-    def run_task(self, unit: Any) -> Any:
+    def do_unit(self, unit: Any) -> Any:
         """Do a unit of work and leave its output in storage; returns a summary for the driver."""
 
     def load_teacher(self) -> Teacher:
@@ -181,7 +181,7 @@ class SynthesisActor(Actor):
         own = manifest, version, self.cpus, self._slot
         self._workers = (PromptWorker(*own), kind(*own))
 
-    def run(self, unit: Any) -> TaskResult[Any]:
+    def run(self, unit: Any) -> UnitResult[Any]:
         """Do a unit of work on the present version."""
         prompts, shards = self._workers
         return (shards if isinstance(unit, Unit) else prompts).run(unit)
@@ -206,7 +206,7 @@ def synthesis_pool(cluster: Cluster) -> Pool[Any]:
 class PromptWorker(Worker):
     """Makes prompts part after part; a new worker continues where a dead one stopped."""
 
-    def run_task(self, unit: PromptPart | PromptSummary) -> int | None:
+    def do_unit(self, unit: PromptPart | PromptSummary) -> int | None:
         """Write one part and return its number; for a `PromptSummary` write prompts.json."""
         if self._maker is None:
             base = self.version.base()
@@ -229,7 +229,7 @@ class PromptWorker(Worker):
 class SynthesisWorker(Worker):
     """Makes the shards of units of tasks."""
 
-    def run_task(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+    def do_unit(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
         """Synthesise, write and commit a unit's tasks; returns receipt and summary of each."""
         # A maker that raises may be half-way through a part, so the next attempt loads a new one.
         maker, self._maker = self._maker or self._load_maker(unit), None

@@ -48,8 +48,8 @@ class RankShare:
 
     rank: int = 0
     world: int = 1
-    readers: int = 0
-    """Decoding threads; 0 decodes in the prefetch thread."""
+    decode_threads: int = 0
+    """Threads that decode; 0 decodes in the prefetch thread."""
 
 
 def cache_limit(cpus: float) -> int:
@@ -84,6 +84,13 @@ class Stream:
     sample once, to one rank, except those of the last incomplete batch; if it changes within an
     epoch, the rest of that epoch repeats some samples and leaves out others. All ranks take the
     same number of steps.
+
+    Attributes:
+        steps: steps of an epoch, the same on every rank.
+        rank_batch_size: images of one step on this rank.
+        runs: start of each run of samples that one request reads, and the last end, int64 [R + 1].
+        buffer: samples in the shuffle buffer.
+        cached: whether decoded images stay in memory after their first use.
     """
 
     def __init__(
@@ -112,14 +119,16 @@ class Stream:
         self.steps = steps_per_epoch(images, batch_size)
         # The first `remainder` ranks take one image more, so any world size gives the same batch.
         quotient, remainder = divmod(batch_size, share.world)
-        self.rows = quotient + (share.rank < remainder)
+        self.rank_batch_size = quotient + (share.rank < remainder)
         self._offset = share.rank * quotient + min(share.rank, remainder)
         mean_bytes = sum(receipt.bytes for receipt in shards) / images
-        self.buffer = max(2 * self.rows, int(buffer_bytes / mean_bytes))
-        length = min(run_length(self.buffer, self.rows), max(1, int(MAX_RUN_BYTES / mean_bytes)))
+        self.buffer = max(2 * self.rank_batch_size, int(buffer_bytes / mean_bytes))
+        length = min(
+            run_length(self.buffer, self.rank_batch_size), max(1, int(MAX_RUN_BYTES / mean_bytes))
+        )
         self.runs = run_bounds([receipt.samples for receipt in shards], length)
-        labels = 4 * len(version.classes) + 2 * MAX_EMBEDDING_DIM
-        self.cached = images * (3 * image_size**2 + labels) <= cache_bytes
+        label_bytes = 4 * len(version.classes) + 2 * MAX_EMBEDDING_DIM
+        self.cached = images * (3 * image_size**2 + label_bytes) <= cache_bytes
         self._embedding_width: int | None = None
 
     @cached_property
@@ -132,7 +141,9 @@ class Stream:
         rank, world, start = self.share.rank, self.share.world, self.steps * self._offset
         # All ranks draw the same order of runs and cut it into disjoint pieces.
         run_generator = np.random.default_rng(derive_seed("runs", self.seed, epoch))
-        own = reading_order(self.runs, run_generator)[start : start + self.steps * self.rows]
+        own = reading_order(self.runs, run_generator)[
+            start : start + self.steps * self.rank_batch_size
+        ]
         sample_seed = derive_seed("samples", self.seed, epoch, rank, world)
         return shuffled(own, self.buffer, np.random.default_rng(sample_seed))
 
@@ -142,29 +153,33 @@ class Stream:
         Raises:
             CorruptionError: a sample is not what was published; no sample of its run was used.
         """
-        parts = _split(self.order(epoch)[step * self.rows :], self.rows)
-        batches = self._from_cache(parts) if self.cached else self._from_storage(parts)
-        # Page-locked memory is memory that the GPU reads while it computes.
+        batch_samples = _split(
+            self.order(epoch)[step * self.rank_batch_size :], self.rank_batch_size
+        )
+        batches = (
+            self._from_cache(batch_samples) if self.cached else self._from_storage(batch_samples)
+        )
+        # From pinned memory the copy to the GPU runs beside the computation (`non_blocking`).
         pinned = torch.cuda.is_available()
         prepared = (batch.pinned() if pinned else batch for batch in batches)
         with contextlib.closing(batches), contextlib.closing(_ahead(prepared)) as ready:
             yield from ready
 
-    def _from_storage(self, parts: Sequence[Indices]) -> Generator[Batch]:
-        """Yield the batch of each part, whose samples are read and decoded for it."""
-        with contextlib.closing(self._decoded(parts)) as decoded:
-            for samples in parts:
+    def _from_storage(self, batch_samples: Sequence[Indices]) -> Generator[Batch]:
+        """Yield the batch of each entry, whose samples are read and decoded for it."""
+        with contextlib.closing(self._decoded(batch_samples)) as decoded:
+            for samples in batch_samples:
                 yield self._batch(samples, *next(decoded))
 
-    def _from_cache(self, parts: Sequence[Indices]) -> Generator[Batch]:
-        """Yield the batch of each part from the cache, which first gets the samples it lacks.
+    def _from_cache(self, batch_samples: Sequence[Indices]) -> Generator[Batch]:
+        """Yield the batch of each entry from the cache, which first gets the samples it lacks.
 
         So only the first epoch reads; a resumed one reads what it needs, and the next one the rest.
         """
         # An epoch shows each sample once, so none of these is added for an earlier batch.
-        missing = [samples[~self._cache.filled[samples]] for samples in parts]
+        missing = [samples[~self._cache.filled[samples]] for samples in batch_samples]
         with contextlib.closing(self._decoded([each for each in missing if len(each)])) as decoded:
-            for samples, lacking in zip(parts, missing, strict=True):
+            for samples, lacking in zip(batch_samples, missing, strict=True):
                 if len(lacking):
                     self._cache.keep(lacking, *next(decoded))
                 yield self._batch(samples, *self._cache.take(samples))
@@ -212,27 +227,29 @@ class Stream:
             raise _unusable(example, "embedding.npy", rule)
         return example
 
-    def _decoded(self, parts: Sequence[Indices]) -> Generator[tuple[Tensor, Tensor, Tensor]]:
+    def _decoded(
+        self, batch_samples: Sequence[Indices]
+    ) -> Generator[tuple[Tensor, Tensor, Tensor]]:
         """Yield pixels uint8 [B, H, W, 3], distances and embeddings of the samples of each part."""
         with (
             # Parsing is Python and decoding is not, so a thread parses while this one decodes.
-            contextlib.closing(_ahead(self._examples(parts))) as parsed,
-            ThreadPoolExecutor(max(1, self.share.readers), "dfkd-decode") as pool,
+            contextlib.closing(_ahead(self._examples(batch_samples))) as parsed,
+            ThreadPoolExecutor(max(1, self.share.decode_threads), "dfkd-decode") as pool,
         ):
-            apply = pool.map if self.share.readers else map
+            apply = pool.map if self.share.decode_threads else map
             for examples in parsed:
                 images = list(apply(lambda example: decode(example, self.image_size), examples))
                 yield torch.stack(images), *_arrays(examples)
 
-    def _examples(self, parts: Sequence[Indices]) -> Generator[list[Example]]:
+    def _examples(self, batch_samples: Sequence[Indices]) -> Generator[list[Example]]:
         """Yield the examples of each part.
 
         A run is fetched when its first sample is due. Each sample is dropped after its use, so
         memory holds about one shuffle buffer of encoded images.
         """
         fetched: dict[int, bytearray] = {}
-        with contextlib.closing(self._read(np.concatenate(parts))) as runs:
-            for samples in parts:
+        with contextlib.closing(self._read(np.concatenate(batch_samples))) as runs:
+            for samples in batch_samples:
                 examples = []
                 for sample in samples.tolist():
                     # `runs` follows the order of first uses, so the next run holds this sample.

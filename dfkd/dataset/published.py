@@ -220,8 +220,8 @@ class PublishedVersion:
         ]
 
 
-def open_version(storage: Storage, name: str, sha256: str | None = None) -> PublishedVersion:
-    """Open the published version `name` (16 digits) in the storage of a method.
+def open_version(home: Storage, name: str, sha256: str | None = None) -> PublishedVersion:
+    """Open the published version `name` (16 digits) in the home of a method.
 
     Args:
         sha256: the expected sha256 of manifest.json, if known (`current` knows it).
@@ -230,8 +230,8 @@ def open_version(storage: Storage, name: str, sha256: str | None = None) -> Publ
         CorruptionError: the version is not published (`MissingObject`), or its manifest is damaged.
     """
     key = f"{layout.version(name)}/{layout.MANIFEST}"
-    data = storage.get(key)
-    manifest = parse_json(data, storage.location(key))
+    data = home.get(key)
+    manifest = parse_json(data, home.location(key))
     try:
         # Without `sha256` nothing vouches for the bytes, so the content itself is checked.
         checked = _Manifest.model_validate_json(data)
@@ -240,10 +240,10 @@ def open_version(storage: Storage, name: str, sha256: str | None = None) -> Publ
         consistent = False
     if not consistent or (sha256 and hashlib.sha256(data).hexdigest() != sha256):
         raise CorruptionError(
-            f"{storage.location(key)}: is not the manifest that was published; "
+            f"{home.location(key)}: is not the manifest that was published; "
             "restore it, or give another storage.root and synthesise again"
         )
-    return PublishedVersion(storage, manifest, checked.shards)
+    return PublishedVersion(home, manifest, checked.shards)
 
 
 def _is_consistent(manifest: _Manifest, name: str) -> bool:
@@ -260,50 +260,50 @@ def _is_consistent(manifest: _Manifest, name: str) -> bool:
     )
 
 
-def current(storage: Storage) -> PublishedVersion | None:
+def current(home: Storage) -> PublishedVersion | None:
     """The version that readers use, or None before the first is published."""
-    pointer = _newest_pointer(storage)
-    return open_version(storage, pointer.version, pointer.manifest) if pointer else None
+    pointer = _newest_pointer(home)
+    return open_version(home, pointer.version, pointer.manifest) if pointer else None
 
 
-def current_id(storage: Storage) -> str | None:
+def current_id(home: Storage) -> str | None:
     """The id of the version that readers use, without reading the version; None if there is none.
 
     Raises:
         CorruptionError: the pointer names no version.
     """
-    pointer = _newest_pointer(storage)
+    pointer = _newest_pointer(home)
     return pointer.version if pointer else None
 
 
-def pointed_versions(storage: Storage) -> list[str]:
+def pointed_versions(home: Storage) -> list[str]:
     """The versions that have been current, in that order; some more than once."""
-    return [read_pointer(storage, key).version for key in _pointer_keys(storage)]
+    return [read_pointer(home, key).version for key in _pointer_keys(home)]
 
 
-def _pointer_keys(storage: Storage) -> list[str]:
+def _pointer_keys(home: Storage) -> list[str]:
     """The keys of the pointers, in the order of their numbers, which all have eight digits."""
-    return [key for key in storage.list(layout.CURRENT) if layout.pointer_number(key) is not None]
+    return [key for key in home.list(layout.CURRENT) if layout.pointer_number(key) is not None]
 
 
-def _newest_pointer(storage: Storage) -> Pointer | None:
+def _newest_pointer(home: Storage) -> Pointer | None:
     """The pointer with the highest number; None if there is none."""
-    keys = _pointer_keys(storage)
-    return read_pointer(storage, keys[-1]) if keys else None
+    keys = _pointer_keys(home)
+    return read_pointer(home, keys[-1]) if keys else None
 
 
-def read_pointer(storage: Storage, key: str) -> Pointer:
+def read_pointer(home: Storage, key: str) -> Pointer:
     """The content of an object under `current/`; `CorruptionError` if it names no version."""
     try:
-        pointer = read_as(_POINTER, storage.get(key))
+        pointer = read_as(_POINTER, home.get(key))
     except ValueError:  # no JSON, or another one
         pointer = None
     if pointer is None or key != layout.pointer(pointer.number):
-        raise CorruptionError(f"{storage.location(key)}: names no version; restore or delete it")
+        raise CorruptionError(f"{home.location(key)}: names no version; restore or delete it")
     return pointer
 
 
-def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: None) -> None:
+def advance(home: Storage, name: str, fence: Callable[[], object] = lambda: None) -> None:
     """Make the published version `name` current, unless it already is.
 
     Args:
@@ -313,33 +313,33 @@ def advance(storage: Storage, name: str, fence: Callable[[], object] = lambda: N
     Raises:
         DfkdError: jobs/clean.py is removing the version, or has removed it.
     """
-    digest = sha256_object(storage, manifest := f"{layout.version(name)}/{layout.MANIFEST}")
+    digest = sha256_object(home, manifest := f"{layout.version(name)}/{layout.MANIFEST}")
     if digest is None:
-        raise missing_object(storage.location(manifest))
+        raise missing_object(home.location(manifest))
     written = False
     while not written:
-        newest = _newest_pointer(storage)
+        newest = _newest_pointer(home)
         if newest and (newest.version, newest.manifest) == (name, digest):
             return
         fence()
-        refuse_removal(storage, name)
+        refuse_removal(home, name)
         # The write fails if another process has used the number. The newest pointer is read again
         # then, so concurrent calls are ordered and none is lost.
         number = newest.number + 1 if newest else 1
         data = canonical({"version": name, "manifest": digest, "number": number})
-        written = storage.put_if_absent(layout.pointer(number), data)
+        written = home.put_if_absent(layout.pointer(number), data)
 
 
-def refuse_removal(storage: Storage, name: str) -> None:
+def refuse_removal(home: Storage, name: str) -> None:
     """Raise `DfkdError` if jobs/clean.py has begun to remove the version `name`.
 
     Garbage collection writes the mark and then checks the leases; a reader takes a lease and then
     checks the mark. At least one side sees the other, whatever the interleaving.
     """
-    if storage.exists(f"{layout.version(name)}/{layout.REMOVING}"):
+    if home.exists(f"{layout.version(name)}/{layout.REMOVING}"):
         # Not the exit code 4: after a kill, only jobs/clean.py ends the removal.
         raise DfkdError(
-            f"{storage.location(layout.version(name))}: is being removed; "
+            f"{home.location(layout.version(name))}: is being removed; "
             "run jobs/clean.py once more, then the same command again"
         )
 

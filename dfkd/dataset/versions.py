@@ -32,11 +32,11 @@ from dfkd.storage.base import Storage, in_order
 from dfkd.utils.strict_json import canonical
 
 
-def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) -> "Version":
+def begin(home: Storage, identity: Mapping[str, Any], abandon: bool = False) -> "Version":
     """Begin or resume the version of an identity.
 
     Args:
-        storage: the storage of one method.
+        home: the storage of one method.
         identity: from `dfkd.config.identity.identity`.
         abandon: mark unfinished versions of other identities as abandoned instead of refusing.
 
@@ -47,43 +47,43 @@ def begin(storage: Storage, identity: Mapping[str, Any], abandon: bool = False) 
     """
     # The identity goes through JSON, so that it compares equal to the stored one.
     requested = json.loads(canonical(dict(identity)))
-    version = Version(storage, fingerprint(requested))
+    version = Version(home, fingerprint(requested))
     if abandon:
-        for other in _unfinished(storage):
+        for other in _unfinished(home):
             if other != version.id:
-                storage.put(f"{layout.version(other)}/{layout.ABANDONED}", b"")
+                home.put(f"{layout.version(other)}/{layout.ABANDONED}", b"")
     else:
-        refuse_unfinished(storage, requested)
+        refuse_unfinished(home, requested)
     # The name is a prefix of the fingerprint, so a stored identity could differ by a collision.
     if not version.storage.put_if_absent(layout.IDENTITY, canonical(requested)):
         refuse_difference(version.identity, requested, version.storage.location())
     version.storage.delete(layout.ABANDONED)
-    refuse_removal(storage, version.id)
+    refuse_removal(home, version.id)
     return version
 
 
-def refuse_unfinished(storage: Storage, identity: Mapping[str, Any]) -> None:
+def refuse_unfinished(home: Storage, identity: Mapping[str, Any]) -> None:
     """Raise `FingerprintError` if a version of another identity is unfinished in the storage of one
     method; the text shows the difference.
     """
     requested = json.loads(canonical(dict(identity)))
-    for other in _unfinished(storage):
-        stored = read_json(storage, f"{layout.version(other)}/{layout.IDENTITY}")
-        refuse_difference(stored, requested, storage.location(layout.version(other)))
+    for other in _unfinished(home):
+        stored = read_json(home, f"{layout.version(other)}/{layout.IDENTITY}")
+        refuse_difference(stored, requested, home.location(layout.version(other)))
 
 
-def _unfinished(storage: Storage) -> list[str]:
+def _unfinished(home: Storage) -> list[str]:
     """The ids of the versions that were begun and neither published, abandoned nor removed."""
 
     def unfinished(name: str) -> bool:
         """Whether a version was begun and has none of the marks that end it."""
         head = layout.version(name)
         ended = (layout.MANIFEST, layout.ABANDONED, layout.REMOVING)
-        return storage.exists(f"{head}/{layout.IDENTITY}") and not any(
-            storage.exists(f"{head}/{mark}") for mark in ended
+        return home.exists(f"{head}/{layout.IDENTITY}") and not any(
+            home.exists(f"{head}/{mark}") for mark in ended
         )
 
-    return [name for name in storage.folders(layout.VERSIONS) if unfinished(name)]
+    return [name for name in home.folders(layout.VERSIONS) if unfinished(name)]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dfkd.models.student import Student
 def average_buffers(module: nn.Module) -> None:
     """Replace the floating-point buffers of `module` by their mean over all ranks, in place.
 
-    These buffers are the running means and variances of batch norm, which each rank on a CPU
-    computes from its own images. The mean is computed in float64, so equal values stay exactly the
-    same.
+    These buffers are the student's constants, which stay as they are, and the running means and
+    variances of batch norm, which each rank on a CPU computes from its own images. The mean is
+    computed in float64, so equal values stay exactly the same.
     """
     if not torch.distributed.is_initialized():
         return
@@ -49,9 +49,9 @@ def share_batch_norm(student: Student) -> Student:
 def distribute(module: nn.Module, precision: str) -> nn.Module:
     """`module` in DDP, without broadcast buffers: `average_buffers` handles batch-norm statistics.
 
-    With bfloat16 precision the gradients are sent in bfloat16, because on a CPU the sum over ranks
-    takes half as long as a step otherwise. The setting decides, not the device's capability, so
-    that all ranks use the same format.
+    With bfloat16 precision the gradients are sent in bfloat16, because a float32 all-reduce on a
+    CPU takes half as long as a step. The setting decides, not the device's capability, so that all
+    ranks use the same format.
     """
     device = next(module.parameters()).device
     ids = [device] if device.type == "cuda" else None

@@ -85,12 +85,12 @@ class Distiller:
         config: Distillation,
         schedule: Schedule,
         seed: int,
-        label: TargetFunction | None = None,
+        target_function: TargetFunction | None = None,
         objective: Objective = RAW_DISTANCES,
         device: torch.device = CPU,
         rank: int = 0,
         distribute: Distribute = lambda module: module,
-        weight: float = 1.0,
+        loss_weight: float = 1.0,
     ) -> None:
         """Start at step 0.
 
@@ -98,16 +98,16 @@ class Distiller:
             student: moved to `device` and trained in place.
             schedule: number of steps, and the learning rate of each.
             seed: seed of the student; each step's randomness is derived from it.
-            label: computes the targets from the views; None uses those that are stored with the
-                images.
+            target_function: computes the targets from the views; None uses those that are stored
+                with the images.
             objective: standardisation of the targets, and the loss on them.
             rank: number of this process, from 0.
             distribute: wraps the student for training with several ranks.
-            weight: factor on this rank's loss: its images of a step, divided by the mean over the
-                ranks.
+            loss_weight: factor on this rank's loss: its images of a step, divided by the mean over
+                the ranks.
         """
-        self.loss_weight = weight
-        self.config, self.schedule, self.seed, self.label = config, schedule, seed, label
+        self.loss_weight, self.target_function = loss_weight, target_function
+        self.config, self.schedule, self.seed = config, schedule, seed
         self.objective, self.device = objective, device
         self.rank, self.distribute = rank, distribute
         self.student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -146,9 +146,9 @@ class Distiller:
         With several ranks, all of them must call it: the backward pass averages the gradients.
         """
         assert self.model is not None  # noqa: S101 - for the type checker
-        views = self.view(batch)
+        views = self.augmented(batch)
         targets = self._targets(views, batch)
-        with seeded(self._own_seed, self.device), autocast(self.device, self.config.precision):
+        with seeded(self._step_seed, self.device), autocast(self.device, self.config.precision):
             outputs = self.model(views)
         loss = self.objective.loss(outputs.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
@@ -166,7 +166,7 @@ class Distiller:
         student, teacher = self.objective.nearest(outputs.detach(), targets)
         return StepMetrics(loss.detach(), (student == teacher).float().mean())
 
-    def view(self, batch: Batch) -> Tensor:
+    def augmented(self, batch: Batch) -> Tensor:
         """The next step's augmented images, float32 [B, 3, H, W] in [0, 1].
 
         The same batch gives the same views until `advance` has done the step.
@@ -174,21 +174,23 @@ class Distiller:
         # `non_blocking`: the steps before go on while the images are copied to a GPU.
         pixels = batch.pixels.to(self.device, non_blocking=True).float().div_(255)
         if self.config.augmentation:
-            generator = torch.Generator(self.device).manual_seed(self._own_seed)
+            generator = torch.Generator(self.device).manual_seed(self._step_seed)
             pixels = augment(pixels, self.config.augmentation, generator)
         return pixels.contiguous(memory_format=torch.channels_last)
 
     @property
-    def _own_seed(self) -> int:
+    def _step_seed(self) -> int:
         """The seed of this step's randomness on this rank."""
         return derive_seed("step", self.seed, self.step, self.rank)
 
     @torch.no_grad()
     def _targets(self, pixels: Tensor, batch: Batch) -> Tensor:
-        """What the teacher says float32 [B, M or E]: of the views, or stored with the images."""
-        if self.label is None:
+        """The teacher's distances [B, M] or embeddings [B, E], float32: of the views, or stored
+        with the images.
+        """
+        if self.target_function is None:
             return self.objective.stored(batch).to(self.device).float()
-        return self.label(pixels)
+        return self.target_function(pixels)
 
     def state(self) -> dict[str, Tensor]:
         """All that `restore` needs, as CPU tensors: `student.*`, `optimizer.INDEX.NAME` and `step`.

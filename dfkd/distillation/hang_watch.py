@@ -19,7 +19,7 @@ LEAST_SECONDS = 1200.0
 """The smallest limit: a storage that does not answer raises an error within a quarter of an hour,
 and then says more than this watch."""
 FACTOR = 50.0
-"""How many times as long as the slowest step so far a step may take."""
+"""Limit of a step, as a multiple of the slowest step so far."""
 LAST_SECONDS = 10.0
 """Seconds for the message, which waits for ever if stderr is what hangs."""
 
@@ -38,8 +38,8 @@ class HangWatch(Closing):
     def __init__(self, longest: float) -> None:
         """`longest`: seconds that any step may take, also the first, which loads; 0: without end.
 
-        Later steps may take `FACTOR` times as long as the slowest one, and `LEAST_SECONDS`, but not
-        longer than `longest`.
+        The limit of later steps is the larger of `FACTOR` x the slowest one and `LEAST_SECONDS`,
+        but at most `longest`.
         """
         self._longest = self.limit = longest
         self._idle = self._slowest = 0.0

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.dataset.batch import Batch
-from dfkd.models.student import Student, fold
+from dfkd.models.student import Student, rescale_output
 from dfkd.models.teacher import distances
 
 MIN_STD = 1e-6
@@ -19,15 +19,14 @@ MIN_STD = 1e-6
 
 @dataclass(frozen=True)
 class DistanceObjective:
-    """L1 loss on standardised targets, (distance - mean) / std; the default changes nothing.
+    """L1 loss on targets (distance - shift) / divisor; the default changes nothing.
 
-    After the training `dfkd.models.student.fold` puts its inverse into the student's head.
+    With `standardise: true` these are mean and standard deviation of the version's distances.
+    After the training `rescale_output` puts its inverse into the student's head.
     """
 
-    mean: float = 0.0
-    """Mean of all distances of the version."""
-    std: float = 1.0
-    """Their standard deviation."""
+    shift: float = 0.0
+    divisor: float = 1.0
 
     @classmethod
     def of(
@@ -56,7 +55,7 @@ class DistanceObjective:
         """The loss of outputs float32 [B, M] on the teacher's distances [B, M] (equation 5)."""
         # A CLIP's distances to all classes differ by a few hundredths. L1 gradients do not shrink
         # with the error, so the usual learning rates would overshoot such targets.
-        return F.l1_loss(outputs, (targets - self.mean) / self.std)
+        return F.l1_loss(outputs, (targets - self.shift) / self.divisor)
 
     def nearest(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest class [B] to each output and to each target."""
@@ -64,7 +63,7 @@ class DistanceObjective:
 
     def finish(self, student: Student) -> Student:
         """The finished student: its output is a distance."""
-        return fold(student, self.mean, self.std)
+        return rescale_output(student, self.shift, self.divisor)
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ class EmbeddingObjective:
     texts: Tensor
     """float32 [M, E], unit text embeddings of the classes."""
     distance_std: float | None = None
-    """Standard deviation of the version's distances, by which the added loss is divided; None adds
-    none."""
+    """Standard deviation of the version's distances. If it is set, `loss` adds the L1 loss on
+    distances, divided by it."""
 
     def to(self, device: torch.device) -> "EmbeddingObjective":
         """The same on another device."""
@@ -112,7 +111,7 @@ class EmbeddingObjective:
 
     def finish(self, student: Student) -> Student:
         """The finished student: its output is an embedding in the teacher's space."""
-        return fold(student, self.mean, self.std).with_classes(self.texts)
+        return rescale_output(student, self.mean, self.std).with_classes(self.texts)
 
 
 Objective = DistanceObjective | EmbeddingObjective

@@ -33,7 +33,7 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
         del settings[key]
     settings["weights"] = weights_identity("distillation.weights", config.weights)
     identity = {"distillation": settings, "version": fingerprint, "seed": seed}
-    # Not the first one, which was not part of names.
+    # Schema 1 is left out, so that students named before this number existed keep their names.
     identity |= {"schema": SCHEMA} if SCHEMA > 1 else {}
     if config.texts == "styles":
         # Imported here and below, because these modules import torch and most names need neither.

@@ -187,11 +187,11 @@ def unknown_domain(field: str, data: Domains, name: str) -> ManifestError:
     )
 
 
-def _single(data: Domains, name: str) -> list[Item]:
-    """The images of a domain that have one class only.
+def _single_label_items(data: Domains, name: str) -> list[Item]:
+    """Items of a domain whose image is listed under one class only.
 
-    One of two classes (ImageCLEF-DA has nine) could be trained on as the one and tested as the
-    other.
+    ImageCLEF-DA lists nine images under two classes. Such an image could be in the training set
+    with one label and in the test set with the other.
     """
     items = [item for item in data.items if item.domain == name]
     classes = Counter(item.name for item in items)
@@ -200,7 +200,7 @@ def _single(data: Domains, name: str) -> list[Item]:
 
 def _counts(data: Domains, name: str) -> Counter[int]:
     """The number of usable images of each class index in a domain."""
-    return Counter(item.class_index for item in _single(data, name))
+    return Counter(item.class_index for item in _single_label_items(data, name))
 
 
 def _require_two(counts: Counter[int], name: str) -> None:
@@ -245,7 +245,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     Raises:
         ManifestError: too few images can be read.
     """
-    items = _single(data, name)
+    items = _single_label_items(data, name)
     size = manifest.synthesis.image_size
     # Pixels are decoded once for all trainings; 55,000 images of 224 px are 8 GB, so not in memory.
     pixels = _mapped((len(items), size, size, 3))

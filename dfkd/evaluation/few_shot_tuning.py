@@ -15,7 +15,7 @@ from dfkd.config.distillation import Augmentation, FewShot, Start
 from dfkd.config.hashing import derive_seed
 from dfkd.distillation.augmentation import augment
 from dfkd.evaluation.few_shot_split import FewShotSplit
-from dfkd.models.student import Student, fold
+from dfkd.models.student import Student, rescale_output
 from dfkd.utils.device import seeded
 
 BATCH = 32
@@ -43,15 +43,16 @@ class LabelledImages:
 
 
 def from_distances(student: Student) -> Student:
-    """A copy whose logits are -distance / `TEMPERATURE`, with the same predictions.
+    """A copy whose outputs are logits with the same predictions: -distance / `TEMPERATURE`, or for
+    a student of embeddings cosine x embedding length / `TEMPERATURE`.
 
     A new head would lose what the student knows about its classes. The softmax of these logits is,
     to first order, CLIP's softmax of scaled cosines, so training starts from calibrated
-    probabilities. A student of embeddings gives those cosines times the length of its embedding,
-    which is about 1: they follow from its features by one linear layer.
+    probabilities. The length of a student's embedding is about 1, and its products with the texts
+    follow from its features by one linear layer.
     """
     if student.texts is None:
-        return fold(student, mean=0.0, std=-1 / TEMPERATURE)
+        return rescale_output(student, shift=0.0, scale=-1 / TEMPERATURE)
     classifier, head = student.with_classes(None), student.head
     # Without its random weights, which would come from the global generator.
     classifier.head = nn.utils.skip_init(

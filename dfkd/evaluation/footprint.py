@@ -33,7 +33,7 @@ FLOAT32 = 4
 
 
 @dataclass(frozen=True)
-class NetworkSize:
+class TimedNetwork:
     """The network of a model on the CPU, with its size."""
 
     name: str
@@ -44,7 +44,7 @@ class NetworkSize:
     """Runs the network on pixels [1, 3, S, S] float32."""
 
 
-def networks(manifest: Manifest) -> dict[str, NetworkSize]:
+def networks(manifest: Manifest) -> dict[str, TimedNetwork]:
     """The network of each model in `evaluation.models`, by name of the model.
 
     Raises:
@@ -54,23 +54,23 @@ def networks(manifest: Manifest) -> dict[str, NetworkSize]:
     return {model: makers[model](manifest) for model in manifest.evaluation.models}
 
 
-def teacher(manifest: Manifest) -> NetworkSize:
+def teacher(manifest: Manifest) -> TimedNetwork:
     """The teacher's image tower."""
     return _tower(Teacher.load(manifest.teacher, CPU, cache=manifest.cache))
 
 
-def text_only(manifest: Manifest) -> NetworkSize:
+def text_only(manifest: Manifest) -> TimedNetwork:
     """The image tower of the text-only classifier; its class vectors are negligible."""
     return _tower(Teacher.load(manifest.text_tower, CPU, cache=manifest.cache))
 
 
-def _tower(tower: Teacher) -> NetworkSize:
+def _tower(tower: Teacher) -> TimedNetwork:
     """The image tower of a model; its text tower has no part in answering."""
     name = f"{tower.name}, {tower.image_size} px"
-    return NetworkSize(name, parameters(tower.visual), tower.image_size, tower.encode_image)
+    return TimedNetwork(name, parameters(tower.visual), tower.image_size, tower.encode_image)
 
 
-def student(manifest: Manifest) -> NetworkSize:
+def student(manifest: Manifest) -> TimedNetwork:
     """A student of the manifest's shape with random weights, which change neither figure."""
     # Without weights nothing is read; a warm-up would be refused, because it needs some.
     config = dataclasses.replace(manifest.distillation, weights="none", warmup_epochs=0)
@@ -83,7 +83,7 @@ def student(manifest: Manifest) -> NetworkSize:
     else:
         module = build(config, classes, size, seed=0)
     module.eval()
-    return NetworkSize(name, parameters(module), size, module)
+    return TimedNetwork(name, parameters(module), size, module)
 
 
 def parameters(module: nn.Module) -> int:
@@ -121,7 +121,7 @@ def read(storage: Storage) -> Latency:
         ) from None
 
 
-def write(storage: Storage, networks: Mapping[str, NetworkSize]) -> dict[str, float]:
+def write(storage: Storage, networks: Mapping[str, TimedNetwork]) -> dict[str, float]:
     """Measure each network, once for each shape, and write `latency.json`; returns its `ms`."""
     by_name = {network.name: network for network in networks.values()}
     # Random pixels: the time does not depend on what an image shows.
@@ -139,7 +139,7 @@ def write(storage: Storage, networks: Mapping[str, NetworkSize]) -> dict[str, fl
     return ms
 
 
-def cached_or_measured(storage: Storage, networks: Mapping[str, NetworkSize]) -> dict[str, float]:
+def cached_or_measured(storage: Storage, networks: Mapping[str, TimedNetwork]) -> dict[str, float]:
     """Milliseconds of each network by key, from `latency.json` or measured now.
 
     This `latency.json` is keyed by the names of the networks. Its figures are used if this kind of

@@ -28,7 +28,7 @@ from dfkd.distillation.text_only import class_vectors, load_tower
 from dfkd.errors import DfkdError, ManifestError, as_utf8
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, Item, open_data
-from dfkd.evaluation.footprint import NetworkSize
+from dfkd.evaluation.footprint import TimedNetwork
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
 from dfkd.prompts.styles import class_text_embeddings
@@ -46,7 +46,7 @@ BATCH = 64
 PREFETCH_BATCHES = 2
 """Batches that are decoded in advance while a model works on one. The limit bounds memory."""
 
-Classifier = Callable[[Tensor], Tensor]
+DistanceFunction = Callable[[Tensor], Tensor]
 """Pixels [N, 3, H, W] float32 in [0, 1] to distances [N, M]; smaller is closer."""
 
 
@@ -59,7 +59,7 @@ class Candidate:
     seed: int
     image_size: int
     """Side in pixels of the images that the model takes."""
-    distances: Classifier
+    distances: DistanceFunction
     device: torch.device
 
     @property
@@ -93,7 +93,7 @@ class Evaluated:
     """Location of the contact sheet of these versions; empty if none was written."""
     ms: dict[str, float] = field(default_factory=dict)
     """Milliseconds for one image on one core, by model; empty if they were not measured."""
-    networks: dict[str, NetworkSize] = field(default_factory=dict, repr=False)
+    networks: dict[str, TimedNetwork] = field(default_factory=dict, repr=False)
     """The networks by model on the CPU, to be timed; empty after `dfkd.evaluate`."""
 
 
@@ -247,7 +247,8 @@ def score(
 
     Args:
         groups: the models. Those of a group take images of one size, and each image is decoded once
-            for all of them. Of a lazy iterable at most two groups are in memory.
+            for all of them; they are called in their order for each batch. Of a lazy iterable at
+            most two groups are in memory.
         data: the images, with classes in the order of the models' outputs.
         batch_size: images of a batch.
         threads: threads that decode images; None means one for each processor.

@@ -33,7 +33,7 @@ from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.evaluation.data import open_data
 from dfkd.evaluation.footprint import FLOAT32, parameters
 from dfkd.evaluation.results import ResultRow, accuracy_of, summarise
-from dfkd.evaluation.scoring import BATCH, Candidate, Classifier, score
+from dfkd.evaluation.scoring import BATCH, Candidate, DistanceFunction, score
 from dfkd.export.labels import labels_json
 from dfkd.export.model_card import model_card
 from dfkd.export.onnx_graphs import (
@@ -219,7 +219,7 @@ def _origin(
     }
 
 
-def _answering(graph: GraphFunction, student: Student) -> GraphFunction:
+def _giving_distances(graph: GraphFunction, student: Student) -> GraphFunction:
     """A student's graph that gives distances, also if its output is an embedding."""
     if student.texts is None:
         return graph
@@ -230,28 +230,29 @@ def _answering(graph: GraphFunction, student: Student) -> GraphFunction:
 class Comparison:
     """The student and both graphs as models to score; it also measures how the graphs differ.
 
-    Each batch goes through `torch`, then through the call, which runs both graphs and compares them
-    with PyTorch, then through `int8`.
+    Each batch goes through `pytorch_distances`, then `onnx_distances`, which runs both graphs and
+    compares them with PyTorch, then `quantised_distances`: each uses what the one before has kept.
     """
 
     def __init__(self, student: Student, folder: Path, temperature: float, threads: int) -> None:
         """Load both graphs from `folder`; `temperature` turns distances into probabilities."""
         self.student, self.temperature = student, temperature
         self.graphs = {
-            name: _answering(load_graph(folder / name, threads), student) for name in (MODEL, INT8)
+            name: _giving_distances(load_graph(folder / name, threads), student)
+            for name in (MODEL, INT8)
         }
         self.expected = self.int8_distances = np.empty(0, np.float32)
         self.images, self.confidence_sum = 0, 0.0
         self.largest = dict.fromkeys(self.graphs, 0.0)
         self.equal = dict.fromkeys(self.graphs, 0)
 
-    def torch(self, pixels: Tensor) -> Tensor:
+    def pytorch_distances(self, pixels: Tensor) -> Tensor:
         """PyTorch's distances [N, M] of pixels [N, 3, S, S], kept for the next comparison."""
         distances: Tensor = self.student(pixels)
         self.expected = distances.numpy()
         return distances
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def onnx_distances(self, pixels: Tensor) -> Tensor:
         """The float graph's distances [N, M] of the same pixels, compared with PyTorch's."""
         expected = self.expected
         outputs = {name: graph(pixels.numpy()) for name, graph in self.graphs.items()}
@@ -272,15 +273,15 @@ class Comparison:
         for start in range(0, len(images), BATCH):
             pixels = torch.from_numpy(batch(images[start : start + BATCH]))
             with torch.inference_mode():
-                self.torch(pixels)
-                self(pixels)
+                self.pytorch_distances(pixels)
+                self.onnx_distances(pixels)
 
     @property
     def confidence(self) -> float:
         """The float graph's highest probability, averaged over the images."""
         return self.confidence_sum / self.images
 
-    def int8(self, pixels: Tensor) -> Tensor:
+    def quantised_distances(self, pixels: Tensor) -> Tensor:
         """The int8 graph's distances [N, M] of the same pixels, from that comparison."""
         return torch.from_numpy(self.int8_distances)
 
@@ -306,11 +307,12 @@ def _evaluate(
     """The accuracy of the student and of both graphs, with that of the teacher from `results`."""
     data = open_data(manifest.evaluation, manifest.classes)
     size = card["image_size"]
-    # The forms are the methods of the rows. Scored together, each image is decoded once.
-    models: dict[str, Classifier] = {
-        "torch": comparison.torch,
-        "onnx": comparison,
-        "int8": comparison.int8,
+    # The forms are the methods of the rows. `score` calls the models of a group one after another
+    # for each batch, in this order, in which each uses what the one before has kept.
+    models: dict[str, DistanceFunction] = {
+        "torch": comparison.pytorch_distances,
+        "onnx": comparison.onnx_distances,
+        "int8": comparison.quantised_distances,
     }
     candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
     scores = score([candidates], data, BATCH, threads)

@@ -1,7 +1,7 @@
 """Students: a library's backbone and one linear layer, which map pixels to distances.
 
 The layer gives the distances themselves, or an embedding in the teacher's space (a student of
-`distillation.target: embedding`), whose distances to the class texts follow from it.
+`distillation.target: embedding` or `both`), whose distances to the class texts follow from it.
 """
 
 import contextlib
@@ -140,17 +140,19 @@ def build(
     return Student(backbone, head, mean, std)
 
 
-def fold(student: Student, mean: float | Tensor, std: float) -> Student:
-    """A copy that returns `std * output + mean`: distances instead of standardised ones.
+def rescale_output(student: Student, shift: float | Tensor, scale: float) -> Student:
+    """A copy whose head returns `scale * output + shift`.
+
+    It undoes the standardisation of the targets, and turns distances into logits (`scale` < 0).
 
     Args:
-        mean: a scalar, or a vector with an entry for each output.
+        shift: a scalar, or a vector with an entry for each output.
     """
-    folded = copy.deepcopy(student)
+    rescaled = copy.deepcopy(student)
     with torch.no_grad():
-        folded.head.weight.mul_(std)
-        folded.head.bias.mul_(std).add_(mean)
-    return folded
+        rescaled.head.weight.mul_(scale)
+        rescaled.head.bias.mul_(scale).add_(shift)
+    return rescaled
 
 
 def card(

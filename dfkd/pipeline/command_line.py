@@ -35,7 +35,7 @@ something. Raises `DfkdError` for anything that the user can fix.
 """
 
 Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
-"""What the job would do, for `--dry-run`: a flat mapping of words to numbers or short texts."""
+"""What the job would do, for `--dry-run`: a mapping that is printed as JSON."""
 
 
 PERMANENT_ERRORS = frozenset(
@@ -185,19 +185,24 @@ def run_with(
             print(f"wrote {written}", flush=True)
     except DfkdError as error:
         return fail(error)
-    except BrokenPipeError:
-        told = "stdout: its reader has gone, so the job has stopped"
-        return fail(DfkdError(f"{told}; run the same command again, it resumes"))
     # A disk or a network that fails is no bug, wherever it shows.
     except OSError as error:
-        # Most failures pass, so the same command may succeed; a wrong path stays wrong.
-        remedy = "fix that and run the same command again, it resumes"
-        if error.errno in PERMANENT_ERRORS:
-            return fail(DfkdError(f"operating system: {error}; {remedy}"))
-        return fail(InfrastructureError(f"operating system: {error}; {remedy}"))
+        return fail(_of_the_system(error))
     except (KeyboardInterrupt, SystemExit) as stop:
         return _stopped(stop, terminated.is_set())
     return Exit.DONE
+
+
+def _of_the_system(error: OSError) -> DfkdError:
+    """What it means that the operating system refused something."""
+    if isinstance(error, BrokenPipeError):
+        told = "stdout: its reader has gone, so the job has stopped"
+        return DfkdError(f"{told}; run the same command again, it resumes")
+    # Most failures pass, so the same command may succeed; a wrong path stays wrong.
+    remedy = "fix that and run the same command again, it resumes"
+    if error.errno in PERMANENT_ERRORS:
+        return DfkdError(f"operating system: {error}; {remedy}")
+    return InfrastructureError(f"operating system: {error}; {remedy}")
 
 
 def _stopped(stop: KeyboardInterrupt | SystemExit, terminated: bool) -> Exit:

@@ -32,7 +32,7 @@ class StoredPrompt:
     """float32 [D]; None without one."""
 
 
-class PromptStates:
+class ConditionEncoder:
     """Computes hidden states as a text encoder of diffusers does: whole contexts, padded."""
 
     def __init__(self, manifest: Manifest, teacher: Teacher, text: TextInput) -> None:

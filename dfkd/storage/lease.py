@@ -53,7 +53,7 @@ class LeaseRecord:
     """Seconds since 1970, before the year 10000."""
     released: bool
     versions: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """`{method}/{id}` of the versions that must not be removed while a reader holds the lease."""
+    """`{method}/{id}` of the versions that must not be removed while this lease is held."""
 
     def held(self, now: float) -> bool:
         """Whether the holder may still be working at the time `now`."""
@@ -158,8 +158,10 @@ def holding(storage: Storage, name: str, seconds: float) -> Iterator[Lease]:
 
 
 @contextmanager
-def reading(storage: Storage, versions: Iterable[str]) -> Iterator[None]:
-    """Protect `versions` (`{method}/{id}`) from removal inside the block."""
+def protecting(storage: Storage, versions: Iterable[str]) -> Iterator[None]:
+    """Hold a lease that keeps `versions` (`{method}/{id}`) from removal inside the block, whether
+    they are read or made.
+    """
     key = f"{layout.LEASES}{READERS}/{uuid.uuid4().hex}.json"
     lease = Lease(storage, key, _holder(), READER_SECONDS, time.time(), tuple(versions))
     # Readers do not exclude each other, so each has an object of its own and no number.
@@ -236,7 +238,7 @@ def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, LeaseRe
     return {key: record for key, record in records.items() if record.held(clock())}
 
 
-def other_readers(storage: Storage, version: str) -> list[str]:
+def other_holders(storage: Storage, version: str) -> list[str]:
     """The other processes that are at work on a version (`{method}/{id}`), as `host:pid`."""
     records = held_leases(storage).values()
     return sorted({r.holder for r in records if version in r.versions} - {_holder()})

@@ -213,7 +213,7 @@ def run_in_parallel(
     yield from pool.run(iter(jobs))
     # The pool gave these up after too many failed attempts; the study reports them as missing.
     for each in pool.quarantine:
-        yield StudentResult(each.task, None, each.reason)
+        yield StudentResult(each.unit, None, each.reason)
 
 
 def _newest_checkpoint(job: StudentJob) -> int:

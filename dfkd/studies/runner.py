@@ -27,10 +27,10 @@ from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot import unknown_domain
-from dfkd.evaluation.footprint import NetworkSize
+from dfkd.evaluation.footprint import TimedNetwork
 from dfkd.pipeline.preflight import check_batches, check_distillation, check_synthesis
 from dfkd.storage.base import Storage
-from dfkd.storage.lease import reading
+from dfkd.storage.lease import protecting
 from dfkd.storage.local import open_storage
 from dfkd.studies import cells
 from dfkd.studies.cells import CellResult, CellStore
@@ -273,7 +273,7 @@ class _Runner:
             for student_job in student_jobs
             for version in filter(None, (student_job.version, student_job.held_out))
         }
-        return reading(open_storage(self.study.manifest.storage.root), sorted(needed))
+        return protecting(open_storage(self.study.manifest.storage.root), sorted(needed))
 
     def _begin(self, cell_job: _CellJob) -> list[StudentJob]:
         """Make or reuse all of a cell except its student; returns a job for a missing student."""
@@ -383,13 +383,13 @@ class _Runner:
         self.runtime.enter_context(connected())
 
 
-def networks(study: Study, study_cells: StudyCells) -> dict[str, NetworkSize]:
+def networks(study: Study, study_cells: StudyCells) -> dict[str, TimedNetwork]:
     """The network of each row with a finished cell, by the row's label."""
-    rows: dict[str, NetworkSize] = {}
+    rows: dict[str, TimedNetwork] = {}
     if study_cells.teacher:
         rows[study.described.teacher] = footprint.teacher(study.manifest)
     # Rows with the same shape share one network, so it is built and measured once.
-    shapes: dict[tuple[object, ...], NetworkSize] = {}
+    shapes: dict[tuple[object, ...], TimedNetwork] = {}
     for row in (name for name, scored in study_cells.students.items() if scored):
         manifest = study.rows[row][0].manifest
         shape = _student_shape(manifest)

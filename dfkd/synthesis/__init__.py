@@ -1,7 +1,7 @@
 """Turn prompts into labelled images: optimise the latents of a generator, or let it sample them.
 
-In: the prompts of a task, teacher and generator. Out: a shard of images, each with the teacher's
+In: the prompts of a unit, teacher and generator. Out: shards of images, each with the teacher's
 distances to the class prompts and its embedding. Begin with `latents.py` (Eqs 1-3) and
-`shard_maker.py`, which makes one task of what a source in `sources.py` gives; `views.py` has the
+`shard_maker.py`, which makes the shards of what a source in `sources.py` gives; `views.py` has the
 augmented views. `inversion/` holds the conventional methods that the paper compares with.
 """

@@ -64,7 +64,7 @@ class _FinalLatents:
     def stop(self, rows: Tensor, latents: Tensor) -> Tensor:
         """Stop the images `rows` whose next latents [R, C, h, w] are no numbers.
 
-        In a coupled batch their next forward pass would make the losses of all others no number.
+        In a dependent batch their next forward pass would make the losses of all others no number.
         Returns which of the rows have diverged, bool [R].
         """
         self.diverged[rows] |= ~latents.detach().isfinite().flatten(1).all(dim=1)
@@ -85,15 +85,15 @@ class Synthesiser:
         """
         self.teacher, self.generator, self.config = teacher, generator, config
         self.steps = config.steps if steps is None else steps
-        self.view_distances: Callable[[Tensor, Tensor, ViewParameters | None], Tensor] = (
+        self.full_batch_distances: Callable[[Tensor, Tensor, ViewParameters | None], Tensor] = (
             self._view_distances
         )
-        """Mean distance [B] of each latent's views to its target [B, E]."""
+        """`_view_distances`, compiled for batches of `full_batch` images if `config.compile`."""
         self.full_batch = config.batch_size
         """Images of a compiled batch. All others run eagerly, because a graph is compiled for one
         size, and each further one would take minutes."""
         if config.compile:
-            self.view_distances = torch.compile(self._view_distances, dynamic=False)
+            self.full_batch_distances = torch.compile(self._view_distances, dynamic=False)
 
     def __call__(
         self,
@@ -109,7 +109,7 @@ class Synthesiser:
         The losses of the batch are summed and everything else is per sample. So an image does not
         depend on the rest of its batch, up to the rounding of kernels that depend on batch size.
 
-        With `config.batch_norm_weight` the images are coupled: L_bn of the batch is added to the
+        With `config.batch_norm_weight` the images are dependent: L_bn of the batch is added to the
         loss of each image, so that its relative weight does not depend on batch size. An image that
         diverges leaves such a batch at once.
 
@@ -149,14 +149,14 @@ class Synthesiser:
         taps: Taps | None = None,
     ) -> Synthesised:
         """Run the steps of a batch; with `taps`, L_bn of what they read is part of the loss."""
-        config, generator, coupled = self.config, self.generator, taps is not None
+        config, generator, dependent = self.config, self.generator, taps is not None
         final = _FinalLatents(latents)
         views = self._views(seeds, latents.device)
         rows = torch.arange(len(seeds), device=latents.device)  # of the images in the batch
         optimizer = _adam(latents.requires_grad_(), config.learning_rate)
         for step in range(self.steps):
             full = len(rows) == self.full_batch
-            evaluate = self.view_distances if full else self._view_distances
+            evaluate = self.full_batch_distances if full else self._view_distances
             losses = evaluate(latents, targets[rows], views.draw(step))
             if taps is not None:
                 # Added to every image, so the sum over the batch keeps the ratio of the two terms.
@@ -164,17 +164,17 @@ class Synthesiser:
             final.update(rows, latents, losses)
             if on_step is not None:
                 on_step(step, losses.detach())
-            # A GPU is asked only now and then, because the host must wait for its answer. A coupled
-            # batch is checked at every step, before a diverged image reaches all others by L_bn.
-            check = coupled or not latents.is_cuda or (step + 1) % CHECK_INTERVAL == 0
+            # A GPU is asked only now and then, because the host must wait for its answer. Dependent
+            # images are checked at every step, before a diverged one reaches the others by L_bn.
+            check = dependent or not latents.is_cuda or (step + 1) % CHECK_INTERVAL == 0
             diverged = final.diverged[rows]
             # `final` has the latents of the last loss already, so a further update would be lost.
             if step == self.steps - 1 or (check and bool(diverged.all())):
                 break
             _step(generator, latents, losses, optimizer)
-            if coupled and bool((diverged := final.stop(rows, latents)).all()):
+            if dependent and bool((diverged := final.stop(rows, latents)).all()):
                 break
-            if check and self._should_drop(diverged, coupled):
+            if check and self._should_drop(diverged, dependent):
                 rows = rows[~diverged]
                 views.select(~diverged)
                 latents, optimizer = _select(latents, optimizer, ~diverged, config.learning_rate)
@@ -183,7 +183,7 @@ class Synthesiser:
     def _view_distances(
         self, latents: Tensor, targets: Tensor, view_parameters: ViewParameters | None
     ) -> Tensor:
-        """See `view_distances`."""
+        """Mean distance float32 [B] of each image's views to its target [B, E]."""
         pixels = self._decode(latents)
         embeddings = self.teacher.encode_image(apply_views(pixels, view_parameters))
         # The views of an image are adjacent, so each target is repeated in place.
@@ -215,10 +215,10 @@ class Synthesiser:
         size = self.teacher.image_size
         return Views(view_seeds, self.steps, config.views, config.view_noise, size, device)
 
-    def _should_drop(self, diverged: Tensor, coupled: bool) -> bool:
+    def _should_drop(self, diverged: Tensor, dependent: bool) -> bool:
         """Whether diverged images leave the batch now."""
-        # In a coupled batch their statistics would spoil all other images.
-        if coupled:
+        # In a dependent batch their statistics would spoil all other images.
+        if dependent:
             return bool(diverged.any())
         # Otherwise they only cost time, which a smaller batch saves once half of it is gone. Only a
         # full batch is compiled.

@@ -25,7 +25,8 @@ class Synthesised:
     pixels: Tensor
     """uint8 [B, H, W, 3]."""
     losses: Tensor
-    """Loss of each image at its last step, float32 [B]."""
+    """Loss of each image, float32 [B]: of its last finite step (latents), its lowest
+    (DeepInversion, CMI), or the generator's in the round that made it (DFAD, PRE-DFKD)."""
     steps: Tensor
     """Steps that each image took, int64 [B]."""
     diverged: Tensor

@@ -43,8 +43,6 @@ class ImageRequest:
 
     index: int
     """Its number within the class."""
-    text: str
-    """Its prompt in words."""
     prompt: StoredPrompt
 
     @property
@@ -58,11 +56,11 @@ class ImageSource(Protocol):
 
     Attributes:
         section: section of the manifest whose `batch_size` bounds the memory of a batch.
-        whole: whether all images of a part must be asked for at once.
+        whole_part: whether `make` must get all images of a part in one call (inversion methods).
     """
 
     section: str
-    whole: bool
+    whole_part: bool
 
     def make(self, requests: Sequence[ImageRequest], seeds: Sequence[int]) -> Synthesised:
         """The images of a batch; each seed belongs to one image."""
@@ -117,7 +115,7 @@ class ShardMaker:
         self.source = source
         self.notify = notify
         self.batch_size = initial_batch_size(manifest.synthesis, teacher.device)
-        self.coupled = has_dependent_images(manifest.method)
+        self.dependent = has_dependent_images(manifest.method)
         self.class_texts = class_text_embeddings(manifest, teacher)
 
     def shards(self, unit: Unit, prompts: pa.Table, folder: Path) -> dict[Task, MadeShard]:
@@ -126,8 +124,8 @@ class ShardMaker:
         An image that diverges is tried once more, with the derived seed of the second attempt.
 
         Args:
-            prompts: rows of `dfkd.prompts.maker.SCHEMA`, one for each image of the task. Methods
-                with coupled images make a whole part together, so they need all its rows, even if
+            prompts: rows of `dfkd.prompts.maker.SCHEMA`, one for each image of the unit. Methods
+                with dependent images make a whole part together, so they need all its rows, even if
                 the unit writes only some of its tasks.
 
         Raises:
@@ -176,7 +174,7 @@ class ShardMaker:
         words = table["pseudo"].to_numpy()
         seeds, texts = table["seed"].to_pylist(), table["text"].to_pylist()
         prompts = map(StoredPrompt, classes, seeds, texts, targets, words)
-        return list(map(ImageRequest, indices, texts, prompts))
+        return list(map(ImageRequest, indices, prompts))
 
     def _attempt(
         self,
@@ -190,13 +188,13 @@ class ShardMaker:
         """
         start = 0
         while start < len(requests):
-            size = len(requests) if self.source.whole else self.batch_size
+            size = len(requests) if self.source.whole_part else self.batch_size
             batch = requests[start : start + size]
             results = None
             try:
                 results = self._batch(batch, attempt, encoder)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or (len(batch) == 1 and not self.coupled):
+                if not is_out_of_memory(error) or (len(batch) == 1 and not self.dependent):
                     raise
             if results is None:
                 # Not in the handler: the error holds the frames, and they hold the batch's tensors.
@@ -211,8 +209,8 @@ class ShardMaker:
         Raises:
             DfkdError: the images of a batch depend on each other.
         """
-        # A smaller coupled batch gives other images, and results must not depend on memory.
-        if self.coupled:
+        # A smaller dependent batch gives other images, and results must not depend on memory.
+        if self.dependent:
             raise DfkdError(
                 "memory had no room for a batch, and to halve it would change its images, which "
                 f"depend on each other; lower {self.source.section}.batch_size"
@@ -249,7 +247,7 @@ class ShardMaker:
                 "seed": seeds[i],
                 "attempt": attempt,
                 "method": self.manifest.method,
-                "prompt": request.text,
+                "prompt": request.prompt.text,
                 "loss": float(images.losses[i]),
                 "steps": int(images.steps[i]),
                 "confidence": round(float(probabilities[i, request.class_index]), 6),
@@ -285,7 +283,7 @@ class ShardMaker:
         All are float32, whatever `synthesis.precision` says.
         """
         rows = []
-        # A coupled method makes a whole part at once, which may be too large for one teacher pass.
+        # An inversion method makes a whole part at once, which may be too large for a teacher pass.
         for images in torch.from_numpy(stored).split(self.batch_size):
             pixels = from_bytes(images).to(self.class_texts.device)
             embeddings = self.teacher.encode_image(pixels, "float32")

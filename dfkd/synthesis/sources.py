@@ -12,7 +12,7 @@ from dfkd.config.methods import has_dependent_images
 from dfkd.config.plan import image_count, latent_learning_rate, root_seed, steps_per_image
 from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.conditions import PromptStates
+from dfkd.prompts.conditions import ConditionEncoder
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.synthesis.inversion.cmi import CmiInverter
 from dfkd.synthesis.inversion.deepinversion import DeepInverter
@@ -33,7 +33,7 @@ class LatentSource:
     """Decodes latents of a generator, which are optimised for each prompt, or sampled."""
 
     section = "synthesis"
-    whole = False
+    whole_part = False
 
     def __init__(self, manifest: Manifest, teacher: Teacher, generator: Generator) -> None:
         self.device = teacher.device
@@ -45,13 +45,16 @@ class LatentSource:
             ),
         )
         self.synthesiser = Synthesiser(teacher, generator, config, steps_per_image(manifest))
-        self.states = generator.text and PromptStates(manifest, teacher, generator.text)
+        self.encode_condition: ConditionEncoder | None = None
+        """Computes the hidden states of prompts; None if the generator needs none."""
+        if generator.text is not None:
+            self.encode_condition = ConditionEncoder(manifest, teacher, generator.text)
 
     def make(self, requests: Sequence[ImageRequest], seeds: Sequence[int]) -> Synthesised:
         """See `ImageSource.make`."""
         prompts = [request.prompt for request in requests]
         targets = torch.stack([prompt.embedding for prompt in prompts]).to(self.device)
-        condition = self.states(prompts) if self.states else None
+        condition = self.encode_condition(prompts) if self.encode_condition else None
         return self.synthesiser(targets, seeds, condition=condition)
 
     def limit(self, size: int) -> None:
@@ -69,7 +72,7 @@ class LatentSource:
 class InversionSource:
     """Makes the images of a whole part together, by a conventional method."""
 
-    whole = True
+    whole_part = True
 
     def __init__(
         self, manifest: Manifest, teacher: Teacher, earlier: Callable[[int], Tensor]

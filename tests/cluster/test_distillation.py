@@ -117,7 +117,7 @@ def one_step(manifest: Manifest, target: StudentLocation, rank: int) -> Student:
     """The student after the only step, made of one rank's images alone."""
     config = manifest.distillation
     stream = open_stream(manifest, target.version, 0, rank, 2)
-    assert (stream.steps, stream.rows) == (1, 12 - rank)
+    assert (stream.steps, stream.rank_batch_size) == (1, 12 - rank)
     objective: Objective = DistanceObjective()
     if config.embeds:
         objective = embedding_objective(manifest, target.version)

@@ -202,7 +202,7 @@ def test_ranks_may_die_again_after_a_new_checkpoint(
     monkeypatch.setattr(launch, "_fit", fit)
     given_up = False
     try:
-        run_ranks(lambda config: None, {}, "student", Ranks(2, 1.0, "cpu"), lambda: next(left))
+        run_ranks(lambda config: False, {}, "student", Ranks(2, 1.0, "cpu"), lambda: next(left))
     except InfrastructureError as error:
         given_up = "died more than 2 times without a new checkpoint" in str(error)
     assert (started, given_up) == (starts, starts <= len(checkpoints))

@@ -14,7 +14,7 @@ from dfkd.cluster.metrics import ALL_MEASURES, Count, Level, Measure, Pace
 from dfkd.cluster.pool import Pool, Quarantined
 from dfkd.cluster.synthesis import _reporting
 from dfkd.cluster.tracking import ShardSummary
-from dfkd.cluster.worker import TaskResult
+from dfkd.cluster.worker import UnitResult
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
@@ -130,7 +130,7 @@ def test_each_task_is_told_of_once(
     pool: Pool = Pool(lambda: None, 1, 3, WorkerResources(1.0))
     receipt: Receipt = published.shards[1]
     summary = ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())
-    made = TaskResult([(receipt, summary)], 1.25, "cpu", (), "10.0.0.7", receipt.task)
+    made = UnitResult([(receipt, summary)], 1.25, "cpu", (), "10.0.0.7", receipt.task)
     with json_log("job", ""), _reporting(manifest, version, pool, CostCounter(), ()) as report:
         report.record(made)
         pool.quarantine.append(Quarantined(poisoned, "no luck"))

@@ -122,7 +122,7 @@ def test_poison_is_quarantined_after_its_attempts_and_named(cluster: None, tmp_p
     working = pool(tmp_path, {2: "dies always", 4: "fails always"})
     assert sorted(working.run(Item(i) for i in range(8))) == [0, 1, 3, 5, 6, 7]
     assert tries(tmp_path) == {i: 3 if i in (2, 4) else 1 for i in range(8)}
-    reasons = {item.task.number: item.reason for item in working.quarantine}
+    reasons = {item.unit.number: item.reason for item in working.quarantine}
     assert set(reasons) == {2, 4}
     assert "no luck with 4" in reasons[4]
     assert "its worker process has died" in reasons[2]
@@ -164,7 +164,7 @@ def test_lasting_actors_serve_run_after_run_until_an_error_or_the_end(cluster: N
     with lasting:
         ((process, name),) = run("first", 0, 1)
         assert name == "first"
-        assert [each.task for each in lasting.quarantine] == [Item(1)]
+        assert [each.unit for each in lasting.quarantine] == [Item(1)]
         assert run("second", 0) == [(process, "second")]
         assert lasting.quarantine == []
         assert lasting.largest == 1
@@ -290,7 +290,7 @@ def test_time_outs_after_a_success_blame_their_task(cluster: None, tmp_path: Pat
     working.succeeded = {Item}  # as in a run that resumes another
     assert sorted(working.run(Item(i) for i in range(4))) == [1, 2, 3]
     (item,) = working.quarantine
-    assert item.task.number == 0
+    assert item.unit.number == 0
     assert item.reason.startswith("no result within 2 seconds")
     assert "cluster.task_timeout" in item.reason
 
@@ -344,7 +344,7 @@ def test_a_share_that_fits_only_in_parts_is_refused() -> None:
 
 def test_a_share_that_never_fits_is_refused(cluster: None) -> None:
     share = worker_resources(Cluster(cpus_per_worker=0.5))
-    assert share.slots(schedulable_nodes()) >= 1
+    assert share.count_fitting(schedulable_nodes()) >= 1
     assert not has_autoscaler()
     require_room(share)
     for cpus, gpus, field in ((1000.0, None, "cpus"), (1.0, 1.0, "gpus")):
@@ -355,10 +355,10 @@ def test_a_share_that_never_fits_is_refused(cluster: None) -> None:
 
 def test_a_share_never_spans_two_nodes() -> None:
     nodes = {"a": {"CPU": 3.0}, "b": {"CPU": 1.0, "GPU": 2.0}}
-    assert WorkerResources(2.0).slots(nodes) == 1
-    assert WorkerResources(0.1).slots({"a": {"CPU": 1.0}}) == 10
-    assert WorkerResources(0.5, 1.0).slots(nodes) == 2
-    assert WorkerResources(2.0, 1.0).slots(nodes) == 0
+    assert WorkerResources(2.0).count_fitting(nodes) == 1
+    assert WorkerResources(0.1).count_fitting({"a": {"CPU": 1.0}}) == 10
+    assert WorkerResources(0.5, 1.0).count_fitting(nodes) == 2
+    assert WorkerResources(2.0, 1.0).count_fitting(nodes) == 0
 
 
 def test_a_cluster_that_listens_is_joined(cluster: None) -> None:

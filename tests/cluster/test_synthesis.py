@@ -52,7 +52,7 @@ def make_prompts(manifest: Manifest) -> None:
     home = open_storage(manifest.storage.root).child("data/vanilla")
     worker = PromptWorker(manifest, begin(home, identify(manifest)), 1.0)
     for unit in (*map(PromptPart, range(2)), PromptSummary()):
-        worker.run_task(unit)
+        worker.do_unit(unit)
 
 
 def receipts(folder: Path) -> int:
@@ -156,7 +156,7 @@ def test_parallel_prompts_are_the_same_whoever_makes_them(two_cpus: None, tmp_pa
             home = open_storage(str(root)).child("data/contrastive")
             worker = PromptWorker(manifest, begin(home, identify(manifest)), 1.0)
             for unit in (*map(PromptPart, range(3)), PromptSummary()):
-                worker.run_task(unit)
+                worker.do_unit(unit)
         else:
             assert verify(build(manifest, identify(manifest)).version) == []
         (version,) = root.glob("data/contrastive/versions/*")
@@ -181,9 +181,9 @@ def make_first(manifest: Manifest, version: Version) -> SynthesisWorker:
     """Make the prompts and the first part of a chain in this process; returns its worker."""
     prompts = PromptWorker(manifest, version, 1.0)
     for number in range(3):
-        prompts.run_task(PromptPart(number))
+        prompts.do_unit(PromptPart(number))
     worker = SynthesisWorker(manifest, version, 1.0)
-    assert len(worker.run_task(next(units(manifest, ())))) == 2
+    assert len(worker.do_unit(next(units(manifest, ())))) == 2
     return worker
 
 
@@ -198,7 +198,7 @@ def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, meth
         for unit in Chain(version).units(manifest):
             assert unit is not None
             worker = worker if name == "one" else SynthesisWorker(manifest, version, 1.0)
-            assert len(worker.run_task(unit)) == 2
+            assert len(worker.do_unit(unit)) == 2
         found.append([receipt.sha256 for receipt in version.receipts().values()])
     assert len(set(found[0])) == 6
     assert found[0] == found[1]
@@ -212,7 +212,7 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
     worker = make_first(manifest, version)
     for unit in Chain(version).units(manifest):
         assert unit is not None
-        worker.run_task(unit)
+        worker.do_unit(unit)
     whole = {task: receipt.sha256 for task, receipt in version.receipts().items()}
 
     manifest, version = chain_of("cmi", tmp_path / "stopped")

@@ -119,7 +119,7 @@ def test_a_finished_shard_is_read_once(tmp_path: Path) -> None:
     put_prompts(manifest, version)
     unit = next(units(manifest, ()))
     with reads() as counts:
-        ((receipt, summary),) = ScaleWorker(manifest, version, 1.0).run_task(unit)
+        ((receipt, summary),) = ScaleWorker(manifest, version, 1.0).do_unit(unit)
     assert counts[f"{receipt.task}.tar"] == 1
     assert (summary.samples, summary.failed) == (receipt.samples, 0)
     assert len(summary.images) == receipt.samples

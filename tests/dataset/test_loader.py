@@ -88,7 +88,7 @@ def test_the_order_depends_on_rank_and_world(version: PublishedVersion) -> None:
 
 
 @pytest.mark.parametrize(
-    "share", [*(RankShare(readers=n) for n in (0, 1, 3)), RankShare(0, 2), RankShare(1, 2)]
+    "share", [*(RankShare(decode_threads=n) for n in (0, 1, 3)), RankShare(0, 2), RankShare(1, 2)]
 )
 @pytest.mark.parametrize("buffer_bytes", [1, 1 << 27])
 def test_batches_are_the_same_with_and_without_a_cache(
@@ -176,7 +176,7 @@ def test_ranks_share_each_batch_evenly_and_no_sample_is_seen_by_two(
 ) -> None:
     """There may be more ranks than shards, and ranks that do not divide the batch."""
     ranks = [stream(version, batch_size, share=RankShare(rank, world)) for rank in range(world)]
-    rows, steps = [rank.rows for rank in ranks], 30 // batch_size
+    rows, steps = [rank.rank_batch_size for rank in ranks], 30 // batch_size
     assert sum(rows) == batch_size
     assert max(rows) - min(rows) <= 1
     for epoch in range(3):
@@ -217,7 +217,7 @@ def test_little_more_than_what_is_needed_is_read_ahead(version: PublishedVersion
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
 def test_leaving_early_ends_the_reading_thread(version: PublishedVersion, cache_bytes: int) -> None:
-    batches = stream(version, cache_bytes=cache_bytes, share=RankShare(readers=2)).batches(0)
+    batches = stream(version, cache_bytes=cache_bytes, share=RankShare(decode_threads=2)).batches(0)
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("dfkd")]

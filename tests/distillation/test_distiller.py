@@ -11,7 +11,7 @@ from dfkd.dataset.batch import Batch
 from dfkd.distillation.distiller import Distiller, Schedule, make_optimizer
 from dfkd.distillation.objective import DistanceObjective
 from dfkd.errors import CorruptionError
-from dfkd.models.student import Student, build, fold
+from dfkd.models.student import Student, build, rescale_output
 from dfkd.utils.device import multiplies_bfloat16
 
 pytestmark = pytest.mark.heavy
@@ -172,7 +172,9 @@ def test_standardised_training_still_gives_a_student_of_distances() -> None:
     while not run.done:
         run.advance(batch(run.step))
     unseen = batch(777)
-    outputs = fold(run.student, objective.mean, objective.std).eval()(unseen.pixels / 255)
+    outputs = rescale_output(run.student, objective.shift, objective.divisor).eval()(
+        unseen.pixels / 255
+    )
     assert (outputs - unseen.distances).abs().mean() < 0.06
 
 
@@ -180,7 +182,7 @@ def test_standardised_training_still_gives_a_student_of_distances() -> None:
 def test_labels_of_another_spread_keep_the_nearest_class(found: list[float]) -> None:
     plain = torch.tensor([found])
     objective = DistanceObjective.of((0.87, 0.04), mean=1.0, std=0.25)
-    moved = (plain - objective.mean) / objective.std
+    moved = (plain - objective.shift) / objective.divisor
     torch.testing.assert_close((moved - 0.87) / 0.04, (plain - 1.0) / 0.25, atol=1e-4, rtol=1e-4)
     assert moved[0, plain.argmin()] == moved.min()
 
@@ -188,7 +190,7 @@ def test_labels_of_another_spread_keep_the_nearest_class(found: list[float]) -> 
 def test_labels_are_standardised_or_left_as_they_are() -> None:
     assert DistanceObjective.of(True, mean=1.0, std=0.25) == DistanceObjective(1.0, 0.25)
     assert DistanceObjective.of(False, mean=1.0, std=0.25) == DistanceObjective(0.0, 1.0)
-    assert DistanceObjective.of(True, mean=1.0, std=0.0).std > 0
+    assert DistanceObjective.of(True, mean=1.0, std=0.0).divisor > 0
 
 
 @pytest.mark.parametrize("cut", [1, 3, SCHEDULE.warmup, 5, 9])
@@ -226,7 +228,7 @@ def test_live_labels_belong_to_the_augmented_view() -> None:
         seen["teacher"] = pixels.clone()
         return pixels.mean(dim=(2, 3))
 
-    run = distiller(config, label=label)
+    run = distiller(config, target_function=label)
     run.student.register_forward_pre_hook(lambda m, inputs: seen.update(student=inputs[0].clone()))
     outcome = run.advance(batch(0))
     assert torch.equal(seen["teacher"], seen["student"])
@@ -238,7 +240,9 @@ def test_ranks_augment_differently_and_steps_too() -> None:
     config = dataclasses.replace(CONFIG, labels="live", augmentation=("noise",))
     views = []
     for rank in (0, 1):
-        run = distiller(config, label=lambda p: views.append(p) or p.mean((2, 3)), rank=rank)
+        run = distiller(
+            config, target_function=lambda p: views.append(p) or p.mean((2, 3)), rank=rank
+        )
         run.advance(batch(0))
         run.advance(batch(0))
     assert len(torch.stack(views).flatten(1).unique(dim=0)) == 4
@@ -247,7 +251,7 @@ def test_ranks_augment_differently_and_steps_too() -> None:
 def test_students_of_other_seeds_see_other_views() -> None:
     config = dataclasses.replace(CONFIG, labels="live", augmentation=("noise",))
     one, two = (Distiller(student(config), config, SCHEDULE, seed=seed) for seed in (0, 1))
-    assert not torch.equal(one.view(batch(0)), two.view(batch(0)))
+    assert not torch.equal(one.augmented(batch(0)), two.augmented(batch(0)))
 
 
 def test_agreement_is_the_share_of_equal_nearest_classes() -> None:

@@ -10,7 +10,7 @@ from dfkd.distillation.labels import target_embeddings
 from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation import few_shot
 from dfkd.evaluation.few_shot_results import gains
-from dfkd.models.student import Student, build, card, fold, save_student
+from dfkd.models.student import Student, build, card, rescale_output, save_student
 from dfkd.models.teacher import Teacher, distances
 from tests.helpers.tiny_version import publish, write_manifest
 
@@ -42,7 +42,7 @@ def distilled(manifest: Manifest, teacher: Teacher) -> Student:
         optimizer.zero_grad()
         F.l1_loss(student(pixels[chosen]), scaled[chosen]).backward()
         optimizer.step()
-    return fold(student.eval(), float(labels.mean()), float(labels.std()))
+    return rescale_output(student.eval(), float(labels.mean()), float(labels.std()))
 
 
 def test_fine_tuning_on_one_image_a_class_costs_no_more_than_a_few_points(

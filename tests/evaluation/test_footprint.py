@@ -10,7 +10,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.footprint import (
-    NetworkSize,
+    TimedNetwork,
     cached_or_measured,
     megabytes,
     networks,
@@ -22,8 +22,8 @@ from tests.helpers.tiny_models import RESNET, VIT, model_config, random_model, w
 from tests.helpers.tiny_version import write_manifest
 
 
-def network(name: str, calls: list[str]) -> NetworkSize:
-    return NetworkSize(name, 10, 4, lambda pixels: calls.append(f"{name} {tuple(pixels.shape)}"))
+def network(name: str, calls: list[str]) -> TimedNetwork:
+    return TimedNetwork(name, 10, 4, lambda pixels: calls.append(f"{name} {tuple(pixels.shape)}"))
 
 
 def test_only_the_network_that_answers_an_image_is_counted(tmp_path: Path) -> None:

@@ -166,9 +166,9 @@ def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: 
     pixels = torch.from_numpy(batch(list(red)))
     counted = {name: Mock(wraps=graph) for name, graph in comparison.graphs.items()}
     comparison.graphs = dict(counted)
-    comparison.torch(pixels)
-    exact = comparison(pixels)
-    assert torch.equal(comparison.int8(pixels), exact)  # the two files are the same
+    comparison.pytorch_distances(pixels)
+    exact = comparison.onnx_distances(pixels)
+    assert torch.equal(comparison.quantised_distances(pixels), exact)  # the two files are the same
     assert [graph.call_count for graph in counted.values()] == [1, 1]
     found = comparison.facts()["model.onnx"]
     assert found["max_difference"] > 0.5

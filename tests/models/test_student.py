@@ -19,8 +19,8 @@ from dfkd.models.student import (
     Student,
     build,
     card,
-    fold,
     load_student,
+    rescale_output,
     save_student,
 )
 from dfkd.models.teacher import distances
@@ -172,7 +172,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 def test_folding_gives_distances_from_standardised_outputs() -> None:
     student = build(SMALL, 5, 32, 0).eval()
-    folded = fold(student, mean=1.25, std=0.5)
+    folded = rescale_output(student, shift=1.25, scale=0.5)
     assert torch.allclose(folded(pixels()), student(pixels()) * 0.5 + 1.25, atol=1e-5)
 
 

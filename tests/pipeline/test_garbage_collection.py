@@ -150,7 +150,7 @@ def test_a_lease_keeps_what_it_names_until_it_expires(manifest: Manifest, root: 
     versions = chain(root, 3)
     age(root)
     storage = open_storage(str(root))
-    with lease.reading(storage, [f"vanilla/{versions[0].id}"]):
+    with lease.protecting(storage, [f"vanilla/{versions[0].id}"]):
         assert "held by" in sweep(manifest, keep=1).kept[f"vanilla/{versions[0].id}"]
         assert verify(versions[0]) == []
     names = (f"vanilla/{versions[0].id}",)
@@ -299,7 +299,7 @@ def test_a_version_that_is_leased_after_the_plan_stays(manifest: Manifest, root:
     age(root)
     storage = open_storage(str(root))
     planned = plan(manifest, keep=1)
-    with lease.reading(storage, [f"vanilla/{versions[0].id}"]):
+    with lease.protecting(storage, [f"vanilla/{versions[0].id}"]):
         garbage_collection.remove(storage, manifest, planned, 1, GRACE, held)
     advance(home(root), versions[0].id)
     assert verify(versions[0]) == []

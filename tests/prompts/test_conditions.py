@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dfkd.config.manifest import Manifest
 from dfkd.models.generators.condition import TextInput
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.conditions import PromptStates, StoredPrompt
+from dfkd.prompts.conditions import ConditionEncoder, StoredPrompt
 from dfkd.prompts.maker import PromptMaker
 from tests.helpers import small_manifest
 
@@ -55,7 +55,7 @@ def test_the_pooled_state_is_the_stored_embedding(
     prompts = stored(PromptMaker(manifest, teacher).part(0))
     layers = len(teacher.text.transformer.resblocks)
     one, two = (
-        PromptStates(manifest, teacher, TextInput(layers, end))(prompts).prompts
+        ConditionEncoder(manifest, teacher, TextInput(layers, end))(prompts).prompts
         for end in (False, True)
     )
     assert one.shape == (9, teacher.context_length, teacher.token_table.shape[1])
@@ -66,7 +66,7 @@ def test_the_pooled_state_is_the_stored_embedding(
 def test_states_of_mix_are_mixed_like_its_embeddings(tmp_path: Path, teacher: Teacher) -> None:
     manifest = read(tmp_path, "mix")
     table = PromptMaker(manifest, teacher).part(0)
-    states = PromptStates(manifest, teacher, TextInput(1, False))
+    states = ConditionEncoder(manifest, teacher, TextInput(1, False))
     made = states(stored(table)).prompts
     for row, text in zip(made, table["text"].to_pylist(), strict=True):
         one, _, two = text.partition(" + ")
@@ -80,7 +80,7 @@ def test_states_of_mix_are_mixed_like_its_embeddings(tmp_path: Path, teacher: Te
 def test_a_prompt_s_states_do_not_depend_on_others(tmp_path: Path, teacher: Teacher) -> None:
     manifest = read(tmp_path, "random")
     prompts = stored(PromptMaker(manifest, teacher).part(0))
-    states = PromptStates(manifest, teacher, TextInput(2, True))
+    states = ConditionEncoder(manifest, teacher, TextInput(2, True))
     together = states(prompts)
     torch.testing.assert_close(
         states(prompts[4:5]).prompts[0], together.prompts[4], atol=1e-5, rtol=1e-5

@@ -27,9 +27,9 @@ from dfkd.storage.lease import (
     held_leases,
     holding,
     newest_lease,
-    other_readers,
+    other_holders,
+    protecting,
     read,
-    reading,
 )
 from dfkd.storage.local import open_storage
 from tests.helpers.jobs import ROOT, environment
@@ -68,7 +68,7 @@ def test_a_lease_says_since_when_it_is_held_however_often_it_is_renewed(storage:
     lease.renew()
     assert read(storage, lease.key).since == 1000.0
     assert read(storage, lease.key).expires == 1090.0
-    with reading(storage, ["vanilla/0"]):
+    with protecting(storage, ["vanilla/0"]):
         (reader,) = (each for key, each in held_leases(storage).items() if "readers" in key)
     assert reader.expires - reader.since == pytest.approx(READER_SECONDS, abs=5)
 
@@ -240,7 +240,7 @@ def test_a_failure_releases_it_too(storage: Storage) -> None:
 
 
 def test_any_number_of_readers(storage: Storage) -> None:
-    with reading(storage, ["mix/a"]), reading(storage, ["mix/b", "mix/a"]):
+    with protecting(storage, ["mix/a"]), protecting(storage, ["mix/b", "mix/a"]):
         found = [record.versions for record in held_leases(storage).values()]
         assert sorted(found) == [("mix/a",), ("mix/b", "mix/a")]
         with holding(storage, "regenerate", 60):
@@ -252,13 +252,13 @@ def test_any_number_of_readers(storage: Storage) -> None:
 def test_a_process_sees_the_others_that_work_on_its_version(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with reading(storage, ["mix/a"]), monkeypatch.context() as patch:
-        assert other_readers(storage, "mix/a") == []
+    with protecting(storage, ["mix/a"]), monkeypatch.context() as patch:
+        assert other_holders(storage, "mix/a") == []
         patch.setattr(lease, "_holder", lambda: "node-2:7")
-        with reading(storage, ["mix/a", "mix/b"]):
+        with protecting(storage, ["mix/a", "mix/b"]):
             patch.undo()
-            assert other_readers(storage, "mix/a") == ["node-2:7"]
-            assert other_readers(storage, "vanilla/a") == []
+            assert other_holders(storage, "mix/a") == ["node-2:7"]
+            assert other_holders(storage, "vanilla/a") == []
 
 
 def test_what_has_expired_or_was_superseded_is_not_held(storage: Storage) -> None:

@@ -130,9 +130,9 @@ def test_a_nan_stays_with_its_own_image(teacher: Teacher, generator: VQGAN) -> N
     assert torch.equal(made.pixels[[0, 1, 3]], clean.pixels[[0, 1, 3]])
 
 
-@pytest.mark.parametrize("coupled", [0.0, 0.1])
+@pytest.mark.parametrize("dependent", [0.0, 0.1])
 def test_a_latent_that_is_no_number_has_diverged(
-    teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch, coupled: float
+    teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch, dependent: float
 ) -> None:
     """Its nearest codes have a finite loss, and with L_bn it would reach all others."""
 
@@ -143,7 +143,7 @@ def test_a_latent_that_is_no_number_has_diverged(
 
     take_step = latents._step
     monkeypatch.setattr(latents, "_step", step)
-    config = dataclasses.replace(SMALL, batch_norm_weight=(coupled,))
+    config = dataclasses.replace(SMALL, batch_norm_weight=(dependent,))
     made = Synthesiser(teacher, generator, config)(teacher.encode_text(PROMPTS), SEEDS)
     assert made.diverged.tolist() == [False, True, False, False]
 

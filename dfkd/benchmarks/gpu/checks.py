@@ -121,7 +121,9 @@ def _gradient(kit: Kit, loop: Synthesiser, variant: Variant) -> tuple[Tensor, Te
     seeds, size = range(variant.batch), loop.teacher.image_size
     latents = loop.generator.init_latents(seeds, kit.sizes.image_size).requires_grad_()
     views = Views(seeds, 1, variant.views, 0.0, size, kit.device)
-    losses = loop.view_distances(latents, kit.targets(loop.teacher, variant.batch), views.draw(0))
+    losses = loop.full_batch_distances(
+        latents, kit.targets(loop.teacher, variant.batch), views.draw(0)
+    )
     (gradient,) = torch.autograd.grad(losses.sum(), [latents])
     return losses.detach(), gradient.double()
 

@@ -71,8 +71,8 @@ class Variant:
             # Not new objects, because `Teacher` and `VQGAN` set the layout when they are made.
             synthesiser = Synthesiser(*kit.published(self.teacher), config, steps)
         if self.mode == "CUDA graphs":
-            synthesiser.view_distances = torch.compile(
-                synthesiser.view_distances, dynamic=False, mode="reduce-overhead"
+            synthesiser.full_batch_distances = torch.compile(
+                synthesiser.full_batch_distances, dynamic=False, mode="reduce-overhead"
             )
         return synthesiser
 

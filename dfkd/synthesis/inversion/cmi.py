@@ -85,7 +85,7 @@ class CmiInverter(Inverter):
             lambda: CmiGenerator(config.latent, config.width, side), "generator"
         )
         # The width of the features depends on the teacher, so one image is passed through it.
-        with torch.no_grad(), stage_taps(classifier.teacher) as self.features:
+        with torch.no_grad(), stage_taps(classifier.teacher) as self.stage_taps:
             width = self._features(torch.zeros(1, 3, side, side, device=self.device))[1].shape[1]
         self.head = self.new_network(lambda: projection_head(width, HEAD_DIMENSIONS), "head")
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.learning_rate)
@@ -109,8 +109,8 @@ class CmiInverter(Inverter):
         self.pool.keep(self.context.earlier, request.part)
         pixels, losses, before = [], [], request.before
         with (
-            batch_norm_taps(self.classifier.teacher, self.name) as self.moments,
-            stage_taps(self.classifier.teacher) as self.features,
+            batch_norm_taps(self.classifier.teacher, self.name) as self.batch_norm_taps,
+            stage_taps(self.classifier.teacher) as self.stage_taps,
         ):
             for rows in even_batches(len(request.seeds), self.config.batch_size):
                 images, lowest = self.batch(request.labels[rows])
@@ -160,7 +160,7 @@ class CmiInverter(Inverter):
         light = random_shift(images, self.draws)
         logits, light_features = self._features(light)
         # The taps are read now, because the next pass, over the crops, overwrites them.
-        statistics = batch_norm_loss(self.moments.values)
+        statistics = batch_norm_loss(self.batch_norm_taps.values)
         _, crop_features = self._features(random_crop(images, self.draws))
         adversarial = disagreement(self.learner.student_logits(light), logits).mean()
         loss = (
@@ -174,7 +174,7 @@ class CmiInverter(Inverter):
     def _features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, M] and features [B, F] of pixels [B, 3, S, S]."""
         logits = self.classifier.logits(pixels)
-        return logits, torch.cat(self.features.values, dim=1)
+        return logits, torch.cat(self.stage_taps.values, dim=1)
 
     def _contrast(self, crops: Tensor, light: Tensor) -> Tensor:
         """L_cr of the features [B, F] of both views, with negatives from the bank."""
@@ -199,8 +199,8 @@ class CmiInverter(Inverter):
             pixels = from_bytes(self.pool.draw(self.config.batch_size, self.draws).to(self.device))
             with torch.no_grad():
                 pixels = random_shift(pixels, self.draws)
-                taught = self.classifier.logits(pixels)
-            self.learner.train_step(pixels, taught)
+                teacher_logits = self.classifier.logits(pixels)
+            self.learner.train_step(pixels, teacher_logits)
 
 
 def projection_head(features: int, dimensions: int) -> nn.Module:
@@ -276,21 +276,25 @@ def contrastive_loss(crops: Tensor, light: Tensor, batch_size: int, temperature:
     return losses[:batch_size].mean() + (bank_losses.mean() if len(bank_losses) else 0)
 
 
-def disagreement(student: Tensor, taught: Tensor) -> Tensor:
-    """-KL(teacher || student) of logits [N, M], over images of which both take one class: [N]."""
+def disagreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """-KL(teacher || student) float32 [N] of logits [N, M]; 0 for images that the two put into
+    different classes.
+    """
     # An image counts only while both agree, so it is driven until the student decides differently,
     # and no further ("decision adversarial distillation" in the published code).
-    agree = (student.argmax(dim=1) == taught.argmax(dim=1)).float()
-    return -kl_divergence(student, taught) * agree
+    agree = (student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).float()
+    return -kl_divergence(student_logits, teacher_logits) * agree
 
 
-def student_loss(student: Tensor, taught: Tensor) -> Tensor:
+def student_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """The student's training loss on logits [N, M]: the mean of the softened KL, a scalar."""
-    return kl_divergence(student, taught, STUDENT_TEMPERATURE).mean()
+    return kl_divergence(student_logits, teacher_logits, STUDENT_TEMPERATURE).mean()
 
 
-def kl_divergence(student: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
+def kl_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
+) -> Tensor:
     """KL(teacher || student) of softened logits [N, M], times temperature squared: [N]."""
-    log_student = F.log_softmax(student / temperature, dim=1)
-    teacher = F.softmax(taught / temperature, dim=1)
+    log_student = F.log_softmax(student_logits / temperature, dim=1)
+    teacher = F.softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(log_student, teacher, reduction="none").sum(dim=1) * temperature**2

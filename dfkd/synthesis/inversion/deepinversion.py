@@ -1,6 +1,6 @@
 """DeepInversion (Yin et al. 2020): pixels are optimised so that the teacher recognises classes.
 
-For a batch of B images x of classes y, in the teacher's whitened pixels:
+For a batch of B images x of classes y, in the teacher's normalised pixels:
 
     L = CE(T(x), y) + w_bn L_bn(x) + w_tv TV(x) + w_norm mean ||x||_2
 
@@ -58,13 +58,13 @@ class DeepInverter(Inverter):
                 _Batch(classifier, taps, request.select(rows), side, config).optimise()
                 for rows in even_batches(len(request.seeds), config.batch_size)
             ]
-        pixels = torch.cat([to_bytes(classifier.pixels(images)) for images, _ in results])
+        pixels = torch.cat([to_bytes(classifier.denormalise(images)) for images, _ in results])
         steps = config.low_resolution_steps + config.steps
         return synthesised(pixels, torch.cat([losses for _, losses in results]), steps)
 
 
 class _Batch:
-    """A batch of whitened images [B, 3, H, W] during its optimisation."""
+    """A batch of normalised images [B, 3, H, W] during its optimisation."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class _Batch:
         noise = _noise(request.seeds, side)
         self.images = noise.to(request.labels.device).requires_grad_()
         self.draws = request.draws("jitter")
-        self.range = [classifier.whiten(torch.tensor(level)) for level in (0.0, 1.0)]
+        self.range = [classifier.normalise(torch.tensor(level)) for level in (0.0, 1.0)]
 
     def optimise(self) -> tuple[Tensor, Tensor]:
         """Whitened images [B, 3, H, W] and losses [B] of the best step at the full side."""
@@ -111,7 +111,7 @@ class _Batch:
 
     def _losses(self, images: Tensor) -> Tensor:
         """The loss [B] of each image: its cross-entropy plus the terms of the whole batch."""
-        logits = self.classifier.logits(self.classifier.pixels(images))
+        logits = self.classifier.logits(self.classifier.denormalise(images))
         # The batch terms are added to each image; the mean over the batch counts them once.
         return (
             F.cross_entropy(logits, self.labels, reduction="none")

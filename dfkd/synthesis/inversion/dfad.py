@@ -84,8 +84,8 @@ class DfadInverter(Inverter):
             # The student's steps need no gradient through the generator and the teacher.
             with torch.no_grad():
                 pixels = self.draw()
-                taught = self.classifier.logits(pixels)
-            self.learner.train_step(pixels, taught)
+                teacher_logits = self.classifier.logits(pixels)
+            self.learner.train_step(pixels, teacher_logits)
         # Both networks get gradients with respect to the pixels, so the generator learns where the
         # student fails. The student stays in training mode, as in the published code.
         pixels = self.draw()

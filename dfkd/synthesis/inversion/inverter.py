@@ -61,13 +61,13 @@ class Classifier:
         scaled = self.teacher.logit_scale * self.teacher.encode_image(pixels) @ self.texts.T
         return scaled - scaled.mean(dim=1, keepdim=True)
 
-    def whiten(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise pixels as the teacher does: subtract its mean, divide by its deviation."""
         return (pixels - self.teacher.mean) / self.teacher.std
 
-    def pixels(self, whitened: Tensor) -> Tensor:
-        """The inverse of `whiten`; the result is in [0, 1] only if the input is in range."""
-        return whitened * self.teacher.std + self.teacher.mean
+    def denormalise(self, normalised: Tensor) -> Tensor:
+        """The inverse of `normalise`; the result is in [0, 1] only if the input is in range."""
+        return normalised * self.teacher.std + self.teacher.mean
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -207,9 +207,9 @@ class InnerStudentTrainer:
         self.student.requires_grad_(True)
         return logits
 
-    def train_step(self, pixels: Tensor, taught: Tensor) -> None:
+    def train_step(self, pixels: Tensor, teacher_logits: Tensor) -> None:
         """Take one step on pixels [N, 3, H, W] and the teacher's logits [N, M] for them."""
-        minimise(self.loss(self.student(pixels), taught), self.optimizer)
+        minimise(self.loss(self.student(pixels), teacher_logits), self.optimizer)
 
 
 def minimise(loss: Tensor, *optimizers: Optimizer) -> None:

@@ -76,7 +76,7 @@ PRE_INIT_RANGE = 0.08
 
 
 class PreGenerator(nn.Module):
-    """Maps latents [N, D] to whitened images [N, 3, S, S]: both generators of PRE-DFKD.
+    """Maps latents [N, D] to normalised images [N, 3, S, S]: both generators of PRE-DFKD.
 
     It differs from `CmiGenerator` in the epsilon of its batch norms, in the tanh, and in a final
     normalisation of the channels over the batch. The novelty generator also bounds the spectral
@@ -87,7 +87,7 @@ class PreGenerator(nn.Module):
         super().__init__()
         layers = _upsampled(latent, width, side, bias=True, epsilon=PRE_BATCH_NORM_EPSILON)
         layers += [nn.Conv2d(width, 3, 3, padding=1), nn.Tanh()]
-        # Batch norm without weights whitens the channels, as the teacher expects its input.
+        # Batch norm without weights normalises the channels, as the teacher expects its input.
         self.layers = nn.Sequential(*layers, nn.BatchNorm2d(3, affine=False))
         _init_uniform(self)
         for layer in self.layers if spectral else ():

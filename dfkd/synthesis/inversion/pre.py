@@ -96,7 +96,7 @@ class PreInverter(Inverter):
         config, rounds = self.config, request.rounds(self.config.rounds, self.context)
         self.draws = request.draws("latents")
         sampler = SnapshotSampler(request, rounds, config.snapshots)
-        with embedding_taps(self.classifier.teacher) as self.embeddings:
+        with embedding_taps(self.classifier.teacher) as self.embedding_taps:
             for number in rounds:
                 factor = cosine_factor(number / config.rounds)
                 set_rate(self.learner.optimizer, STUDENT_RATE * factor)
@@ -129,29 +129,29 @@ class PreInverter(Inverter):
         images = torch.cat([self.novelty(self._latents(self.config.batch_size)), self._replayed()])
         # Shuffled, because `SnapshotSampler` may take only the first images.
         order = torch.randperm(len(images), generator=self.draws)
-        return self.classifier.pixels(images[order.to(self.device)])
+        return self.classifier.denormalise(images[order.to(self.device)])
 
     def _novelty_step(self) -> Tensor:
         """Train the novelty generator for one step; returns its loss, a scalar."""
-        pixels = self.classifier.pixels(self.novelty(self._latents(self.config.batch_size)))
-        taught = self.classifier.logits(pixels)
-        (embeddings,) = self.embeddings.values
+        pixels = self.classifier.denormalise(self.novelty(self._latents(self.config.batch_size)))
+        teacher_logits = self.classifier.logits(pixels)
+        (embeddings,) = self.embedding_taps.values
         loss = (
-            CLASS_WEIGHT * one_hot_loss(taught)
-            + ENTROPY_WEIGHT * class_entropy_loss(taught)
+            CLASS_WEIGHT * one_hot_loss(teacher_logits)
+            + ENTROPY_WEIGHT * class_entropy_loss(teacher_logits)
             - ACTIVATION_WEIGHT * embeddings.abs().mean()
             # The teacher is the fixed side here, so images move only to where the student differs.
-            + agreement(self.learner.student_logits(pixels), taught.detach())
+            + agreement(self.learner.student_logits(pixels), teacher_logits.detach())
         )
         minimise(loss, self.novelty_optimizer)
         return loss.detach()
 
     def _teach(self, images: Tensor) -> None:
-        """Train the student for one step on whitened images [N, 3, S, S]."""
-        pixels = self.classifier.pixels(images)
+        """Train the student for one step on normalised images [N, 3, S, S]."""
+        pixels = self.classifier.denormalise(images)
         with torch.no_grad():
-            taught = self.classifier.logits(pixels)
-        self.learner.train_step(pixels, taught)
+            teacher_logits = self.classifier.logits(pixels)
+        self.learner.train_step(pixels, teacher_logits)
 
     def _latents(self, count: int) -> Tensor:
         """Latents [N, D] from N(0, 1)."""
@@ -163,7 +163,7 @@ class PreInverter(Inverter):
         config = self.config
         latents = self._latents(config.batch_size // NOVEL_PER_REPLAY).requires_grad_()
         optimizer = torch.optim.Adam([latents], config.learning_rate)
-        logits = self.classifier.logits(self.classifier.pixels(self.memory(latents)))
+        logits = self.classifier.logits(self.classifier.denormalise(self.memory(latents)))
         loss = (
             CLASS_WEIGHT * one_hot_loss(logits)
             + ENTROPY_WEIGHT * class_entropy_loss(logits)
@@ -184,7 +184,7 @@ class PreInverter(Inverter):
         if replays:
             images = torch.cat([images, self._replayed()])
         with torch.no_grad():
-            taught = self.classifier.logits(self.classifier.pixels(images))
+            teacher_logits = self.classifier.logits(self.classifier.denormalise(images))
         mean, log_variance = self.encoder(images)
         noise = torch.randn(mean.shape, generator=self.draws).to(self.device)
         # The reparametrisation of variational autoencoders, through which gradients reach both
@@ -192,7 +192,9 @@ class PreInverter(Inverter):
         reconstructed = self.memory(mean + noise * (0.5 * log_variance).exp())
         loss = (
             F.l1_loss(reconstructed, images)
-            + F.l1_loss(self.classifier.logits(self.classifier.pixels(reconstructed)), taught)
+            + F.l1_loss(
+                self.classifier.logits(self.classifier.denormalise(reconstructed)), teacher_logits
+            )
             + PRIOR_WEIGHT * prior_kl(mean, log_variance)
         )
         minimise(loss, self.memory_optimizer)
@@ -217,13 +219,15 @@ def class_entropy_loss(logits: Tensor) -> Tensor:
     return (mean * mean.log10()).sum()
 
 
-def agreement(student: Tensor, taught: Tensor) -> Tensor:
+def agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """1 - JS of logits [N, M], a scalar: minimised, it drives student and teacher apart.
 
     As published (`JS_divergence` in `utils/aux.py`) probabilities are clamped, and KL is averaged
     over all entries instead of summed over classes.
     """
-    outputs = [(logits / JS_TEMPERATURE).softmax(dim=1) for logits in (student, taught)]
+    outputs = [
+        (logits / JS_TEMPERATURE).softmax(dim=1) for logits in (student_logits, teacher_logits)
+    ]
     low, high = MIN_PROBABILITY, 1 - MIN_PROBABILITY
     mean = (0.5 * (outputs[0] + outputs[1])).clamp(low, high)
     logs = [output.clamp(low, high).log() for output in outputs]

@@ -17,7 +17,7 @@ from dfkd.models.generators.condition import Condition, TextInput
 from dfkd.models.generators.diffusers_folder import SCHEDULERS
 from dfkd.models.generators.diffusion import Diffusion
 from dfkd.models.generators.text_tower import TextEncoder
-from dfkd.prompts.conditions import PromptStates
+from dfkd.prompts.conditions import ConditionEncoder
 from dfkd.utils.pixels import to_bytes
 from tests.helpers.tiny_models import VIT, load_teacher, model_config
 from tests.helpers.tiny_pipeline import (
@@ -112,7 +112,7 @@ def test_texts_are_padded_as_the_tokenizer_does(end: bool, tmp_path: Path) -> No
     manifest = read_manifest(tmp_path, tmp_path, "prompts.method=vanilla")
     write_text_encoder(tmp_path, teacher, 2)
     encoder = transformers.CLIPTextModel.from_pretrained(tmp_path / "text_encoder").eval()
-    states = PromptStates(manifest, teacher, TextInput(2, end))
+    states = ConditionEncoder(manifest, teacher, TextInput(2, end))
     start, stop = (int(token) for token in teacher.tokenize([""])[0, :2])
     ids = [start, *teacher.content_tokens("A dog"), stop]
     ids += [stop if end else 0] * (teacher.context_length - len(ids))

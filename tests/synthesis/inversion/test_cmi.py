@@ -126,7 +126,7 @@ def test_the_loss_is_statistics_class_adversary_and_contrast(
                 monkeypatch.setattr(cmi, name, 2.0 if name in chosen else 0.0)
             config = Inversion(cmi=Cmi(latent=8, width=4))
             made = CmiInverter(classifier, run_context(), config)
-            made.moments, made.features = moments, features
+            made.batch_norm_taps, made.stage_taps = moments, features
             made.learner.student.eval()
             made.draws = torch.Generator().manual_seed(3)
             loss, seen = made._loss(images, run.labels)

@@ -45,14 +45,14 @@ def learner(classifier: Classifier, rate: float = 0.1) -> InnerStudentTrainer:
 def test_the_student_learns_the_logits_of_the_teacher(teacher: Teacher) -> None:
     classifier, _ = problem(teacher, 0, 1)
     pixels = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    taught = classifier.logits(pixels)
+    teacher_logits = classifier.logits(pixels)
     inner = learner(classifier, rate=1e-3)
     with torch.no_grad():
-        before = float(F.l1_loss(inner.student(pixels), taught))
+        before = float(F.l1_loss(inner.student(pixels), teacher_logits))
     for _ in range(20):
-        inner.train_step(pixels, taught)
+        inner.train_step(pixels, teacher_logits)
     with torch.no_grad():
-        assert float(F.l1_loss(inner.student(pixels), taught)) < 0.5 * before
+        assert float(F.l1_loss(inner.student(pixels), teacher_logits)) < 0.5 * before
 
 
 def test_the_student_s_logits_give_gradients_to_pixels_only(teacher: Teacher) -> None:
@@ -84,9 +84,9 @@ def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(
     learned: list[Tensor] = []
     train_step = inverter.learner.train_step
 
-    def watched(pixels: Tensor, taught: Tensor) -> None:
+    def watched(pixels: Tensor, teacher_logits: Tensor) -> None:
         learned.append(pixels)
-        train_step(pixels, taught)
+        train_step(pixels, teacher_logits)
 
     monkeypatch.setattr(inverter.learner, "train_step", watched)
     before = [parameter.clone() for parameter in inverter.generator.parameters()]

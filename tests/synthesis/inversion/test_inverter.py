@@ -124,13 +124,13 @@ def test_probabilities_are_those_of_the_stored_pixels(teacher: Teacher) -> None:
     assert torch.allclose(classifier.probabilities(images), classifier.logits(pixels).softmax(1))
 
 
-def test_whitened_pixels_are_what_the_layers_see(teacher: Teacher) -> None:
+def test_normalised_pixels_are_what_the_layers_see(teacher: Teacher) -> None:
     classifier, _ = problem(teacher, 0)
     pixels = torch.rand(2, 3, 8, 8)
-    whitened = classifier.whiten(pixels)
+    normalised = classifier.normalise(pixels)
     red = (pixels[0, 0, 0, 0] - teacher.mean[0, 0, 0, 0]) / teacher.std[0, 0, 0, 0]
-    assert torch.isclose(whitened[0, 0, 0, 0], red)
-    assert torch.allclose(classifier.pixels(whitened), pixels, atol=1e-6)
+    assert torch.isclose(normalised[0, 0, 0, 0], red)
+    assert torch.allclose(classifier.denormalise(normalised), pixels, atol=1e-6)
 
 
 def test_draws_depend_on_the_images_and_the_purpose() -> None:

@@ -39,9 +39,9 @@ def test_images_have_the_side_and_range_that_is_asked_for(side: int) -> None:
         assert images.shape == (6, 3, side, side)
         assert float(images.min()) >= 0
         assert float(images.max()) <= 1
-    whitened = PreGenerator(5, 4, side)(latents())
-    assert whitened.shape == (6, 3, side, side)
-    mean, variance = PreEncoder(5, 4, side)(whitened)
+    normalised = PreGenerator(5, 4, side)(latents())
+    assert normalised.shape == (6, 3, side, side)
+    mean, variance = PreEncoder(5, 4, side)(normalised)
     assert mean.shape == variance.shape == (6, 5)
 
 
@@ -60,7 +60,7 @@ def test_networks_are_as_large_as_those_of_the_publications() -> None:
     assert weights(PreEncoder(1000, 64, 32)) == norms + convolutions + heads
 
 
-def test_whitened_images_have_channels_of_mean_zero_and_variance_one() -> None:
+def test_normalised_images_have_channels_of_mean_zero_and_variance_one() -> None:
     images = PreGenerator(5, 4, 16)(latents())
     variance, mean = torch.var_mean(images, dim=(0, 2, 3), correction=0)
     assert torch.allclose(mean, torch.zeros(3), atol=1e-4)

@@ -85,7 +85,7 @@ def test_the_novelty_loss_is_the_sum_of_its_terms(
                 monkeypatch.setattr(pre, name, 2.0 if name in chosen else 0.0)
             config = Pre(batch_size=16, latent=8, width=4)
             inverter = PreInverter(classifier, run_context(), Inversion(pre=config))
-            inverter.embeddings = embeddings
+            inverter.embedding_taps = embeddings
             values.append(float(inverter._novelty_step()))
     alone = values[0]
     assert 0 <= alone <= 1  # the agreement
@@ -102,12 +102,12 @@ def test_images_move_to_where_the_student_differs_from_a_fixed_teacher(
     inverter = PreInverter(classifier, run_context(), Inversion(pre=SETTINGS))
     told: list[tuple[bool, bool]] = []
 
-    def watched(student: Tensor, taught: Tensor) -> Tensor:
-        told.append((student.requires_grad, taught.requires_grad))
-        return agreement(student, taught)
+    def watched(student: Tensor, teacher_logits: Tensor) -> Tensor:
+        told.append((student.requires_grad, teacher_logits.requires_grad))
+        return agreement(student, teacher_logits)
 
     monkeypatch.setattr(pre, "agreement", watched)
-    with embedding_taps(teacher) as inverter.embeddings:
+    with embedding_taps(teacher) as inverter.embedding_taps:
         inverter._novelty_step()
     assert told == [(True, False)]
 
@@ -125,7 +125,7 @@ def test_the_memory_learns_to_reconstruct_images(teacher: Teacher) -> None:
     classifier, _ = problem(teacher, 0, 1)
     config = Pre(batch_size=16, latent=16, width=8)
     colours = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
-    shown = classifier.whiten(colours.expand(16, 3, 64, 64))
+    shown = classifier.normalise(colours.expand(16, 3, 64, 64))
     inverter = PreInverter(classifier, run_context(), Inversion(pre=config))
     losses = [float(inverter._memory_step(shown, replays=False)) for _ in range(60)]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
