@@ -103,7 +103,7 @@ def check_starts(manifest: Manifest, device: torch.device) -> None:
         CorruptionError: a student is damaged.
     """
     config = manifest.fewshot
-    check_library(manifest, device)
+    _require_named_library(manifest)
     for start in config.starts:
         # Each student once; the other starts differ between seeds in random numbers only.
         students = {student_seed(manifest, seed): seed for seed in config.seeds}
@@ -113,16 +113,16 @@ def check_starts(manifest: Manifest, device: torch.device) -> None:
 
 def check_library(manifest: Manifest, device: torch.device) -> None:
     """Raise `ManifestError` if the weights of the start `library` cannot be loaded."""
-    if "library" not in manifest.fewshot.starts:
-        return
-    if manifest.few_shot_library == "none":
-        raise ManifestError(
-            LIBRARY,
-            "must name weights",
-            "none",
-            "name some, or leave library out of fewshot.starts",
-        )
-    initial_weights(manifest, "library", 0, device).make()
+    _require_named_library(manifest)
+    if "library" in manifest.fewshot.starts:
+        initial_weights(manifest, "library", 0, device).make()
+
+
+def _require_named_library(manifest: Manifest) -> None:
+    """Raise `ManifestError` if the start `library` has no weights."""
+    if "library" in manifest.fewshot.starts and manifest.few_shot_library == "none":
+        remedy = "name some, or leave library out of fewshot.starts"
+        raise ManifestError(LIBRARY, "must name weights", "none", remedy)
 
 
 def curve_captions(manifest: Manifest) -> dict[Curve, str]:

@@ -339,7 +339,7 @@ def test_a_defect_in_an_actor_keeps_its_traceback(tmp_path: Path) -> None:
     object.__setattr__(manifest.distillation, "checkpoint_epochs", 0)  # which no manifest may have
     with pytest.raises(ZeroDivisionError) as caught:
         dfkd.distill(manifest)
-    assert "in _train_epochs" in "".join(caught.value.__notes__)
+    assert "in run\n" in "".join(caught.value.__notes__)
 
 
 def test_a_training_that_diverges_ends_with_one_line(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -34,7 +33,6 @@ from dfkd.errors import (
     ManifestError,
     WeightsError,
 )
-from tests.helpers.own_ray import own_ray
 from tests.helpers.waiting import gone, wait_for
 
 
@@ -363,20 +361,3 @@ def test_a_share_never_spans_two_nodes() -> None:
 
 def test_a_cluster_that_listens_is_joined(cluster: None) -> None:
     _check_reachable(ray.get_runtime_context().gcs_address)
-
-
-@pytest.mark.heavy
-def test_a_cluster_without_any_node_is_an_error_at_once() -> None:
-    """Else a pool would wait a quarter of an hour for a node that cannot come."""
-
-    def dead() -> bool:
-        try:
-            return not schedulable_nodes()
-        except InfrastructureError as error:
-            return "Ray's last node has died; run the same command again" in str(error)
-
-    with own_ray() as cluster:
-        assert not dead()
-        head: Any = cluster.head_node
-        head.kill_raylet()
-        wait_for(dead, "the death of the only node", limit=120)

@@ -109,7 +109,9 @@ def test_a_finished_student_gives_the_teacher_s_distances_of_its_unscaled_output
 @pytest.mark.parametrize("cut", [1, 4])
 def test_a_restored_run_ends_with_the_same_bits(cut: int) -> None:
     config = dataclasses.replace(CONFIG, augmentation=("crop", "noise"))
-    options = {"label": lambda views: F.normalize(views[:, :, :2, :2].mean(3).flatten(1)[:, :4])}
+    options = {
+        "target_function": lambda views: F.normalize(views[:, :, :2, :2].mean(3).flatten(1)[:, :4])
+    }
     whole, first, resumed = (distiller(config, **options) for _ in range(3))
     while not whole.done:
         whole.advance(batch(whole.step))
