@@ -195,7 +195,7 @@ def _needs_ray(manifest: Manifest, students: int) -> bool:
     """
     if not students:
         return False
-    if cluster_address() or manifest.distillation.ranks != (1, 1):
+    if cluster_address() or manifest.distillation.rank_limits != (1, 1):
         return True
     gpus = torch.cuda.device_count() if manifest.cluster.gpus_per_worker != 0 else 0
     slots = gpus or cpu_count()
@@ -237,7 +237,9 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
             return evaluated
         report_accuracy(manifest.name, evaluated.results)
         root = open_storage(manifest.storage.root)
-        evaluated = dataclasses.replace(evaluated, ms=footprint.write(root, scored.networks))
+        evaluated = dataclasses.replace(
+            evaluated, ms=footprint.measure_and_write(root, scored.networks)
+        )
     if not evaluated.versions:
         return evaluated
     sheet = contact_sheet(manifest, evaluated.versions)

@@ -211,13 +211,13 @@ class Ranks:
         return WorkerResources(self.cpus, float(self.gpu))
 
 
-def trains_here(ranks: tuple[int, int]) -> bool:
+def trains_here(rank_limits: tuple[int, int]) -> bool:
     """Whether a run with these limits on its ranks has one only, inside this process."""
-    return ranks[1] == 1 and count_nodes() == 1
+    return rank_limits[1] == 1 and count_nodes() == 1
 
 
-def plan_ranks(ranks: tuple[int, int], cluster: Cluster) -> Ranks:
-    """The number of ranks that fit, between the two limits of `ranks`, and the resources of each.
+def plan_ranks(rank_limits: tuple[int, int], cluster: Cluster) -> Ranks:
+    """The number of ranks that fit, between the two limits, and the resources of each.
 
     With an autoscaler it waits until there are nodes for the smallest number of ranks.
 
@@ -226,10 +226,10 @@ def plan_ranks(ranks: tuple[int, int], cluster: Cluster) -> Ranks:
         InfrastructureError: the autoscaler's nodes did not come in time, or torch cannot use the
             GPUs.
     """
-    least, most = ranks
+    least, most = rank_limits
     if ray.is_initialized():
         wait_for_nodes(rank_resources(cluster), least)
-    if trains_here(ranks):
+    if trains_here(rank_limits):
         from dfkd.utils.hardware import cpu_count  # here: torch takes seconds
 
         device = "cpu" if cluster.gpus_per_worker == 0 else own_device()
@@ -248,7 +248,7 @@ def plan_ranks(ranks: tuple[int, int], cluster: Cluster) -> Ranks:
         total = sum(node.get("CPU", 0.0) for node in nodes.values())
         held = f"what the cluster's {total:g} CPUs on {len(nodes)} nodes hold"
         raise _too_many_ranks(held, least)
-    return Ranks(count, cpus, device, ranks if least < most else None)
+    return Ranks(count, cpus, device, rank_limits if least < most else None)
 
 
 def _too_many_ranks(most: str, ranks: int) -> ManifestError:

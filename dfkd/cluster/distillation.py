@@ -101,9 +101,9 @@ def distill(
     if actor_cpus is not None:
         ranks = _alone(actor_cpus)
     else:
-        if not trains_here(manifest.distillation.ranks):
+        if not trains_here(manifest.distillation.rank_limits):
             _raise_errors_of_ranks(manifest, target)
-        ranks = plan_ranks(manifest.distillation.ranks, manifest.cluster)
+        ranks = plan_ranks(manifest.distillation.rank_limits, manifest.cluster)
     with _lease_and_record(manifest, target, ranks):
         _train(manifest, target, ranks, bar_place(ranks.local))
     _require_written(target)
@@ -129,7 +129,7 @@ def distill_all(
             yield distill(manifest, method, seed, target.version.id)
         else:
             targets.append(target)
-    if len(targets) > 1 and manifest.distillation.ranks == (1, 1) and ray.is_initialized():
+    if len(targets) > 1 and manifest.distillation.rank_limits == (1, 1) and ray.is_initialized():
         yield from _distill_side_by_side(manifest, targets)
         return
     for target in targets:
@@ -256,7 +256,7 @@ def _raise_errors_of_ranks(manifest: Manifest, target: StudentLocation) -> None:
     A rank inside this process raises the same errors just as early.
     """
     config = manifest.distillation
-    open_stream(manifest, target.version, target.seed, 0, config.ranks[-1])
+    open_stream(manifest, target.version, target.seed, 0, config.rank_limits[-1])
     classes, size = len(manifest.classes), manifest.synthesis.image_size
     build(config, classes, size, target.seed, manifest.cache)
     if config.labels != "stored":

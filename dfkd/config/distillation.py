@@ -148,7 +148,7 @@ class Distillation(Training):
                 "set it to 0, or name the weights that the backbone starts from",
             )
         self._require_fitting_targets()
-        least, most = self.ranks
+        least, most = self.rank_limits
         if least > most:
             raise ManifestError(
                 "distillation.workers", "must be [least, most]", self.workers, "swap the two"
@@ -192,7 +192,7 @@ class Distillation(Training):
         return self.target != "distances"
 
     @property
-    def ranks(self) -> tuple[int, int]:
+    def rank_limits(self) -> tuple[int, int]:
         """The minimal and the maximal number of DDP ranks."""
         return self.workers[0], self.workers[-1]
 

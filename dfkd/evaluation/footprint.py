@@ -79,7 +79,10 @@ def student(manifest: Manifest) -> TimedNetwork:
     if config.embeds:
         width = int(read_architecture(manifest.teacher.model).model["embed_dim"])
         texts = F.normalize(torch.ones(classes, width), dim=1)
-        module, name = build(config, width, size, seed=0).with_classes(texts), f"{name}, embedding"
+        module, name = (
+            build(config, width, size, seed=0).with_classes(texts),
+            f"{name}, embedding of {width}",
+        )
     else:
         module = build(config, classes, size, seed=0)
     module.eval()
@@ -121,7 +124,7 @@ def read(storage: Storage) -> Latency:
         ) from None
 
 
-def write(storage: Storage, networks: Mapping[str, TimedNetwork]) -> dict[str, float]:
+def measure_and_write(storage: Storage, networks: Mapping[str, TimedNetwork]) -> dict[str, float]:
     """Measure each network, once for each shape, and write `latency.json`; returns its `ms`."""
     by_name = {network.name: network for network in networks.values()}
     # Random pixels: the time does not depend on what an image shows.
@@ -150,5 +153,5 @@ def cached_or_measured(storage: Storage, networks: Mapping[str, TimedNetwork]) -
     known = read(storage)
     # Figures of two machines in one table would compare machines, so all are measured again.
     fits = known.machine == processor_name() and by_name.keys() <= known.ms.keys()
-    ms = known.ms if fits else write(storage, by_name)
+    ms = known.ms if fits else measure_and_write(storage, by_name)
     return {key: ms[network.name] for key, network in networks.items()}

@@ -332,7 +332,7 @@ class _Runner:
         single_rank: list[StudentJob] = []
         multi_rank: list[StudentJob] = []
         for each in student_jobs:
-            ranks = each.cell.manifest.distillation.ranks
+            ranks = each.cell.manifest.distillation.rank_limits
             (single_rank if ranks == (1, 1) else multi_rank).append(each)
         if single_rank and self._have_room(len(single_rank)):
             yield from run_in_parallel(single_rank, self.at_once, self.threads)

@@ -77,7 +77,7 @@ class PartRequest:
     part: int = 0
     before: int = 0
 
-    def draws(self, purpose: str) -> torch.Generator:
+    def make_rng(self, purpose: str) -> torch.Generator:
         """A generator for one purpose; on the CPU, so that all devices draw the same numbers."""
         return torch.Generator().manual_seed(derive_seed(purpose, *self.seeds))
 

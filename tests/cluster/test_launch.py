@@ -86,7 +86,7 @@ def test_a_flipped_bit_ends_the_job_with_one_line(
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    assert manifest.distillation.ranks == (2, 2)
+    assert manifest.distillation.rank_limits == (2, 2)
     root = os.path.relpath(tmp_path / "run")  # which ranks are to find as well
     code = jobs.load("distill").main(
         [str(tmp_path / "manifest.yaml"), "--set", f"storage.root={root}"]

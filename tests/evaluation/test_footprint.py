@@ -12,10 +12,10 @@ from dfkd.evaluation import footprint
 from dfkd.evaluation.footprint import (
     TimedNetwork,
     cached_or_measured,
+    measure_and_write,
     megabytes,
     networks,
     read,
-    write,
 )
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_models import RESNET, VIT, model_config, random_model, write_teacher
@@ -54,7 +54,7 @@ def test_networks_of_one_shape_are_measured_once(tmp_path: Path) -> None:
     calls: list[str] = []
     storage = open_storage(str(tmp_path))
     found = {"teacher": network("x", calls), "text-only": network("x", calls)}
-    ms = write(storage, {**found, "student": network("y", calls)})
+    ms = measure_and_write(storage, {**found, "student": network("y", calls)})
     assert set(calls) == {"x (1, 3, 4, 4)", "y (1, 3, 4, 4)"}
     assert calls.count("x (1, 3, 4, 4)") == calls.count("y (1, 3, 4, 4)")
     assert ms["teacher"] == ms["text-only"] >= 0

@@ -128,7 +128,7 @@ def test_a_shortened_run_has_one_rank(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(stages, "_timed", lambda manifest: seen.append(manifest) or seconds)
     manifest = Manifest.read(write_manifest(tmp_path, distillation={"workers": 3}))
     stages.measure(manifest, QUICK)
-    assert [each.distillation.ranks for each in seen] == [(1, 1)]
+    assert [each.distillation.rank_limits for each in seen] == [(1, 1)]
 
 
 def test_versions_of_few_classes_hold_a_batch(

@@ -103,7 +103,7 @@ class CmiInverter(Inverter):
 
     def images(self, request: PartRequest) -> Synthesised:
         """Make a part batch after batch."""
-        self.draws = request.draws("cmi")
+        self.rng = request.make_rng("cmi")
         # The previous part is read back from its shards, because JPEG changes pixels. A resumed run
         # then trains the student on the same pixels as an uninterrupted one.
         self.pool.keep(self.context.earlier, request.part)
@@ -133,8 +133,8 @@ class CmiInverter(Inverter):
         """
         self.learner.student.eval()
         # A new generator for each batch: one that has made other images would repeat them.
-        init_normal(self.generator, self.draws)
-        latents = torch.randn(len(labels), self.config.latent, generator=self.draws)
+        init_normal(self.generator, self.rng)
+        latents = torch.randn(len(labels), self.config.latent, generator=self.rng)
         latents = latents.to(self.device).requires_grad_()
         optimizer = torch.optim.Adam(
             [*self.generator.parameters(), latents], self.config.learning_rate, BETAS
@@ -157,11 +157,11 @@ class CmiInverter(Inverter):
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """L of a batch of images [B, 3, S, S], and its features [B, 2F] for the bank."""
-        light = random_shift(images, self.draws)
+        light = random_shift(images, self.rng)
         logits, light_features = self._features(light)
         # The taps are read now, because the next pass, over the crops, overwrites them.
         statistics = batch_norm_loss(self.batch_norm_taps.values)
-        _, crop_features = self._features(random_crop(images, self.draws))
+        _, crop_features = self._features(random_crop(images, self.rng))
         adversarial = disagreement(self.learner.student_logits(light), logits).mean()
         loss = (
             BATCH_NORM_WEIGHT * statistics
@@ -179,7 +179,7 @@ class CmiInverter(Inverter):
     def _contrast(self, crops: Tensor, light: Tensor) -> Tensor:
         """L_cr of the features [B, F] of both views, with negatives from the bank."""
         batch_size = len(crops)
-        remembered = self.bank.draw(NEGATIVES, self.draws)
+        remembered = self.bank.draw(NEGATIVES, self.rng)
         if len(remembered):
             # The bank stores the features before the head, which has changed since then.
             others = remembered.chunk(2, dim=1)
@@ -196,9 +196,9 @@ class CmiInverter(Inverter):
         set_rate(self.learner.optimizer, STUDENT_RATE * cosine_factor(done))
         self.learner.student.train()
         for _ in range(self.config.student_steps):
-            pixels = from_bytes(self.pool.draw(self.config.batch_size, self.draws).to(self.device))
+            pixels = from_bytes(self.pool.draw(self.config.batch_size, self.rng).to(self.device))
             with torch.no_grad():
-                pixels = random_shift(pixels, self.draws)
+                pixels = random_shift(pixels, self.rng)
                 teacher_logits = self.classifier.logits(pixels)
             self.learner.train_step(pixels, teacher_logits)
 
@@ -221,9 +221,9 @@ class FeatureBank:
         earlier = [self.features] if len(self.features) else []
         self.features = torch.cat([*earlier, new])[-self.capacity :]
 
-    def draw(self, count: int, draws: torch.Generator) -> Tensor:
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """Draw at most `count` rows without replacement."""
-        rows = torch.randperm(len(self.features), generator=draws)[:count]
+        rows = torch.randperm(len(self.features), generator=rng)[:count]
         return self.features[rows.to(self.features.device)]
 
 
@@ -246,12 +246,12 @@ class ImagePool:
         """Add a batch of the part that is being made."""
         self.fresh.append(images)
 
-    def draw(self, count: int, draws: torch.Generator) -> Tensor:
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """Draw `count` images with replacement."""
         tensors = [*self.stored, *self.fresh]
         ends = list(accumulate(map(len, tensors)))
         images = []
-        for row in torch.randint(ends[-1], (count,), generator=draws).tolist():
+        for row in torch.randint(ends[-1], (count,), generator=rng).tolist():
             number = bisect(ends, row)
             images.append(tensors[number][row - ends[number]])  # negative: from the tensor's end
         return torch.stack(images)

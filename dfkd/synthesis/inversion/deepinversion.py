@@ -78,7 +78,7 @@ class _Batch:
         self.labels = request.labels
         noise = _noise(request.seeds, side)
         self.images = noise.to(request.labels.device).requires_grad_()
-        self.draws = request.draws("jitter")
+        self.rng = request.make_rng("jitter")
         self.range = [classifier.normalise(torch.tensor(level)) for level in (0.0, 1.0)]
 
     def optimise(self) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ class _Batch:
             # The pixels always have the full side, and at half of it their means are judged. So the
             # full side continues from them without enlarging anything.
             seen = F.avg_pool2d(self.images, 2) if halve else self.images
-            losses = self._losses(jittered(seen, self.draws))
+            losses = self._losses(jittered(seen, self.rng))
             loss = losses.mean()
             # The loss of the whole batch decides, because L_bn is a property of all its images.
             if loss.item() < lowest:
@@ -123,15 +123,15 @@ class _Batch:
 
 def _noise(seeds: Sequence[int], side: int) -> Tensor:
     """Whitened noise [B, 3, side, side] from N(0, 1), each image from its own seed."""
-    draws = (torch.Generator().manual_seed(seed) for seed in seeds)
-    return torch.stack([torch.randn(3, side, side, generator=draw) for draw in draws])
+    rngs = (torch.Generator().manual_seed(seed) for seed in seeds)
+    return torch.stack([torch.randn(3, side, side, generator=rng) for rng in rngs])
 
 
-def jittered(images: Tensor, draws: torch.Generator) -> Tensor:
+def jittered(images: Tensor, rng: torch.Generator) -> Tensor:
     """Shift the whole batch [N, C, S, S] with wrap-around and perhaps mirror it, by one draw."""
     limit = int(MAX_JITTER * images.shape[-1])
     down, right, mirrored = (
-        int(torch.randint(low, high, (1,), generator=draws))
+        int(torch.randint(low, high, (1,), generator=rng))
         for low, high in ((-limit, limit + 1), (-limit, limit + 1), (0, 2))
     )
     shifted = images.roll((down, right), dims=(2, 3))

@@ -61,7 +61,7 @@ class DfadInverter(Inverter):
     def images(self, request: PartRequest) -> Synthesised:
         """Train for the rounds of the part; its images are sampled during training."""
         rounds = request.rounds(self.config.rounds, self.context)
-        self.draws = request.draws("latents")
+        self.rng = request.make_rng("latents")
         sampler = SnapshotSampler(request, rounds, self.config.snapshots)
         for number in rounds:
             # Rates follow from the number of the round, so they need no place in the state.
@@ -74,7 +74,7 @@ class DfadInverter(Inverter):
 
     def draw(self) -> Tensor:
         """Pixels [B, 3, S, S] that the generator makes from new latents."""
-        latents = torch.randn(self.config.batch_size, self.config.latent, generator=self.draws)
+        latents = torch.randn(self.config.batch_size, self.config.latent, generator=self.rng)
         pixels: Tensor = self.generator(latents.to(self.device))
         return pixels
 

@@ -107,7 +107,7 @@ class Inverter(ABC):
 
     def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
         self.classifier, self.context, self.settings = classifier, context, settings
-        self.device, self.draws = classifier.texts.device, torch.Generator()
+        self.device, self.rng = classifier.texts.device, torch.Generator()
         self.networks: Mapping[str, nn.Module] = {}
         self.optimizers: Mapping[str, Optimizer] = {}
 

@@ -172,16 +172,14 @@ def _projected(latent: int, channels: int, side: int) -> list[nn.Module]:
     ]
 
 
-def init_normal(network: nn.Module, draws: torch.Generator) -> None:
+def init_normal(network: nn.Module, rng: torch.Generator) -> None:
     """Initialise in place: weights around 0, of batch norm around 1, std 0.02; biases are 0."""
     initialised = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d
     for module in network.modules():
         # A batch norm without affine parameters has no weight.
         if isinstance(module, initialised) and module.weight is not None:
             mean = 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0
-            module.weight.data.copy_(
-                mean + 0.02 * torch.randn(module.weight.shape, generator=draws)
-            )
+            module.weight.data.copy_(mean + 0.02 * torch.randn(module.weight.shape, generator=rng))
             if module.bias is not None:
                 module.bias.data.zero_()
 

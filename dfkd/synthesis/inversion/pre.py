@@ -94,7 +94,7 @@ class PreInverter(Inverter):
     def images(self, request: PartRequest) -> Synthesised:
         """Train for the rounds of the part; its images are novel and replayed ones."""
         config, rounds = self.config, request.rounds(self.config.rounds, self.context)
-        self.draws = request.draws("latents")
+        self.rng = request.make_rng("latents")
         sampler = SnapshotSampler(request, rounds, config.snapshots)
         with embedding_taps(self.classifier.teacher) as self.embedding_taps:
             for number in rounds:
@@ -128,7 +128,7 @@ class PreInverter(Inverter):
         self.memory.eval()
         images = torch.cat([self.novelty(self._latents(self.config.batch_size)), self._replayed()])
         # Shuffled, because `SnapshotSampler` may take only the first images.
-        order = torch.randperm(len(images), generator=self.draws)
+        order = torch.randperm(len(images), generator=self.rng)
         return self.classifier.denormalise(images[order.to(self.device)])
 
     def _novelty_step(self) -> Tensor:
@@ -155,7 +155,7 @@ class PreInverter(Inverter):
 
     def _latents(self, count: int) -> Tensor:
         """Latents [N, D] from N(0, 1)."""
-        return torch.randn(count, self.config.latent, generator=self.draws).to(self.device)
+        return torch.randn(count, self.config.latent, generator=self.rng).to(self.device)
 
     @torch.enable_grad()
     def _replayed(self) -> Tensor:
@@ -186,7 +186,7 @@ class PreInverter(Inverter):
         with torch.no_grad():
             teacher_logits = self.classifier.logits(self.classifier.denormalise(images))
         mean, log_variance = self.encoder(images)
-        noise = torch.randn(mean.shape, generator=self.draws).to(self.device)
+        noise = torch.randn(mean.shape, generator=self.rng).to(self.device)
         # The reparametrisation of variational autoencoders, through which gradients reach both
         # outputs of the encoder.
         reconstructed = self.memory(mean + noise * (0.5 * log_variance).exp())

@@ -128,7 +128,7 @@ def test_the_loss_is_statistics_class_adversary_and_contrast(
             made = CmiInverter(classifier, run_context(), config)
             made.batch_norm_taps, made.stage_taps = moments, features
             made.learner.student.eval()
-            made.draws = torch.Generator().manual_seed(3)
+            made.rng = torch.Generator().manual_seed(3)
             loss, seen = made._loss(images, run.labels)
             values.append(loss.item())
     assert sum(values[:4]) == pytest.approx(values[4], rel=1e-4)
@@ -148,7 +148,7 @@ def test_each_batch_is_remembered_and_taught_before_the_next(
 
     def watched(done: float) -> None:
         assert torch.equal(made.learner.student.head.weight, weights)
-        seen.append((done, len(made.bank.features), len(made.pool.draw(9, made.draws))))
+        seen.append((done, len(made.bank.features), len(made.pool.draw(9, made.rng))))
         teach(done)
         assert not torch.equal(made.learner.student.head.weight, weights)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from dfkd.synthesis.inversion.crops import random_crop, random_shift
 
 
-def draws(seed: int = 0) -> torch.Generator:
+def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -20,8 +20,8 @@ def moved(image: Tensor, down: int, right: int, mirrored: bool) -> Tensor:
 
 
 def test_a_shift_is_one_of_whole_pixels_and_each_image_has_its_own() -> None:
-    images = torch.rand(12, 3, 16, 16, generator=draws())
-    views = random_shift(images, draws(1))
+    images = torch.rand(12, 3, 16, 16, generator=rng())
+    views = random_shift(images, rng(1))
     found = []
     for image, view in zip(images, views, strict=True):
         fitting = [
@@ -40,7 +40,7 @@ def test_a_shift_is_one_of_whole_pixels_and_each_image_has_its_own() -> None:
 def test_a_crop_shows_a_part_of_the_image_alone() -> None:
     """A ramp over the columns: a window shows a share of it, and nothing from outside."""
     ramp = torch.linspace(0, 1, 32).expand(64, 1, 32, 32)
-    views = random_crop(ramp, draws())
+    views = random_crop(ramp, rng())
     assert float(views.min()) >= 0
     assert float(views.max()) <= 1
     width = (views[..., 0] - views[..., -1]).abs().mean(dim=(1, 2))
@@ -52,9 +52,9 @@ def test_a_crop_shows_a_part_of_the_image_alone() -> None:
 
 
 def test_views_are_differentiable_and_come_from_their_draws_alone() -> None:
-    images = torch.rand(3, 3, 16, 16, generator=draws()).requires_grad_()
+    images = torch.rand(3, 3, 16, 16, generator=rng()).requires_grad_()
     for view in (random_shift, random_crop):
-        assert torch.equal(view(images, draws(3)), view(images, draws(3)))
-        assert not torch.equal(view(images, draws(3)), view(images, draws(4)))
-        (gradient,) = torch.autograd.grad(view(images, draws(3)).sum(), [images])
+        assert torch.equal(view(images, rng(3)), view(images, rng(3)))
+        assert not torch.equal(view(images, rng(3)), view(images, rng(4)))
+        (gradient,) = torch.autograd.grad(view(images, rng(3)).sum(), [images])
         assert bool((gradient != 0).flatten(1).any(dim=1).all())

@@ -74,10 +74,10 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
 
 def test_jitter_rolls_a_whole_batch_alike() -> None:
     images = torch.arange(2 * 64 * 64, dtype=torch.float32).view(2, 1, 64, 64)
-    draws = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     seen = set()
     for _ in range(20):
-        view = jittered(images, draws)
+        view = jittered(images, rng)
         fitting = [
             (down, right, mirrored)
             for down in range(-8, 9)  # 0.134 of 64 pixels

@@ -136,8 +136,8 @@ def test_normalised_pixels_are_what_the_layers_see(teacher: Teacher) -> None:
 def test_draws_depend_on_the_images_and_the_purpose() -> None:
     one, two = (PartRequest(torch.tensor([0, 1]), seeds) for seeds in ([1, 2], [1, 3]))
     same = PartRequest(one.labels, (1, 2))
-    assert one.draws("a").initial_seed() == same.draws("a").initial_seed()
-    assert len({r.draws(p).initial_seed() for r in (one, two) for p in "ab"}) == 4
+    assert one.make_rng("a").initial_seed() == same.make_rng("a").initial_seed()
+    assert len({r.make_rng(p).initial_seed() for r in (one, two) for p in "ab"}) == 4
     part = one.select(slice(1, 2))
     assert (part.labels.tolist(), list(part.seeds)) == ([1], [2])
 

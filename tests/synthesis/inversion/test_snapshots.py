@@ -23,9 +23,9 @@ def test_images_go_where_the_teacher_sees_them_the_surest_first() -> None:
 
 @given(st.integers(2, 5), st.integers(1, 20), st.integers(0, 10**6))
 def test_every_image_has_one_place(classes: int, images: int, seed: int) -> None:
-    draws = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (images,), generator=draws)
-    seen = torch.rand(images, classes, generator=draws).softmax(1)
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (images,), generator=rng)
+    seen = torch.rand(images, classes, generator=rng).softmax(1)
     order = assign_to_classes(seen, labels)
     assert sorted(order.tolist()) == list(range(images))
     # No two images would both rather change places.
