@@ -148,10 +148,8 @@ def synthesize(
 def _check_all_methods_first(
     planned: Sequence[tuple[Manifest, dict[str, Any]]], abandon: bool
 ) -> None:
-    """Raise now the errors that would appear only after the first method's images are made.
-
-    These are unfinished work of another manifest (unless `abandon`), and a disk without room for
-    the versions of all methods.
+    """Raise now the errors that would appear only after the first method's images are made: of
+    unfinished work (unless `abandon`), or of a disk without room for all versions.
     """
     root = open_storage(planned[0][0].storage.root)
     for single, identity in planned:
@@ -237,13 +235,12 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
             return evaluated
         report_accuracy(manifest.name, evaluated.results)
         root = open_storage(manifest.storage.root)
-        evaluated = dataclasses.replace(
-            evaluated, ms=footprint.measure_and_write(root, scored.networks)
-        )
-    if not evaluated.versions:
-        return evaluated
-    sheet = contact_sheet(manifest, evaluated.versions)
-    return dataclasses.replace(evaluated, sheet=sheet)
+        ms = footprint.measure_and_write(root, scored.networks)
+        evaluated = dataclasses.replace(evaluated, ms=ms)
+    if evaluated.versions:
+        sheet = contact_sheet(manifest, evaluated.versions)
+        evaluated = dataclasses.replace(evaluated, sheet=sheet)
+    return evaluated
 
 
 def contact_sheet(manifest: Manifest, versions: Mapping[Method, PublishedVersion]) -> str:
