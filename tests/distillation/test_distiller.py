@@ -167,14 +167,13 @@ def test_the_student_learns_the_teacher_s_classes() -> None:
 
 def test_standardised_training_still_gives_a_student_of_distances() -> None:
     config = dataclasses.replace(LONG, standardise=True)
-    objective = DistanceObjective(mean=1.0667, std=0.1886)
+    objective = DistanceObjective(shift=1.0667, divisor=0.1886)
     run = Distiller(student(config), config, Schedule.of(config, STEPS), 0, objective=objective)
     while not run.done:
         run.advance(batch(run.step))
     unseen = batch(777)
-    outputs = rescale_output(run.student, objective.shift, objective.divisor).eval()(
-        unseen.pixels / 255
-    )
+    finished = rescale_output(run.student, objective.shift, objective.divisor).eval()
+    outputs = finished(unseen.pixels / 255)
     assert (outputs - unseen.distances).abs().mean() < 0.06
 
 
@@ -203,7 +202,7 @@ def test_a_restored_run_ends_with_the_same_bits(cut: int, optimizer: str) -> Non
         augmentation=("crop", "colour", "noise"),
         labels="live",
     )
-    options = {"label": lambda pixels, *_: pixels.mean(dim=(2, 3))}
+    options = {"target_function": lambda pixels, *_: pixels.mean(dim=(2, 3))}
     whole = advance(distiller(config, **options), SCHEDULE.total)
     state = advance(distiller(config, **options), cut).state()
     resumed = distiller(config, **options)
