@@ -221,9 +221,10 @@ class _Leader:
                 raise DfkdError(f"{told}; lower distillation.learning_rate")
 
     def save(self) -> None:
-        """Write a checkpoint and upload the curves."""
-        self.checkpoints.write(self.distiller.step, self.distiller.state())
+        """Upload the curves and write a checkpoint."""
+        # The curves first: a kill in between repeats their points, and loses none.
         self.tracker.upload()
+        self.checkpoints.write(self.distiller.step, self.distiller.state())
 
 
 def _train_as_leader(
