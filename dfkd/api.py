@@ -223,8 +223,7 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
         DfkdError: no image can be read.
         InfrastructureError: RAY_ADDRESS names a cluster that does not answer.
     """
-    # The models run in this process; a cluster is joined only so that its Prometheus gets the
-    # accuracies.
+    # The models run here; a cluster is joined only so that its Prometheus gets the accuracies.
     joined = connected() if cluster_address() else contextlib.nullcontext()
     with joined, thread_limit(threads) as thread_count:
         folder = layout.OTHER_CLASSES if classes else ""

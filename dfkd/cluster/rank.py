@@ -165,8 +165,7 @@ class _Loop:
     ) -> bool:
         """Train from the distiller's step to the end; returns `restart`, see `launch.Loop`.
 
-        Before each checkpoint and at
-        the end the batch-norm statistics are averaged over the ranks.
+        Before each checkpoint and at the end the batch-norm statistics are averaged over the ranks.
         """
         distiller, config = self.distiller, self.distiller.config
         steps, restart = distiller.schedule.steps_per_epoch, False

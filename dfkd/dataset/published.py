@@ -221,7 +221,7 @@ class PublishedVersion:
 
 
 def open_version(home: Storage, name: str, sha256: str | None = None) -> PublishedVersion:
-    """Open the published version `name` (16 digits) in the home of a method.
+    """Open the published version `name` (16 digits) in the storage of a method.
 
     Args:
         sha256: the expected sha256 of manifest.json, if known (`current` knows it).

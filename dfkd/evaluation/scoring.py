@@ -246,9 +246,8 @@ def score(
     """Score models on every domain, group after group.
 
     Args:
-        groups: the models. Those of a group take images of one size, and each image is decoded once
-            for all of them; they are called in their order for each batch. Of a lazy iterable at
-            most two groups are in memory.
+        groups: the models. Those of a group take images of one size, which are decoded once, and
+            are called in their order for each batch. Two groups at most of a lazy one are held.
         data: the images, with classes in the order of the models' outputs.
         batch_size: images of a batch.
         threads: threads that decode images; None means one for each processor.
@@ -295,8 +294,7 @@ def _confusions(
         raise ValueError("models that are scored together take images of one size")
     M = len(data.classes)
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
-    title = group[0].title
-    with bar(title, len(data.items), "img") as progress:
+    with bar(group[0].title, len(data.items), "img") as progress:
         for chunk, images in decode_items(data.items, group[0].image_size, batch_size, threads):
             # An unreadable image comes as the text of its error.
             readable = []

@@ -48,8 +48,6 @@ from dfkd.utils.types import CHECKED
 
 ORIGIN = "report.json"
 """File with the facts that no other object of a run holds, so a page needs only the folder."""
-EXPORTED = "student/takehome.json"
-"""Its presence says that the student to take home is complete."""
 
 
 @checked(frozen=True, config=CHECKED)
@@ -242,9 +240,9 @@ def _scored_models(
 
 def _exported(storage: Storage) -> str:
     """Name of the student's folder of which `student/` has the export; empty without one."""
-    if not storage.exists(EXPORTED):
+    if not storage.exists(layout.TAKE_HOME):
         return ""
-    return str(read_json(storage, EXPORTED).get("student", {}).get("folder", ""))
+    return str(read_json(storage, layout.TAKE_HOME).get("student", {}).get("folder", ""))
 
 
 def _published_versions(

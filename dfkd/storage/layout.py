@@ -35,6 +35,8 @@ TENSORBOARD = "tensorboard/"
 BENCHMARKS = "benchmarks/"
 CHECKPOINTS = "checkpoints/"
 OTHER_CLASSES = "other-classes/"
+TAKE_HOME = "student/takehome.json"
+"""The facts of the exported student, which are written last, so they mark completion."""
 
 IDENTITY = "identity.json"
 PROMPTS = "prompts/"

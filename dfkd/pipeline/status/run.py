@@ -22,7 +22,7 @@ from dfkd.pipeline.status.versions import VersionStatus, read_versions
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 
-RESULTS, REPORT, TAKE_HOME = "results.json", "report.html", "student/takehome.json"
+RESULTS, REPORT = "results.json", "report.html"
 CLOCK_SECONDS = 1.5
 """An object counts as newer only by more than this, because S3 tells times in whole seconds."""
 
@@ -118,7 +118,7 @@ def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Sta
         report = _file(_written(root, REPORT), results or 0.0)
     take_home = FileStatus(state="not planned")
     if students and manifest is not None:
-        take_home = _file(_written(root, TAKE_HOME), trained)
+        take_home = _file(_written(root, layout.TAKE_HOME), trained)
     return Stages(
         planned=manifest is not None,
         versions=versions,

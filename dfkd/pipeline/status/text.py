@@ -6,9 +6,10 @@ from tqdm import tqdm
 
 from dfkd.errors import printable_line
 from dfkd.pipeline.status.advice import FileStatus
-from dfkd.pipeline.status.run import REPORT, RESULTS, TAKE_HOME, RunStatus
+from dfkd.pipeline.status.run import REPORT, RESULTS, RunStatus
 from dfkd.pipeline.status.students import StudentStatus
 from dfkd.pipeline.status.versions import VersionStatus
+from dfkd.storage import layout
 
 MAX_REASONS = 10
 """Quarantined tasks of a version whose reasons are shown; `--json` has all."""
@@ -62,7 +63,7 @@ def _rows(status: RunStatus) -> Iterator[Row]:
         yield "distill", f"{student.method} seed {student.seed}", student.state, _student(student)
     yield "evaluate", RESULTS, status.evaluate.state, _age(status.evaluate)
     yield "report", REPORT, status.report.state, _age(status.report)
-    yield "export", TAKE_HOME, status.take_home.state, _age(status.take_home)
+    yield "export", layout.TAKE_HOME, status.take_home.state, _age(status.take_home)
     for stage in dict.fromkeys(cost.stage for cost in status.cost):
         ended = [cost for cost in status.cost if cost.stage == stage]
         spent, worked = (
