@@ -10,7 +10,6 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from dfkd.dataset.shards import Sample
 from dfkd.storage.base import Storage, scratch_folder
@@ -32,6 +31,9 @@ class Board(Closing):
     """Event files, written to a local folder and copied to storage by `upload`."""
 
     def __init__(self, storage: Storage) -> None:
+        # A worker of synthesis opens none, and would import it in a fifth of a second.
+        from torch.utils.tensorboard import SummaryWriter
+
         self.storage = storage
         self._open = contextlib.ExitStack()
         self.folder = self._open.enter_context(scratch_folder("dfkd-tensorboard-"))
