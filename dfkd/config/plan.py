@@ -111,7 +111,7 @@ def fresh_tasks(manifest: Manifest) -> Iterator[Task]:
             for task in _class_tasks(manifest, class_index)
         }
         # Rounded first, because 0.07 * 100 is a little more than 7.
-        count = math.ceil(round(config.share * len(ranks), 6))
+        count = max(1, math.ceil(round(config.share * len(ranks), 6)))
         # A new salt gives new ranks, so repeated regenerations replace different tasks.
         selected = sorted(ranks, key=ranks.__getitem__)[:count]
         yield from sorted(selected, key=lambda task: task.shard_index)

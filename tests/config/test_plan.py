@@ -12,16 +12,22 @@ from hypothesis import strategies as st
 from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest, Regeneration, StorageConfig
 from dfkd.config.plan import (
+    estimated_bytes,
     fresh_tasks,
     image_count,
     image_seed,
+    image_steps,
+    latent_learning_rate,
     part_count,
     part_rows,
+    parts_at_once,
+    sampling_steps,
+    steps_per_image,
     task_count,
     tasks,
     units,
 )
-from dfkd.config.synthesis import Synthesis
+from dfkd.config.synthesis import Contrastive, GeneratorConfig, Prompts, Synthesis
 from dfkd.dataset.shards import sample_key
 from tests.helpers.tiny_models import GENERATOR, TEACHER
 
@@ -112,6 +118,7 @@ def test_a_salt_gives_other_seeds_to_every_image_and_prompt() -> None:
     for c, i in ((0, 0), (1, 7), (2, 9)):
         assert image_seed(plain, c, i) != image_seed(salted, c, i)
     assert not {r.seed for r in part_rows(plain, 0)} & {r.seed for r in part_rows(salted, 0)}
+    assert image_seed(salted, 0, 0) != image_seed(plan(3, 10, 5, seed=1), 0, 0)
 
 
 @given(
@@ -140,7 +147,9 @@ def test_a_regeneration_makes_the_same_share_of_each_named_class_anew(
         assert fresh == everything
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.07, 7), (0.28, 28), (0.555, 56), (0.001, 1)])
+@pytest.mark.parametrize(
+    ("share", "count"), [(0.07, 7), (0.28, 28), (0.555, 56), (0.001, 1), (1e-9, 1)]
+)
 def test_a_share_is_rounded_up_but_not_by_the_last_bit_of_a_float(share: float, count: int) -> None:
     manifest = dataclasses.replace(plan(2, 100, 1), regeneration=Regeneration(share=share))
     assert len(list(fresh_tasks(manifest))) == 2 * count
@@ -153,3 +162,56 @@ def test_another_salt_draws_other_tasks() -> None:
         for salt in range(4)
     }
     assert len(drawn) == 4
+
+
+def test_each_class_draws_tasks_of_its_own() -> None:
+    manifest = dataclasses.replace(plan(6, 40, 2), regeneration=Regeneration(share=0.25))
+    drawn: dict[int, set[int]] = {}
+    for task in fresh_tasks(manifest):
+        drawn.setdefault(task.class_index, set()).add(task.shard_index)
+    assert len(set(map(frozenset, drawn.values()))) == 6
+
+
+def test_only_all_tasks_of_all_classes_are_the_whole() -> None:
+    assert Regeneration().whole
+    assert not Regeneration(share=0.5).whole
+    assert not Regeneration(classes=("class 0",)).whole
+
+
+def changed(manifest: Manifest, **synthesis: object) -> Manifest:
+    return dataclasses.replace(
+        manifest, synthesis=dataclasses.replace(manifest.synthesis, **synthesis)
+    )
+
+
+def test_a_pace_divides_the_steps_and_multiplies_the_learning_rate() -> None:
+    manifest = changed(plan(2, 10, 5), steps=30, pace=4.0, learning_rate=0.25)
+    assert (steps_per_image(manifest), latent_learning_rate(manifest)) == (8, 1.0)
+    assert image_steps(manifest) == 2 * 10 * 8
+    assert steps_per_image(changed(manifest, steps=1)) == 1
+    assert image_steps(changed(manifest, method=("cmi",))) == 0
+    assert sampling_steps(manifest) == 0
+
+
+def test_sampled_images_take_the_steps_of_the_model_and_one_more_than_refine_them() -> None:
+    model = GeneratorConfig(kind="diffusers", weights="unused")
+    sampled = dataclasses.replace(changed(plan(2, 10, 5), steps=30), generator=model)
+    assert (sampling_steps(sampled), image_steps(sampled)) == (2 * 10 * 30, 0)
+    assert sampling_steps(changed(sampled, method=("cmi",))) == 0
+    refined = dataclasses.replace(sampled, generator=dataclasses.replace(model, refine_steps=2))
+    assert (sampling_steps(refined), image_steps(refined)) == (2 * 10 * 30, 2 * 10 * 3)
+
+
+def test_an_image_takes_at_most_its_raw_pixels_its_labels_and_its_texts() -> None:
+    """Four bytes for each class, two for each of 1,024 dimensions, and 8 KiB."""
+    manifest = changed(plan(5, 10, 5), image_size=64)
+    rest = 4 * 5 + 2 * 1024 + 8192
+    assert estimated_bytes(manifest, 7) == 7 * (3 * 64 * 64 + rest)
+    assert estimated_bytes(changed(manifest, format="jpg"), 7) == 7 * (3 * 64 * 32 + rest)
+
+
+def test_only_contrastive_prompts_are_made_in_parallel() -> None:
+    contrastive = Contrastive(parallel=3)
+    for method, expected in (("contrastive", 3), ("random", 1), ("vanilla", 1)):
+        prompts = Prompts(method=(method,), contrastive=contrastive)
+        assert parts_at_once(dataclasses.replace(plan(2, 10, 5), prompts=prompts)) == expected
