@@ -106,7 +106,9 @@ class ManifestError(DfkdError):
 
         Two sections that are read by the same code need it, such as `teacher` and `text_only`.
         """
-        renamed = (text.replace(f"{old}.", f"{new}.") for text in (self.field, str(self)))
+        # Only a word of its own: a value may be a path such as `/weights/teacher.pt`.
+        key = re.compile(rf"(?<![\w./'\"-]){re.escape(old)}\.")
+        renamed = (key.sub(f"{new}.", text) for text in (self.field, str(self)))
         return _rebuilt(type(self), *renamed)
 
     def __reduce__(self) -> tuple[Any, ...]:
