@@ -75,10 +75,33 @@ def test_what_is_carried_over_is_part_of_the_fingerprint(tmp_path: Path) -> None
         digest(some),
         digest(some, "ab" * 32),
         digest(some, "cd" * 32),
+        digest(read(tmp_path, "salt=1", "regeneration={share: 0.5, classes: [dog]}"), "ab" * 32),
         digest(read(tmp_path, "salt=1"), "ab" * 32),
         digest(read(tmp_path, "salt=2", "regeneration.share=0.5"), "ab" * 32),
     }
-    assert len(digests) == 5
+    assert len(digests) == 6
+
+
+USED = {
+    "vanilla": set(),
+    "mix": {"prompts.template='{class}, {style}'", "prompts.styles=miniature"},
+    "random": {"prompts.template='{class}, {style}'", "prompts.scale=5"},
+    "contrastive": {
+        "prompts.template='{class}, {style}'",
+        "prompts.scale=5",
+        "prompts.contrastive.bank=7",
+    },
+}
+"""The settings of `prompts` that each method reads."""
+
+
+@pytest.mark.parametrize("method", USED)
+def test_a_prompt_method_depends_on_the_settings_that_it_reads(tmp_path: Path, method: str) -> None:
+    def found(*overrides: str) -> str:
+        return digest(read(tmp_path, f"prompts.method={method}", *overrides))
+
+    settings = sorted(set.union(*USED.values()))
+    assert {each for each in settings if found(each) != found()} == USED[method]
 
 
 def test_the_fingerprint_of_a_manifest_never_changes(tmp_path: Path) -> None:
@@ -120,8 +143,11 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
     ):
         assert found(same) == found(), same
     for other in (
+        "synthesis.images_per_class=7",
         "synthesis.shard_size=7",
+        "synthesis.image_size=64",
         "synthesis.precision=bfloat16",
+        "synthesis.format=jpg",
         "inversion.cmi.steps=7",
         "synthesis.method=dfad",
         "salt=1",
@@ -171,6 +197,7 @@ def test_keys_of_a_diffusion_model_are_in_the_fingerprint(tmp_path: Path, overri
 def test_a_folder_s_files_replace_its_path(tmp_path: Path) -> None:
     found = of_diffusers(tmp_path)
     assert found["generator.weights/unet.sha256"] == "bb"
+    assert found["generator.kind"] == "diffusers"
     assert found == of_diffusers(tmp_path, "generator.weights=moved")
     sampled = identity(read(tmp_path, DIFFUSERS, "generator.refine_steps=0"), FOLDER)
     assert not {"generator.config", "generator.weights", "synthesis.quantise"} & found.keys()

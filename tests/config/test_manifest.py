@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.api import read_manifest
+from dfkd.config.distillation import weights_file
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
 from dfkd.utils.yaml import dump
@@ -55,15 +56,20 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("classes=[dog, ' cat']", "classes", "outer spaces"),
         ("classes=[dog, '{style}']", "classes", "without '/', '{', '}'"),
         ("classes=[dog, a/b]", "classes", "'/'"),
+        ('classes=[dog, "a\\tb"]', "classes", "is printable"),
         ("classes=[dog, true]", "classes.1", "must be text"),
         ("name=two words", "name", "pattern"),
         ("cache=s3://bucket/weights", "cache", "folder of this machine"),
+        ("cache=az://container/weights", "cache", "folder of this machine"),
         ("prompts.method=poetry", "prompts.method", "vanilla"),
         ("prompts.method=[mix, mix]", "prompts.method", "once"),
         ("prompts.method=[]", "prompts.method", "1 or more"),
         ("prompts={method: mix, styles: [one]}", "prompts.styles", "two styles"),
+        ("prompts.styles=[red, red]", "prompts.styles", "once"),
         ("prompts.template='in the style of {style}'", "prompts.template", "{class}"),
+        ("prompts.template='a {class}'", "prompts.template", "{style} exactly once"),
         ("teacher.template=a picture", "teacher.template", "{class}"),
+        ("teacher.template='{class}, {class}'", "teacher.template", "{class} exactly once"),
         ("generator.kind=flux", "generator.kind", "'vqgan' or 'diffusers'"),
         ("generator={weights: miniature}", "generator.config", "must be given for a vqgan"),
         ("generator.guidance=0", "generator.guidance", "or equal to 1"),
@@ -74,11 +80,18 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
             "synthesis.batch_size",
             "must be given",
         ),
+        (
+            "synthesis={batch_size: 0, batch_norm_weight: [0, 1]}",
+            "synthesis.batch_size",
+            "must be given",
+        ),
         ("synthesis.batch_norm_weight=[0.1, 0.2]", "synthesis.batch_norm_weight", "0 and another"),
         ("synthesis.batch_norm_weight=[0, 0.0]", "synthesis.batch_norm_weight", "once"),
         ("synthesis.batch_norm_weight=-1", "synthesis.batch_norm_weight", "or equal to 0"),
         ("synthesis.batch_norm_weight=true", "synthesis.batch_norm_weight", "number"),
         ("inversion.dfad.batch_size=1", "inversion.dfad.batch_size", "or equal to 2"),
+        ("distillation.weights=none", "distillation.warmup_epochs", "must be 0 with"),
+        ("distillation.augmentation=[flip, flip]", "distillation.augmentation", "once"),
         ("distillation.labels=stored", "distillation.labels", "augmentation"),
         (
             "distillation={target: embedding, standardise: [0, 2]}",
@@ -98,14 +111,21 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("distillation.seeds=[1, -1]", "distillation.seeds.1", "or equal to 0"),
         ("distillation.standardise=[1, 0]", "distillation.standardise.1", "greater than 0"),
         ("distillation.learning_rate=.inf", "distillation.learning_rate", "a finite number"),
+        ("regeneration.classes=[dog, dog]", "regeneration.classes", "once"),
+        ("regeneration.classes=[horse]", "regeneration.classes", "must be among classes"),
         ("regeneration.lease_seconds=90000", "regeneration.lease_seconds", "or equal to 86400"),
         ("distillation.seeds=true", "distillation.seeds", "integer"),
         (f"distillation.seeds={1 << 32}", "distillation.seeds", "less than 4294967296"),
         ("fewshot.domains=[ink, ink]", "fewshot.domains", "once"),
+        ("fewshot.shots=[1, 1]", "fewshot.shots", "once"),
+        ("fewshot.seeds=[0, 0]", "fewshot.seeds", "once"),
+        ("fewshot.starts=[scratch, scratch]", "fewshot.starts", "once"),
         ("fewshot.shots=[]", "fewshot.shots", "1 or more"),
         ("fewshot.learning_rate=0", "fewshot.learning_rate", "greater than 0"),
         ("fewshot.epochs=0", "fewshot.epochs", "equal to 1"),
         ("text_only.model=RN50-quickgelu", "text_only.weights", "model and weights"),
+        ("text_only.weights=openai", "text_only.weights", "model and weights"),
+        ("evaluation.models=[teacher, teacher]", "evaluation.models", "once"),
         ("evaluation.models=[]", "evaluation.models", "must name a model"),
         ("evaluation.average=pixels", "evaluation.average", "images"),
         ("evaluation.domains=[ink, ink]", "evaluation.domains", "once"),
@@ -141,6 +161,37 @@ def test_an_ensemble_of_texts_needs_a_style(path: Path) -> None:
         Manifest.read(path, overrides)
     assert Manifest.read(path, (*overrides, "prompts.styles=[one]")).prompts.styles == ("one",)
     assert Manifest.read(path, overrides[1:]).prompts.styles == ()
+
+
+def test_a_student_of_embeddings_may_store_them_beside_an_ensemble_of_texts(path: Path) -> None:
+    """Its targets are the stored embeddings, which belong to no text."""
+    stored = "distillation={target: embedding, labels: stored, augmentation: [], texts: styles}"
+    assert Manifest.read(path, (stored,)).distillation.embeds
+
+
+def test_weights_with_a_suffix_are_a_file_of_the_current_folder(path: Path) -> None:
+    manifest = Manifest.read(path, ("distillation.weights=mine.safetensors",))
+    assert weights_file(manifest.distillation.weights) == Path("mine.safetensors")
+    assert weights_file("IMAGENET1K_V1") is None
+
+
+def test_without_labelled_images_no_model_is_scored(path: Path) -> None:
+    assert Manifest.read(path).evaluation.scored == ("teacher", "student")
+    assert Manifest.read(path, ("evaluation.data=none",)).evaluation.scored == ()
+
+
+def test_other_classes_take_along_what_is_said_of_themselves_alone(path: Path) -> None:
+    settings = (
+        "evaluation={data: here, aliases: {dog: hound, cat: puss}}",
+        "regeneration.classes=[cat]",
+    )
+    manifest = Manifest.read(path, settings)
+    other = manifest.with_classes(("horse", "dog"))
+    assert other.classes == ("horse", "dog")
+    assert (other.evaluation.data, other.evaluation.aliases) == ("here", {"dog": "hound"})
+    assert other.regeneration.classes == ()
+    with pytest.raises(ManifestError, match=r"^classes: must be two or more, got \('dog',\)"):
+        manifest.with_classes(("dog",))
 
 
 @pytest.mark.parametrize(
