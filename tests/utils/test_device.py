@@ -16,7 +16,14 @@ from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import begin
 from dfkd.errors import ManifestError
 from dfkd.storage.local import open_storage
-from dfkd.utils.device import memory_limited_by, pick_device, seeded
+from dfkd.utils.device import (
+    CPU,
+    autocast,
+    configure_process,
+    memory_limited_by,
+    pick_device,
+    seeded,
+)
 from tests.helpers.tiny_version import write_manifest
 
 FAULTS = """
@@ -94,6 +101,13 @@ def test_a_worker_has_no_tf32_once_it_has_its_teacher(
             "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"
         ),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError(
+            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
+        ),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
     ],
 )
 def test_a_failed_allocation_names_the_key_that_limits_memory(error: Exception) -> None:
@@ -104,6 +118,38 @@ def test_a_failed_allocation_names_the_key_that_limits_memory(error: Exception) 
         memory_limited_by("some.key", 8, "lower it"),
     ):
         raise error
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(0.25, 1), (1.0, 1), (2.9, 2)])
+def test_a_worker_has_a_thread_for_each_whole_cpu_and_one_at_least(
+    cpus: float, threads: int
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        configure_process(cpus)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [
+        ({}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"avx2": True}, False),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_only_with_its_instructions(
+    monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    product = torch.ones(2, 2)
+    with autocast(CPU, "bfloat16"):
+        assert ((product @ product).dtype == torch.bfloat16) == expected
+    with autocast(CPU, "float32"):
+        assert (product @ product).dtype == torch.float32
 
 
 def test_other_errors_are_no_failed_allocations() -> None:

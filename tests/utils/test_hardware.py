@@ -2,6 +2,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from dfkd.utils.hardware import (
     available_memory,
     cpu_count,
     describe_machine,
+    environment,
     processor_name,
     thread_limit,
     time_on_one_core,
@@ -32,6 +34,13 @@ def test_the_facts_are_this_machine() -> None:
     assert facts["cpus"] == cpu_count() == len(os.sched_getaffinity(0))
     total = Path("/proc/meminfo").read_text().split()[1]
     assert facts["memory"] == pytest.approx(1024 * int(total), rel=0.05)
+
+
+def test_libraries_that_are_not_installed_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "LIBRARIES", ("numpy", "no-library-of-this-name"))
+    found = environment()
+    assert found.keys() == {"python", "machine", "numpy"}
+    assert found["numpy"] == np.__version__
 
 
 @pytest.mark.usefixtures("cgroup")

@@ -1,5 +1,6 @@
 import io
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from dfkd.utils.images import batch, decode_image
+from dfkd.utils import images
+from dfkd.utils.images import batch, decode_image, header_size, read_picture
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -79,9 +81,40 @@ def test_odd_exif_data_never_make_an_image_unreadable(exif: bytes, turned: bool)
     assert (pixels[:4, :4] == (0 if turned else 255)).all()
 
 
-def test_a_thin_strip_does_not_fill_the_memory() -> None:
+def test_a_thin_strip_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its longer side is cut to eight times the shorter one before it is scaled."""
+    sizes = []
+    resize = Image.Image.resize
+
+    def noted(image: Image.Image, size: tuple[int, int], *more: object) -> Image.Image:
+        sizes.append(size)
+        return resize(image, (min(size[0], 2000), min(size[1], 2000)), *more)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
     strip = Image.new("RGB", (1, 30_000), "red")
     assert decode_image(encode(strip), 224)[0, 0].tolist() == [255, 0, 0]
+    decode_image(encode(strip.transpose(Image.Transpose.ROTATE_90)), 224)
+    assert sizes == [(224, 8 * 224), (8 * 224, 224)]
+
+
+def test_a_file_that_is_too_long_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "MAX_ENCODED", 10)
+    file = tmp_path / "picture"
+    file.write_bytes(b"x" * 10)
+    assert read_picture(file) == b"x" * 10
+    file.write_bytes(b"x" * 11)
+    with pytest.raises(ValueError, match="has more than 10 bytes"):
+        read_picture(file)
+
+
+def test_a_header_tells_width_and_height_of_its_own_format_alone() -> None:
+    for kind, other in (("PNG", "JPEG"), ("JPEG", "PNG")):
+        encoded = encode(Image.new("RGB", (3, 5)), kind)
+        assert header_size(encoded, kind) == header_size(memoryview(encoded), kind) == (3, 5)
+        with pytest.raises(ValueError, match=rf"{other} file"):
+            header_size(encoded, other)
 
 
 def test_a_truncated_image_is_refused() -> None:

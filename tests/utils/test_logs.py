@@ -134,12 +134,12 @@ def test_the_newest_files_stay(tmp_path: Path) -> None:
     folder = tmp_path / logs.FOLDER
     folder.mkdir()
     names = [f"202001{day:02}T000000Z-synthesize.jsonl" for day in range(1, 31)]
-    for name in [*names, "other.txt"]:
+    for name in [*names, "0.jsonl", "other.txt"]:
         (folder / name).write_text("")
     on_a_terminal(str(tmp_path), tmp_path)
-    *left, new, other = sorted(path.name for path in folder.iterdir())
+    foreign, *left, new, other = sorted(path.name for path in folder.iterdir())
     assert left == names[-logs.MAX_FILES + 1 :]
-    assert (new[:3], other) == ("202", "other.txt")
+    assert (foreign, new[:3], other) == ("0.jsonl", "202", "other.txt")
     assert new not in names
 
 
@@ -153,3 +153,19 @@ def test_a_job_without_tasks_leaves_no_file(
             pass
     os.close(ours)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_after_a_job_the_logger_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs.LOGGER, "propagate", True)
+    before = (list(logs.LOGGER.handlers), logs.LOGGER.level)
+    inside: list[tuple[bool, int]] = []
+
+    def fail() -> None:
+        inside.append((logs.LOGGER.propagate, len(logs.LOGGER.handlers)))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), logs.json_log("evaluate", ""):
+        fail()
+    assert inside == [(False, len(before[0]) + 1)]
+    assert (logs.LOGGER.handlers, logs.LOGGER.level) == before
+    assert logs.LOGGER.propagate

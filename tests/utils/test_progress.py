@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dfkd.utils.progress import LineBar, bar
+from dfkd.utils.progress import LineBar, ScreenBar, bar
 
 
 def work(monkeypatch: pytest.MonkeyPatch, count: int, seconds: float) -> None:
@@ -63,3 +63,24 @@ def test_a_line_is_written_once_where_print_writes_it_twice(
     with LineBar("student", 2, "img") as shown:
         shown.update(2)
     assert capsys.readouterr().err.count("student") == 1
+
+
+def test_the_rate_counts_only_what_was_done_here_and_the_end_shows_the_last_note(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of 100 images 60 were there before; 20 more take ten seconds each, so 20 take 200 s."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def fail(shown: LineBar | ScreenBar) -> None:
+        nonlocal now
+        now = 200.0
+        shown.update(20)
+        shown.note("1 failed")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), bar("mix images", 100, "img", done=60) as shown:
+        fail(shown)
+    first, last = capfd.readouterr().err.splitlines()
+    assert "80/100 [03:20<03:20, 10.00s/img" in first
+    assert last.endswith("1 failed]")

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from dfkd.utils.strict_json import indented, read_as
+from dfkd.utils.strict_json import canonical, indented, numbers, read_as
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -56,6 +57,7 @@ class Entry:
         (b"\xff", "^not strict JSON: "),
         (b'{"name": "a", "name": "b"}', "^not strict JSON: a key is there twice"),
         (b'{"name": NaN}', "^not strict JSON: NaN is no finite number"),
+        (b'{"name": 1e999}', "^not strict JSON: 1e999 is no finite number"),
         (b"[]", "^the whole: should be"),
         (b'{"name": 3}', "^name: should be a valid string"),
         (b'{"name": "a", "sizes": ["1"]}', r"^sizes\.0: should be a valid integer"),
@@ -66,3 +68,24 @@ def test_a_value_that_is_not_of_its_type_is_refused(data: bytes, reason: str) ->
     assert read_as(adapter, b'{"name": "a", "sizes": [1, 2]}') == Entry("a", (1, 2))
     with pytest.raises(ValueError, match=reason):
         read_as(adapter, data)
+
+
+def test_equal_values_have_the_same_canonical_bytes() -> None:
+    assert canonical({"b": 1, "a": "é"}) == canonical({"a": "é", "b": 1})
+    assert canonical({"b": [1], "a": "é"}).decode() == '{\n "a": "é",\n "b": [\n  1\n ]\n}\n'
+
+
+@pytest.mark.parametrize("write", [canonical, indented])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_others_cannot_read_is_not_written(
+    write: Callable[[object], bytes], number: float
+) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write({"a": [0, number]})
+
+
+def test_numbers_are_found_with_their_keys_and_the_lengths_of_lists() -> None:
+    tree = {"a": 3, "b": {"c": [0.5, "x", [7]]}, "d": None}
+    assert list(numbers(tree)) == [
+        ("a", 3), ("c (length)", 3), ("c", 0.5), ("c (length)", 1), ("c", 7),
+    ]  # fmt: skip

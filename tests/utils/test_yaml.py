@@ -9,7 +9,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dfkd.config.manifest import Manifest
+from dfkd.errors import ManifestError
 from dfkd.utils.yaml import dump, merge, read_tree
+from tests.helpers import small_manifest
 
 
 def scalar(folder: Path, text: str) -> Any:
@@ -66,6 +69,16 @@ def test_what_is_written_reads_back_as_the_same(
     path.write_text(written, encoding="utf-8")
     assert read_tree(path) == tree
     assert yaml.safe_load(written) == tree  # as do readers of YAML 1.1
+
+
+def test_letters_of_other_languages_are_written_as_they_are() -> None:
+    assert dump({"classes": ["café"]}) == "classes:\n- café\n"
+
+
+@pytest.mark.parametrize("key", [".nan", "!!binary aGk=", "0x1" + "0" * 4000])
+def test_a_key_that_is_no_text_is_refused_like_such_a_value(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ManifestError, match=r"^(manifest|prompts): must "):
+        Manifest.read(small_manifest.write(tmp_path), (f"prompts={{ ? {key} : 1}}",))
 
 
 TREES = st.recursive(
