@@ -180,9 +180,10 @@ def _labels(path: Path, data: bytes) -> tuple[tuple[str, ...], Array | None]:
 def _vectors(rows: Iterable[Any]) -> Array:
     """Unit vectors float32 [M, E]; an empty array [0] if `rows` are something else."""
     try:
-        vectors = np.array(list(rows), np.float32)
-        if vectors.ndim == 2 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
-            return vectors
+        with np.errstate(over="ignore"):  # else numpy warns, and one line is all that is printed
+            vectors = np.array(list(rows), np.float32)
+            if vectors.ndim == 2 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
+                return vectors
     except (ValueError, TypeError, OverflowError):
         pass
     return np.empty(0, np.float32)

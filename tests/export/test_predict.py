@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES, Predictor, main
+from dfkd.errors import Exit, ManifestError
+from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES, Predictor, distances, main
 
 SIZE = 8
 NAMES = ["red", "green", "blue"]
@@ -124,6 +126,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "facts are a list": (lambda f: (f / FACTS).write_text("[]"), "sha256"),
     "files are a list": (lambda f: (f / FACTS).write_text('{"files": []}'), "sha256"),
     "labels are an object": (text(LABELS, '{"a": 1}'), "labels.json: must be a list of printable"),
+    "a vector of length 2": (
+        text(LABELS, '{"a": [0.0, 2.0], "b": [1.0, 0.0]}'),
+        "an object with a unit vector for each",
+    ),
     "labels are numbers": (text(LABELS, "[1, 2, 3]"), "must be a list of printable names"),
     "a label twice": (text(LABELS, '["a", "b", "a"]'), "labels.json: must hold each name once"),
     "a key twice": (
@@ -194,6 +200,21 @@ def test_a_folder_that_dfkd_did_not_write_is_refused_in_one_line(
     assert re.search(message, err)
 
 
+def test_vectors_beyond_float32_are_refused_without_a_warning(folder: Path) -> None:
+    """numpy would write lines of its own about the overflow beside that of the error."""
+    put(folder, b'{"here": [1e30], "there": [1e39]}', LABELS)
+    with warnings.catch_warnings(action="error"), pytest.raises(ManifestError, match="unit vector"):
+        Predictor(folder)
+
+
+def test_distances_are_half_the_squared_angles_whatever_the_length() -> None:
+    texts = np.float32([[0, 1], [1, 0], [0, -1], [0.8, 0.6]])
+    found = distances(np.float32([[0, 3], [4, 3]]), texts)
+    right, small = np.pi / 2, np.arctan2(4, 3)
+    angles = np.array([[0, right, 2 * right, small], [small, right - small, np.pi - small, 0]])
+    np.testing.assert_allclose(found, angles**2 / 2, atol=1e-6)
+
+
 def test_labels_may_be_longer_than_other_files(folder: Path, picture: Path) -> None:
     """Thousands of embeddings are; here it is white space."""
     put(folder, json.dumps(NAMES).encode() + b" " * (17 << 20), LABELS)
@@ -220,6 +241,16 @@ def test_an_unreadable_picture_is_named(
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("error: picture: cannot be read")
     assert "broken.png" in err
+
+
+def test_pictures_that_can_be_read_are_labelled_beside_others(
+    folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = picture.with_name("missing.png")
+    assert main([str(folder), str(missing), str(picture), "--top", "1"]) == Exit.PARTIAL
+    out, err = capsys.readouterr()
+    assert out == f"{picture}: green 1.000\n"
+    assert "missing.png" in err
 
 
 @pytest.mark.parametrize("options", [[], ["--top", "0"], ["--top", "x"], ["--unknown"]])
