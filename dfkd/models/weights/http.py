@@ -170,7 +170,8 @@ def _prepare(answer: HTTPResponse, part: PartialFile) -> int | None:
     elif not answer.headers.get("Content-Range", "").startswith(f"bytes {part.done}-"):
         part.restart()
         raise OSError("answers with another part than it was asked for")
-    return part.done + int(length) if length.isdecimal() else None
+    # Python refuses to convert thousands of digits, which are no size anyway.
+    return part.done + int(length) if length.isdecimal() and len(length) < 20 else None
 
 
 def _store_body(
