@@ -78,6 +78,14 @@ def test_every_kind_of_batch_norm_is_read(layer: nn.Module, seen: list[object]) 
             assert float(batch_norm_loss(taps.values)) == pytest.approx(expected, abs=1e-6)
 
 
+def test_statistics_of_bfloat16_features_are_those_of_float32() -> None:
+    """Mean 1 + 1 / 256, which bfloat16 rounds to 1, and a variance of 1 / 65536."""
+    seen = torch.tensor([[1.0], [1.0078125]], dtype=torch.bfloat16)
+    found = statistics_distance(nn.BatchNorm1d(1), seen, torch.empty(0))
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(1 + 1 / 256 + 1 - 1 / 65536, abs=1e-6)
+
+
 def test_hooks_see_the_statistics_of_every_layer(teacher: Teacher) -> None:
     inputs: list[Tensor] = []
     norms = layers(teacher.model.get_submodule("visual"))

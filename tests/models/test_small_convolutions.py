@@ -74,6 +74,14 @@ def test_unsuitable_convolutions_are_left_as_they_are(
     torch.testing.assert_close(found, layer(images))
 
 
+def test_options_by_name_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_convolutions, "MIN_WEIGHTS", 1)
+    images, weight, bias = seeded(2, 4, 4, 4), seeded(4, 4, 3, 3), seeded(4)
+    with SmallMaps():
+        found = torch.conv2d(images, weight, bias=bias, stride=2, padding=1)
+    torch.testing.assert_close(found, torch.conv2d(images, weight, bias, 2, 1))
+
+
 def student() -> Student:
     config = Distillation(student="resnet18", weights="none", warmup_epochs=0)
     return build(config, outputs=3, image_size=64, seed=0)

@@ -46,6 +46,22 @@ def test_a_student_depends_on_its_seed_and_leaves_global_randomness_alone() -> N
     assert first(pixels()).shape == (2, 5)
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("resnet18", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ("timm:test_resnet", [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    ],
+)
+def test_pixels_are_normalised_as_the_library_s_weights_want_them(
+    name: str, mean: list[float], std: list[float]
+) -> None:
+    student, normal = build(Distillation(student=name, **RANDOM), 2, 32, 0).eval(), pixels() - 0.5
+    middle, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    features = student.features(normal * spread + middle)
+    torch.testing.assert_close(features, student.backbone(normal), atol=1e-5, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["timm:resnet10t", "timm:vit_tiny_patch16_224"])
 def test_timm_students_take_the_run_s_image_size(name: str) -> None:
     student = build(Distillation(student=name, **RANDOM), 4, 64, 0).eval()
@@ -212,6 +228,15 @@ def test_a_student_of_embeddings_is_saved_with_its_classes_and_can_get_others(
     assert loaded(pixels()).shape == (2, 3)
 
 
+def test_texts_of_another_number_of_classes_are_refused(tmp_path: Path) -> None:
+    storage, texts = open_storage(str(tmp_path)), F.normalize(torch.rand(2, 6), dim=1)
+    student = build(SMALL, 6, 32, 0).with_classes(texts)
+    meta = card(dataclasses.replace(SMALL, target="embedding"), CLASSES, 32, embedding_dim=6)
+    save_student(storage, student, meta)
+    with pytest.raises(CorruptionError, match="has other tensors than its architecture; delete"):
+        load_student(storage)
+
+
 def test_equal_and_opposite_vectors_have_finite_distances() -> None:
     student = build(SMALL, 2, 32, 0).eval()
     embedding = student.with_classes(torch.eye(2)).embed(pixels())[:1]
@@ -224,6 +249,16 @@ def test_a_student_whose_weights_are_gone_is_distilled_again(tmp_path: Path) -> 
     save(storage)
     storage.delete(WEIGHTS)
     with pytest.raises(CorruptionError, match=r"safetensors: is missing; delete .* distil again"):
+        load_student(storage)
+
+
+def test_a_flipped_bit_of_the_weights_is_reported(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    save(storage)
+    damaged = bytearray(storage.get(WEIGHTS))
+    damaged[-1] ^= 1
+    storage.put(WEIGHTS, bytes(damaged))
+    with pytest.raises(CorruptionError, match=r"safetensors: sha256 differs .* distil again"):
         load_student(storage)
 
 

@@ -118,6 +118,13 @@ def test_gradients_reach_token_embeddings_and_no_weight(vit: Teacher) -> None:
     assert not vit.model.training
 
 
+def test_what_follows_the_end_may_be_left_out(vit: Teacher) -> None:
+    tokens = vit.tokenize(["a dog"])
+    short = tokens[:, : int(tokens.argmax()) + 1]
+    whole, cut = (vit.encode_embeddings(vit.embed_tokens(each), each) for each in (tokens, short))
+    torch.testing.assert_close(cut, whole)
+
+
 @pytest.mark.parametrize("vision", [VIT, RESNET], ids=["vit", "resnet"])
 def test_images_of_the_model_size_are_only_normalised(
     vision: dict[str, Any], tmp_path: Path
@@ -159,6 +166,30 @@ def test_the_configuration_decides_mean_and_std(tmp_path: Path) -> None:
     pixels = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     expected = random_model(model_config(VIT)).encode_image(torch.zeros(1, 3, 32, 32), True)
     torch.testing.assert_close(teacher.encode_image(pixels), expected)
+    large = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    small = F.interpolate(large, (32, 32), mode="bilinear", antialias=True)
+    torch.testing.assert_close(teacher.encode_image(large), teacher.encode_image(small))
+
+
+def test_embeddings_of_bfloat16_are_unit_vectors_of_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A device that multiplies bfloat16, which this one may not.
+    monkeypatch.setattr("dfkd.models.teacher.multiplies_bfloat16", lambda device: True)
+    teacher = Teacher.load(write_teacher(tmp_path, model_config(VIT)), CPU, "bfloat16")
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mixed, exact = teacher.encode_image(pixels), teacher.encode_image(pixels, "float32")
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed.norm(dim=-1), torch.ones(3), atol=1e-6, rtol=0)
+    assert 0 < float((mixed - exact).abs().max()) < 0.05
+
+
+def test_texts_beyond_one_batch_are_encoded_too(
+    vit: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = vit.encode_text(TEXTS)
+    monkeypatch.setattr("dfkd.models.teacher.TEXT_BATCH", 3)
+    torch.testing.assert_close(vit.encode_text(TEXTS), whole)
 
 
 def test_an_image_embedding_does_not_depend_on_its_companions(resnet: Teacher) -> None:

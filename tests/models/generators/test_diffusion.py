@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dfkd.errors import Exit, ManifestError
 from dfkd.models.generators import diffusion, kinds
 from dfkd.models.generators.condition import Condition
 from dfkd.models.generators.diffusers_folder import SCHEDULERS
-from dfkd.models.generators.diffusion import Diffusion
+from dfkd.models.generators.diffusion import Diffusion, scale_embedding
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.pipeline.preflight import check_synthesis
@@ -102,6 +103,38 @@ def test_a_consistency_model_takes_the_guidance_scale_as_input(
         for scale in (1.0, 8.0)
     ]
     assert not torch.allclose(*scales)
+
+
+def test_guidance_goes_past_the_prompt_away_from_the_empty_text(home: Path, pipeline: Path) -> None:
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompts = noise(3)[:2]
+
+    def predicted(guidance: float, states: torch.Tensor) -> torch.Tensor:
+        generator = load(read_manifest(home, pipeline, guidance=guidance))
+        with torch.no_grad():
+            return generator._predict(latents, torch.tensor(500), Condition(states, noise(1)))
+
+    empty, prompted = predicted(1.0, noise(1).expand_as(prompts)), predicted(1.0, prompts)
+    expected = 4 * prompted - 3 * empty
+    torch.testing.assert_close(predicted(4.0, prompts), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_guidance_scale_is_embedded(home: Path, clip: Teacher, tmp_path: Path) -> None:
+    """As sines and cosines of 1000 w at rates from 1 to 1 / 10000, where w counts from 1."""
+    angles = [math.sin(3.0), math.sin(3e-4), math.cos(3.0), math.cos(3e-4), 0.0]
+    torch.testing.assert_close(scale_embedding(0.003, 5), torch.tensor([angles]))
+    folder = write_pipeline(tmp_path, clip, time_cond_proj_dim=16)
+    generator = load(read_manifest(home, folder, guidance=8.0))
+    assert generator._scale is not None
+    assert torch.equal(generator._scale, scale_embedding(7.0, 16))
+
+
+def test_the_decoder_gets_a_latent_over_its_scaling_factor(home: Path, pipeline: Path) -> None:
+    """0.18215, as Stable Diffusion's; its output in [-1, 1] is moved to [0, 1]."""
+    generator = load(read_manifest(home, pipeline))
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    image = generator.vae.decode(latent / 0.18215).sample
+    torch.testing.assert_close(generator.decode(latent), ((image + 1) / 2).clamp(0, 1))
 
 
 def test_pixels_are_differentiable_in_the_latent(home: Path, pipeline: Path) -> None:
@@ -310,6 +343,11 @@ def test_a_missing_file_is_named(file: str, home: Path, own: Path) -> None:
         ("unet/config.json", {"_class_name": "os"}, "unet._class_name: must be one of UNet2DCond"),
         ("unet/config.json", {"layers_per_block": 9}, "unet.layers_per_block: must be at most 8"),
         ("unet/config.json", {"block_out_channels": [10**9, 8]}, "unet.block_out_channels: must"),
+        (
+            "unet/config.json",
+            {"block_out_channels": [8] * 9},
+            "unet.block_out_channels (length): must be at most 8",
+        ),
         ("unet/config.json", {"down_block_types": ["x", "y"]}, "must be buildable by diffusers"),
         (
             "unet/config.json",
@@ -348,6 +386,7 @@ def test_a_configuration_that_cannot_be_used_is_refused(
     ("unet", "named"),
     [
         ({"num_class_embeds": 3}, "this one has num_class_embeds"),
+        ({"class_embed_type": "identity"}, "this one has class_embed_type"),
         ({"in_channels": 9}, "as many channels as the VAE has"),
         ({"sample_size": (8, 16)}, "a UNet for square images of one size"),
         ({"cross_attention_dim": 64}, "a UNet for hidden states of width 32"),

@@ -245,6 +245,7 @@ SHAPE = f"{PARAMS}.ddconfig"
         (changed(f"{PARAMS}.embed_dim", -1), f"{PARAMS}.embed_dim"),
         (changed(f"{SHAPE}.ch", 48), "ch * ch_mult"),
         (changed(f"{SHAPE}.ch", 10**9), f"{SHAPE}.ch"),
+        (yaml.safe_dump(official_yaml(width=1024, ch_mult=[1, 1, 2, 8])), "ch * ch_mult"),
         (changed(f"{SHAPE}.ch_mult", []), f"{SHAPE}.ch_mult"),
         (changed(f"{SHAPE}.ch_mult", [1] * 40), f"{SHAPE}.ch_mult"),
         (changed(f"{SHAPE}.num_res_blocks", 1000), f"{SHAPE}.num_res_blocks"),

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from dfkd.errors import Exit, WeightsError
 from dfkd.models.weights import torchscript
-from dfkd.models.weights.reading import is_torchscript, load_into, match, read_state_dict
+from dfkd.models.weights.reading import (
+    is_torchscript,
+    load_into,
+    match,
+    read_json,
+    read_state_dict,
+)
 from tests.helpers.pickles import Mark
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
@@ -128,6 +134,15 @@ def test_a_pickle_that_numbers_its_objects_high_takes_no_memory(tmp_path: Path) 
         file.writestr("m/constants.pkl", b"")
         file.writestr("m/data.pkl", b"\x80\x02Nr" + struct.pack("<I", (1 << 32) - 1) + b".")
     assert "memo 4294967295 of 9 bytes" in refusal(tmp_path / "odd.pt")
+
+
+def test_a_configuration_of_more_than_a_megabyte_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(b"{}".ljust(1 << 20))
+    assert read_json("generator.weights", path, "give another") == {}
+    path.write_bytes(b"{}".ljust((1 << 20) + 1))
+    with pytest.raises(WeightsError, match="more than 1048576 bytes"):
+        read_json("generator.weights", path, "give another")
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
@@ -250,6 +265,27 @@ def test_many_copies_of_one_storage_are_refused(archive: Path, tmp_path: Path) -
         rewrite(archive, file, {"/data.pkl": pickled(Copies(number)), "/data/0": bytes(4096)})
     assert "larger than the file" not in refusal(few)
     assert "larger than the file" in refusal(many)
+
+
+class View:
+    """A transposed matrix in the middle of a storage, as a module's only attribute."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        storage = torch.zeros(8).untyped_storage()
+        return torch._utils._rebuild_tensor_v2, (storage, 2, (2, 2), (1, 2), False, {})
+
+
+class Holder:
+    def __init__(self) -> None:
+        self.view = View()
+
+
+def test_a_view_of_a_storage_is_read_where_it_lies(archive: Path, tmp_path: Path) -> None:
+    stored = torch.arange(8.0).numpy().tobytes()
+    changes = {"/data.pkl": pickled(Holder()), "/data/0": stored}
+    rewrite(archive, tmp_path / "view.pt", changes)
+    found = read_state_dict("teacher.weights", tmp_path / "view.pt")
+    assert found["view"].tolist() == [[2.0, 4.0], [3.0, 5.0]]
 
 
 class Nested:
