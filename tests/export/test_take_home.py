@@ -173,6 +173,11 @@ def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: 
     found = comparison.facts()["model.onnx"]
     assert found["max_difference"] > 0.5
     assert found["equal_predictions"] == 0
+    # A batch on which both agree takes nothing back.
+    comparison.graphs = dict.fromkeys(counted, lambda _: comparison.expected)
+    comparison.onnx_distances(pixels)
+    both = comparison.facts()["model.onnx"]
+    assert both == {"max_difference": found["max_difference"], "equal_predictions": 0.5}
 
 
 def test_what_the_student_was_made_from_is_stated(run: Run) -> None:
