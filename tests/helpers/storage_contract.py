@@ -130,6 +130,13 @@ class StorageTests:
                 with pytest.raises(MissingObject, match="no such object"):
                     read(key)
 
+    def test_a_folder_that_is_not_there_is_no_missing_object(
+        self, storage: Storage, tmp_path: Path
+    ) -> None:
+        storage.put("a", b"1")
+        with pytest.raises(FileNotFoundError, match="no folder"):
+            storage.get_file("a", tmp_path / "no folder" / "a")
+
     def test_a_copy_that_does_not_fit_is_refused(self, storage: Storage, small_disk: Path) -> None:
         storage.put("big", b"x" * (400 << 10))
         reason = r"no room for .*copy \(409600 bytes, \d+ bytes fr"
@@ -237,6 +244,12 @@ class FaultTests:
         storage.get_file("b", tmp_path / "out")
         assert (tmp_path / "out").read_bytes() == data
 
+    def test_a_range_is_read_again(self, storage: Storage, proxy: Proxy) -> None:
+        storage.put("a", b"12345")
+        proxy.inject("busy", "throttled", "cut answer")
+        assert storage.get_range("a", 1, 3) == b"23"
+        assert len(proxy.struck) == 3
+
     def test_an_answer_that_never_comes_is_given_up(self, impatient: Storage, proxy: Proxy) -> None:
         proxy.inject("silent", "silent")
         assert impatient.put_if_absent("a", b"1")
@@ -245,8 +258,9 @@ class FaultTests:
     def test_a_put_whose_answer_was_lost_is_known_again(
         self, storage: Storage, proxy: Proxy
     ) -> None:
-        proxy.inject("lost", "busy", "lost")
-        assert storage.put_if_absent("ours", b"same")
+        for name, kinds in (("one", ["lost"]), ("ours", ["lost", "busy", "lost"])):
+            proxy.inject(*kinds)
+            assert storage.put_if_absent(name, b"same")
         assert not storage.put_if_absent("ours", b"same")
 
     def test_an_answer_that_was_lost_makes_no_second_winner(

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from dfkd.errors import CorruptionError, InfrastructureError
+from dfkd.storage import cost_records
 from dfkd.storage.base import Storage
 from dfkd.storage.cost_records import CostRecord, add, read, record_cost
 from dfkd.storage.local import open_storage
@@ -68,6 +69,35 @@ def test_no_work_leaves_no_entry_and_half_of_it_does(storage: Storage) -> None:
     with pytest.raises(InfrastructureError):
         half()
     assert [entry.images for entry in read(storage)] == [5]
+
+
+def test_work_without_a_finished_image_has_cost_something(storage: Storage) -> None:
+    with record_cost(storage, "synthesize", "mix") as cost:
+        cost.worker_seconds = 3.5
+    assert [(entry.images, entry.worker_seconds) for entry in read(storage)] == [(0, 3.5)]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("no space left"), InfrastructureError("storage: busy; run it again")]
+)
+def test_a_cost_that_cannot_be_recorded_hides_no_error_of_the_work(
+    storage: Storage,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    def work() -> None:
+        with record_cost(storage, "synthesize", "mix") as cost:
+            cost.images = 5
+            raise CorruptionError("shard x: cut; restore it")
+
+    monkeypatch.setattr(cost_records, "add", fail)
+    with pytest.raises(CorruptionError, match="shard x: cut"):
+        work()
+    assert f"synthesize: its cost was not recorded ({error})" in capsys.readouterr().err
 
 
 def changed(**fields: Any) -> dict[str, Any]:

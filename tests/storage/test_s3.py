@@ -1,18 +1,21 @@
 import http.server
+import os
 import socket
 import ssl
 import subprocess
 import threading
 import traceback
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import boto3
 import pytest
+from botocore import exceptions as boto
 from botocore.stub import Stubber
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.base import Storage
+from dfkd.storage.base import OPENING_ATTEMPTS, Request, Storage
 from dfkd.storage.local import open_storage
 from dfkd.storage.retries import RetryPolicy
 from dfkd.storage.s3 import S3Storage
@@ -72,6 +75,17 @@ def test_buckets_that_cannot_be_used_are_refused(
         open_storage(root)
 
 
+def test_a_root_that_does_not_answer_is_given_up_soon(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    failed: list[int] = []
+    monkeypatch.setattr(RetryPolicy, "wait", lambda _, attempt: failed.append(attempt))
+    with pytest.raises(InfrastructureError, match="run the same command again"):
+        open_storage(root)
+    assert failed == [*range(1, OPENING_ATTEMPTS)]
+
+
 @pytest.mark.parametrize(
     ("code", "status", "kind"),
     [
@@ -91,6 +105,87 @@ def test_only_what_may_pass_is_worth_a_repetition(
         stub.add_client_error("put_object", code, http_status_code=status)
         with pytest.raises(kind, match=code):
             storage.put("key", b"data")
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("AccessDenied", 403), ("Unauthorized", 401), ("PermanentRedirect", 301)]
+)
+def test_a_bucket_of_others_is_named(root: str, code: str, status: int) -> None:
+    storage = S3Storage("bucket", connection=S3Connection(S3Limits(RetryPolicy(1))))
+    with Stubber(storage.connection.client) as stub:
+        stub.add_client_error("put_object", code, http_status_code=status)
+        with pytest.raises(ManifestError, match=rf"a bucket you may use, got 's3://.*\({code}\)"):
+            storage.put("key", b"data")
+
+
+def twice() -> S3Connection:
+    """A connection with two attempts for each request, without a pause."""
+    return S3Connection(S3Limits(RetryPolicy(2, 0.0)))
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("RequestTimeout", 400),
+        ("Throttling", 400),
+        ("ConditionalRequestConflict", 409),  # another write is in progress, and may fail
+        ("InternalError", 500),
+        ("BadGateway", 502),
+        ("GatewayTimeout", 504),
+    ],
+)
+def test_what_may_pass_is_tried_again(root: str, code: str, status: int) -> None:
+    storage = S3Storage("bucket", connection=twice())
+    with Stubber(storage.connection.client) as stub:
+        stub.add_client_error("put_object", code, http_status_code=status)
+        stub.add_response("put_object", {})
+        assert storage.put_if_absent("key", b"data")
+        stub.assert_no_pending_responses()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        boto.EndpointConnectionError(endpoint_url="http://store"),
+        boto.ConnectTimeoutError(endpoint_url="http://store"),
+        boto.ReadTimeoutError(endpoint_url="http://store"),
+        boto.ProxyConnectionError(proxy_url="http://proxy"),
+        boto.IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        boto.CredentialRetrievalError(provider="iam-role", error_msg="no answer"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_request_without_an_answer_is_sent_again(error: Exception) -> None:
+    def send(request: Request) -> int:
+        if request.attempt == 1:
+            raise error
+        return request.attempt
+
+    assert twice().attempt("get", send) == 2
+
+
+def test_a_client_waits_as_long_as_it_is_told_and_is_of_its_process(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forked process that used its parent's sockets would read the answers of others."""
+    connection = S3Connection(S3Limits(connect=3.0, read=7.0))
+    client = connection.client
+    assert (client.meta.config.connect_timeout, client.meta.config.read_timeout) == (3.0, 7.0)
+    assert connection.client is client
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as in a fork
+    assert connection.client is not client
+
+
+def test_an_age_is_by_the_clock_of_the_store(root: str) -> None:
+    storage = S3Storage("bucket", connection=twice())
+    with Stubber(storage.connection.client) as stub:
+        page = {
+            "Contents": [{"Key": "a", "Size": 3, "LastModified": datetime(2020, 1, 1, tzinfo=UTC)}],
+            "ResponseMetadata": {"HTTPHeaders": {"date": "Wed, 01 Jan 2020 00:01:30 GMT"}},
+        }
+        stub.add_response("list_objects_v2", page)
+        (entry,) = storage.entries()
+    assert (entry.key, entry.size, entry.age) == ("a", 3, 90.0)
 
 
 @pytest.fixture
@@ -155,6 +250,31 @@ def test_secrets_are_in_no_error_and_no_repr(root: str, monkeypatch: pytest.Monk
             open_storage(place)
         assert "hunter2" not in "".join(traceback.format_exception(caught.value)[-1:])
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ("aws_access_key_id = test", "aws_secret_access_key"),
+        (
+            "sso_start_url = https://x\nsso_region = us-east-1\nsso_account_id = 1\n"
+            "sso_role_name = reader",
+            "Token for https://x does not exist",
+        ),
+    ],
+    ids=["half of a key", "no login"],
+)
+def test_credentials_that_are_of_no_use_are_refused(
+    root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: str, reason: str
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(f"[default]\n{lines}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ManifestError, match=rf"needs S3 credentials and a region, got .*{reason}"):
+        open_storage(root)
 
 
 def test_a_store_without_credentials_is_refused(
