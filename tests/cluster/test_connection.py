@@ -1,5 +1,8 @@
 """Addresses at which no cluster is: refused at once, in a process that is not connected."""
 
+import os
+import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +11,7 @@ import ray
 from ray._private.utils import check_version_info
 from ray.exceptions import AuthenticationError
 
-from dfkd.cluster.connection import _check_reachable, connected
+from dfkd.cluster.connection import CONNECT_SECONDS, _check_reachable, connected
 from dfkd.errors import InfrastructureError, ManifestError
 
 
@@ -23,6 +26,42 @@ def test_a_cluster_that_does_not_answer_is_worth_retrying(
         connected(),
     ):
         pass
+
+
+def test_a_head_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def connect(*request: object, timeout: float | None = None) -> None:
+        asked.append((*request, timeout))
+        raise TimeoutError
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(InfrastructureError, match="no Ray cluster answered at"), connected():
+        pass
+    assert asked == [(("10.0.0.7", 6379), CONNECT_SECONDS)]
+
+
+def test_a_handler_of_sigterm_survives_the_start_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own would abort the process; and threads of workers shall not spin while they wait."""
+    ended: list[bool] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+
+    def own(*_: object) -> None:
+        """The handler of a job."""
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with connected():
+            assert signal.getsignal(signal.SIGTERM) is own
+            assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+            assert ended == []
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == [True]
 
 
 def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

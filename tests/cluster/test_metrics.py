@@ -1,5 +1,6 @@
 """Measures as Prometheus gets them, from a real Ray's endpoint: those of driver and actors."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -101,10 +102,25 @@ def test_the_endpoint_shows_what_processes_measure(endpoint: str, tmp_path: Path
     }
 
 
-def test_a_pace_divides_time_into_steps_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """The name of each counter that something is added to, without `dfkd_`, and the amount."""
+    added: list[tuple[str, float]] = []
+
+    def add(count: Count, amount: float, **labels: str) -> None:
+        assert set(labels) == set(count.labels)
+        added.append((count.name.removeprefix("dfkd_"), amount))
+
+    monkeypatch.setattr(Count, "add", add)
+    return added
+
+
+def test_a_pace_divides_time_into_steps_and_waiting(
+    monkeypatch: pytest.MonkeyPatch, counted: list[tuple[str, float]]
+) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(metrics, "REPORT_SECONDS", 100.0)
+    monkeypatch.setattr(metrics, "REPORT_SECONDS", 7.0)
     pace = Pace(8, manifest="m", method="mix")
 
     def slow() -> Iterator[int]:
@@ -114,9 +130,49 @@ def test_a_pace_divides_time_into_steps_and_waiting(monkeypatch: pytest.MonkeyPa
 
     for _ in pace.timed(slow()):
         clock[0] += 3
-    assert (pace.steps, pace.waited, pace.worked) == (3, 6.0, 9.0)
+    names = [f"distillation_{name}" for name in ("samples", "steps", "step_seconds")]
+    names.append("distillation_wait_seconds")
+    # Reported after the second step, as more than seven seconds have passed.
+    assert counted == list(zip(names, (16, 2, 6.0, 4.0), strict=True))
+    assert (pace.steps, pace.waited, pace.worked) == (1, 2.0, 3.0)
+    counted.clear()
     pace.report()
+    assert counted == list(zip(names, (8, 1, 3.0, 2.0), strict=True))
     assert (pace.steps, pace.worked, pace.waited) == (0, 0.0, 0.0)
+
+
+def test_tasks_that_were_made_together_share_their_time(
+    tmp_path: Path, counted: list[tuple[str, float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Manifest.read(write_manifest(tmp_path))
+    receipts = [
+        dataclasses.replace(receipt, failed=failed)
+        for receipt, failed in zip(publish(manifest).shards, ((), (3,)), strict=False)
+    ]
+    version = begin(open_storage(manifest.storage.root).child("b"), identity(manifest, {}))
+    pool: Pool = Pool(lambda: None, 1, 3, WorkerResources(1.0))
+    pool._tries["a unit"].append("")
+    shards = [(each, ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())) for each in receipts]
+    made = UnitResult(shards, 3.0, "cpu", (), "10.0.0.7", "a unit")
+    cost = CostCounter()
+    with json_log("job", ""), _reporting(manifest, version, pool, cost, ()) as report:
+        report.record(made)
+    told = [json.loads(each) for each in capsys.readouterr().err.splitlines() if each[0] == "{"]
+    assert [(each["seconds"], each["failed"], each["attempt"]) for each in told] == [
+        (1.5, 0, 2),
+        (1.5, 1, 2),
+    ]
+    assert counted == [
+        (name, amount)
+        for failed in (0, 1)
+        for name, amount in (
+            ("images", 4),
+            ("images", failed),
+            ("synthesis_image_steps", 40),
+            ("synthesis_seconds", 1.5),
+        )
+    ]
+    assert (cost.images, cost.bytes) == (8, sum(each.bytes for each in receipts))
 
 
 def test_each_task_is_told_of_once(

@@ -23,13 +23,15 @@ class Api(Loopback):
     """Keeps what was created; its RayJob goes through `states`, the last of which stays.
 
     It is deleted when a state is None. The next answers fail as `faults` says: `busy` is 503,
-    `silent` closes the connection without an answer, `cut` within one.
+    `silent` closes the connection without an answer, `cut` within one. The next requests of any
+    kind get the codes in `refusals`, but for 0, which is none.
     """
 
     def __init__(self, states: list[dict[str, str] | None]) -> None:
         super().__init__(Handler)
         self.states = states
         self.faults: list[str] = []
+        self.refusals: list[int] = []
         self.created: dict[str, dict[str, Any]] = {}
         self.tokens: set[str] = set()
 
@@ -51,6 +53,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         name = body["metadata"]["name"]
+        if self.refused():
+            return
         if self.path != RAYJOBS:
             self.answer(404, {})
         elif name in self.server.created:
@@ -59,7 +63,16 @@ class Handler(BaseHTTPRequestHandler):
             self.server.created[name] = body
             self.answer(201, body)
 
+    def refused(self) -> bool:
+        """Whether this request gets one of the `refusals`."""
+        code = self.server.refusals.pop(0) if self.server.refusals else 0
+        if code:
+            self.answer(code, {})
+        return bool(code)
+
     def do_GET(self) -> None:
+        if self.refused():
+            return
         name = self.path.removeprefix(f"{RAYJOBS}/")
         if name not in self.server.created:
             self.answer(404, {})
@@ -156,6 +169,35 @@ def test_a_deleted_rayjob_is_a_failed_job_and_not_created_again(
     assert run(api, account) == 1
     assert api.created == {}
     assert capsys.readouterr().err == "dfkd-29384: was deleted\n"
+
+
+def test_an_operator_that_restarts_is_waited_for(
+    api: Api, account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "CREATIONS", 3)
+    api.states = [SUCCEEDED]
+    api.refusals = [503, 500]
+    assert run(api, account) == 0
+    assert len(api.created) == 1
+
+
+def test_an_operator_that_stays_away_is_given_up(
+    api: Api, account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "CREATIONS", 3)
+    api.refusals = [503] * 4
+    assert run(api, account) == 4
+    assert api.refusals == [503]
+    assert api.created == {}
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 422])
+@pytest.mark.parametrize("before", [0, 1], ids=["at the creation", "later"])
+def test_a_refusal_is_not_repeated(api: Api, account: Path, code: int, before: int) -> None:
+    api.states = [SUCCEEDED]
+    api.refusals = [*[0] * before, code]
+    assert run(api, account) == 1
+    assert len(api.created) == before
 
 
 def test_an_api_that_does_not_answer_is_worth_a_retry(

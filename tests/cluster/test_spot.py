@@ -1,5 +1,6 @@
 """The watch for EC2's notice, against an HTTP server that answers as its metadata service does."""
 
+import http.client
 import shlex
 import sys
 from collections.abc import Iterator
@@ -78,7 +79,10 @@ def watch(metadata: Metadata, *command: str) -> int:
 
 
 def test_the_command_runs_at_the_notice_and_not_before(
-    metadata: Metadata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    metadata: Metadata,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # nobody is there
     log = tmp_path / "log"
@@ -87,6 +91,28 @@ def test_the_command_runs_at_the_notice_and_not_before(
     assert watch(metadata, sys.executable, "-c", program, "--option=1") == 0
     assert metadata.asked == 3
     assert log.read_text() == "run "
+    # The usual answer before a notice, 404, is not worth a line every five seconds.
+    told = [line.partition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert [line[:15] for line in told] == ["HTTP Error 503:", "HTTP Error 500:"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TimeoutError(), http.client.IncompleteRead(b""), http.client.BadStatusLine("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_service_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    limits: list[float | None] = []
+
+    def fail(request: object, timeout: float | None = None) -> None:
+        limits.append(timeout)
+        raise error
+
+    monkeypatch.setattr(spot.DIRECT, "open", fail)
+    assert not spot.announced("http://metadata")
+    assert limits == [5]
 
 
 def test_a_command_that_fails_runs_again(metadata: Metadata, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,12 +21,14 @@ from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import (
     BudgetError,
+    DfkdError,
     Exit,
     FingerprintError,
     ManifestError,
     PartialError,
     WeightsError,
 )
+from dfkd.storage import layout
 from dfkd.storage.lease import held_leases
 from dfkd.storage.local import open_storage
 from tests.helpers import small_manifest
@@ -226,6 +229,22 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
     assert len(whole) == 6
 
 
+def test_a_pool_is_as_large_as_the_work_and_as_patient_as_its_units_need(tmp_path: Path) -> None:
+    def assigned(manifest: Manifest, *done: str) -> tuple[int, float]:
+        pool: Any = SimpleNamespace()
+        version = Version(open_storage(str(tmp_path)), "0" * 64)
+        making._assign(pool, manifest, version, SynthesisWorker, done)
+        return pool.size, pool.timeout
+
+    settings = ("cluster.workers=3", "cluster.task_timeout=30")
+    manifest = Manifest.read(read_file(tmp_path), settings)
+    assert assigned(manifest) == (3, 30.0)
+    assert assigned(manifest, "0000-00000", "0001-00001") == (2, 30.0)
+    # One unit after another, each of a shard of both classes.
+    chained = inversion("synthesis.method=cmi", *settings, root=str(tmp_path))
+    assert assigned(chained) == (1, 60.0)
+
+
 def test_room_is_needed_for_missing_shards_only(
     two_cpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +276,24 @@ def test_a_version_in_the_making_is_kept_from_removal(
     built = build(manifest, identity)
     assert found == [f"vanilla/{built.version.id}"]
     assert held_leases(root) == {}
+
+
+def test_a_version_whose_removal_has_begun_meanwhile_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a jobs/clean.py that found the lease of a suspended driver expired."""
+    manifest = read(tmp_path)
+    identity = identify(manifest)
+
+    def suspended(_: Manifest, version: Version, *__: object) -> dict[str, str]:
+        version.storage.put(layout.REMOVING, b"")
+        return {}
+
+    monkeypatch.setattr(making, "write_missing", suspended)
+    pool: Any = SimpleNamespace()
+    with pytest.raises(DfkdError, match="is being removed"):
+        build(manifest, identity, pool=pool)
+    assert not is_published(manifest, identity)
 
 
 def test_a_node_with_other_weights_is_refused(two_cpus: None, tmp_path: Path) -> None:

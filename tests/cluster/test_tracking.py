@@ -1,6 +1,7 @@
 """Scalars and images arrive as event files that TensorBoard reads."""
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,14 @@ from dfkd.dataset.shards import Sample
 from dfkd.storage.local import open_storage
 from dfkd.utils.progress import LineBar
 from tests.helpers.partial_version import make_sample
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds, which stands until a test sets it."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -49,6 +58,17 @@ def test_scalars_are_means_and_arrive_in_storage(
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "30/40" in lines[0]
+
+
+def test_images_a_second_are_those_since_the_last_point(tmp_path: Path, clock: list[float]) -> None:
+    with Tracker(LineBar("student", 40, "img"), open_storage(str(tmp_path)), 10) as tracker:
+        for now, steps in ((4.0, 2), (5.0, 1)):
+            for _ in range(steps):
+                tracker.record(torch.tensor(1.0), torch.tensor(1.0))
+            clock[0] = now
+            tracker.log(int(now), rate=0.1)
+        tracker.upload()
+    assert points(events(tmp_path), "images_per_second") == [(4, 5.0), (5, 10.0)]
 
 
 def test_images_lie_side_by_side(tmp_path: Path) -> None:
@@ -91,6 +111,28 @@ def test_shards_are_shown_over_the_images_that_are_finished(tmp_path: Path) -> N
     assert shown.shape == (16, 32, 3)
     assert tuple(shown[8, 8]) == RED
     assert tuple(shown[8, 24]) == BLUE
+
+
+def test_shards_are_uploaded_once_a_minute_and_at_the_end(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads: list[float] = []
+    upload = ShardTracker.upload
+
+    def noted(tracker: ShardTracker) -> None:
+        uploads.append(clock[0])
+        upload(tracker)
+
+    monkeypatch.setattr(ShardTracker, "upload", noted)
+    with ShardTracker(open_storage(str(tmp_path)), 16, done=10) as tracker:
+        for now in (20.0, 61.0, 80.0, 121.0, 122.0):
+            clock[0] = now
+            tracker.record(ShardSummary.of("owl", [sample(0, 0.2, 0.9, RED)], 0, show=False))
+    assert uploads == [61.0, 122.0, 122.0]
+    # Without the images of earlier runs.
+    speeds = [1 / 20, 2 / 61, 3 / 80, 4 / 121, 5 / 122]
+    found = points(events(tmp_path), "images_per_second")
+    assert found == [(11 + n, pytest.approx(speed)) for n, speed in enumerate(speeds)]
 
 
 def test_a_run_that_ends_with_an_error_keeps_what_it_showed(tmp_path: Path) -> None:
