@@ -340,7 +340,7 @@ class PreemptionWatch:
 
 
 class LocalPreemptionWatch(Closing):
-    """Tells a rank in local mode, to which Ray Train gives no notice, that its node is restart."""
+    """Tells a rank in local mode, to which Ray Train gives no notice, that its node leaves."""
 
     def __init__(self) -> None:
         self._asked = -math.inf

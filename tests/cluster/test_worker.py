@@ -29,6 +29,7 @@ from dfkd.config.plan import units
 from dfkd.dataset.versions import begin
 from dfkd.errors import InfrastructureError
 from dfkd.models.generators.generator import Generator
+from dfkd.models.teacher import Teacher
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_models import VIT, model_config, openai_archive, write_teacher
 from tests.helpers.tiny_version import write_manifest
@@ -70,6 +71,19 @@ def test_another_precision_loads_the_teacher_anew(tmp_path: Path) -> None:
         teachers.append(PromptWorker(manifest, version, 1.0, slot).load_teacher())
     assert teachers[0] is not teachers[1]
     assert teachers[1] is teachers[2]
+
+
+def test_a_teacher_is_gone_before_the_next_one_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU need not have room for both."""
+    there: list[object] = []
+    slot = TeacherSlot("another", Teacher.__new__(Teacher))
+    monkeypatch.setattr(Teacher, "load", lambda *_: there.append(slot.teacher))
+    manifest = Manifest.read(write_manifest(tmp_path))
+    version = begin(open_storage(manifest.storage.root), identify(manifest))
+    PromptWorker(manifest, version, 1.0, slot).load_teacher()
+    assert there == [None]
 
 
 def test_the_generator_of_one_method_is_gone_before_the_next_loads_its_own(tmp_path: Path) -> None:
