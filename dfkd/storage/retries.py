@@ -16,7 +16,7 @@ class RetryPolicy:
     """How often a request is tried, and how long the pauses are."""
 
     attempts: int = 12
-    """Maximal number of attempts. All pauses together exceed a minute, so a store can restart."""
+    """Maximal number of attempts. All pauses together take 53 to 105 s, so a store can restart."""
     pause: float = 0.2
     """Maximal pause in seconds before the second attempt; doubled after each further failure."""
     longest_pause: float = 20.0
