@@ -20,7 +20,7 @@ from dfkd.cluster.capacity import (
     plan_students,
 )
 from dfkd.cluster.connection import connected
-from dfkd.cluster.distillation import StudentActor, distill, student_pool
+from dfkd.cluster.distillation import FinishedStudent, StudentActor, distill, student_pool
 from dfkd.cluster.launch import await_room, run_ranks
 from dfkd.cluster.rank import Job, open_stream
 from dfkd.config.manifest import Cluster, Manifest, StorageConfig
@@ -33,6 +33,7 @@ from dfkd.models.student import Student, build, load_student
 from dfkd.models.teacher import file_hashes
 from dfkd.storage import cost_records
 from dfkd.storage.checkpoints import Checkpoints
+from dfkd.storage.lease import held_leases
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import cpu_count
 from tests.helpers import jobs
@@ -308,14 +309,22 @@ def test_students_of_one_rank_train_side_by_side(
     alone = distill(manifest, "vanilla", 2)
     written = Path(alone.student.location).stat().st_mtime_ns
     told: list[tuple[int, bool]] = []
-    students = dfkd.distill(
-        manifest, on_student=lambda each: told.append((each.student.seed, each.reused))
-    )
+    root = open_storage(manifest.storage.root)
+    recorded: list[tuple[int, int]] = []
+
+    def tell(finished: FinishedStudent) -> None:
+        told.append((finished.student.seed, finished.reused))
+        recorded.append((len(cost_records.read(root)), len(held_leases(root))))
+
+    students = dfkd.distill(manifest, on_student=tell)
     assert [each.student.seed for each in students] == [0, 1, 2, 3]
     assert told[0] == (2, True)
     assert sorted(told[1:]) == [(0, False), (1, False), (3, False)]
     assert Path(alone.student.location).stat().st_mtime_ns == written
-    entries = cost_records.read(open_storage(manifest.storage.root))
+    # A student's cost and the end of its lease are there as soon as it is told.
+    assert [count for count, _ in recorded] == [1, 2, 3, 4]
+    assert recorded[-1] == (4, 0)
+    entries = cost_records.read(root)
     assert [(entry.seed, entry.workers, entry.images) for entry in entries] == [
         (seed, 1, 24) for seed in range(4)
     ]

@@ -1,27 +1,23 @@
 """What a driver records of students in training, and what an actor makes of an error."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import ray
 import torch
 
 from dfkd.cluster import distillation as module
-from dfkd.cluster.capacity import Ranks, WorkerResources
+from dfkd.cluster.capacity import Ranks
 from dfkd.cluster.distillation import (
     RANK_GRACE_SECONDS,
     StudentDistiller,
     StudentTask,
     distill,
-    distill_all,
 )
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError
-from dfkd.storage import cost_records, layout
+from dfkd.storage import layout
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.lease import held_leases
@@ -124,33 +120,3 @@ def test_a_version_whose_removal_has_begun_is_not_learnt_from(manifest: Manifest
     with pytest.raises(DfkdError, match="is being removed"), recording:
         pytest.fail("the training began")
     assert held_leases(open_storage(manifest.storage.root)) == {}
-
-
-class Students(SimpleNamespace):
-    """A pool whose students get to step 3 and are then finished."""
-
-    quarantine: tuple[()] = ()
-
-    def run(self, tasks: Iterator[StudentTask], may_start: Callable[[StudentTask], bool]) -> Any:
-        for task in tasks:
-            assert may_start(task)
-            assert may_start(task)  # as for a second attempt
-            checkpoints(locate_student(self.manifest, "vanilla", task.seed)).write(3, STATE)
-            self.reached = self.progress(task)
-            yield task, None
-
-
-def test_the_lease_and_the_cost_of_a_student_end_with_it(
-    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    students, root = Students(manifest=manifest), open_storage(manifest.storage.root)
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(module, "require_shared_storage", lambda _: None)
-    monkeypatch.setattr(module, "plan_students", lambda *_: WorkerResources(1.0))
-    monkeypatch.setattr(module, "student_pool", lambda *_: students)
-    monkeypatch.setattr(module, "_require_written", lambda _: None)
-    for done, student in enumerate(distill_all(manifest, [("vanilla", 0), ("vanilla", 1)]), 1):
-        assert student.student.seed == done - 1
-        assert held_leases(root) == {}
-        assert [each.images for each in cost_records.read(root)] == [30] * done
-        assert students.reached == 3  # attempts before it no longer count
