@@ -1,4 +1,4 @@
-"""A whole run without models: plan, prompts, receipts, index, publication, and its readers.
+"""A whole run without models: plan, prompts, receipts, index, publication, readers, and removal.
 
 What is left without models is what grows with the number of shards: the driver, the storage and the
 files of a version.
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from dfkd.benchmarks.driver import RequestCounts
 from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
 from dfkd.cluster.connection import connected
@@ -22,6 +23,8 @@ from dfkd.dataset.published import PublishedVersion, current
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import begin
 from dfkd.errors import InfrastructureError
+from dfkd.pipeline import garbage_collection
+from dfkd.pipeline.status.run import read_status
 from dfkd.storage import layout
 from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.local import open_storage
@@ -73,20 +76,29 @@ def _build_and_read(manifest: Manifest) -> Results:
     Finished tasks of an earlier run are reused; `found_tasks` is their number.
 
     Returns:
-        The sizes; and for each step (prompts and shards, publish, open, check, stream) its
-        `seconds` and its `memory` as in `Watch.summary`.
+        The sizes; and for each step its `seconds`, its `memory` as in `Watch.summary`, and the
+        `requests` of this process by operation (of a folder puts and gets only). The steps are
+        prompts and shards, publish, open, check, stream, status and plan a removal.
     """
-    home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
+    counts = RequestCounts()
+    root = open_storage(manifest.storage.root).observed(lambda each: counts.add(each.operation))
+    home = root.child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
     reused_tasks = len(unfinished.done())  # a resumed run is faster than a whole one
     steps: dict[str, Any] = {}
 
     def step(name: str, work: Callable[[], T]) -> T:
+        counts.by_operation.clear()
         with watched() as watch:
             begun = time.perf_counter()
             result = work()
             seconds = time.perf_counter() - begun
-        steps[name] = {"seconds": round(seconds, 3), "memory": watch.summary()}
+        requests = dict(sorted(counts.by_operation.items()))
+        steps[name] = {
+            "seconds": round(seconds, 3),
+            "memory": watch.summary(),
+            "requests": requests,
+        }
         return result
 
     with synthesis_pool(manifest.cluster) as pool:
@@ -103,6 +115,8 @@ def _build_and_read(manifest: Manifest) -> Results:
     assert version is not None  # noqa: S101 - it has just been published
     step("check", lambda: _check(version))
     step("stream", lambda: _stream(manifest, version))
+    step("status", lambda: read_status(root, manifest, lambda job: job))
+    step("plan a removal", lambda: garbage_collection.plan(root, manifest, 1, 0.0))
     figures = [Figure(f"scale, {name}", "s", (cost["seconds"],)) for name, cost in steps.items()]
     sizes = _sizes(manifest, version)
     return {**sizes, "found_tasks": reused_tasks, "steps": steps, "figures": figures}
