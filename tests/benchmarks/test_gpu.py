@@ -29,6 +29,7 @@ from tests.repository import gpu_wheels
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_the_kit_runs_with_the_packages_of_a_bare_machine_and_the_wheels(tmp_path: Path) -> None:
     """Without `-S` Python would see this environment's packages too."""

@@ -8,7 +8,7 @@ from tests.helpers.own_ray import own_ray
 from tests.helpers.waiting import wait_for
 
 
-@pytest.mark.heavy
+@pytest.mark.faults
 def test_a_cluster_without_any_node_is_an_error_at_once() -> None:
     """Else a pool would wait a quarter of an hour for a node that cannot come."""
 

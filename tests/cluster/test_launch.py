@@ -142,6 +142,7 @@ def test_a_defect_keeps_its_traceback_and_is_not_repeated(
     assert starts(mark) == 1
 
 
+@pytest.mark.faults
 def test_our_own_error_is_told_where_other_ranks_die(
     tmp_path: Path, run: Callable[[Loop], None]
 ) -> None:

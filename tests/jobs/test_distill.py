@@ -26,6 +26,7 @@ def student(folder: Path) -> Path:
     return found
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("target", ["distances", "embedding"])
 def test_a_killed_and_resumed_job_gives_the_undisturbed_student(
     target: str, tmp_path: Path
@@ -81,6 +82,7 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(
     assert list((right / "tensorboard").iterdir())
 
 
+@pytest.mark.faults
 def test_a_terminated_job_ends_its_actors_and_says_so_in_one_line(tmp_path: Path) -> None:
     manifest = write_manifest(
         tmp_path, distillation={"epochs": 4000, "warmup_epochs": 0, "seeds": [0, 1]}

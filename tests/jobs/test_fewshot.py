@@ -166,6 +166,7 @@ def test_the_same_command_again_trains_nothing_and_changes_no_byte(
     assert row.accuracy == 0
 
 
+@pytest.mark.faults
 def test_a_killed_run_resumes_to_the_same_bytes(
     prepared: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
