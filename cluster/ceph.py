@@ -60,7 +60,8 @@ memstore_device_bytes = 4294967296
 bluestore_block_size = 8589934592
 
 [client]
-rgw_frontends = beast endpoint=127.0.0.1:{rgw}
+# Without tcp_nodelay an answer's body waits 40 ms until the client has acknowledged its header.
+rgw_frontends = beast endpoint=127.0.0.1:{rgw} tcp_nodelay=1
 rgw_run_sync_thread = false
 rgw_thread_pool_size = 32
 """
