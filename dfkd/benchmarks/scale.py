@@ -7,6 +7,7 @@ files of a version.
 import dataclasses
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dfkd.benchmarks.driver import RequestCounts
@@ -70,39 +71,46 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
         return _build_and_read(sized(manifest, effort.classes))
 
 
+@dataclass
+class Steps:
+    """What each step of a run cost this process."""
+
+    requests: RequestCounts = field(default_factory=RequestCounts)
+    """Of the step in progress; of a folder puts and gets only."""
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By step its `seconds`, its `memory` as in `Watch.summary`, and its `requests`."""
+
+    def do(self, name: str, work: Callable[[], T]) -> T:
+        """Do a step, and note its cost; returns its result."""
+        self.requests.by_operation.clear()
+        with watched() as watch:
+            begun = time.perf_counter()
+            result = work()
+            seconds = time.perf_counter() - begun
+        self.costs[name] = {
+            "seconds": round(seconds, 3),
+            "memory": watch.summary(),
+            "requests": dict(sorted(self.requests.by_operation.items())),
+        }
+        return result
+
+
 def _build_and_read(manifest: Manifest) -> Results:
     """Build the version of a manifest from `sized` without models, then open and read it.
 
     Finished tasks of an earlier run are reused; `found_tasks` is their number.
 
     Returns:
-        The sizes; and for each step its `seconds`, its `memory` as in `Watch.summary`, and the
-        `requests` of this process by operation (of a folder puts and gets only). The steps are
-        prompts and shards, publish, open, check, stream, status and plan a removal.
+        The sizes, and `steps`, as in `Steps.costs`.
     """
-    counts = RequestCounts()
-    root = open_storage(manifest.storage.root).observed(lambda each: counts.add(each.operation))
+    steps = Steps()
+    observe = steps.requests.add
+    root = open_storage(manifest.storage.root).observed(lambda each: observe(each.operation))
     home = root.child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
     reused_tasks = len(unfinished.done())  # a resumed run is faster than a whole one
-    steps: dict[str, Any] = {}
-
-    def step(name: str, work: Callable[[], T]) -> T:
-        counts.by_operation.clear()
-        with watched() as watch:
-            begun = time.perf_counter()
-            result = work()
-            seconds = time.perf_counter() - begun
-        requests = dict(sorted(counts.by_operation.items()))
-        steps[name] = {
-            "seconds": round(seconds, 3),
-            "memory": watch.summary(),
-            "requests": requests,
-        }
-        return result
-
     with synthesis_pool(manifest.cluster) as pool:
-        failed = step(
+        failed = steps.do(
             "prompts and shards",
             lambda: write_missing(manifest, unfinished, CostCounter(), pool, kind=ScaleWorker),
         )
@@ -110,16 +118,17 @@ def _build_and_read(manifest: Manifest) -> Results:
         raise InfrastructureError(
             f"benchmark: {len(failed)} tasks failed; run it again, it resumes"
         )
-    step("publish", lambda: unfinished.publish(tasks(manifest), environment()))
-    version = step("open", lambda: current(home))
+    steps.do("publish", lambda: unfinished.publish(tasks(manifest), environment()))
+    version = steps.do("open", lambda: current(home))
     assert version is not None  # noqa: S101 - it has just been published
-    step("check", lambda: _check(version))
-    step("stream", lambda: _stream(manifest, version))
-    step("status", lambda: read_status(root, manifest, lambda job: job))
-    step("plan a removal", lambda: garbage_collection.plan(root, manifest, 1, 0.0))
-    figures = [Figure(f"scale, {name}", "s", (cost["seconds"],)) for name, cost in steps.items()]
+    steps.do("check", lambda: _check(version))
+    steps.do("stream", lambda: _stream(manifest, version))
+    steps.do("status", lambda: read_status(root, manifest, lambda job: job))
+    steps.do("plan a removal", lambda: garbage_collection.plan(root, manifest, 1, 0.0))
+    seconds = {name: (cost["seconds"],) for name, cost in steps.costs.items()}
+    figures = [Figure(f"scale, {name}", "s", values) for name, values in seconds.items()]
     sizes = _sizes(manifest, version)
-    return {**sizes, "found_tasks": reused_tasks, "steps": steps, "figures": figures}
+    return {**sizes, "found_tasks": reused_tasks, "steps": steps.costs, "figures": figures}
 
 
 def _sizes(manifest: Manifest, version: PublishedVersion) -> dict[str, Any]:
