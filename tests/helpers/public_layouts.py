@@ -5,10 +5,14 @@ against the picture.
 """
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
+
+from dfkd.config.distillation import Evaluation
+from dfkd.evaluation.data import Domains, open_data
 
 PACS = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 VLCS = ("bird", "car", "chair", "dog", "person")
@@ -124,3 +128,13 @@ def listed(root: Path, classes: Sequence[str], names: Mapping[str, str], prefix:
         folders(root, [domain], classes)
         write_list(root / name, lines(domain, classes, prefix=prefix))
     return root
+
+
+def opened(root: Path, classes: tuple[str, ...], **settings: object) -> Domains:
+    """The evaluation data below `root`."""
+    return open_data(Evaluation(data=str(root), **settings), classes)  # type: ignore[arg-type]
+
+
+def counts(data: Domains) -> Counter[str]:
+    """Number of images by domain."""
+    return Counter(item.domain for item in data.items)
