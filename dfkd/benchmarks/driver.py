@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import ray
 
@@ -22,6 +22,8 @@ from dfkd.dataset.published import open_version
 from dfkd.dataset.versions import begin
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
+
+T = TypeVar("T")
 
 COUNTED = ("put", "put_if_absent", "get", "get_range", "get_file", "size", "exists", "delete")
 """Operations of a storage that are one request each."""
@@ -42,6 +44,15 @@ class RequestCounts:
         """Count one request."""
         with self.lock:
             self.by_operation[operation] += 1
+
+    def timed(self, work: Callable[[], T]) -> tuple[T, dict[str, Any]]:
+        """The result of `work`, and its `seconds` and `requests` by operation."""
+        # From 0, so that each request belongs to one piece of work.
+        self.by_operation.clear()
+        begun = time.perf_counter()
+        result = work()
+        seconds = round(time.perf_counter() - begun, 3)
+        return result, {"requests": dict(sorted(self.by_operation.items())), "seconds": seconds}
 
 
 class CountingStorage:
@@ -131,12 +142,7 @@ def _requests(manifest: Manifest, size: int) -> dict[str, Any]:
     version = begin(home, identity(manifest, {}))
 
     def stage(name: str, work: Callable[[], object]) -> None:
-        # Every stage starts from 0, so that each request belongs to one stage.
-        counts.by_operation.clear()
-        begun = time.perf_counter()
-        work()
-        seconds = round(time.perf_counter() - begun, 3)
-        stages[name] = {"requests": dict(sorted(counts.by_operation.items())), "seconds": seconds}
+        _, stages[name] = counts.timed(work)
 
     stage("prompts", lambda: put_prompts(manifest, version))
     stage("shards", lambda: put_shards(StandInMaker(manifest), version, planned))

@@ -5,7 +5,6 @@ files of a version.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -82,16 +81,9 @@ class Steps:
 
     def do(self, name: str, work: Callable[[], T]) -> T:
         """Do a step, and note its cost; returns its result."""
-        self.requests.by_operation.clear()
         with watched() as watch:
-            begun = time.perf_counter()
-            result = work()
-            seconds = time.perf_counter() - begun
-        self.costs[name] = {
-            "seconds": round(seconds, 3),
-            "memory": watch.summary(),
-            "requests": dict(sorted(self.requests.by_operation.items())),
-        }
+            result, cost = self.requests.timed(work)
+        self.costs[name] = cost | {"memory": watch.summary()}
         return result
 
 

@@ -22,6 +22,8 @@ GENERATOR = GeneratorConfig(config="miniature", weights="miniature")
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
 RESNET = {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "image_size": 32}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+TEXTS = ["a dog", "a photo of two cats, sleeping", "!", "x " * 40]
+"""Texts of different lengths; the last one exceeds the context."""
 
 
 def model_config(

@@ -25,17 +25,16 @@ from dfkd.models.teacher import (
     require_batch_norm,
     spherical_distance,
 )
+from dfkd.utils.device import CPU
 from tests.helpers.tiny_models import (
     RESNET,
+    TEXTS,
     VIT,
     load_teacher,
     model_config,
     random_model,
     write_teacher,
 )
-
-CPU = torch.device("cpu")
-TEXTS = ["a dog", "a photo of two cats, sleeping", "!", "x " * 40]
 
 TOWERS = {
     "clip-vit": model_config(VIT),

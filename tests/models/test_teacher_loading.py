@@ -19,9 +19,11 @@ from dfkd.models.teacher import (
     Teacher,
     file_hashes,
 )
+from dfkd.utils.device import CPU
 from tests.helpers.http_server import Publisher, keep_hub_model
 from tests.helpers.tiny_models import (
     RESNET,
+    TEXTS,
     VIT,
     load_teacher,
     model_config,
@@ -29,9 +31,6 @@ from tests.helpers.tiny_models import (
     random_model,
     write_teacher,
 )
-
-CPU = torch.device("cpu")
-TEXTS = ["a dog", "a photo of two cats, sleeping", "!", "x " * 40]
 
 
 def test_every_file_that_matters_is_hashed(tmp_path: Path) -> None:
