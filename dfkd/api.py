@@ -40,7 +40,7 @@ from dfkd.export import take_home as takehome
 from dfkd.export.predict import FACTS
 from dfkd.models.student import Student
 from dfkd.models.student import load_student as load
-from dfkd.pipeline.preflight import check_synthesis
+from dfkd.pipeline.preflight import check_synthesis, note_unknown_names
 from dfkd.report import few_shot as few_shot_report
 from dfkd.report import page
 from dfkd.report.contact_sheet import write_contact_sheet
@@ -129,6 +129,7 @@ def synthesize(
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
     check_synthesis(manifest)
+    note_unknown_names(manifest)
     singles = [manifest.with_method(method) for method in manifest.methods]
     planned = [(single, identify(single)) for single in singles]
     _check_all_methods_first(planned, abandon)

@@ -15,9 +15,10 @@ from dfkd.pipeline import command_line
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would make; the steps are summed over all images."""
-    from dfkd.pipeline.preflight import check_synthesis
+    from dfkd.pipeline.preflight import check_synthesis, note_unknown_names
 
     check_synthesis(manifest)
+    note_unknown_names(manifest)
     methods = manifest.methods
     images = image_count(manifest) * len(methods)
     single = [manifest.with_method(method) for method in methods]

@@ -52,5 +52,5 @@ def test_an_error_of_another_section_names_its_keys_and_the_value_as_it_is() -> 
     assert str(found) == (
         f"text_only.weights: must fit text_only.model, got '{path}'; name another text_only.weights"
     )
-    file = ManifestError("teacher.weights", "must be there", "teacher.pt", "check the path")
-    assert "got 'teacher.pt'; " in str(file.of_section("teacher", "text_only"))
+    file = ManifestError("teacher.weights", "must be there", "my teacher.pt", "check the path")
+    assert "got 'my teacher.pt'; " in str(file.of_section("teacher", "text_only"))

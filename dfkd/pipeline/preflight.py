@@ -62,12 +62,12 @@ def check_synthesis(manifest: Manifest) -> None:
     _check_adversarial(manifest)
     if any(map(prompt_method, manifest.methods)):
         kinds.load(manifest, cpu).require(teacher, manifest.synthesis.image_size)
-        _note_unknown_names(manifest)
 
 
-def _note_unknown_names(manifest: Manifest) -> None:
+def note_unknown_names(manifest: Manifest) -> None:
     """Say which classes the bundled diffusion model was not trained to draw."""
-    if (manifest.generator.kind, manifest.generator.weights) != ("diffusers", MINIATURE):
+    bundled = (manifest.generator.kind, manifest.generator.weights) == ("diffusers", MINIATURE)
+    if not bundled or not any(map(prompt_method, manifest.methods)):
         return
     names = json.loads((DIFFUSION / "scores.json").read_text())["names"]
     if unknown := [name for name in manifest.classes if name.lower() not in names]:

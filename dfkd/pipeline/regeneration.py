@@ -25,7 +25,7 @@ from dfkd.evaluation.scoring import evaluate
 from dfkd.export import take_home
 from dfkd.pipeline import attempts
 from dfkd.pipeline.attempts import Attempt, Decision
-from dfkd.pipeline.preflight import check_run
+from dfkd.pipeline.preflight import check_run, note_unknown_names
 from dfkd.report import compare, page
 from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.report.facts import Facts, collect, note_origin
@@ -120,6 +120,7 @@ def _check(manifest: Manifest) -> None:
     """Refuse a manifest whose candidate or students could not be made, trained or scored."""
     attempts.require_comparable(manifest)
     check_run(manifest)
+    note_unknown_names(manifest)
 
 
 def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
