@@ -112,7 +112,7 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
         *_regenerations(root, listing, kept, grace),
         *versions,
         *_orphans(root, listing, kept, referenced, grace),
-        *_pointers_and_leases(root, listing, keep, grace),
+        *_pointers_and_leases(root, listing, kept, keep, grace),
     ]
     return RemovalPlan(kept, tuple(removal for removal in removals if removal.entries))
 
@@ -378,15 +378,18 @@ def _orphans(
 
 
 def _pointers_and_leases(
-    root: Storage, listing: Listing, keep: int, grace: float
+    root: Storage, listing: Listing, kept: Mapping[str, str], keep: int, grace: float
 ) -> Iterator[Removal]:
-    """Old pointers, and leases that have ended."""
+    """Old pointers to versions that are not kept, and leases that have ended."""
     for method, pointers in listing.pointers.items():
-        lowest = min(_last_current(root.child(layout.data(method)), keep), default=0)
+        home = root.child(layout.data(method))
+        lowest = min(_last_current(home, keep), default=0)
         old = {
             name: entry
             for name, entry in pointers.items()
             if (layout.pointer_number(name) or 0) < lowest and entry.age >= grace
+            # An unfinished regeneration asks whether its candidate has been current.
+            if f"{method}/{read_pointer(home, name).version}" not in kept
         }
         yield Removal(f"numbers of {method}", "of versions that are not kept", _ordered(old))
     held = lease.held_leases(root)

@@ -15,7 +15,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.published import PublishedVersion, advance, current_id
 from dfkd.errors import DfkdError, GateError, LeaseError, PartialError
-from dfkd.pipeline import attempts, regeneration
+from dfkd.pipeline import attempts, garbage_collection, regeneration
 from dfkd.pipeline.attempts import Attempt
 from dfkd.storage import layout, lease
 from dfkd.storage.local import open_storage
@@ -107,8 +107,9 @@ def test_a_refused_first_version_has_no_page(
     assert "comparison.html" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("cleaned", [False, True])
 def test_a_roll_back_after_a_kill_is_not_undone(
-    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, cleaned: bool
 ) -> None:
     """The killed call has made its candidate current, and has not said so."""
     manifest = accepting(manifest)
@@ -120,6 +121,10 @@ def test_a_roll_back_after_a_kill_is_not_undone(
         regenerate(manifest)
     assert current_id(home) != first.id
     advance(home, first.id)
+    if cleaned:  # the number of the candidate is not one of those to keep
+        root = open_storage(manifest.storage.root)
+        planned = garbage_collection.plan(root, manifest, 1, 0)
+        garbage_collection.remove(root, manifest, planned, 1, 0, lambda: None)
     with pytest.raises(GateError, match=f"was current and is not any more; {first.id} stays"):
         regenerate(manifest)
     assert current_id(home) == first.id
