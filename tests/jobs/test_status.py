@@ -171,6 +171,8 @@ def test_while_a_process_is_at_work_its_shards_tell_the_rate(
 def test_quarantined_tasks_are_named_with_their_reasons(path: Path, manifest: Manifest) -> None:
     version = filled(manifest, 4)
     *_, first, second = tasks(manifest)
+    version.storage.put(f"quarantined/{first.id}.json", b"{}")
+    assert any(line.endswith("quarantined  reason not stored") for line in text(path))
     version.quarantine(first.id, "no luck")
     found = status(path)
     assert found["synthesize"][0]["quarantined"] == {first.id: "no luck"}
@@ -418,7 +420,8 @@ def test_a_root_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None
 
 def test_damage_is_one_line(path: Path, manifest: Manifest) -> None:
     version = filled(manifest, 1)
-    for content in (b"{}", b"no JSON"):
+    without_size = canonical(identity(manifest, {}) | {"synthesis.shard_size": 0})
+    for content in (b"{}", b"no JSON", without_size):
         version.storage.put("identity.json", content)
         done = run_here("status", Path(manifest.storage.root))
         assert done.returncode == 1

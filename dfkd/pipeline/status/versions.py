@@ -235,12 +235,15 @@ def _sizes(storage: Storage, stored: Mapping[str, Any]) -> _Sizes:
     """The sizes that an identity plans; `CorruptionError` if it has none."""
     try:
         each, size = stored["synthesis.images_per_class"], stored["synthesis.shard_size"]
-        return _Sizes(len(stored["classes"]), int(each), int(size))
+        sizes = _Sizes(len(stored["classes"]), int(each), int(size))
     except (KeyError, TypeError, ValueError):
+        sizes = _Sizes(0, 0, 0)
+    if min(sizes.classes, sizes.images_per_class, sizes.shard_size) < 1:
         raise CorruptionError(
             f"{storage.location(layout.IDENTITY)}: states no classes and sizes; restore it, "
             "or give another storage.root and synthesise again"
-        ) from None
+        )
+    return sizes
 
 
 def _published(storage: Storage, sizes: _Sizes) -> dict[str, Any]:
@@ -322,9 +325,9 @@ def _reasons(storage: Storage, counts: Callable[[str], bool]) -> dict[str, str]:
     counted = [task for task in tasks if counts(task)]
 
     def read(task: str) -> str:
-        """The reason of a task; empty if it has just been deleted."""
+        """The reason of a task; empty if it is not stored, or has just been deleted."""
         try:
-            return str(read_json(storage, layout.quarantined(task))["reason"])
+            return str(read_json(storage, layout.quarantined(task)).get("reason", ""))
         except MissingObject:
             return ""
 
