@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ from dfkd.storage.base import (
     missing_object,
     require_disk_space,
     split_root,
+    sync_directory,
+    write_synced,
 )
 from dfkd.storage.bucket import BucketStorage
 
@@ -152,12 +155,18 @@ class LocalStorage:
                 _remove_unless_locked(leftover)
 
     def _path(self, key: str) -> Path:
-        """The file of an object; `CorruptionError` for a key or link that leads out of the root."""
+        """The file of an object; `CorruptionError` for a key or link that leads out of the root, or
+        for a pipe, a socket or a device in its place.
+        """
         path = self.root / self.prefix / check_key(key)
         # The root itself may be a link, but nothing below it.
         inside = os.path.join(os.path.realpath(self.root), self.prefix, key)
         if os.path.realpath(path) != os.path.normpath(inside):
             raise CorruptionError(f"{path}: is reached through a link in the storage; remove it")
+        # Whoever opens a pipe may wait for ever.
+        with contextlib.suppress(OSError):  # it does not exist
+            if stat.S_IFMT(path.lstat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+                raise CorruptionError(f"{path}: must be a file; remove it")
         return path
 
     def put(self, key: str, data: bytes | Path) -> None:
@@ -166,12 +175,12 @@ class LocalStorage:
         with self._written(target, data) as partial:
             # A rename is atomic: readers see the old object or the new one.
             os.replace(partial, target)
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
 
     def put_if_absent(self, key: str, data: bytes | Path) -> bool:
         """See `Storage.put_if_absent`."""
         target = self._path(key)
-        if target.exists():  # saves writing the data; `os.link` below decides
+        if target.is_file():  # saves writing the data; `os.link` below decides
             return False
         with self._written(target, data) as partial:
             # A link fails if the name exists, so of several writers exactly one succeeds.
@@ -180,8 +189,10 @@ class LocalStorage:
             except FileExistsError:
                 # NFS repeats a request whose answer was lost, and then finds its own link.
                 if partial.stat().st_nlink < 2:
+                    if target.is_dir():  # it has lost against no other writer
+                        raise CorruptionError(f"{target}: must be a file; remove it") from None
                     return False
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
         return True
 
     @contextlib.contextmanager
@@ -193,7 +204,7 @@ class LocalStorage:
             partial, stream = _open_partial(self.root / PARTIAL)
             try:
                 with stream:
-                    _copy(data, stream)
+                    write_synced(data, stream)
                     yield partial
             finally:
                 partial.unlink(missing_ok=True)
@@ -347,18 +358,6 @@ def _walk(folder: Path, head: str, prefix: str) -> Iterator[str]:
             yield key
 
 
-def _copy(data: bytes | Path, stream: BinaryIO) -> None:
-    """Write data to a file, and the file to the disk."""
-    if isinstance(data, bytes):
-        stream.write(data)
-    else:
-        with data.open("rb") as source:
-            shutil.copyfileobj(source, stream, 1 << 20)
-    # The bytes must be on the disk before the name is: after a power cut an object is whole.
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
 def _try_link(folder: Path) -> None:
     """Raise `OSError` if the file system has no hard links, which `put_if_absent` needs."""
     partial, stream = _open_partial(folder)
@@ -388,12 +387,3 @@ def _remove_unless_locked(path: Path) -> None:
     with contextlib.suppress(OSError), path.open("r+b") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
-
-
-def _sync_directory(folder: Path) -> None:
-    """Write the names in a folder to the disk, so that a new object survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,7 @@ import os
 import resource
 import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -186,6 +187,21 @@ def test_a_run_of_a_stranger_leads_to_no_file_of_this_machine(tmp_path: Path) ->
     (tmp_path / "moved").symlink_to(root)  # the root itself may be one
     open_storage(str(tmp_path / "moved")).put("a/b", b"x")
     assert (root / "a/b").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_waited_for_neither_once_nor_again_and_again(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """A stranger's run may hold a pipe, or a folder that has the name of an object."""
+    storage, place = open_storage(str(tmp_path)), tmp_path / "current" / "00000002.json"
+    place.parent.mkdir()
+    make(place)
+    with pytest.raises(CorruptionError, match=r"00000002\.json: (must be a file|no such object)"):
+        storage.get("current/00000002.json")
+    with pytest.raises(CorruptionError, match=r"00000002\.json: must be a file; remove it"):
+        storage.put_if_absent("current/00000002.json", b"x")
+    assert place.exists()
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:
