@@ -232,9 +232,30 @@ class _Run:
         """
         attempt, manifest = self.attempt, self.manifest
         home = attempt.root.child(layout.data(attempt.method))
+        advance(home, attempt.candidate, lambda: self._fence(decision))
+        # Whoever has lost the lease meanwhile must not replace the results of a later attempt.
+        self.lease.fence()
+        print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
+        for name in attempts.RESULTS:
+            attempt.root.put(name, attempt.storage.get(f"{attempts.CANDIDATE}/{name}"))
+        version = open_version(home, attempt.candidate)
+        write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
+        with thread_limit(self.threads) as threads:
+            student = take_home.write_take_home(manifest, read_results(attempt.root), threads)
+        print(f"student to take home {student}", flush=True)
+        return page.write(manifest, self.command)
+
+    def _fence(self, decision: Decision) -> None:
+        """Raise unless this call holds its lease, and `current` is what the gate has seen.
+
+        Called between the read and the write of the newest number, so a roll-back shows here or
+        takes that number.
+        """
+        self.lease.fence()
+        attempt = self.attempt
+        pointed = pointed_versions(attempt.root.child(layout.data(attempt.method)))
         # A call that was killed while it accepted has made the candidate current already. If
         # somebody has rolled back since, a repetition must not undo that.
-        pointed = pointed_versions(home)
         if attempt.candidate in pointed[:-1] and pointed[-1] != attempt.candidate:
             attempt.finish()
             raise GateError(
@@ -249,15 +270,3 @@ class _Run:
                 f"{decision.current or 'none'}, but {pointed[-1]} is current now, and stays so; "
                 "run jobs/regenerate.py once more, which compares with that one"
             )
-        advance(home, attempt.candidate, self.lease.fence)
-        # Whoever has lost the lease meanwhile must not replace the results of a later attempt.
-        self.lease.fence()
-        print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
-        for name in attempts.RESULTS:
-            attempt.root.put(name, attempt.storage.get(f"{attempts.CANDIDATE}/{name}"))
-        version = open_version(home, attempt.candidate)
-        write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
-        with thread_limit(self.threads) as threads:
-            student = take_home.write_take_home(manifest, read_results(attempt.root), threads)
-        print(f"student to take home {student}", flush=True)
-        return page.write(manifest, self.command)

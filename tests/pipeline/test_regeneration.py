@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from dfkd.errors import DfkdError, GateError, LeaseError, PartialError
 from dfkd.pipeline import attempts, garbage_collection, regeneration
 from dfkd.pipeline.attempts import Attempt
 from dfkd.storage import layout, lease
+from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_version import fill, publish, write_manifest
 
@@ -75,6 +77,10 @@ def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def lost(*_: object) -> None:
+    raise AssertionError("the roll-back was undone")
+
+
 def regenerate_until_the_decision(manifest: Manifest) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Attempt, "decide", killed)
@@ -130,19 +136,35 @@ def test_a_roll_back_after_a_kill_is_not_undone(
     assert current_id(home) == first.id
 
 
-def test_a_roll_back_during_the_training_stays(
-    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["training", "before the fence", "after the fence"])
+def test_a_roll_back_that_the_gate_has_not_seen_stays(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     manifest = accepting(manifest)
     first, home = publish(manifest), open_storage(manifest.storage.root).child("data/vanilla")
     older = fill(dataclasses.replace(manifest, salt=77), tasks(manifest))
     older.publish(tasks(manifest), {}, make_current=False)
 
+    def roll_back(now: str) -> None:
+        if now == moment:
+            advance(home, older.id)
+
     def score(*_: object) -> float:
-        advance(home, older.id)
+        roll_back("training")
         return 0.5
 
+    def accept(home: Storage, name: str, fence: Callable[[], object]) -> None:
+        def between() -> None:
+            roll_back("before the fence")
+            fence()
+            roll_back("after the fence")
+
+        advance(home, name, between)
+
     monkeypatch.setattr(regeneration._Run, "score", score)
+    monkeypatch.setattr(regeneration, "advance", accept)
+    monkeypatch.setattr(attempts, "RESULTS", ())
+    monkeypatch.setattr(regeneration, "write_contact_sheet", lost)
     with pytest.raises(GateError, match=f"compared with {first.id}, but {older.id} is current now"):
         regenerate(manifest)
     assert current_id(home) == older.id
