@@ -74,11 +74,12 @@ class LogFile(logging.Handler):
 def _new_file(job: str, root: str) -> Path:
     """The path of a new log file; deletes the oldest ones in its folder.
 
-    The file is `logs/{time}-{job}.jsonl` under `root`. If `root` is a bucket or empty, the file is
-    in the temporary folder of this machine.
+    The file is `logs/{time}-{job}.jsonl` under `root`. If `root` is a bucket or empty, or has a
+    link in place of that folder, the file is in the temporary folder of this machine.
     """
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{job}"
-    if not root or "://" in root:
+    # A run may come from a stranger, and its links must not lead to folders of this machine.
+    if not root or "://" in root or Path(root, FOLDER).is_symlink():
         descriptor, path = tempfile.mkstemp(".jsonl", f"dfkd-{name}-")
         os.close(descriptor)
         return Path(path)

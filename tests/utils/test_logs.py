@@ -130,6 +130,16 @@ def test_beside_a_bucket_the_lines_are_in_a_temporary_folder(tmp_path: Path, roo
     assert len(file.read_text().splitlines()) == 3
 
 
+def test_a_run_of_a_stranger_leads_no_lines_elsewhere(tmp_path: Path) -> None:
+    private, root = tmp_path / "private", tmp_path / "run"
+    private.mkdir()
+    root.mkdir()
+    (root / logs.FOLDER).symlink_to(private)
+    path = logs._new_file("synthesize", str(root))
+    assert private not in path.resolve().parents
+    path.unlink()
+
+
 def test_the_newest_files_stay(tmp_path: Path) -> None:
     folder = tmp_path / logs.FOLDER
     folder.mkdir()
