@@ -118,10 +118,11 @@ def wait_for_nodes(resources: WorkerResources, workers: int) -> None:
 
 
 def no_capacity_error(resources: WorkerResources) -> InfrastructureError:
-    """The error for a cluster that had no room for a worker for `CAPACITY_WAIT_SECONDS`."""
+    """The error for a worker that did not begin: Ray does not tell waiting from hanging."""
     return InfrastructureError(
         f"cluster: no node had room for a worker for {CAPACITY_WAIT_SECONDS:g} seconds (each takes "
-        f"{resources.bundle}); free or add nodes and run the same command again, it resumes"
+        f"{resources.bundle}), or it hung before its first task; free or add nodes, or find out "
+        "why workers hang, and run the same command again, it resumes"
     )
 
 

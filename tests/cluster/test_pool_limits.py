@@ -61,7 +61,7 @@ def test_a_cluster_without_room_is_given_up_after_a_while(
 ) -> None:
     monkeypatch.setattr(module, "CAPACITY_WAIT_SECONDS", 0.05)
     begun = time.monotonic()
-    with pytest.raises(InfrastructureError, match="no node had room for a worker"):
+    with pytest.raises(InfrastructureError, match=r"room for a worker .*, or it hung before"):
         list(pool().run(iter([ITEM])))
     assert time.monotonic() - begun >= 0.05
 
