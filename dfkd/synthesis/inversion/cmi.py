@@ -94,7 +94,7 @@ class CmiInverter(Inverter):
 
     def state(self) -> dict[str, Tensor]:
         """Networks, optimisers and bank."""
-        return super().state() | {"bank": self.bank.features.clone()}
+        return super().state() | {"bank": self.bank.features.cpu().clone()}
 
     def _restore(self, state: Mapping[str, Tensor]) -> None:
         """Networks, optimisers and bank; see `Inverter._restore`."""

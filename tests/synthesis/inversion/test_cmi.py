@@ -112,6 +112,15 @@ def test_the_student_s_rate_is_a_cosine_over_the_run(teacher: Teacher) -> None:
     assert made.learner.optimizer.defaults["weight_decay"] == 1e-4
 
 
+def test_the_bank_leaves_a_gpu_with_the_state(teacher: Teacher) -> None:
+    """A tensor without data stands for one on a GPU: the attempt to copy it raises."""
+    classifier, _ = problem(teacher, 0, 1)
+    made = CmiInverter(classifier, run_context(), Inversion(cmi=SMALL))
+    made.bank.add(torch.ones(1, 2, device="meta"))
+    with pytest.raises(NotImplementedError, match="copy out of meta"):
+        made.state()
+
+
 def test_the_loss_is_statistics_class_adversary_and_contrast(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
