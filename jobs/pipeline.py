@@ -43,8 +43,8 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         return _show_unscored(manifest, options)
     evaluated = dfkd.evaluate(manifest, threads=options.threads)
     evaluate.tell(evaluated)
-    if evaluated.versions:
-        print(f"student to take home {dfkd.take_home(manifest, threads=options.threads)}")
+    # Also if `evaluation.models` leaves the students out: they are trained in any case.
+    print(f"student to take home {dfkd.take_home(manifest, threads=options.threads)}")
     page = dfkd.write_report(manifest, command_line.again("pipeline", options))
     command_line.refuse_unreadable(evaluated.results["data"]["unreadable"], page)
     return page

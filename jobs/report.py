@@ -100,8 +100,9 @@ def work(run: Run, options: argparse.Namespace) -> str:
         return compare.write(storage, read_other(run, options.other).open())
 
     def tell(rows: list[diversity.Diversity]) -> None:
-        """Print the diversity of each method."""
-        print(diversity.table(rows), flush=True)
+        """Print the diversity of each method, if there are images of one."""
+        if rows:
+            print(diversity.table(rows), flush=True)
 
     if run.manifest is None:
         return page.write_stored(storage, tell)

@@ -22,7 +22,7 @@ from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion, current
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import begin
-from dfkd.errors import InfrastructureError
+from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.pipeline import garbage_collection
 from dfkd.pipeline.status.run import read_status
 from dfkd.storage import layout
@@ -35,6 +35,9 @@ T = TypeVar("T")
 
 CHECKED_SHARDS = 20
 """Number of shards that are read back, evenly spaced."""
+
+MAX_CLASSES = 1_000_000
+"""Maximum number of made-up classes: every process holds their names."""
 
 BATCHES = 10
 """Number of batches read from a stream."""
@@ -55,9 +58,11 @@ def sized(manifest: Manifest, classes: int) -> Manifest:
     The root is a separate folder, so that no reader of the run ever sees a stand-in.
 
     Raises:
-        ManifestError: `classes` is 1.
+        ManifestError: `classes` is 1, or more than `MAX_CLASSES`.
     """
     single = manifest.with_method(manifest.method)
+    if classes > MAX_CLASSES:
+        raise ManifestError("--classes", f"must be at most {MAX_CLASSES}", classes, "lower it")
     if classes:
         single = single.with_classes(tuple(f"thing {number}" for number in range(classes)))
     root = StorageConfig(root=f"{manifest.storage.root.rstrip('/')}/benchmarks/scale")

@@ -338,13 +338,15 @@ def read_results(storage: Storage) -> dict[str, Any]:
         CorruptionError: it is damaged.
     """
     require_finished(storage)
+    data, remedy = storage.get("results.json"), "; score again with jobs/evaluate.py"
     try:
-        content: dict[str, Any] = strict_json.parse(storage.get("results.json"))
-    except ValueError as error:
+        content: dict[str, Any] = strict_json.parse(data)
+        validate_results(content)
+    except (ValueError, CorruptionError) as error:
+        reason = str(error).removesuffix(remedy)
         raise CorruptionError(
-            f"{storage.location('results.json')}: {error}; score again with jobs/evaluate.py"
+            f"{storage.location('results.json')}: {reason}; score again with jobs/evaluate.py"
         ) from None
-    validate_results(content)
     return content
 
 

@@ -1,5 +1,6 @@
 """The model card of an exported student: Markdown, from the facts in `takehome.json`."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -184,6 +185,14 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def _plain(text: str) -> str:
+    """A name that comes from strangers, with what Markdown and HTML would take for markup escaped.
+
+    `_table` escapes the `|`.
+    """
+    return re.sub(r"[\\`*<>~\[\]]|\b_|_\b", r"\\\g<0>", text)
+
+
 def _accuracy(evaluation: Mapping[str, Any]) -> str:
     """The text with a row for each model that was scored, and a column for each domain."""
     domains = list(evaluation["images"])
@@ -196,7 +205,7 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
     rows.append(["images", *counts, str(sum(evaluation["images"].values()))])
     return ACCURACY.format(
         source=evaluation["source"],
-        table=_table(["", *domains, "mean"], rows),
+        table=_table(["", *map(_plain, domains), "mean"], rows),
         average=AVERAGES[evaluation["average"]],
     )
 
@@ -225,7 +234,7 @@ def _origin(facts: Mapping[str, Any]) -> str:
         ["prompt method, seed", f"{student['method']}, {student['seed']}"],
         ["student", f"`{student['folder']}`, sha256 `{student['sha256']}`"],
         ["student's initial weights", f"`{student['weights']}`"],
-        ["teacher", str(facts["teacher"]["model"])],
+        ["teacher", _plain(str(facts["teacher"]["model"]))],
         *([f"{r} sha256", f"`{d}`"] for r, d in sorted(data["weights"].items())),
         ["int8 calibration", f"{calibration['images']} images of that version, no others"],
         ["made with", ", ".join(f"{n} {v}" for n, v in sorted(facts["libraries"].items()))],

@@ -144,6 +144,11 @@ class StudyFile:
         require_unique("axes", tuple(axis.name for axis in self.axes))
         require_unique("seeds", self.seeds)
         require_unique("unseen", self.unseen)
+        # Found only where a student is scored otherwise, which is after its training.
+        if len(self.unseen) == 1:
+            raise ManifestError(
+                "unseen", "must be empty, or name two classes or more", self.unseen, "name more"
+            )
         self._require_mean()
         self._refuse_without_effect()
         if self.kind == "curve":

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dfkd.errors import SECRET_PATTERN, ManifestError, conceal
+from dfkd.errors import SECRET_PATTERN, ManifestError, as_utf8, conceal
 
 T = TypeVar("T")
 
@@ -199,6 +199,9 @@ def _require_plain(field: str, value: Any) -> None:
         raise ManifestError(
             field, "must not hold credentials", conceal(value), "set environment variables"
         )
+    # Half of a pair of UTF-16, which "\ud800" gives, is text that no file can hold.
+    if isinstance(value, str) and as_utf8(value) != value:
+        raise ManifestError(field, "must be text that UTF-8 can hold", value, "change it")
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         raise ManifestError(
             field, f"must have at most {MAX_BITS} bits", f"{value.bit_length()} bits", "change it"

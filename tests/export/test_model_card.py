@@ -88,6 +88,17 @@ def test_every_figure_is_that_of_the_facts() -> None:
         assert line in card, line
 
 
+def test_names_of_strangers_are_no_markup() -> None:
+    facts = copy.deepcopy(FACTS)
+    names = ("photo <b>x", "`ink` *a*", "art_painting")
+    facts["evaluation"]["images"] = dict.fromkeys(names, 10)
+    facts["teacher"]["model"] = "/models/<i>/_b"
+    card = model_card(facts)
+    head = r"|  | photo \<b\>x | \`ink\` \*a\* | art_painting | mean |"
+    assert head in card
+    assert r"| teacher | /models/\<i\>/\_b |" in card
+
+
 def test_means_over_classes_are_called_so() -> None:
     facts = copy.deepcopy(FACTS)
     assert "The mean is over domains.\n" in model_card(facts)

@@ -152,6 +152,8 @@ def test_made_up_classes_take_nothing_of_the_manifest_s_own(tmp_path: Path) -> N
     assert scale.sized(manifest, 0).classes == manifest.classes
     with pytest.raises(ManifestError, match="classes: must be two or more"):
         scale.sized(manifest, 1)
+    with pytest.raises(ManifestError, match="--classes: must be at most 1000000, got 1000001"):
+        scale.sized(manifest, 1_000_001)
     for options in ([], ["--dry-run"]):
         found = jobs.run_here("benchmark", "all", str(path), "--classes", "1", *options)
         assert found.returncode == Exit.USAGE

@@ -1,11 +1,13 @@
 """Class names in, student out: the whole job as a user runs it, at the smallest size."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dfkd.evaluation.scoring import Evaluated
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers.jobs import contents, load, run, run_here
@@ -92,6 +94,25 @@ def test_the_plan_covers_all_stages(tmp_path: Path) -> None:
     assert set(planned) == {"synthesize", "distill", "evaluate"}
     assert planned["synthesize"]["methods"] == planned["distill"]["methods"]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_is_not_scored_is_exported_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise jobs/status.py would name the same command for ever."""
+    job, unscored = load("pipeline"), Evaluated({"data": {"unreadable": []}}, "results.json", {})
+    for place in ("synthesize.work", "distill.work", "evaluate.tell"):
+        monkeypatch.setattr(f"{place}", lambda *_: "")
+    monkeypatch.setattr("dfkd.pipeline.preflight.check_run", lambda manifest: None)
+    monkeypatch.setattr("dfkd.cluster.connection.connected", contextlib.nullcontext)
+    monkeypatch.setattr("dfkd.evaluate", lambda manifest, threads: unscored)
+    monkeypatch.setattr("dfkd.take_home", lambda manifest, threads: "the student's folder")
+    monkeypatch.setattr("dfkd.write_report", lambda manifest, command: "report.html")
+    words = settings(tmp_path / "run", "evaluation.models=teacher")
+    assert job.main([str(MANIFEST), *words]) == 0
+    assert capsys.readouterr().out == (
+        "student to take home the student's folder\nwrote report.html\n"
+    )
 
 
 @pytest.mark.heavy

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -149,6 +150,15 @@ def test_a_damaged_object_is_named(copy: Storage, run: Manifest, key: str) -> No
     key = key.replace("{id}", version).replace("{student}", copy.folders("students/")[0])
     copy.put(key, copy.get(key)[: -1 if key.endswith(".tar") else 60])
     with pytest.raises(CorruptionError, match=Path(key).name):
+        collect(copy)
+
+
+def test_of_two_runs_the_one_with_an_edited_figure_is_named(copy: Storage) -> None:
+    results = json.loads(copy.get("results.json"))
+    results["rows"][0]["images"] += 1
+    copy.put("results.json", json.dumps(results).encode())
+    place = re.escape(copy.location("results.json"))
+    with pytest.raises(CorruptionError, match=rf"^{place}: results rows\.0\.images: must follow"):
         collect(copy)
 
 

@@ -11,7 +11,7 @@ from dfkd.errors import ManifestError
 from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import results, row, write_results
 from dfkd.report import page
-from dfkd.report.facts import Facts, RunOrigin
+from dfkd.report.facts import Facts, RunOrigin, collect
 from dfkd.report.wording import figures, headline
 from dfkd.storage.local import open_storage
 from tests.helpers.finished_run import CLASSES, SIZES, TEXT, finished
@@ -236,3 +236,12 @@ def test_means_over_classes_are_shown_as_such_and_class_by_class(tmp_path: Path)
     assert "mean class accuracy, mix 70.0 %" in words
     assert f"synthetic accuracy, % {CLASSES[0]} {CLASSES[1]} mean teacher 90.0 50.0 70.0" in words
     assert "89.2" not in words.partition("Confusions")[0]
+
+
+def test_a_version_whose_images_all_failed_has_a_page(written: tuple[Manifest, str]) -> None:
+    facts = collect(open_storage(written[0].storage.root))
+    (first, *_) = facts.method_images
+    empty = dataclasses.replace(first.version, manifest=first.version.manifest | {"samples": 0})
+    images = dataclasses.replace(first, version=empty)
+    html = page.render(dataclasses.replace(facts, method_images=[images]))
+    assert "Of 0 images the teacher takes" in html

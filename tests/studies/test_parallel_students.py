@@ -75,6 +75,15 @@ def test_classes_that_students_learn_or_nobody_shows_are_not_unseen(
     assert f"unseen: must name {rule}" in capsys.readouterr().err
 
 
+def test_a_single_unseen_class_is_refused_before_any_student_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    axes = [{"name": "Target", "values": {"E": {"distillation": {"target": "embedding"}}}}]
+    path = write(tmp_path, axes=axes, unseen=["house"])
+    assert job.main([str(path), "--dry-run"]) == Exit.USAGE
+    assert "error: unseen: must be empty, or name two classes or more" in capsys.readouterr().err
+
+
 def batch(size: int) -> dict[str, dict[str, Any]]:
     """Settings; of four images there is no batch of nine."""
     return {"distillation": {"batch_size": size}}

@@ -100,3 +100,10 @@ def test_what_is_merged_holds_every_leaf_of_the_second(
     for key, value in second.items():
         if not isinstance(value, dict) or not isinstance(first.get(key), dict):
             assert found[key] == value
+
+
+@pytest.mark.parametrize("setting", [r'storage.root="\ud800"', r'prompts={"\ud800": 1}'])
+def test_text_that_utf_8_cannot_hold_is_refused_at_its_key(tmp_path: Path, setting: str) -> None:
+    key = setting.partition("=")[0]
+    with pytest.raises(ManifestError, match=rf"^{key}: must be text that UTF-8 can hold, got "):
+        Manifest.read(small_manifest.write(tmp_path), (setting,))
