@@ -23,6 +23,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from pydantic import ConfigDict, TypeAdapter
+from ray.autoscaler._private.aws.config import _configure_security_group
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from dfkd.cluster import metrics
@@ -114,12 +115,21 @@ def test_the_aws_cluster_is_what_ray_and_ec2_read() -> None:
         request = {"MinCount": 1, "MaxCount": 1, **kind["node_config"]}
         report = ParamValidator().validate(request, ec2.operation_model("RunInstances").input_shape)
         assert not report.has_errors(), report.generate_report()
-    rules = {"IpPermissions": tree["provider"]["security_group"]["IpPermissions"]}
-    shape = ec2.operation_model("AuthorizeSecurityGroupIngress").input_shape
-    assert not ParamValidator().validate(rules, shape).has_errors()
     tree["max_worker"] = 8
     with pytest.raises(jsonschema.ValidationError, match="max_worker"):
         validate_config(prepare_config(tree))
+
+
+def test_ray_makes_no_security_group_of_its_own() -> None:
+    """It would open SSH of that group to the whole internet, beside the rules of the file."""
+    (tree,) = documents("aws.yaml")
+    assert "security_group" not in tree["provider"]  # the rules of a group that Ray makes
+    configured = _configure_security_group(prepare_config(copy.deepcopy(tree)))  # asks no AWS
+    groups = {
+        tuple(kind["node_config"]["SecurityGroupIds"])
+        for kind in configured["available_node_types"].values()
+    }
+    assert groups == {("sg-00000000000000000",)}
 
 
 def test_the_image_is_what_hadolint_accepts(tmp_path: Path) -> None:
@@ -383,8 +393,6 @@ def test_ray_is_closed() -> None:
         "namespaceSelector" in each for rule in policy["ingress"][1:] for each in rule["from"]
     )
     (tree,) = documents("aws.yaml")
-    rules = tree["provider"]["security_group"]["IpPermissions"]
-    assert [(rule["FromPort"], rule["ToPort"]) for rule in rules] == [(22, 22)]
     for line in (tree["head_start_ray_commands"] + tree["worker_start_ray_commands"])[1::2]:
         assert "RAY_AUTH_MODE=token ray start" in line
 

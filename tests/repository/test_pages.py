@@ -24,6 +24,7 @@ MINE = "manifests/mine.yaml"
 """The reader writes it: the first manifest of README.md."""
 
 ELSEWHERE = {
+    "aws": "an account at AWS",
     "docker": "Docker",
     "kubectl": "a Kubernetes cluster",
     "ray": "a cluster, or an account at AWS",
@@ -33,7 +34,7 @@ ELSEWHERE = {
     ".venv/bin/pre-commit": "changes the clone's git hooks",
 }
 """Programs whose commands need what is not here."""
-SHELL = {"export", "."}
+SHELL = {"echo", "export", "."}
 """What only prepares a shell."""
 
 
