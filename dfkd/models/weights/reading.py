@@ -6,6 +6,7 @@ safetensors holds only tensors. `torch.save` files are pickles, which are read w
 a `__setstate__` in it, so `dfkd.models.weights.torchscript` reads only its tensors.
 """
 
+import mmap
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -108,7 +109,9 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
     # `weights_only` also allows numbers, strings and containers.
     for key, value in state.items():
         if not isinstance(key, str) or not _is_plain(value):
-            rule = f"must hold plain tensors only, not {key!r}"
+            # Nested tuples of a few bytes can have a text of gigabytes.
+            shown = repr(key) if isinstance(key, str) else f"a key that is a {type(key).__name__}"
+            rule = f"must hold plain tensors only, not {shown}"
             raise WeightsError(field, rule, str(path), _ELSEWHERE)
     # Many tensors may also share one storage; some published weights share a few.
     if sum(value.nbytes for value in state.values()) > MAX_SHARING * path.stat().st_size:
@@ -186,6 +189,7 @@ def _read(path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)
     if zipped:
         _require_checksums(path)
+    _refuse_buffers(path)
     # The published VQGANs hold a callback of the library that trained them. It is the only global
     # beyond torch's own list that a file may name, and it becomes an empty object.
     with torch.serialization.safe_globals([(_Callback, _CALLBACK)]):
@@ -202,6 +206,17 @@ def _require_checksums(path: Path) -> None:
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"bad CRC-32 of {damaged}")
+
+
+def _refuse_buffers(path: Path) -> None:
+    """Raise `ValueError` if a pickle in the file names `bytearray`.
+
+    torch lets a file call it, and with a number it fills so many bytes of memory. The name stands
+    in the file as it is, because a zip has passed `_require_checksums`.
+    """
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data.find(b"\nbytearray\n") >= 0:
+            raise ValueError("it makes a bytearray, which has no place among weights")
 
 
 _CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"

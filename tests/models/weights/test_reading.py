@@ -136,6 +136,23 @@ def test_a_pickle_that_numbers_its_objects_high_takes_no_memory(tmp_path: Path) 
     assert "memo 4294967295 of 9 bytes" in refusal(tmp_path / "odd.pt")
 
 
+def test_a_pickle_that_asks_for_a_buffer_is_refused(tmp_path: Path) -> None:
+    """torch would fill as many bytes of memory as a number in the file says."""
+    path = tmp_path / "odd.pt"
+    path.write_bytes(b"\x80\x02cbuiltins\nbytearray\nM\x10\x00\x85R.")
+    assert "makes a bytearray" in refusal(path)
+    torch.save({**STATE, "more": bytearray(9)}, path)
+    assert "makes a bytearray" in refusal(path)
+
+
+def test_a_key_of_nested_tuples_has_no_long_text(tmp_path: Path) -> None:
+    key: object = ()
+    for _ in range(16):
+        key = (key, key)
+    torch.save({key: torch.zeros(1)}, tmp_path / "odd.pt")
+    assert "not a key that is a tuple" in refusal(tmp_path / "odd.pt")
+
+
 def test_a_configuration_of_more_than_a_megabyte_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(b"{}".ljust(1 << 20))
@@ -331,7 +348,12 @@ def test_modules_that_name_one_another_without_end_are_refused(
     loop = Nested(None)
     loop.left = loop
     rewrite(archive, tmp_path / "loop.pt", {"/data.pkl": pickled(loop)})
-    assert "modules and tensors" in refusal(tmp_path / "loop.pt")
+    long = "a name is no text of less than 1000 characters"
+    assert long in refusal(tmp_path / "loop.pt")
+    inner, outer = Nested(None), Nested(None)
+    vars(inner)["n" * 600], vars(outer)["n" * 600] = None, inner
+    rewrite(archive, tmp_path / "long.pt", {"/data.pkl": pickled(outer)})
+    assert long in refusal(tmp_path / "long.pt")
 
 
 def test_a_flipped_bit_is_refused_where_the_format_has_checksums(
