@@ -159,7 +159,9 @@ def load_into(field: str, path: Path, module: nn.Module, state: Mapping[str, Ten
     """
     # A single NaN would reach every image without any error.
     for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        # The module holds float32, which a float64 may exceed.
+        stored = value.float() if value.dtype == torch.float64 else value
+        if value.is_floating_point() and not bool(torch.isfinite(stored).all()):
             raise WeightsError(field, f"must be finite, but {key} is not", str(path), _ELSEWHERE)
     module.load_state_dict(state, strict=True)
 

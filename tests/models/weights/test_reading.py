@@ -387,9 +387,10 @@ def test_weights_that_do_not_fit_the_module_are_summarised() -> None:
     match("teacher.weights", Path("w.pt"), wanted, wanted, "give others")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_that_are_not_finite_are_refused(dtype: torch.dtype, value: float) -> None:
     module = nn.Linear(2, 1)
-    state = {"weight": torch.tensor([[1.0, value]]), "bias": torch.zeros(1)}
+    state = {"weight": torch.tensor([[1.0, value]], dtype=dtype), "bias": torch.zeros(1)}
     with pytest.raises(WeightsError, match="must be finite, but weight is not"):
         load_into("teacher.weights", Path("w.pt"), module, state)
