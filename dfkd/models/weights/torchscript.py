@@ -125,7 +125,8 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         """The storage of a reference ("storage", type, file, device, number of elements)."""
         kind, dtype, key, _, count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
+        # Nested tuples as a file's name would take gigabytes as a text.
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
             raise pickle.UnpicklingError("a storage reference is malformed")
         # Tensors may share a storage, which is read once.
         if key not in self._storages:

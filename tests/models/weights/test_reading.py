@@ -335,6 +335,9 @@ def test_a_tensor_larger_than_its_storage_is_refused(archive: Path, tmp_path: Pa
     changes = {"/data.pkl": pickled(Huge()), "/data/0": bytes(4)}
     rewrite(archive, tmp_path / "huge.pt", changes)
     assert "larger than its storage" in refusal(tmp_path / "huge.pt")
+    unnamed = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n)X\x03\x00\x00\x00cpuK\x01tQ."
+    rewrite(archive, tmp_path / "huge.pt", {"/data.pkl": unnamed})
+    assert "a storage reference is malformed" in refusal(tmp_path / "huge.pt")
 
 
 def test_modules_that_name_one_another_without_end_are_refused(
