@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dfkd.config.paths import local_path
-from dfkd.errors import DfkdError, WeightsError, one_line
+from dfkd.errors import DfkdError, WeightsError, one_line, shorten
 from dfkd.models.weights import torchscript
 from dfkd.utils import strict_json
 
@@ -100,8 +100,10 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
     except DfkdError:
         raise
     except Exception as error:  # torch's parsers have no common error for a damaged file
+        # torch's reason comes after its advice to run what is in the file.
+        reason = shorten(str(error).rpartition("WeightsUnpickler error: ")[2]) or one_line(error)
         raise WeightsError(
-            field, f"must be a readable checkpoint ({one_line(error)})", str(path), _ELSEWHERE
+            field, f"must be a readable checkpoint ({reason})", str(path), _ELSEWHERE
         ) from None
     state = tree.get("state_dict", tree) if isinstance(tree, Mapping) else tree
     if not isinstance(state, Mapping) or not state:
