@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import io
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -260,8 +261,12 @@ def _json(path: Path, data: bytes) -> Any:
 def _read(path: Path, limit: int | None = None) -> bytes:
     """The content of a file; `ManifestError` if it cannot be read or is longer than `limit`."""
     try:
-        if limit is not None and path.stat().st_size > limit:
-            _refuse(str(path), f"must have at most {limit} bytes", path.stat().st_size)
+        facts = path.stat()
+        # A link may lead to a device that never ends, or to a pipe that never begins.
+        if not stat.S_ISREG(facts.st_mode):
+            _refuse(str(path), "must be a readable file", stat.filemode(facts.st_mode))
+        if limit is not None and facts.st_size > limit:
+            _refuse(str(path), f"must have at most {limit} bytes", facts.st_size)
         return path.read_bytes()
     except OSError as error:
         _refuse(str(path), "must be a readable file", error.strerror)

@@ -1,5 +1,6 @@
 """Backbones of students: torchvision's ResNets and timm's models, and their initial weights."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +146,33 @@ def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
             if key.startswith("backbone.")
         }
     expected = backbone.state_dict()
-    # Keys of the file's head are dropped, because the student has a head of its own.
-    selected = {key: tensor for key, tensor in state.items() if key in expected}
+    # Keys of the file's head are dropped, because the student has a head of its own. Those of
+    # further blocks are not: they belong to a deeper network, such as a ResNet-34 for a ResNet-18.
+    blocks = {block for key in expected for block in _blocks(key)}
+    lists = {name for name, _ in blocks}
+    selected = {
+        key: tensor
+        for key, tensor in state.items()
+        if key in expected
+        or any(name in lists and (name, number) not in blocks for name, number in _blocks(key))
+    }
     for key in expected.keys() - selected.keys():
         if key.endswith("num_batches_tracked"):  # old files of PyTorch do not have this counter
             selected[key] = expected[key]
     remedy = "give weights of distillation.student"
     match(field, path, selected, expected, remedy)
     load_into(field, path, backbone, selected)
+
+
+def _blocks(key: str) -> list[tuple[str, str]]:
+    """The numbered modules that hold a tensor, as list and number: `layer1.2.conv1` has one.
+
+    There are none in a head, whose last layers a backbone lacks.
+    """
+    parts = key.split(".")
+    if re.search("head|fc|classif|logits", parts[0]):
+        return []
+    return [(".".join(parts[:i]), part) for i, part in enumerate(parts) if i and part.isdecimal()]
 
 
 @torch.no_grad()

@@ -267,15 +267,21 @@ def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{cl
     """Check that the teacher can read and distinguish the class names.
 
     Raises:
-        ManifestError: a name has no tokens, has the same tokens as another one, or gives a prompt
-            that is longer than the context; or the teacher embeds all prompts alike.
+        ManifestError: a name has no tokens or one that marks an end, has the same tokens as another
+            one, or gives a prompt that is longer than the context; or the teacher embeds all
+            prompts alike.
     """
     limit = teacher.context_length - 2  # without the tokens for start and end
+    marks = {teacher.tokenizer.sot_token_id, teacher.tokenizer.eot_token_id}
     seen: dict[tuple[int, ...], str] = {}
     for name in classes:
         tokens = tuple(teacher.content_tokens(name))
         if not tokens:
             raise ManifestError("classes", "tokenises to nothing", name, "give the class a word")
+        # Only up to an end token a text is read; the tokenizer makes one of `<end_of_text>`.
+        if marks & set(tokens):
+            rule = "must not hold the teacher's mark of a text's start or end"
+            raise ManifestError("classes", rule, name, "rename it")
         if tokens in seen:
             rule = f"reads to the teacher exactly like {seen[tokens]!r}"
             raise ManifestError("classes", rule, name, "rename one of the two")

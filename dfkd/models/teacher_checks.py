@@ -12,9 +12,11 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 from dfkd.errors import ManifestError
 from dfkd.utils.strict_json import first_problem, numbers
 
-MAX_TOKENS, MAX_LAYERS, MAX_SIZE = 1 << 20, 200, 1 << 15
-"""Bounds on the numbers of a configuration: of tokens and their ids, of layers, and all others. The
-largest model of open_clip has 49,408 tokens, 48 layers and 8,192 channels."""
+MAX_TOKENS, MAX_LAYERS, MAX_LENGTH, MAX_SIZE = 1 << 20, 200, 1 << 12, 1 << 15
+"""Bounds on the numbers of a configuration: of tokens and their ids, of layers, of a text's length
+and an image's side, and all others. The largest models of open_clip have 49,408 tokens, 48 layers,
+texts of 77 tokens, images of 512 px and 8,192 channels. Masks and images grow by the square of
+length and side, and no file of weights holds them."""
 
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Channel = Annotated[list[_Number], Field(min_length=3, max_length=3)]
@@ -115,6 +117,7 @@ def refuse_large(model: str, config: dict[str, Any]) -> None:
     """Raise `ManifestError` for a number with which a file of a few bytes asks for any memory."""
     for key, number in numbers(config):
         limit = MAX_LAYERS if "layers" in key else MAX_SIZE
+        limit = MAX_LENGTH if key in ("context_length", "image_size") else limit
         limit = MAX_TOKENS if key in ("vocab_size", "eos_id", "pad_id") else limit
         if not abs(number) <= limit:
             raise ManifestError(

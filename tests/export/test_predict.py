@@ -109,6 +109,11 @@ def without(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
 
+def device(name: str) -> Callable[[Path], object]:
+    """Puts a link to a device in the place of a file; others, such as /dev/zero, never end."""
+    return lambda folder: ((folder / name).unlink(), (folder / name).symlink_to("/dev/null"))
+
+
 def text(name: str, content: str) -> Callable[[Path], object]:
     return lambda folder: put(folder, content.encode(), name)
 
@@ -123,6 +128,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no model": (without(MODEL), "model.onnx"),
     "unfinished": (without(FACTS), "takehome.json"),
     "no labels": (without(LABELS), "labels.json"),
+    "labels are a device": (device(LABELS), "labels.json: must be a readable file, got 'crw"),
+    "a model is a device": (device(MODEL), "model.onnx: must be a readable file, got 'crw"),
     "facts are a list": (lambda f: (f / FACTS).write_text("[]"), "sha256"),
     "files are a list": (lambda f: (f / FACTS).write_text('{"files": []}'), "sha256"),
     "labels are an object": (text(LABELS, '{"a": 1}'), "labels.json: must be a list of printable"),

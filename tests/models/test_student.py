@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,20 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="readable"):
         build(Distillation(weights=str(path)), 5, 32, 0)
+
+
+@pytest.mark.parametrize(
+    ("student", "key"),
+    [("resnet18", "layer1.2.conv1.weight"), ("timm:vit_tiny_patch16_224", "blocks.12.norm1.bias")],
+)
+def test_weights_of_a_deeper_network_are_refused(student: str, key: str, tmp_path: Path) -> None:
+    """Its first blocks would fit: a ResNet-34 has all tensors of a ResNet-18."""
+    backbone = build(Distillation(student=student, **RANDOM), 5, 32, 0).backbone.state_dict()
+    config = Distillation(student=student, weights=str(tmp_path / "w.safetensors"))
+    for name, fits in ((key, False), ("head.1.weight", True), ("classifier.weight", True)):
+        safetensors.torch.save_file({**backbone, name: torch.zeros(1)}, config.weights)
+        with contextlib.nullcontext() if fits else pytest.raises(WeightsError, match=key):
+            build(config, 5, 32, 0)
 
 
 def test_folding_gives_distances_from_standardised_outputs() -> None:

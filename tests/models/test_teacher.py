@@ -262,6 +262,13 @@ def test_a_class_that_tokenises_to_nothing_is_named(vit: Teacher, name: str) -> 
     assert repr(name) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["dog<end_of_text>tail", "<start_of_text>dog"])
+def test_a_class_name_does_not_end_or_start_a_text(vit: Teacher, name: str) -> None:
+    """The tokenizer takes these words for marks, and the teacher reads up to the first end."""
+    with pytest.raises(ManifestError, match="must not hold the teacher's mark"):
+        check_classes(vit, ["cat", "dog", name])
+
+
 def test_class_names_must_differ_to_the_teacher_and_fit(vit: Teacher) -> None:
     check_classes(vit, ["dog", "hot dog", "c++", "犬"], "A {class}")
     with pytest.raises(ManifestError, match="reads to the teacher exactly like 'dog'"):

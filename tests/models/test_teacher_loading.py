@@ -256,6 +256,8 @@ def test_weights_of_another_architecture_are_described_in_one_line(tmp_path: Pat
         (model_config(VIT, layers="many"), "buildable by open_clip"),
         (model_config(VIT, layers=10**9), "layers must be at most 200, is 1000000000"),
         (model_config(VIT | {"width": 10**6}), "width must be at most 32768"),
+        (model_config(VIT, context_length=1 << 15), "context_length must be at most 4096"),
+        (model_config(VIT | {"image_size": [64, 1 << 15]}), "image_size must be at most 4096"),
         (
             {"model_cfg": model_config(VIT), "preprocess_cfg": {"mean": [0, 0, float("nan")]}},
             "JSON",

@@ -6,6 +6,7 @@ safetensors holds only tensors. `torch.save` files are pickles, which are read w
 a `__setstate__` in it, so `dfkd.models.weights.torchscript` reads only its tensors.
 """
 
+import mmap
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dfkd.config.paths import local_path
-from dfkd.errors import DfkdError, WeightsError, one_line
+from dfkd.errors import DfkdError, WeightsError, one_line, shorten
 from dfkd.models.weights import torchscript
 from dfkd.utils import strict_json
 
@@ -99,8 +100,10 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
     except DfkdError:
         raise
     except Exception as error:  # torch's parsers have no common error for a damaged file
+        # torch's reason comes after its advice to run what is in the file.
+        reason = shorten(str(error).rpartition("WeightsUnpickler error: ")[2]) or one_line(error)
         raise WeightsError(
-            field, f"must be a readable checkpoint ({one_line(error)})", str(path), _ELSEWHERE
+            field, f"must be a readable checkpoint ({reason})", str(path), _ELSEWHERE
         ) from None
     state = tree.get("state_dict", tree) if isinstance(tree, Mapping) else tree
     if not isinstance(state, Mapping) or not state:
@@ -108,7 +111,9 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
     # `weights_only` also allows numbers, strings and containers.
     for key, value in state.items():
         if not isinstance(key, str) or not _is_plain(value):
-            rule = f"must hold plain tensors only, not {key!r}"
+            # Nested tuples of a few bytes can have a text of gigabytes.
+            shown = repr(key) if isinstance(key, str) else f"a key that is a {type(key).__name__}"
+            rule = f"must hold plain tensors only, not {shown}"
             raise WeightsError(field, rule, str(path), _ELSEWHERE)
     # Many tensors may also share one storage; some published weights share a few.
     if sum(value.nbytes for value in state.values()) > MAX_SHARING * path.stat().st_size:
@@ -156,7 +161,9 @@ def load_into(field: str, path: Path, module: nn.Module, state: Mapping[str, Ten
     """
     # A single NaN would reach every image without any error.
     for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        # The module holds float32, which a float64 may exceed.
+        stored = value.float() if value.dtype == torch.float64 else value
+        if value.is_floating_point() and not bool(torch.isfinite(stored).all()):
             raise WeightsError(field, f"must be finite, but {key} is not", str(path), _ELSEWHERE)
     module.load_state_dict(state, strict=True)
 
@@ -186,6 +193,7 @@ def _read(path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)
     if zipped:
         _require_checksums(path)
+    _refuse_buffers(path)
     # The published VQGANs hold a callback of the library that trained them. It is the only global
     # beyond torch's own list that a file may name, and it becomes an empty object.
     with torch.serialization.safe_globals([(_Callback, _CALLBACK)]):
@@ -202,6 +210,17 @@ def _require_checksums(path: Path) -> None:
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"bad CRC-32 of {damaged}")
+
+
+def _refuse_buffers(path: Path) -> None:
+    """Raise `ValueError` if a pickle in the file names `bytearray`.
+
+    torch lets a file call it, and with a number it fills so many bytes of memory. The name stands
+    in the file as it is, because a zip has passed `_require_checksums`.
+    """
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data.find(b"\nbytearray\n") >= 0:
+            raise ValueError("it makes a bytearray, which has no place among weights")
 
 
 _CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"

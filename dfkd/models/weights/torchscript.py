@@ -35,6 +35,10 @@ DTYPES = {
 MAX_NODES = 100_000
 """Maximal number of modules and tensors; n modules that contain the next one twice make 2^n."""
 
+MAX_NAME = 1000
+"""Maximal length of a tensor's name. A name holds those of all modules above, so a long one that
+stands once in the file would be copied for each tensor below."""
+
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The parameters, buffers and tensor attributes of a TorchScript file by dotted name.
@@ -121,7 +125,8 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         """The storage of a reference ("storage", type, file, device, number of elements)."""
         kind, dtype, key, _, count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
+        # Nested tuples as a file's name would take gigabytes as a text.
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
             raise pickle.UnpicklingError("a storage reference is malformed")
         # Tensors may share a storage, which is read once.
         if key not in self._storages:
@@ -167,10 +172,12 @@ def _collect(root: object) -> dict[str, Tensor]:
         if isinstance(node, Tensor):
             tensors[prefix] = node
         elif isinstance(node, _Node):
-            names = ((f"{prefix}.{key}" if prefix else str(key)) for key in node.attributes)
-            queue.extend(zip(names, node.attributes.values(), strict=True))
+            for key, value in node.attributes.items():
+                if not isinstance(key, str) or len(prefix) + len(key) >= MAX_NAME:
+                    raise ValueError(f"a name is no text of less than {MAX_NAME} characters")
+                queue.append((f"{prefix}.{key}" if prefix else key, value))
         visited += 1
-        # Modules may refer to each other in cycles, so only this limit ends the walk.
+        # Modules may refer to each other in cycles, so only these limits end the walk.
         if visited + len(queue) > MAX_NODES:
             raise ValueError(f"it has more than {MAX_NODES} modules and tensors")
     return tensors

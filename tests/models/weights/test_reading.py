@@ -79,7 +79,7 @@ def test_pickled_code_is_refused_and_never_runs(tmp_path: Path) -> None:
     torch.save({"state_dict": STATE, "hook": Mark(mark)}, tmp_path / "bomb.ckpt")
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Mark(mark)))
     for name in ("bomb.ckpt", "raw.pt"):
-        assert "must be a readable checkpoint" in refusal(tmp_path / name)
+        assert "must be a readable checkpoint (Unsupported " in refusal(tmp_path / name)
     assert not mark.exists()
 
 
@@ -134,6 +134,23 @@ def test_a_pickle_that_numbers_its_objects_high_takes_no_memory(tmp_path: Path) 
         file.writestr("m/constants.pkl", b"")
         file.writestr("m/data.pkl", b"\x80\x02Nr" + struct.pack("<I", (1 << 32) - 1) + b".")
     assert "memo 4294967295 of 9 bytes" in refusal(tmp_path / "odd.pt")
+
+
+def test_a_pickle_that_asks_for_a_buffer_is_refused(tmp_path: Path) -> None:
+    """torch would fill as many bytes of memory as a number in the file says."""
+    path = tmp_path / "odd.pt"
+    path.write_bytes(b"\x80\x02cbuiltins\nbytearray\nM\x10\x00\x85R.")
+    assert "makes a bytearray" in refusal(path)
+    torch.save({**STATE, "more": bytearray(9)}, path)
+    assert "makes a bytearray" in refusal(path)
+
+
+def test_a_key_of_nested_tuples_has_no_long_text(tmp_path: Path) -> None:
+    key: object = ()
+    for _ in range(16):
+        key = (key, key)
+    torch.save({key: torch.zeros(1)}, tmp_path / "odd.pt")
+    assert "not a key that is a tuple" in refusal(tmp_path / "odd.pt")
 
 
 def test_a_configuration_of_more_than_a_megabyte_is_refused(tmp_path: Path) -> None:
@@ -318,6 +335,9 @@ def test_a_tensor_larger_than_its_storage_is_refused(archive: Path, tmp_path: Pa
     changes = {"/data.pkl": pickled(Huge()), "/data/0": bytes(4)}
     rewrite(archive, tmp_path / "huge.pt", changes)
     assert "larger than its storage" in refusal(tmp_path / "huge.pt")
+    unnamed = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n)X\x03\x00\x00\x00cpuK\x01tQ."
+    rewrite(archive, tmp_path / "huge.pt", {"/data.pkl": unnamed})
+    assert "a storage reference is malformed" in refusal(tmp_path / "huge.pt")
 
 
 def test_modules_that_name_one_another_without_end_are_refused(
@@ -331,7 +351,12 @@ def test_modules_that_name_one_another_without_end_are_refused(
     loop = Nested(None)
     loop.left = loop
     rewrite(archive, tmp_path / "loop.pt", {"/data.pkl": pickled(loop)})
-    assert "modules and tensors" in refusal(tmp_path / "loop.pt")
+    long = "a name is no text of less than 1000 characters"
+    assert long in refusal(tmp_path / "loop.pt")
+    inner, outer = Nested(None), Nested(None)
+    vars(inner)["n" * 600], vars(outer)["n" * 600] = None, inner
+    rewrite(archive, tmp_path / "long.pt", {"/data.pkl": pickled(outer)})
+    assert long in refusal(tmp_path / "long.pt")
 
 
 def test_a_flipped_bit_is_refused_where_the_format_has_checksums(
@@ -365,9 +390,10 @@ def test_weights_that_do_not_fit_the_module_are_summarised() -> None:
     match("teacher.weights", Path("w.pt"), wanted, wanted, "give others")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_that_are_not_finite_are_refused(dtype: torch.dtype, value: float) -> None:
     module = nn.Linear(2, 1)
-    state = {"weight": torch.tensor([[1.0, value]]), "bias": torch.zeros(1)}
+    state = {"weight": torch.tensor([[1.0, value]], dtype=dtype), "bias": torch.zeros(1)}
     with pytest.raises(WeightsError, match="must be finite, but weight is not"):
         load_into("teacher.weights", Path("w.pt"), module, state)
