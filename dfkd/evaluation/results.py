@@ -338,20 +338,20 @@ def read_results(storage: Storage) -> dict[str, Any]:
         CorruptionError: it is damaged.
     """
     require_finished(storage)
-    data, remedy = storage.get("results.json"), "; score again with jobs/evaluate.py"
+    place = storage.location("results.json")
     try:
-        content: dict[str, Any] = strict_json.parse(data)
-        validate_results(content)
-    except (ValueError, CorruptionError) as error:
-        reason = str(error).removesuffix(remedy)
-        raise CorruptionError(
-            f"{storage.location('results.json')}: {reason}; score again with jobs/evaluate.py"
-        ) from None
+        content: dict[str, Any] = strict_json.parse(storage.get("results.json"))
+    except ValueError as error:
+        raise CorruptionError(f"{place}: {error}; score again with jobs/evaluate.py") from None
+    validate_results(content, f"{place}: results")
     return content
 
 
-def validate_results(results: Mapping[str, Any]) -> None:
+def validate_results(results: Mapping[str, Any], place: str = "results") -> None:
     """Check that `results` has schema 1 and that its figures follow from its counts.
+
+    Args:
+        place: what an error names before the field.
 
     Raises:
         CorruptionError: the first field that is wrong.
@@ -360,20 +360,22 @@ def validate_results(results: Mapping[str, Any]) -> None:
         checked = RESULTS.validate_python(results, strict=True)
     except ValidationError as error:
         field, rule, value = first_problem(error)
-        _refuse(field, rule, value)
+        _refuse(f"{place} {field}", rule, value)
     keys = set()
     for number, entry in enumerate(checked["rows"]):
-        _validate_row(f"rows.{number}", entry, checked["classes"])
+        _validate_row(f"{place} rows.{number}", entry, checked["classes"])
         key = (entry["model"], entry["method"], entry["seed"], entry["domain"])
         if key in keys:
-            _refuse(f"rows.{number}", "model, method, seed and domain must occur once", key)
+            _refuse(f"{place} rows.{number}", "model, method, seed and domain must occur once", key)
         keys.add(key)
     # Tables show the size of every model.
     models = {entry["model"] for entry in checked["rows"]}
     if not models <= checked["parameters"].keys():
-        _refuse("parameters", f"must have {', '.join(sorted(models))}", checked["parameters"])
+        _refuse(
+            f"{place} parameters", f"must have {', '.join(sorted(models))}", checked["parameters"]
+        )
     if checked["summary"] != summarise(checked["rows"], checked["average"]):
-        _refuse("summary", "must follow from the rows", "other figures")
+        _refuse(f"{place} summary", "must follow from the rows", "other figures")
 
 
 def _validate_row(field: str, entry: ResultRow, classes: Sequence[str]) -> None:
@@ -392,6 +394,4 @@ def _validate_row(field: str, entry: ResultRow, classes: Sequence[str]) -> None:
 
 
 def _refuse(field: str, rule: str, value: object) -> NoReturn:
-    raise CorruptionError(
-        f"results {field}: {rule}, got {value!r:.80}; score again with jobs/evaluate.py"
-    )
+    raise CorruptionError(f"{field}: {rule}, got {value!r:.80}; score again with jobs/evaluate.py")
