@@ -1,13 +1,12 @@
 """Class names in, student out: the whole job as a user runs it, at the smallest size."""
 
-import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dfkd.evaluation.scoring import Evaluated
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers.jobs import contents, load, run, run_here
@@ -86,6 +85,17 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     assert "Not measured" in (tmp_path / "run" / "student" / "README.md").read_text()
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
 
+    # Students are exported without a score too; else the status names the same command for ever.
+    shutil.rmtree(tmp_path / "run" / "student")
+    arguments += ["--set", "evaluation.models=teacher"]
+    teacher_alone = run_here("pipeline", MANIFEST, *arguments)
+    assert teacher_alone.returncode == 0, teacher_alone.stderr
+    assert teacher_alone.stdout.splitlines()[-2:] == [
+        f"student to take home {tmp_path / 'run' / 'student'}",
+        f"wrote {tmp_path / 'run' / 'report.html'}",
+    ]
+    assert "next: nothing to do" in run_here("status", MANIFEST, *arguments).stdout
+
 
 @pytest.mark.heavy
 def test_the_plan_covers_all_stages(tmp_path: Path) -> None:
@@ -94,25 +104,6 @@ def test_the_plan_covers_all_stages(tmp_path: Path) -> None:
     assert set(planned) == {"synthesize", "distill", "evaluate"}
     assert planned["synthesize"]["methods"] == planned["distill"]["methods"]
     assert not (tmp_path / "run").exists()
-
-
-def test_a_student_that_is_not_scored_is_exported_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Otherwise jobs/status.py would name the same command for ever."""
-    job, unscored = load("pipeline"), Evaluated({"data": {"unreadable": []}}, "results.json", {})
-    for place in ("synthesize.work", "distill.work", "evaluate.tell"):
-        monkeypatch.setattr(f"{place}", lambda *_: "")
-    monkeypatch.setattr("dfkd.pipeline.preflight.check_run", lambda manifest: None)
-    monkeypatch.setattr("dfkd.cluster.connection.connected", contextlib.nullcontext)
-    monkeypatch.setattr("dfkd.evaluate", lambda manifest, threads: unscored)
-    monkeypatch.setattr("dfkd.take_home", lambda manifest, threads: "the student's folder")
-    monkeypatch.setattr("dfkd.write_report", lambda manifest, command: "report.html")
-    words = settings(tmp_path / "run", "evaluation.models=teacher")
-    assert job.main([str(MANIFEST), *words]) == 0
-    assert capsys.readouterr().out == (
-        "student to take home the student's folder\nwrote report.html\n"
-    )
 
 
 @pytest.mark.heavy
