@@ -22,7 +22,7 @@ STAGES = ("teacher", "tower", "generator", "backbone", "diffusion")
 
 def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would do."""
-    planned: dict[str, Any] = {"package": recipe.data.directory or recipe.data.package}
+    planned: dict[str, Any] = {"package": recipe.data.directory}
     for stage in [options.only] if options.only else STAGES:
         settings = getattr(recipe, stage)
         # The tower's batches are the teacher's.

@@ -61,9 +61,7 @@ def make(recipe: Recipe, command: str) -> Path:
         command: the command line, for the model card.
 
     Raises:
-        ManifestError: the icon package or the clip art is not where the recipe says, or npm is
-            missing.
-        InfrastructureError: the icon package could not be downloaded.
+        ManifestError: the icon package or the clip art is not where the recipe says.
         FingerprintError: the work folder belongs to another recipe.
     """
     torch.set_num_threads(recipe.threads)

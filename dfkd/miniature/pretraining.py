@@ -101,9 +101,7 @@ def split_drawings(recipe: Recipe) -> DataSplit:
     drawing is not shown.
 
     Raises:
-        ManifestError: the icon package or the clip art is not where the recipe says, or npm is
-            missing.
-        InfrastructureError: the icon package could not be downloaded.
+        ManifestError: the icon package or the clip art is not where the recipe says.
     """
     claim(recipe, "world")
     catalogue = Catalogue(icon_package(recipe.data))

@@ -24,17 +24,15 @@ from dfkd.utils.types import (
 
 Channels = Annotated[int, Field(ge=64, multiple_of=64)]
 """The UNet normalises 32 groups of channels, and its attention has a head for 64 of them."""
-Package = Annotated[str, Field(pattern=r"^@iconify/json@[0-9]+\.[0-9]+\.[0-9]+$")]
-"""`npm pack` also takes folders, archives and addresses, and may run programs that they hold."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class IconData:
     """Which drawings are used."""
 
-    package: Package = "@iconify/json@2.2.535"
-    """The npm package with the icons; fetched with `npm pack` unless `directory` is given."""
-    directory: str = ""
+    package: Name = "@iconify/json@2.2.535"
+    """The npm package with the icons."""
+    directory: Name = "runs/pretrain/package"
     """Folder of the unpacked package (the one with `collections.json`)."""
     clipart: Name = "/usr/share/openclipart/svg"
     """Folder of the Open Clip Art Library: Debian's package `openclipart-svg`."""

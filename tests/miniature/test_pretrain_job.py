@@ -67,24 +67,6 @@ def test_channels_must_suit_group_norm(tmp_path: Path) -> None:
         load(Recipe, path)
 
 
-@pytest.mark.parametrize(
-    "package",
-    [
-        "--call=id",
-        "./folder",
-        "git+ssh://example.org/package.git",
-        "https://example.org/package.tgz",
-        "@iconify/json@latest",
-        "@iconify/json@2.2",
-        "@iconify/json@2.2.535 ./folder",
-        "@iconify/json@2.2.535\n",
-    ],
-)
-def test_npm_gets_a_release_of_the_icon_package_and_nothing_else(package: str) -> None:
-    with pytest.raises(ManifestError, match=r"^data\.package: "):
-        load(Recipe, MANIFEST, (f"data.package={json.dumps(package)}",))
-
-
 def run_here(manifest: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """The job in this process, whose number of threads it leaves alone."""
     with thread_limit(0):
