@@ -17,7 +17,7 @@ from dfkd.pipeline import command_line
 if TYPE_CHECKING:
     from dfkd.benchmarks.measure import Effort
 
-BENCHMARKS = ("synthesis", "prompts", "streaming", "distillation", "driver", "scale", "stages")
+BENCHMARKS = ("synthesis", "prompts", "streaming", "distillation", "driver", "scale")
 
 
 def effort(options: argparse.Namespace) -> Effort:

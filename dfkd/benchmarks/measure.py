@@ -44,15 +44,13 @@ class Effort:
     """Images of each class in the versions that are read."""
     batches: tuple[int, ...]
     """Batch sizes for several ranks, relative to the manifest's."""
-    whole: bool
-    """Whether stages are timed on the manifest's full run instead of a shortened one."""
     classes: int = 0
     """Number of made-up classes of the run at scale; 0 uses the manifest's classes."""
 
 
-FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64, (1, 2, 4), whole=True)
-"""For measurements; takes a quarter of an hour on two cores."""
-QUICK = Effort(1, (200, 400), (12, 24), 16, (1,), whole=False)
+FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64, (1, 2, 4))
+"""For measurements; takes less than a quarter of an hour on two cores."""
+QUICK = Effort(1, (200, 400), (12, 24), 16, (1,))
 """For a check within minutes that everything runs; its figures say little."""
 
 

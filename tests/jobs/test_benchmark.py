@@ -3,14 +3,12 @@
 import json
 import math
 import mmap
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dfkd import api
-from dfkd.benchmarks import driver, loading, scale, stages, suite
+from dfkd.benchmarks import driver, loading, scale, suite
 from dfkd.benchmarks.driver import RequestCounts, counted
 from dfkd.benchmarks.measure import FULL, QUICK
 from dfkd.config.manifest import Manifest
@@ -92,43 +90,6 @@ def test_every_request_is_counted_and_answered(tmp_path: Path) -> None:
     assert list(storage.list("c/")) == []
     assert storage.location("a/b") == str(tmp_path / "a" / "b")
     assert counts.by_operation == {"put_if_absent": 1, "get": 1, "get_range": 1, "list": 2}
-
-
-def test_a_run_without_latents_has_no_rate_of_image_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds = {"synthesize": 2.0, "distill": 4.0}
-    monkeypatch.setattr(stages, "_timed", lambda manifest: seconds)
-    manifest = Manifest.read(write_manifest(tmp_path))
-
-    def names(manifest: Manifest) -> list[str]:
-        return [figure.name for figure in stages.measure(manifest, FULL)["figures"]]
-
-    whole = names(manifest)
-    assert "image-steps in stage synthesize" in whole
-    dfad = replace(manifest, synthesis=replace(manifest.synthesis, method=("dfad",)))
-    assert names(dfad) == [name for name in whole if "image-steps" not in name]
-
-
-@pytest.mark.parametrize("data", ["bundled", "none"])
-def test_without_labelled_images_nothing_is_scored_and_no_report_is_timed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
-) -> None:
-    called: list[str] = []
-    for name in ("synthesize", "distill", "evaluate", "take_home", "write_report"):
-        monkeypatch.setattr(api, name, lambda manifest, name=name: called.append(name))
-    stages._timed(Manifest.read(write_manifest(tmp_path, evaluation={"data": data})))
-    every = ["synthesize", "distill", "evaluate", "take_home", "write_report"]
-    assert called == (every if data == "bundled" else ["synthesize", "distill", "take_home"])
-
-
-def test_a_shortened_run_has_one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {"synthesize": 2.0, "distill": 4.0}
-    seen: list[Manifest] = []
-    monkeypatch.setattr(stages, "_timed", lambda manifest: seen.append(manifest) or seconds)
-    manifest = Manifest.read(write_manifest(tmp_path, distillation={"workers": 3}))
-    stages.measure(manifest, QUICK)
-    assert [each.distillation.rank_limits for each in seen] == [(1, 1)]
 
 
 def test_versions_of_few_classes_hold_a_batch(
@@ -214,7 +175,7 @@ def test_the_hot_paths_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     # What was built to be timed is gone.
     left = list(open_storage(str(tmp_path / "run" / "benchmarks")).list())
-    names = [*FIGURES, "driver", "stages"]
+    names = [*FIGURES, "driver"]
     assert {key for key in left if not key.startswith("scale/")} == {
         "table.md", "scale.json", *(f"{name}.json" for name in names)
     }  # fmt: skip
