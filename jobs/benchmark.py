@@ -17,7 +17,7 @@ from dfkd.pipeline import command_line
 if TYPE_CHECKING:
     from dfkd.benchmarks.measure import Effort
 
-BENCHMARKS = ("synthesis", "prompts", "streaming", "distillation", "driver", "scale")
+BENCHMARKS = ("synthesis", "prompts", "streaming", "distillation", "scale")
 
 
 def effort(options: argparse.Namespace) -> Effort:
@@ -43,8 +43,6 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
         "benchmarks": selected(options),
         "repeats": requested.repeats,
         "threads": options.threads,
-        "driver_tasks": list(requested.tasks),
-        "driver_shards": list(requested.shards),
         "streamed_images": streamed,
         "scale_tasks": task_count(simulated),
         "scale_images": image_count(simulated),

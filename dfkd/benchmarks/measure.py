@@ -36,10 +36,6 @@ class Effort:
 
     repeats: int
     """Number of timed repeats."""
-    tasks: tuple[int, ...]
-    """Numbers of idle tasks for the driver; one run for each number."""
-    shards: tuple[int, ...]
-    """Numbers of shards of the versions whose requests are counted."""
     per_class: int
     """Images of each class in the versions that are read."""
     batches: tuple[int, ...]
@@ -48,9 +44,9 @@ class Effort:
     """Number of made-up classes of the run at scale; 0 uses the manifest's classes."""
 
 
-FULL = Effort(7, (1_000, 10_000, 100_000), (50, 100, 200), 64, (1, 2, 4))
+FULL = Effort(7, 64, (1, 2, 4))
 """For measurements; takes less than a quarter of an hour on two cores."""
-QUICK = Effort(1, (200, 400), (12, 24), 16, (1,))
+QUICK = Effort(1, 16, (1,))
 """For a check within minutes that everything runs; its figures say little."""
 
 

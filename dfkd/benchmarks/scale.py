@@ -5,11 +5,13 @@ files of a version.
 """
 
 import dataclasses
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from dfkd.benchmarks.driver import RequestCounts
 from dfkd.benchmarks.measure import Effort, Figure, Results
 from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
 from dfkd.cluster.connection import connected
@@ -41,6 +43,28 @@ MAX_CLASSES = 1_000_000
 
 BATCHES = 10
 """Number of batches read from a stream."""
+
+
+@dataclass
+class RequestCounts:
+    """Requests by operation."""
+
+    by_operation: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, operation: str) -> None:
+        """Count one request."""
+        with self.lock:
+            self.by_operation[operation] += 1
+
+    def timed(self, work: Callable[[], T]) -> tuple[T, dict[str, Any]]:
+        """The result of `work`, and its `seconds` and `requests` by operation."""
+        # From 0, so that each request belongs to one piece of work.
+        self.by_operation.clear()
+        begun = time.perf_counter()
+        result = work()
+        seconds = round(time.perf_counter() - begun, 3)
+        return result, {"requests": dict(sorted(self.by_operation.items())), "seconds": seconds}
 
 
 class ScaleWorker(SynthesisWorker):

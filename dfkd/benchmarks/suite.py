@@ -4,7 +4,7 @@ import datetime
 import json
 from collections.abc import Callable, Iterator, Sequence
 
-from dfkd.benchmarks import distillation, driver, loading, prompts, scale, synthesis
+from dfkd.benchmarks import distillation, loading, prompts, scale, synthesis
 from dfkd.benchmarks.measure import Effort, Results, page, table
 from dfkd.config.manifest import Manifest
 from dfkd.storage import layout
@@ -20,7 +20,6 @@ BENCHMARKS: dict[str, Callable[[Manifest, Effort], Results]] = {
     "prompts": prompts.measure,
     "streaming": loading.measure,
     "distillation": distillation.measure,
-    "driver": driver.measure,
     "scale": scale.measure,
 }
 

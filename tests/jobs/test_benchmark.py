@@ -3,18 +3,24 @@
 import json
 import math
 import mmap
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dfkd.benchmarks import driver, loading, scale, suite
-from dfkd.benchmarks.driver import RequestCounts, counted
+from dfkd.benchmarks import loading, scale, suite
 from dfkd.benchmarks.measure import FULL, QUICK
+from dfkd.benchmarks.stand_in import StandInMaker, put_prompts, put_shards, replace_values
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.published import current
+from dfkd.config.plan import tasks
+from dfkd.dataset.published import current, open_version
+from dfkd.dataset.versions import begin
 from dfkd.errors import Exit, ManifestError
-from dfkd.storage.base import Storage
+from dfkd.storage.base import Request, Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import thread_limit
 from dfkd.utils.memory import Memory, Watch, watched
@@ -37,12 +43,12 @@ def test_the_record_names_the_arguments_that_were_parsed(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["pytest", "-q"])
     monkeypatch.setattr(suite, "configure_process", lambda threads: None)
-    monkeypatch.setitem(suite.BENCHMARKS, "driver", lambda manifest, options: {"figures": []})
+    monkeypatch.setitem(suite.BENCHMARKS, "scale", lambda manifest, options: {"figures": []})
     path = str(write_manifest(tmp_path))
-    found = jobs.run_here("benchmark", "driver", path, "--set", "synthesis.steps=1")
+    found = jobs.run_here("benchmark", "scale", path, "--set", "synthesis.steps=1")
     assert found.returncode == 0, found.stderr
-    kept = json.loads((tmp_path / "run" / "benchmarks" / "driver.json").read_text())
-    assert kept["command"] == f"python jobs/benchmark.py driver {path} --set synthesis.steps=1"
+    kept = json.loads((tmp_path / "run" / "benchmarks" / "scale.json").read_text())
+    assert kept["command"] == f"python jobs/benchmark.py scale {path} --set synthesis.steps=1"
 
 
 @pytest.mark.parametrize("word", ["--threads=0", "--classes=-1", "--classes=many"])
@@ -53,43 +59,6 @@ def test_numbers_that_measure_nothing_are_refused(
         jobs.load("benchmark").main(["all", "manifest.yaml", word])
     assert caught.value.code == Exit.USAGE
     assert f"argument {word.partition('=')[0]}: " in capsys.readouterr().err
-
-
-def test_requests_a_shard_do_not_grow(tmp_path: Path) -> None:
-    manifest = Manifest.read(write_manifest(tmp_path))
-    small, large = driver.requests(manifest, [6, 12])
-
-    def of(version: dict[str, Any], stage: str) -> dict[str, int]:
-        found: dict[str, int] = version["stages"][stage]["requests"]
-        return found
-
-    for stage in ("shards", "publish"):
-        once, twice = of(small, stage), of(large, stage)
-        assert {name: twice[name] - once[name] for name in twice if twice[name] > once[name]} == (
-            {name: 6 * count for name, count in PER_SHARD[stage].items()}
-        )
-    for stage in ("resume", "open"):
-        assert of(small, stage) == of(large, stage)
-
-
-PER_SHARD = {
-    # Its prompts: size, and Parquet's footer and one row group; its tar, its receipt.
-    "shards": {"exists": 1, "get_range": 2, "put_if_absent": 2, "size": 1},
-    "publish": {"get": 2},  # the receipt and the shard
-}
-
-
-def test_every_request_is_counted_and_answered(tmp_path: Path) -> None:
-    counts = RequestCounts()
-    storage = counted(open_storage(str(tmp_path)), counts)
-    child = storage.child("a")
-    assert child.put_if_absent("b", b"123")
-    assert child.get("b") == b"123"
-    assert child.get_range("b", 1, 3) == b"23"
-    assert list(storage.list("a/")) == ["a/b"]
-    assert list(storage.list("c/")) == []
-    assert storage.location("a/b") == str(tmp_path / "a" / "b")
-    assert counts.by_operation == {"put_if_absent": 1, "get": 1, "get_range": 1, "list": 2}
 
 
 def test_versions_of_few_classes_hold_a_batch(
@@ -143,6 +112,46 @@ def test_a_summary_shows_growth() -> None:
     assert len(summary["driver_by_tenth"]) == 10
 
 
+@pytest.mark.s3
+def test_requests_a_shard_do_not_grow(tmp_path: Path, s3_root: str) -> None:
+    """What manifests/benchmarks/scale.md counts."""
+    settings = {"images_per_class": 30, "shard_size": 5}
+    manifest = replace_values(Manifest.read(write_manifest(tmp_path)), synthesis=settings)
+    small, large = (requests(manifest, f"{s3_root}/{count}", count) for count in (6, 12))
+    for stage, found in large.items():
+        more = {name: number - small[stage][name] for name, number in found.items()}
+        each = {name: number / 6 for name, number in more.items() if number}
+        assert each == PER_SHARD.get(stage, {})
+
+
+def requests(manifest: Manifest, root: str, shards: int) -> dict[str, Counter[str]]:
+    """Requests by operation of each stage of a version of so many shards."""
+    sent: list[Request] = []
+    home = open_storage(root).observed(sent.append)
+    planned = list(islice(tasks(manifest), shards))
+    version = begin(home, identity(manifest, {}))
+    put_prompts(manifest, version)
+    stages: dict[str, Callable[[], object]] = {
+        "shards": lambda: put_shards(StandInMaker(manifest), version, planned),
+        "resume": version.done,
+        "publish": lambda: version.publish(planned, {}),
+        "open": lambda: open_version(home, version.id),
+    }
+    found = {}
+    for name, work in stages.items():
+        sent.clear()
+        work()
+        found[name] = Counter(request.operation for request in sent)
+    return found
+
+
+PER_SHARD = {
+    # Its prompts: size, and Parquet's footer and one row group; its tar, its receipt.
+    "shards": {"head": 2, "get": 2, "put": 2},
+    "publish": {"get": 2},  # the receipt and the shard
+}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(700)
 @pytest.mark.usefixtures("two_cpus")
@@ -170,23 +179,15 @@ def test_the_hot_paths_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     waiting = record(tmp_path, "distillation")["waiting"].values()
     assert all(0 <= share["median"] <= 1 for share in waiting)
 
-    check_driver(record(tmp_path, "driver"))
     check_scale(record(tmp_path, "scale"), open_storage(str(tmp_path / "run")))
 
     # What was built to be timed is gone.
     left = list(open_storage(str(tmp_path / "run" / "benchmarks")).list())
-    names = [*FIGURES, "driver"]
     assert {key for key in left if not key.startswith("scale/")} == {
-        "table.md", "scale.json", *(f"{name}.json" for name in names)
+        "table.md", "scale.json", *(f"{name}.json" for name in FIGURES)
     }  # fmt: skip
     written = (tmp_path / "run" / "benchmarks" / "table.md").read_text()
-    assert all(f"## {name}\n" in written for name in names)
-
-
-def check_driver(results: dict[str, Any]) -> None:
-    assert [pool["tasks"] for pool in results["pool"]] == [200, 400]
-    assert all(pool["tasks_per_s"] > 0 for pool in results["pool"])
-    assert [version["shards"] for version in results["requests"]] == [12, 24]
+    assert all(f"## {name}\n" in written for name in FIGURES)
 
 
 def check_scale(results: dict[str, Any], root: Storage) -> None:

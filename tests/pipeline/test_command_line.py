@@ -198,13 +198,13 @@ def test_a_submission_is_named_by_all_that_describes_the_run(
 
 
 def test_a_submission_is_named_by_the_job_and_its_own_options(path: str) -> None:
-    arguments = command_line.parser("A job.", benchmark=("driver", "scale"))
+    arguments = command_line.parser("A job.", benchmark=("streaming", "scale"))
     arguments.add_argument("--abandon", action="store_true")
-    lines = [["driver", path], ["scale", path], ["driver", path, "--abandon"]]
+    lines = [["streaming", path], ["scale", path], ["streaming", path, "--abandon"]]
     names = {
         command_line.submission_id(f"/x/{job}.py", Manifest.read(path), arguments.parse_args(line))
         for job in ("distill", "synthesize")
-        for line in [*lines, ["driver", path, "--submission-id"]]
+        for line in [*lines, ["streaming", path, "--submission-id"]]
     }
     assert len(names) == 6
     assert all(name.startswith(("dfkd-distill-", "dfkd-synthesize-")) for name in names)
@@ -224,7 +224,7 @@ def test_every_job_refuses_a_root_that_no_storage_serves(
 ) -> None:
     monkeypatch.syspath_prepend(jobs.ROOT / "jobs")  # as Python does for a script
     words, key = {
-        "benchmark": (["driver", path], "storage.root"),
+        "benchmark": (["scale", path], "storage.root"),
         "pretrain": ([str(jobs.ROOT / "manifests" / "pretrain.yaml")], "output"),
         "reproduce": (["dictionary"], "settings.storage.root"),
         "labels": ([path, "--classes", "a, b"], "storage.root"),
