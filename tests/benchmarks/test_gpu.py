@@ -103,8 +103,7 @@ def test_rows_have_names_of_their_own_and_the_compiled_ones_come_after_eager_one
     first = names.index(compiled[0])
     assert names.index("ViT-B-32-quickgelu, bfloat16, batch of 64") < first
     assert first < names.index("resnet50, bfloat16")  # the targets are judged by compiled rows
-    assert len(compiled) == 5
-    assert "CUDA graphs" in compiled[-1]  # whose memory nothing frees
+    assert len(compiled) == 4
     assert {row for row in names if ", batch of " in row} == {
         *(f"ViT-B-32-quickgelu, bfloat16, batch of {size}" for size in (8, 16, 32, 64)),
         *(f"RN50-quickgelu, bfloat16, batch of {size}" for size in (8, 32)),
@@ -115,7 +114,6 @@ def test_rows_have_names_of_their_own_and_the_compiled_ones_come_after_eager_one
         "SD 1.5, guided, 20 steps, bfloat16, batch of 8",
         "SD-Turbo, 1 step, bfloat16, batch of 8",
         *(f"ViT-B-32-quickgelu, compiled, batch of {size}" for size in (8, 128)),
-        "ViT-B-32-quickgelu, CUDA graphs, batch of 8",
     }
     on_a_cpu, _ = rows.all_rows(FULL, gpu=False)
     assert not [row.name for row in on_a_cpu if "compiled" in row.name]
@@ -288,44 +286,22 @@ def test_a_step_is_timed_without_what_comes_before_and_after(
     assert rest == 9.0
 
 
-def test_rows_about_a_compiled_loop_compile_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    kit, made, used = Kit(QUICK, CPU), [], []
-    monkeypatch.setattr(
-        synthesis.Variant, "synthesiser", lambda variant, kit: made.append(variant) or object()
-    )
-    for module, name in (
-        (checks, "compare_gradients"), (synthesis, "time_variant"), (synthesis, "profile_variant"),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, name, lambda kit, variant, loop: used.append(loop) or {})
-    planned = [*rows._fastest("miniature"), rows._speed_of_fastest("other")]
+@pytest.mark.heavy
+def test_a_compiled_row_times_and_profiles_one_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Callable[..., Any]] = []
+    monkeypatch.setattr(torch, "compile", lambda loop, **options: made.append(loop) or loop)
+    monkeypatch.setattr(synthesis, "_cost", lambda kit, variant: (1.0, 1.0))
+    kit = Kit(dataclasses.replace(QUICK, windows=1, window_steps=1), CPU)
+    row = rows._compiled_fastest("miniature")
     with pytest.raises(RuntimeError, match="no eager row of this teacher"):
-        planned[0].measure(kit)
-    kit.fastest = {"miniature": (9.0, 2), "other": (9.0, 2)}
-    for row in planned:
         row.measure(kit)
-    assert made == [synthesis.Variant(n, 2, mode="compiled") for n in ("miniature", "other")]
-    assert used[0] is used[1] is used[2] is not used[3]
-
-
-@pytest.mark.parametrize("runs", [False, True], ids=["skipped", "failed"])
-def test_rows_about_a_loop_that_is_not_compiled_fail_at_once(
-    monkeypatch: pytest.MonkeyPatch, runs: bool
-) -> None:
-    def out_of_memory(*given: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(checks, "compare_gradients", out_of_memory)
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    kit = Kit(QUICK, CPU)
     kit.fastest = {"miniature": (9.0, 1)}
-    first, *others = rows._fastest("miniature")
-    if runs:
-        with pytest.raises(torch.OutOfMemoryError):
-            first.measure(kit)
-    assert len(others) == 2
-    for row in others:
-        with pytest.raises(RuntimeError, match="the row before has not compiled it"):
-            row.measure(kit)
+    found = row.measure(kit)
+    assert len(made) == 1
+    assert found["figure"]["median"] > 0
+    assert found["profile"]
+    monkeypatch.setattr(synthesis, "profile", broken)
+    assert row.measure(kit).keys() == found.keys() - {"profile", "remark"}
 
 
 @pytest.mark.heavy
@@ -348,8 +324,7 @@ def test_variants_share_weights_and_differ_in_what_they_say() -> None:
     assert [loop.config.views for loop in loops] == [0, 8, 8]
     assert synthesis.Variant(name, 1).usual
     assert not synthesis.Variant(name, 1, "float32").usual
-    assert synthesis.Variant(name, 1, mode="compiled").usual
-    assert not synthesis.Variant(name, 1, mode="CUDA graphs").usual
+    assert synthesis.Variant(name, 1, compile=True).usual
     assert not synthesis.Variant(name, 1, own_decoder=True).usual
 
 

@@ -6,13 +6,10 @@ is little more than noise, and Adam's first steps enlarge any rounding of it. So
 pass is compared.
 """
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
 from dfkd.benchmarks.gpu.kit import Kit, Result
-from dfkd.benchmarks.gpu.synthesis import Variant
 from dfkd.config.paths import MINIATURE
 from dfkd.config.synthesis import GeneratorConfig, Synthesis, TeacherConfig
 from dfkd.models.generators.condition import Condition
@@ -20,7 +17,6 @@ from dfkd.models.generators.diffusion import Diffusion
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.request import Synthesised
-from dfkd.synthesis.views import Views
 from dfkd.utils.types import Precision
 
 STEPS = 3
@@ -96,36 +92,6 @@ def check_sampled(kit: Kit, precision: Precision) -> Result:
     """Images that the bundled diffusion model samples here against the CPU's in float32."""
     exact = _sampled(torch.device("cpu"), "float32")
     return _within(exact, _sampled(kit.device, precision), LEVELS, DISTANCE)
-
-
-def compare_gradients(kit: Kit, variant: Variant, compiled: Synthesiser) -> Result:
-    """Losses and gradients of one compiled pass of a real architecture beside the eager one.
-
-    No tolerance is stated for them, so nothing is judged.
-    """
-    eager = dataclasses.replace(variant, mode="eager").synthesiser(kit)
-    (losses, one), (other_losses, two) = (
-        _gradient(kit, each, variant) for each in (eager, compiled)
-    )
-    difference = float((losses - other_losses).abs().max())
-    # torch's own cosine takes gradients as small as these for zero.
-    cosine = float((one * two).sum() / (one.norm() * two.norm()))
-    return {
-        "batch": variant.batch,
-        "remark": f"distances differ by {difference:.5f}; cosine of the gradients {cosine:.5f}",
-    }
-
-
-def _gradient(kit: Kit, loop: Synthesiser, variant: Variant) -> tuple[Tensor, Tensor]:
-    """Losses [B] and gradient float64 of the initial latents, as at the first step of a call."""
-    seeds, size = range(variant.batch), loop.teacher.image_size
-    latents = loop.generator.init_latents(seeds, kit.sizes.image_size).requires_grad_()
-    views = Views(seeds, 1, variant.views, 0.0, size, kit.device)
-    losses = loop.full_batch_distances(
-        latents, kit.targets(loop.teacher, variant.batch), views.draw(0)
-    )
-    (gradient,) = torch.autograd.grad(losses.sum(), [latents])
-    return losses.detach(), gradient.double()
 
 
 def _bundled(

@@ -21,7 +21,6 @@ from dfkd.models import teacher_architecture
 from dfkd.models.generators.vqgan import VQGAN, Network
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import class_text_embeddings
-from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.device import seeded
 from dfkd.utils.types import Precision
 
@@ -42,8 +41,6 @@ class Kit:
         fastest: images per hour and batch size of the fastest eager bfloat16 row, by the teacher's
             name.
         costs: operations and bytes of a step of one image, by what they depend on.
-        compiled: loops that several rows use, left by the row that has compiled them, by their
-            variants (`dfkd.benchmarks.gpu.synthesis.Variant`).
     """
 
     def __init__(self, sizes: Sizes, device: torch.device) -> None:
@@ -52,7 +49,6 @@ class Kit:
         self.plain: dict[str, float] = {}
         self.fastest: dict[str, tuple[float, int]] = {}
         self.costs: dict[Hashable, tuple[float, float]] = {}
-        self.compiled: dict[Hashable, Synthesiser] = {}
         # Bound to this object, so that two kits share no network.
         self._clip = cache(self._build_clip)
         self.published = cache(self._build_published)

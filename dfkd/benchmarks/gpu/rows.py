@@ -3,15 +3,14 @@
 A limit that is too short costs the last rows, of which each takes a minute or two to compile.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 from dfkd.benchmarks.gpu import checks, diffusion, synthesis, training
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.record import Row, Target
 from dfkd.benchmarks.gpu.sizes import Sampler, Sizes
-from dfkd.benchmarks.gpu.synthesis import Mode, Variant
-from dfkd.synthesis.latents import Synthesiser
+from dfkd.benchmarks.gpu.synthesis import Variant
 from dfkd.utils.types import Precision
 
 COMPILATION = 100.0
@@ -30,16 +29,14 @@ def all_rows(sizes: Sizes, gpu: bool) -> tuple[list[Row], list[Target]]:
     rows = [*_limits(), *_checks(first), *_eager(first, sizes), _profile(first)]
     # Early, because the targets are judged by these, and late rows may find no time.
     if gpu:
-        rows += _fastest(first)
+        rows += [_compiled_fastest(first)]
         rows += [Row("compiled against eager", checks.check_compiled, 60, check=True)]
     for teacher in others:
         rows += _short(teacher, sizes)
     rows += [*_sampled(sizes), *_prompts(first), *_students(sizes)]
     if gpu:
-        rows += (_compiled(first, size, "compiled") for size in sizes.compiled_batches)
-        rows += map(_speed_of_fastest, others)
-        # Last, because the graphs keep their memory until the process ends.
-        rows += [_compiled(first, sizes.batches[0], "CUDA graphs")]
+        rows += (_compiled(first, size) for size in sizes.compiled_batches)
+        rows += map(_compiled_fastest, others)
     rows += _pretraining()
     return rows, [
         Target(
@@ -168,38 +165,17 @@ def _pretraining() -> Iterator[Row]:
         yield Row(f"miniature's {what}", partial(training.time_pretraining, what=what), 40)
 
 
-def _fastest(teacher: str) -> Iterator[Row]:
-    """First pass, speed and profile of one loop, which the first of these rows compiles."""
-    name = f"{teacher}, one pass compiled against eager"
-    yield _of_fastest(name, teacher, checks.compare_gradients)
-    yield _speed_of_fastest(teacher, follows=True)
-    yield _of_fastest("profile, compiled", teacher, synthesis.profile_variant, follows=True)
+def _compiled_fastest(teacher: str) -> Row:
+    """Speed and profile of our loop, compiled at the batch size of the fastest eager row."""
+
+    def measure(kit: Kit) -> Result:
+        variant = synthesis.fastest(kit, teacher, compile=True)
+        return synthesis.time_variant(kit, variant, profiled=True)
+
+    return Row(f"{teacher}, compiled, fastest batch", measure, COMPILATION)
 
 
-def _speed_of_fastest(teacher: str, follows: bool = False) -> Row:
-    """The speed of our loop, compiled at the batch size of the fastest eager row."""
-    name = f"{teacher}, compiled, fastest batch"
-    return _of_fastest(name, teacher, synthesis.time_variant, follows)
-
-
-def _of_fastest(
-    name: str,
-    teacher: str,
-    measure: Callable[[Kit, Variant, Synthesiser], Result],
-    follows: bool = False,
-) -> Row:
-    """A row about the loop of `synthesis.compiled`, which an earlier row compiles if it follows."""
-
-    def measured(kit: Kit) -> Result:
-        variant, loop = synthesis.compiled(kit, teacher, follows)
-        found = measure(kit, variant, loop)
-        kit.compiled[variant] = loop
-        return found
-
-    return Row(name, measured, 15 if follows else COMPILATION)
-
-
-def _compiled(teacher: str, batch: int, mode: Mode) -> Row:
+def _compiled(teacher: str, batch: int) -> Row:
     """Our loop at a given batch size, compiled."""
-    name = f"{teacher}, {mode}, batch of {batch}"
-    return _loop(name, Variant(teacher, batch, mode=mode), COMPILATION)
+    name = f"{teacher}, compiled, batch of {batch}"
+    return _loop(name, Variant(teacher, batch, compile=True), COMPILATION)

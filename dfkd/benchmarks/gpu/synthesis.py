@@ -1,10 +1,11 @@
 """Rows about synthesis: the plain loop, our loop in its variants, and a profile of the best one."""
 
+import contextlib
 import itertools
 import statistics
 import time
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -26,8 +27,6 @@ LIMIT = "bf16 product"
 VIEWS = Synthesis().views
 PROFILED_STEPS = 4
 
-Mode = Literal["eager", "compiled", "CUDA graphs"]
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -37,9 +36,8 @@ class Variant:
     batch: int
     precision: Precision = "bfloat16"
     views: int = VIEWS
-    mode: Mode = "eager"
-    """`compiled` is `synthesis.compile`; a job has no key for CUDA graphs, which are compiled with
-    `mode="reduce-overhead"`."""
+    compile: bool = False
+    """As `synthesis.compile`."""
     channels_last: bool = True
     """Whether weights have the layout of a job; otherwise that of the networks' authors."""
     own_decoder: bool = False
@@ -50,7 +48,7 @@ class Variant:
     def usual(self) -> bool:
         """Whether a job on a GPU uses these settings by default, with or without `compile`."""
         default = Variant(self.teacher, self.batch)
-        return self in (default, replace(default, mode="compiled"))
+        return self in (default, replace(default, compile=True))
 
     def synthesiser(self, kit: Kit, steps: int = PROFILED_STEPS) -> Synthesiser:
         """Our loop with this many steps; compiled at its first call."""
@@ -59,7 +57,7 @@ class Variant:
             batch_size=self.batch,  # only full batches are compiled
             views=self.views,
             precision=self.precision,
-            compile=self.mode == "compiled",
+            compile=self.compile,
         )
         if self.channels_last:
             generator = kit.generator(self.precision)
@@ -70,10 +68,6 @@ class Variant:
         else:
             # Not new objects, because `Teacher` and `VQGAN` set the layout when they are made.
             synthesiser = Synthesiser(*kit.published(self.teacher), config, steps)
-        if self.mode == "CUDA graphs":
-            synthesiser.full_batch_distances = torch.compile(
-                synthesiser.full_batch_distances, dynamic=False, mode="reduce-overhead"
-            )
         return synthesiser
 
 
@@ -113,17 +107,17 @@ def time_plain_loop(kit: Kit, teacher: str, tf32: bool = False) -> Result:
     return {"figure": figure, "batch": batch}
 
 
-def time_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = None) -> Result:
+def time_variant(kit: Kit, variant: Variant, profiled: bool = False) -> Result:
     """Images per hour of our loop, as a job runs it.
 
     Args:
-        synthesiser: a loop of this variant that is already compiled.
+        profiled: add what `profile_variant` finds, of the same loop.
 
     Returns:
         `figure`; `batch`; `usual`; `step_seconds`; `rest_seconds`, those of a call that are in no
         step; `step_flop`, operations of a step; and for an eager loop `bandwidth_share`.
     """
-    synthesiser = synthesiser or variant.synthesiser(kit)
+    synthesiser = variant.synthesiser(kit)
     targets = kit.targets(synthesiser.teacher, variant.batch)
     synthesiser(targets, range(variant.batch))  # kernel selection and compilation
     steps, rest = _step_seconds(kit, synthesiser, targets)
@@ -139,12 +133,16 @@ def time_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = N
         "rest_seconds": rest,
         "step_flop": flop,
     }
-    if kit.bandwidth and variant.mode == "eager":
+    if kit.bandwidth and not variant.compile:
         found["bandwidth_share"] = moved / step / kit.bandwidth
     # Later rows use the batch size of the fastest eager loop.
-    if variant.usual and variant.mode == "eager":
+    if variant.usual and not variant.compile:
         best = figure["median"], variant.batch
         kit.fastest[variant.teacher] = max(best, kit.fastest.get(variant.teacher, best))
+    if profiled:
+        # The speed is worth keeping without a profile.
+        with contextlib.suppress(RuntimeError):
+            found |= _profile(synthesiser, targets)
     return found
 
 
@@ -166,30 +164,13 @@ def _figure(kit: Kit, variant: Variant, hourly: list[float], rate: float) -> Res
     ).as_dict()
 
 
-def fastest(kit: Kit, teacher: str, mode: Mode = "eager") -> Variant:
+def fastest(kit: Kit, teacher: str, compile: bool = False) -> Variant:
     """The variant of a teacher at the batch size of its fastest eager row."""
     if teacher not in kit.fastest:
         raise RuntimeError(
             "no eager row of this teacher has a result; read the errors of those rows"
         )
-    return Variant(teacher, kit.fastest[teacher][1], mode=mode)
-
-
-def compiled(kit: Kit, teacher: str, follows: bool = False) -> tuple[Variant, Synthesiser]:
-    """The variant of `fastest`, and its loop, which its first call compiles.
-
-    Args:
-        follows: take the loop that an earlier row has compiled and left in `kit.compiled`.
-
-    Raises:
-        RuntimeError: there is no such loop, or no eager row has a result.
-    """
-    variant = fastest(kit, teacher, "compiled")
-    if not follows:
-        return variant, variant.synthesiser(kit)
-    if variant not in kit.compiled:
-        raise RuntimeError("the row before has not compiled it")
-    return variant, kit.compiled[variant]
+    return Variant(teacher, kit.fastest[teacher][1], compile=compile)
 
 
 def _step_seconds(kit: Kit, synthesiser: Synthesiser, targets: Tensor) -> tuple[list[float], float]:
@@ -222,7 +203,7 @@ def _cost(kit: Kit, variant: Variant) -> tuple[float, float]:
 
 def _count(kit: Kit, variant: Variant) -> tuple[float, float]:
     """See `_cost`."""
-    eager = replace(variant, batch=kit.sizes.batches[0], mode="eager")
+    eager = replace(variant, batch=kit.sizes.batches[0], compile=False)
     few, more = (_counted(kit, eager, steps) for steps in (2, 3))
     # The first pass and the final image are in both, so the difference is one whole step.
     return (more[0] - few[0]) / eager.batch, (more[1] - few[1]) / eager.batch
@@ -239,12 +220,17 @@ def _counted(kit: Kit, variant: Variant, steps: int) -> tuple[int, int]:
     return operations(call), moved[0]
 
 
-def profile_variant(kit: Kit, variant: Variant, synthesiser: Synthesiser | None = None) -> Result:
+def profile_variant(kit: Kit, variant: Variant) -> Result:
     """Seconds by kernel of some steps; a second call is profiled."""
-    synthesiser = synthesiser or variant.synthesiser(kit)
+    synthesiser = variant.synthesiser(kit)
+    return _profile(synthesiser, kit.targets(synthesiser.teacher, variant.batch))
+
+
+def _profile(synthesiser: Synthesiser, targets: Tensor) -> Result:
+    """See `profile_variant`."""
     synthesiser.steps = PROFILED_STEPS
-    targets = kit.targets(synthesiser.teacher, variant.batch)
     return {
-        "profile": profile(lambda: synthesiser(targets, range(variant.batch))),
-        "remark": f"{PROFILED_STEPS} steps of a batch of {variant.batch}, {variant.mode}",
+        "batch": len(targets),
+        "profile": profile(lambda: synthesiser(targets, range(len(targets)))),
+        "remark": f"profile of {PROFILED_STEPS} steps",
     }
