@@ -2,7 +2,6 @@
 
 import json
 import math
-import mmap
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -23,7 +22,6 @@ from dfkd.errors import Exit, ManifestError
 from dfkd.storage.base import Request, Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import thread_limit
-from dfkd.utils.memory import Memory, Watch, watched
 from tests.helpers import jobs
 from tests.helpers.tiny_version import write_manifest
 
@@ -89,27 +87,6 @@ def test_made_up_classes_take_nothing_of_the_manifest_s_own(tmp_path: Path) -> N
         assert found.returncode == Exit.USAGE
         assert found.stderr.startswith("error: classes: must be two or more, got ('thing 0',)")
         assert found.stderr.count("\n") == 1
-
-
-def test_memory_is_watched() -> None:
-    # mapped, because an allocation may be served from pages that this process has kept
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    with mmap.mmap(-1, 64 << 20, flags=private) as held, watched(interval=0.01) as watch:
-        for page in range(0, len(held), mmap.PAGESIZE):
-            held[page] = 1  # a page counts once it is written to
-    first, last = watch.samples[0], watch.samples[-1]
-    assert last.driver - first.driver > 48 << 20
-    assert last.tree >= last.driver
-    assert last.seconds >= first.seconds
-
-
-def test_a_summary_shows_growth() -> None:
-    watch = Watch([Memory(second, second * 10, 100) for second in range(101)])
-    summary = watch.summary()
-    assert summary["driver_most"] == 1000
-    assert summary["tree_most"] == 100
-    assert summary["driver_by_tenth"] == sorted(summary["driver_by_tenth"])
-    assert len(summary["driver_by_tenth"]) == 10
 
 
 @pytest.mark.s3

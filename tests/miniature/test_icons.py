@@ -31,12 +31,6 @@ def test_the_sets_of_collections_do_not_overlap() -> None:
         assert not one & other
 
 
-def test_families_of_held_out_collections_are_left_out() -> None:
-    assert {"openmoji", "fluent-emoji", "iconoir", "feather", "maki", "ion", "memory"} <= RESERVED
-    assert {"noto-v1", "lucide-lab", "famicons", "boxicons", "fa6-solid", "fa"} <= SIBLINGS
-    assert {"pixelarticons", "streamline-pixel", "pixel"} <= {*EVALUATION}
-
-
 def test_held_out_reserved_and_sibling_sets_are_never_trained_on(tmp_path: Path) -> None:
     forbidden = {*EVALUATION, *RESERVED, *SIBLINGS}
     offered = {p: icon_package.described(p) for p in (*forbidden, "mdi")}

@@ -50,16 +50,6 @@ def small(tmp_path: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_help_and_bad_keys() -> None:
-    done = jobs.run("pretrain", Path("--help"))
-    assert done.returncode == 0
-    assert "--set" in done.stdout
-    done = jobs.run_here("pretrain", MANIFEST, "--set", "teacher.stepps=3")
-    assert done.returncode == Exit.USAGE
-    assert done.stderr.count("\n") == 1
-    assert "steps" in done.stderr
-
-
 def test_channels_must_suit_group_norm(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("generator: {channels: 40}")
