@@ -9,8 +9,6 @@ import statistics
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.sizes import Sampler
@@ -29,23 +27,15 @@ UNIT = "images/h"
 LIMIT = "bf16 product"
 
 
-def time_sampling(
-    kit: Kit, sampler: Sampler, batch: int, precision: Precision, throughout: bool = False
-) -> Result:
+def time_sampling(kit: Kit, sampler: Sampler, batch: int, precision: Precision) -> Result:
     """Images per hour, from noise to the pixels that are stored.
 
     A model's first row in float32 is what its later rows are compared with.
 
-    Args:
-        throughout: convert whole networks to bfloat16, as users of diffusers do. A job uses
-            autocast, which computes norms in float32 on a GPU.
-
     Returns:
         `figure`, `batch`, and `image_flop`, operations of an image.
     """
-    generator = build_generator(kit, sampler, "float32" if throughout else precision)
-    if throughout:
-        convert(generator)
+    generator = build_generator(kit, sampler, precision)
     call = sampling(kit, sampler, generator, batch)
     flop = operations(call) / batch
     hourly = tuple(3600 * rate for rate in kit.rates(call))
@@ -133,18 +123,3 @@ def _text(sampler: Sampler) -> dict[str, Any]:
     """The configuration of the text tower that the UNet is conditioned by."""
     text: dict[str, Any] = read_architecture(sampler.teacher).model["text_cfg"]
     return text
-
-
-def convert(generator: Diffusion) -> None:
-    """Convert the networks, norms included, and what enters them to bfloat16."""
-    for network, first in (
-        (generator.unet, generator.unet),
-        (generator.vae, generator.vae.post_quant_conv),
-    ):
-        network.bfloat16()
-        first.register_forward_pre_hook(_rounded, with_kwargs=True)
-
-
-def _rounded(network: nn.Module, *arguments: Any) -> Any:
-    """The arguments of a network with maps and states in bfloat16; a time step stays as it is."""
-    return tree_map_only(Tensor, lambda each: each.bfloat16() if each.ndim else each, arguments)

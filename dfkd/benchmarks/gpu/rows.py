@@ -78,7 +78,6 @@ def _eager(teacher: str, sizes: Sizes) -> Iterator[Row]:
     batch = sizes.batches[0]
     plain = partial(synthesis.time_plain_loop, teacher=teacher)
     yield Row(f"{teacher}, plain loop", plain, 20)
-    yield Row(f"{teacher}, plain loop, TF32 convolutions", partial(plain, tf32=True))
     for name, variant in (
         ("no views, channels first", Variant(teacher, batch, "float32", 0, channels_last=False)),
         ("channels first", Variant(teacher, batch, "float32", channels_last=False)),
@@ -88,9 +87,6 @@ def _eager(teacher: str, sizes: Sizes) -> Iterator[Row]:
     yield _loop(f"{teacher}, bfloat16, no views", Variant(teacher, batch, views=0))
     for size in sizes.batches:
         yield _loop(f"{teacher}, bfloat16, batch of {size}", Variant(teacher, size), 15)
-    middle = sizes.batches[len(sizes.batches) // 2]
-    other = Variant(teacher, middle, own_decoder=True)
-    yield _loop(f"{teacher}, bfloat16, the CPU's decoder, batch of {middle}", other)
 
 
 def _short(teacher: str, sizes: Sizes) -> Iterator[Row]:
@@ -109,7 +105,6 @@ def _sampled(sizes: Sizes) -> Iterator[Row]:
         yield _sample(first, size, "float32")
     for size in sizes.sampled_batches:
         yield _sample(first, size, "bfloat16")
-    yield _sample(first, middle, "bfloat16", throughout=True)
     for sampler in others:
         yield _sample(sampler, middle, "bfloat16")
     profiled = partial(diffusion.profile_sampling, sampler=first, batch=middle)
@@ -119,17 +114,15 @@ def _sampled(sizes: Sizes) -> Iterator[Row]:
         yield Row(f"labels of {name}, float32", labels)
 
 
-def _sample(sampler: Sampler, batch: int, precision: Precision, throughout: bool = False) -> Row:
+def _sample(sampler: Sampler, batch: int, precision: Precision) -> Row:
     """A row of a diffusion model."""
-    how = "bfloat16 throughout" if throughout else precision
     steps = "1 step" if sampler.steps == 1 else f"{sampler.steps} steps"
-    name = f"{sampler.name}, {steps}, {how}, batch of {batch}"
+    name = f"{sampler.name}, {steps}, {precision}, batch of {batch}"
     measure = partial(
         diffusion.time_sampling,
         sampler=sampler,
         batch=batch,
         precision=precision,
-        throughout=throughout,
     )
     return Row(name, measure, 20)
 

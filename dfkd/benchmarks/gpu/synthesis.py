@@ -5,9 +5,7 @@ import itertools
 import statistics
 import time
 from dataclasses import dataclass, replace
-from typing import cast
 
-import torch
 from torch import Tensor
 
 from dfkd.benchmarks import reference
@@ -15,8 +13,6 @@ from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.traffic import traffic
 from dfkd.benchmarks.measure import Figure, operations, profile
 from dfkd.config.synthesis import Synthesis
-from dfkd.models.generators.vqgan import VQGAN, Network
-from dfkd.models.generators.vqgan_decoder import decode
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.types import Precision
 
@@ -40,9 +36,6 @@ class Variant:
     """As `synthesis.compile`."""
     channels_last: bool = True
     """Whether weights have the layout of a job; otherwise that of the networks' authors."""
-    own_decoder: bool = False
-    """Whether a GPU decodes by `dfkd.models.generators.vqgan_decoder`, as a CPU does, instead of
-    taming's decoder."""
 
     @property
     def usual(self) -> bool:
@@ -59,35 +52,16 @@ class Variant:
             precision=self.precision,
             compile=self.compile,
         )
-        if self.channels_last:
-            generator = kit.generator(self.precision)
-            if self.own_decoder:
-                _decode_as_on_a_cpu(generator)
-            teacher = kit.teacher(self.teacher, self.precision)
-            synthesiser = Synthesiser(teacher, generator, config, steps)
-        else:
+        if not self.channels_last:
             # Not new objects, because `Teacher` and `VQGAN` set the layout when they are made.
-            synthesiser = Synthesiser(*kit.published(self.teacher), config, steps)
-        return synthesiser
+            return Synthesiser(*kit.published(self.teacher), config, steps)
+        generator = kit.generator(self.precision)
+        teacher = kit.teacher(self.teacher, self.precision)
+        return Synthesiser(teacher, generator, config, steps)
 
 
-def _decode_as_on_a_cpu(generator: VQGAN) -> None:
-    """Replace taming's decoder, which autocast gives norms and swishes in float32 on a GPU."""
-    network = generator.network
-
-    def forward(codes: Tensor) -> Tensor:
-        return decode(network.decoder, network.post_quant_conv(codes))
-
-    generator.network = cast(Network, forward)
-
-
-def time_plain_loop(kit: Kit, teacher: str, tf32: bool = False) -> Result:
-    """The paper's loop in float32, at its batch size.
-
-    Args:
-        tf32: let convolutions round their inputs to TF32, which is torch's own default. The row
-            without it is the one that other rows are compared with, because a job forbids TF32.
-    """
+def time_plain_loop(kit: Kit, teacher: str) -> Result:
+    """The paper's loop in float32, at its batch size."""
     sizes, batch = kit.sizes, min(reference.BATCH, kit.sizes.batches[-1])
     clip, generator = kit.published(teacher)
     targets = kit.targets(clip, batch)
@@ -96,14 +70,9 @@ def time_plain_loop(kit: Kit, teacher: str, tf32: bool = False) -> Result:
         reference.plain_loop(clip, generator, targets, sizes.image_size, sizes.window_steps)
         return float(sizes.window_steps * batch)
 
-    torch.backends.cudnn.allow_tf32 = tf32
-    try:
-        hourly = [3600 * rate / STEPS for rate in kit.rates(call)]
-    finally:
-        torch.backends.cudnn.allow_tf32 = False
+    hourly = [3600 * rate / STEPS for rate in kit.rates(call)]
     figure = Figure("", UNIT, tuple(hourly)).as_dict()
-    if not tf32:
-        kit.plain[teacher] = figure["median"]
+    kit.plain[teacher] = figure["median"]
     return {"figure": figure, "batch": batch}
 
 
@@ -195,7 +164,7 @@ def _step_seconds(kit: Kit, synthesiser: Synthesiser, targets: Tensor) -> tuple[
 
 def _cost(kit: Kit, variant: Variant) -> tuple[float, float]:
     """Operations and bytes of a step of one image, counted in an eager loop."""
-    key = variant.teacher, variant.precision, variant.views, variant.own_decoder
+    key = variant.teacher, variant.precision, variant.views
     if key not in kit.costs:
         kit.costs[key] = _count(kit, variant)
     return kit.costs[key]
