@@ -20,7 +20,7 @@ def icon_package(data: IconData) -> Path:
             "data.directory",
             f"must hold the unpacked {data.package}",
             f"{folder} with {found or 'no package of icons'}",
-            f"npm pack --ignore-scripts {data.package}, unpack it with tar xf, and give its folder",
+            "give its folder; manifests/pretrain.yaml says how to get it",
         )
     return folder
 
