@@ -139,6 +139,7 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
         "prompts.method=random",
         "generator.weights=/other.ckpt",
         "inversion.dfad.rounds=7",
+        "inversion.snapshots=7",
         "distillation.epochs=3",
     ):
         assert found(same) == found(), same
@@ -149,6 +150,8 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
         "synthesis.precision=bfloat16",
         "synthesis.format=jpg",
         "inversion.cmi.steps=7",
+        "inversion.latent=7",
+        "inversion.width=7",
         "synthesis.method=dfad",
         "salt=1",
     ):
