@@ -113,7 +113,6 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("distillation.learning_rate=.inf", "distillation.learning_rate", "a finite number"),
         ("regeneration.classes=[dog, dog]", "regeneration.classes", "once"),
         ("regeneration.classes=[horse]", "regeneration.classes", "must be among classes"),
-        ("regeneration.lease_seconds=90000", "regeneration.lease_seconds", "or equal to 86400"),
         ("distillation.seeds=true", "distillation.seeds", "integer"),
         (f"distillation.seeds={1 << 32}", "distillation.seeds", "less than 4294967296"),
         ("fewshot.domains=[ink, ink]", "fewshot.domains", "once"),
