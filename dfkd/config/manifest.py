@@ -224,11 +224,6 @@ class Manifest:
         return dataclasses.replace(self.teacher, model=own.model, weights=own.weights)
 
     @property
-    def few_shot_library(self) -> str:
-        """The weights of the few-shot start `library`."""
-        return self.fewshot.library or self.distillation.weights
-
-    @property
     def methods(self) -> tuple[Method, ...]:
         """The methods that are compared, each with its own data set and its own row of results."""
         synthesis = self.synthesis

@@ -21,7 +21,6 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.paths import CACHE
 from dfkd.errors import CorruptionError, ManifestError, one_line
 from dfkd.models.backbone import (
-    FIELD,
     IMAGENET_MEAN,
     IMAGENET_STD,
     build_backbone,
@@ -121,21 +120,19 @@ def build(
     image_size: int,
     seed: int,
     cache: str = CACHE,
-    field: str = FIELD,
 ) -> Student:
     """An untrained student; its random weights depend only on `seed`.
 
     Args:
         outputs: M, the number of classes, or E for a student of embeddings.
         cache: the folder with torchvision's published weights.
-        field: the manifest key that an error about the initial weights names.
 
     Raises:
         ManifestError: no such architecture, or it has no such stem.
         WeightsError: the initial weights are missing or belong to another architecture.
     """
     with seeded(derive_seed("student", seed)):
-        backbone, mean, std = build_backbone(config, image_size, cache, field)
+        backbone, mean, std = build_backbone(config, image_size, cache)
         head = nn.Linear(feature_count(backbone, image_size, config.student), outputs)
     return Student(backbone, head, mean, std)
 

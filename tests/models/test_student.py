@@ -106,15 +106,9 @@ def test_timm_gives_its_weights_by_one_name_only(
 
     monkeypatch.setattr(timm, "create_model", record)
     with pytest.raises(
-        WeightsError, match=r"^fewshot\.library: must be none, .*or .*pretrained, got"
+        WeightsError, match=r"^distillation\.weights: must be none, .*or .*pretrained, got"
     ):
-        build(
-            Distillation(student="timm:test_resnet", weights=weights),
-            4,
-            32,
-            0,
-            field="fewshot.library",
-        )
+        build(Distillation(student="timm:test_resnet", weights=weights), 4, 32, 0)
     assert created == []
     build(Distillation(student="timm:test_resnet", weights="pretrained"), 4, 32, 0)
     assert created == [True]
