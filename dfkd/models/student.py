@@ -4,7 +4,6 @@ The layer gives the distances themselves, or an embedding in the teacher's space
 `distillation.target: embedding` or `both`), whose distances to the class texts follow from it.
 """
 
-import contextlib
 import copy
 import hashlib
 from typing import Annotated, Any, Literal
@@ -26,7 +25,6 @@ from dfkd.models.backbone import (
     build_backbone,
     feature_count,
 )
-from dfkd.models.small_convolutions import SmallMaps
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils.device import seeded
@@ -106,11 +104,7 @@ class Student(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """The backbone's features [N, F]."""
-        normal = (pixels - self.mean) / self.std
-        # Not in evaluation, because an exported model must contain ordinary convolutions.
-        as_products = self.training and pixels.device.type == "cpu"
-        with SmallMaps() if as_products else contextlib.nullcontext():
-            features: Tensor = self.backbone(normal)
+        features: Tensor = self.backbone((pixels - self.mean) / self.std)
         return features
 
 
