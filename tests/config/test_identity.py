@@ -82,28 +82,6 @@ def test_what_is_carried_over_is_part_of_the_fingerprint(tmp_path: Path) -> None
     assert len(digests) == 6
 
 
-USED = {
-    "vanilla": set(),
-    "mix": {"prompts.template='{class}, {style}'", "prompts.styles=miniature"},
-    "random": {"prompts.template='{class}, {style}'", "prompts.scale=5"},
-    "contrastive": {
-        "prompts.template='{class}, {style}'",
-        "prompts.scale=5",
-        "prompts.contrastive.bank=7",
-    },
-}
-"""The settings of `prompts` that each method reads."""
-
-
-@pytest.mark.parametrize("method", USED)
-def test_a_prompt_method_depends_on_the_settings_that_it_reads(tmp_path: Path, method: str) -> None:
-    def found(*overrides: str) -> str:
-        return digest(read(tmp_path, f"prompts.method={method}", *overrides))
-
-    settings = sorted(set.union(*USED.values()))
-    assert {each for each in settings if found(each) != found()} == USED[method]
-
-
 def test_the_fingerprint_of_a_manifest_never_changes(tmp_path: Path) -> None:
     """Versions that are published under it would be made again, and unfinished ones refused."""
     expected = "0305b65823bfa54725631a0418fb59adb09ea8006c1215abb63670f6a5c20455"

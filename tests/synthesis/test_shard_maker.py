@@ -70,27 +70,8 @@ def alone(task: Task) -> Unit:
     return Unit((task,), (task,))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("CUDA error: out of memory"),
-        RuntimeError("GET was unable to find an engine to execute this computation"),
-        RuntimeError("Unable to find an engine to execute this computation"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError(
-            "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"
-        ),
-        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-        RuntimeError("could not create a primitive descriptor"),
-    ],
-    ids=str,
-)
-def test_a_batch_is_halved_however_a_library_says_that_memory_is_full(
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory")])
+def test_a_batch_is_halved_where_memory_is_full(
     error: Exception, tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
     notes, sizes = run_with_an_error(error, tmp_path, teacher, generator)

@@ -17,7 +17,6 @@ from dfkd.synthesis.inversion.cmi import (
     contrastive_loss,
     disagreement,
     kl_divergence,
-    projection_head,
     student_loss,
 )
 from dfkd.synthesis.inversion.inverter import cosine_factor, stage_taps
@@ -198,9 +197,3 @@ def test_the_lowest_loss_is_kept_and_falls(
     assert len(told) == 10
     assert made.losses.tolist() == pytest.approx([min(told)] * 4)
     assert min(told) < told[0]
-
-
-def test_the_head_is_two_layers() -> None:
-    network = projection_head(6, 3)
-    assert network(torch.rand(2, 6)).shape == (2, 3)
-    assert [tuple(p.shape) for p in network.parameters()] == [(6, 6), (6,), (3, 6), (3,)]

@@ -115,14 +115,6 @@ def test_images_move_to_where_the_student_differs_from_a_fixed_teacher(
     assert told == [(True, False)]
 
 
-def test_the_memory_learns_forty_times_more_slowly(teacher: Teacher) -> None:
-    classifier, _ = problem(teacher, 0, 1)
-    inverter = PreInverter(classifier, run_context(), SETTINGS)
-    optimizers = (inverter.novelty_optimizer, inverter.memory_optimizer)
-    novelty, memory = (each.param_groups[0]["lr"] for each in optimizers)
-    assert novelty == pytest.approx(40 * memory)
-
-
 def test_the_memory_learns_to_reconstruct_images(teacher: Teacher) -> None:
     """Images of one colour each, told apart by nothing else."""
     classifier, _ = problem(teacher, 0, 1)
