@@ -78,9 +78,6 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
         flat.pop(role.partition("/")[0], None)
     for key in keys_without_effect(manifest.generator):
         flat.pop(key, None)
-    # `vqgan` is left out, so that versions made when it was the only kind keep their fingerprints.
-    if manifest.generator.kind == "vqgan":
-        flat.pop("generator.kind", None)
     return dict(sorted(flat.items()))
 
 

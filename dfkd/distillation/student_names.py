@@ -32,9 +32,12 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
     for key in TRAINING_ONLY_KEYS:
         del settings[key]
     settings["weights"] = weights_identity(config.weights)
-    identity = {"distillation": settings, "version": fingerprint, "seed": seed}
-    # Schema 1 is left out, so that students named before this number existed keep their names.
-    identity |= {"schema": SCHEMA} if SCHEMA > 1 else {}
+    identity = {
+        "schema": SCHEMA,
+        "distillation": settings,
+        "version": fingerprint,
+        "seed": seed,
+    }
     if config.texts == "styles":
         # Imported here and below, because these modules import torch and most names need neither.
         from dfkd.prompts.styles import dictionary
