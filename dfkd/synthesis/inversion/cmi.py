@@ -61,7 +61,8 @@ from dfkd.utils.pixels import from_bytes, to_bytes
 LATENT = 256
 """Dimensions of the generator's input by default."""
 LEARNING_RATE, BETAS = 1e-3, (0.5, 0.999)
-"""Adam's learning rate of generator, latents and head; its momenta for the first two."""
+"""Adam's learning rate of generator, latents and head (the script for CIFAR-10); its momenta for
+the first two."""
 BATCH_NORM_WEIGHT, CLASS_WEIGHT, ADVERSARIAL_WEIGHT, CONTRAST_WEIGHT = 1.0, 1.0, 0.5, 0.8
 CONTRAST_TEMPERATURE, HEAD_DIMENSIONS = 0.2, 256
 """Temperature of L_cr, and the dimensions of the projected features."""

@@ -35,7 +35,7 @@ from dfkd.synthesis.request import PartRequest, Synthesised, even_batches, synth
 from dfkd.utils.pixels import to_bytes
 
 LEARNING_RATE, BETAS = 0.25, (0.5, 0.9)
-"""Adam's largest learning rate of the pixels, and its momenta."""
+"""Adam's largest learning rate of the pixels (the README's command), and its momenta."""
 BATCH_NORM_WEIGHT, FIRST_LAYER_FACTOR = 0.01, 10.0
 """Weight of L_bn in the loss, and the additional factor of the first batch-norm layer in L_bn."""
 TOTAL_VARIATION_WEIGHT, NORM_WEIGHT = 1e-4, 1e-5

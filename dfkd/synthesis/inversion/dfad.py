@@ -37,7 +37,8 @@ from dfkd.synthesis.inversion.snapshots import SnapshotSampler
 from dfkd.synthesis.request import PartRequest, RunContext, Synthesised
 
 LATENT, LEARNING_RATE = 256, 1e-3
-"""Dimensions of the generator's input by default, and its initial learning rate."""
+"""Dimensions of the generator's input by default, and its initial learning rate: those of the
+README's command for Caltech-101."""
 STUDENT_RATE, STUDENT_DECAY = 0.05, 5e-4
 """The student's initial learning rate and its weight decay."""
 

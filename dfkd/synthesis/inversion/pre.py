@@ -53,7 +53,7 @@ LATENT = 1000
 """Dimensions of the generators' inputs by default."""
 CLASS_WEIGHT, ENTROPY_WEIGHT, ACTIVATION_WEIGHT = 1.0, 5.0, 0.1
 LEARNING_RATE = 0.02
-"""Learning rate of the novelty generator and of replayed latents."""
+"""Learning rate of the novelty generator and of replayed latents, from the published code."""
 STUDENT_RATE, STUDENT_DECAY = 0.1, 5e-4
 """The student's initial learning rate and its weight decay."""
 JS_TEMPERATURE, MIN_PROBABILITY = 3.0, 0.01
