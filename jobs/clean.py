@@ -34,7 +34,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     from dfkd.utils.strict_json import canonical
 
     root, keep = open_existing(manifest.storage.root, REMEDY), options.keep
-    with holding(root, "clean", manifest.regeneration.lease_seconds) as lease:
+    with holding(root, "clean") as lease:
         planned = garbage_collection.plan(root, manifest, keep, options.grace)
         for key, reason in planned.kept.items():
             print(f"keep {key}: {reason}", flush=True)

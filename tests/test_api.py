@@ -46,22 +46,6 @@ def test_every_public_name_is_there_and_no_other() -> None:
         dfkd.nonsense  # type: ignore[attr-defined]  # noqa: B018
 
 
-@pytest.mark.slow
-def test_a_type_checker_knows_the_names(tmp_path: Path) -> None:
-    good, bad = tmp_path / "good.py", tmp_path / "bad.py"
-    good.write_text(
-        "import dfkd\nmanifest: dfkd.Manifest = dfkd.read_manifest('x', classes=['a'])\n"
-        "names: list[str] = dfkd.load_student(dfkd.distill(manifest)[0]).predict(['a.png'])\n"
-    )
-    bad.write_text("import dfkd\nmanifest: int = dfkd.read_manifest('x')\ndfkd.nonsense\n")
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache")]
-    done = subprocess.run([*command, good, bad], capture_output=True, text=True, cwd=ROOT)
-    lines = [line for line in done.stdout.splitlines() if "error:" in line]
-    assert len(lines) == 2, done.stdout
-    assert "bad.py:2" in lines[0]
-    assert 'Module has no attribute "nonsense"' in lines[1]
-
-
 def test_a_manifest_is_read_with_other_values(tmp_path: Path) -> None:
     manifest = dfkd.read_manifest(
         MINIATURE,

@@ -278,10 +278,8 @@ class FewShot:
     """Seeds of the split, the new weights and the views. Seed n uses the student of
     `distillation.seeds[n % len(seeds)]`. One seed instead of five is enough for a first look."""
     starts: Annotated[Several[Start], Field(min_length=1)] = ("student", "library", "scratch")
-    """Initial weights that are compared; all have the architecture of `distillation.student`."""
-    library: Name | None = None
-    """Weights of the start `library`, as in `distillation.weights`; empty: those of
-    `distillation.weights`."""
+    """Initial weights that are compared; all have the architecture of `distillation.student`. Those
+    of `library` are `distillation.weights`, from which the student started."""
     epochs: Count = 20
     """Epochs for every start. The defaults of the epochs and of the learning rate were selected on
     the miniature's icons, so other images may need other values."""

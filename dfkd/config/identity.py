@@ -34,6 +34,13 @@ PROMPT_KEYS: dict[PromptMethod, tuple[str, ...]] = {
 }
 """Keys of `prompts` that each method reads, or the mappings that hold them."""
 
+INVERSION_KEYS: dict[str, tuple[str, ...]] = {
+    "dfad": ("latent", "width", "snapshots"),
+    "cmi": ("latent", "width"),
+    "pre": ("latent", "width", "snapshots"),
+}
+"""Keys of `inversion`, beside its own section, that a method uses; others use none."""
+
 REGENERATION_KEYS = ("classes", "share")
 """Keys of `regeneration` that select the tasks which are made anew."""
 
@@ -71,9 +78,6 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
         flat.pop(role.partition("/")[0], None)
     for key in keys_without_effect(manifest.generator):
         flat.pop(key, None)
-    # `vqgan` is left out, so that versions made when it was the only kind keep their fingerprints.
-    if manifest.generator.kind == "vqgan":
-        flat.pop("generator.kind", None)
     return dict(sorted(flat.items()))
 
 
@@ -91,7 +95,8 @@ def _keep_used_by_latents(sections: dict[str, Any], method: PromptMethod) -> Non
 def _keep_used_by_inversion(sections: dict[str, Any], inversion: Mapping[str, Any]) -> None:
     """Keep the keys that a method without latents uses: its own and those of all methods."""
     (method,) = sections["synthesis"]["method"]
-    sections["inversion"] = {method: inversion[method]}
+    used = (method, *INVERSION_KEYS.get(method, ()))
+    sections["inversion"] = {key: inversion[key] for key in used}
     sections["prompts"] = {"method": ["vanilla"]}
     sections["synthesis"] = {key: sections["synthesis"][key] for key in COMMON_SYNTHESIS_KEYS}
     del sections["generator"]

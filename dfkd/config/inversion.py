@@ -1,7 +1,7 @@
-"""The manifest's section `inversion`: steps, batch sizes and network widths of each method.
+"""The manifest's section `inversion`: steps and batch sizes of each method, sizes of its networks.
 
 The defaults are those of the published code for the most similar image size, if it states them. The
-weights of the losses and the student's learning rates are constants in each method's module.
+weights of the losses and all learning rates are constants in each method's module.
 """
 
 from typing import Annotated
@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.utils.types import CHECKED, Count, Natural, Positive
+from dfkd.utils.types import CHECKED, Count, Natural
 
 Batch = Annotated[int, Field(ge=2)]
 
@@ -25,8 +25,6 @@ class DeepInversion:
     batch_size: Count = 84
     """Maximal number of images that share batch-norm statistics; a part is cut into even batches.
     """
-    learning_rate: Positive = 0.25
-    """Learning rate of the pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -39,15 +37,6 @@ class Dfad:
     """Student steps in each round."""
     batch_size: Batch = 64
     """Images of a step."""
-    learning_rate: Positive = 1e-3
-    """Learning rate of the generator. It and the student's rate fall to a tenth after each third of
-    the rounds."""
-    latent: Count = 256
-    """Dimensions of the generator's input."""
-    width: Count = 64
-    """Channels of the generator's last layers, an eighth of those of the first."""
-    snapshots: Count = 20
-    """Number of evenly spaced rounds of a part in which the generator makes the part's images."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -58,12 +47,6 @@ class Cmi:
     """Steps of the generator and the latents for each batch."""
     batch_size: Batch = 256
     """Maximal number of images; a part is cut into even batches."""
-    learning_rate: Positive = 1e-3
-    """Learning rate of the generator and of the latents."""
-    latent: Count = 256
-    """Dimensions of the generator's input."""
-    width: Count = 64
-    """Channels of the generator's last layers, half of those of the layers before."""
     student_steps: Natural = 400
     """Student steps after each batch, on all images of the run so far."""
 
@@ -80,21 +63,21 @@ class Pre:
     """Steps of the memory generator in each round; at most one per step of the student."""
     batch_size: Annotated[int, Field(ge=16)] = 128
     """New images of a step; an eighth of that number is replayed in addition."""
-    learning_rate: Positive = 0.02
-    """Learning rate of the novelty generator and of replayed latents. The memory generator's is a
-    fortieth of it."""
-    latent: Count = 1000
-    """Dimensions of the generators' inputs."""
-    width: Count = 64
-    """Channels of the generators' last layers, half of those of the layers before."""
-    snapshots: Count = 20
-    """Number of evenly spaced rounds of a part in which the generator makes the part's images."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Inversion:
-    """The methods of Table 5; each one uses only its own section."""
+    """The methods of Table 5; each one uses its own section and the networks' sizes."""
 
+    latent: Count | None = None
+    """Dimensions of the generators' inputs; empty: as published, 1000 for PRE-DFKD and 256 for DFAD
+    and CMI."""
+    width: Count = 64
+    """Channels of the generators' last layers: an eighth of those of the first (DFAD), or half of
+    those of the layers before (CMI, PRE-DFKD)."""
+    snapshots: Count = 20
+    """Number of evenly spaced rounds of a part in which the generator of DFAD or PRE-DFKD makes the
+    part's images."""
     deepinversion: DeepInversion = DeepInversion()
     dfad: Dfad = Dfad()
     cmi: Cmi = Cmi()

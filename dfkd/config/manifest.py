@@ -102,15 +102,11 @@ class Regeneration:
     them."""
     tolerance: Fraction = 0.02
     """Mean accuracy (0-1) by which the new student may be worse than the current one."""
-    minimum_per_class: Natural = 1
-    """Minimal number of images of every class in the new version."""
     diversity_floor: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Minimal diversity: 1 - the mean cosine between the teacher's embeddings of a class, averaged
     over classes."""
     worker_seconds: Natural = 0
     """Worker-seconds that one call may spend on synthesis, summed over workers; 0 for no limit."""
-    lease_seconds: Annotated[int, Field(ge=3, le=86400)] = 600
-    """Seconds after which another call may take over from a holder that has died."""
 
     def __post_init__(self) -> None:
         require_unique("regeneration.classes", self.classes)
@@ -226,11 +222,6 @@ class Manifest:
         if not own.model:
             return self.teacher
         return dataclasses.replace(self.teacher, model=own.model, weights=own.weights)
-
-    @property
-    def few_shot_library(self) -> str:
-        """The weights of the few-shot start `library`."""
-        return self.fewshot.library or self.distillation.weights
 
     @property
     def methods(self) -> tuple[Method, ...]:

@@ -31,10 +31,13 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
     settings = dataclasses.asdict(config)
     for key in TRAINING_ONLY_KEYS:
         del settings[key]
-    settings["weights"] = weights_identity("distillation.weights", config.weights)
-    identity = {"distillation": settings, "version": fingerprint, "seed": seed}
-    # Schema 1 is left out, so that students named before this number existed keep their names.
-    identity |= {"schema": SCHEMA} if SCHEMA > 1 else {}
+    settings["weights"] = weights_identity(config.weights)
+    identity = {
+        "schema": SCHEMA,
+        "distillation": settings,
+        "version": fingerprint,
+        "seed": seed,
+    }
     if config.texts == "styles":
         # Imported here and below, because these modules import torch and most names need neither.
         from dfkd.prompts.styles import dictionary
@@ -43,11 +46,8 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
     return f"{method}-s{seed}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"
 
 
-def weights_identity(field: str, weights: str) -> str:
+def weights_identity(weights: str) -> str:
     """The sha256 of the file that initial weights name, whatever its path, or the library's name.
-
-    Args:
-        field: the manifest key that an error names.
 
     Raises:
         WeightsError: there is no such file.
@@ -57,4 +57,4 @@ def weights_identity(field: str, weights: str) -> str:
         return weights
     from dfkd.models.weights.reading import existing_file
 
-    return sha256_file(existing_file(field, file))
+    return sha256_file(existing_file("distillation.weights", file))

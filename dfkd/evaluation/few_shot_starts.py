@@ -21,8 +21,6 @@ from dfkd.evaluation.few_shot_results import Curve, curves
 from dfkd.evaluation.few_shot_tuning import from_distances
 from dfkd.models.student import Student, build, read_card
 
-LIBRARY = "fewshot.library"
-
 
 @dataclass(frozen=True)
 class InitialWeights:
@@ -44,7 +42,7 @@ def initial_weights(
     over seeds includes the variance of distillation; with one, it is over draws of images alone.
 
     Raises:
-        ManifestError: the student is missing, or the library weights do not fit.
+        ManifestError: the student is missing, or the library weights cannot be loaded.
     """
     if start == "student":
         location = student_of_seed(manifest, seed)
@@ -54,21 +52,19 @@ def initial_weights(
             f"student {sha256}",
             lambda: from_distances(load_located(location, manifest.classes, device)[0]),
         )
-    weights = manifest.few_shot_library if start == "library" else "none"
-    # `build` refuses a warm-up of a random backbone, but the warm-up concerns distillation only.
-    config = dataclasses.replace(manifest.distillation, weights=weights, warmup_epochs=0)
-    size = manifest.synthesis.image_size
+    config, size, weights = manifest.distillation, manifest.synthesis.image_size, f"seed {seed}"
+    # Library weights are the same for every seed; random ones follow from it.
+    if start == "library":
+        weights = f"library {weights_identity(config.weights)}"
+    else:
+        # `build` refuses a warm-up of a random backbone, but it concerns distillation only.
+        config = dataclasses.replace(config, weights="none", warmup_epochs=0)
 
     def make() -> Student:
         classes = len(manifest.classes)
-        return build(config, classes, size, seed, manifest.cache, LIBRARY).to(device)
+        return build(config, classes, size, seed, manifest.cache).to(device)
 
-    # Library weights are the same for every seed; random ones follow from it.
-    return InitialWeights(
-        start,
-        f"library {weights_identity(LIBRARY, weights)}" if weights != "none" else f"seed {seed}",
-        make,
-    )
+    return InitialWeights(start, weights, make)
 
 
 def student_of_seed(manifest: Manifest, seed: int) -> StudentLocation:
@@ -99,7 +95,7 @@ def check_starts(manifest: Manifest, device: torch.device) -> None:
     """Make each start once, to raise errors before any training.
 
     Raises:
-        ManifestError: as `initial_weights`, or `fewshot.library` names no weights.
+        ManifestError: as `initial_weights`, or there are no weights for the start `library`.
         CorruptionError: a student is damaged.
     """
     config = manifest.fewshot
@@ -120,15 +116,19 @@ def check_library(manifest: Manifest, device: torch.device) -> None:
 
 def _require_named_library(manifest: Manifest) -> None:
     """Raise `ManifestError` if the start `library` has no weights."""
-    if "library" in manifest.fewshot.starts and manifest.few_shot_library == "none":
-        remedy = "name some, or leave library out of fewshot.starts"
-        raise ManifestError(LIBRARY, "must name weights", "none", remedy)
+    if "library" in manifest.fewshot.starts and manifest.distillation.weights == "none":
+        raise ManifestError(
+            "fewshot.starts",
+            "must do without library where distillation.weights is none",
+            list(manifest.fewshot.starts),
+            "leave library out",
+        )
 
 
 def curve_captions(manifest: Manifest) -> dict[Curve, str]:
     """A description of each curve, for display."""
     config = manifest.fewshot
-    library = manifest.few_shot_library
+    library = manifest.distillation.weights
     if file := weights_file(library):
         library = file.name
     used = ", ".join(str(n) for n in sorted({student_seed(manifest, s) for s in config.seeds}))

@@ -199,7 +199,7 @@ def _origin(
             "folder": location.name,
             "method": location.method,
             "seed": location.seed,
-            "weights": weights_identity("distillation.weights", manifest.distillation.weights),
+            "weights": weights_identity(manifest.distillation.weights),
             "parameters": parameters(student),
         },
         "data": {

@@ -14,28 +14,28 @@ from dfkd.models.weights.artifacts import Artifact, at_address, cached
 from dfkd.models.weights.reading import load_into, match, read_state_dict
 
 FIELD = "distillation.weights"
-"""Default manifest key for errors about the initial weights."""
+"""The manifest key of the initial weights, for errors."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def build_backbone(
-    config: Distillation, image_size: int, cache: str, field: str
+    config: Distillation, image_size: int, cache: str
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     """A backbone with its initial weights, and mean and deviation of its input's channels.
 
     Random weights come from torch's global generator. Arguments and errors are those of
     `dfkd.models.student.build`.
     """
-    artifact = published(config, field)
+    artifact = published(config)
     if config.student.startswith("timm:"):
-        backbone, mean, std = _timm(config, image_size, field)
+        backbone, mean, std = _timm(config, image_size)
     else:
         backbone, mean, std = _resnet(config.student)
     if artifact:
-        _load_backbone(backbone, cached(field, config.weights, artifact, cache), field)
+        _load_backbone(backbone, cached(FIELD, config.weights, artifact, cache))
     elif file := weights_file(config.weights):
-        _load_backbone(backbone, file, field)
+        _load_backbone(backbone, file)
     return backbone, mean, std
 
 
@@ -44,24 +44,21 @@ def names_library(weights: str) -> bool:
     return weights != "none" and not weights_file(weights)
 
 
-def published(config: Distillation, field: str = FIELD) -> Artifact | None:
+def published(config: Distillation) -> Artifact | None:
     """The file with torchvision's initial weights; None if the weights are not torchvision's.
-
-    Args:
-        field: the manifest key that an error about the weights names.
 
     Raises:
         ManifestError: torchvision has no such architecture.
         WeightsError: the library has no such weights of this architecture.
     """
-    require_library_weights(field, config.student, config.weights)
+    require_library_weights(FIELD, config.student, config.weights)
     if config.student.startswith("timm:") or not names_library(config.weights):
         return None
     _require_resnet(config.student)
     known = torchvision.models.get_model_weights(config.student).__members__
     if config.weights not in known:
         raise WeightsError(
-            field,
+            FIELD,
             f"must be none, a safetensors file, or {', '.join(known)}",
             config.weights,
             "name one of these",
@@ -91,10 +88,10 @@ def _resnet(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]
     return model, IMAGENET_MEAN, IMAGENET_STD
 
 
-def _not_loaded(config: Distillation, field: str, error: Exception) -> WeightsError:
+def _not_loaded(config: Distillation, error: Exception) -> WeightsError:
     """The error about a library that has not given its weights."""
     return WeightsError(
-        field,
+        FIELD,
         f"the library could not load them ({one_line(error)})",
         config.weights,
         "download them elsewhere and give the path of a safetensors file, or do without",
@@ -102,7 +99,7 @@ def _not_loaded(config: Distillation, field: str, error: Exception) -> WeightsEr
 
 
 def _timm(
-    config: Distillation, image_size: int, field: str
+    config: Distillation, image_size: int
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     """A model of timm without its head, and mean and deviation of its input's channels."""
     import timm  # here, because the import takes seconds, and ResNets do not need it
@@ -125,7 +122,7 @@ def _timm(
     # Of an impossible size some models say so by an AssertionError.
     except (OSError, RuntimeError, AssertionError) as error:
         if library:
-            raise _not_loaded(config, field, error) from None
+            raise _not_loaded(config, error) from None
         raise ManifestError(
             "distillation.student",
             f"cannot be built for {image_size} px ({one_line(error)})",
@@ -136,9 +133,9 @@ def _timm(
     return model, tuple(mean), tuple(std)
 
 
-def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
+def _load_backbone(backbone: nn.Module, path: Path) -> None:
     """Fill a backbone from a library's state dict or from a student of this project."""
-    state = read_state_dict(field, path)
+    state = read_state_dict(FIELD, path)
     if any(key.startswith("backbone.") for key in state):
         state = {
             key.removeprefix("backbone."): tensor
@@ -160,8 +157,8 @@ def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
         if key.endswith("num_batches_tracked"):  # old files of PyTorch do not have this counter
             selected[key] = expected[key]
     remedy = "give weights of distillation.student"
-    match(field, path, selected, expected, remedy)
-    load_into(field, path, backbone, selected)
+    match(FIELD, path, selected, expected, remedy)
+    load_into(FIELD, path, backbone, selected)
 
 
 def _blocks(key: str) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ The layer gives the distances themselves, or an embedding in the teacher's space
 `distillation.target: embedding` or `both`), whose distances to the class texts follow from it.
 """
 
-import contextlib
 import copy
 import hashlib
 from typing import Annotated, Any, Literal
@@ -21,13 +20,11 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.paths import CACHE
 from dfkd.errors import CorruptionError, ManifestError, one_line
 from dfkd.models.backbone import (
-    FIELD,
     IMAGENET_MEAN,
     IMAGENET_STD,
     build_backbone,
     feature_count,
 )
-from dfkd.models.small_convolutions import SmallMaps
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils.device import seeded
@@ -107,11 +104,7 @@ class Student(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """The backbone's features [N, F]."""
-        normal = (pixels - self.mean) / self.std
-        # Not in evaluation, because an exported model must contain ordinary convolutions.
-        as_products = self.training and pixels.device.type == "cpu"
-        with SmallMaps() if as_products else contextlib.nullcontext():
-            features: Tensor = self.backbone(normal)
+        features: Tensor = self.backbone((pixels - self.mean) / self.std)
         return features
 
 
@@ -121,21 +114,19 @@ def build(
     image_size: int,
     seed: int,
     cache: str = CACHE,
-    field: str = FIELD,
 ) -> Student:
     """An untrained student; its random weights depend only on `seed`.
 
     Args:
         outputs: M, the number of classes, or E for a student of embeddings.
         cache: the folder with torchvision's published weights.
-        field: the manifest key that an error about the initial weights names.
 
     Raises:
         ManifestError: no such architecture, or it has no such stem.
         WeightsError: the initial weights are missing or belong to another architecture.
     """
     with seeded(derive_seed("student", seed)):
-        backbone, mean, std = build_backbone(config, image_size, cache, field)
+        backbone, mean, std = build_backbone(config, image_size, cache)
         head = nn.Linear(feature_count(backbone, image_size, config.student), outputs)
     return Student(backbone, head, mean, std)
 

@@ -34,8 +34,6 @@ from dfkd.models.weights.reading import load_into
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
 
-SAME = 1e-6
-"""Difference of a cosine from 1 that rounding explains."""
 TEXT_BATCH = 256
 """Number of texts that are encoded at once."""
 
@@ -268,8 +266,7 @@ def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{cl
 
     Raises:
         ManifestError: a name has no tokens or one that marks an end, has the same tokens as another
-            one, or gives a prompt that is longer than the context; or the teacher embeds all
-            prompts alike.
+            one, or gives a prompt that is longer than the context.
     """
     limit = teacher.context_length - 2  # without the tokens for start and end
     marks = {teacher.tokenizer.sot_token_id, teacher.tokenizer.eot_token_id}
@@ -290,23 +287,6 @@ def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{cl
         if length > limit:
             rule = f"a class prompt has at most {limit} tokens, this one {length}"
             raise ManifestError("classes", rule, name, "shorten the name")
-    _require_different(teacher, classes, template)
-
-
-def _require_different(teacher: Teacher, classes: Sequence[str], template: str) -> None:
-    """Raise `ManifestError` if the text tower embeds the first two class prompts alike.
-
-    Then it does so with all: a configuration can make it pool the token at the start, which has
-    read no further.
-    """
-    one, *other = teacher.encode_text([class_prompt(template, name) for name in classes[:2]])
-    if other and float(one @ other[0]) > 1 - SAME:
-        raise ManifestError(
-            "teacher.model",
-            f"must tell class prompts apart, and embeds {classes[0]!r} and {classes[1]!r} alike",
-            teacher.name,
-            "check pool_type and eos_id in its configuration",
-        )
 
 
 def require_batch_norm(teacher: Teacher, what: str) -> None:

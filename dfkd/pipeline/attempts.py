@@ -40,6 +40,8 @@ CANDIDATE, CURRENT = "candidate", "current"
 RESULTS = ("results.json", "results.parquet")
 """Files of either folder; those of an accepted candidate replace the ones of the root."""
 
+MINIMUM_PER_CLASS = 1
+"""Images of every class that a candidate must have."""
 SHARDS_PER_CLASS = 3
 """Maximum number of shards read to measure a class's diversity."""
 EMBEDDINGS = 200
@@ -262,8 +264,8 @@ def gate(
             f"accuracy {accuracy:.4f}, at least {current_accuracy - config.tolerance:.4f} "
             f"(current {current_accuracy:.4f} - tolerance {config.tolerance:g})"
         )
-    if fewest < config.minimum_per_class:
-        reasons.append(f"{fewest} images of {class_name}, at least {config.minimum_per_class}")
+    if fewest < MINIMUM_PER_CLASS:
+        reasons.append(f"{fewest} images of {class_name}, at least {MINIMUM_PER_CLASS}")
     if measured_diversity < config.diversity_floor:
         reasons.append(f"diversity {measured_diversity:.4f}, at least {config.diversity_floor:g}")
     return Decision(
@@ -290,10 +292,10 @@ def rules(config: Regeneration, decision: Decision) -> list[tuple[str, str, str,
             _verdict(decision.accuracy >= least),
         ),
         (
-            f"images of each class, at least {config.minimum_per_class}",
+            f"images of each class, at least {MINIMUM_PER_CLASS}",
             "",
             str(decision.fewest),
-            _verdict(decision.fewest >= config.minimum_per_class),
+            _verdict(decision.fewest >= MINIMUM_PER_CLASS),
         ),
         (
             f"diversity, at least {config.diversity_floor:g}",

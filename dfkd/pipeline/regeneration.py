@@ -83,7 +83,7 @@ def regenerate(
     """
     _check(manifest)
     root = open_storage(manifest.storage.root)
-    with holding(root, LEASE, manifest.regeneration.lease_seconds) as lease, connected():
+    with holding(root, LEASE) as lease, connected():
         attempt = _begin(root, manifest, abandon)
         print(f"regeneration {attempt.number}: version {attempt.candidate}", flush=True)
         salted = dataclasses.replace(manifest, salt=attempt.number)

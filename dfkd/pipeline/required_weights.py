@@ -1,6 +1,5 @@
 """What a manifest needs from outside: published weights, and models that only a hub has."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
         ("text_only.weights", _text_only(manifest)),
         *_generator(manifest),
         ("distillation.weights", backbone.published(manifest.distillation)),
-        ("fewshot.library", _few_shot(manifest) if few_shot else None),
+        ("distillation.weights", _few_shot(manifest) if few_shot else None),
     ]
     files: dict[str, Need] = {}
     for field, artifact in by_field:
@@ -122,12 +121,8 @@ def _generator(manifest: Manifest) -> list[tuple[str, Artifact | None]]:
 
 
 def _few_shot(manifest: Manifest) -> Artifact | None:
-    """The file of the library's weights that few-shot training starts from, if it does."""
-    if "library" not in manifest.fewshot.starts:
-        return None
-    weights = manifest.few_shot_library
-    config = dataclasses.replace(manifest.distillation, weights=weights)
-    return backbone.published(config, "fewshot.library")
+    """The file of the library's weights that few-shot training starts from."""
+    return backbone.published(manifest.distillation)
 
 
 def towers(manifest: Manifest) -> dict[str, TeacherConfig]:

@@ -76,10 +76,6 @@ class Solution:
     """[N, D], in the space of token embeddings."""
     embeddings: Tensor
     """Unit text embeddings, float32 [N, E]."""
-    first_loss: Tensor
-    """Equation 12 of each prompt before the first update, float32 [N]."""
-    last_loss: Tensor
-    """The same before the last update."""
 
 
 def optimise(
@@ -98,14 +94,12 @@ def optimise(
     # The remembered negatives stay the same in all updates, so Adam minimises one objective.
     remembered = problem.bank.draw(config.bank, generator)
     within_class = config.negatives == "intra-class"
-    losses = []
     for _ in range(config.updates):
         text_embeddings = sentences.encode(pseudo_words)
         positives = _disturbed(problem, pseudo_words, config, generator)
         loss = contrastive_loss(
             text_embeddings, positives, problem.labels, remembered, TEMPERATURE, within_class
         )
-        losses.append(loss.detach())
         optimizer.zero_grad()
         # The sum: each prompt's gradient is that of its own loss, whatever the batch size.
         loss.sum().backward()
@@ -113,7 +107,7 @@ def optimise(
     # The last update has moved the pseudo-words away from the embeddings that are known so far.
     with torch.no_grad():
         embeddings = sentences.encode(pseudo_words)
-    return Solution(pseudo_words.detach(), embeddings, losses[0], losses[-1])
+    return Solution(pseudo_words.detach(), embeddings)
 
 
 def _disturbed(

@@ -4,7 +4,6 @@ Prompts are made part by part. Part p holds the rows of shard p of every class. 
 classes, a synthesis task reads one file, and memory holds one part for any number of images.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,14 +44,10 @@ SCHEMA = pa.schema(
         ("text", pa.string()),
         ("pseudo", pa.list_(pa.float32())),
         ("embedding", pa.list_(pa.float32())),
-        ("initial", pa.list_(pa.float32())),
-        ("loss_first", pa.float32()),
-        ("loss_last", pa.float32()),
     ]
 )
-"""One row per image. `order` is the position in the part at which the prompt was made. `initial`
-and the losses are null except for contrastive prompts; `pseudo` is null without a pseudo-word."""
-
+"""One row per image. `order` is the position in the part at which the prompt was made; `pseudo` is
+null without a pseudo-word."""
 
 ENCODE_BATCH_SIZE = 1024
 """Prompts that are encoded together by methods that do not define a batch size."""
@@ -60,19 +55,13 @@ ENCODE_BATCH_SIZE = 1024
 
 @dataclass
 class PromptBatch:
-    """N prompts; the optional fields belong to some methods only."""
+    """N prompts."""
 
     texts: list[str]
     embeddings: Tensor
     """Unit text embeddings, [N, E]."""
     pseudo_words: Tensor | None = None
-    """[N, D]."""
-    initial: Tensor | None = None
-    """Unit text embeddings before the optimisation, [N, E]."""
-    first_loss: Tensor | None = None
-    """Equation 12 of each prompt before the first update, [N]."""
-    last_loss: Tensor | None = None
-    """The same before the last update."""
+    """[N, D]; None without a pseudo-word."""
 
 
 class PromptMaker:
@@ -222,14 +211,7 @@ class PromptMaker:
         )
         # The bank takes the final prompts, because later prompts must differ from those.
         self.bank.add(solution.embeddings, labels)
-        return dataclasses.replace(
-            start,
-            pseudo_words=solution.pseudo_words,
-            embeddings=solution.embeddings,
-            initial=start.embeddings,
-            first_loss=solution.first_loss,
-            last_loss=solution.last_loss,
-        )
+        return PromptBatch(start.texts, solution.embeddings, solution.pseudo_words)
 
     def _labels(self, rows: Sequence[PromptRow]) -> Tensor:
         """The class index of each row, int64 [N] on the teacher's device."""
@@ -281,10 +263,6 @@ def _table(
         offsets = np.arange(0, flat.size + 1, flat.shape[1], dtype=np.int32)
         return pa.ListArray.from_arrays(offsets, flat.ravel())
 
-    def numbers(values: Tensor | None) -> pa.Array:
-        """A column of values [N]; null without any."""
-        return pa.array([None] * len(rows) if values is None else values.tolist(), pa.float32())
-
     columns = [
         pa.array([r.name for r in rows], pa.string()),
         pa.array([r.class_index for r in rows], pa.int32()),
@@ -295,8 +273,5 @@ def _table(
         pa.array(batch.texts, pa.string()),
         vectors(batch.pseudo_words),
         vectors(batch.embeddings),
-        vectors(batch.initial),
-        numbers(batch.first_loss),
-        numbers(batch.last_loss),
     ]
     return pa.Table.from_arrays(columns, schema=SCHEMA)

@@ -20,24 +20,13 @@ def statistics(tables: Iterable[pa.Table], texts: np.ndarray) -> dict[str, Any]:
         `prompts` (their number), `similarity` (mean cosine over all pairs), `similarity_in_class`
         (over pairs within a class), `own_class` (share nearest to their own class text), `twins`
         (share with a near duplicate in their class and part), `vendi` (effective number of
-        prompts). Contrastive prompts add the same values with prefix `initial_` for the prompts
-        before optimisation, and `loss_first` and `loss_last` (means of equation 12).
+        prompts).
     """
-    final, initial = _RunningStatistics(texts), _RunningStatistics(texts)
-    losses = dict.fromkeys(("loss_first", "loss_last"), 0.0)
+    running = _RunningStatistics(texts)
     for table in tables:
-        labels = table["class_index"].to_numpy()
-        final.add(np.stack(table["embedding"].to_numpy()), labels)
-        # Only contrastive prompts have starting points.
-        if table["initial"].null_count == 0:
-            initial.add(np.stack(table["initial"].to_numpy()), labels)
-            for name in losses:
-                losses[name] += float(table[name].to_numpy().sum(dtype=np.float64))
-    result = final.summary()
-    if count := initial.counts.sum():
-        result |= {f"initial_{key}": value for key, value in initial.summary().items()}
-        result |= {name: total / float(count) for name, total in losses.items()}
-    return result
+        embeddings = np.stack(table["embedding"].to_numpy())
+        running.add(embeddings, table["class_index"].to_numpy())
+    return running.summary()
 
 
 class _RunningStatistics:

@@ -31,8 +31,8 @@ from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED
 
 READERS = "readers"
-READER_SECONDS = 600.0
-"""Length of a reader's lease."""
+SECONDS = 600.0
+"""Length of a lease, after which another call may take over from a holder that has died."""
 RENEWALS_PER_LEASE = 3
 """Renewals within the length of a lease, so that one of them may fail."""
 
@@ -145,7 +145,7 @@ def acquire(
 
 
 @contextmanager
-def holding(storage: Storage, name: str, seconds: float) -> Iterator[Lease]:
+def holding(storage: Storage, name: str, seconds: float = SECONDS) -> Iterator[Lease]:
     """Hold a lease inside the block, renewed by a thread; raises `LeaseError` as `acquire`."""
     lease = acquire(storage, name, seconds)
     # Released also after an error, so that the same command need not wait for the lease to expire.
@@ -163,7 +163,7 @@ def protecting(storage: Storage, versions: Iterable[str]) -> Iterator[None]:
     they are read or made.
     """
     key = f"{layout.LEASES}{READERS}/{uuid.uuid4().hex}.json"
-    lease = Lease(storage, key, _holder(), READER_SECONDS, time.time(), tuple(versions))
+    lease = Lease(storage, key, _holder(), SECONDS, time.time(), tuple(versions))
     # Readers do not exclude each other, so each has an object of its own and no number.
     lease.renew()
     try:

@@ -29,47 +29,6 @@ from dfkd.synthesis.request import OnStep, Synthesised, synthesised
 from dfkd.synthesis.views import ViewParameters, Views, apply_views
 from dfkd.utils.pixels import to_bytes
 
-CHECK_INTERVAL = 10
-"""Steps between two checks on a GPU for diverged images; each one waits for the GPU."""
-
-
-class _FinalLatents:
-    """The latent of each image at its last finite step.
-
-    The step with the lowest loss is not used, because with random views a low loss often comes from
-    an easy view and not from a good image.
-    """
-
-    def __init__(self, latents: Tensor) -> None:
-        self.latents = latents.detach().clone()
-        self.losses = torch.full((len(latents),), torch.inf, device=latents.device)
-        self.steps = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-        self.diverged = torch.zeros_like(self.steps, dtype=torch.bool)
-
-    def update(self, rows: Tensor, latents: Tensor, losses: Tensor) -> None:
-        """Store the latents [R, C, h, w] of images `rows` [R] and the losses [R] that they gave."""
-        latents, losses = latents.detach(), losses.detach()
-        # An image stops at its first step that is not finite, even if it stays in the batch. So the
-        # result does not depend on when diverged images are dropped.
-        running = ~self.diverged[rows]
-        # A latent that is no number may have a finite loss, because its nearest codes are some.
-        finite = losses.isfinite() & latents.isfinite().flatten(1).all(dim=1)
-        valid = running & finite
-        self.steps[rows] += running
-        self.diverged[rows] |= ~finite
-        # `where` and not an index by `valid`: a GPU would have to tell the host how many are valid.
-        self.losses[rows] = torch.where(valid, losses, self.losses[rows])
-        self.latents[rows] = torch.where(valid[:, None, None, None], latents, self.latents[rows])
-
-    def stop(self, rows: Tensor, latents: Tensor) -> Tensor:
-        """Stop the images `rows` whose next latents [R, C, h, w] are no numbers.
-
-        In a dependent batch their next forward pass would make the losses of all others no number.
-        Returns which of the rows have diverged, bool [R].
-        """
-        self.diverged[rows] |= ~latents.detach().isfinite().flatten(1).all(dim=1)
-        return self.diverged[rows]
-
 
 class Synthesiser:
     """Makes batches of images with fixed models."""
@@ -110,8 +69,8 @@ class Synthesiser:
         depend on the rest of its batch, up to the rounding of kernels that depend on batch size.
 
         With `config.batch_norm_weight` the images are dependent: L_bn of the batch is added to the
-        loss of each image, so that its relative weight does not depend on batch size. An image that
-        diverges leaves such a batch at once.
+        loss of each image, so that its relative weight does not depend on batch size. If the loss
+        of one is no number, its whole batch has diverged.
 
         Args:
             targets: unit text embeddings [B, E], one prompt for each image.
@@ -149,36 +108,22 @@ class Synthesiser:
         taps: Taps | None = None,
     ) -> Synthesised:
         """Run the steps of a batch; with `taps`, L_bn of what they read is part of the loss."""
-        config, generator, dependent = self.config, self.generator, taps is not None
-        final = _FinalLatents(latents)
+        config, generator = self.config, self.generator
         views = self._views(seeds, latents.device)
-        rows = torch.arange(len(seeds), device=latents.device)  # of the images in the batch
+        full = len(seeds) == self.full_batch
+        evaluate = self.full_batch_distances if full else self._view_distances
         optimizer = _adam(latents.requires_grad_(), config.learning_rate)
         for step in range(self.steps):
-            full = len(rows) == self.full_batch
-            evaluate = self.full_batch_distances if full else self._view_distances
-            losses = evaluate(latents, targets[rows], views.draw(step))
+            losses = evaluate(latents, targets, views.draw(step))
             if taps is not None:
                 # Added to every image, so the sum over the batch keeps the ratio of the two terms.
                 losses = losses + config.batch_norm_weight[0] * batch_norm_loss(taps.values)
-            final.update(rows, latents, losses)
             if on_step is not None:
                 on_step(step, losses.detach())
-            # A GPU is asked only now and then, because the host must wait for its answer. Dependent
-            # images are checked at every step, before a diverged one reaches the others by L_bn.
-            check = dependent or not latents.is_cuda or (step + 1) % CHECK_INTERVAL == 0
-            diverged = final.diverged[rows]
-            # `final` has the latents of the last loss already, so a further update would be lost.
-            if step == self.steps - 1 or (check and bool(diverged.all())):
-                break
-            _step(generator, latents, losses, optimizer)
-            if dependent and bool((diverged := final.stop(rows, latents)).all()):
-                break
-            if check and self._should_drop(diverged, dependent):
-                rows = rows[~diverged]
-                views.select(~diverged)
-                latents, optimizer = _select(latents, optimizer, ~diverged, config.learning_rate)
-        return self._result(final)
+            # After a further step no loss would belong to the latents.
+            if step < self.steps - 1:
+                _step(generator, latents, losses, optimizer)
+        return self._result(latents.detach(), losses.detach())
 
     def _view_distances(
         self, latents: Tensor, targets: Tensor, view_parameters: ViewParameters | None
@@ -199,14 +144,16 @@ class Synthesiser:
         return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
 
     @torch.no_grad()
-    def _result(self, final: _FinalLatents) -> Synthesised:
-        """Decode the final latents and copy everything to the CPU."""
-        return Synthesised(
-            to_bytes(self._decode(final.latents)),
-            final.losses.cpu(),
-            final.steps.cpu(),
-            final.diverged.cpu(),
-        )
+    def _result(self, latents: Tensor, losses: Tensor) -> Synthesised:
+        """Decode the latents of the last step, which gave the losses [B].
+
+        The step with the lowest loss is not used, because with random views a low loss often comes
+        from an easy view and not from a good image.
+        """
+        # A latent that was no number once stays so, but its nearest codes may have a finite loss.
+        finite = latents.isfinite().flatten(1).all(dim=1)
+        losses = torch.where(finite, losses, torch.nan)
+        return synthesised(to_bytes(self._decode(latents)), losses, self.steps)
 
     def _views(self, seeds: Sequence[int], device: torch.device) -> Views:
         """The views of all steps of a batch."""
@@ -214,15 +161,6 @@ class Synthesiser:
         view_seeds, config = [derive_seed(seed, "views") for seed in seeds], self.config
         size = self.teacher.image_size
         return Views(view_seeds, self.steps, config.views, config.view_noise, size, device)
-
-    def _should_drop(self, diverged: Tensor, dependent: bool) -> bool:
-        """Whether diverged images leave the batch now."""
-        # In a dependent batch their statistics would spoil all other images.
-        if dependent:
-            return bool(diverged.any())
-        # Otherwise they only cost time, which a smaller batch saves once half of it is gone. Only a
-        # full batch is compiled.
-        return not self.config.compile and 2 * int(diverged.sum()) >= len(diverged)
 
 
 def _adam(latents: Tensor, rate: float) -> torch.optim.Optimizer:
@@ -241,17 +179,3 @@ def _step(
     latents.grad = gradient.contiguous()
     optimizer.step()
     latents.data = generator.constrain(latents.data)
-
-
-def _select(
-    latents: Tensor, optimizer: torch.optim.Optimizer, kept: Tensor, rate: float
-) -> tuple[Tensor, torch.optim.Optimizer]:
-    """The latents for which `kept`, bool [B], is true, and an optimiser with their moments."""
-    remaining = latents.detach()[kept].clone().requires_grad_()
-    new_optimizer = _adam(remaining, rate)
-    # Adam's two moments have the shape of the latents; its step count is a scalar.
-    new_optimizer.state[remaining] = {
-        name: value[kept].clone() if value.shape == latents.shape else value.clone()
-        for name, value in optimizer.state[latents].items()
-    }
-    return remaining, new_optimizer

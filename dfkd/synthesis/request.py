@@ -15,7 +15,7 @@ CPU_BATCH_SIZE = 8
 """Default batch size on a CPU; larger batches are not faster."""
 
 OnStep = Callable[[int, Tensor], None]
-"""Called with the step and the losses [B] of the images that are still in the batch."""
+"""Called with the step and the losses [B] of the batch."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Synthesised:
     pixels: Tensor
     """uint8 [B, H, W, 3]."""
     losses: Tensor
-    """Loss of each image, float32 [B]: of its last finite step (latents), its lowest
-    (DeepInversion, CMI), or the generator's in the round that made it (DFAD, PRE-DFKD)."""
+    """Loss of each image, float32 [B]: of its last step (latents), its lowest (DeepInversion,
+    CMI), or the generator's in the round that made it (DFAD, PRE-DFKD)."""
     steps: Tensor
     """Steps that each image took, int64 [B]."""
     diverged: Tensor

@@ -69,12 +69,6 @@ class Views:
         matrices = _matrices(numbers.flatten(0, 2)).to(device)
         self.matrices = matrices.view(steps, len(seeds), count, 2, 3)
 
-    def select(self, active: Tensor) -> None:
-        """Keep only the images for which `active`, bool [B], is true."""
-        keep = active.nonzero().flatten()
-        self.matrices = self.matrices[:, keep]
-        self.generators = [self.generators[i] for i in keep.tolist()]
-
     def draw(self, step: int) -> ViewParameters | None:
         """The views of a step, or None without views; call it once per step, in order."""
         if self.count == 0:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
-from PIL.Image import Transpose
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dfkd.errors import one_line
 
@@ -33,17 +32,6 @@ MAX_ASPECT_RATIO = 8
 
 Without the cut, scaling a thin strip could fill the memory.
 """
-
-TURNS = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
-"""What turns an image upright, by its EXIF orientation."""
 
 
 def read_picture(path: str | Path) -> bytes:
@@ -133,15 +121,13 @@ def batch(images: Sequence[npt.NDArray[np.uint8]]) -> Array:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned upright; as it is if its EXIF data cannot be read."""
-    image.load()  # in a PNG the EXIF data may follow the pixels
+    """The image turned upright by its EXIF orientation; as it is if an entry there is damaged."""
+    image.load()  # raises an error of its own if the pixels are damaged
     # Pillow fails on damaged EXIF data with errors of many kinds, and the pixels are good.
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return ImageOps.exif_transpose(image)
     except Exception:
         return image
-    turn = TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:

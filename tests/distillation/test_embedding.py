@@ -106,24 +106,6 @@ def test_a_finished_student_gives_the_teacher_s_distances_of_its_unscaled_output
     torch.testing.assert_close(finished(views), expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cut", [1, 4])
-def test_a_restored_run_ends_with_the_same_bits(cut: int) -> None:
-    config = dataclasses.replace(CONFIG, augmentation=("crop", "noise"))
-    options = {
-        "target_function": lambda views: F.normalize(views[:, :, :2, :2].mean(3).flatten(1)[:, :4])
-    }
-    whole, first, resumed = (distiller(config, **options) for _ in range(3))
-    while not whole.done:
-        whole.advance(batch(whole.step))
-    while first.step < cut:
-        first.advance(batch(first.step))
-    resumed.restore(first.state())
-    while not resumed.done:
-        resumed.advance(batch(resumed.step))
-    ends = [OBJECTIVE.finish(run.student).state_dict() for run in (whole, resumed)]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-
-
 def test_moments_are_those_of_all_stored_embeddings(tmp_path: Path) -> None:
     version = publish(Manifest.read(write_manifest(tmp_path)))
     mean, std = embedding_moments(version)

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_library_weights_from_a_file_stay_those_of_the_file_when_it_moves(tmp_pa
 
     def library(name: str, seed: int = 0) -> InitialWeights:
         safetensors.torch.save_file(source.backbone.state_dict(), tmp_path / name)
-        manifest = read(tmp_path, f"fewshot.library={tmp_path / name}")
+        manifest = read(tmp_path, f"distillation.weights={tmp_path / name}")
         return few_shot_starts.initial_weights(manifest, "library", seed, CPU)
 
     found = library("one.safetensors")
@@ -58,48 +59,42 @@ def test_library_weights_from_a_file_stay_those_of_the_file_when_it_moves(tmp_pa
 
 
 def test_library_weights_come_from_the_cache(tmp_path: Path) -> None:
-    library = ("distillation.student=resnet18", "fewshot.library=IMAGENET1K_V1")
+    library = ("distillation.student=resnet18", "distillation.weights=IMAGENET1K_V1")
     manifest = read(tmp_path, *library, f"cache={tmp_path}")
     start = few_shot_starts.initial_weights(manifest, "library", 0, CPU)
-    with pytest.raises(WeightsError, match=r"^fewshot\.library: .*jobs/fetch\.py .* --few-shot"):
+    with pytest.raises(WeightsError, match=r"^distillation\.weights: .*jobs/fetch\.py"):
         start.make()
-    source = build(manifest.distillation, 3, 32, seed=5).backbone.state_dict()
+    plain = dataclasses.replace(manifest.distillation, weights="none", warmup_epochs=0)
+    source = build(plain, 3, 32, seed=5).backbone.state_dict()
     head = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     torch.save({**source, **head}, tmp_path / CACHED)
     made = start.make()
     assert torch.equal(made.backbone.conv1.weight, source["conv1.weight"])
     (tmp_path / CACHED).write_bytes(b"cut")
-    with pytest.raises(WeightsError, match=r"^fewshot\.library: "):
+    with pytest.raises(WeightsError, match=r"^distillation\.weights: "):
         start.make()
 
 
-def test_the_library_s_weights_are_those_that_the_student_started_from(tmp_path: Path) -> None:
-    settings = ("distillation.student=timm:test_resnet", "distillation.weights=miniature")
-    start = few_shot_starts.initial_weights(read(tmp_path, *settings), "library", 0, CPU)
-    named = read(tmp_path, settings[0], "fewshot.library=miniature")
-    assert start.weights == few_shot_starts.initial_weights(named, "library", 0, CPU).weights
-
-
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("weights", "error"),
     [
-        (("fewshot.library=none",), "must name weights"),
-        (("fewshot.library=a/b.pth",), "existing file"),
-        (("distillation.student=resnet18", "fewshot.library=IMAGENET9"), "IMAGENET1K_V1"),
+        ("none", r"fewshot\.starts: must do without library"),
+        ("a/b.pth", r"distillation\.weights: must be an existing file"),
     ],
 )
 def test_library_weights_that_cannot_be_are_refused(
-    tmp_path: Path, settings: tuple[str, ...], words: str
+    tmp_path: Path, weights: str, error: str
 ) -> None:
-    with pytest.raises(ManifestError, match=words) as caught:
-        few_shot_starts.check_starts(read(tmp_path, "fewshot.starts=library", *settings), CPU)
-    assert "fewshot.library" in str(caught.value)
+    manifest = read(tmp_path, "fewshot.starts=library", f"distillation.weights={weights}")
+    for check in (few_shot_starts.check_starts, few_shot_starts.check_library):
+        with pytest.raises(ManifestError, match=error):
+            check(manifest, CPU)
 
 
 def test_a_start_is_described_by_its_students_or_by_its_file_without_the_folder(
     tmp_path: Path,
 ) -> None:
-    library = ("fewshot.library=/home/me/imagenet.pth", "fewshot.starts=[library, student]")
+    library = ("distillation.weights=/home/me/imagenet.pth", "fewshot.starts=[library, student]")
     manifest = read(tmp_path, "distillation.seeds=[3, 8]", *library)
     captions = few_shot_starts.curve_captions(manifest)
     assert captions["library"] == "weights imagenet.pth"

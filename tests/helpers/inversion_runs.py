@@ -17,7 +17,6 @@ from tests.helpers.small_manifest import SMALLEST
 
 CLASSES = ("dog", "house")
 
-NETWORK = {"latent": 8, "width": 4}
 TREE: dict[str, Any] = {
     **SMALLEST,
     "name": "inversion",
@@ -26,15 +25,15 @@ TREE: dict[str, Any] = {
     "synthesis": {"images_per_class": 3, "shard_size": 2, "image_size": 64},
     "cluster": {"workers": 1},
     "inversion": {
+        "latent": 8,
+        "width": 4,
+        "snapshots": 2,
         "deepinversion": {"low_resolution_steps": 2, "steps": 3, "batch_size": 3},
-        "dfad": {**NETWORK, "rounds": 3, "student_steps": 1, "batch_size": 4, "snapshots": 2},
-        "cmi": {**NETWORK, "steps": 2, "batch_size": 2, "student_steps": 2},
-        "pre": {
-            **NETWORK, "rounds": 2, "student_steps": 2, "memory_steps": 2, "batch_size": 16,
-            "snapshots": 2,
-        },
+        "dfad": {"rounds": 3, "student_steps": 1, "batch_size": 4},
+        "cmi": {"steps": 2, "batch_size": 2, "student_steps": 2},
+        "pre": {"rounds": 2, "student_steps": 2, "memory_steps": 2, "batch_size": 16},
     },
-}  # fmt: skip
+}
 
 
 def read(*overrides: str, root: str = "unused") -> Manifest:

@@ -10,6 +10,7 @@ import safetensors.torch
 from PIL import Image
 from pydantic import TypeAdapter
 
+from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.few_shot_results import KEY, FewShotResults
@@ -34,21 +35,22 @@ def fewshot(manifest: Path, *settings: str) -> subprocess.CompletedProcess[str]:
 def write(folder: Path) -> Path:
     """A manifest of a run with a published version, finished students and library weights."""
     library = folder / "library.safetensors"
+    plain = Distillation(student="timm:test_resnet", weights="none", warmup_epochs=0)
+    safetensors.torch.save_file(build(plain, 3, 32, seed=9).backbone.state_dict(), library)
     path = write_manifest(
         folder,
         classes=list(CLASSES),
-        distillation={"seeds": [0, 1]},
+        distillation={"seeds": [0, 1], "weights": str(library)},
         fewshot={
             "domains": ["neon", "chalk"], "shots": [1, 4], "seeds": [0, 1], "epochs": 1,
-            "learning_rate": 0.001, "library": str(library),
+            "learning_rate": 0.001,
         },
     )  # fmt: skip
     manifest = Manifest.read(path)
     config = manifest.distillation
-    safetensors.torch.save_file(build(config, 3, 32, seed=9).backbone.state_dict(), library)
     publish(manifest)
     for seed in config.seeds:
-        student = build(config, 3, 32, seed).eval()
+        student = build(plain, 3, 32, seed).eval()
         save_student(
             locate_student(manifest, "vanilla", seed).storage, student, card(config, CLASSES, 32)
         )
@@ -198,7 +200,7 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
     ("setting", "words"),
     [
         ("fewshot.domains=[neon, photo]", ["fewshot.domains", "'photo'", "chalk"]),
-        ("fewshot.library=none", ["fewshot.library", "'none'", "fewshot.starts"]),
+        ("distillation.weights=none", ["fewshot.starts", "library"]),
         ("fewshot.starts=[student, chance]", ["fewshot.starts.1", "'chance'"]),
         ("fewshot.starts=[]", ["fewshot.starts"]),
         ("fewshot.shots=[1, 0]", ["fewshot.shots.1"]),
@@ -223,9 +225,9 @@ def test_a_file_of_another_architecture_is_refused(manifest: Path) -> None:
     other = manifest.parent / "other.safetensors"
     tensors = build(Manifest.read(manifest).distillation, 3, 32, 0).head.state_dict()
     safetensors.torch.save_file(tensors, other)
-    job = fewshot(manifest, f"fewshot.library={other}")
+    job = fewshot(manifest, f"distillation.weights={other}", "fewshot.starts=library")
     assert job.returncode == 2
-    assert "fewshot.library: must match the architecture" in last_error(job)
+    assert "distillation.weights: must match the architecture" in last_error(job)
 
 
 def paint(manifest: Path, *images: int) -> Path:
@@ -301,6 +303,8 @@ def test_a_dry_run_says_what_would_be_trained(manifest: Path) -> None:
     assert plan["trainings"] == 2 * 2 * 2 * 3
     assert (plan["domains"], plan["images"]) == (["chalk", "neon"], 60 + 60)
     assert not (manifest.parent / "run/fewshot").exists()
-    job = jobs.run_here("fewshot", manifest, "--dry-run", "--set", "fewshot.library=/nowhere.pth")
+    job = jobs.run_here(
+        "fewshot", manifest, "--dry-run", "--set", "distillation.weights=/nowhere.pth"
+    )
     assert job.returncode == 2
-    assert "fewshot.library" in last_error(job)
+    assert "distillation.weights" in last_error(job)

@@ -58,7 +58,6 @@ def test_a_run_publishes_a_version_that_verifies(undisturbed: Path) -> None:
     assert len(version.shards) == 9
     prompts = json.loads(version.storage.get("prompts.json"))
     assert prompts["prompts"] == 18
-    assert prompts["loss_last"] < prompts["loss_first"]
 
 
 def test_a_run_leaves_what_it_cost(undisturbed: Path) -> None:

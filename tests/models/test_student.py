@@ -69,10 +69,9 @@ def test_timm_students_take_the_run_s_image_size(name: str) -> None:
     assert student(pixels(64)).shape == (2, 4)
 
 
-@pytest.mark.parametrize("name", ["nest_tiny", "twins_svt_small", "xcit_nano_12_p16_224"])
-def test_models_that_cannot_have_the_image_size_are_refused(name: str) -> None:
+def test_a_model_that_cannot_have_the_image_size_is_refused() -> None:
     with pytest.raises(ManifestError, match=r"distillation\.student: cannot be built for 50 px"):
-        build(Distillation(student=f"timm:{name}", **RANDOM), 4, 50, 0)
+        build(Distillation(student="timm:nest_tiny", **RANDOM), 4, 50, 0)
 
 
 @pytest.mark.parametrize(
@@ -106,15 +105,9 @@ def test_timm_gives_its_weights_by_one_name_only(
 
     monkeypatch.setattr(timm, "create_model", record)
     with pytest.raises(
-        WeightsError, match=r"^fewshot\.library: must be none, .*or .*pretrained, got"
+        WeightsError, match=r"^distillation\.weights: must be none, .*or .*pretrained, got"
     ):
-        build(
-            Distillation(student="timm:test_resnet", weights=weights),
-            4,
-            32,
-            0,
-            field="fewshot.library",
-        )
+        build(Distillation(student="timm:test_resnet", weights=weights), 4, 32, 0)
     assert created == []
     build(Distillation(student="timm:test_resnet", weights="pretrained"), 4, 32, 0)
     assert created == [True]

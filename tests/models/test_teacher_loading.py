@@ -240,6 +240,11 @@ def test_weights_of_another_architecture_are_described_in_one_line(tmp_path: Pat
     assert "ln_final.bias (64,) for (32,)" in text
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_teacher(tmp_path_factory.mktemp("weights"), model_config(VIT)).weights
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
@@ -274,9 +279,8 @@ def test_weights_of_another_architecture_are_described_in_one_line(tmp_path: Pat
     ],
 )
 def test_unsupported_configurations_are_refused(
-    config: dict[str, Any], reason: str, tmp_path: Path
+    config: dict[str, Any], reason: str, weights: str, tmp_path: Path
 ) -> None:
-    weights = write_teacher(tmp_path, model_config(VIT)).weights
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps(config))
     assert reason in refusal(str(bad), weights)

@@ -44,7 +44,8 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
         regeneration._Run, "facts", lambda run, version, name: f"{name} {version.id}"
     )
     monkeypatch.setattr("dfkd.report.compare.render", lambda old, new, rules: f"{old} | {new}")
-    return Manifest.read(write_manifest(tmp_path, regeneration={"minimum_per_class": 9}))
+    monkeypatch.setattr(attempts, "MINIMUM_PER_CLASS", 9)
+    return Manifest.read(write_manifest(tmp_path))
 
 
 def test_images_that_could_not_be_read_decide_nothing(
@@ -65,12 +66,6 @@ def test_images_that_could_not_be_read_decide_nothing(
 
 def regenerate(manifest: Manifest) -> None:
     regeneration.regenerate(manifest, "the command", abandon=False, accept_partial=False, threads=1)
-
-
-def accepting(manifest: Manifest) -> Manifest:
-    """The same manifest with a gate that has no objection to the number of images."""
-    rules = dataclasses.replace(manifest.regeneration, minimum_per_class=1)
-    return dataclasses.replace(manifest, regeneration=rules)
 
 
 def killed(*_: object) -> None:
@@ -118,7 +113,7 @@ def test_a_roll_back_after_a_kill_is_not_undone(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, cleaned: bool
 ) -> None:
     """The killed call has made its candidate current, and has not said so."""
-    manifest = accepting(manifest)
+    monkeypatch.setattr(attempts, "MINIMUM_PER_CLASS", 1)
     first, home = publish(manifest), open_storage(manifest.storage.root).child("data/vanilla")
 
     monkeypatch.setattr(attempts, "RESULTS", ())
@@ -140,7 +135,7 @@ def test_a_roll_back_after_a_kill_is_not_undone(
 def test_a_roll_back_that_the_gate_has_not_seen_stays(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    manifest = accepting(manifest)
+    monkeypatch.setattr(attempts, "MINIMUM_PER_CLASS", 1)
     first, home = publish(manifest), open_storage(manifest.storage.root).child("data/vanilla")
     older = fill(dataclasses.replace(manifest, salt=77), tasks(manifest))
     older.publish(tasks(manifest), {}, make_current=False)
@@ -199,7 +194,7 @@ STEPS = {
 def test_whoever_loses_the_lease_in_a_step_does_not_begin_the_next(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    manifest = accepting(manifest)
+    monkeypatch.setattr(attempts, "MINIMUM_PER_CLASS", 1)
     publish(manifest)
     done: list[str] = []
 

@@ -21,7 +21,7 @@ from dfkd.errors import CorruptionError, Exit, LeaseError
 from dfkd.storage import lease
 from dfkd.storage.base import Storage
 from dfkd.storage.lease import (
-    READER_SECONDS,
+    SECONDS,
     Lease,
     acquire,
     held_leases,
@@ -70,7 +70,7 @@ def test_a_lease_says_since_when_it_is_held_however_often_it_is_renewed(storage:
     assert read(storage, lease.key).expires == 1090.0
     with protecting(storage, ["vanilla/0"]):
         (reader,) = (each for key, each in held_leases(storage).items() if "readers" in key)
-    assert reader.expires - reader.since == pytest.approx(READER_SECONDS, abs=5)
+    assert reader.expires - reader.since == pytest.approx(SECONDS, abs=5)
 
 
 def test_an_expired_lease_is_taken_over_and_its_holder_fenced_off(storage: Storage) -> None:

@@ -31,15 +31,6 @@ def test_views_differ_between_steps_images_and_each_other() -> None:
     assert len(shown.unique(dim=0)) == 8
 
 
-def test_selecting_keeps_the_others_views() -> None:
-    pixels = torch.rand(3, 3, 16, 16)
-    whole, part = (Views([1, 2, 3], 3, 1, 0.1, 16, CPU) for _ in range(2))
-    part.select(torch.tensor([True, False, True]))
-    assert torch.equal(
-        apply_views(pixels[[0, 2]], part.draw(2)), apply_views(pixels, whole.draw(2))[[0, 2]]
-    )
-
-
 def test_a_view_has_the_teachers_size_and_a_grey_picture_stays_grey() -> None:
     shown = apply_views(torch.full((1, 3, 16, 16), 0.5), Views([1], 1, 3, 0.0, 24, CPU).draw(0))
     assert shown.shape == (3, 3, 24, 24)

@@ -14,14 +14,6 @@ def test_an_interval_of_three_pairs_by_hand() -> None:
     assert (found.mean, found.low, found.high) == pytest.approx((0.02, 0.02 - half, 0.02 + half))
 
 
-def test_two_and_five_pairs_have_the_quantiles_of_a_table() -> None:
-    """12.706 with one degree of freedom, 2.776 with four; s is sqrt(2) and sqrt(2.5) points."""
-    two = difference({0: 0.01, 1: 0.03}, {0: 0.0, 1: 0.0})
-    five = difference({i: 0.01 * i for i in range(5)}, dict.fromkeys(range(5), 0.0))
-    assert two.high == pytest.approx(0.02 + 12.7062 * 0.01, abs=1e-6)
-    assert five.high == pytest.approx(0.02 + 2.776445 * 0.025**0.5 / 10 / 5**0.5, abs=1e-6)
-
-
 def test_only_seeds_that_both_have_count() -> None:
     assert difference({0: 0.5, 1: 0.9}, {0: 0.25, 2: 0.1}) == Difference(0.25, None, None)
     assert difference({0: 0.5}, {1: 0.25}) is None

@@ -108,7 +108,7 @@ class Sizes:
     windows: int
     """Timed windows of a loop, each of which gives one value."""
     window_steps: int
-    """Steps in a window; ten hold one check for diverged images."""
+    """Steps in a window."""
     samplers: tuple[Sampler, ...]
     """Diffusion models; the first one is measured in more variants."""
     sampled_batches: tuple[int, ...]

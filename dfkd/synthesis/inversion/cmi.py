@@ -58,7 +58,11 @@ from dfkd.synthesis.request import (
 )
 from dfkd.utils.pixels import from_bytes, to_bytes
 
-BETAS = (0.5, 0.999)
+LATENT = 256
+"""Dimensions of the generator's input by default."""
+LEARNING_RATE, BETAS = 1e-3, (0.5, 0.999)
+"""Adam's learning rate of generator, latents and head (the script for CIFAR-10); its momenta for
+the first two."""
 BATCH_NORM_WEIGHT, CLASS_WEIGHT, ADVERSARIAL_WEIGHT, CONTRAST_WEIGHT = 1.0, 1.0, 0.5, 0.8
 CONTRAST_TEMPERATURE, HEAD_DIMENSIONS = 0.2, 256
 """Temperature of L_cr, and the dimensions of the projected features."""
@@ -75,20 +79,20 @@ class CmiInverter(Inverter):
 
     def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
         super().__init__(classifier, context, settings)
-        config = self.config = settings.cmi
-        side = context.image_size
+        self.config, side = settings.cmi, context.image_size
+        self.latent = settings.latent or LATENT
         self.bank, self.pool = FeatureBank(BANK_CAPACITY), ImagePool()
         self.learner = InnerStudentTrainer(
             classifier, context, student_loss, STUDENT_RATE, STUDENT_DECAY
         )
         self.generator = self.new_network(
-            lambda: CmiGenerator(config.latent, config.width, side), "generator"
+            lambda: CmiGenerator(self.latent, settings.width, side), "generator"
         )
         # The width of the features depends on the teacher, so one image is passed through it.
         with torch.no_grad(), stage_taps(classifier.teacher) as self.stage_taps:
             width = self._features(torch.zeros(1, 3, side, side, device=self.device))[1].shape[1]
         self.head = self.new_network(lambda: projection_head(width, HEAD_DIMENSIONS), "head")
-        self.head_optimizer = torch.optim.Adam(self.head.parameters(), config.learning_rate)
+        self.head_optimizer = torch.optim.Adam(self.head.parameters(), LEARNING_RATE)
         self.networks = {"head": self.head, "student": self.learner.student}
         self.optimizers = {"head": self.head_optimizer, "student": self.learner.optimizer}
 
@@ -134,11 +138,9 @@ class CmiInverter(Inverter):
         self.learner.student.eval()
         # A new generator for each batch: one that has made other images would repeat them.
         init_normal(self.generator, self.rng)
-        latents = torch.randn(len(labels), self.config.latent, generator=self.rng)
+        latents = torch.randn(len(labels), self.latent, generator=self.rng)
         latents = latents.to(self.device).requires_grad_()
-        optimizer = torch.optim.Adam(
-            [*self.generator.parameters(), latents], self.config.learning_rate, BETAS
-        )
+        optimizer = torch.optim.Adam([*self.generator.parameters(), latents], LEARNING_RATE, BETAS)
         lowest, best, best_features = torch.inf, self.generator(latents).detach(), None
         for _ in range(self.config.steps):
             images = self.generator(latents)

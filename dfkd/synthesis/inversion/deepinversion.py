@@ -34,7 +34,8 @@ from dfkd.synthesis.inversion.inverter import Classifier, Inverter, set_rate
 from dfkd.synthesis.request import PartRequest, Synthesised, even_batches, synthesised
 from dfkd.utils.pixels import to_bytes
 
-BETAS = (0.5, 0.9)
+LEARNING_RATE, BETAS = 0.25, (0.5, 0.9)
+"""Adam's largest learning rate of the pixels (the README's command), and its momenta."""
 BATCH_NORM_WEIGHT, FIRST_LAYER_FACTOR = 0.01, 10.0
 """Weight of L_bn in the loss, and the additional factor of the first batch-norm layer in L_bn."""
 TOTAL_VARIATION_WEIGHT, NORM_WEIGHT = 1e-4, 1e-5
@@ -89,7 +90,7 @@ class _Batch:
     def _optimise(self, steps: int, *, halve: bool = False) -> tuple[Tensor, Tensor]:
         """Optimise at one resolution; returns the images and losses [B] of the best step."""
         # A new optimiser, so the full side does not begin with the moments of the pooled gradients.
-        optimizer = torch.optim.Adam([self.images], self.config.learning_rate, BETAS)
+        optimizer = torch.optim.Adam([self.images], LEARNING_RATE, BETAS)
         best, lowest = self.images.detach().clone(), torch.inf
         # Losses that stay NaN mark the batch as diverged.
         best_losses = best.new_full((len(best),), torch.nan)
@@ -103,7 +104,7 @@ class _Batch:
             if loss.item() < lowest:
                 best, best_losses = self.images.detach().clone(), losses.detach()
                 lowest = loss.item()
-            set_rate(optimizer, learning_rate(self.config.learning_rate, step, steps))
+            set_rate(optimizer, learning_rate(LEARNING_RATE, step, steps))
             (self.images.grad,) = torch.autograd.grad(loss, [self.images])
             optimizer.step()
             self.images.data.clamp_(*self.range)

@@ -36,6 +36,9 @@ from dfkd.synthesis.inversion.networks import DfadGenerator
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
 from dfkd.synthesis.request import PartRequest, RunContext, Synthesised
 
+LATENT, LEARNING_RATE = 256, 1e-3
+"""Dimensions of the generator's input by default, and its initial learning rate: those of the
+README's command for Caltech-101."""
 STUDENT_RATE, STUDENT_DECAY = 0.05, 5e-4
 """The student's initial learning rate and its weight decay."""
 
@@ -47,14 +50,15 @@ class DfadInverter(Inverter):
 
     def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
         super().__init__(classifier, context, settings)
-        config = self.config = settings.dfad
+        self.config = settings.dfad
         self.learner = InnerStudentTrainer(
             classifier, context, F.l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
+        self.latent = settings.latent or LATENT
         self.generator = self.new_network(
-            lambda: DfadGenerator(config.latent, config.width, context.image_size), "generator"
+            lambda: DfadGenerator(self.latent, settings.width, context.image_size), "generator"
         )
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate)
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), LEARNING_RATE)
         self.networks = {"generator": self.generator, "student": self.learner.student}
         self.optimizers = {"generator": self.optimizer, "student": self.learner.optimizer}
 
@@ -62,11 +66,11 @@ class DfadInverter(Inverter):
         """Train for the rounds of the part; its images are sampled during training."""
         rounds = request.rounds(self.config.rounds, self.context)
         self.rng = request.make_rng("latents")
-        sampler = SnapshotSampler(request, rounds, self.config.snapshots)
+        sampler = SnapshotSampler(request, rounds, self.settings.snapshots)
         for number in rounds:
             # Rates follow from the number of the round, so they need no place in the state.
             factor = rate_factor(number, self.config.rounds)
-            set_rate(self.optimizer, self.config.learning_rate * factor)
+            set_rate(self.optimizer, LEARNING_RATE * factor)
             set_rate(self.learner.optimizer, STUDENT_RATE * factor)
             loss = self.train_round()
             sampler.take(number, self.draw, loss)
@@ -74,7 +78,7 @@ class DfadInverter(Inverter):
 
     def draw(self) -> Tensor:
         """Pixels [B, 3, S, S] that the generator makes from new latents."""
-        latents = torch.randn(self.config.batch_size, self.config.latent, generator=self.rng)
+        latents = torch.randn(self.config.batch_size, self.latent, generator=self.rng)
         pixels: Tensor = self.generator(latents.to(self.device))
         return pixels
 

@@ -132,7 +132,7 @@ class Inverter(ABC):
         if self.networks and (result.diverged.any() or not self._finite()):
             raise DfkdError(
                 f"inversion.{self.name}: diverged in part {request.part}, on which all later ones "
-                f"depend; lower inversion.{self.name}.learning_rate"
+                "depend; give another seed"
             )
         return result
 

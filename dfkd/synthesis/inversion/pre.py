@@ -49,7 +49,11 @@ from dfkd.synthesis.inversion.networks import PreEncoder, PreGenerator
 from dfkd.synthesis.inversion.snapshots import SnapshotSampler
 from dfkd.synthesis.request import PartRequest, RunContext, Synthesised
 
+LATENT = 1000
+"""Dimensions of the generators' inputs by default."""
 CLASS_WEIGHT, ENTROPY_WEIGHT, ACTIVATION_WEIGHT = 1.0, 5.0, 0.1
+LEARNING_RATE = 0.02
+"""Learning rate of the novelty generator and of replayed latents, from the published code."""
 STUDENT_RATE, STUDENT_DECAY = 0.1, 5e-4
 """The student's initial learning rate and its weight decay."""
 JS_TEMPERATURE, MIN_PROBABILITY = 3.0, 0.01
@@ -66,18 +70,19 @@ class PreInverter(Inverter):
 
     def __init__(self, classifier: Classifier, context: RunContext, settings: Inversion) -> None:
         super().__init__(classifier, context, settings)
-        config = self.config = settings.pre
+        self.config = settings.pre
+        self.latent = settings.latent or LATENT
         self.learner = InnerStudentTrainer(
             classifier, context, F.l1_loss, STUDENT_RATE, STUDENT_DECAY
         )
-        shape = config.latent, config.width, context.image_size
+        shape = self.latent, settings.width, context.image_size
         self.novelty = self.new_network(lambda: PreGenerator(*shape, spectral=True), "novelty")
         self.memory = self.new_network(lambda: PreGenerator(*shape), "memory")
         self.encoder = self.new_network(lambda: PreEncoder(*shape), "encoder")
-        self.novelty_optimizer = torch.optim.Adam(self.novelty.parameters(), config.learning_rate)
+        self.novelty_optimizer = torch.optim.Adam(self.novelty.parameters(), LEARNING_RATE)
         self.memory_optimizer = torch.optim.Adam(
             [*self.memory.parameters(), *self.encoder.parameters()],
-            config.learning_rate / MEMORY_SLOWDOWN,
+            LEARNING_RATE / MEMORY_SLOWDOWN,
         )
         self.networks = {
             "novelty": self.novelty,
@@ -95,7 +100,7 @@ class PreInverter(Inverter):
         """Train for the rounds of the part; its images are novel and replayed ones."""
         config, rounds = self.config, request.rounds(self.config.rounds, self.context)
         self.rng = request.make_rng("latents")
-        sampler = SnapshotSampler(request, rounds, config.snapshots)
+        sampler = SnapshotSampler(request, rounds, self.settings.snapshots)
         with embedding_taps(self.classifier.teacher) as self.embedding_taps:
             for number in rounds:
                 factor = cosine_factor(number / config.rounds)
@@ -155,14 +160,13 @@ class PreInverter(Inverter):
 
     def _latents(self, count: int) -> Tensor:
         """Latents [N, D] from N(0, 1)."""
-        return torch.randn(count, self.config.latent, generator=self.rng).to(self.device)
+        return torch.randn(count, self.latent, generator=self.rng).to(self.device)
 
     @torch.enable_grad()
     def _replayed(self) -> Tensor:
         """Whitened images [B / 8, 3, S, S] of the memory, from latents moved by one step."""
-        config = self.config
-        latents = self._latents(config.batch_size // NOVEL_PER_REPLAY).requires_grad_()
-        optimizer = torch.optim.Adam([latents], config.learning_rate)
+        latents = self._latents(self.config.batch_size // NOVEL_PER_REPLAY).requires_grad_()
+        optimizer = torch.optim.Adam([latents], LEARNING_RATE)
         logits = self.classifier.logits(self.classifier.denormalise(self.memory(latents)))
         loss = (
             CLASS_WEIGHT * one_hot_loss(logits)

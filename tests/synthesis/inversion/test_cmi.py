@@ -17,14 +17,13 @@ from dfkd.synthesis.inversion.cmi import (
     contrastive_loss,
     disagreement,
     kl_divergence,
-    projection_head,
     student_loss,
 )
 from dfkd.synthesis.inversion.inverter import cosine_factor, stage_taps
 from dfkd.synthesis.request import PartRequest
 from tests.helpers.inversion_runs import problem, run_context
 
-SMALL = Cmi(steps=3, batch_size=2, latent=8, width=4, student_steps=2)
+SMALL = Inversion(latent=8, width=4, cmi=Cmi(steps=3, batch_size=2, student_steps=2))
 
 
 def test_the_contrast_tells_each_image_from_all_others() -> None:
@@ -102,8 +101,8 @@ def test_the_pool_has_the_stored_images_of_finished_parts_and_the_fresh_ones_of_
 def test_the_student_s_rate_is_a_cosine_over_the_run(teacher: Teacher) -> None:
     assert [cosine_factor(done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
     classifier, run = problem(teacher, 0, 1)
-    config = Cmi(steps=1, batch_size=2, latent=8, width=4, student_steps=1)
-    made = CmiInverter(classifier, run_context(8), Inversion(cmi=config))
+    config = Inversion(latent=8, width=4, cmi=Cmi(steps=1, batch_size=2, student_steps=1))
+    made = CmiInverter(classifier, run_context(8), config)
     made.make(run)
     assert made.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
     made.context = run_context(8, torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
@@ -115,7 +114,7 @@ def test_the_student_s_rate_is_a_cosine_over_the_run(teacher: Teacher) -> None:
 def test_the_bank_leaves_a_gpu_with_the_state(teacher: Teacher) -> None:
     """A tensor without data stands for one on a GPU: the attempt to copy it raises."""
     classifier, _ = problem(teacher, 0, 1)
-    made = CmiInverter(classifier, run_context(), Inversion(cmi=SMALL))
+    made = CmiInverter(classifier, run_context(), SMALL)
     made.bank.add(torch.ones(1, 2, device="meta"))
     with pytest.raises(NotImplementedError, match="copy out of meta"):
         made.state()
@@ -133,7 +132,7 @@ def test_the_loss_is_statistics_class_adversary_and_contrast(
         for chosen in [*((name,) for name in names), names]:
             for name in names:
                 monkeypatch.setattr(cmi, name, 2.0 if name in chosen else 0.0)
-            config = Inversion(cmi=Cmi(latent=8, width=4))
+            config = Inversion(latent=8, width=4)
             made = CmiInverter(classifier, run_context(), config)
             made.batch_norm_taps, made.stage_taps = moments, features
             made.learner.student.eval()
@@ -150,7 +149,7 @@ def test_each_batch_is_remembered_and_taught_before_the_next(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, run = problem(teacher, 0, 1, 0)
-    made = CmiInverter(classifier, run_context(3), Inversion(cmi=SMALL))
+    made = CmiInverter(classifier, run_context(3), SMALL)
     weights = made.learner.student.head.weight.clone()
     seen = []
     teach = made.teach
@@ -171,7 +170,7 @@ def test_each_batch_is_remembered_and_taught_before_the_next(
 def test_images_are_made_without_a_change_to_the_student(teacher: Teacher) -> None:
     """The only batch of a run is not learned; batch norm learns in training mode."""
     classifier, run = problem(teacher, 0, 1)
-    made = CmiInverter(classifier, run_context(2), Inversion(cmi=SMALL))
+    made = CmiInverter(classifier, run_context(2), SMALL)
     before = {name: each.clone() for name, each in made.learner.student.state_dict().items()}
     made.make(run)
     after = made.learner.student.state_dict()
@@ -182,9 +181,10 @@ def test_the_lowest_loss_is_kept_and_falls(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
-    config = Cmi(steps=10, batch_size=4, latent=16, width=8, learning_rate=0.01)
+    monkeypatch.setattr(cmi, "LEARNING_RATE", 0.01)
+    config = Inversion(latent=16, width=8, cmi=Cmi(steps=10, batch_size=4))
     told: list[float] = []
-    inverter = CmiInverter(classifier, run_context(), Inversion(cmi=config))
+    inverter = CmiInverter(classifier, run_context(), config)
     real = inverter._loss
 
     def loss(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,9 +197,3 @@ def test_the_lowest_loss_is_kept_and_falls(
     assert len(told) == 10
     assert made.losses.tolist() == pytest.approx([min(told)] * 4)
     assert min(told) < told[0]
-
-
-def test_the_head_is_two_layers() -> None:
-    network = projection_head(6, 3)
-    assert network(torch.rand(2, 6)).shape == (2, 3)
-    assert [tuple(p.shape) for p in network.parameters()] == [(6, 6), (6,), (3, 6), (3,)]

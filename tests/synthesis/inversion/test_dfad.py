@@ -15,14 +15,16 @@ from dfkd.synthesis.inversion.inverter import Classifier, InnerStudentTrainer
 from dfkd.synthesis.request import PartRequest
 from tests.helpers.inversion_runs import problem, run_context
 
-SETTINGS = Dfad(rounds=6, student_steps=1, batch_size=8, latent=16, width=8, snapshots=3)
+SETTINGS = Inversion(
+    latent=16, width=8, snapshots=3, dfad=Dfad(rounds=6, student_steps=1, batch_size=8)
+)
 
 
 def test_the_generators_loss_is_minus_the_mean_difference_of_images_and_classes(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, _ = problem(teacher, 0, 1)
-    inverter = DfadInverter(classifier, run_context(), Inversion(dfad=SETTINGS))
+    inverter = DfadInverter(classifier, run_context(), SETTINGS)
     seen: list[tuple[Tensor, Tensor]] = []
     student_logits = inverter.learner.student_logits
 
@@ -69,7 +71,7 @@ def test_the_generator_learns_what_a_fixed_student_gets_wrong(
 ) -> None:
     monkeypatch.setattr(dfad, "STUDENT_RATE", 1e-12)
     classifier, _ = problem(teacher, 0, 1)
-    inverter = DfadInverter(classifier, run_context(), Inversion(dfad=SETTINGS))
+    inverter = DfadInverter(classifier, run_context(), SETTINGS)
     losses = [float(inverter.train_round()) for _ in range(10)]
     assert all(loss < 0 for loss in losses)  # minus the discrepancy
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
@@ -79,8 +81,8 @@ def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, _ = problem(teacher, 0, 1)
-    config = Dfad(student_steps=3, batch_size=4, latent=8, width=4)
-    inverter = DfadInverter(classifier, run_context(), Inversion(dfad=config))
+    config = Inversion(latent=8, width=4, dfad=Dfad(student_steps=3, batch_size=4))
+    inverter = DfadInverter(classifier, run_context(), config)
     learned: list[Tensor] = []
     train_step = inverter.learner.train_step
 
@@ -100,9 +102,8 @@ def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(
 
 def test_images_are_taken_from_all_rounds(teacher: Teacher) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1, 0, 1)
-    inverter = DfadInverter(
-        classifier, run_context(12), Inversion(dfad=dataclasses.replace(SETTINGS, rounds=12))
-    )
+    longer = dataclasses.replace(SETTINGS, dfad=dataclasses.replace(SETTINGS.dfad, rounds=12))
+    inverter = DfadInverter(classifier, run_context(12), longer)
     made = inverter.make(run)
     assert sorted(made.steps.tolist()) == [2, 2, 4, 4, 6, 6]
     second = PartRequest(run.labels, range(6, 12), part=1, before=6)
@@ -117,7 +118,7 @@ def test_rates_fall_to_a_tenth_with_each_third_of_the_rounds(
     rates = [rate_factor(number, 15000) for number in (0, 4999, 5000, 9999, 10000, 14999)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     classifier, run = problem(teacher, 0, 1)
-    inverter = DfadInverter(classifier, run_context(2), Inversion(dfad=SETTINGS))
+    inverter = DfadInverter(classifier, run_context(2), SETTINGS)
     seen: list[float] = []
     train_round = inverter.train_round
 

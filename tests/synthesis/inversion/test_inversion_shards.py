@@ -21,7 +21,7 @@ from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.inversion.deepinversion import DeepInverter
 from dfkd.synthesis.request import PartRequest, Synthesised
 from dfkd.synthesis.shard_maker import ShardMaker
-from dfkd.synthesis.sources import InversionSource, image_source
+from dfkd.synthesis.sources import image_source
 from dfkd.utils.pixels import from_bytes
 from tests.helpers.inversion_runs import CLASSES, read
 from tests.helpers.tiny_models import model_config, write_teacher
@@ -107,7 +107,7 @@ def test_missing_shards_of_a_part_are_made_with_the_same_bytes(
     assert found == {"0001-00000": whole["0001-00000"]}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["deepinversion", "dfad"])
 def test_parts_salts_and_seeds_give_other_images(
     method: str, tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
@@ -121,12 +121,6 @@ def test_parts_salts_and_seeds_give_other_images(
     assert plain.isdisjoint(images("part", part=1))
     assert plain.isdisjoint(images("salt", "salt=1"))
     assert plain.isdisjoint(images("seed", "seed=1"))
-
-
-def test_what_parts_share_has_another_seed_with_each_salt_and_seed(teacher: Teacher) -> None:
-    overrides: tuple[tuple[str, ...], ...] = ((), ("salt=1",), ("seed=1",))
-    sources = [InversionSource(chosen("dfad", *each), teacher, {}.get) for each in overrides]
-    assert len({source.inverter.context.seed for source in sources}) == 3
 
 
 def test_a_part_that_diverges_is_made_again_with_other_seeds(

@@ -93,15 +93,25 @@ def test_each_run_and_purpose_has_a_seed_of_its_own() -> None:
 
 def test_a_state_of_another_network_is_refused(teacher: Teacher) -> None:
     small = begun("dfad", teacher, read().inversion).state()
-    other = begun("dfad", teacher, read("inversion.dfad.width=8").inversion)
+    other = begun("dfad", teacher, read("inversion.width=8").inversion)
     with pytest.raises(CorruptionError, match=r"not of this dfad .*delete the folder state/"):
         other.restore(small)
 
 
+@pytest.mark.parametrize(("method", "latent"), [("dfad", 256), ("cmi", 256), ("pre", 1000)])
+def test_latents_are_as_wide_as_published_unless_the_manifest_says_otherwise(
+    method: str, latent: int, teacher: Teacher
+) -> None:
+    settings = read("inversion.latent=null").inversion
+    assert vars(begun(method, teacher, settings))["latent"] == latent
+
+
 @pytest.mark.parametrize("method", CHAINED)
-def test_a_part_that_diverges_ends_the_chain(method: str, teacher: Teacher) -> None:
-    settings = read(f"inversion.{method}.learning_rate=1e35").inversion
-    inverter = begun(method, teacher, settings)
+def test_a_part_that_diverges_ends_the_chain(
+    method: str, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{METHODS[method].__module__}.LEARNING_RATE", 1e35)
+    inverter = begun(method, teacher, read().inversion)
     with pytest.raises(DfkdError, match=rf"inversion\.{method}: diverged in part 0, on which all"):
         inverter.make(PartRequest(torch.tensor([0, 1, 0, 1]), range(4)))
 
