@@ -28,7 +28,7 @@ class TeacherConfig:
     model: Name
     """An open_clip architecture, the path of a model configuration, or `miniature`."""
     weights: Name
-    """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a folder, or `miniature`.
+    """An open_clip tag, a file (state dict, safetensors), a folder, or `miniature`.
 
     The file of a tag is read from the cache."""
     template: Name = "A {class}"

@@ -24,7 +24,6 @@ from tests.helpers.tiny_models import (
     VIT,
     model_config,
     official_yaml,
-    openai_archive,
     write_published,
     write_teacher,
 )
@@ -143,29 +142,6 @@ def test_what_was_fetched_is_verified_again_and_goes_on_to_the_next_machine(
     assert "delete it and run again" in fetch(path, code=Exit.FAILED)
 
 
-def test_an_openai_archive_is_fetched_verified_and_used(
-    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of the published format but not the published size, so under an address of its own."""
-    quick = model_config(VIT, quick=True, context_length=77)
-    (tmp_path / "model.json").write_text(json.dumps(quick))
-    openai_archive(tmp_path / "Tiny.pt", quick)
-    body = (tmp_path / "Tiny.pt").read_bytes()
-    digest = hashlib.sha256(body).hexdigest()
-    with Publisher(**{"Tiny.pt": body}) as server:
-        give_tag(monkeypatch, url=f"{server.address}/{digest}/Tiny.pt", quick_gelu=True)
-        teacher = {"model": str(tmp_path / "model.json"), "weights": "tiny"}
-        generator = {
-            "config": str(mirror / f"{NAME}.yaml"),
-            "weights": str(mirror / f"{NAME}.ckpt"),
-        }
-        path = write_manifest(tmp_path, teacher=teacher, generator=generator)
-        server.inject("cut 100000")
-        assert f"sha256 {digest} as stated by its publisher" in fetch(path)
-        assert server.ranges == ["", "bytes=100000-"]
-    check_synthesis(Manifest.read(path))
-
-
 def test_a_manifest_that_names_no_published_file_needs_none(tmp_path: Path) -> None:
     job = jobs.run_here(
         "fetch", jobs.ROOT / "manifests/miniature.yaml", "--set", f"cache={tmp_path / 'cache'}"
@@ -181,14 +157,17 @@ def test_a_plan_has_the_facts_of_each_file_and_fetches_nothing(tmp_path: Path) -
         teacher={"model": "ViT-B-32-quickgelu", "weights": "laion400m_e32"},
         distillation={"weights": "IMAGENET1K_V1"},
     )
-    files = planned(path)["files"]
-    teacher, config, _, student = files.values()
-    assert teacher["key"] == "teacher.weights"
-    assert teacher["sha256"] == "46683a32"
+    plan = planned(path)
+    files = plan["files"]
+    config, _, student = files.values()
+    assert config["key"] == "generator.config"
     assert config["sha256"] is config["stated_by"] is None
     assert list(files)[-1] == "resnet18-f37072fd.pth"
+    assert student["sha256"] == "f37072fd"
     assert student["licence"].startswith("BSD-3-Clause")
     assert student["addresses"]
+    hub = "timm/vit_base_patch32_clip_224.laion400m_e32"
+    assert plan["from_hubs"] == {hub: "teacher.weights"}
     assert not (tmp_path / "cache").exists()
 
 

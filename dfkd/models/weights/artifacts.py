@@ -1,10 +1,10 @@
 """Published files that a manifest can name, and their paths in the cache.
 
 `jobs/fetch.py` fills the cache once, so that workers do not wait for the network or load it all at
-the same time. Loading a model reads these files from the cache and never downloads them. Only what
-a hub alone has (some tags of open_clip, the models of timm) is downloaded when it is loaded and the
-cache lacks it. Addresses, sizes and hashes are from public sources, which comments name. If no
-source states a hash, `dfkd.models.weights.download` pins the hash of the first download.
+the same time. Loading a model reads these files from the cache and never downloads them. What a
+library takes from a hub by itself (the tags of open_clip, the models of timm) has no entry here.
+Addresses, sizes and hashes are from public sources, which comments name. If no source states a
+hash, `dfkd.models.weights.download` pins the hash of the first download.
 """
 
 import re
@@ -20,9 +20,8 @@ from dfkd.errors import WeightsError
 
 FETCH = "python jobs/fetch.py MANIFEST"
 
-HASH_IN_ADDRESS = re.compile(r"/([0-9a-f]{64})/[^/]+$|-([0-9a-f]{8,64})\.\w+$")
-"""Finds the hash in an address: OpenAI's have the sha256 as a folder, those of PyTorch and
-open_clip its first digits in the file's name."""
+HASH_IN_ADDRESS = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+"""Finds the first digits of the sha256, which PyTorch writes into a file's name."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +51,10 @@ class Artifact:
 
 
 def at_address(address: str, licence: str) -> Artifact:
-    """The file at an address of open_clip or torchvision, with the hash from its address."""
+    """The file at an address of torchvision, with the hash from its name."""
     path = urlsplit(address).path
-    file, match = PurePath(path).name, HASH_IN_ADDRESS.search(path)
-    digest = (match[1] or match[2]) if match else ""
-    others = tuple(
-        address.replace(host, alias) for host, alias in ALIASES.items() if host in address
-    )
-    return Artifact(file, (address, *others), licence, digest, SIZES.get(digest))
-
-
-def of_tag(tag: Mapping[str, Any]) -> Artifact | None:
-    """The file of a tag of open_clip (`open_clip.get_pretrained_cfg`); None if only a hub has it.
-
-    open_clip has a hub's id for every tag, but the file is preferred: it has a hash and the
-    published format.
-    """
-    if not tag.get("url"):
-        return None
-    openai = "openaipublic" in tag["url"]
-    licence = "MIT (openai/CLIP)" if openai else f"that of its authors, see {hub_id(tag)}"
-    return at_address(tag["url"], licence)
+    match = HASH_IN_ADDRESS.search(path)
+    return Artifact(PurePath(path).name, (address,), licence, match[1] if match else "")
 
 
 def hub_id(tag: Mapping[str, Any]) -> str:
@@ -102,15 +84,6 @@ def cached(field: str, value: str, artifact: Artifact, cache: str | Path) -> Pat
         raise WeightsError(field, rule, value, f"run {FETCH}{option}")
     return path
 
-
-ALIASES = {"openaipublic.azureedge.net": "openaipublic.blob.core.windows.net"}
-"""Hosts that serve the same files under the same paths."""
-
-# Bytes of OpenAI's ViT-B/32 and RN50, as catalogues of tools that mirror them state them.
-SIZES = {
-    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": 353_976_522,
-    "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": 255_827_503,
-}
 
 _UNKNOWN: tuple[str, int | None] = ("", None)
 _HEIBOX = "https://heibox.uni-heidelberg.de/d/{}/files/?p=%2F{}&dl=1"
