@@ -48,7 +48,7 @@ class GeneratorConfig:
     which must be the model's own: ViT-L/14 for Stable Diffusion 1, ViT-H/14 for 2 and Turbo."""
     config: str = ""
     """Of `vqgan`: the official `model.yaml`, `miniature`, or a name that is read from the cache:
-    `vqgan-imagenet-f16-1024`, `vqgan-imagenet-f16-16384`."""
+    `vqgan-imagenet-f16-16384`."""
     weights: Name
     """Of `vqgan`: the official `.ckpt`, a safetensors file with the same keys, or a name as in
     `config`. Of `diffusers`: a folder in its layout with safetensors files, `miniature`, or a name

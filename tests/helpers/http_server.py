@@ -20,7 +20,7 @@ from tests.helpers.loopback import Loopback
 
 
 class Publisher(Loopback):
-    """Serves `files` by name, with ranges; use as a context.
+    """Serves `files` by the end of a path, with ranges; use as a context.
 
     Faults, one for a request each: `cut N` ends the connection after N bytes of the body, `busy` is
     503, `gone` 404, `whole` ignores a range, `shifted` gives another one, `silent` never answers,
@@ -56,8 +56,9 @@ class Publisher(Loopback):
         return Artifact(file, (f"{self.address}/{file}",), "MIT", digest)
 
     def publish(self, folder: Path) -> None:
-        """Serve what lies in a folder."""
-        self.files |= {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        """Serve what lies in a folder and in those within."""
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        self.files |= {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
     def _next(self, path: str, asked: str) -> tuple[str, str]:
         with self._lock:
@@ -81,7 +82,8 @@ class Publisher(Loopback):
                 self.do_GET()
 
             def _answer(self, kind: str, detail: str) -> None:
-                body = publisher.files.get(self.path.rsplit("/", 1)[1])
+                ends = [name for name in publisher.files if self.path.endswith(f"/{name}")]
+                body = publisher.files[ends[0]] if ends else None
                 if kind == "silent":
                     self.connection.recv(1)  # until the client goes away
                 elif kind == "busy" or kind == "gone" or body is None:

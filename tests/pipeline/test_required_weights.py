@@ -18,7 +18,7 @@ from tests.helpers.tiny_models import (
     write_teacher,
 )
 
-VQGAN = "vqgan-imagenet-f16-1024"
+VQGAN = "vqgan-imagenet-f16-16384"
 OTHERS: dict[str, dict[str, Any]] = {
     "teacher": {"model": "ViT-B-32-quickgelu", "weights": "openai"},
     "generator": {"config": "miniature", "weights": "miniature"},

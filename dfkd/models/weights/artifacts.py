@@ -15,6 +15,8 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+from huggingface_hub import hf_hub_url
+
 from dfkd.config.paths import local_path
 from dfkd.errors import WeightsError
 
@@ -85,38 +87,34 @@ def cached(field: str, value: str, artifact: Artifact, cache: str | Path) -> Pat
     return path
 
 
-_UNKNOWN: tuple[str, int | None] = ("", None)
-_HEIBOX = "https://heibox.uni-heidelberg.de/d/{}/files/?p=%2F{}&dl=1"
+_HEIBOX = "https://heibox.uni-heidelberg.de/d/a7530b09fed84f80a887/files/?p=%2F{}&dl=1"
 _TAMING = "MIT (CompVis/taming-transformers); trained on ImageNet"
 _COPIES = "others who keep copies, not by its authors"
 
 
-def _vqgan(
-    codes: int, folder: str, config: tuple[str, int | None], weights: tuple[str, int | None]
-) -> dict[str, Artifact]:
-    """Configuration and weights of a VQGAN by manifest key, with hash and size if known."""
-    name = f"vqgan-imagenet-f16-{codes}"
-    files = {
-        "generator.config": (f"{name}.yaml", "configs%2Fmodel.yaml", config),
-        "generator.weights": (f"{name}.ckpt", "ckpts%2Flast.ckpt", weights),
-    }
-    return {
-        field: Artifact(file, (_HEIBOX.format(folder, path),), _TAMING, *known, _COPIES)
-        for field, (file, path, known) in files.items()
-    }
-
-
-# Folders: README of CompVis/taming-transformers. It states no hashes; those of the larger codebook
-# are the same in several catalogues that others keep, those of the smaller one are in none.
+# The folder: README of CompVis/taming-transformers. It states no hashes; these are the same in
+# several catalogues that others keep. They keep none of the smaller codebook, so it is not here.
 PUBLISHED_VQGANS = {
-    "vqgan-imagenet-f16-1024": _vqgan(1024, "8088892a516d4e3baf92", _UNKNOWN, _UNKNOWN),
-    "vqgan-imagenet-f16-16384": _vqgan(
-        16384,
-        "a7530b09fed84f80a887",
-        ("00e2c6189926f1d89ecfef73e9598db77981c1982f0555fbade963ffd16143c7", 692),
-        ("845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663", 980_092_370),
-    ),
+    "vqgan-imagenet-f16-16384": {
+        "generator.config": Artifact(
+            "vqgan-imagenet-f16-16384.yaml",
+            (_HEIBOX.format("configs%2Fmodel.yaml"),),
+            _TAMING,
+            "00e2c6189926f1d89ecfef73e9598db77981c1982f0555fbade963ffd16143c7",
+            692,
+            _COPIES,
+        ),
+        "generator.weights": Artifact(
+            "vqgan-imagenet-f16-16384.ckpt",
+            (_HEIBOX.format("ckpts%2Flast.ckpt"),),
+            _TAMING,
+            "845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663",
+            980_092_370,
+            _COPIES,
+        ),
+    },
 }
+"""Configuration and weights of each VQGAN by manifest key."""
 
 _PIPELINE = (
     "unet/config.json",
@@ -143,10 +141,13 @@ def _pipeline(
     Args:
         commit: of the repository. Its branches can move, and most files have no published hash.
     """
-    base = f"https://huggingface.co/{repository}/resolve/{commit}"
     return tuple(
         Artifact(
-            f"{name}/{each}", (f"{base}/{each}",), licence, *known.get(each, _UNKNOWN), _COPIES
+            f"{name}/{each}",
+            (hf_hub_url(repository, each, revision=commit),),
+            licence,
+            *known.get(each, ("", None)),
+            _COPIES,
         )
         for each in _PIPELINE
     )
