@@ -22,7 +22,7 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
 
     Args:
         few_shot: also fetch the weights that only few-shot training starts from.
-        mirror: base URL or directory with the files by name; empty for the published addresses.
+        mirror: directory with the files by name; empty for the published addresses.
 
     Raises:
         InfrastructureError: the network, a hub or the disk failed; the same call resumes.
@@ -107,7 +107,7 @@ def plan(manifest: Manifest, few_shot: bool) -> dict[str, Any]:
                 "sha256": artifact.sha256 or None,
                 "stated_by": artifact.stated_by if artifact.sha256 else None,
                 "licence": artifact.licence,
-                "addresses": artifact.addresses,
+                "address": artifact.address,
             }
             for field, artifact in required
         },

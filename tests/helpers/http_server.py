@@ -53,7 +53,7 @@ class Publisher(Loopback):
     def artifact(self, file: str, known: bool = True) -> Artifact:
         """A file as a catalogue has it, with or without its hash."""
         digest = hashlib.sha256(self.files[file]).hexdigest() if known else ""
-        return Artifact(file, (f"{self.address}/{file}",), "MIT", digest)
+        return Artifact(file, f"{self.address}/{file}", "MIT", digest)
 
     def publish(self, folder: Path) -> None:
         """Serve what lies in a folder and in those within."""

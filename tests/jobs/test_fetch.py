@@ -122,7 +122,7 @@ def test_a_diffusion_model_is_taken_from_a_directory(
 ) -> None:
     """Each of its files is pinned, and what is something else is refused."""
     mirror, path = pipeline
-    address = planned(path)["files"][UNET]["addresses"][0]
+    address = planned(path)["files"][UNET]["address"]
     of_a_commit = r"https://huggingface\.co/stabilityai/sd-turbo/resolve/[0-9a-f]{40}/unet/"
     assert re.fullmatch(rf"{of_a_commit}diffusion_pytorch_model\.safetensors", address)
     fetch(path, "--mirror", str(mirror))
@@ -178,7 +178,7 @@ def test_a_plan_has_the_facts_of_each_file_and_fetches_nothing(tmp_path: Path) -
     assert list(files)[-1] == "resnet18-f37072fd.pth"
     assert student["sha256"] == "f37072fd"
     assert student["licence"].startswith("BSD-3-Clause")
-    assert student["addresses"]
+    assert student["address"]
     hub = "timm/vit_base_patch32_clip_224.laion400m_e32"
     assert plan["from_hubs"] == {hub: "teacher.weights"}
     assert not (tmp_path / "cache").exists()

@@ -31,9 +31,8 @@ class Artifact:
     """A published file."""
 
     file: str
-    """Unique path of the file in the cache and on a mirror, with slashes if it is in a folder."""
-    addresses: tuple[str, ...]
-    """Addresses of the same file; each one is sufficient."""
+    """Unique path of the file in the cache and in a mirror, with slashes if it is in a folder."""
+    address: str
     licence: str
     sha256: str = ""
     """Published hash: 64 hexadecimal digits or the first of them; empty if none is published."""
@@ -44,7 +43,7 @@ class Artifact:
 
     @property
     def certain(self) -> bool:
-        """Whether the whole hash is published, so that any server of the file can be trusted."""
+        """Whether the whole hash is published."""
         return len(self.sha256) == 64
 
     def within(self, cache: str | Path) -> Path:
@@ -56,7 +55,7 @@ def at_address(address: str, licence: str) -> Artifact:
     """The file at an address of torchvision, with the hash from its name."""
     path = urlsplit(address).path
     match = HASH_IN_ADDRESS.search(path)
-    return Artifact(PurePath(path).name, (address,), licence, match[1] if match else "")
+    return Artifact(PurePath(path).name, address, licence, match[1] if match else "")
 
 
 def hub_id(tag: Mapping[str, Any]) -> str:
@@ -98,7 +97,7 @@ PUBLISHED_VQGANS = {
     "vqgan-imagenet-f16-16384": {
         "generator.config": Artifact(
             "vqgan-imagenet-f16-16384.yaml",
-            (_HEIBOX.format("configs%2Fmodel.yaml"),),
+            _HEIBOX.format("configs%2Fmodel.yaml"),
             _TAMING,
             "00e2c6189926f1d89ecfef73e9598db77981c1982f0555fbade963ffd16143c7",
             692,
@@ -106,7 +105,7 @@ PUBLISHED_VQGANS = {
         ),
         "generator.weights": Artifact(
             "vqgan-imagenet-f16-16384.ckpt",
-            (_HEIBOX.format("ckpts%2Flast.ckpt"),),
+            _HEIBOX.format("ckpts%2Flast.ckpt"),
             _TAMING,
             "845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663",
             980_092_370,
@@ -144,7 +143,7 @@ def _pipeline(
     return tuple(
         Artifact(
             f"{name}/{each}",
-            (hf_hub_url(repository, each, revision=commit),),
+            hf_hub_url(repository, each, revision=commit),
             licence,
             *known.get(each, ("", None)),
             _COPIES,

@@ -30,17 +30,17 @@ def every() -> list[Artifact]:
 
 def test_artifacts_have_valid_names_hashes_and_addresses() -> None:
     artifacts = every()
-    assert len({artifact.addresses for artifact in artifacts}) >= 10
+    assert len({artifact.address for artifact in artifacts}) >= 10
     for artifact in artifacts:
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", artifact.file)
         assert re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{64}", artifact.sha256), artifact
-        assert all(urlsplit(address).scheme == "https" for address in artifact.addresses)
+        assert urlsplit(artifact.address).scheme == "https"
 
 
 def test_no_two_files_share_a_name_in_the_cache() -> None:
-    addresses: dict[str, tuple[str, ...]] = {}
+    addresses: dict[str, str] = {}
     for artifact in every():
-        assert addresses.setdefault(artifact.file, artifact.addresses) == artifact.addresses
+        assert addresses.setdefault(artifact.file, artifact.address) == artifact.address
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_hub_has_every_tag_of_open_clip() -> None:
 
 
 def test_a_file_missing_from_the_cache_is_one_line_with_the_command(tmp_path: Path) -> None:
-    artifact = Artifact("w.pt", ("https://a.org/w.pt",), "MIT")
+    artifact = Artifact("w.pt", "https://a.org/w.pt", "MIT")
     with pytest.raises(WeightsError, match=r"^teacher\.weights: .*jobs/fetch\.py") as caught:
         cached("teacher.weights", "openai", artifact, tmp_path)
     assert "\n" not in str(caught.value)
