@@ -175,21 +175,15 @@ def _store_body(
             raise Refusal(f"has {size} bytes, at most {limit}")
         require_disk_space(part.path, size - part.done)
     with (
-        progress.bar(artifact.file, _kilo(size or 0), "kB", _kilo(part.done)) as bar,
+        progress.bar(artifact.file, size or 0, "B", part.done) as bar,
         disk_full_error(part.path, limit),
     ):
         while chunk := read(CHUNK):
-            before = part.done
             part.add(chunk)
-            bar.update(_kilo(part.done) - _kilo(before))
+            bar.update(len(chunk))
             if part.done > limit:
                 raise Refusal(f"sends more than {limit} bytes")
         part.flush()
     # http.client ends a body that was cut off without an error when it is read in chunks.
     if size is not None and part.done < size:
         raise OSError(f"was cut off at {part.done} of {size} bytes")
-
-
-def _kilo(size: int) -> int:
-    """Kilobytes, rounded up."""
-    return -(-size // 1000)
