@@ -73,7 +73,11 @@ def _is_outage(error: BaseException) -> bool:
             status = cause.response.status_code
             return status >= 500 or status in TRANSIENT_STATUSES
     # Raised by the hub's client after its retries, if the file is not in its cache either.
-    return any(isinstance(cause, LocalEntryNotFoundError) for cause in chain)
+    if any(isinstance(cause, LocalEntryNotFoundError) for cause in chain):
+        return True
+    # By name, because the client raises these of whichever HTTP library it uses.
+    kinds = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    return not kinds.isdisjoint({"NetworkError", "TimeoutException", "RemoteProtocolError"})
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -78,7 +78,7 @@ class Publisher(Loopback):
                     self._answer(kind, detail)
 
             def do_HEAD(self) -> None:
-                """What the client of a hub asks first; only for answers without a body."""
+                """What the client of a hub asks first."""
                 self.do_GET()
 
             def _answer(self, kind: str, detail: str) -> None:
@@ -119,8 +119,12 @@ class Publisher(Loopback):
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
                 self.send_header("Content-Length", str(len(rest)))
+                self.send_header("X-Repo-Commit", "0" * 40)
+                self.send_header("ETag", hashlib.sha256(body).hexdigest())
                 self.end_headers()
-                if kind == "held":
+                if self.command == "HEAD":
+                    pass
+                elif kind == "held":
                     self.wfile.write(rest[: len(rest) // 2])
                     publisher.held.set()
                     publisher.released.wait()

@@ -209,21 +209,42 @@ def test_a_hubs_model_is_left_to_the_library(
 
 
 @pytest.mark.parametrize(
-    ("fault", "code"), [("", Exit.RETRY), ("busy", Exit.RETRY), ("gone", Exit.USAGE)]
+    ("fault", "code"),
+    [("", Exit.RETRY), ("busy", Exit.RETRY), ("cut 1000", Exit.RETRY), ("gone", Exit.USAGE)],
 )
 def test_only_an_outage_of_the_hub_is_worth_a_repetition(
     fault: str, code: Exit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No server, one that is overloaded, and one that has no such model."""
+    """No server, one that is overloaded, a bad line, and a server that has no such model."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between attempts
     give_tag(monkeypatch, hf_hub="someone/tiny/")
     written = write_teacher(tmp_path / "files", model_config(VIT))
     teacher = {"model": written.model, "weights": "tiny"}
     path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
-    with Publisher() as hub:
+    body = Path(written.weights).read_bytes()
+    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    with Publisher(**dict.fromkeys(names, body)) as hub:
         template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         hub.inject(*[fault] * 20)
         if not fault:
             hub.server_close()
         assert "someone/tiny" in fetch(path, code=code)
+
+
+def test_a_hubs_model_arrives_over_a_bad_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    give_tag(monkeypatch, hf_hub="someone/tiny/")
+    written = write_teacher(tmp_path / "files", model_config(VIT))
+    teacher = {"model": written.model, "weights": "tiny"}
+    path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
+    body = Path(written.weights).read_bytes()
+    with Publisher(**{"open_clip_model.safetensors": body}) as hub:
+        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        hub.inject("", "cut 1000")
+        assert "someone/tiny, fetched by open_clip: " in fetch(path)
+        assert len(hub.seen) == 3
+    check_synthesis(Manifest.read(path))
