@@ -16,6 +16,9 @@ from dfkd.models.weights.reading import load_into, match, read_state_dict
 FIELD = "distillation.weights"
 """Default manifest key for errors about the initial weights."""
 
+HEAD = "head|fc|classif|logits|last_linear"
+"""Finds the names of a library's last layers, which a backbone lacks."""
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -146,15 +149,12 @@ def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
             if key.startswith("backbone.")
         }
     expected = backbone.state_dict()
-    # Keys of the file's head are dropped, because the student has a head of its own. Those of
-    # further blocks are not: they belong to a deeper network, such as a ResNet-34 for a ResNet-18.
-    blocks = {block for key in expected for block in _blocks(key)}
-    lists = {name for name, _ in blocks}
+    # Keys of the file's head are dropped, because the student has a head of its own. No others are:
+    # those of further blocks belong to a deeper network, such as a ResNet-34 for a ResNet-18.
     selected = {
         key: tensor
         for key, tensor in state.items()
-        if key in expected
-        or any(name in lists and (name, number) not in blocks for name, number in _blocks(key))
+        if key in expected or not re.search(HEAD, key.partition(".")[0])
     }
     for key in expected.keys() - selected.keys():
         if key.endswith("num_batches_tracked"):  # old files of PyTorch do not have this counter
@@ -162,17 +162,6 @@ def _load_backbone(backbone: nn.Module, path: Path, field: str) -> None:
     remedy = "give weights of distillation.student"
     match(field, path, selected, expected, remedy)
     load_into(field, path, backbone, selected)
-
-
-def _blocks(key: str) -> list[tuple[str, str]]:
-    """The numbered modules that hold a tensor, as list and number: `layer1.2.conv1` has one.
-
-    There are none in a head, whose last layers a backbone lacks.
-    """
-    parts = key.split(".")
-    if re.search("head|fc|classif|logits", parts[0]):
-        return []
-    return [(".".join(parts[:i]), part) for i, part in enumerate(parts) if i and part.isdecimal()]
 
 
 @torch.no_grad()

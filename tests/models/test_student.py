@@ -191,13 +191,16 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     ("student", "key"),
     [("resnet18", "layer1.2.conv1.weight"), ("timm:vit_tiny_patch16_224", "blocks.12.norm1.bias")],
 )
-def test_weights_of_a_deeper_network_are_refused(student: str, key: str, tmp_path: Path) -> None:
+def test_weights_of_a_deeper_network_are_refused_and_a_head_is_dropped(
+    student: str, key: str, tmp_path: Path
+) -> None:
     """Its first blocks would fit: a ResNet-34 has all tensors of a ResNet-18."""
     backbone = build(Distillation(student=student, **RANDOM), 5, 32, 0).backbone.state_dict()
     config = Distillation(student=student, weights=str(tmp_path / "w.safetensors"))
-    for name, fits in ((key, False), ("head.1.weight", True), ("classifier.weight", True)):
+    heads = ("head.1.weight", "classifier.weight", "last_linear.weight")
+    for name, fits in ((key, False), ("other", False), *((head, True) for head in heads)):
         safetensors.torch.save_file({**backbone, name: torch.zeros(1)}, config.weights)
-        with contextlib.nullcontext() if fits else pytest.raises(WeightsError, match=key):
+        with contextlib.nullcontext() if fits else pytest.raises(WeightsError, match=name):
             build(config, 5, 32, 0)
 
 
