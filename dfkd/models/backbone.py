@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dfkd.config.distillation import Distillation, require_library_weights, weights_file
+from dfkd.config.distillation import Distillation, weights_file
 from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.weights.artifacts import Artifact, at_address, cached
 from dfkd.models.weights.reading import load_into, match, read_state_dict
@@ -57,11 +57,13 @@ def published(config: Distillation, field: str = FIELD) -> Artifact | None:
         ManifestError: torchvision has no such architecture.
         WeightsError: the library has no such weights of this architecture.
     """
-    require_library_weights(field, config.student, config.weights)
-    if config.student.startswith("timm:") or not names_library(config.weights):
+    if not names_library(config.weights):
         return None
-    _require_resnet(config.student)
-    known = torchvision.models.get_model_weights(config.student).__members__
+    # timm knows no names, so any other than this would silently mean the same weights.
+    known: dict[str, Any] = {"pretrained": None}
+    if not config.student.startswith("timm:"):
+        _require_resnet(config.student)
+        known = dict(torchvision.models.get_model_weights(config.student).__members__)
     if config.weights not in known:
         raise WeightsError(
             field,
@@ -69,6 +71,8 @@ def published(config: Distillation, field: str = FIELD) -> Artifact | None:
             config.weights,
             "name one of these",
         )
+    if known[config.weights] is None:
+        return None
     licence = "BSD-3-Clause (pytorch/vision); trained on ImageNet"
     return at_address(known[config.weights].url, licence)
 
