@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--mirror",
         default="",
-        metavar="URL_OR_DIR",
-        help="take the files, under their names in --dry-run, from this base URL or directory",
+        metavar="DIRECTORY",
+        help="take the files, under their names in --dry-run, from here",
     )
     return command_line.run(arguments, work, plan, argv)
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.config.paths import BACKBONE, MINIATURE
-from dfkd.errors import ManifestError, WeightsError
+from dfkd.errors import ManifestError
 from dfkd.utils.types import (
     CHECKED,
     Count,
@@ -42,29 +42,6 @@ def weights_file(weights: str) -> Path | None:
     if weights == MINIATURE:
         return BACKBONE
     return Path(weights) if "/" in weights or "." in weights else None
-
-
-LIBRARY_WEIGHTS = {
-    "timm": ("pretrained",),
-    "torchvision": ("DEFAULT", "IMAGENET1K_V1", "IMAGENET1K_V2"),
-}
-"""All names of weights that a library has for any of its models."""
-
-
-def require_library_weights(field: str, student: str, weights: str) -> None:
-    """Raise `WeightsError` if `weights` is a name that the student's library never has.
-
-    Whether torchvision has it for this student is told by `dfkd.models.backbone.published`.
-    """
-    library = "timm" if student.startswith("timm:") else "torchvision"
-    names = LIBRARY_WEIGHTS[library]
-    if weights not in ("none", *names) and weights_file(weights) is None:
-        raise WeightsError(
-            field,
-            f"must be none, a safetensors file, or (students of {library}) {' or '.join(names)}",
-            weights,
-            "name one of these",
-        )
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -17,7 +17,6 @@ from dfkd.config.distillation import (
     Evaluation,
     FewShot,
     TextOnly,
-    require_library_weights,
 )
 from dfkd.config.inversion import Inversion
 from dfkd.config.methods import Method, expand_methods, prompt_method, synthesis_method
@@ -184,8 +183,6 @@ class Manifest:
                 self.prompts.styles,
                 "add styles or set distillation.texts=template",
             )
-        student = self.distillation
-        require_library_weights("distillation.weights", student.student, student.weights)
         self._refuse_keys_without_effect()
 
     def _refuse_keys_without_effect(self) -> None:

@@ -28,7 +28,7 @@ class TeacherConfig:
     model: Name
     """An open_clip architecture, the path of a model configuration, or `miniature`."""
     weights: Name
-    """An open_clip tag, a file (OpenAI archive, state dict, safetensors), a folder, or `miniature`.
+    """An open_clip tag, a file (state dict, safetensors), a folder, or `miniature`.
 
     The file of a tag is read from the cache."""
     template: Name = "A {class}"
@@ -48,7 +48,7 @@ class GeneratorConfig:
     which must be the model's own: ViT-L/14 for Stable Diffusion 1, ViT-H/14 for 2 and Turbo."""
     config: str = ""
     """Of `vqgan`: the official `model.yaml`, `miniature`, or a name that is read from the cache:
-    `vqgan-imagenet-f16-1024`, `vqgan-imagenet-f16-16384`."""
+    `vqgan-imagenet-f16-16384`."""
     weights: Name
     """Of `vqgan`: the official `.ckpt`, a safetensors file with the same keys, or a name as in
     `config`. Of `diffusers`: a folder in its layout with safetensors files, `miniature`, or a name

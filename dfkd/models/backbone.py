@@ -8,13 +8,16 @@ import torch
 import torchvision
 from torch import nn
 
-from dfkd.config.distillation import Distillation, require_library_weights, weights_file
+from dfkd.config.distillation import Distillation, weights_file
 from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.weights.artifacts import Artifact, at_address, cached
 from dfkd.models.weights.reading import load_into, match, read_state_dict
 
 FIELD = "distillation.weights"
 """The manifest key of the initial weights, for errors."""
+
+HEAD = "head|fc|classif|logits|last_linear"
+"""Finds the names of a library's last layers, which a backbone lacks."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -51,11 +54,13 @@ def published(config: Distillation) -> Artifact | None:
         ManifestError: torchvision has no such architecture.
         WeightsError: the library has no such weights of this architecture.
     """
-    require_library_weights(FIELD, config.student, config.weights)
-    if config.student.startswith("timm:") or not names_library(config.weights):
+    if not names_library(config.weights):
         return None
-    _require_resnet(config.student)
-    known = torchvision.models.get_model_weights(config.student).__members__
+    # timm knows no names, so any other than this would silently mean the same weights.
+    known: dict[str, Any] = {"pretrained": None}
+    if not config.student.startswith("timm:"):
+        _require_resnet(config.student)
+        known = dict(torchvision.models.get_model_weights(config.student).__members__)
     if config.weights not in known:
         raise WeightsError(
             FIELD,
@@ -63,6 +68,8 @@ def published(config: Distillation) -> Artifact | None:
             config.weights,
             "name one of these",
         )
+    if known[config.weights] is None:
+        return None
     licence = "BSD-3-Clause (pytorch/vision); trained on ImageNet"
     return at_address(known[config.weights].url, licence)
 
@@ -143,15 +150,12 @@ def _load_backbone(backbone: nn.Module, path: Path) -> None:
             if key.startswith("backbone.")
         }
     expected = backbone.state_dict()
-    # Keys of the file's head are dropped, because the student has a head of its own. Those of
-    # further blocks are not: they belong to a deeper network, such as a ResNet-34 for a ResNet-18.
-    blocks = {block for key in expected for block in _blocks(key)}
-    lists = {name for name, _ in blocks}
+    # Keys of the file's head are dropped, because the student has a head of its own. No others are:
+    # those of further blocks belong to a deeper network, such as a ResNet-34 for a ResNet-18.
     selected = {
         key: tensor
         for key, tensor in state.items()
-        if key in expected
-        or any(name in lists and (name, number) not in blocks for name, number in _blocks(key))
+        if key in expected or not re.search(HEAD, key.partition(".")[0])
     }
     for key in expected.keys() - selected.keys():
         if key.endswith("num_batches_tracked"):  # old files of PyTorch do not have this counter
@@ -159,17 +163,6 @@ def _load_backbone(backbone: nn.Module, path: Path) -> None:
     remedy = "give weights of distillation.student"
     match(FIELD, path, selected, expected, remedy)
     load_into(FIELD, path, backbone, selected)
-
-
-def _blocks(key: str) -> list[tuple[str, str]]:
-    """The numbered modules that hold a tensor, as list and number: `layer1.2.conv1` has one.
-
-    There are none in a head, whose last layers a backbone lacks.
-    """
-    parts = key.split(".")
-    if re.search("head|fc|classif|logits", parts[0]):
-        return []
-    return [(".".join(parts[:i]), part) for i, part in enumerate(parts) if i and part.isdecimal()]
 
 
 @torch.no_grad()

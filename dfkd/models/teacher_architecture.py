@@ -28,11 +28,9 @@ from dfkd.models.teacher_checks import (
     refuse_large,
     refuse_unsupported,
 )
-from dfkd.models.weights.artifacts import FETCH, cached, hub_id, of_tag
+from dfkd.models.weights.artifacts import FETCH, hub_id
 from dfkd.models.weights.reading import (
-    OPENAI_KEYS,
     existing_file,
-    is_torchscript,
     match,
     read_json,
     read_state_dict,
@@ -149,8 +147,6 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
 
 def _tagged(weights: str, tag: dict[str, Any], cache: str) -> Path:
     """The weight file of a tag, from the cache."""
-    if artifact := of_tag(tag):
-        return cached("teacher.weights", weights, artifact, cache)
     # Without the network, which the nodes of a cluster need not have, and whose absence the hub's
     # client notices only after minutes of retries.
     owner, name, *file = hub_id(tag).split("/")
@@ -170,7 +166,7 @@ def _tagged(weights: str, tag: dict[str, Any], cache: str) -> Path:
 
 
 def download_tag(field: str, tag: dict[str, Any], cache: str) -> Path:
-    """The weight file of a tag that only a hub has; open_clip downloads it into the cache.
+    """The weight file of a tag, which open_clip downloads from a hub into the cache.
 
     Args:
         field: the manifest key that names the tag, for errors.
@@ -243,16 +239,9 @@ def read_weights(source: Source, architecture: Architecture) -> dict[str, Tensor
     """The tensors of the weight file, under exactly the names and shapes of the model.
 
     Raises:
-        WeightsError: the file is corrupt or of another architecture, or holds OpenAI's weights for
-            a model without QuickGELU.
+        WeightsError: the file is corrupt or of another architecture.
     """
     state = read_state_dict("teacher.weights", source.path)
-    # All of OpenAI's models were trained with QuickGELU.
-    if any(key in state for key in OPENAI_KEYS):
-        require_activation(str(source.path), True, architecture)
-    # Their archives also hold sizes and the causal mask, which every model computes itself.
-    unused = (*OPENAI_KEYS, "attn_mask")
-    state = {key: value for key, value in state.items() if key.split(".")[-1] not in unused}
     with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
         model = build(architecture)
     # The names of other code bases are turned into open_clip's, as its own loader does.
@@ -360,6 +349,6 @@ def _in_directory(directory: Path) -> Source:
 def _beside(path: Path) -> Source:
     """A weight file, with what a configuration beside it says."""
     if not (path.parent / CONFIG).is_file():
-        return Source(path, {}, is_torchscript(path) or None)
+        return Source(path, {}, None)
     beside = read_architecture(str(path.parent))
     return Source(path, beside.preprocess, beside.quick_gelu, beside.path)

@@ -22,7 +22,7 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
 
     Args:
         few_shot: also fetch the weights that only few-shot training starts from.
-        mirror: base URL or directory with the files by name; empty for the published addresses.
+        mirror: directory with the files by name; empty for the published addresses.
 
     Raises:
         InfrastructureError: the network, a hub or the disk failed; the same call resumes.
@@ -73,7 +73,11 @@ def _is_outage(error: BaseException) -> bool:
             status = cause.response.status_code
             return status >= 500 or status in TRANSIENT_STATUSES
     # Raised by the hub's client after its retries, if the file is not in its cache either.
-    return any(isinstance(cause, LocalEntryNotFoundError) for cause in chain)
+    if any(isinstance(cause, LocalEntryNotFoundError) for cause in chain):
+        return True
+    # By name, because the client raises these of whichever HTTP library it uses.
+    kinds = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    return not kinds.isdisjoint({"NetworkError", "TimeoutException", "RemoteProtocolError"})
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -107,7 +111,7 @@ def plan(manifest: Manifest, few_shot: bool) -> dict[str, Any]:
                 "sha256": artifact.sha256 or None,
                 "stated_by": artifact.stated_by if artifact.sha256 else None,
                 "licence": artifact.licence,
-                "addresses": artifact.addresses,
+                "address": artifact.address,
             }
             for field, artifact in required
         },

@@ -1,4 +1,4 @@
-"""What a manifest needs from outside: published weights, and models that only a hub has."""
+"""What a manifest needs from outside: published weights, and models of hubs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ from dfkd.models.weights.artifacts import (
     PUBLISHED_PIPELINES,
     Artifact,
     hub_id,
-    of_tag,
     published,
 )
 from dfkd.models.weights.reading import read_json, read_state_dict
@@ -66,9 +65,11 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
         ManifestError: an architecture, a file or a name of weights does not exist, or weights
             do not fit their architecture. This is known before a long download.
     """
+    _check_tower(manifest.teacher)
+    if "text-only" in manifest.evaluation.scored:
+        with errors_name_own_keys(manifest):
+            _check_tower(manifest.text_tower)
     by_field = [
-        ("teacher.weights", _teacher(manifest.teacher)),
-        ("text_only.weights", _text_only(manifest)),
         *_generator(manifest),
         ("distillation.weights", backbone.published(manifest.distillation)),
         ("distillation.weights", _few_shot(manifest) if few_shot else None),
@@ -81,24 +82,16 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
     return list(files.values())
 
 
-def _teacher(config: TeacherConfig) -> Artifact | None:
-    """The file of an open_clip tag; None for a local file, which must exist, or a hub's model."""
+def _check_tower(config: TeacherConfig) -> None:
+    """Raise `ManifestError` unless weights are a tag of open_clip or exist, and have the activation
+    of their architecture."""
     shape = read_architecture(config.model)
     tag = get_pretrained_cfg(config.model, config.weights)
     if not tag:
         find_weights(config.weights, shape)
-        return None
-    # With another activation the weights load, but give wrong embeddings.
-    require_activation(config.weights, bool(tag.get("quick_gelu")), shape)
-    return of_tag(tag)
-
-
-def _text_only(manifest: Manifest) -> Artifact | None:
-    """The file of the text-only classifier's tower, if that is scored; errors name its own keys."""
-    if "text-only" not in manifest.evaluation.scored:
-        return None
-    with errors_name_own_keys(manifest):
-        return _teacher(manifest.text_tower)
+    else:
+        # With another activation the weights load, but give wrong embeddings.
+        require_activation(config.weights, bool(tag.get("quick_gelu")), shape)
 
 
 def _generator(manifest: Manifest) -> list[tuple[str, Artifact | None]]:
@@ -134,13 +127,12 @@ def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
 
 
 def hub_models(manifest: Manifest) -> list[HubModel]:
-    """The models that a manifest names and that only a hub has."""
+    """The models that a manifest names and that a library downloads from its hub."""
     config = manifest.distillation
     models = []
     for field, tower in towers(manifest).items():
         tag = get_pretrained_cfg(tower.model, tower.weights)
-        # A tag that also has a published file is fetched as a file.
-        if hub_id(tag) and not of_tag(tag):
+        if hub_id(tag):
             models.append(HubModel(field, "open_clip", hub_id(tag)))
     if config.student.startswith("timm:") and backbone.names_library(config.weights):
         models.append(HubModel("distillation.weights", "timm", config.student))

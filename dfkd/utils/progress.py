@@ -47,6 +47,7 @@ class ScreenBar(Closing):
             total=total,
             initial=done,
             unit=unit,
+            unit_scale=unit == "B",
             mininterval=0.2,
             maxinterval=1.0,
             dynamic_ncols=True,
@@ -103,6 +104,7 @@ class LineBar(Closing):
             prefix=self.description,
             ascii=True,
             unit=self.unit,
+            unit_scale=self.unit == "B",
             initial=self.initial,
             postfix=self.text,
         )
@@ -112,6 +114,9 @@ class LineBar(Closing):
 
 
 def bar(description: str, total: int, unit: str, done: int = 0) -> ScreenBar | LineBar:
-    """A progress bar on stderr with rate and ETA; `done` units were finished earlier."""
+    """A progress bar on stderr with rate and ETA; `done` units were finished earlier.
+
+    Bytes (unit `B`) are shown as kB, MB and GB.
+    """
     kind = ScreenBar if sys.stderr.isatty() else LineBar
     return kind(description, total, unit, done)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from dfkd.benchmarks.scale import ScaleWorker
 from dfkd.benchmarks.stand_in import put_prompts
@@ -31,7 +32,7 @@ from dfkd.errors import InfrastructureError
 from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher
 from dfkd.storage.local import open_storage
-from tests.helpers.tiny_models import VIT, model_config, openai_archive, write_teacher
+from tests.helpers.tiny_models import VIT, model_config, random_model, write_teacher
 from tests.helpers.tiny_version import write_manifest
 
 
@@ -42,10 +43,11 @@ def bytes_read() -> int:
 
 
 def test_a_teacher_is_read_once_to_load_it_and_by_each_worker_to_hash_it(tmp_path: Path) -> None:
-    """An archive of OpenAI's, because its format is read and not mapped, so that reads count."""
+    """Weights in the older format, because it is read and not mapped, so that reads count."""
     config = model_config(VIT, quick=True)
     archive = tmp_path / "Tiny.pt"
-    openai_archive(archive, config)
+    state = random_model(config).state_dict()
+    torch.save(state, archive, _use_new_zipfile_serialization=False)
     model = write_teacher(tmp_path / "teacher", config).model
     settings: dict[str, object] = {"model": model, "weights": str(archive)}
     manifest = Manifest.read(write_manifest(tmp_path, teacher=settings))

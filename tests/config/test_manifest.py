@@ -41,9 +41,6 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
     [
         ("prompts.methd=mix", "prompts.methd", "not a key"),
         ("prompts.metod=mix", "prompts.metod", "did you mean 'method'"),
-        ("distillation.weights=IMAGENET9K", "distillation.weights", "IMAGENET1K_V1 or"),
-        ("distillation.weights=pretrained", "distillation.weights", "IMAGENET1K_V1 or"),
-        ("distillation.student=timm:test_resnet", "distillation.weights", "(students of timm) pre"),
         ("synthesis={views: 0, view_noise: 0.1}", "synthesis.view_noise", "with synthesis.views=0"),
         ("synthesis.steps=0", "synthesis.steps", "greater than or equal to 1"),
         ("synthesis.steps=1.5", "synthesis.steps", "integer"),

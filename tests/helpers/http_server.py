@@ -20,7 +20,7 @@ from tests.helpers.loopback import Loopback
 
 
 class Publisher(Loopback):
-    """Serves `files` by name, with ranges; use as a context.
+    """Serves `files` by the end of a path, with ranges; use as a context.
 
     Faults, one for a request each: `cut N` ends the connection after N bytes of the body, `busy` is
     503, `gone` 404, `whole` ignores a range, `shifted` gives another one, `silent` never answers,
@@ -53,11 +53,12 @@ class Publisher(Loopback):
     def artifact(self, file: str, known: bool = True) -> Artifact:
         """A file as a catalogue has it, with or without its hash."""
         digest = hashlib.sha256(self.files[file]).hexdigest() if known else ""
-        return Artifact(file, (f"{self.address}/{file}",), "MIT", digest)
+        return Artifact(file, f"{self.address}/{file}", "MIT", digest)
 
     def publish(self, folder: Path) -> None:
-        """Serve what lies in a folder."""
-        self.files |= {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        """Serve what lies in a folder and in those within."""
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        self.files |= {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
     def _next(self, path: str, asked: str) -> tuple[str, str]:
         with self._lock:
@@ -77,11 +78,12 @@ class Publisher(Loopback):
                     self._answer(kind, detail)
 
             def do_HEAD(self) -> None:
-                """What the client of a hub asks first; only for answers without a body."""
+                """What the client of a hub asks first."""
                 self.do_GET()
 
             def _answer(self, kind: str, detail: str) -> None:
-                body = publisher.files.get(self.path.rsplit("/", 1)[1])
+                ends = [name for name in publisher.files if self.path.endswith(f"/{name}")]
+                body = publisher.files[ends[0]] if ends else None
                 if kind == "silent":
                     self.connection.recv(1)  # until the client goes away
                 elif kind == "busy" or kind == "gone" or body is None:
@@ -117,8 +119,12 @@ class Publisher(Loopback):
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
                 self.send_header("Content-Length", str(len(rest)))
+                self.send_header("X-Repo-Commit", "0" * 40)
+                self.send_header("ETag", hashlib.sha256(body).hexdigest())
                 self.end_headers()
-                if kind == "held":
+                if self.command == "HEAD":
+                    pass
+                elif kind == "held":
                     self.wfile.write(rest[: len(rest) // 2])
                     publisher.held.set()
                     publisher.released.wait()

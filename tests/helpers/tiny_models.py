@@ -1,7 +1,6 @@
 """Tiny models of every supported kind, with random weights, in the published file formats."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +49,6 @@ def random_model(config: dict[str, Any], seed: int = 0) -> nn.Module:
             if isinstance(module, nn.BatchNorm2d):
                 module.running_var.abs_().add_(0.5)
     return model.eval()
-
-
-def openai_archive(path: Path, config: dict[str, Any]) -> nn.Module:
-    """A traced CLIP with the three sizes as attributes, as OpenAI published them."""
-    model, text = random_model(config), config["text_cfg"]
-    sizes = {
-        "input_resolution": config["vision_cfg"]["image_size"],
-        "context_length": text.get("context_length", 77),
-        "vocab_size": text.get("vocab_size", 49408),
-    }
-    for name, value in sizes.items():
-        if hasattr(model, name):
-            delattr(model, name)
-        model.register_buffer(name, torch.tensor(value))
-    inputs = {"encode_text": (torch.zeros(1, sizes["context_length"], dtype=torch.int),)}
-    with warnings.catch_warnings(action="ignore"):  # tracing itself is deprecated
-        torch.jit.trace_module(model, inputs, check_trace=False).save(str(path))
-    return model
 
 
 def write_teacher(folder: Path, config: dict[str, Any]) -> TeacherConfig:

@@ -1,10 +1,10 @@
 """`jobs/fetch.py`: official formats with random weights, from a server and from a directory."""
 
+import dataclasses
 import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import Exit, WeightsError
 from dfkd.models.generators.vqgan import VQGAN
+from dfkd.models.weights.artifacts import PUBLISHED_VQGANS
 from dfkd.pipeline.preflight import check_synthesis
 from tests.helpers import jobs, small_manifest
 from tests.helpers.http_server import Publisher, give_tag, keep_hub_model
@@ -24,13 +25,12 @@ from tests.helpers.tiny_models import (
     VIT,
     model_config,
     official_yaml,
-    openai_archive,
     write_published,
     write_teacher,
 )
 from tests.helpers.tiny_pipeline import tiny_teacher, write_pipeline
 
-NAME = "vqgan-imagenet-f16-1024"
+NAME = "vqgan-imagenet-f16-16384"
 GENERATOR = SMALLEST["generator"]
 
 
@@ -38,15 +38,19 @@ GENERATOR = SMALLEST["generator"]
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a VQGAN in the official files, under the names of the cache."""
     folder = tmp_path_factory.mktemp("mirror")
-    write_published(folder, official_yaml(codes=1024, **F16))
+    write_published(folder, official_yaml(codes=16384, **F16))
     return folder
 
 
 @pytest.fixture
-def server(mirror: Path) -> Iterator[Publisher]:
-    with Publisher() as publisher:
-        publisher.publish(mirror)
-        yield publisher
+def known(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hashes and sizes of the mirror's files, in place of those of the published ones."""
+    files = {}
+    for field, artifact in PUBLISHED_VQGANS[NAME].items():
+        body = (mirror / artifact.file).read_bytes()
+        digest = hashlib.sha256(body).hexdigest()
+        files[field] = dataclasses.replace(artifact, sha256=digest, bytes=len(body))
+    monkeypatch.setitem(PUBLISHED_VQGANS, NAME, files)
 
 
 def write_manifest(folder: Path, **sections: Any) -> Path:
@@ -71,65 +75,68 @@ def planned(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_vqgan_arrives_over_a_bad_line_and_is_pinned(server: Publisher, tmp_path: Path) -> None:
-    """The whole job as a user starts it; nobody states a hash of these two."""
-    path, cache = write_manifest(tmp_path), tmp_path / "cache"
-    server.inject("busy", "", "cut 400000", "cut 100000")
-    done = jobs.run("fetch", path, "--mirror", server.address)
-    assert done.returncode == Exit.DONE, done.stderr
-    config, weights, last = done.stdout.splitlines()
-    for field, line, file in (("config", config, ".yaml"), ("weights", weights, ".ckpt")):
-        body = server.files[f"{NAME}{file}"]
-        assert line.startswith(f"generator.{field}: {NAME}{file} fetched, {len(body)} bytes, ")
-        assert hashlib.sha256(body).hexdigest() in line
-        assert "NOT VERIFIED, as nobody states it; pinned in" in line
-    assert last == f"wrote {cache}"
-    assert server.ranges == [""] * 5  # without a hash nothing is resumed
-    subprocess.run(f"sha256sum --check {NAME}.*.sha256", shell=True, cwd=cache, check=True)
-    assert f"{NAME}.ckpt: 100%" in done.stderr
-
-    generator = VQGAN.load(
-        GeneratorConfig(config=NAME, weights=NAME), torch.device("cpu"), cache=str(cache)
-    )
-    assert generator.downsampling == 16
-    assert len(generator.codebook) == 1024
+TURBO = "sd-turbo"
+UNET = f"{TURBO}/unet/diffusion_pytorch_model.safetensors"
 
 
-def test_a_diffusion_model_arrives_as_a_folder(tmp_path: Path) -> None:
-    """Each of its files is pinned, and what is something else is refused."""
-    name, mirror, cache = "sd-turbo", tmp_path / "mirror", tmp_path / "cache"
-    clip = tiny_teacher(tmp_path)
-    write_pipeline(mirror / name, clip)
-    path = write_manifest(
-        tmp_path,
-        teacher={
-            "model": str(tmp_path / "model.json"),
-            "weights": str(tmp_path / "model.safetensors"),
-        },
-        generator={"kind": "diffusers", "weights": name},
-        synthesis={"steps": 2},
-    )
-    unet = f"{name}/unet/diffusion_pytorch_model.safetensors"
-    (address,) = planned(path)["files"][unet]["addresses"]
-    of_a_commit = r"https://huggingface\.co/stabilityai/sd-turbo/resolve/[0-9a-f]{40}/unet/"
-    assert re.fullmatch(rf"{of_a_commit}diffusion_pytorch_model\.safetensors", address)
-    lines = fetch(path, "--mirror", str(mirror)).splitlines()[:-1]
+@pytest.fixture
+def pipeline(tmp_path: Path) -> tuple[Path, Path]:
+    """A directory with a tiny SD-Turbo, and a manifest that names the published one."""
+    write_pipeline(tmp_path / "mirror" / TURBO, tiny_teacher(tmp_path))
+    teacher = {
+        "model": str(tmp_path / "model.json"),
+        "weights": str(tmp_path / "model.safetensors"),
+    }
+    generator = {"kind": "diffusers", "weights": TURBO}
+    path = write_manifest(tmp_path, teacher=teacher, generator=generator, synthesis={"steps": 2})
+    return tmp_path / "mirror", path
+
+
+def test_a_diffusion_model_arrives_over_a_bad_line_and_is_pinned(
+    pipeline: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The whole job as a user starts it, with another hub; nobody states hashes of these files."""
+    mirror, path = pipeline
+    with Publisher() as server:
+        server.publish(mirror / TURBO)
+        server.inject("busy", "", "cut 4000", "cut 1000")
+        endpoint = {"HF_ENDPOINT": server.address}
+        done = jobs.run("fetch", path, env=jobs.environment() | endpoint)
+        assert done.returncode == Exit.DONE, done.stderr
+        assert server.ranges == [""] * 11  # without a hash nothing is resumed
+    *lines, last = done.stdout.splitlines()
+    assert last == f"wrote {tmp_path / 'cache'}"
     assert len(lines) == 8
     assert all("NOT VERIFIED, as nobody states it; pinned in" in line for line in lines)
-    for file in (each for each in (mirror / name).rglob("*") if each.is_file()):
-        copied = cache / name / file.relative_to(mirror / name)
+    assert f"{UNET}: 100%" in done.stderr
+    for file in (each for each in (mirror / TURBO).rglob("*") if each.is_file()):
+        copied = tmp_path / "cache" / file.relative_to(mirror)
         assert copied.read_bytes() == file.read_bytes()
-        assert copied.with_name(f"{copied.name}.sha256").is_file()
+        pin = [f"{copied.name}.sha256"]
+        subprocess.run(["sha256sum", "--check", *pin], cwd=copied.parent, check=True)
+    check_synthesis(Manifest.read(path))
+
+
+def test_a_diffusion_model_is_taken_from_a_directory(
+    pipeline: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Each of its files is pinned, and what is something else is refused."""
+    mirror, path = pipeline
+    address = planned(path)["files"][UNET]["address"]
+    of_a_commit = r"https://huggingface\.co/stabilityai/sd-turbo/resolve/[0-9a-f]{40}/unet/"
+    assert re.fullmatch(rf"{of_a_commit}diffusion_pytorch_model\.safetensors", address)
+    fetch(path, "--mirror", str(mirror))
     fetch(path)  # all are there
     check_synthesis(Manifest.read(path))
 
-    (cache / unet).unlink()
+    (tmp_path / "cache" / UNET).unlink()
     with pytest.raises(WeightsError, match=r"pytorch_model\.safetensors, which is not in"):
         check_synthesis(Manifest.read(path))
-    (mirror / unet).write_text("<html>")
-    assert f"{unet}: sha256 " in fetch(path, "--mirror", str(mirror), code=Exit.FAILED)
+    (mirror / UNET).write_text("<html>")
+    assert f"{UNET}: sha256 " in fetch(path, "--mirror", str(mirror), code=Exit.FAILED)
 
 
+@pytest.mark.usefixtures("known")
 def test_what_was_fetched_is_verified_again_and_goes_on_to_the_next_machine(
     mirror: Path, tmp_path: Path
 ) -> None:
@@ -138,32 +145,13 @@ def test_what_was_fetched_is_verified_again_and_goes_on_to_the_next_machine(
     printed += fetch(path, "--mirror", str(cache), "--set", f"cache={other}")
     lines = printed.splitlines()
     assert [" fetched, " in line for line in lines if ".ckpt" in line] == [True, False, True]
+    assert all("sha256 " in line and " as stated by others" in line for line in lines[:2])
     assert lines[-1] == f"wrote {other}"
+    config = GeneratorConfig(config=NAME, weights=NAME)
+    generator = VQGAN.load(config, torch.device("cpu"), cache=other)
+    assert (generator.downsampling, len(generator.codebook)) == (16, 16384)
     (cache / f"{NAME}.ckpt").write_bytes(b"damaged")
     assert "delete it and run again" in fetch(path, code=Exit.FAILED)
-
-
-def test_an_openai_archive_is_fetched_verified_and_used(
-    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of the published format but not the published size, so under an address of its own."""
-    quick = model_config(VIT, quick=True, context_length=77)
-    (tmp_path / "model.json").write_text(json.dumps(quick))
-    openai_archive(tmp_path / "Tiny.pt", quick)
-    body = (tmp_path / "Tiny.pt").read_bytes()
-    digest = hashlib.sha256(body).hexdigest()
-    with Publisher(**{"Tiny.pt": body}) as server:
-        give_tag(monkeypatch, url=f"{server.address}/{digest}/Tiny.pt", quick_gelu=True)
-        teacher = {"model": str(tmp_path / "model.json"), "weights": "tiny"}
-        generator = {
-            "config": str(mirror / f"{NAME}.yaml"),
-            "weights": str(mirror / f"{NAME}.ckpt"),
-        }
-        path = write_manifest(tmp_path, teacher=teacher, generator=generator)
-        server.inject("cut 100000")
-        assert f"sha256 {digest} as stated by its publisher" in fetch(path)
-        assert server.ranges == ["", "bytes=100000-"]
-    check_synthesis(Manifest.read(path))
 
 
 def test_a_manifest_that_names_no_published_file_needs_none(tmp_path: Path) -> None:
@@ -181,14 +169,18 @@ def test_a_plan_has_the_facts_of_each_file_and_fetches_nothing(tmp_path: Path) -
         teacher={"model": "ViT-B-32-quickgelu", "weights": "laion400m_e32"},
         distillation={"weights": "IMAGENET1K_V1"},
     )
-    files = planned(path)["files"]
-    teacher, config, _, student = files.values()
-    assert teacher["key"] == "teacher.weights"
-    assert teacher["sha256"] == "46683a32"
-    assert config["sha256"] is config["stated_by"] is None
+    plan = planned(path)
+    files = plan["files"]
+    config, _, student = files.values()
+    assert config["key"] == "generator.config"
+    assert (config["bytes"], len(config["sha256"])) == (692, 64)
+    assert config["stated_by"].startswith("others")
     assert list(files)[-1] == "resnet18-f37072fd.pth"
+    assert student["sha256"] == "f37072fd"
     assert student["licence"].startswith("BSD-3-Clause")
-    assert student["addresses"]
+    assert student["address"]
+    hub = "timm/vit_base_patch32_clip_224.laion400m_e32"
+    assert plan["from_hubs"] == {hub: "teacher.weights"}
     assert not (tmp_path / "cache").exists()
 
 
@@ -198,7 +190,7 @@ def test_a_plan_knows_what_is_there(mirror: Path, tmp_path: Path) -> None:
     (tmp_path / "cache" / f"{NAME}.yaml").write_bytes((mirror / f"{NAME}.yaml").read_bytes())
     found = planned(path)
     assert found["missing"] == [f"{NAME}.ckpt"]
-    assert found["missing_of_unknown_size"] == 1
+    assert (found["missing_bytes"], found["missing_of_unknown_size"]) == (980_092_370, 0)
     assert planned(write_manifest(tmp_path, generator=GENERATOR))["files"] == {}
 
 
@@ -217,21 +209,42 @@ def test_a_hubs_model_is_left_to_the_library(
 
 
 @pytest.mark.parametrize(
-    ("fault", "code"), [("", Exit.RETRY), ("busy", Exit.RETRY), ("gone", Exit.USAGE)]
+    ("fault", "code"),
+    [("", Exit.RETRY), ("busy", Exit.RETRY), ("cut 1000", Exit.RETRY), ("gone", Exit.USAGE)],
 )
 def test_only_an_outage_of_the_hub_is_worth_a_repetition(
     fault: str, code: Exit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No server, one that is overloaded, and one that has no such model."""
+    """No server, one that is overloaded, a bad line, and a server that has no such model."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between attempts
     give_tag(monkeypatch, hf_hub="someone/tiny/")
     written = write_teacher(tmp_path / "files", model_config(VIT))
     teacher = {"model": written.model, "weights": "tiny"}
     path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
-    with Publisher() as hub:
+    body = Path(written.weights).read_bytes()
+    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    with Publisher(**dict.fromkeys(names, body)) as hub:
         template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         hub.inject(*[fault] * 20)
         if not fault:
             hub.server_close()
         assert "someone/tiny" in fetch(path, code=code)
+
+
+def test_a_hubs_model_arrives_over_a_bad_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    give_tag(monkeypatch, hf_hub="someone/tiny/")
+    written = write_teacher(tmp_path / "files", model_config(VIT))
+    teacher = {"model": written.model, "weights": "tiny"}
+    path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
+    body = Path(written.weights).read_bytes()
+    with Publisher(**{"open_clip_model.safetensors": body}) as hub:
+        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        hub.inject("", "cut 1000")
+        assert "someone/tiny, fetched by open_clip: " in fetch(path)
+        assert len(hub.seen) == 3
+    check_synthesis(Manifest.read(path))

@@ -27,7 +27,6 @@ from tests.helpers.tiny_models import (
     VIT,
     load_teacher,
     model_config,
-    openai_archive,
     random_model,
     write_teacher,
 )
@@ -185,26 +184,6 @@ def test_a_model_or_tag_that_cannot_be_loaded_is_refused(
 ) -> None:
     text = refusal(model, weights)
     assert all(reason in text for reason in reasons)
-
-
-def test_openai_archives_load_into_quickgelu_and_nothing_else(tmp_path: Path) -> None:
-    quick = model_config(VIT, quick=True)
-    config = write_teacher(tmp_path, quick)
-    archive = tmp_path / "ViT-B-32.pt"
-    model = openai_archive(archive, quick)
-    teacher = Teacher.load(TeacherConfig(model=config.model, weights=str(archive)), CPU)
-    tokens = teacher.tokenize(TEXTS)
-    expected = random_model(quick).requires_grad_(False).encode_text(tokens, normalize=True)
-    assert torch.equal(teacher.encode_text(TEXTS), expected)
-
-    plain = tmp_path / "plain.json"
-    plain.write_text(json.dumps(model_config(VIT)))
-    text = refusal(str(plain), str(archive))
-    assert "trained with QuickGELU" in text
-    assert "set quick_gelu to true in plain.json" in text
-
-    torch.save(model.state_dict(), tmp_path / "state.pt")
-    assert "trained with QuickGELU" in refusal(str(plain), str(tmp_path / "state.pt"))
 
 
 def test_half_precision_weights_load_as_float32(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.helpers.tiny_models import (
     write_teacher,
 )
 
-VQGAN = "vqgan-imagenet-f16-1024"
+VQGAN = "vqgan-imagenet-f16-16384"
 OTHERS: dict[str, dict[str, Any]] = {
     "teacher": {"model": "ViT-B-32-quickgelu", "weights": "openai"},
     "generator": {"config": "miniature", "weights": "miniature"},
@@ -58,11 +58,12 @@ def test_names_stand_for_published_files(tmp_path: Path) -> None:
         distillation={"student": "resnet50", "weights": "IMAGENET1K_V2"},
     )
     assert wanted(config) == {
-        "teacher.weights": "RN50.pt",
         "generator.config": f"{VQGAN}.yaml",
         "generator.weights": f"{VQGAN}.ckpt",
         "distillation.weights": "resnet50-11ad3fa6.pth",
     }
+    hub = "timm/resnet50_clip.openai"
+    assert hub_models(config) == [HubModel("teacher.weights", "open_clip", hub)]
 
 
 def test_models_of_a_hub_are_told_apart(tmp_path: Path) -> None:

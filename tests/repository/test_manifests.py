@@ -20,18 +20,18 @@ from dfkd.config.synthesis import Prompts, Synthesis, TeacherConfig
 from dfkd.dataset.published import current
 from dfkd.evaluation import footprint
 from dfkd.models.teacher import Teacher
-from dfkd.pipeline.required_weights import needs
+from dfkd.pipeline.required_weights import hub_models, needs
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.request import even_batches
 from dfkd.utils.memory import watched
 from tests.helpers import jobs
+from tests.helpers.http_server import keep_hub_model
 from tests.helpers.tiny_models import (
     F16,
     RESNET,
     VIT,
     model_config,
     official_yaml,
-    openai_archive,
     write_published,
     write_teacher,
 )
@@ -67,9 +67,13 @@ PIPELINE = (
     "text_encoder/model.safetensors",
     "tokenizer/special_tokens_map.json",
 )
-TEACHERS = {"pacs_conventional": [], "pacs_turbo": [], "pacs_sd15": ["ViT-L-14.pt"]}
-"""The teacher's published file, where it is not that of ViT-B/32. The text-only classifier has that
-of pacs_conventional too, and only a hub has that of pacs_turbo."""
+VIT_B, RN50 = "timm/vit_base_patch32_clip_224.openai", "timm/resnet50_clip.openai"
+TEACHERS = {
+    "pacs_conventional": RN50,
+    "pacs_turbo": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    "pacs_sd15": "timm/vit_large_patch14_clip_224.openai",
+}
+"""The teacher on its hub, where it is not ViT-B/32."""
 
 
 def read(name: str) -> Manifest:
@@ -164,11 +168,10 @@ def test_every_weight_file_has_a_known_source(name: str) -> None:
     if name in DIFFUSION:
         generator = [f"{manifest.generator.weights}/{file}" for file in PIPELINE]
     assert [need.artifact.file for need in needs(manifest)] == [
-        *TEACHERS.get(name, ["ViT-B-32.pt"]),
-        "RN50.pt",
         *generator,
         "resnet18-f37072fd.pth",
     ]
+    assert {model.id for model in hub_models(manifest)} == {TEACHERS.get(name, VIT_B), RN50}
     unknown = {need.artifact.file for need in needs(manifest) if not need.artifact.sha256}
     # Hubs state no hashes of small files; those of SD-Turbo's weights are nowhere else.
     weights = {each for each in generator if each.endswith(".safetensors")}
@@ -236,10 +239,10 @@ def test_a_whole_run_can_be_planned(
 
 
 KINDS = {
-    "ViT-B-32 and 16,384 codes": ("ViT-B-32-quickgelu", "ViT-B-32.pt", 16384, 512),
-    "RN50 and 1,024 codes": ("RN50-quickgelu", "RN50.pt", 1024, 1024),
+    "ViT-B-32 and 16,384 codes": ("ViT-B-32-quickgelu", VIT_B, 16384, 512),
+    "RN50 and 1,024 codes": ("RN50-quickgelu", RN50, 1024, 1024),
 }
-"""Architecture, file, codes, dimension of an embedding."""
+"""Architecture, name on the hub, codes, dimension of an embedding."""
 MOST = 8 << 30
 """Bytes that a run of two images may take, with this process and all of Ray's."""
 
@@ -253,11 +256,11 @@ def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
 
     The weights have the published formats and names.
     """
-    model, file, codes, dimension = KINDS[kind]
+    model, hub, codes, dimension = KINDS[kind]
     cache = tmp_path / "cache"
     write_published(cache, official_yaml(codes=codes, width=128, latent=256, **F16))
     config: dict[str, Any] = open_clip.get_model_config(model)
-    openai_archive(cache / file, config)
+    keep_hub_model(cache, hub, Path(write_teacher(tmp_path / "teacher", config).weights))
     write_resnet(cache)
     name = f"vqgan-imagenet-f16-{codes}"
     settings = {
@@ -265,8 +268,8 @@ def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
         "storage.root": tmp_path / "run",
         "classes": "[dog, person]",
         "teacher.model": model,
-        "generator.config": name,
-        "generator.weights": name,
+        "generator.config": cache / f"{name}.yaml",
+        "generator.weights": cache / f"{name}.ckpt",
         "prompts.method": "contrastive",
         "prompts.contrastive.updates": 2,
         "synthesis.images_per_class": 1,

@@ -44,12 +44,6 @@ OTHER_CONDITIONS = (
 """Keys of a UNet that needs more than the hidden states of one text tower, as Stable Diffusion XL
 does."""
 
-FUSE = (
-    "fuse it with diffusers: pipe.fuse_lora(); pipe.unload_lora_weights(); "
-    "pipe.save_pretrained(FOLDER)"
-)
-"""Remedy for layers of a LoRA, which diffusers saves if they were not unloaded."""
-
 ENCODING = ("encoder.", "quant_conv.")
 """Tensors of a VAE that only encode."""
 
@@ -133,8 +127,6 @@ def read_network(
         # Images are only decoded, so the half that encodes them need not be there.
         network.encoder = network.quant_conv = None
         state = {key: value for key, value in state.items() if not key.startswith(ENCODING)}
-    if any("lora" in key for key in state):
-        raise WeightsError(FIELD, "must not hold the layers of a LoRA", str(weights), FUSE)
     expected = network.state_dict()
     match(FIELD, weights, state, expected, REMEDY)
     # Buffers that no file holds would stay uninitialised; only blocks of other models have some.

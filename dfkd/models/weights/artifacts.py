@@ -1,10 +1,10 @@
 """Published files that a manifest can name, and their paths in the cache.
 
 `jobs/fetch.py` fills the cache once, so that workers do not wait for the network or load it all at
-the same time. Loading a model reads these files from the cache and never downloads them. Only what
-a hub alone has (some tags of open_clip, the models of timm) is downloaded when it is loaded and the
-cache lacks it. Addresses, sizes and hashes are from public sources, which comments name. If no
-source states a hash, `dfkd.models.weights.download` pins the hash of the first download.
+the same time. Loading a model reads these files from the cache and never downloads them. What a
+library takes from a hub by itself (the tags of open_clip, the models of timm) has no entry here.
+Addresses, sizes and hashes are from public sources, which comments name. If no source states a
+hash, `dfkd.models.weights.download` pins the hash of the first download.
 """
 
 import re
@@ -15,14 +15,15 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+from huggingface_hub import hf_hub_url
+
 from dfkd.config.paths import local_path
 from dfkd.errors import WeightsError
 
 FETCH = "python jobs/fetch.py MANIFEST"
 
-HASH_IN_ADDRESS = re.compile(r"/([0-9a-f]{64})/[^/]+$|-([0-9a-f]{8,64})\.\w+$")
-"""Finds the hash in an address: OpenAI's have the sha256 as a folder, those of PyTorch and
-open_clip its first digits in the file's name."""
+HASH_IN_ADDRESS = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
+"""Finds the first digits of the sha256, which PyTorch writes into a file's name."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,8 @@ class Artifact:
     """A published file."""
 
     file: str
-    """Unique path of the file in the cache and on a mirror, with slashes if it is in a folder."""
-    addresses: tuple[str, ...]
-    """Addresses of the same file; each one is sufficient."""
+    """Unique path of the file in the cache and in a mirror, with slashes if it is in a folder."""
+    address: str
     licence: str
     sha256: str = ""
     """Published hash: 64 hexadecimal digits or the first of them; empty if none is published."""
@@ -43,7 +43,7 @@ class Artifact:
 
     @property
     def certain(self) -> bool:
-        """Whether the whole hash is published, so that any server of the file can be trusted."""
+        """Whether the whole hash is published."""
         return len(self.sha256) == 64
 
     def within(self, cache: str | Path) -> Path:
@@ -52,27 +52,10 @@ class Artifact:
 
 
 def at_address(address: str, licence: str) -> Artifact:
-    """The file at an address of open_clip or torchvision, with the hash from its address."""
+    """The file at an address of torchvision, with the hash from its name."""
     path = urlsplit(address).path
-    file, match = PurePath(path).name, HASH_IN_ADDRESS.search(path)
-    digest = (match[1] or match[2]) if match else ""
-    others = tuple(
-        address.replace(host, alias) for host, alias in ALIASES.items() if host in address
-    )
-    return Artifact(file, (address, *others), licence, digest, SIZES.get(digest))
-
-
-def of_tag(tag: Mapping[str, Any]) -> Artifact | None:
-    """The file of a tag of open_clip (`open_clip.get_pretrained_cfg`); None if only a hub has it.
-
-    open_clip has a hub's id for every tag, but the file is preferred: it has a hash and the
-    published format.
-    """
-    if not tag.get("url"):
-        return None
-    openai = "openaipublic" in tag["url"]
-    licence = "MIT (openai/CLIP)" if openai else f"that of its authors, see {hub_id(tag)}"
-    return at_address(tag["url"], licence)
+    match = HASH_IN_ADDRESS.search(path)
+    return Artifact(PurePath(path).name, address, licence, match[1] if match else "")
 
 
 def hub_id(tag: Mapping[str, Any]) -> str:
@@ -102,47 +85,34 @@ def cached(field: str, value: str, artifact: Artifact, cache: str | Path) -> Pat
     return path
 
 
-ALIASES = {"openaipublic.azureedge.net": "openaipublic.blob.core.windows.net"}
-"""Hosts that serve the same files under the same paths."""
-
-# Bytes of OpenAI's ViT-B/32 and RN50, as catalogues of tools that mirror them state them.
-SIZES = {
-    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": 353_976_522,
-    "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": 255_827_503,
-}
-
-_UNKNOWN: tuple[str, int | None] = ("", None)
-_HEIBOX = "https://heibox.uni-heidelberg.de/d/{}/files/?p=%2F{}&dl=1"
+_HEIBOX = "https://heibox.uni-heidelberg.de/d/a7530b09fed84f80a887/files/?p=%2F{}&dl=1"
 _TAMING = "MIT (CompVis/taming-transformers); trained on ImageNet"
 _COPIES = "others who keep copies, not by its authors"
 
 
-def _vqgan(
-    codes: int, folder: str, config: tuple[str, int | None], weights: tuple[str, int | None]
-) -> dict[str, Artifact]:
-    """Configuration and weights of a VQGAN by manifest key, with hash and size if known."""
-    name = f"vqgan-imagenet-f16-{codes}"
-    files = {
-        "generator.config": (f"{name}.yaml", "configs%2Fmodel.yaml", config),
-        "generator.weights": (f"{name}.ckpt", "ckpts%2Flast.ckpt", weights),
-    }
-    return {
-        field: Artifact(file, (_HEIBOX.format(folder, path),), _TAMING, *known, _COPIES)
-        for field, (file, path, known) in files.items()
-    }
-
-
-# Folders: README of CompVis/taming-transformers. It states no hashes; those of the larger codebook
-# are the same in several catalogues that others keep, those of the smaller one are in none.
+# The folder: README of CompVis/taming-transformers. It states no hashes; these are the same in
+# several catalogues that others keep. They keep none of the smaller codebook, so it is not here.
 PUBLISHED_VQGANS = {
-    "vqgan-imagenet-f16-1024": _vqgan(1024, "8088892a516d4e3baf92", _UNKNOWN, _UNKNOWN),
-    "vqgan-imagenet-f16-16384": _vqgan(
-        16384,
-        "a7530b09fed84f80a887",
-        ("00e2c6189926f1d89ecfef73e9598db77981c1982f0555fbade963ffd16143c7", 692),
-        ("845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663", 980_092_370),
-    ),
+    "vqgan-imagenet-f16-16384": {
+        "generator.config": Artifact(
+            "vqgan-imagenet-f16-16384.yaml",
+            _HEIBOX.format("configs%2Fmodel.yaml"),
+            _TAMING,
+            "00e2c6189926f1d89ecfef73e9598db77981c1982f0555fbade963ffd16143c7",
+            692,
+            _COPIES,
+        ),
+        "generator.weights": Artifact(
+            "vqgan-imagenet-f16-16384.ckpt",
+            _HEIBOX.format("ckpts%2Flast.ckpt"),
+            _TAMING,
+            "845a68805098cb666420d5db93df53f3a3b6dd443e6dd85c05759c5b998cd663",
+            980_092_370,
+            _COPIES,
+        ),
+    },
 }
+"""Configuration and weights of each VQGAN by manifest key."""
 
 _PIPELINE = (
     "unet/config.json",
@@ -169,10 +139,13 @@ def _pipeline(
     Args:
         commit: of the repository. Its branches can move, and most files have no published hash.
     """
-    base = f"https://huggingface.co/{repository}/resolve/{commit}"
     return tuple(
         Artifact(
-            f"{name}/{each}", (f"{base}/{each}",), licence, *known.get(each, _UNKNOWN), _COPIES
+            f"{name}/{each}",
+            hf_hub_url(repository, each, revision=commit),
+            licence,
+            *known.get(each, ("", None)),
+            _COPIES,
         )
         for each in _PIPELINE
     )

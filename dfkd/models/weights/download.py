@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from dfkd.config.hashing import sha256_file
 from dfkd.config.paths import local_path
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError, shorten
 from dfkd.models.weights.artifacts import Artifact
-from dfkd.models.weights.http import PartialFile, Refusal, copy, is_safe, receive
+from dfkd.models.weights.http import PartialFile, Refusal, copy, receive
 from dfkd.storage.retries import RetryPolicy
 
 Check = Callable[[Path], object]
@@ -43,8 +43,8 @@ class Fetcher:
 
     cache: str | Path
     mirror: str = ""
-    """A base URL or a directory with the files under their names in the cache; empty to use the
-    published addresses."""
+    """A directory with the files under their names in the cache; empty to use the published
+    addresses."""
     report: Callable[[str], object] = lambda note: None
     """Called with a sentence about every failure that is tried again."""
     retries: RetryPolicy = field(default_factory=RetryPolicy)
@@ -63,7 +63,7 @@ class Fetcher:
         Raises:
             ManifestError: the mirror cannot be used.
             CorruptionError: the file has not the published or pinned hash, or fails `check`.
-            DfkdError: no address serves the file.
+            DfkdError: its address does not serve the file.
             InfrastructureError: the network or the disk failed; the same call resumes.
         """
         folder, target = local_path(self.cache), artifact.within(self.cache)
@@ -124,35 +124,27 @@ class Fetcher:
             return part.sha256
 
     def _fill(self, artifact: Artifact, part: PartialFile) -> None:
-        """Fetch the missing bytes, from the mirror or from the published addresses."""
+        """Fetch the missing bytes, from the mirror or from the published address."""
         if not self.mirror:
-            self._receive(artifact, part, artifact.addresses)
-        elif "://" in self.mirror:
-            self._receive(artifact, part, (_at_mirror(self.mirror, artifact),))
-        else:
-            source = local_path(self.mirror) / artifact.file
-            if not source.is_file():
-                rule = f"must hold {artifact.file}"
-                raise ManifestError("--mirror", rule, self.mirror, "copy it there")
-            try:
-                copy(source, artifact, part)
-            except Refusal as refusal:
-                raise _given_up(artifact, f"{source} {refusal}") from None
+            self._receive(artifact, part)
+            return
+        source = local_path(self.mirror) / artifact.file
+        if not source.is_file():
+            rule = f"must be a directory with {artifact.file}"
+            raise ManifestError("--mirror", rule, self.mirror, "copy it there")
+        try:
+            copy(source, artifact, part)
+        except Refusal as refusal:
+            raise _given_up(artifact, f"{source} {refusal}") from None
 
-    def _receive(self, artifact: Artifact, part: PartialFile, addresses: tuple[str, ...]) -> None:
-        """Fetch the missing bytes from the first address that serves them, with retries."""
-        remaining, failures = list(addresses), 0
-        furthest = part.done
+    def _receive(self, artifact: Artifact, part: PartialFile) -> None:
+        """Fetch the missing bytes from the published address, with retries."""
+        host, furthest, failures = urlsplit(artifact.address).hostname, part.done, 0
         while True:
-            host, before = urlsplit(remaining[0]).hostname, part.done
             try:
-                return receive(remaining[0], artifact, part, self.timeout)
+                return receive(artifact, part, self.timeout)
             except Refusal as refusal:
-                # This address will never serve the file, so it is not tried again.
-                reason = f"{host} {refusal}"
-                del remaining[0]
-                if not remaining:
-                    raise _given_up(artifact, reason) from None
+                raise _given_up(artifact, f"{host} {refusal}") from None
             except (OSError, http.client.HTTPException) as error:
                 reason = f"{host} {_words(error)}"
                 # A slow network that still delivers bytes may fail any number of times. Bytes that
@@ -162,31 +154,10 @@ class Fetcher:
                 if failures >= self.retries.attempts:
                     raise InfrastructureError(
                         f"{artifact.file}: {reason}; run the same command again, it resumes, or "
-                        "give another --mirror"
+                        "give a --mirror that has it"
                     ) from None
-                if part.done == before:
-                    remaining.append(remaining.pop(0))  # the next address may work
                 self.report(f"{artifact.file}: {reason}, trying again")
                 self.retries.wait(failures)
-
-
-def _at_mirror(mirror: str, artifact: Artifact) -> str:
-    """The address of a file on a mirror; raises `ManifestError` if the mirror cannot be trusted."""
-    try:
-        base = urlsplit(mirror)
-        usable = bool(base.hostname) and "@" not in base.netloc and not base.query
-    except ValueError:
-        usable = False
-    if not usable or base.scheme not in ("http", "https"):
-        rule = "must be a directory, or a plain http or https address without credentials"
-        # Without the query and the user, in which credentials stand.
-        shown = mirror.partition("?")[0].rpartition("@")[2]
-        raise ManifestError("--mirror", rule, shown, "give one of these")
-    address = f"{mirror.rstrip('/')}/{quote(artifact.file)}"
-    if not is_safe(address, artifact):
-        rule = f"must be https, as nobody has published the sha256 of {artifact.file}"
-        raise ManifestError("--mirror", rule, mirror, "give an https address or a directory")
-    return address
 
 
 def _problem(artifact: Artifact, digest: str, pin: Path | None) -> str:
@@ -221,7 +192,7 @@ def _check(artifact: Artifact, path: Path, check: Check) -> None:
 
 
 def _given_up(artifact: Artifact, reason: str) -> DfkdError:
-    """The error about a file that no address serves."""
+    """The error about a file that its address or the mirror does not serve."""
     return DfkdError(f"{artifact.file}: {reason}; give a --mirror that has it")
 
 

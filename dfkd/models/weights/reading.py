@@ -1,9 +1,8 @@
 """Weight files to tensors and configurations to mappings, without running any code of a file.
 
-No other module opens a checkpoint. All published teachers and generators have one of three formats.
-safetensors holds only tensors. `torch.save` files are pickles, which are read with
-`weights_only=True`. An OpenAI archive is TorchScript: `torch.jit.load` would compile it and may run
-a `__setstate__` in it, so `dfkd.models.weights.torchscript` reads only its tensors.
+No other module opens a checkpoint. safetensors holds only tensors. `torch.save` files are pickles,
+which are read with `weights_only=True`. TorchScript is refused: `torch.jit.load` would compile it
+and may run a `__setstate__` in it.
 """
 
 import mmap
@@ -19,11 +18,7 @@ from torch import Tensor, nn
 
 from dfkd.config.paths import local_path
 from dfkd.errors import DfkdError, WeightsError, one_line, shorten
-from dfkd.models.weights import torchscript
 from dfkd.utils import strict_json
-
-OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
-"""Names of sizes that only OpenAI's checkpoints hold in addition to the weights."""
 
 MAX_CONFIGURATION = 1 << 20
 """Bytes of a configuration file at most; published ones have some kilobytes."""
@@ -32,6 +27,16 @@ MAX_SHARING = 4
 """Bytes of all tensors at most, in multiples of the file's: some share their storage."""
 
 _ELSEWHERE = "give the path of an intact file with tensors only, or download it again"
+_CONVERTED = (
+    "for OpenAI's CLIP give the tag openai, which jobs/fetch.py takes from the hub; "
+    "save the tensors of others as safetensors"
+)
+
+DTYPES = (
+    *(torch.float32, torch.float16, torch.bfloat16, torch.float64),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+"""The types of numbers of published weights."""
 
 
 def existing_file(field: str, path: str | Path) -> Path:
@@ -47,16 +52,6 @@ def existing_file(field: str, path: str | Path) -> Path:
     if not expanded.is_file():
         raise WeightsError(field, "must be an existing file", str(path), "check the path")
     return expanded
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether the file is a TorchScript archive, the format in which OpenAI published CLIP."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    # A damaged zip may claim another version or another alphabet of names.
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
-        return False
 
 
 def read_json(field: str, path: Path, remedy: str) -> dict[str, Any]:
@@ -89,14 +84,14 @@ def read_state_dict(field: str, path: Path) -> dict[str, Tensor]:
 
     Args:
         field: the manifest key that an error names.
-        path: a safetensors file, a `torch.save` file or a TorchScript archive.
+        path: a safetensors file or a `torch.save` file.
 
     Raises:
         WeightsError: the file is missing or corrupt, or holds something other than plain tensors.
     """
     path = existing_file(field, path)
     try:
-        tree = _read(path)
+        tree = _read(field, path)
     except DfkdError:
         raise
     except Exception as error:  # torch's parsers have no common error for a damaged file
@@ -176,23 +171,20 @@ def _is_plain(value: object) -> bool:
         and not value.is_nested
         and not value.is_meta
         and value.layout == torch.strided
-        and value.dtype in torchscript.DTYPES.values()
+        and value.dtype in DTYPES
         # A view with strides of 0 has any shape over a few bytes, and loading it takes the shape's.
         and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
     )
 
 
-def _read(path: Path) -> Any:
+def _read(field: str, path: Path) -> Any:
     """What a checkpoint holds; the content tells its format, because names often lie."""
     if _is_safetensors(path):
         return load_file(path, device="cpu")
-    # `torch.load` would refuse such an archive, or give it to `torch.jit.load`.
-    if is_torchscript(path):
-        return torchscript.read_tensors(path)
     # Since torch 1.6 files are zips, which can be mapped into memory; older ones are bare pickles.
     zipped = zipfile.is_zipfile(path)
     if zipped:
-        _require_checksums(path)
+        _check_archive(field, path)
     _refuse_buffers(path)
     # The published VQGANs hold a callback of the library that trained them. It is the only global
     # beyond torch's own list that a file may name, and it becomes an empty object.
@@ -200,9 +192,13 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
-def _require_checksums(path: Path) -> None:
-    """Check the zip file's checksums, because `torch.load` ignores them."""
+def _check_archive(field: str, path: Path) -> None:
+    """Refuse TorchScript and damage; `torch.load` ignores a zip file's checksums."""
     with zipfile.ZipFile(path) as archive:
+        # Before all else, because TorchScript compresses its code.
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            rule = "must hold tensors only, not TorchScript"
+            raise WeightsError(field, rule, str(path), _CONVERTED)
         for member in archive.infolist():
             # torch never compresses; a zip bomb does.
             if member.compress_type != zipfile.ZIP_STORED:
@@ -216,7 +212,7 @@ def _refuse_buffers(path: Path) -> None:
     """Raise `ValueError` if a pickle in the file names `bytearray`.
 
     torch lets a file call it, and with a number it fills so many bytes of memory. The name stands
-    in the file as it is, because a zip has passed `_require_checksums`.
+    in the file as it is, because a zip has passed `_check_archive`.
     """
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data.find(b"\nbytearray\n") >= 0:

@@ -222,21 +222,6 @@ def test_weights_of_half_precision_and_old_names_are_read(
     torch.testing.assert_close(*both, atol=2e-3, rtol=0)
 
 
-def test_a_lora_that_was_not_unloaded_is_refused_with_the_remedy(home: Path, own: Path) -> None:
-    """Under peft's names, whose layers `fuse_lora` alone leaves in the model."""
-    path = own / "unet/diffusion_pytorch_model.safetensors"
-    state = load_file(path)
-    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    weight = state.pop(f"{layer}.weight")
-    state[f"{layer}.base_layer.weight"] = weight
-    state[f"{layer}.lora_A.default_0.weight"] = weight[:2].clone()
-    state[f"{layer}.lora_B.default_0.weight"] = weight[:, :2].clone()
-    save_file(state, path)
-    text = refusal(read_manifest(home, own))
-    assert text.startswith("generator.weights: must not hold the layers of a LoRA, got ")
-    assert "pipe.fuse_lora(); pipe.unload_lora_weights(); pipe.save_pretrained(FOLDER)" in text
-
-
 @pytest.mark.parametrize(
     ("context", "layers", "pad"), [(16, 1, "!"), (16, 2, {"content": "<|endoftext|>"})]
 )

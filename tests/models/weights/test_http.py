@@ -20,7 +20,7 @@ FILE = "w.ckpt"
 def test_a_status_that_may_pass_is_worth_another_attempt(code: int, tmp_path: Path) -> None:
     """Too early, too many requests, and all that is the server's fault."""
     error = urllib.error.HTTPError("https://a.org/w", code, "", Message(), None)
-    with PartialFile(Artifact(FILE, (), "MIT"), tmp_path) as part:
+    with PartialFile(Artifact(FILE, "", "MIT"), tmp_path) as part:
         if code in (408, 425, 429, 500, 503):
             assert http._is_worth_retrying(error, part)
         else:
@@ -30,7 +30,7 @@ def test_a_status_that_may_pass_is_worth_another_attempt(code: int, tmp_path: Pa
 
 def test_bytes_are_asked_for_as_they_are(tmp_path: Path) -> None:
     """Those of a compressed answer could not be counted."""
-    with PartialFile(Artifact(FILE, (), "MIT"), tmp_path) as part:
+    with PartialFile(Artifact(FILE, "", "MIT"), tmp_path) as part:
         part.add(b"123")
         asked = http._request("https://a.org/w", part)
     assert asked.get_header("Accept-encoding") == "identity"
@@ -47,7 +47,7 @@ def test_an_answer_of_any_size_is_refused_before_it_is_taken(
             PartialFile(artifact, tmp_path) as part,
             pytest.raises(Refusal, match="has 1001 bytes, at most 1000"),
         ):
-            receive(artifact.addresses[0], artifact, part, 5)
+            receive(artifact, part, 5)
         assert part.done == 0
 
 
@@ -62,7 +62,8 @@ class Boastful(BaseHTTPRequestHandler):
 
 
 def test_a_length_of_thousands_of_digits_is_no_length(tmp_path: Path) -> None:
-    artifact = Artifact(FILE, (), "MIT")
-    with Loopback(Boastful) as server, PartialFile(artifact, tmp_path) as part:
-        receive(f"{server.address}/{FILE}", artifact, part, 5)
-        assert part.path.read_bytes() == b"short"
+    with Loopback(Boastful) as server:
+        artifact = Artifact(FILE, f"{server.address}/{FILE}", "MIT")
+        with PartialFile(artifact, tmp_path) as part:
+            receive(artifact, part, 5)
+            assert part.path.read_bytes() == b"short"
