@@ -47,16 +47,6 @@ def test_the_record_names_the_arguments_that_were_parsed(
     assert kept["command"] == f"python jobs/benchmark.py driver {path} --set synthesis.steps=1"
 
 
-@pytest.mark.parametrize("word", ["--threads=0", "--classes=-1", "--classes=many"])
-def test_numbers_that_measure_nothing_are_refused(
-    word: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        jobs.load("benchmark").main(["all", "manifest.yaml", word])
-    assert caught.value.code == Exit.USAGE
-    assert f"argument {word.partition('=')[0]}: " in capsys.readouterr().err
-
-
 def test_requests_a_shard_do_not_grow(tmp_path: Path) -> None:
     manifest = Manifest.read(write_manifest(tmp_path))
     small, large = driver.requests(manifest, [6, 12])

@@ -52,16 +52,6 @@ def test_only_the_classes_that_are_shown_are_read(
     write_contact_sheet(storage, "tiny", {"vanilla": version})
 
 
-def test_the_same_versions_give_the_same_sheet(manifest: Manifest) -> None:
-    storage = open_storage(manifest.storage.root)
-    versions = {method: publish(manifest, method) for method in manifest.prompts.method}
-    place = write_contact_sheet(storage, "tiny", versions)
-    assert place.endswith("contact-sheet.png")
-    first = storage.get("contact-sheet.png")
-    write_contact_sheet(storage, "tiny", versions)
-    assert storage.get("contact-sheet.png") == first
-
-
 def plain(colour: str, size: int = 64) -> Image.Image:
     return Image.new("RGB", (size, size), colour)
 
