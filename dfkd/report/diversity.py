@@ -18,8 +18,8 @@ FILE = "diversity.json"
 class Diversity:
     """Diversity of one method's prompts and images, and the accuracy of its students.
 
-    Cosines and Vendi scores are computed on a sample in the teacher's embedding space. None means
-    that the run has no data for it.
+    Cosines and Vendi scores are in the teacher's embedding space, of all prompts and of a sample of
+    the images. None means that the run has no data for it.
     """
 
     method: str
@@ -52,8 +52,8 @@ def _row(images: MethodImages, summary: Any) -> Diversity:
     shown, prompts, stated = images.gallery, images.prompts, images.version.manifest
     return Diversity(
         method=images.method,
-        prompt_cosine=_mean(prompts.within) if prompts else None,
-        prompt_vendi=prompts.vendi if prompts else None,
+        prompt_cosine=prompts.get("similarity_in_class"),
+        prompt_vendi=prompts.get("vendi"),
         image_cosine=_mean(shown.within),
         image_vendi=shown.vendi,
         image_twins=shown.twins,

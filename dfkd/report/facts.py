@@ -34,13 +34,7 @@ from dfkd.report.gallery import (
     read_index,
     shown_classes,
 )
-from dfkd.report.readers import (
-    PromptFacts,
-    TrainedStudent,
-    read_checked,
-    read_prompts,
-    read_student,
-)
+from dfkd.report.readers import TrainedStudent, read_checked, read_student
 from dfkd.storage import cost_records, layout
 from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical
@@ -70,7 +64,8 @@ class MethodImages:
     version: PublishedVersion
     index: Index
     gallery: Gallery
-    prompts: PromptFacts | None
+    prompts: dict[str, Any]
+    """Statistics of all prompts, as `prompts.statistics` describes them; empty without prompts."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +271,8 @@ def _method_images(
     per_class = min(MAX_PER_CLASS, max(MAX_PICTURES // strips, 1))
     images = []
     for method, version in versions.items():
-        index, prompts = read_index(version), read_prompts(version)
+        index = read_index(version)
+        prompts = version.prompts_summary() if version.manifest.get("prompts") else {}
         shown = gallery(version, index, per_class)
         images.append(MethodImages(method, version, index, shown, prompts))
     return images

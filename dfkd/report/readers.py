@@ -1,42 +1,26 @@
-"""Readers of single objects of a run: students with their curves, and prompts.
-
-The page shows a sample of what is large, so a reader's memory does not grow with the run.
-"""
+"""Readers of single objects of a run, as students with their curves."""
 
 import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 from pydantic import TypeAdapter
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
 
-from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError
 from dfkd.models.student import read_card
-from dfkd.prompts.diversity import pair_cosines, vendi_score
-from dfkd.report.gallery import evenly
 from dfkd.storage import layout
-from dfkd.storage.base import MissingObject, Storage
-from dfkd.utils import parquet, strict_json
+from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import read_as
 
 T = TypeVar("T")
 
 MAX_POINTS = 2000
 """Maximum number of points of each scalar; TensorBoard samples longer series with a fixed seed."""
-MAX_PARTS = 4
-"""Maximum number of prompt files that are read; each holds one shard of every class."""
-MAX_PROMPTS = 420
-"""Maximum number of prompts that are sampled."""
-RESTORE = "restore them, or synthesise into another storage.root"
-COLUMNS = ("class_index", "embedding")
 
 
 def read_checked(storage: Storage, key: str, kind: type[T]) -> T:
@@ -141,85 +125,3 @@ def read_student(student: Storage, name: str, method: str, seed: int, label: str
         sha256=card["sha256"],
         curve=_read_curve(student, method, seed, label),
     )
-
-
-@dataclass(frozen=True)
-class PromptFacts:
-    """A sample of one version's prompts."""
-
-    total: int
-    """Number of prompts of the version."""
-    sampled: int
-    within: npt.NDArray[Any]
-    """Cosines of pairs within a class."""
-    across: npt.NDArray[Any]
-    """Cosines of pairs from two classes."""
-    vendi: float
-    own_class: float | None
-    """Share of all prompts that are nearest to their own class, 0-1; None if it is unknown."""
-
-
-def read_prompts(version: PublishedVersion) -> PromptFacts | None:
-    """A sample of a version's prompts; None if it has none.
-
-    Raises:
-        CorruptionError: a file of prompts cannot be read or has unusable content.
-    """
-    keys = evenly(list(version.storage.list(layout.PROMPTS)), MAX_PARTS)
-    if not keys:
-        return None
-    # From several files, because contrastive prompts differ from part to part.
-    parts = [_sample_part(version.storage, key, MAX_PROMPTS // len(keys)) for key in keys]
-    table = pa.concat_tables(parts).sort_by("class_index")
-    labels, embeddings = _arrays(version, table)
-    within, across = pair_cosines(embeddings, labels)
-    return PromptFacts(
-        total=int(version.manifest["samples"]),
-        sampled=table.num_rows,
-        within=within,
-        across=across,
-        vendi=vendi_score(embeddings),
-        own_class=_own_class(version),
-    )
-
-
-def _sample_part(storage: Storage, key: str, count: int) -> pa.Table:
-    """At most `count` evenly spaced rows of a file of prompts, which is then no longer in memory.
-
-    Raises:
-        CorruptionError: it is not Parquet, or a column is missing.
-    """
-    where = storage.location(key)
-    table = parquet.read(storage.get(key), COLUMNS, where, RESTORE, columns=COLUMNS)
-    return table.select(COLUMNS).take(evenly(range(table.num_rows), count))
-
-
-def _arrays(
-    version: PublishedVersion, table: pa.Table
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Class indices int64 [N] and text embeddings float64 [N, E], checked."""
-    try:
-        labels = table["class_index"].to_numpy().astype(np.int64)
-        embeddings = np.stack(table["embedding"].to_numpy()).astype(np.float64)
-        usable = np.isfinite(embeddings).all() and (np.abs(embeddings).sum(axis=1) > 0).all()
-        known = ((labels >= 0) & (labels < len(version.classes))).all()
-    except (ValueError, TypeError) as error:
-        raise _damaged(version, str(error)) from None
-    if not usable or not known:
-        raise _damaged(version, "a row is not finite, zero, or of no class")
-    return labels, embeddings
-
-
-def _own_class(version: PublishedVersion) -> float | None:
-    """The share in prompts.json; None without it, since a page can do without it."""
-    try:
-        share = strict_json.parse(version.storage.get("prompts.json"))["own_class"]
-    except (MissingObject, ValueError, TypeError, KeyError):
-        return None
-    return share if isinstance(share, float | int) else None
-
-
-def _damaged(version: PublishedVersion, problem: str) -> CorruptionError:
-    """The error about unusable prompts."""
-    where, reason = version.storage.location("prompts"), " ".join(problem.split())
-    return CorruptionError(f"{where}: no readable prompts ({reason}); {RESTORE}")

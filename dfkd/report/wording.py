@@ -137,11 +137,6 @@ def spread(statistics: Mapping[str, Any] | None) -> str:
     return Markup("{} <small>±{}</small>").format(text, f"{100 * statistics['std']:.1f}")
 
 
-def average(values: Any) -> str:
-    """The mean with two decimals; a dash for an empty array."""
-    return f"{float(values.mean()):.2f}" if len(values) else "-"
-
-
 def share(value: float | None) -> str:
     """0.897 as `89.7`; a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"
@@ -158,7 +153,7 @@ def figure(value: float | None, digits: int) -> str:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    "average": average, "bytes": size, "count": count, "duration": duration, "figure": figure,
+    "bytes": size, "count": count, "duration": duration, "figure": figure,
     "percent": percent, "share": share, "short": short, "spread": spread, "words": words,
 }  # fmt: skip
 """The functions that templates use, by their names there."""

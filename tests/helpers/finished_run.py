@@ -16,6 +16,7 @@ from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import ResultRow, results, row, write_results
 from dfkd.models.student import build, card, save_student
+from dfkd.prompts.statistics import statistics
 from dfkd.storage import cost_records
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
@@ -58,24 +59,29 @@ def finished(folder: Path, gain: float = 0.0, **sections: dict[str, object]) -> 
 
 
 def put_prompts(manifest: Manifest, method: str) -> None:
-    """Two parts of 8-dimensional prompts, those of a class alike."""
+    """Two parts of 8-dimensional prompts, those of a class alike, and their statistics."""
     chosen = manifest.with_method(method)
     home = open_storage(manifest.storage.root).child(f"data/{method}")
     version = begin(home, identity(chosen, {}))
     noise = np.random.default_rng(len(method))
+    parts = {}
     for part in range(2):
         labels = np.repeat(np.arange(len(CLASSES), dtype=np.int32), 4)
         spread = 0.1 if method == "vanilla" else 0.6
         embeddings = np.eye(8)[labels] + spread * noise.normal(size=(len(labels), 8))
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
         table = pa.table(
             {
                 "class_index": labels,
                 "index": np.tile(np.arange(4, dtype=np.int32), len(CLASSES)) + 4 * part,
                 "text": [TEXT] * len(labels),
                 "embedding": pa.array(embeddings.astype("f4").tolist(), pa.list_(pa.float32())),
+                "initial": pa.nulls(len(labels), pa.list_(pa.float32())),
             }
         )
         version.put_prompts(f"{part:05d}", table)
+        parts[f"{part:05d}"] = table
+    version.seal_prompts(parts, statistics(parts.values(), np.eye(8)[: len(CLASSES)]))
 
 
 def put_student(manifest: Manifest, method: str, seed: int) -> None:

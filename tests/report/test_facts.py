@@ -123,23 +123,13 @@ def test_a_student_to_take_home_is_shown_with_its_scores_only(copy: Storage, fac
     assert not collect(copy).exported
 
 
-def test_prompts_of_one_class_are_nearer_than_those_of_two(facts: Facts) -> None:
-    vanilla, contrastive = (made.prompts for made in facts.method_images)
-    assert vanilla is not None
-    assert contrastive is not None
-    assert vanilla.within.mean() > 0.8 > 0.2 > abs(vanilla.across.mean())
-    assert vanilla.within.mean() > contrastive.within.mean()
-    assert 1 < vanilla.vendi < contrastive.vendi <= 24
-    assert vanilla.sampled == 24
-
-
 @pytest.mark.parametrize(
     "key",
     [
         "report.json",
         "results.json",
         "data/vanilla/versions/{id}/index.parquet",
-        "data/vanilla/versions/{id}/prompts/00000.parquet",
+        "data/vanilla/versions/{id}/prompts.json",
         "data/vanilla/versions/{id}/shards/0000-00000.tar",
         "students/{student}/student.json",
     ],
