@@ -1,9 +1,9 @@
 """The files that a study writes: its table in the paper's shape and its figure.
 
-results.json                      described in `dfkd.studies.results`
-latency.json                      described in `dfkd.evaluation.footprint`; not for a gallery
-table.md, table.csv, table.tex    not for a gallery
-figure.svg, figure.png            only the PNG for a gallery and a case
+results.json              described in `dfkd.studies.results`
+latency.json              described in `dfkd.evaluation.footprint`; not for a gallery
+table.md                  not for a gallery
+figure.svg, figure.png    only the PNG for a gallery and a case
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from dfkd.studies.figures import Scatter, Series
 from dfkd.studies.results import FILE, StudyResults, StudyRow
 from dfkd.studies.schema import StudyFile
 from dfkd.studies.study import Study
-from dfkd.studies.tables import Entry, Grid, as_csv, latex, markdown
+from dfkd.studies.tables import Entry, Grid, markdown
 from dfkd.utils.images import decode_image
 from dfkd.utils.paired import Difference
 
@@ -53,10 +53,7 @@ def write(
     storage.put(FILE, results.encode())
     main = FILE
     if study.trains:
-        table = grid(described, results, ms)
-        storage.put("table.csv", as_csv(table).encode())
-        storage.put("table.tex", latex(table).encode())
-        storage.put("table.md", markdown(table).encode())
+        storage.put("table.md", markdown(grid(described, results, ms)).encode())
         main = "table.md"
     drawn = chart(described, results)
     if drawn is not None:
