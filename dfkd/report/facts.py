@@ -288,12 +288,10 @@ def _trained_students(
     """
     folders = set(names).intersection(storage.folders(layout.STUDENTS))
     scored = dict.fromkeys((r["method"], r["seed"]) for r in rows if r["model"] == "student")
-    methods = [method for method, _ in scored]
     students = []
     for method, seed in scored:
-        label = method if methods.count(method) == 1 else f"{method} {seed}"
         for name in folders:
             if name.startswith(f"{method}-s{seed}-"):
                 student = storage.child(layout.student(name))
-                students.append(read_student(student, name, method, seed, label))
+                students.append(read_student(student, name, method, seed))
     return students

@@ -45,8 +45,7 @@ PANELS = 24
 SECTIONS = {
     "accuracy": "Accuracy", "confusion": "Confusions", "classes": "Classes",
     "images": "Images", "doubtful": "Worst and rejected", "prompts": "Diversity",
-    "training": "Training", "cost": "Time and cost", "takehome": "Take-home student",
-    "provenance": "Provenance",
+    "cost": "Time and cost", "takehome": "Take-home student", "provenance": "Provenance",
 }  # fmt: skip
 """Anchor and heading of each section, in the order of the page."""
 
@@ -76,7 +75,7 @@ def write(manifest: Manifest, command: str, on_rows: OnRows = lambda rows: None)
 def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
     """Refuse a manifest whose students are not those that results.json scores.
 
-    The page would show the accuracies of some students, and data and curves of others.
+    The page would show the accuracies of some students, and data of others.
     """
     names = set()
     if "student" in manifest.evaluation.scored:
@@ -130,7 +129,6 @@ def render(facts: Facts) -> str:
         diversities=diversities(facts),
         twin=NEAR_DUPLICATE_COSINE,
         heads=HEADS,
-        training=_training(facts, slots),
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
         **_provenance(facts),
     )
@@ -304,19 +302,6 @@ def _synthesised(facts: Facts) -> tuple[list[int], list[int], list[float | None]
         np.add.at(count, images.index.class_index, 1)
     means = [float(t / n) if n else None for t, n in zip(total, count, strict=True)]
     return made, failed, means
-
-
-def _training(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]]:
-    """Title and chart of the students' losses and agreements; empty without any log."""
-    curve_slots = [
-        (t.curve, slots[t.method]) for t in facts.trained_students if t.curve and t.curve.steps
-    ]
-    if not curve_slots:
-        return []
-    return [
-        ("Loss", charts.curves("loss", curve_slots)),
-        ("Agreement with the teacher", charts.curves("agreement", curve_slots)),
-    ]
 
 
 def _by_stage(entries: Sequence[CostRecord]) -> list[CostRecord]:

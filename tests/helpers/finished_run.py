@@ -1,13 +1,11 @@
-"""Small finished runs, made without training: versions, prompts, students, events, results."""
+"""Small finished runs, made without training: versions, prompts, students, results."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from torch.utils.tensorboard import SummaryWriter
 
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
@@ -85,19 +83,11 @@ def put_prompts(manifest: Manifest, method: str) -> None:
 
 
 def put_student(manifest: Manifest, method: str, seed: int) -> None:
-    """A student of random weights with the events of three steps."""
+    """A student of random weights."""
     location = locate_student(manifest, method, seed)
     storage, student = location.storage, build(manifest.distillation, len(CLASSES), 32, seed)
     facts = card(manifest.distillation, manifest.classes, 32)
     save_student(storage, student, facts | {"version": location.version.fingerprint})
-    with tempfile.TemporaryDirectory() as folder:
-        writer = SummaryWriter(folder)
-        for step in range(1, 4):
-            writer.add_scalar("loss", 1.0 / step + seed / 10, step)
-            writer.add_scalar("agreement", 0.25 * step, step)
-        writer.close()
-        for file in Path(folder).iterdir():
-            storage.put(f"tensorboard/{file.name}", file)
 
 
 def scored(model: str, method: str, seed: int, domain: str, right: float) -> ResultRow:
