@@ -1,21 +1,23 @@
 """Everything that the pages of a run show, collected from its storage by `collect`.
 
-`readers.py` reads single objects, `gallery.py` a version's index and images.
+`gallery.py` reads a version's index and images.
 """
 
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.distillation import Average
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, current, open_version, read_json
+from dfkd.errors import CorruptionError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import (
     ResultRow,
@@ -25,6 +27,7 @@ from dfkd.evaluation.results import (
     read_results,
     sort_rows,
 )
+from dfkd.models.student import read_card
 from dfkd.report.gallery import (
     MAX_PER_CLASS,
     MAX_PICTURES,
@@ -34,11 +37,12 @@ from dfkd.report.gallery import (
     read_index,
     shown_classes,
 )
-from dfkd.report.readers import TrainedStudent, read_checked, read_student
 from dfkd.storage import cost_records, layout
 from dfkd.storage.base import Storage
-from dfkd.utils.strict_json import canonical
+from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED
+
+T = TypeVar("T")
 
 ORIGIN = "report.json"
 """File with the facts that no other object of a run holds, so a page needs only the folder."""
@@ -54,6 +58,23 @@ class RunOrigin:
     commit: str | None
     """Commit of the checkout that the package was imported from."""
     manifest: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """One trained student."""
+
+    name: str
+    """Name of its folder."""
+    method: str
+    seed: int
+    architecture: str
+    target: str
+    """What it learned from the teacher: `distances` or `embedding`."""
+    version: str
+    """Fingerprint of the data set that it learned from."""
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -159,7 +180,7 @@ def note_origin(storage: Storage, manifest: Manifest, command: str) -> None:
     """
     origin = RunOrigin(1, command, commit(), manifest.as_dict())
     if storage.exists(ORIGIN):
-        before = read_checked(storage, ORIGIN, RunOrigin)
+        before = _read_checked(storage, ORIGIN, RunOrigin)
         if before.manifest == origin.manifest:
             origin = replace(origin, commit=before.commit)
     storage.put(ORIGIN, canonical(asdict(origin)))
@@ -192,7 +213,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         CorruptionError: an object of the run is damaged.
     """
     results = read_results(storage)
-    origin = read_checked(storage, ORIGIN, RunOrigin) if storage.exists(ORIGIN) else None
+    origin = _read_checked(storage, ORIGIN, RunOrigin) if storage.exists(ORIGIN) else None
     classes, rows = tuple(results["classes"]), sort_rows(results["rows"])
     run = root or storage
     scored = _scored_models(results, rows, footprint.read(run).ms)
@@ -293,5 +314,45 @@ def _trained_students(
         for name in folders:
             if name.startswith(f"{method}-s{seed}-"):
                 student = storage.child(layout.student(name))
-                students.append(read_student(student, name, method, seed))
+                students.append(_read_student(student, name, method, seed))
     return students
+
+
+def _read_student(student: Storage, name: str, method: str, seed: int) -> TrainedStudent:
+    """The facts about a finished student.
+
+    Args:
+        student: the student's folder.
+        name: the folder's name.
+        method: method of its data set.
+        seed: seed of its distillation.
+
+    Raises:
+        CorruptionError: its card is damaged.
+    """
+    card = read_card(student)
+    return TrainedStudent(
+        name=name,
+        method=method,
+        seed=seed,
+        architecture=card["architecture"],
+        target=card.get("target", "distances"),
+        version=card["version"],
+        bytes=card["bytes"],
+        sha256=card["sha256"],
+    )
+
+
+def _read_checked(storage: Storage, key: str, kind: type[T]) -> T:
+    """The JSON object `key`, which the jobs wrote, checked as the pydantic type `kind`.
+
+    Raises:
+        CorruptionError: the object is damaged; `MissingObject` if there is none.
+    """
+    try:
+        return read_as(TypeAdapter(kind), storage.get(key))
+    except ValueError as error:
+        raise CorruptionError(
+            f"{storage.location(key)}: {error}; delete it and run jobs/pipeline.py again, which "
+            "writes it anew"
+        ) from None

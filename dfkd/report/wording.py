@@ -5,8 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dfkd.report.facts import Facts
-from dfkd.report.readers import TrainedStudent
+from dfkd.report.facts import Facts, TrainedStudent
 
 WORDS = (
     "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",

@@ -13,12 +13,12 @@ from PIL import Image
 from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.data import Domains
 from dfkd.evaluation.footprint import megabytes
+from dfkd.report import figures
 from dfkd.report.contact_sheet import contact_sheet, examples
+from dfkd.report.figures import Scatter, Series
 from dfkd.report.svg import RenderedChart
 from dfkd.report.tables import HEADS
 from dfkd.storage.base import Storage
-from dfkd.studies import figures
-from dfkd.studies.figures import Scatter, Series
 from dfkd.studies.results import FILE, StudyResults, StudyRow
 from dfkd.studies.schema import StudyFile
 from dfkd.studies.study import Study
