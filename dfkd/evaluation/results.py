@@ -104,18 +104,6 @@ class Summary(TypedDict):
     std: float | None
 
 
-class ClassSummary(TypedDict):
-    """The accuracy on each class of a model and method on one domain, over seeds."""
-
-    model: str
-    method: str
-    classes: dict[str, Spread]
-    """Accuracy by class, for classes with an image in the domain."""
-    mean: float
-    """Mean over classes and seeds; `std` is over seeds, of the mean over classes."""
-    std: float | None
-
-
 class _Data(TypedDict):
     """The scored data; the module's docstring describes the fields."""
 
@@ -216,19 +204,6 @@ def by_model(rows: Sequence[ResultRow]) -> dict[tuple[str, str], list[ResultRow]
     for row in sort_rows(rows):
         groups.setdefault((row["model"], row["method"]), []).append(row)
     return groups
-
-
-def summarise_classes(rows: Sequence[ResultRow], domain: str) -> list[ClassSummary]:
-    """A summary by class for each model and method on a domain, as in the paper's Table 4."""
-    summaries = []
-    for (model, method), group in by_model([r for r in rows if r["domain"] == domain]).items():
-        mean = spread([row["class_mean"] for row in group])
-        classes = {
-            name: spread([row["per_class"][name] for row in group])
-            for name in group[0]["per_class"]
-        }
-        summaries.append(ClassSummary(model=model, method=method, classes=classes, **mean))
-    return summaries
 
 
 def over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> tuple[dict[str, Spread], Spread]:

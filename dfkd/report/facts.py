@@ -103,8 +103,9 @@ class ScoredModel:
 
     @property
     def label(self) -> str:
-        """Name in charts and tables."""
-        return label_of(self.summary["model"], self.summary["method"])
+        """Name in charts and tables; a student is named after its method."""
+        model, method = self.summary["model"], self.summary["method"]
+        return {"teacher": model, "student": method}.get(model, f"{model} {method}")
 
     def on(self, domain: str) -> Spread | None:
         """Accuracy on a domain, or the mean over domains for ''; None if it was not scored."""
@@ -119,11 +120,6 @@ class ScoredModel:
         return footprint.megabytes(self.parameters)
 
 
-def label_of(model: str, method: str) -> str:
-    """Name of a model in charts and tables; a student is named after its method."""
-    return {"teacher": model, "student": method}.get(model, f"{model} {method}")
-
-
 @dataclass(frozen=True)
 class Facts:
     """Everything about a run."""
@@ -132,8 +128,6 @@ class Facts:
     """Location of the root, for display."""
     name: str
     classes: tuple[str, ...]
-    rows: list[ResultRow]
-    """The rows of results.json."""
     average: Average
     """How accuracy on a domain is averaged."""
     images: dict[str, int]
@@ -226,7 +220,6 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         location=storage.location(),
         name=str(name or Path(storage.location()).name),
         classes=classes,
-        rows=rows,
         average=results["average"],
         images=images_of(results),
         notes=tuple(results["data"]["notes"]),

@@ -17,13 +17,13 @@ from markupsafe import Markup
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_student
 from dfkd.errors import ManifestError
-from dfkd.evaluation.results import ClassSummary, read_results, summarise_classes
+from dfkd.evaluation.results import read_results
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report import charts, diversity
 from dfkd.report.diversity import Diversity, diversities
-from dfkd.report.facts import Facts, collect, commit, label_of, note_origin
+from dfkd.report.facts import Facts, collect, commit, note_origin
 from dfkd.report.gallery import shown_classes
-from dfkd.report.tables import HEADS, MATRIX_CLASSES
+from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
 from dfkd.storage.base import Storage
 from dfkd.storage.cost_records import CostRecord
@@ -37,6 +37,8 @@ OTHER_SLOTS = (5, 6, 7)
 """Colours of further methods, by name; when they run out, those of absent methods are used."""
 CLASS_LINES = 200
 """Maximum number of rows in the table of classes."""
+MATRIX_CLASSES = 100
+"""Maximum number of classes for a confusion matrix."""
 CONFUSIONS = 4
 """Number of most frequent confusions listed for each model."""
 PANELS = 24
@@ -125,7 +127,6 @@ def render(facts: Facts) -> str:
         open_matrix=facts.best.label if facts.best else facts.scored[0].label,
         confusions=_confusions(facts),
         per_class=_per_class(facts),
-        by_class=_by_class(facts),
         diversities=diversities(facts),
         twin=NEAR_DUPLICATE_COSINE,
         heads=HEADS,
@@ -161,7 +162,6 @@ def _environment() -> jinja2.Environment:
         "js": Markup((package / "page.js").read_text("utf-8")),  # noqa: S704 - our own
         "version": metadata.version("dfkd"),
         "shown": _shown,
-        "label_of": label_of,
     }
     return environment
 
@@ -270,13 +270,6 @@ def _per_class(facts: Facts) -> list[dict[str, Any]]:
         }
         for c in order.tolist()
     ]  # fmt: skip
-
-
-def _by_class(facts: Facts) -> dict[str, list[ClassSummary]]:
-    """Summaries by class of each domain, if accuracy is a mean over few enough classes."""
-    if facts.average != "classes" or len(facts.classes) > MATRIX_CLASSES:
-        return {}
-    return {domain: summarise_classes(facts.rows, domain) for domain in facts.images}
 
 
 def _recall(confusion: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfkd.evaluation.footprint import megabytes
-from dfkd.evaluation.results import ClassSummary, Spread, Summary, images_of, summarise_classes
+from dfkd.evaluation.results import Spread, Summary, images_of
 
 WIDTH = 80
 """Maximum number of characters in a line."""
@@ -14,8 +14,6 @@ MIN_HEAD_WIDTH = 6
 """Smallest limit on the width of a heading. Cells are no wider, except for millions of images."""
 SIZES = "MB: parameters in float32; ms: one image on one core of this machine."
 """Explanation of the last two columns."""
-MATRIX_CLASSES = 100
-"""Maximum number of classes for a confusion matrix or a table with one column for each class."""
 HEADS = {"images": "accuracy, %", "classes": "class mean, %"}
 """What the figures are, by `average`."""
 
@@ -55,29 +53,7 @@ def align(lines: Sequence[Sequence[str]], left: int = 1, gap: str = " ") -> list
     return [gap.join(cells).rstrip() for cells in padded]
 
 
-def class_table(results: Mapping[str, Any]) -> str:
-    """Accuracies by class in percent: for each domain a table like that of `table`.
-
-    There is one column for each class with an image in the domain, and the mean over classes.
-    """
-    return "\n\n".join(_domain_table(results, name) for name in images_of(results))
-
-
-def _domain_table(results: Mapping[str, Any], domain: str) -> str:
-    """The accuracies by class on one domain."""
-    summaries = summarise_classes(results["rows"], domain)
-    row = next(row for row in results["rows"] if row["domain"] == domain)
-    images = dict(zip(results["classes"], map(sum, row["confusion"]), strict=True))
-    labels = [f"{domain}, %", *map(_label, summaries), "images"]
-    columns = {
-        name: [*(_percent(line["classes"].get(name)) for line in summaries), str(images[name])]
-        for name in results["classes"]
-        if images[name]
-    }
-    return _grid(labels, columns, _means(summaries, row["images"]))
-
-
-def _label(line: Summary | ClassSummary) -> str:
+def _label(line: Summary) -> str:
     """The label of a row."""
     return f"{line['model']} {line['method']}"
 
@@ -87,7 +63,7 @@ def _percent(accuracy: Spread | None) -> str:
     return "-" if accuracy is None else f"{100 * accuracy['mean']:.1f}"
 
 
-def _means(lines: Sequence[Summary | ClassSummary], images: int) -> list[str]:
+def _means(lines: Sequence[Summary], images: int) -> list[str]:
     """The column of means with their deviations, below its heading and above the image count."""
     figures = ["mean", *(f"{100 * line['mean']:.1f}" for line in lines), str(images)]
     stds = (line["std"] for line in lines)

@@ -20,7 +20,6 @@ from dfkd.evaluation.results import (
     row,
     sort_rows,
     summarise,
-    summarise_classes,
     validate_results,
     write_results,
 )
@@ -68,10 +67,6 @@ def test_a_summary_uses_class_means_if_they_are_asked_for() -> None:
     assert over_classes["mean"] == pytest.approx((9 / 9 + 5 / 9) / 4)
     assert over_classes["domains"]["ink"]["mean"] == pytest.approx(over_classes["mean"])
     assert over_classes["std"] == pytest.approx(2 / 9 / 2**0.5)
-    (line,) = summarise_classes(rows, "ink")
-    assert line["classes"]["cat"]["mean"] == pytest.approx((9 / 9 + 5 / 9) / 2)
-    assert line["classes"]["dög"] == {"mean": 0.0, "std": 0.0}
-    assert (line["mean"], line["std"]) == (over_classes["mean"], over_classes["std"])
 
 
 def test_the_average_and_the_order_of_domains_are_part_of_the_results() -> None:
