@@ -5,7 +5,7 @@
 """
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata, resources
 from typing import Any
 
@@ -19,8 +19,7 @@ from dfkd.distillation.student_store import locate_student
 from dfkd.errors import ManifestError
 from dfkd.evaluation.results import read_results
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
-from dfkd.report import charts, diversity
-from dfkd.report.diversity import Diversity, diversities
+from dfkd.report import charts
 from dfkd.report.facts import Facts, collect, commit, note_origin
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
@@ -52,17 +51,12 @@ SECTIONS = {
 """Anchor and heading of each section, in the order of the page."""
 
 
-OnRows = Callable[[list[Diversity]], object]
-"""Called with the rows of diversity.json."""
-
-
-def write(manifest: Manifest, command: str, on_rows: OnRows = lambda rows: None) -> str:
+def write(manifest: Manifest, command: str) -> str:
     """Write report.html about the finished run of a manifest; returns its location.
 
     Args:
         manifest: of the run.
         command: command that repeats the run; the page shows it.
-        on_rows: called with the diversity of each method.
 
     Raises:
         ManifestError: the run is not finished, or its results are of other students.
@@ -71,7 +65,7 @@ def write(manifest: Manifest, command: str, on_rows: OnRows = lambda rows: None)
     storage = open_storage(manifest.storage.root)
     _require_scored(manifest, read_results(storage)["students"])  # before report.json is written
     note_origin(storage, manifest, command)
-    return write_stored(storage, on_rows)
+    return write_stored(storage)
 
 
 def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
@@ -95,13 +89,9 @@ def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
         )
 
 
-def write_stored(storage: Storage, on_rows: OnRows = lambda rows: None) -> str:
-    """Write report.html and diversity.json about the run under `storage`; see `write`."""
-    facts = collect(storage)
-    rows = diversities(facts)
-    diversity.write(storage, rows)
-    storage.put(PAGE, render(facts).encode())
-    on_rows(rows)
+def write_stored(storage: Storage) -> str:
+    """Write report.html about the run under `storage`; see `write`."""
+    storage.put(PAGE, render(collect(storage)).encode())
     return storage.location(PAGE)
 
 
@@ -127,7 +117,7 @@ def render(facts: Facts) -> str:
         open_matrix=facts.best.label if facts.best else facts.scored[0].label,
         confusions=_confusions(facts),
         per_class=_per_class(facts),
-        diversities=diversities(facts),
+        diversities=_diversities(facts),
         twin=NEAR_DUPLICATE_COSINE,
         heads=HEADS,
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
@@ -295,6 +285,27 @@ def _synthesised(facts: Facts) -> tuple[list[int], list[int], list[float | None]
         np.add.at(count, images.index.class_index, 1)
     means = [float(t / n) if n else None for t, n in zip(total, count, strict=True)]
     return made, failed, means
+
+
+def _diversities(facts: Facts) -> list[dict[str, Any]]:
+    """A row for each method: statistics of its prompts and images, and its students' scores."""
+    summaries = {scored.label: scored.summary for scored in facts.students}
+    rows = []
+    for images in facts.method_images:
+        manifest, shown = images.version.manifest, images.gallery
+        made, others = manifest["samples"], manifest["inconsistent"]
+        rows.append(
+            {
+                "method": images.method,
+                "prompts": images.prompts,
+                "cosine": float(shown.within.mean()) if len(shown.within) else None,
+                "vendi": shown.vendi,
+                "twins": shown.twins,
+                "own_class": 1 - others / made if made else None,
+                "students": summaries.get(images.method),
+            }
+        )
+    return rows
 
 
 def _by_stage(entries: Sequence[CostRecord]) -> list[CostRecord]:

@@ -240,3 +240,11 @@ def test_a_version_whose_images_all_failed_has_a_page(written: tuple[Manifest, s
     images = dataclasses.replace(first, version=empty)
     html = page.render(dataclasses.replace(facts, method_images=[images]))
     assert "Of 0 images the teacher takes" in html
+
+
+def test_diversity_stands_beside_accuracy(facts: Facts) -> None:
+    table = page.render(facts).partition('<section id="prompts">')[2].partition("</section>")[0]
+    (line,) = (line for line in Outline(table).text.splitlines() if "62.5" in line)
+    prompts, words = facts.method_images[1].prompts, " ".join(line.split())
+    assert words.startswith(f"contrastive 24 {prompts['similarity_in_class']:.3f} ")
+    assert words.endswith(" 100.0 100.0 62.5 ±3.5")
