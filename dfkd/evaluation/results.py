@@ -1,4 +1,4 @@
-"""Rows of accuracy, their summary, and the files `results.json` and `results.parquet`.
+"""Rows of accuracy, their summary, and the file `results.json`.
 
 `results.json` (schema 1), keys sorted, no dates, so that the same scores are the same bytes:
 
@@ -25,19 +25,14 @@
         model, method, seeds: [int, ...]
         domains    {name: {mean, std}} over seeds, of the accuracy that `average` selects
         mean, std  over seeds, of the mean over domains; std (n - 1) is null for one seed
-
-`results.parquet` has the `rows` with the same column names.
 """
 
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, NotRequired, get_args
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -55,20 +50,6 @@ ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
 MODELS = get_args(Model)
 ORDER = (ZERO_SHOT, CLASSIFIER, *get_args(Method))
 """Display order of the methods."""
-
-COLUMNS = pa.schema(
-    [
-        ("model", pa.string()),
-        ("method", pa.string()),
-        ("seed", pa.int64()),
-        ("domain", pa.string()),
-        ("images", pa.int64()),
-        ("accuracy", pa.float64()),
-        ("class_mean", pa.float64()),
-        ("per_class", pa.map_(pa.string(), pa.float64())),
-        ("confusion", pa.list_(pa.list_(pa.int64()))),
-    ]
-)
 
 
 @with_config(CHECKED)
@@ -280,16 +261,11 @@ def images_of(results: Mapping[str, Any]) -> dict[str, int]:
 
 
 def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
-    """Write `results.json`, whose location is returned, and `results.parquet`, each atomically."""
+    """Write `results.json` atomically; its presence says that the run is finished.
+
+    Returns its location.
+    """
     validate_results(results)
-    stream = io.BytesIO()
-    # Parquet has maps instead of objects, and pyarrow takes a map as a list of pairs.
-    table = pa.Table.from_pylist(
-        [{**row, "per_class": list(row["per_class"].items())} for row in results["rows"]], COLUMNS
-    )
-    pq.write_table(table, stream)
-    # results.json comes last, because its presence says that the run is finished.
-    storage.put("results.parquet", stream.getvalue())
     storage.put("results.json", strict_json.indented(results))
     return storage.location("results.json")
 

@@ -104,7 +104,7 @@ def evaluate(
     folder: str = "",
     classes: tuple[str, ...] = (),
 ) -> Evaluated:
-    """Score the models that a manifest names and write `results.json` and `results.parquet`.
+    """Score the models that a manifest names and write `results.json`.
 
     The teacher classifies zero-shot with the prompts of `teacher.template`. The students are those
     of every method and seed. The text-only classifier of each seed is trained unless it is stored.
