@@ -8,10 +8,8 @@ from dfkd.evaluation.results import Spread
 from dfkd.report.figures import Series
 from dfkd.report.figures import curve as curve_chart
 from dfkd.report.svg import RenderedChart
-from dfkd.report.tables import HEADS, WIDTH, align
+from dfkd.report.tables import HEADS, align, ruled
 
-CELL = 10
-"""Width of a column in characters: `78.9 ±12.3`; a gain may have one more."""
 LABELS = ("images a class", "gain", "trained on", "tested on")
 """Labels of the rows that are not curves."""
 AXIS = "training images of each class (0: before any training)"
@@ -26,18 +24,12 @@ def table(results: FewShotResults) -> str:
     """Mean accuracy over domains in percent, with the standard deviation over seeds.
 
     There is one column for each number of shots. The last rows show the gain of training over the
-    untrained student, and how many images one seed's trainings used and were tested on. The text
-    has at most 80 columns; further columns continue below.
+    untrained student, and how many images one seed's trainings used and were tested on.
     """
-    bands, names = _bands(results), results.data.domains
-    size = (WIDTH - max(map(len, LABELS))) // (CELL + 1)
-    ticks = _ticks(results)
-    blocks = [
-        _text_table(_grid(results, bands, ticks[first : first + size], names))
-        for first in range(0, len(ticks), size)
-    ]
+    names = results.data.domains
+    lines = align(_grid(results, _bands(results), _ticks(results), names))
     title = f"few-shot {HEADS[results.average]}, {_averaged_over(names)}"
-    return "\n\n".join([f"{title}\n{blocks[0]}", *blocks[1:]])
+    return f"{title}\n{ruled(lines, 1)}"
 
 
 def markdown(results: FewShotResults) -> str:
@@ -120,12 +112,6 @@ def _figure(figure: Spread | None, sign: str = "") -> str:
         return "-"
     deviation = "" if figure["std"] is None else f" ±{100 * figure['std']:.1f}"
     return f"{100 * figure['mean']:{sign}.1f}{deviation}"
-
-
-def _text_table(grid: Grid) -> str:
-    """The grid as lines of text, with a rule below the heading."""
-    lines = align(grid)
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def _markdown_table(grid: Grid) -> str:

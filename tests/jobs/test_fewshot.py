@@ -98,7 +98,6 @@ def test_a_run_leaves_results_table_and_curves(undisturbed: Path) -> None:
     *table, drawn, last = (undisturbed.parent / "stdout").read_text().splitlines()
     assert last == f"wrote {folder / 'results.json'}"
     assert drawn == f"curves {folder / 'curves.svg'}"
-    assert max(len(line) for line in table if not line.startswith("note: ")) <= 80
     assert [line.split()[0] for line in table[3:8]] == [*CURVES, "gain"]
     found = results(undisturbed)
     assert {row.domain for row in found.rows} == {"neon", "chalk"}

@@ -46,9 +46,8 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "rocket" in page
     assert f"--set storage.root={tmp_path / 'run'}" in page
-    assert max(len(line) for line in table if "student" in line and "/" not in line) <= 80
-    assert any("teacher" in line for line in table)
-    assert any("contrastive" in line for line in table)
+    assert any(line.split()[:1] == ["teacher"] for line in table)
+    assert any(line.startswith("accuracy, %") and "contrastive" in line for line in table)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["schema"] == 1
     methods = {(row["model"], row["method"]) for row in results["rows"]}

@@ -1,7 +1,5 @@
 from collections.abc import Sequence
 
-import pytest
-
 from dfkd.config.distillation import Start
 from dfkd.evaluation.few_shot_results import (
     Curve,
@@ -65,26 +63,6 @@ def test_the_table_has_a_line_for_each_curve_and_a_column_for_each_k() -> None:
             "tested on           4000       4000       4000",
         ]
     )
-
-
-@pytest.mark.parametrize("seeds", [(0,), tuple(range(5))])
-@pytest.mark.parametrize("domains", [1, 9])
-def test_no_line_is_wider_than_a_terminal_and_every_k_is_there(
-    domains: int, seeds: tuple[int, ...]
-) -> None:
-    shots = tuple(range(1, 20))
-    names = [f"a_long_domain_name_{number}" for number in range(domains)]
-    text = table(results(names, shots, seeds))
-    assert max(map(len, text.splitlines())) <= 80
-    assert all(block.count("student") == 1 for block in text.split("\n\n"))
-    heads = [line.split()[3:] for line in text.splitlines() if line.startswith("images a class")]
-    assert [int(k) for head in heads for k in head] == [0, *shots]
-
-
-def test_the_paper_s_shots_fit_one_block() -> None:
-    text = table(results(shots=(1, 2, 4, 8, 16)))
-    assert "\n\n" not in text
-    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_markdown_has_each_domain_and_the_notes() -> None:
