@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +41,6 @@ from dfkd.storage import cost_records, layout
 from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED
-
-T = TypeVar("T")
 
 ORIGIN = "report.json"
 """File with the facts that no other object of a run holds, so a page needs only the folder."""
@@ -173,10 +171,9 @@ def note_origin(storage: Storage, manifest: Manifest, command: str) -> None:
     The commit stays that of the first call for this manifest, because its code made the run.
     """
     origin = RunOrigin(1, command, commit(), manifest.as_dict())
-    if storage.exists(ORIGIN):
-        before = _read_checked(storage, ORIGIN, RunOrigin)
-        if before.manifest == origin.manifest:
-            origin = replace(origin, commit=before.commit)
+    before = _read_origin(storage)
+    if before and before.manifest == origin.manifest:
+        origin = replace(origin, commit=before.commit)
     storage.put(ORIGIN, canonical(asdict(origin)))
 
 
@@ -207,7 +204,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         CorruptionError: an object of the run is damaged.
     """
     results = read_results(storage)
-    origin = _read_checked(storage, ORIGIN, RunOrigin) if storage.exists(ORIGIN) else None
+    origin = _read_origin(storage)
     classes, rows = tuple(results["classes"]), sort_rows(results["rows"])
     run = root or storage
     scored = _scored_models(results, rows, footprint.read(run).ms)
@@ -336,16 +333,14 @@ def _read_student(student: Storage, name: str, method: str, seed: int) -> Traine
     )
 
 
-def _read_checked(storage: Storage, key: str, kind: type[T]) -> T:
-    """The JSON object `key`, which the jobs wrote, checked as the pydantic type `kind`.
-
-    Raises:
-        CorruptionError: the object is damaged; `MissingObject` if there is none.
-    """
+def _read_origin(storage: Storage) -> RunOrigin | None:
+    """The content of report.json; None if there is none, `CorruptionError` if it is damaged."""
+    if not storage.exists(ORIGIN):
+        return None
     try:
-        return read_as(TypeAdapter(kind), storage.get(key))
+        return read_as(TypeAdapter(RunOrigin), storage.get(ORIGIN))
     except ValueError as error:
         raise CorruptionError(
-            f"{storage.location(key)}: {error}; delete it and run jobs/pipeline.py again, which "
+            f"{storage.location(ORIGIN)}: {error}; delete it and run jobs/pipeline.py again, which "
             "writes it anew"
         ) from None

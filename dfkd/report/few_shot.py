@@ -1,6 +1,5 @@
 """Few-shot accuracies as a text table, as Markdown, and as the curves of Fig. 5."""
 
-import re
 from collections.abc import Mapping, Sequence
 
 from dfkd.evaluation.few_shot_results import CURVES, Curve, FewShotResults, gains
@@ -9,6 +8,8 @@ from dfkd.report.figures import Series
 from dfkd.report.figures import curve as curve_chart
 from dfkd.report.svg import RenderedChart
 from dfkd.report.tables import HEADS, align, ruled
+from dfkd.utils.markdown import escape
+from dfkd.utils.markdown import table as markdown_table
 
 LABELS = ("images a class", "gain", "trained on", "tested on")
 """Labels of the rows that are not curves."""
@@ -35,22 +36,23 @@ def table(results: FewShotResults) -> str:
 def markdown(results: FewShotResults) -> str:
     """The same table as Markdown, then one for each domain, and notes."""
     ticks, names = _ticks(results), results.data.domains
+    means = _grid(results, _bands(results), ticks, names)
     parts = [
-        f"# Few-shot {HEADS[results.average]}, of {_escape(results.architecture)}",
+        f"# Few-shot {HEADS[results.average]}, of {escape(results.architecture)}",
         "Mean and standard deviation over draws of the labelled images; 0 images is before any "
         "training. Figures of one column share their test images, those of two columns do not. "
         "The gain is what training adds to the student, with the standard deviation of that "
         "difference.",
-        "\n".join(f"- {c}: {_escape(results.curves[c])}" for c in CURVES if c in results.curves),
+        "\n".join(f"- {c}: {escape(results.curves[c])}" for c in CURVES if c in results.curves),
         f"## {_averaged_over(names).capitalize()}",
-        _markdown_table(_grid(results, _bands(results), ticks, names)),
+        markdown_table(means[0], means[1:]),
     ]
     for name in names if len(names) > 1 else ():
         grid = _grid(results, _bands(results, name), ticks, [name])
-        parts += [f"## {_escape(name)}", _markdown_table(grid)]
+        parts += [f"## {escape(name)}", markdown_table(grid[0], grid[1:])]
     remarks = [*results.data.notes, *(f"unreadable: {line}" for line in results.data.unreadable)]
     if remarks:
-        parts += ["## Notes", "\n".join(f"- {_escape(remark)}" for remark in remarks)]
+        parts += ["## Notes", "\n".join(f"- {escape(remark)}" for remark in remarks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -112,19 +114,6 @@ def _figure(figure: Spread | None, sign: str = "") -> str:
         return "-"
     deviation = "" if figure["std"] is None else f" ±{100 * figure['std']:.1f}"
     return f"{100 * figure['mean']:{sign}.1f}{deviation}"
-
-
-def _markdown_table(grid: Grid) -> str:
-    """The grid as Markdown, with figures aligned right."""
-    rule = "|---" + "|---:" * (len(grid[0]) - 1) + "|"
-    head, *lines = (f"| {' | '.join(line)} |" for line in grid)
-    return "\n".join([head, rule, *lines])
-
-
-def _escape(text: str) -> str:
-    """`text` on one line with the markup of Markdown and HTML escaped."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", shown)
 
 
 def picture(results: FewShotResults) -> RenderedChart:

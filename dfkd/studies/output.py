@@ -19,12 +19,12 @@ from dfkd.report.figures import Scatter, Series
 from dfkd.report.svg import RenderedChart
 from dfkd.report.tables import HEADS
 from dfkd.storage.base import Storage
+from dfkd.studies.paired import Difference
 from dfkd.studies.results import FILE, StudyResults, StudyRow
 from dfkd.studies.schema import StudyFile
 from dfkd.studies.study import Study
 from dfkd.studies.tables import Entry, Grid, markdown
 from dfkd.utils.images import decode_image
-from dfkd.utils.paired import Difference
 
 MEAN, AGREEMENT, RECOGNISED, UNSEEN = "mean", "agreement", "recognised", "unseen"
 SIZES = ("MB", "ms")

@@ -1,18 +1,15 @@
 """A table of figures, and its rendering as Markdown. The same table gives the same bytes."""
 
-import re
 from dataclasses import dataclass
 
 from dfkd.evaluation.results import Spread
-from dfkd.utils.paired import Difference
+from dfkd.studies.paired import Difference
+from dfkd.utils.markdown import escape, table
 
 Entry = str | Spread | Difference | float | None
 """Text; our accuracies or their difference (0-1); a number as the paper prints it; or nothing."""
 
 NONE = "-"
-
-MARKDOWN = re.compile(r"[\\`*<>|~\[\]]|\b_|_\b")
-"""Characters that Markdown would read as markup; an underscore inside a word is not markup."""
 
 
 @dataclass(frozen=True)
@@ -55,32 +52,9 @@ def _signed(cell: Difference) -> str:
 
 
 def markdown(grid: Grid) -> str:
-    """A heading, the table padded so that the source is readable, and the notes as a list."""
-    lines = [[_markdown(name) for name in grid.head]]
-    lines += [[_markdown(format_entry(cell)) for cell in row] for row in grid.rows]
-    # A rule of a Markdown table needs three dashes or more.
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(grid.head))]
-    padded = [
-        [
-            cell.ljust(width) if number < grid.names else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
-    rule = [
-        "-" * width if number < grid.names else "-" * (width - 1) + ":"
-        for number, width in enumerate(widths)
-    ]
-    text = [f"# {_markdown(grid.title)}", ""]
-    text += [f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:])]
+    """A heading, the table, and the notes as a list."""
+    rows = [[escape(format_entry(cell)) for cell in row] for row in grid.rows]
+    text = [f"# {escape(grid.title)}", "", table([*map(escape, grid.head)], rows, grid.names)]
     if grid.notes:
-        text += ["", *(f"- {_markdown(note)}" for note in grid.notes)]
+        text += ["", *(f"- {escape(note)}" for note in grid.notes)]
     return "\n".join(text) + "\n"
-
-
-def _markdown(text: str) -> str:
-    return MARKDOWN.sub(lambda match: f"\\{match[0]}", _line(text))
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
