@@ -5,7 +5,7 @@
 """
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from importlib import metadata, resources
 from typing import Any
 
@@ -25,7 +25,6 @@ from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
 from dfkd.storage.base import Storage
-from dfkd.storage.cost_records import CostRecord
 from dfkd.storage.local import open_storage
 from dfkd.utils.yaml import dump
 
@@ -145,7 +144,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= FILTERS | {"by_stage": _by_stage, "level": level}
+    environment.filters |= FILTERS | {"level": level}
     package = resources.files("dfkd.report")
     environment.globals |= {
         "css": Markup((package / "page.css").read_text("utf-8")),  # noqa: S704 - our own
@@ -306,12 +305,6 @@ def _diversities(facts: Facts) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _by_stage(entries: Sequence[CostRecord]) -> list[CostRecord]:
-    """The records in the order of the stages."""
-    order = ("synthesize", "distill", "evaluate")
-    return sorted(entries, key=lambda entry: order.index(entry.stage))
 
 
 def _provenance(facts: Facts) -> dict[str, Any]:
