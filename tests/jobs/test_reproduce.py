@@ -350,7 +350,7 @@ def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str
     assert {line.split()[0] for line in lines[:blank]} == names
     dictionary = next(line for line in lines if line.startswith("dictionary"))
     # 3 x 5 data sets of 12 x 96 images; a student of each, of 80 epochs.
-    assert dictionary.split()[1:-1] == ["Table", "6", "3", "5", "17,280", "1,382,400"]
+    assert dictionary.split()[1:] == ["Table", "6", "3", "5", "17,280", "1,382,400"]
     index = dict(line.split(": ", 1) for line in lines[blank + 1 :])
     assert list(index) == [
         *(f"Figure {n}" for n in range(1, 12)),
