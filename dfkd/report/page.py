@@ -144,7 +144,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= FILTERS | {"level": level}
+    environment.filters |= FILTERS | {"shade": shade}
     package = resources.files("dfkd.report")
     environment.globals |= {
         "css": Markup((package / "page.css").read_text("utf-8")),  # noqa: S704 - our own
@@ -169,9 +169,9 @@ def _shown(facts: Facts) -> list[int]:
     ]
 
 
-def level(share: float) -> int:
-    """Shade 1 to 9 for a share from 0 to 1."""
-    return min(1 + int(9 * share), 9)
+def shade(share: float) -> str:
+    """How strong the colour of a cell is for a share from 0 to 1: text is readable on all."""
+    return f"{5 + round(45 * share)}%"
 
 
 def accuracy_charts(
@@ -205,14 +205,14 @@ def _best(facts: Facts) -> dict[str, set[str]]:
 
 
 def _matrices(facts: Facts) -> list[dict[str, Any]]:
-    """Each model's confusion counts, shaded by the row's share; empty for very many classes."""
+    """Each model's confusion counts, with the row's share; empty for very many classes."""
     if len(facts.classes) > MATRIX_CLASSES:
         return []
     matrices = []
     for model in facts.scored:
         sums = np.maximum(model.confusion.sum(axis=1), 1)
         lines = [
-            [(count, level(count / total)) for count in line]
+            [(count, count / total) for count in line]
             for line, total in zip(model.confusion.tolist(), sums.tolist(), strict=True)
         ]
         right, total = int(model.confusion.trace()), int(model.confusion.sum())
