@@ -7,18 +7,13 @@ from markupsafe import Markup
 
 from dfkd.report.facts import Facts, TrainedStudent
 
-WORDS = (
-    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve",
-)  # fmt: skip
-"""Numbers that the headline spells out."""
 MILLION = 1_000_000
 
 
 def headline(facts: Facts) -> Markup:
     """One sentence that states the result of the run, with its figure emphasised."""
     best, teacher = facts.best, facts.teacher
-    domains = _number(len(facts.images))
+    domains = count(len(facts.images))
     domains_text = f"{domains} unseen domain{'s' if len(facts.images) != 1 else ''}"
     if best is None:
         shown = teacher or facts.scored[0]
@@ -84,11 +79,6 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
         rows.append(("time, summed over jobs", f"{hours:.2f}", "h"))
         rows.append(("cost, summed over jobs", f"{spent:.2f}", "worker-hours"))
     return rows
-
-
-def _number(value: int) -> str:
-    """A count in a sentence: `six`, or digits for large ones."""
-    return WORDS[value] if value < len(WORDS) else count(value)
 
 
 def count(value: int) -> str:
