@@ -140,6 +140,9 @@ def _by_class(described: StudyFile, results: StudyResults) -> tuple[tuple[str, .
 
 def _differences(described: StudyFile, results: StudyResults) -> dict[str, Difference]:
     """Paired difference of each student row from its reference (`compare`), by label."""
+    # The figures of these tables are of single classes, and the differences are of all.
+    if described.columns == "classes" or described.kind == "case":
+        return {}
     # Only students have a value of each axis; the other rows have a name instead.
     students = {row.names: row for row in results.rows if row.model == "student"}
     # A row's reference has the same names, except that `compare` replaces the one on its axis.
