@@ -55,20 +55,13 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 
 def tell(evaluated: dfkd.Evaluated) -> None:
-    """Print the table of accuracies and the notes; also accuracies by class if they are means over
-    the classes and if those are few enough.
-    """
-    from dfkd.report.tables import MATRIX_CLASSES, SIZES, class_table, table
+    """Print the table of accuracies and the notes."""
+    from dfkd.report.tables import SIZES, table
 
     if evaluated.sheet:
         print(f"contact sheet {evaluated.sheet}")
     print(table(evaluated.results, evaluated.ms))
     print(SIZES)
-    if evaluated.results["average"] == "classes":
-        count = len(evaluated.results["classes"])
-        few = count <= MATRIX_CLASSES
-        elsewhere = f"accuracies of the {count} classes are in {evaluated.location}"
-        print(f"\n{class_table(evaluated.results) if few else elsewhere}")
     for note in evaluated.results["data"]["notes"]:
         print(f"note: {note}")
 

@@ -93,20 +93,15 @@ def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(run: Run, options: argparse.Namespace) -> str:
     """Write the page; returns its location."""
-    from dfkd.report import compare, diversity, page
+    from dfkd.report import compare, page
 
     storage = run.open()
     if options.other is not None:
         return compare.write(storage, read_other(run, options.other).open())
 
-    def tell(rows: list[diversity.Diversity]) -> None:
-        """Print the diversity of each method, if there are images of one."""
-        if rows:
-            print(diversity.table(rows), flush=True)
-
     if run.manifest is None:
-        return page.write_stored(storage, tell)
-    return page.write(run.manifest, command_line.again("pipeline", options), tell)
+        return page.write_stored(storage)
+    return page.write(run.manifest, command_line.again("pipeline", options))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -196,17 +196,26 @@ class PublishedVersion:
         Raises:
             CorruptionError: prompts.json is not what was published.
         """
-        where = self.storage.location(layout.PROMPTS_SUMMARY)
-        data = self.storage.get(layout.PROMPTS_SUMMARY)
-        if hashlib.sha256(data).hexdigest() != self.manifest.get("prompts"):
-            raise CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
-        parts = parse_json(data, where).get("parts")
+        parts = self.prompts_summary().get("parts")
         # The names become keys, so they are checked too.
         if not isinstance(parts, dict) or not all(
             re.fullmatch(layout.PART, name) for name in parts
         ):
+            where = self.storage.location(layout.PROMPTS_SUMMARY)
             raise CorruptionError(f"{where}: names no parts; {PROMPTS_REMEDY}")
         return parts
+
+    def prompts_summary(self) -> dict[str, Any]:
+        """The content of prompts.json: statistics of the prompts, and the sha256 of each part.
+
+        Raises:
+            CorruptionError: prompts.json is not what was published.
+        """
+        where = self.storage.location(layout.PROMPTS_SUMMARY)
+        data = self.storage.get(layout.PROMPTS_SUMMARY)
+        if hashlib.sha256(data).hexdigest() != self.manifest.get("prompts"):
+            raise CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
+        return parse_json(data, where)
 
     @property
     def files(self) -> dict[str, str]:

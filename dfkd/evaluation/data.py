@@ -243,11 +243,6 @@ def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
         ]
         if missing:
             yield f"domain {domain} has no image of {_join_names(missing)}"
-    counts = Counter(data.classes[item.class_index] for item in data.items)
-    for name, count in counts.most_common(1):
-        if 2 * count > len(data.items) and len(data.classes) > 2:
-            share = f"{name} has {count} of the {len(data.items)} images"
-            yield f"{share}; with evaluation.average=classes all classes count alike"
     for domain, count in sorted(content.tally.in_two_classes.items()):
         if count:
             yield f"the list of {domain} gives {count} images to two classes, and each counts"

@@ -1,4 +1,4 @@
-"""Rows of accuracy, their summary, and the files `results.json` and `results.parquet`.
+"""Rows of accuracy, their summary, and the file `results.json`.
 
 `results.json` (schema 1), keys sorted, no dates, so that the same scores are the same bytes:
 
@@ -25,19 +25,14 @@
         model, method, seeds: [int, ...]
         domains    {name: {mean, std}} over seeds, of the accuracy that `average` selects
         mean, std  over seeds, of the mean over domains; std (n - 1) is null for one seed
-
-`results.parquet` has the `rows` with the same column names.
 """
 
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, NotRequired, get_args
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -55,20 +50,6 @@ ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
 MODELS = get_args(Model)
 ORDER = (ZERO_SHOT, CLASSIFIER, *get_args(Method))
 """Display order of the methods."""
-
-COLUMNS = pa.schema(
-    [
-        ("model", pa.string()),
-        ("method", pa.string()),
-        ("seed", pa.int64()),
-        ("domain", pa.string()),
-        ("images", pa.int64()),
-        ("accuracy", pa.float64()),
-        ("class_mean", pa.float64()),
-        ("per_class", pa.map_(pa.string(), pa.float64())),
-        ("confusion", pa.list_(pa.list_(pa.int64()))),
-    ]
-)
 
 
 @with_config(CHECKED)
@@ -101,18 +82,6 @@ class Summary(TypedDict):
     seeds: list[int]
     domains: dict[str, Spread]
     mean: float
-    std: float | None
-
-
-class ClassSummary(TypedDict):
-    """The accuracy on each class of a model and method on one domain, over seeds."""
-
-    model: str
-    method: str
-    classes: dict[str, Spread]
-    """Accuracy by class, for classes with an image in the domain."""
-    mean: float
-    """Mean over classes and seeds; `std` is over seeds, of the mean over classes."""
     std: float | None
 
 
@@ -218,19 +187,6 @@ def by_model(rows: Sequence[ResultRow]) -> dict[tuple[str, str], list[ResultRow]
     return groups
 
 
-def summarise_classes(rows: Sequence[ResultRow], domain: str) -> list[ClassSummary]:
-    """A summary by class for each model and method on a domain, as in the paper's Table 4."""
-    summaries = []
-    for (model, method), group in by_model([r for r in rows if r["domain"] == domain]).items():
-        mean = spread([row["class_mean"] for row in group])
-        classes = {
-            name: spread([row["per_class"][name] for row in group])
-            for name in group[0]["per_class"]
-        }
-        summaries.append(ClassSummary(model=model, method=method, classes=classes, **mean))
-    return summaries
-
-
 def over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> tuple[dict[str, Spread], Spread]:
     """Summarise accuracies over seeds.
 
@@ -305,16 +261,11 @@ def images_of(results: Mapping[str, Any]) -> dict[str, int]:
 
 
 def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
-    """Write `results.json`, whose location is returned, and `results.parquet`, each atomically."""
+    """Write `results.json` atomically; its presence says that the run is finished.
+
+    Returns its location.
+    """
     validate_results(results)
-    stream = io.BytesIO()
-    # Parquet has maps instead of objects, and pyarrow takes a map as a list of pairs.
-    table = pa.Table.from_pylist(
-        [{**row, "per_class": list(row["per_class"].items())} for row in results["rows"]], COLUMNS
-    )
-    pq.write_table(table, stream)
-    # results.json comes last, because its presence says that the run is finished.
-    storage.put("results.parquet", stream.getvalue())
     storage.put("results.json", strict_json.indented(results))
     return storage.location("results.json")
 

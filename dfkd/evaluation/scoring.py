@@ -33,9 +33,8 @@ from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, r
 from dfkd.models.teacher import Teacher, check_classes, distances
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.storage.base import Storage, in_order
-from dfkd.storage.cost_records import record_cost
 from dfkd.storage.local import open_storage
-from dfkd.utils.device import device_name, pick_device
+from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
 from dfkd.utils.images import decode_image
 from dfkd.utils.pixels import from_bytes
@@ -104,7 +103,7 @@ def evaluate(
     folder: str = "",
     classes: tuple[str, ...] = (),
 ) -> Evaluated:
-    """Score the models that a manifest names and write `results.json` and `results.parquet`.
+    """Score the models that a manifest names and write `results.json`.
 
     The teacher classifies zero-shot with the prompts of `teacher.template`. The students are those
     of every method and seed. The text-only classifier of each seed is trained unless it is stored.
@@ -129,8 +128,7 @@ def evaluate(
     students = list(_finished_students(manifest, version, classes)) if "student" in wanted else []
     root = open_storage(manifest.storage.root)
     candidates = _load_candidates(scored, root, students, manifest.classes)
-    counted = _with_cost_records(root, candidates, len(data.items))
-    scores = score(([model] for model in counted), data, BATCH, threads)
+    scores = score(([model] for model in candidates), data, BATCH, threads)
     networks = footprint.networks(manifest)
     sizes = {model: network.parameters for model, network in networks.items()}
     names, average = [student.name for student in students], manifest.evaluation.average
@@ -187,19 +185,6 @@ def _load_candidates(
             student = student.with_classes(texts)
         size = card["image_size"]
         yield Candidate("student", location.method, location.seed, size, student, device)
-
-
-def _with_cost_records(
-    root: Storage, candidates: Iterable[Candidate], images: int
-) -> Iterator[Candidate]:
-    """Yield the candidates; write a cost record for the time in which each one was used."""
-    for candidate in candidates:
-        seed = None if candidate.method == ZERO_SHOT else candidate.seed
-        name = candidate.model if candidate.model == "text-only" else candidate.method
-        with record_cost(root, "evaluate", name, seed) as cost:
-            yield candidate
-            # The caller asks for the next candidate here, so this one has been scored.
-            cost.images, cost.device = images, device_name(candidate.device)
 
 
 def _teacher_candidate(manifest: Manifest, device: torch.device) -> Candidate:

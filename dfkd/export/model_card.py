@@ -1,10 +1,10 @@
 """The model card of an exported student: Markdown, from the facts in `takehome.json`."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from dfkd.export.predict import INT8, MODEL
+from dfkd.utils.markdown import escape, table
 
 EXAMPLE = """\
 import json
@@ -178,21 +178,6 @@ def model_card(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def _plain(text: str) -> str:
-    """A name that comes from strangers, with what Markdown and HTML would take for markup escaped.
-
-    `_table` escapes the `|`.
-    """
-    return re.sub(r"[\\`*<>~\[\]]|\b_|_\b", r"\\\g<0>", text)
-
-
 def _accuracy(evaluation: Mapping[str, Any]) -> str:
     """The text with a row for each model that was scored, and a column for each domain."""
     domains = list(evaluation["images"])
@@ -205,7 +190,7 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
     rows.append(["images", *counts, str(sum(evaluation["images"].values()))])
     return ACCURACY.format(
         source=evaluation["source"],
-        table=_table(["", *map(_plain, domains), "mean"], rows),
+        table=table(["", *map(escape, domains), "mean"], rows),
         average=AVERAGES[evaluation["average"]],
     )
 
@@ -219,7 +204,7 @@ def _speed(facts: Mapping[str, Any]) -> str:
         "int8": files[INT8]["bytes"],
     }
     titles = TITLES | {"teacher": f"teacher's image tower, PyTorch, {teacher['image_size']} px"}
-    return _table(
+    return table(
         ["", "MB", "ms an image"],
         [[titles[name], f"{size / 1e6:.1f}", f"{ms[name]:.1f}"] for name, size in sizes.items()],
     )
@@ -234,9 +219,9 @@ def _origin(facts: Mapping[str, Any]) -> str:
         ["prompt method, seed", f"{student['method']}, {student['seed']}"],
         ["student", f"`{student['folder']}`, sha256 `{student['sha256']}`"],
         ["student's initial weights", f"`{student['weights']}`"],
-        ["teacher", _plain(str(facts["teacher"]["model"]))],
+        ["teacher", escape(str(facts["teacher"]["model"]))],
         *([f"{r} sha256", f"`{d}`"] for r, d in sorted(data["weights"].items())),
         ["int8 calibration", f"{calibration['images']} images of that version, no others"],
         ["made with", ", ".join(f"{n} {v}" for n, v in sorted(facts["libraries"].items()))],
     ]
-    return _table(["", ""], rows)
+    return table(["", ""], rows, names=2)

@@ -68,7 +68,7 @@ REGENERATION = _pattern(
     *(
         f"{folder}{name}"
         for folder in ("", f"{CANDIDATE}/", f"{CURRENT}/")
-        for name in (*RESULTS, "report.json", "comparison.html", "contact-sheet.png")
+        for name in (RESULTS, "report.json", "comparison.html", "contact-sheet.png")
     ),
 )
 

@@ -236,8 +236,8 @@ class _Run:
         # Whoever has lost the lease meanwhile must not replace the results of a later attempt.
         self.lease.fence()
         print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
-        for name in attempts.RESULTS:
-            attempt.root.put(name, attempt.storage.get(f"{attempts.CANDIDATE}/{name}"))
+        results = attempt.storage.get(f"{attempts.CANDIDATE}/{attempts.RESULTS}")
+        attempt.root.put(attempts.RESULTS, results)
         version = open_version(home, attempt.candidate)
         write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
         with thread_limit(self.threads) as threads:

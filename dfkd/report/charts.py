@@ -9,15 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
-import numpy as np
 from markupsafe import Markup
 
-from dfkd.report.readers import TrainingCurve
 from dfkd.report.svg import COLOURS, SERIES, axis_style, band, data_chart, draw
 
-WIDTH = 250
-"""Pixels of a plot without its axes; with them it fits a phone."""
-CURVES_HEIGHT = 170
 BARS_WIDTH = 190
 """Pixels of the plot of `bars`, from 0 to 100 percent."""
 NAMES_WIDTH = 122
@@ -25,12 +20,6 @@ NAMES_WIDTH = 122
 wider than the one that measures them."""
 FIGURE_WIDTH = 42
 """Pixels for the figure of a bar that reaches 100 percent."""
-DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
-"""Dash patterns of a method's seeds."""
-MAX_POINTS = 400
-"""Maximum number of points of a line."""
-LABEL_DISTANCE = 12
-"""Minimum vertical distance between two labels, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -111,79 +100,3 @@ def bars(title: str, models: Sequence[ModelBar]) -> Markup:
         width=BARS_WIDTH, height=22 * len(rows), padding=room, autosize="none"
     )
     return _rendered(chart, f"Accuracy on {title}, in percent")
-
-
-def _lines(rows: Sequence[dict[str, Any]], high: float) -> alt.Chart:
-    """The lines of `curves`, on an axis from 0 to `high`."""
-    chart: alt.Chart = (
-        data_chart(rows)
-        .mark_line(strokeWidth=1.8, clip=False)
-        .encode(
-            x=alt.X("x:Q", axis=alt.Axis(title="step", tickCount=4, grid=False)),
-            y=alt.Y(
-                "y:Q", scale=alt.Scale(domain=[0, high]),
-                axis=alt.Axis(title=None, tickCount=5, domain=False, ticks=False),
-            ),
-            color=alt.Color("colour:N", scale=None),
-            strokeDash=alt.StrokeDash(
-                "dash:N", legend=None,
-                scale=alt.Scale(domain=list(range(len(DASHES))), range=list(DASHES)),
-            ),
-            detail="line:N",
-            description="line:N",
-        )
-    )  # fmt: skip
-    return chart
-
-
-def curves(kind: str, curve_slots: Sequence[tuple[TrainingCurve, int]]) -> Markup:
-    """Loss or agreement of each student over training steps; each line is labelled at its end.
-
-    Args:
-        kind: `loss` or `agreement`.
-        curve_slots: curves with their colour slots.
-    """
-    values = [curve.loss if kind == "loss" else curve.agreement for curve, _ in curve_slots]
-    highest = max((max(v) for v in values if v), default=1.0)
-    top = 1.0 if kind == "agreement" else highest * 1.05 or 1.0
-    rows, labels = list[dict[str, Any]](), list[dict[str, Any]]()
-    dashes = _dashes([curve for curve, _ in curve_slots])
-    for (curve, slot), value, dash in zip(curve_slots, values, dashes, strict=True):
-        # More points than pixels would only make the page larger.
-        step = -(-len(value) // MAX_POINTS) or 1
-        for x, y in list(zip(curve.steps, value, strict=True))[::step]:
-            rows.append({"x": x, "y": y, "line": curve.name, "colour": series(slot), "dash": dash})
-        if value:
-            x, y = curve.steps[-1], value[-1]
-            labels.append({"x": x, "y": y, "text": curve.name, "colour": series(slot)})
-    # Overlap is a matter of pixels, which count down from the top; the chart wants values.
-    pixels = [CURVES_HEIGHT * (1 - label["y"] / top) for label in labels]
-    for label, pixel in zip(labels, spread_out(pixels, LABEL_DISTANCE), strict=True):
-        label["y"] = top * (1 - pixel / CURVES_HEIGHT)
-    text = (
-        data_chart(labels)
-        .mark_text(align="left", dx=5, fontSize=11, aria=False)
-        .encode(x="x:Q", y="y:Q", text="text:N", color=alt.Color("colour:N", scale=None))
-    )
-    chart = alt.layer(_lines(rows, top), text).properties(width=WIDTH, height=CURVES_HEIGHT)
-    return _rendered(chart, f"{kind.capitalize()} of each student over training steps")
-
-
-def _dashes(training_curves: Sequence[TrainingCurve]) -> list[int]:
-    """Index of each curve's dash pattern, by the rank of its seed within its method."""
-    seeds: dict[str, list[int]] = {}
-    for curve in training_curves:
-        seeds.setdefault(curve.method, []).append(curve.seed)
-    return [
-        sorted(seeds[curve.method]).index(curve.seed) % len(DASHES) for curve in training_curves
-    ]
-
-
-def spread_out(positions: Sequence[float], gap: float) -> list[float]:
-    """The positions, some of them moved down as little as needed to keep all `gap` apart."""
-    moved = list(positions)
-    # Work from the top down, so that each position is moved at most once.
-    last = -np.inf
-    for i in sorted(range(len(moved)), key=lambda i: moved[i]):
-        last = moved[i] = max(moved[i], last + gap)
-    return moved

@@ -1,9 +1,7 @@
 """The contact sheet: one picture with synthesised images of each class and method."""
 
-import functools
 import io
 import math
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -55,8 +53,6 @@ MARGIN, GAP, BLOCK_GAP = 28, 4, 24
 """Pixels around the sheet, between two images, and between two blocks."""
 MAX_CLASSES = 48
 """Maximum number of rows; many viewers cannot open a much taller picture."""
-INVISIBLE = ("Mn", "Me", "Cf")
-"""Categories of what has no place of its own, such as accents and joiners of emoji."""
 INK, GREY, LINE, PAPER = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#ffffff"
 
 
@@ -80,17 +76,17 @@ def contact_sheet(
     sheet = _Sheet(shown, blocks)
     canvas = Image.new("RGB", sheet.size(title, footer), PAPER)
     draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, MARGIN), drawable(title), INK, _font(22))
+    draw.text((MARGIN, MARGIN), title, INK, _font(22))
     for method, x in sheet.block_edges():
-        draw.text((x, sheet.top - 10), drawable(method), INK, _font(16), anchor="ls")
+        draw.text((x, sheet.top - 10), method, INK, _font(16), anchor="ls")
         for row, images in enumerate(blocks[method][: len(shown)]):
             for column, image in enumerate(images):
                 corner = (x + column * sheet.step, sheet.top + row * sheet.step)
                 _paste(canvas, draw, image, corner, sheet.cell)
     for row, name in enumerate(shown):
         middle = sheet.top + row * sheet.step + sheet.cell // 2
-        draw.text((MARGIN + sheet.label, middle), drawable(name), INK, _font(15), anchor="rm")
-    draw.text((MARGIN, sheet.bottom + 14), drawable(footer), GREY, _font(12))
+        draw.text((MARGIN + sheet.label, middle), name, INK, _font(15), anchor="rm")
+    draw.text((MARGIN, sheet.bottom + 14), footer, GREY, _font(12))
     stream = io.BytesIO()
     canvas.save(stream, "PNG", optimize=True)
     return stream.getvalue()
@@ -133,32 +129,15 @@ class _Sheet:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, which is the same on every machine."""
+    """Pillow's own font, which is the same on every machine; it draws a box for a letter that it
+    lacks, such as `é`.
+    """
     return ImageFont.load_default(size)
 
 
 def _width(text: str, size: int) -> int:
     """Pixels that a text takes as it is drawn."""
-    return math.ceil(_font(size).getlength(drawable(text)))
-
-
-def drawable(text: str) -> str:
-    """The text in letters that the font has: `é` becomes `e`, what is like no letter `?`."""
-    return "".join(letter if _has(letter) else _plain(letter) for letter in text)
-
-
-def _plain(letter: str) -> str:
-    """The parts of a letter that the font has; empty for a mark that only changes its neighbour."""
-    parts = unicodedata.normalize("NFKD", letter)
-    base = [part for part in parts if unicodedata.category(part) not in INVISIBLE]
-    return "".join(part if _has(part) else "?" for part in base)
-
-
-@functools.cache
-def _has(letter: str) -> bool:
-    """Whether the font has a letter: it draws a box for all others, such as the last code point."""
-    mask, box = (_font(12).getmask(each) for each in (letter, "\U0010ffff"))
-    return mask.size != box.size or bytes(mask) != bytes(box)
+    return math.ceil(_font(size).getlength(text))
 
 
 def _paste(

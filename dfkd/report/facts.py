@@ -1,6 +1,6 @@
 """Everything that the pages of a run show, collected from its storage by `collect`.
 
-`readers.py` reads single objects, `gallery.py` a version's index and images.
+`gallery.py` reads a version's index and images.
 """
 
 import subprocess
@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.distillation import Average
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, current, open_version, read_json
+from dfkd.errors import CorruptionError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import (
     ResultRow,
@@ -25,6 +27,7 @@ from dfkd.evaluation.results import (
     read_results,
     sort_rows,
 )
+from dfkd.models.student import read_card
 from dfkd.report.gallery import (
     MAX_PER_CLASS,
     MAX_PICTURES,
@@ -34,16 +37,9 @@ from dfkd.report.gallery import (
     read_index,
     shown_classes,
 )
-from dfkd.report.readers import (
-    PromptFacts,
-    TrainedStudent,
-    read_checked,
-    read_prompts,
-    read_student,
-)
 from dfkd.storage import cost_records, layout
 from dfkd.storage.base import Storage
-from dfkd.utils.strict_json import canonical
+from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED
 
 ORIGIN = "report.json"
@@ -63,6 +59,23 @@ class RunOrigin:
 
 
 @dataclass(frozen=True)
+class TrainedStudent:
+    """One trained student."""
+
+    name: str
+    """Name of its folder."""
+    method: str
+    seed: int
+    architecture: str
+    target: str
+    """What it learned from the teacher: `distances` or `embedding`."""
+    version: str
+    """Fingerprint of the data set that it learned from."""
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class MethodImages:
     """The published images of one method."""
 
@@ -70,7 +83,8 @@ class MethodImages:
     version: PublishedVersion
     index: Index
     gallery: Gallery
-    prompts: PromptFacts | None
+    prompts: dict[str, Any]
+    """Statistics of all prompts, as `prompts.statistics` describes them; empty without prompts."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +101,9 @@ class ScoredModel:
 
     @property
     def label(self) -> str:
-        """Name in charts and tables."""
-        return label_of(self.summary["model"], self.summary["method"])
+        """Name in charts and tables; a student is named after its method."""
+        model, method = self.summary["model"], self.summary["method"]
+        return {"teacher": model, "student": method}.get(model, f"{model} {method}")
 
     def on(self, domain: str) -> Spread | None:
         """Accuracy on a domain, or the mean over domains for ''; None if it was not scored."""
@@ -103,11 +118,6 @@ class ScoredModel:
         return footprint.megabytes(self.parameters)
 
 
-def label_of(model: str, method: str) -> str:
-    """Name of a model in charts and tables; a student is named after its method."""
-    return {"teacher": model, "student": method}.get(model, f"{model} {method}")
-
-
 @dataclass(frozen=True)
 class Facts:
     """Everything about a run."""
@@ -116,8 +126,6 @@ class Facts:
     """Location of the root, for display."""
     name: str
     classes: tuple[str, ...]
-    rows: list[ResultRow]
-    """The rows of results.json."""
     average: Average
     """How accuracy on a domain is averaged."""
     images: dict[str, int]
@@ -163,10 +171,9 @@ def note_origin(storage: Storage, manifest: Manifest, command: str) -> None:
     The commit stays that of the first call for this manifest, because its code made the run.
     """
     origin = RunOrigin(1, command, commit(), manifest.as_dict())
-    if storage.exists(ORIGIN):
-        before = read_checked(storage, ORIGIN, RunOrigin)
-        if before.manifest == origin.manifest:
-            origin = replace(origin, commit=before.commit)
+    before = _read_origin(storage)
+    if before and before.manifest == origin.manifest:
+        origin = replace(origin, commit=before.commit)
     storage.put(ORIGIN, canonical(asdict(origin)))
 
 
@@ -197,7 +204,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         CorruptionError: an object of the run is damaged.
     """
     results = read_results(storage)
-    origin = read_checked(storage, ORIGIN, RunOrigin) if storage.exists(ORIGIN) else None
+    origin = _read_origin(storage)
     classes, rows = tuple(results["classes"]), sort_rows(results["rows"])
     run = root or storage
     scored = _scored_models(results, rows, footprint.read(run).ms)
@@ -210,7 +217,6 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         location=storage.location(),
         name=str(name or Path(storage.location()).name),
         classes=classes,
-        rows=rows,
         average=results["average"],
         images=images_of(results),
         notes=tuple(results["data"]["notes"]),
@@ -276,7 +282,8 @@ def _method_images(
     per_class = min(MAX_PER_CLASS, max(MAX_PICTURES // strips, 1))
     images = []
     for method, version in versions.items():
-        index, prompts = read_index(version), read_prompts(version)
+        index = read_index(version)
+        prompts = version.prompts_summary() if version.manifest.get("prompts") else {}
         shown = gallery(version, index, per_class)
         images.append(MethodImages(method, version, index, shown, prompts))
     return images
@@ -292,12 +299,48 @@ def _trained_students(
     """
     folders = set(names).intersection(storage.folders(layout.STUDENTS))
     scored = dict.fromkeys((r["method"], r["seed"]) for r in rows if r["model"] == "student")
-    methods = [method for method, _ in scored]
     students = []
     for method, seed in scored:
-        label = method if methods.count(method) == 1 else f"{method} {seed}"
         for name in folders:
             if name.startswith(f"{method}-s{seed}-"):
                 student = storage.child(layout.student(name))
-                students.append(read_student(student, name, method, seed, label))
+                students.append(_read_student(student, name, method, seed))
     return students
+
+
+def _read_student(student: Storage, name: str, method: str, seed: int) -> TrainedStudent:
+    """The facts about a finished student.
+
+    Args:
+        student: the student's folder.
+        name: the folder's name.
+        method: method of its data set.
+        seed: seed of its distillation.
+
+    Raises:
+        CorruptionError: its card is damaged.
+    """
+    card = read_card(student)
+    return TrainedStudent(
+        name=name,
+        method=method,
+        seed=seed,
+        architecture=card["architecture"],
+        target=card.get("target", "distances"),
+        version=card["version"],
+        bytes=card["bytes"],
+        sha256=card["sha256"],
+    )
+
+
+def _read_origin(storage: Storage) -> RunOrigin | None:
+    """The content of report.json; None if there is none, `CorruptionError` if it is damaged."""
+    if not storage.exists(ORIGIN):
+        return None
+    try:
+        return read_as(TypeAdapter(RunOrigin), storage.get(ORIGIN))
+    except ValueError as error:
+        raise CorruptionError(
+            f"{storage.location(ORIGIN)}: {error}; delete it and run jobs/pipeline.py again, which "
+            "writes it anew"
+        ) from None

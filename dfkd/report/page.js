@@ -1,8 +1,6 @@
 // Conveniences only: the page shows everything without this script.
 "use strict";
-const all = (selector) => [...document.querySelectorAll(selector)];
-
-for (const tools of all(".tools")) {
+for (const tools of document.querySelectorAll(".tools")) {
   tools.hidden = false;
   const chosen = {};
   tools.addEventListener("change", ({ target }) => {
@@ -14,24 +12,3 @@ for (const tools of all(".tools")) {
       strip.hidden = Boolean(chosen.method) && strip.dataset.method !== chosen.method;
   });
 }
-
-for (const button of all(".command button")) {
-  button.hidden = false;
-  button.addEventListener("click", () => {
-    const code = button.parentElement.querySelector("code");
-    const done = () => { button.textContent = "copied"; };
-    const select = () => getSelection().selectAllChildren(code);
-    if (navigator.clipboard) navigator.clipboard.writeText(code.textContent).then(done, select);
-    else select();
-  });
-}
-
-const links = new Map(all("nav.side a").map((link) => [link.hash.slice(1), link]));
-const watcher = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (!isIntersecting) continue;
-    for (const link of links.values()) link.classList.remove("here");
-    links.get(target.id)?.classList.add("here");
-  }
-}, { rootMargin: "-10% 0px -80% 0px" });
-for (const section of all("section[id]")) watcher.observe(section);

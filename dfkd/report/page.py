@@ -5,7 +5,7 @@
 """
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from importlib import metadata, resources
 from typing import Any
 
@@ -17,16 +17,14 @@ from markupsafe import Markup
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_student
 from dfkd.errors import ManifestError
-from dfkd.evaluation.results import ClassSummary, read_results, summarise_classes
+from dfkd.evaluation.results import read_results
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
-from dfkd.report import charts, diversity
-from dfkd.report.diversity import Diversity, diversities
-from dfkd.report.facts import Facts, collect, commit, label_of, note_origin
+from dfkd.report import charts
+from dfkd.report.facts import Facts, collect, commit, note_origin
 from dfkd.report.gallery import shown_classes
-from dfkd.report.tables import HEADS, MATRIX_CLASSES
+from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
 from dfkd.storage.base import Storage
-from dfkd.storage.cost_records import CostRecord
 from dfkd.storage.local import open_storage
 from dfkd.utils.yaml import dump
 
@@ -37,6 +35,8 @@ OTHER_SLOTS = (5, 6, 7)
 """Colours of further methods, by name; when they run out, those of absent methods are used."""
 CLASS_LINES = 200
 """Maximum number of rows in the table of classes."""
+MATRIX_CLASSES = 100
+"""Maximum number of classes for a confusion matrix."""
 CONFUSIONS = 4
 """Number of most frequent confusions listed for each model."""
 PANELS = 24
@@ -45,23 +45,17 @@ PANELS = 24
 SECTIONS = {
     "accuracy": "Accuracy", "confusion": "Confusions", "classes": "Classes",
     "images": "Images", "doubtful": "Worst and rejected", "prompts": "Diversity",
-    "training": "Training", "cost": "Time and cost", "takehome": "Take-home student",
-    "provenance": "Provenance",
+    "cost": "Time and cost", "takehome": "Take-home student", "provenance": "Provenance",
 }  # fmt: skip
 """Anchor and heading of each section, in the order of the page."""
 
 
-OnRows = Callable[[list[Diversity]], object]
-"""Called with the rows of diversity.json."""
-
-
-def write(manifest: Manifest, command: str, on_rows: OnRows = lambda rows: None) -> str:
+def write(manifest: Manifest, command: str) -> str:
     """Write report.html about the finished run of a manifest; returns its location.
 
     Args:
         manifest: of the run.
         command: command that repeats the run; the page shows it.
-        on_rows: called with the diversity of each method.
 
     Raises:
         ManifestError: the run is not finished, or its results are of other students.
@@ -70,13 +64,13 @@ def write(manifest: Manifest, command: str, on_rows: OnRows = lambda rows: None)
     storage = open_storage(manifest.storage.root)
     _require_scored(manifest, read_results(storage)["students"])  # before report.json is written
     note_origin(storage, manifest, command)
-    return write_stored(storage, on_rows)
+    return write_stored(storage)
 
 
 def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
     """Refuse a manifest whose students are not those that results.json scores.
 
-    The page would show the accuracies of some students, and data and curves of others.
+    The page would show the accuracies of some students, and data of others.
     """
     names = set()
     if "student" in manifest.evaluation.scored:
@@ -94,13 +88,9 @@ def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
         )
 
 
-def write_stored(storage: Storage, on_rows: OnRows = lambda rows: None) -> str:
-    """Write report.html and diversity.json about the run under `storage`; see `write`."""
-    facts = collect(storage)
-    rows = diversities(facts)
-    diversity.write(storage, rows)
-    storage.put(PAGE, render(facts).encode())
-    on_rows(rows)
+def write_stored(storage: Storage) -> str:
+    """Write report.html about the run under `storage`; see `write`."""
+    storage.put(PAGE, render(collect(storage)).encode())
     return storage.location(PAGE)
 
 
@@ -126,11 +116,9 @@ def render(facts: Facts) -> str:
         open_matrix=facts.best.label if facts.best else facts.scored[0].label,
         confusions=_confusions(facts),
         per_class=_per_class(facts),
-        by_class=_by_class(facts),
-        diversities=diversities(facts),
+        diversities=_diversities(facts),
         twin=NEAR_DUPLICATE_COSINE,
         heads=HEADS,
-        training=_training(facts, slots),
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
         **_provenance(facts),
     )
@@ -156,14 +144,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= FILTERS | {"by_stage": _by_stage, "level": level}
+    environment.filters |= FILTERS | {"shade": shade}
     package = resources.files("dfkd.report")
     environment.globals |= {
         "css": Markup((package / "page.css").read_text("utf-8")),  # noqa: S704 - our own
         "js": Markup((package / "page.js").read_text("utf-8")),  # noqa: S704 - our own
         "version": metadata.version("dfkd"),
         "shown": _shown,
-        "label_of": label_of,
     }
     return environment
 
@@ -182,9 +169,9 @@ def _shown(facts: Facts) -> list[int]:
     ]
 
 
-def level(share: float) -> int:
-    """Shade 1 to 9 for a share from 0 to 1."""
-    return min(1 + int(9 * share), 9)
+def shade(share: float) -> str:
+    """How strong the colour of a cell is for a share from 0 to 1: text is readable on all."""
+    return f"{5 + round(45 * share)}%"
 
 
 def accuracy_charts(
@@ -218,14 +205,14 @@ def _best(facts: Facts) -> dict[str, set[str]]:
 
 
 def _matrices(facts: Facts) -> list[dict[str, Any]]:
-    """Each model's confusion counts, shaded by the row's share; empty for very many classes."""
+    """Each model's confusion counts, with the row's share; empty for very many classes."""
     if len(facts.classes) > MATRIX_CLASSES:
         return []
     matrices = []
     for model in facts.scored:
         sums = np.maximum(model.confusion.sum(axis=1), 1)
         lines = [
-            [(count, level(count / total)) for count in line]
+            [(count, count / total) for count in line]
             for line, total in zip(model.confusion.tolist(), sums.tolist(), strict=True)
         ]
         right, total = int(model.confusion.trace()), int(model.confusion.sum())
@@ -274,13 +261,6 @@ def _per_class(facts: Facts) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _by_class(facts: Facts) -> dict[str, list[ClassSummary]]:
-    """Summaries by class of each domain, if accuracy is a mean over few enough classes."""
-    if facts.average != "classes" or len(facts.classes) > MATRIX_CLASSES:
-        return {}
-    return {domain: summarise_classes(facts.rows, domain) for domain in facts.images}
-
-
 def _recall(confusion: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The share [M] of each true class that is answered right; NaN for a class without images."""
     sums = confusion.sum(axis=1).astype(np.float64)
@@ -306,23 +286,25 @@ def _synthesised(facts: Facts) -> tuple[list[int], list[int], list[float | None]
     return made, failed, means
 
 
-def _training(facts: Facts, slots: Mapping[str, int]) -> list[tuple[str, Markup]]:
-    """Title and chart of the students' losses and agreements; empty without any log."""
-    curve_slots = [
-        (t.curve, slots[t.method]) for t in facts.trained_students if t.curve and t.curve.steps
-    ]
-    if not curve_slots:
-        return []
-    return [
-        ("Loss", charts.curves("loss", curve_slots)),
-        ("Agreement with the teacher", charts.curves("agreement", curve_slots)),
-    ]
-
-
-def _by_stage(entries: Sequence[CostRecord]) -> list[CostRecord]:
-    """The records in the order of the stages."""
-    order = ("synthesize", "distill", "evaluate")
-    return sorted(entries, key=lambda entry: order.index(entry.stage))
+def _diversities(facts: Facts) -> list[dict[str, Any]]:
+    """A row for each method: statistics of its prompts and images, and its students' scores."""
+    summaries = {scored.label: scored.summary for scored in facts.students}
+    rows = []
+    for images in facts.method_images:
+        manifest, shown = images.version.manifest, images.gallery
+        made, others = manifest["samples"], manifest["inconsistent"]
+        rows.append(
+            {
+                "method": images.method,
+                "prompts": images.prompts,
+                "cosine": float(shown.within.mean()) if len(shown.within) else None,
+                "vendi": shown.vendi,
+                "twins": shown.twins,
+                "own_class": 1 - others / made if made else None,
+                "students": summaries.get(images.method),
+            }
+        )
+    return rows
 
 
 def _provenance(facts: Facts) -> dict[str, Any]:

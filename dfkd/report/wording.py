@@ -5,21 +5,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dfkd.report.facts import Facts
-from dfkd.report.readers import TrainedStudent
+from dfkd.report.facts import Facts, TrainedStudent
 
-WORDS = (
-    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve",
-)  # fmt: skip
-"""Numbers that the headline spells out."""
 MILLION = 1_000_000
 
 
 def headline(facts: Facts) -> Markup:
     """One sentence that states the result of the run, with its figure emphasised."""
     best, teacher = facts.best, facts.teacher
-    domains = _number(len(facts.images))
+    domains = count(len(facts.images))
     domains_text = f"{domains} unseen domain{'s' if len(facts.images) != 1 else ''}"
     if best is None:
         shown = teacher or facts.scored[0]
@@ -87,11 +81,6 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _number(value: int) -> str:
-    """A count in a sentence: `six`, or digits for large ones."""
-    return WORDS[value] if value < len(WORDS) else count(value)
-
-
 def count(value: int) -> str:
     """12345 as `12,345`."""
     return f"{value:,}"
@@ -137,11 +126,6 @@ def spread(statistics: Mapping[str, Any] | None) -> str:
     return Markup("{} <small>±{}</small>").format(text, f"{100 * statistics['std']:.1f}")
 
 
-def average(values: Any) -> str:
-    """The mean with two decimals; a dash for an empty array."""
-    return f"{float(values.mean()):.2f}" if len(values) else "-"
-
-
 def share(value: float | None) -> str:
     """0.897 as `89.7`; a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"
@@ -158,7 +142,7 @@ def figure(value: float | None, digits: int) -> str:
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    "average": average, "bytes": size, "count": count, "duration": duration, "figure": figure,
+    "bytes": size, "count": count, "duration": duration, "figure": figure,
     "percent": percent, "share": share, "short": short, "spread": spread, "words": words,
 }  # fmt: skip
 """The functions that templates use, by their names there."""

@@ -1,4 +1,5 @@
-"""The cost of a run: one object per stage, method and seed, with an entry per process.
+"""The cost of synthesis and distillation: one object per stage, method and seed, with an entry per
+process.
 
 Records are kept apart from versions and students, in `records/{stage}-{method}[-s{seed}].json`:
 
@@ -25,7 +26,7 @@ from dfkd.utils.progress import say
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED, Natural
 
-Stage = Literal["synthesize", "distill", "evaluate"]
+Stage = Literal["synthesize", "distill"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -35,19 +36,19 @@ class CostRecord:
 
     stage: Stage
     method: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")]
-    """The method (`dfkd.config.methods.Method`); `zero-shot` for an evaluation of the teacher."""
+    """The method (`dfkd.config.methods.Method`)."""
     seed: Natural | None
     """The student's seed; None for a stage without one."""
     seconds: Seconds
     """Wall-clock seconds of the stage."""
     worker_seconds: Seconds
-    """Seconds that workers spent on tasks (synthesize); in other stages `seconds` x `workers`."""
+    """Seconds that workers spent on tasks (synthesize), or `seconds` x `workers` (distill)."""
     images: Natural
-    """Images that were made, scored, or seen in training (counted each time)."""
+    """Images that were made, or seen in training (counted each time)."""
     bytes: Natural
-    """Bytes of the shards or of the student that were written; 0 in an evaluation."""
+    """Bytes of the shards or of the student that were written."""
     workers: Natural
-    """Number of actors or ranks; 1 if the driver does the work."""
+    """Number of actors or ranks."""
     device: str
     """The name of the GPU, or `cpu`."""
 

@@ -6,12 +6,9 @@ from pathlib import Path
 
 from dfkd.config.plan import image_count, image_steps, sampling_steps
 from dfkd.dataset.loader import steps_per_epoch
-from dfkd.dataset.published import read_json
 from dfkd.distillation.distiller import Schedule
-from dfkd.errors import CorruptionError, ManifestError
+from dfkd.errors import ManifestError
 from dfkd.report.tables import align
-from dfkd.storage.local import open_storage
-from dfkd.studies.results import FILE as RESULTS
 from dfkd.studies.study import FILE, Study
 from dfkd.studies.study import read as read_study
 
@@ -70,11 +67,11 @@ def cost(study: Study) -> dict[str, int]:
     }
 
 
-HEADS = ("study", "shows", "rows", "seeds", "images", "student images", "results")
+HEADS = ("study", "shows", "rows", "seeds", "images", "student images")
 
 
 def listing() -> str:
-    """Text: all studies with their costs and results, then the figures and tables of the paper."""
+    """Text: all studies with their costs, then the figures and tables of the paper."""
     studies = sorted((read_study(path) for path in files()), key=_order)
     text = align([HEADS, *map(_line, studies)], left=2, gap="  ")
     return "\n".join([*text, "", *_index(studies)])
@@ -96,20 +93,7 @@ def _line(study: Study) -> tuple[str, ...]:
         str(len(study.described.chosen_seeds)),
         f"{totals['images']:,}",
         f"{totals['student_images']:,}",
-        _committed(study),
     )
-
-
-def _committed(study: Study) -> str:
-    """Date of the results next to the study's file; `-` if there are none."""
-    if not (study.folder / RESULTS).is_file():
-        return "-"
-    # A damaged file is only named, because the listing is about all studies.
-    try:
-        dates = read_json(open_storage(str(study.folder)), RESULTS)["made"]["dates"]
-    except (CorruptionError, KeyError, TypeError):
-        return "damaged"
-    return str(dates[-1]) if dates else "yes"
 
 
 def _index(studies: Sequence[Study]) -> Iterator[str]:

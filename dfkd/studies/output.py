@@ -1,9 +1,9 @@
 """The files that a study writes: its table in the paper's shape and its figure.
 
-results.json                      described in `dfkd.studies.results`
-latency.json                      described in `dfkd.evaluation.footprint`; not for a gallery
-table.md, table.csv, table.tex    not for a gallery
-figure.svg, figure.png            only the PNG for a gallery and a case
+results.json              described in `dfkd.studies.results`
+latency.json              described in `dfkd.evaluation.footprint`; not for a gallery
+table.md                  not for a gallery
+figure.svg, figure.png    only the PNG for a gallery and a case
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,18 +13,18 @@ from PIL import Image
 from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.data import Domains
 from dfkd.evaluation.footprint import megabytes
+from dfkd.report import figures
 from dfkd.report.contact_sheet import contact_sheet, examples
+from dfkd.report.figures import Scatter, Series
 from dfkd.report.svg import RenderedChart
 from dfkd.report.tables import HEADS
 from dfkd.storage.base import Storage
-from dfkd.studies import figures
-from dfkd.studies.figures import Scatter, Series
+from dfkd.studies.paired import Difference
 from dfkd.studies.results import FILE, StudyResults, StudyRow
 from dfkd.studies.schema import StudyFile
 from dfkd.studies.study import Study
-from dfkd.studies.tables import Entry, Grid, as_csv, latex, markdown
+from dfkd.studies.tables import Entry, Grid, markdown
 from dfkd.utils.images import decode_image
-from dfkd.utils.paired import Difference
 
 MEAN, AGREEMENT, RECOGNISED, UNSEEN = "mean", "agreement", "recognised", "unseen"
 SIZES = ("MB", "ms")
@@ -53,10 +53,7 @@ def write(
     storage.put(FILE, results.encode())
     main = FILE
     if study.trains:
-        table = grid(described, results, ms)
-        storage.put("table.csv", as_csv(table).encode())
-        storage.put("table.tex", latex(table).encode())
-        storage.put("table.md", markdown(table).encode())
+        storage.put("table.md", markdown(grid(described, results, ms)).encode())
         main = "table.md"
     drawn = chart(described, results)
     if drawn is not None:
@@ -143,6 +140,9 @@ def _by_class(described: StudyFile, results: StudyResults) -> tuple[tuple[str, .
 
 def _differences(described: StudyFile, results: StudyResults) -> dict[str, Difference]:
     """Paired difference of each student row from its reference (`compare`), by label."""
+    # The figures of these tables are of single classes, and the differences are of all.
+    if described.columns == "classes" or described.kind == "case":
+        return {}
     # Only students have a value of each axis; the other rows have a name instead.
     students = {row.names: row for row in results.rows if row.model == "student"}
     # A row's reference has the same names, except that `compare` replaces the one on its axis.

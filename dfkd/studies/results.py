@@ -16,8 +16,8 @@ from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.data import Domains
 from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
 from dfkd.studies.cells import CellResult
+from dfkd.studies.paired import Difference, difference
 from dfkd.studies.study import Study
-from dfkd.utils.paired import Difference, difference
 from dfkd.utils.strict_json import canonical
 
 FILE = "results.json"

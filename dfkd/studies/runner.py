@@ -35,6 +35,7 @@ from dfkd.storage.local import open_storage
 from dfkd.studies import cells
 from dfkd.studies.cells import CellResult, CellStore
 from dfkd.studies.judge import Judge, read_judge
+from dfkd.studies.paired import require_scipy
 from dfkd.studies.parallel_students import (
     StudentJob,
     StudentResult,
@@ -47,7 +48,6 @@ from dfkd.studies.study import Cell, Study
 from dfkd.studies.tsne import require_tsne
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
-from dfkd.utils.paired import require_scipy
 
 OnCell = Callable[[str, CellResult | str, bool], object]
 """Called for each cell at once with its label, its result or the reason why there is none, and

@@ -106,7 +106,7 @@ class StudyFile:
     compare: str = ""
     """A value of one axis. Each row is compared with the row that has this value in the place of
     its own: the table shows the paired difference of their means over domains, with its 95 %
-    interval. Empty compares none.
+    interval. Empty compares none, and so does a table of single classes.
     """
     held_out_images: Natural = 0
     """Images of each class in one more data set, which no student learns from. The table then has
@@ -149,8 +149,6 @@ class StudyFile:
             raise ManifestError(
                 "unseen", "must be empty, or name two classes or more", self.unseen, "name more"
             )
-        self._require_mean()
-        self._refuse_without_effect()
         if self.kind == "curve":
             self._require_numbers()
         if (self.adaptation is not None) != (self.kind == "embedding"):
@@ -169,39 +167,6 @@ class StudyFile:
                 "names classes in a gallery, one class in a case, and nothing elsewhere",
                 shown,
                 "add, shorten or remove it",
-            )
-
-    def _refuse_without_effect(self) -> None:
-        """Refuse keys that this kind of study does not read."""
-        unread = {"x": self.kind != "curve"}
-        if self.kind == "gallery":
-            names = ("judge", "teacher", "unseen", "held_out_images", "paper", "notes")
-            unread |= dict.fromkeys(names, True)
-        for key, has_no_effect in unread.items():
-            if has_no_effect and (value := getattr(self, key)):
-                raise ManifestError(
-                    key,
-                    f"must be empty in a {self.kind}, which does not read it",
-                    value,
-                    "remove it",
-                )
-        if self.columns == "classes" and self.kind in ("gallery", "case"):
-            raise ManifestError(
-                "columns",
-                f"must be domains in a {self.kind}, which shows the classes of pictures",
-                self.columns,
-                "remove it",
-            )
-
-    def _require_mean(self) -> None:
-        """Refuse `compare` where the table has no mean to compare."""
-        by_class = self.kind in ("gallery", "case") or self.columns == "classes"
-        if self.compare and by_class:
-            raise ManifestError(
-                "compare",
-                "must be empty in a study whose table has no mean over domains",
-                self.compare,
-                "remove it",
             )
 
     def _require_numbers(self) -> None:

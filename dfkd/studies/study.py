@@ -8,7 +8,6 @@ of one data set. This module imports neither torch nor ray, so a bad study is re
 import dataclasses
 import itertools
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,9 +28,6 @@ FILE = "study.yaml"
 
 HELD_OUT_SALT = 2**31 - 1
 """Salt of the data set that measures agreement; no study has it among its seeds."""
-
-MAX_ROWS = 1000
-"""Limit on rows: the product of a few long axes would not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +162,6 @@ Alternatives = list[Settings | tuple[Settings, ...]]
 def _rows(described: StudyFile) -> Iterator[tuple[tuple[str, ...], Alternatives]]:
     """Yield the names and the settings of each row."""
     axes = described.chosen_axes
-    # Counted before any row is made, because a few long axes make millions.
-    total = math.prod(len(axis.values) for axis in axes)
-    if total > MAX_ROWS:
-        raise ManifestError("axes", f"span at most {MAX_ROWS} rows", total, "shorten them")
     skipped = [_skipped(described, entry) for entry in described.skip]
     for choice in itertools.product(*(axis.values.items() for axis in axes)):
         names = {axis.name: name for axis, (name, _) in zip(axes, choice, strict=True)}

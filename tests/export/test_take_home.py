@@ -30,7 +30,7 @@ from dfkd.models.teacher import Teacher, distances
 from dfkd.storage.local import LocalStorage
 from dfkd.utils.images import batch, decode_image
 from tests.helpers.tiny_version import CLASSES
-from tests.jobs.test_evaluate import paint, prepare
+from tests.jobs.test_evaluate import prepare
 
 FILES = {
     "model.onnx",
@@ -198,29 +198,6 @@ def test_accuracies_are_those_of_the_results_and_of_the_graphs(run: Run) -> None
     assert accuracy["teacher"]["domains"].keys() == {"flat", "ink"}
 
 
-def test_means_over_classes_are_those_of_the_folder_too(run: Run, tmp_path: Path) -> None:
-    """The student takes red for green and back: 1 of 6 images is right, and 1 of 3 classes."""
-    for name, count in zip(CLASSES, (4, 1, 1), strict=True):
-        paint(tmp_path / "data", "odd", name, count)
-    shutil.copytree(run.manifest.storage.root, tmp_path / "run")
-    manifest = dataclasses.replace(
-        run.manifest,
-        storage=dataclasses.replace(run.manifest.storage, root=str(tmp_path / "run")),
-        evaluation=dataclasses.replace(
-            run.manifest.evaluation, data=str(tmp_path / "data"), average="classes"
-        ),
-    )
-    folder = Path(take_home.write_take_home(manifest, evaluate(manifest, 1).results, threads=1))
-    found = json.loads((folder / "takehome.json").read_text())["evaluation"]
-    assert found["average"] == "classes"
-    assert found["accuracy"]["torch"] == found["accuracy"]["onnx"]
-    assert found["accuracy"]["onnx"]["domains"] == {"odd": pytest.approx(1 / 3)}
-    assert found["right"] == pytest.approx(1 / 6)
-    card = (folder / "README.md").read_text()
-    assert "mean over classes" in card
-    assert "17 % of the answers are right" in card
-
-
 def test_calibration_sees_synthesised_images_only(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +252,7 @@ def test_the_card_says_what_was_measured(run: Run) -> None:
     card, facts = (run.folder / "README.md").read_text(), run.facts
     del facts["files"]["README.md"]
     assert card == model_card(facts)
-    assert "| `model.onnx` | 33.3 | 0.0 | 16.7 |" in card
+    assert "| `model.onnx` | 33.3 | 0.0 | 16.7 |" in " ".join(card.split())
     assert facts["opset"] == OPSET
 
 

@@ -1,13 +1,11 @@
-"""Small finished runs, made without training: versions, prompts, students, events, results."""
+"""Small finished runs, made without training: versions, prompts, students, results."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from torch.utils.tensorboard import SummaryWriter
 
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
@@ -16,6 +14,7 @@ from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import ResultRow, results, row, write_results
 from dfkd.models.student import build, card, save_student
+from dfkd.prompts.statistics import statistics
 from dfkd.storage import cost_records
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
@@ -58,40 +57,37 @@ def finished(folder: Path, gain: float = 0.0, **sections: dict[str, object]) -> 
 
 
 def put_prompts(manifest: Manifest, method: str) -> None:
-    """Two parts of 8-dimensional prompts, those of a class alike."""
+    """Two parts of 8-dimensional prompts, those of a class alike, and their statistics."""
     chosen = manifest.with_method(method)
     home = open_storage(manifest.storage.root).child(f"data/{method}")
     version = begin(home, identity(chosen, {}))
     noise = np.random.default_rng(len(method))
+    parts = {}
     for part in range(2):
         labels = np.repeat(np.arange(len(CLASSES), dtype=np.int32), 4)
         spread = 0.1 if method == "vanilla" else 0.6
         embeddings = np.eye(8)[labels] + spread * noise.normal(size=(len(labels), 8))
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
         table = pa.table(
             {
                 "class_index": labels,
                 "index": np.tile(np.arange(4, dtype=np.int32), len(CLASSES)) + 4 * part,
                 "text": [TEXT] * len(labels),
                 "embedding": pa.array(embeddings.astype("f4").tolist(), pa.list_(pa.float32())),
+                "initial": pa.nulls(len(labels), pa.list_(pa.float32())),
             }
         )
         version.put_prompts(f"{part:05d}", table)
+        parts[f"{part:05d}"] = table
+    version.seal_prompts(parts, statistics(parts.values(), np.eye(8)[: len(CLASSES)]))
 
 
 def put_student(manifest: Manifest, method: str, seed: int) -> None:
-    """A student of random weights with the events of three steps."""
+    """A student of random weights."""
     location = locate_student(manifest, method, seed)
     storage, student = location.storage, build(manifest.distillation, len(CLASSES), 32, seed)
     facts = card(manifest.distillation, manifest.classes, 32)
     save_student(storage, student, facts | {"version": location.version.fingerprint})
-    with tempfile.TemporaryDirectory() as folder:
-        writer = SummaryWriter(folder)
-        for step in range(1, 4):
-            writer.add_scalar("loss", 1.0 / step + seed / 10, step)
-            writer.add_scalar("agreement", 0.25 * step, step)
-        writer.close()
-        for file in Path(folder).iterdir():
-            storage.put(f"tensorboard/{file.name}", file)
 
 
 def scored(model: str, method: str, seed: int, domain: str, right: float) -> ResultRow:

@@ -49,16 +49,6 @@ def test_the_record_names_the_arguments_that_were_parsed(
     assert kept["command"] == f"python jobs/benchmark.py scale {path} --set synthesis.steps=1"
 
 
-@pytest.mark.parametrize("word", ["--threads=0", "--classes=-1", "--classes=many"])
-def test_numbers_that_measure_nothing_are_refused(
-    word: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        jobs.load("benchmark").main(["all", "manifest.yaml", word])
-    assert caught.value.code == Exit.USAGE
-    assert f"argument {word.partition('=')[0]}: " in capsys.readouterr().err
-
-
 def test_versions_of_few_classes_hold_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,16 +76,3 @@ def test_a_run_that_is_not_there_is_refused_and_not_made(
         assert clean.main([str(path), *more]) == Exit.USAGE
         assert "storage.root: must be there" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "word", ["--keep=0", "--keep=x", "--keep=1.5", "--grace=-1", "--grace=inf", "--grace=x"]
-)
-def test_nonsense_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str) -> None:
-    with pytest.raises(SystemExit) as caught:
-        clean.main([str(write_manifest(tmp_path)), word])
-    assert caught.value.code == Exit.USAGE
-    option, _, value = word.partition("=")
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert f"argument {option}: must be " in last
-    assert last.endswith(f" or more, got '{value}'")

@@ -1,6 +1,5 @@
 """The job on a small run: a teacher of random weights, and students that know three colours."""
 
-import io
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -8,8 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 from unittest.mock import Mock
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -19,13 +16,10 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.distillation.student_store import locate_student
 from dfkd.errors import Exit
-from dfkd.evaluation.results import row, summarise, validate_results
-from dfkd.evaluation.scoring import Evaluated
+from dfkd.evaluation.results import validate_results
 from dfkd.models import teacher_architecture
 from dfkd.models.student import Student, build, card, save_student
 from dfkd.models.teacher import Teacher
-from dfkd.storage import cost_records
-from dfkd.storage.local import open_storage
 from tests.helpers import jobs
 from tests.helpers.tiny_version import CLASSES, publish, write_manifest
 
@@ -133,20 +127,12 @@ def test_a_run_is_scored_and_written(run: Path) -> None:
     assert scores["student", "vanilla", 1, "flat"] == pytest.approx(1 / 3)
     assert scores["student", "vanilla", 1, "ink"] == 0.0
     assert [row["images"] for row in found["rows"]] == [6, 4] * 5
-    assert pq.read_table(root / "results.parquet").num_rows == 10
-    assert "student vanilla" in job.stdout
+    heads = [line.split() for line in job.stdout.splitlines()][1:3]
+    assert heads[0] == ["teacher", "student", "student"]
+    assert heads[1] == ["accuracy,", "%", "zero-shot", "vanilla", "mix", "images"]
     assert "note: domain ink has no image of blue, green" in job.stdout
     with Image.open(root / "contact-sheet.png") as sheet:
         assert sheet.width > 2 * 8 * 32
-
-
-def test_scoring_again_gives_the_same_bytes(run: Path) -> None:
-    names = ("results.json", "results.parquet", "contact-sheet.png")
-    root = run.parent / "run"
-    assert evaluate(run).returncode == 0
-    before = {name: (root / name).read_bytes() for name in names}
-    assert evaluate(run).returncode == 0
-    assert {name: (root / name).read_bytes() for name in names} == before
 
 
 def test_means_over_classes_are_everywhere_where_they_are_asked_for(
@@ -169,31 +155,10 @@ def test_means_over_classes_are_everywhere_where_they_are_asked_for(
     (worse,) = (r for r in found["rows"] if r["accuracy"] < 0.2)
     assert (worse["domain"], worse["accuracy"]) == ("odd", pytest.approx(1 / 6))
     lines = [line.split() for line in job.stdout.splitlines()]
-    assert ["class", "mean,", "%", "odd", "flat", "mean", "MB", "ms"] in lines
-    assert ["student", "vanilla", "66.7", "66.7", "66.7", "±47.1"] in [line[:6] for line in lines]
-    assert ["odd,", "%", "red", "green", "blue", "mean"] in lines
-    assert lines.count(["student", "vanilla", "50.0", "50.0", "100.0", "66.7", "±47.1"]) == 2
+    assert ["class", "mean,", "%", "vanilla", "mix", "images"] in lines
+    assert ["odd", "66.7", "100.0", "6"] in lines
+    assert ["±", "over", "seeds", "47.1", "0.0"] in lines
     assert "note: the layout is domain/class folders" in job.stdout
-
-
-@pytest.mark.parametrize("count", [100, 101])
-def test_accuracies_by_class_are_printed_unless_they_would_fill_the_terminal(
-    count: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    classes = [f"c{index}" for index in range(count)]
-    rows = [row("teacher", "zero-shot", 0, "ink", classes, np.eye(count, dtype=np.int64))]
-    results = {
-        "classes": classes,
-        "average": "classes",
-        "data": {"domains": ["ink"], "notes": []},
-        "parameters": {"teacher": 1},
-        "rows": rows,
-        "summary": summarise(rows, "classes"),
-    }
-    jobs.load("evaluate").tell(Evaluated(results, "run/results.json", {}))
-    out = capsys.readouterr().out
-    assert ("ink, %" in out) == (count == 100)
-    assert ("accuracies of the 101 classes are in run/results.json\n" in out) == (count == 101)
 
 
 def test_sizes_and_latencies_stand_beside_the_scores(
@@ -209,10 +174,9 @@ def test_sizes_and_latencies_stand_beside_the_scores(
     assert list(sizes) == list(latency["ms"]) == ["student", "teacher"]
     assert (latency["batch"], latency["threads"]) == (1, 1)
     lines = [line.split() for line in job.stdout.splitlines()]
-    assert next(line for line in lines if "MB" in line)[-2:] == ["MB", "ms"]
-    for model in ("teacher", "student"):
-        line = next(line for line in lines if line[:1] == [model])
-        assert line[-2:] == [f"{4 * sizes[model] / 1e6:.1f}", f"{latency['ms'][model]:.1f}"]
+    models = ("teacher", "student", "student")
+    assert ["MB", *(f"{4 * sizes[model] / 1e6:.1f}" for model in models)] in lines
+    assert ["ms", *(f"{latency['ms'][model]:.1f}" for model in models)] in lines
 
 
 def test_nothing_is_scored_without_labelled_images(run: Path) -> None:
@@ -236,7 +200,7 @@ def test_a_text_only_classifier_of_each_seed_is_scored(run: Path, tmp_path: Path
     classifiers = [("text-only", "classifier", 0), ("text-only", "classifier", 1)]
     assert rows == [("teacher", "zero-shot", 0), *classifiers]
     assert found["parameters"]["text-only"] == found["parameters"]["teacher"]
-    assert any(line.startswith("text-only classifier ") for line in job.stdout.splitlines())
+    assert ["teacher", "text-only"] in [line.split() for line in job.stdout.splitlines()]
     before = (tmp_path / "results.json").read_bytes()
     assert evaluate(run, *common).returncode == 0
     assert (tmp_path / "results.json").read_bytes() == before
@@ -248,8 +212,6 @@ def test_a_text_only_classifier_of_each_seed_is_scored(run: Path, tmp_path: Path
     found = json.loads((tmp_path / "results.json").read_text())
     rows = [(row["model"], row["method"], row["seed"]) for row in found["rows"][::2]]
     assert rows == [("teacher", "zero-shot", 0), ("text-only", "zero-shot", 0), *classifiers]
-    names = {entry.key for entry in cost_records.read(open_storage(str(tmp_path)))}
-    assert "records/evaluate-text-only-s1.json" in names
 
 
 def test_a_missing_student_is_named_with_the_job_that_trains_it(run: Path) -> None:
@@ -294,29 +256,3 @@ def test_an_unreadable_image_ends_partial_with_everything_else_written(
     assert not (tmp_path / "contact-sheet.png").exists()
     assert found["rows"][0]["images"] == 5
     assert len(found["data"]["unreadable"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("job", "option"),
-    [("evaluate", "--threads"), ("reproduce", "--threads"), ("reproduce", "--at-once")],
-)
-def test_a_negative_number_is_refused(
-    job: str, option: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        jobs.load(job).main(["manifest.yaml", f"{option}=-1"])
-    assert caught.value.code == Exit.USAGE
-    assert f"argument {option}: must be 0 or more, got '-1'" in capsys.readouterr().err
-
-
-def test_a_damaged_student_is_refused(run: Path) -> None:
-    manifest = Manifest.read(run, ("distillation.epochs=5", "prompts.method=mix"))
-    for seed in (0, 1):
-        finish(manifest, "mix", seed)
-    target = locate_student(manifest, "mix", 1).storage
-    damaged = io.BytesIO(target.get("student.safetensors")).getbuffer()
-    damaged[-1] ^= 1
-    target.put("student.safetensors", bytes(damaged))
-    job = evaluate(run, "--set", "distillation.epochs=5", "--set", "prompts.method=mix")
-    assert job.returncode == 1
-    assert "student.safetensors" in job.stderr.strip().splitlines()[-1]

@@ -100,7 +100,6 @@ def test_a_run_leaves_results_table_and_curves(undisturbed: Path) -> None:
     *table, drawn, last = (undisturbed.parent / "stdout").read_text().splitlines()
     assert last == f"wrote {folder / 'results.json'}"
     assert drawn == f"curves {folder / 'curves.svg'}"
-    assert max(len(line) for line in table if not line.startswith("note: ")) <= 80
     assert [line.split()[0] for line in table[3:8]] == [*CURVES, "gain"]
     found = results(undisturbed)
     assert {row.domain for row in found.rows} == {"neon", "chalk"}
@@ -221,15 +220,6 @@ def test_what_cannot_run_is_refused_in_one_line(
     assert not cells(manifest)
 
 
-def test_a_file_of_another_architecture_is_refused(manifest: Path) -> None:
-    other = manifest.parent / "other.safetensors"
-    tensors = build(Manifest.read(manifest).distillation, 3, 32, 0).head.state_dict()
-    safetensors.torch.save_file(tensors, other)
-    job = fewshot(manifest, f"distillation.weights={other}", "fewshot.starts=library")
-    assert job.returncode == 2
-    assert "distillation.weights: must match the architecture" in last_error(job)
-
-
 def paint(manifest: Path, *images: int) -> Path:
     """Evaluation data of one domain with so many images of each class."""
     data = manifest.parent / "data"
@@ -286,14 +276,6 @@ def test_a_damaged_cell_is_named(undisturbed: Path, tmp_path: Path, damage: byte
     assert str(cell) in last_error(job)
     cell.unlink()
     assert fewshot(path).returncode == 0
-
-
-def test_a_training_that_diverges_is_no_score(manifest: Path) -> None:
-    job = fewshot(manifest, "fewshot.learning_rate=1.0e+29", "fewshot.starts=scratch")
-    assert job.returncode == 1
-    assert "scratch on 'chalk' with 1 shots and seed 0 diverged" in last_error(job)
-    assert last_error(job).endswith("lower fewshot.learning_rate")
-    assert not cells(manifest)
 
 
 def test_a_dry_run_says_what_would_be_trained(manifest: Path) -> None:

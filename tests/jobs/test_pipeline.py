@@ -46,36 +46,30 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text()
     assert "rocket" in page
     assert f"--set storage.root={tmp_path / 'run'}" in page
-    assert max(len(line) for line in table if "student" in line and "/" not in line) <= 80
-    assert any("teacher" in line for line in table)
-    assert any("contrastive" in line for line in table)
+    assert any(line.split()[:1] == ["teacher"] for line in table)
+    assert any(line.startswith("accuracy, %") and "contrastive" in line for line in table)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["schema"] == 1
     methods = {(row["model"], row["method"]) for row in results["rows"]}
     assert {("student", "vanilla"), ("student", "contrastive")} <= methods
     assert {("teacher", "zero-shot"), ("text-only", "classifier")} <= methods
     assert all(0.0 <= row["accuracy"] <= 1.0 for row in results["rows"])
-    assert (tmp_path / "run" / "results.parquet").is_file()
     assert (tmp_path / "run" / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")
 
     entries = cost_records.read(open_storage(str(tmp_path / "run")))
-    made = [entry for entry in entries if entry.stage != "evaluate"]
-    assert [(entry.stage, entry.method, entry.seed, entry.images) for entry in made] == [
+    assert [(entry.stage, entry.method, entry.seed, entry.images) for entry in entries] == [
         ("distill", "contrastive", 0, 24),
         ("distill", "vanilla", 0, 24),
         ("synthesize", "contrastive", None, 8),
         ("synthesize", "vanilla", None, 8),
     ]
-    scored = {entry.method: entry.images for entry in entries if entry.stage == "evaluate"}
-    assert set(scored) == {"zero-shot", "text-only", "vanilla", "contrastive"}
-    assert set(scored.values()) == {sum(row["images"] for row in results["rows"]) // 4}
 
     before = contents(tmp_path / "run")
     again = run_here("pipeline", MANIFEST, *arguments)
     assert again.returncode == 0
     changed = {name for name, data in contents(tmp_path / "run").items() if before[name] != data}
     seconds = {"latency.json", "report.html", "student/README.md", "student/takehome.json"}
-    assert changed - seconds == {name for name in before if name.startswith("records/evaluate-")}
+    assert changed <= seconds
     assert {"student/model.onnx", "student/model.int8.onnx", "student/labels.json"} <= before.keys()
 
     unscored = run_here("pipeline", MANIFEST, *arguments, "--set", "evaluation.data=none")

@@ -38,7 +38,6 @@ def test_from_class_names_to_a_report_on_s3(s3_root: str) -> None:
         f"students/{student}/student.safetensors",
         "student/model.int8.onnx",
         "contact-sheet.png",
-        "results.parquet",
     ):
         assert storage.exists(key), key
     assert any(storage.list(f"students/{student}/tensorboard/"))

@@ -193,18 +193,6 @@ def test_quarantined_tasks_are_named_with_their_reasons(path: Path, manifest: Ma
     assert found["next"] == f"python jobs/distill.py {path}"
 
 
-def test_many_reasons_are_cut_short(tmp_path: Path) -> None:
-    path = write_manifest(tmp_path, synthesis={"images_per_class": 20})
-    manifest = Manifest.read(path)
-    version = filled(manifest, 0)
-    for task in tasks(manifest):
-        version.quarantine(task.id, "no luck")
-    lines = text(path)
-    assert sum("no luck" in line for line in lines) == 10
-    assert any("5 more" in line for line in lines)
-    assert len(status(path)["synthesize"][0]["quarantined"]) == 15
-
-
 def put_checkpoint(root: Path, name: str, step: int, seconds: float) -> None:
     file = root / "students" / name / "checkpoints" / f"{step:010d}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -470,28 +458,6 @@ def test_on_s3_receipts_are_listed_and_not_read(path: Path, s3_root: str) -> Non
     assert {request.operation for request in sent} == {"get", "head", "list"}
 
 
-def test_the_json_has_these_keys(finished: Path) -> None:
-    found = status(finished)
-    assert found["schema"] == 1
-    assert found.keys() == {
-        "schema", "root", "at_work", "synthesize", "distill", "evaluate", "report", "take_home",
-        "cost", "next", "remark",
-    }  # fmt: skip
-    assert found["synthesize"][0].keys() == {
-        "method", "id", "fingerprint", "state", "current", "own", "prompts", "shards", "images",
-        "failed_images", "quarantined", "newest_shard_seconds", "images_per_second",
-        "seconds_left",
-    }  # fmt: skip
-    assert found["distill"][0].keys() == {
-        "method", "seed", "name", "state", "age_seconds", "step", "epoch", "epochs",
-        "images_per_second", "seconds_left",
-    }  # fmt: skip
-    assert found["evaluate"].keys() == found["report"].keys() == {"state", "age_seconds"}
-    assert found["cost"][0].keys() == {
-        "stage", "method", "seed", "seconds", "worker_seconds", "images", "bytes",
-    }  # fmt: skip
-
-
 @contextlib.contextmanager
 def start(
     source: Path, *arguments: str, stdout: int = subprocess.PIPE
@@ -568,16 +534,6 @@ def test_a_watch_on_a_terminal_redraws_the_whole_status(finished: Path) -> None:
     os.close(writer)
     assert shown.startswith("\x1b[2J\x1b[H")
     assert shown.rstrip().endswith("next: nothing to do")
-
-
-@pytest.mark.parametrize("value", ["0", "nan", "x"])
-def test_a_pause_that_is_no_time_is_refused(
-    path: Path, capsys: pytest.CaptureFixture[str], value: str
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        jobs.load("status").main([str(path), f"--watch={value}"])
-    assert caught.value.code == 2
-    assert f"must be a number of seconds, more than 0, got '{value}'" in capsys.readouterr().err
 
 
 @pytest.mark.heavy

@@ -250,3 +250,20 @@ def test_paths_on_the_command_line_are_held_to_the_same_rule(
         assert jobs.load(job).main([*words, *options]) == Exit.USAGE
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {field}: must be a directory, {BUCKET_ROOTS}, got ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad", "rule"),
+    [
+        (command_line.at_least(2), "2", ["1", "2.5", "x"], "2 or more"),
+        (command_line.seconds(zero=True), "0", ["-1", "inf", "nan", "x"], "seconds, 0 or more"),
+        (command_line.seconds(zero=False), "0.5", ["0", "inf"], "seconds, more than 0"),
+    ],
+)
+def test_numbers_that_an_option_cannot_use_are_refused(
+    kind: Callable[[str], float], good: str, bad: list[str], rule: str
+) -> None:
+    assert kind(good) == float(good)
+    for word in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"{rule}, got '{word}'"):
+            kind(word)

@@ -35,11 +35,15 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
         made = fill(run.manifest, tasks(run.manifest))
         return made.publish(tasks(run.manifest), {}, make_current=False)
 
+    def score(run: regeneration._Run, version: PublishedVersion, name: str) -> float:
+        run.attempt.storage.put(f"{name}/{attempts.RESULTS}", b"{}")
+        return 0.5
+
     monkeypatch.setattr(regeneration, "_check", lambda manifest: None)
     monkeypatch.setattr(regeneration, "connected", contextlib.nullcontext)
     monkeypatch.setattr(regeneration, "identify", lambda manifest, base: identity(manifest, {}))
     monkeypatch.setattr(regeneration._Run, "build", build)
-    monkeypatch.setattr(regeneration._Run, "score", lambda *_: 0.5)
+    monkeypatch.setattr(regeneration._Run, "score", score)
     monkeypatch.setattr(
         regeneration._Run, "facts", lambda run, version, name: f"{name} {version.id}"
     )
@@ -116,7 +120,6 @@ def test_a_roll_back_after_a_kill_is_not_undone(
     monkeypatch.setattr(attempts, "MINIMUM_PER_CLASS", 1)
     first, home = publish(manifest), open_storage(manifest.storage.root).child("data/vanilla")
 
-    monkeypatch.setattr(attempts, "RESULTS", ())
     monkeypatch.setattr(regeneration, "write_contact_sheet", killed)
     with pytest.raises(KeyboardInterrupt):
         regenerate(manifest)
@@ -158,7 +161,6 @@ def test_a_roll_back_that_the_gate_has_not_seen_stays(
 
     monkeypatch.setattr(regeneration._Run, "score", score)
     monkeypatch.setattr(regeneration, "advance", accept)
-    monkeypatch.setattr(attempts, "RESULTS", ())
     monkeypatch.setattr(regeneration, "write_contact_sheet", lost)
     with pytest.raises(GateError, match=f"compared with {first.id}, but {older.id} is current now"):
         regenerate(manifest)
@@ -214,7 +216,6 @@ def test_whoever_loses_the_lease_in_a_step_does_not_begin_the_next(
 
     for name in STEPS:
         watch(name)
-    monkeypatch.setattr(attempts, "RESULTS", ())
     with pytest.raises(LeaseError, match="lease regenerate: is held by"):
         regenerate(manifest)
     assert done == list(STEPS)[: list(STEPS).index(lost) + 1]

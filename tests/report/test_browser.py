@@ -4,7 +4,6 @@ Screenshots are left in build/screenshots.
 """
 
 import base64
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,9 +13,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from dfkd.evaluation.results import Spread
 from dfkd.report import compare, page
-from dfkd.report.facts import Facts
 from dfkd.storage.local import open_storage
 from tests.helpers.finished_run import finished
 
@@ -121,62 +118,6 @@ return Math.min(...[...document.querySelectorAll("svg text")].map(text => {
 """
 
 
-HIDDEN = """
-return [...document.querySelectorAll("section > .scroll, .sides > .scroll")]
-  .filter(part => part.scrollWidth > part.clientWidth).map(part => part.textContent);
-"""
-"""The tables of which a part is seen only after scrolling."""
-
-
-def wide(facts: Facts, digit: str) -> Facts:
-    """A run of twelve domains, whose generator's weights have the sha256 of only this digit."""
-    domains = {f"light_on_dark_{number}": 240 for number in range(12)}
-    accuracies = {domain: Spread(mean=0.875, std=None) for domain in domains}
-    part, digest = "generator.weights/text_encoder", 64 * digit
-    images = []
-    for each in facts.method_images:
-        identity = each.version.manifest["identity"] | {f"{part}.sha256": digest}
-        more = {"identity": identity, "weights": {part: digest}, "environment": {"torch": "2"}}
-        version = dataclasses.replace(each.version, manifest=each.version.manifest | more)
-        images.append(dataclasses.replace(each, version=version))
-    scored = [
-        dataclasses.replace(model, summary=model.summary | {"domains": accuracies}, ms=12.8)
-        for model in facts.scored
-    ]
-    return dataclasses.replace(facts, images=domains, scored=scored, method_images=images)
-
-
-def test_a_wide_window_shows_all_columns(
-    browser: webdriver.Chrome, facts: Facts, tmp_path: Path
-) -> None:
-    runs = [wide(facts, digit) for digit in "ab"]
-    pages = {"report": page.render(runs[0]), "comparison": compare.render(*runs)}
-    for name, html in pages.items():
-        assert 64 * "a" in html
-        path = tmp_path / f"{name}.html"
-        path.write_text(html)
-        show(browser, path, 1400, "light")
-        keep(browser, f"{name}-wide")
-        assert browser.execute_script(HIDDEN) == [], name
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= 1400
-
-
-def test_a_focused_image_shows_its_caption(
-    browser: webdriver.Chrome, pages: dict[str, Path]
-) -> None:
-    show(browser, pages["report"], 390, "light")
-    browser.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
-    figure = browser.find_element(By.CSS_SELECTOR, ".shots figure")
-    caption = figure.find_element(By.TAG_NAME, "figcaption")
-    assert not caption.is_displayed()
-    browser.execute_script("arguments[0].focus()", figure)
-    assert caption.is_displayed()
-    assert "confidence" in caption.text
-    box = browser.execute_script("return arguments[0].getBoundingClientRect().toJSON()", caption)
-    assert 0 <= box["left"] < box["right"] <= 390
-    assert 0 <= box["top"] < box["bottom"] <= 900
-
-
 def test_the_gallery_is_filtered_by_class_and_method(
     browser: webdriver.Chrome, pages: dict[str, Path]
 ) -> None:
@@ -205,26 +146,10 @@ def test_without_scripts_all_is_shown_and_no_dead_control(
         assert browser.find_element(By.CSS_SELECTOR, "#accuracy svg").is_displayed()
         assert all(
             not control.is_displayed()
-            for control in browser.find_elements(By.CSS_SELECTOR, "select, button")
+            for control in browser.find_elements(By.CSS_SELECTOR, "select")
         )
         figures = browser.find_elements(By.CSS_SELECTOR, "#images figure")
         assert len(figures) == 48
         assert all(figure.is_displayed() for figure in figures[:3])
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-
-
-def test_paper_is_white_and_shows_what_is_folded(
-    browser: webdriver.Chrome, pages: dict[str, Path]
-) -> None:
-    show(browser, pages["report"], 1280, "dark")
-    folded = browser.find_element(By.CSS_SELECTOR, "details:not([open]) table")
-    assert not folded.is_displayed()
-    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}], "media": "print"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
-    back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert back == "rgb(255, 255, 255)"
-    height = browser.execute_script("return arguments[0].getBoundingClientRect().height", folded)
-    assert height > 50
-    assert not browser.find_element(By.CSS_SELECTOR, "nav.side").is_displayed()
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

@@ -1,7 +1,6 @@
 import re
 
-from dfkd.report.charts import ModelBar, bars, curves, spread_out
-from dfkd.report.readers import TrainingCurve
+from dfkd.report.charts import ModelBar, bars
 from dfkd.report.svg import COLOURS
 
 NAME = "<b>&\"'"
@@ -34,19 +33,3 @@ def test_bars_of_all_domains_have_one_size_and_scale() -> None:
     assert all(len(found) == 1 for found in low)
     assert layout("clipart", 1.0, "mix") == low
     assert layout("photo", 0.9, "text-only classifier of a long name") == low
-
-
-def test_a_line_ends_at_its_label_and_seeds_differ_in_dashes() -> None:
-    found = [
-        (TrainingCurve("mix", seed, f"mix {seed}", (1, 2, 3), (3.0, 2.0, 1.0), (0.1, 0.2, 0.3)), 2)
-        for seed in (0, 1)
-    ]
-    svg = curves("loss", found)
-    assert ">mix 0</text>" in svg
-    assert ">mix 1</text>" in svg
-    assert 'stroke-dasharray="6,3"' in svg
-
-
-def test_labels_are_kept_apart() -> None:
-    assert spread_out([5.0, 4.0, 30.0], 12) == [16.0, 4.0, 30.0]
-    assert spread_out([], 12) == []

@@ -7,7 +7,7 @@ from PIL import Image
 
 from dfkd.config.manifest import Manifest
 from dfkd.report import contact_sheet as contact_sheet_module
-from dfkd.report.contact_sheet import contact_sheet, drawable, examples, write_contact_sheet
+from dfkd.report.contact_sheet import contact_sheet, examples, write_contact_sheet
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_version import publish, write_manifest
 
@@ -52,16 +52,6 @@ def test_only_the_classes_that_are_shown_are_read(
     write_contact_sheet(storage, "tiny", {"vanilla": version})
 
 
-def test_the_same_versions_give_the_same_sheet(manifest: Manifest) -> None:
-    storage = open_storage(manifest.storage.root)
-    versions = {method: publish(manifest, method) for method in manifest.prompts.method}
-    place = write_contact_sheet(storage, "tiny", versions)
-    assert place.endswith("contact-sheet.png")
-    first = storage.get("contact-sheet.png")
-    write_contact_sheet(storage, "tiny", versions)
-    assert storage.get("contact-sheet.png") == first
-
-
 def plain(colour: str, size: int = 64) -> Image.Image:
     return Image.new("RGB", (size, size), colour)
 
@@ -93,27 +83,6 @@ def test_a_sheet_of_many_classes_and_large_images_stays_a_picture() -> None:
     with Image.open(io.BytesIO(contact_sheet("title", classes, blocks))) as image:
         assert image.width < 1100
         assert image.height < 5100
-
-
-@pytest.mark.parametrize(
-    ("text", "drawn"),
-    [
-        ("plain [text], 100 %", "plain [text], 100 %"),
-        ("“café” naïve Öl…", "“cafe” naive Ol…"),  # the font has these quotation marks
-        ("e\u0301te\u0301", "ete"),
-        ("Æ ß 日本", "? ? ??"),
-        ("dog \U0001f436", "dog ?"),
-        ("heart \u2764\ufe0f", "heart ?"),  # one sign of two code points
-    ],
-)
-def test_letters_that_the_font_lacks_are_drawn_as_similar_ones(text: str, drawn: str) -> None:
-    assert drawable(text) == drawn
-    blocks = [{each: [[plain("red")]]} for each in (text, drawn)]
-    first, second = (
-        contact_sheet(each, (each,), block, each)
-        for each, block in zip((text, drawn), blocks, strict=True)
-    )
-    assert first == second
 
 
 def test_a_class_without_images_keeps_its_row() -> None:

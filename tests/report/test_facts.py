@@ -54,15 +54,6 @@ def test_what_a_student_learned_is_read_from_its_card(copy: Storage, facts: Fact
     assert (facts.learned, collect(copy).learned) == ("distances", "embedding")
 
 
-def test_curves_are_read_from_the_event_files(facts: Facts) -> None:
-    curve = next(t.curve for t in facts.trained_students if (t.method, t.seed) == ("vanilla", 1))
-    assert curve is not None
-    assert curve.steps == (1, 2, 3)
-    assert curve.loss == pytest.approx((1.1, 0.6, 1 / 3 + 0.1))
-    assert curve.agreement == pytest.approx((0.25, 0.5, 0.75))
-    assert curve.name == "vanilla 1"
-
-
 def test_a_student_of_other_settings_is_left_out(copy: Storage) -> None:
     (name,) = (n for n in copy.folders("students/") if n.startswith("vanilla-s0-"))
     for key in list(copy.list(f"students/{name}/")):
@@ -123,23 +114,13 @@ def test_a_student_to_take_home_is_shown_with_its_scores_only(copy: Storage, fac
     assert not collect(copy).exported
 
 
-def test_prompts_of_one_class_are_nearer_than_those_of_two(facts: Facts) -> None:
-    vanilla, contrastive = (made.prompts for made in facts.method_images)
-    assert vanilla is not None
-    assert contrastive is not None
-    assert vanilla.within.mean() > 0.8 > 0.2 > abs(vanilla.across.mean())
-    assert vanilla.within.mean() > contrastive.within.mean()
-    assert 1 < vanilla.vendi < contrastive.vendi <= 24
-    assert vanilla.sampled == 24
-
-
 @pytest.mark.parametrize(
     "key",
     [
         "report.json",
         "results.json",
         "data/vanilla/versions/{id}/index.parquet",
-        "data/vanilla/versions/{id}/prompts/00000.parquet",
+        "data/vanilla/versions/{id}/prompts.json",
         "data/vanilla/versions/{id}/shards/0000-00000.tar",
         "students/{student}/student.json",
     ],

@@ -2,11 +2,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 
 from dfkd.config.distillation import Average
 from dfkd.evaluation.results import ResultRow, row, summarise
-from dfkd.report.tables import class_table, table
+from dfkd.report.tables import table
 
 MS = {"teacher": 12.34, "student": 6.0}
 
@@ -45,48 +44,31 @@ def test_the_table_reads_like_the_papers() -> None:
     ]
     assert table(results(rows), MS) == "\n".join(
         [
-            "                    color",
-            "accuracy, %         emoji pixel  mean        MB   ms",
-            "----------------------------------------------------",
-            "teacher zero-shot   100.0  45.1  72.5      11.6 12.3",
-            "student contrastive  75.0  45.0  60.0 ±7.1 44.8  6.0",
-            "images               1000  1000  2000",
+            "               teacher     student",
+            "accuracy, %  zero-shot contrastive images",
+            "-----------------------------------------",
+            "color_emoji      100.0        75.0   1000",
+            "pixel             45.1        45.0   1000",
+            "mean              72.5        60.0   2000",
+            "± over seeds         -         7.1",
+            "MB                11.6        44.8",
+            "ms                12.3         6.0",
         ]
     )
-
-
-@pytest.mark.parametrize("domains", [1, 2, 6, 7, 12, 40])
-@pytest.mark.parametrize("seeds", [1, 5])
-def test_no_line_is_wider_than_a_terminal_and_every_figure_is_there(
-    domains: int, seeds: int
-) -> None:
-    names = [f"somewhat_long_domain-name_{index:02}" for index in range(domains)]
-    rows = [
-        scored(method, name, index / 100 + 0.001, seed)
-        for method in ("zero-shot", "vanilla", "mix", "random", "contrastive")
-        for seed in range(seeds)
-        for index, name in enumerate(names)
-    ]
-    text = table(results(rows), MS)
-    assert max(map(len, text.splitlines())) <= 80
-    assert all("teacher zero-shot" in block for block in text.split("\n\n"))
-    words = text.split()
-    for index in range(domains):
-        assert words.count(f"{index}.1") >= 5
-    assert words.count("mean") == 1
 
 
 def test_a_domain_that_a_model_was_not_scored_on_is_a_dash() -> None:
     rows = [scored("zero-shot", "ink", 0.5), scored("zero-shot", "oil", 0.5)]
     text = table(results([*rows, scored("mix", "ink", 0.25)]), MS)
-    (line,) = (line for line in text.splitlines() if line.startswith("student mix"))
-    assert line.split()[2:] == ["25.0", "-", "25.0", "44.8", "6.0"]
+    words = [line.split() for line in text.splitlines()]
+    assert words[3:5] == [["ink", "50.0", "25.0", "1000"], ["oil", "50.0", "-", "1000"]]
 
 
 def test_domains_stand_in_the_order_of_the_data() -> None:
     rows = [scored("zero-shot", name, 0.5) for name in ("cartoon", "photo", "sketch")]
-    head, *_ = table(results(rows, domains=("sketch", "photo")), MS).splitlines()
-    assert head.split() == ["accuracy,", "%", "sketch", "photo", "cartoon", "mean", "MB", "ms"]
+    text = table(results(rows, domains=("sketch", "photo")), MS)
+    names = [line.partition(" ")[0] for line in text.splitlines()[3:]]
+    assert names == ["sketch", "photo", "cartoon", "mean", "MB", "ms"]
 
 
 VISDA = ("plane", "bcycl", "bus", "car", "horse", "knife", "mcycl", "person", "plant", "sktbrd",
@@ -99,16 +81,14 @@ CLIP = {
 """The teacher's accuracy on each class in the paper's Table 4."""
 
 
-def table_4(domain: str, method: str = "zero-shot", lost: float = 0, seed: int = 0) -> ResultRow:
+def table_4(domain: str) -> ResultRow:
     """The counts of a line of the table, with 10,000 images of plane and 1,000 of all others."""
     counts = np.zeros((12, 12), dtype=np.int64)
     for index, percent in enumerate(CLIP[domain]):
         images = 10_000 if index == 0 else 1_000
-        right = round(images * (percent - lost) / 100)
+        right = round(images * percent / 100)
         counts[index, index], counts[index, index - 1] = right, images - right
-    return row(
-        "teacher" if method == "zero-shot" else "student", method, seed, domain, VISDA, counts
-    )
+    return row("teacher", "zero-shot", 0, domain, VISDA, counts)
 
 
 def test_class_means_are_those_of_the_papers_table_4() -> None:
@@ -116,43 +96,14 @@ def test_class_means_are_those_of_the_papers_table_4() -> None:
     text = table(results(rows, "classes", VISDA, domains=("synthetic", "real")), {})
     assert text == "\n".join(
         [
-            "class mean, %     synthetic  real   mean   MB ms",
-            "------------------------------------------------",
-            "teacher zero-shot      85.7  82.1   83.9 11.6  -",
-            "images                21000 21000  42000",
+            "                teacher",
+            "class mean, % zero-shot images",
+            "------------------------------",
+            "synthetic          85.7  21000",
+            "real               82.1  21000",
+            "mean               83.9  42000",
+            "MB                 11.6",
+            "ms                    -",
         ]
     )
     assert "85.7" not in table(results(rows, "images", VISDA), MS)
-
-
-def test_the_table_per_class_reads_like_the_papers_table_4() -> None:
-    rows = [table_4(name) for name in CLIP]
-    rows += [table_4(name, "mix", 10, 0) for name in CLIP]
-    rows += [table_4(name, "mix", 20, 1) for name in CLIP]
-    text = class_table(results(rows, "classes", VISDA, domains=("synthetic", "real")))
-    first, second, *_ = text.split("\n\n")
-    assert first == "\n".join(
-        [
-            "synthetic, %      plane bcycl  bus  car horse knife mcycl",
-            "---------------------------------------------------------",
-            "teacher zero-shot  92.9  83.4 91.7 69.0  99.6  68.6  99.8",
-            "student mix        77.9  68.4 76.7 54.0  84.6  53.6  84.8",
-            "images            10000  1000 1000 1000  1000  1000  1000",
-        ]
-    )
-    assert second == "\n".join(
-        [
-            "synthetic, %      person plant sktbrd train truck   mean",
-            "-------------------------------------------------------------",
-            "teacher zero-shot   99.4  99.7   84.5  83.2  56.8   85.7",
-            "student mix         84.4  84.7   69.5  68.2  41.8   70.7 ±7.1",
-            "images              1000  1000   1000  1000  1000  21000",
-        ]
-    )
-    assert "real, %" in text
-    assert max(map(len, text.splitlines())) <= 80
-
-
-def test_a_class_without_an_image_in_a_domain_has_no_column() -> None:
-    (text,) = class_table(results([scored("zero-shot", "ink", 0.5)])).split("\n\n")
-    assert text.splitlines()[0].split() == ["ink,", "%", "cat", "mean"]

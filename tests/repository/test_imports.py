@@ -173,10 +173,10 @@ def test_only_the_storage_of_azure_and_google_imports_obstore() -> None:
     assert importers("obstore") == {"dfkd.storage.azure_gcs", "dfkd.storage.azure_gcs_client"}
 
 
-def test_only_report_and_studies_import_libraries_of_charts_and_templates() -> None:
+def test_only_report_imports_libraries_of_charts_and_templates() -> None:
     found = importers("altair", "vl_convert")
     assert found
-    assert {name.split(".")[1] for name in found} == {"report", "studies"}
+    assert {name.split(".")[1] for name in found} == {"report"}
     assert importers("jinja2") == {"dfkd.report.page"}
 
 

@@ -7,7 +7,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from dfkd.errors import Exit
-from tests.helpers.jobs import ROOT, last_error, run_here
+from tests.helpers.jobs import ROOT, run_here
 from tests.helpers.tiny_study import METHODS, write
 
 NODE = "127.0.0.3"
@@ -35,14 +35,3 @@ def test_cells_are_made_where_ray_address_says(
     assert {line["node"] for line in lines} == {NODE}
     assert "Baseline seed 0: finished " in found.stdout
     assert (tmp_path / "table.md").is_file()
-
-
-@pytest.mark.heavy
-def test_an_unreachable_cluster_asks_for_a_retry(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    found = run_here("reproduce", write(tmp_path))
-    assert found.returncode == Exit.RETRY
-    assert "no Ray cluster answered at 127.0.0.1:1" in last_error(found)
-    assert not (tmp_path / "table.md").exists()

@@ -1,4 +1,4 @@
-"""A study's charts as files."""
+"""Charts as files."""
 
 import io
 import re
@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from dfkd.evaluation.results import Spread
+from dfkd.report.figures import COLOURS, Scatter, Series, bars, curve, maps
 from dfkd.report.svg import RenderedChart
-from dfkd.studies.figures import COLOURS, Scatter, Series, bars, curve, maps
 
 NAME = "<b>&\"'"
 

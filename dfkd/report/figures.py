@@ -1,4 +1,4 @@
-"""The charts of a study as files: drawn in colours on a white background."""
+"""Charts as files, of studies and of few-shot results: in colours on a white background."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
