@@ -11,7 +11,7 @@ from dfkd.dataset.published import (
     index_row,
     sha256_object,
 )
-from dfkd.dataset.shards import Receipt, decode_receipt, read_shard
+from dfkd.dataset.shards import Receipt, decode_receipt, get_shard, read_shard
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, in_order
@@ -91,8 +91,7 @@ def _shards(version: PublishedVersion) -> Iterator[tuple[Receipt, bytes | Corrup
 
     def read(receipt: Receipt) -> bytes | CorruptionError:
         try:
-            # One byte more than expected shows a longer object, without reading all of it.
-            return version.home.get(receipt.key, receipt.bytes + 1)
+            return get_shard(version.home, receipt)
         except MissingObject:
             where = version.home.location(receipt.key)
             return CorruptionError(
