@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import ray
 from ray.exceptions import AuthenticationError
 
-from dfkd.cluster.ray_internals import quiet_authentication
 from dfkd.errors import InfrastructureError, ManifestError, one_line
 
 LOCAL_OBJECT_STORE = 128 << 20
@@ -48,7 +47,6 @@ def connected() -> Iterator[None]:
     # Waiting threads that spin can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = cluster_address()
-    quiet_authentication()
     # Escape codes before each line of a worker make no sense in a file.
     if not sys.stderr.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")

@@ -5,7 +5,6 @@ minor release, and tests/cluster/test_ray_internals.py tests each use.
 """
 
 import json
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -57,18 +56,6 @@ def local_torch_trainer() -> Any:
     return LocalTorchTrainer
 
 
-def found_no_room(error: Exception) -> bool:
-    """Whether a training ended because its ranks found no room, however often it was tried."""
-    # Imported here, because workers of a pool need no training, and this takes them seconds.
-    from ray.train.v2._internal.exceptions import (
-        WorkerGroupStartupFailedError,
-        WorkerGroupStartupTimeoutError,
-    )
-
-    failure = getattr(error, "controller_failure", None)
-    return isinstance(failure, (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError))
-
-
 def draining_nodes() -> set[str]:
     """Ids of the nodes that are about to leave and take no new work, as after a preemption notice.
 
@@ -112,8 +99,3 @@ def relayed_bar(description: str, total: int, unit: str, done: int) -> Bar:
     bar: Bar = tqdm_ray.tqdm(desc=description, total=total, unit=unit)
     bar.update(done)
     return bar
-
-
-def quiet_authentication() -> None:
-    """Silence Ray's message at each start that clusters use tokens by default."""
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)

@@ -1,6 +1,5 @@
 """What is used of Ray beyond its public API still does what it is for, and is in one module."""
 
-import logging
 import re
 import signal
 import time
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private.authentication import authentication_token_setup
 from ray.cluster_utils import Cluster
 from ray.train import ScalingConfig
 
@@ -89,17 +87,6 @@ def test_a_bar_of_an_actor_shows_on_the_terminal_of_the_driver(
         return re.search(r"far away.*7.*10", "".join(told)) is not None
 
     wait_for(shown)
-
-
-def test_a_start_says_nothing_of_tokens(caplog: pytest.LogCaptureFixture) -> None:
-    # As before any connection of this process, which silences the logger; undone after the test.
-    caplog.set_level(logging.INFO, "ray._private.authentication")
-    authentication_token_setup._warn_token_auth_enabled()
-    assert "Token authentication" in caplog.text
-    caplog.clear()
-    ray_internals.quiet_authentication()
-    authentication_token_setup._warn_token_auth_enabled()
-    assert caplog.text == ""
 
 
 def test_a_node_that_is_being_drained_is_known(cluster: Cluster) -> None:
