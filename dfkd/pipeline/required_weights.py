@@ -57,11 +57,8 @@ class HubModel:
     id: str
 
 
-def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
+def needs(manifest: Manifest) -> list[Need]:
     """The published files that a manifest names, without duplicates.
-
-    Args:
-        few_shot: include the files that only `jobs/fewshot.py` needs.
 
     Raises:
         ManifestError: an architecture, a file or a name of weights does not exist, or weights
@@ -72,7 +69,7 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
         ("text_only.weights", _text_only(manifest)),
         *_generator(manifest),
         ("distillation.weights", backbone.published(manifest.distillation)),
-        ("fewshot.library", _few_shot(manifest) if few_shot else None),
+        ("fewshot.library", _few_shot(manifest)),
     ]
     files: dict[str, Need] = {}
     for field, artifact in by_field:

@@ -98,8 +98,7 @@ def cached(field: str, value: str, artifact: Artifact, cache: str | Path) -> Pat
     path = artifact.within(cache)
     if not path.is_file():
         rule = f"needs {artifact.file}, which is not in the cache {cache}"
-        option = " --few-shot" if field.startswith("fewshot.") else ""
-        raise WeightsError(field, rule, value, f"run {FETCH}{option}")
+        raise WeightsError(field, rule, value, f"run {FETCH}")
     return path
 
 
