@@ -43,8 +43,6 @@ class Azurite:
     Use as a context.
     """
 
-    persistent: bool = False
-    """Whether its objects outlive `stop` and `restart`; in memory is faster."""
     endpoint: str = field(init=False, default="")
     """The URL of the server, without the account."""
     _folder: Path = field(init=False)
@@ -55,7 +53,7 @@ class Azurite:
         self._folder = Path(tempfile.mkdtemp(prefix="dfkd-azurite-"))
         self.endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
         try:
-            self.restart()
+            self._start()
         except BaseException as error:
             error.add_note((self._folder / "out").read_text(errors="replace")[-1500:])
             self.__exit__()
@@ -63,8 +61,9 @@ class Azurite:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop it and remove its folder with all objects."""
-        self.stop()
+        """Stop it and remove its folder."""
+        self._server.kill()
+        self._server.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -95,21 +94,11 @@ class Azurite:
         self.make_bucket(container)
         return f"az://{container}/runs/one"
 
-    def stop(self) -> None:
-        """Stop the server; connections break off.
-
-        Not by kill -9, because Azurite saves only every few seconds which objects it has.
-        """
-        self._server.terminate()
-        self._server.wait()
-
-    def restart(self) -> None:
-        """Start again after `stop`, on the same port; returns when objects can be read."""
+    def _start(self) -> None:
+        """Start the server, with its objects in memory; returns when containers can be made."""
         port = self.endpoint.rpartition(":")[2]
         command = [str(PROGRAM), "--blobPort", port, "--silent", "--disableTelemetry"]
-        command += (
-            ["--location", str(self._folder)] if self.persistent else ["--inMemoryPersistence"]
-        )
+        command.append("--inMemoryPersistence")
         with (self._folder / "out").open("ab") as output:
             self._server = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *command],
@@ -132,7 +121,7 @@ def main() -> int:
     if absent := missing():
         print(f"error: {absent}", file=sys.stderr)
         return 1
-    return serve(Azurite(persistent="--persistent" in sys.argv), "az://dfkd")
+    return serve(Azurite(), "az://dfkd")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Remove what nobody needs any more: old versions with their students, abandoned work, orphans."""
+"""Remove what nobody needs any more: old versions with their students, and abandoned work."""
 
 import argparse
 import sys

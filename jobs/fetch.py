@@ -13,22 +13,19 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """The files that a run needs, and which of them are missing now."""
     from dfkd.pipeline import fetching
 
-    return fetching.plan(manifest, options.few_shot)
+    return fetching.plan(manifest)
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Fetch missing files and verify all; returns the cache's path."""
     from dfkd.pipeline import fetching
 
-    return fetching.fetch(manifest, options.few_shot, options.mirror)
+    return fetching.fetch(manifest, options.mirror)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
-    arguments.add_argument(
-        "--few-shot", action="store_true", help="also what only jobs/fewshot.py starts from"
-    )
     arguments.add_argument(
         "--mirror",
         default="",

@@ -338,32 +338,13 @@ def require_room(resources: WorkerResources) -> None:
 
     Ray itself would wait for such a node without a message.
     """
-    nodes = schedulable_nodes()
-    if not resources.count_fitting(nodes) and not has_autoscaler():
-        _refuse(resources, nodes)
-
-
-def _refuse(resources: WorkerResources, nodes: Mapping[str, Mapping[str, float]]) -> None:
-    """Raise the `ManifestError` that names the resource of which no node has enough."""
-    # One resource at a time first, because such a message names the key to change.
-    for key, name, amount in (
-        ("cluster.cpus_per_worker", "CPU", resources.cpus),
-        ("cluster.gpus_per_worker", "GPU", resources.gpus),
-    ):
-        most = max((node.get(name, 0.0) for node in nodes.values()), default=0.0)
-        if most < amount:
-            raise ManifestError(
-                key,
-                f"must fit a node of the cluster, of which the largest has {most:g} {name}s",
-                amount,
-                "lower it or add nodes",
-            )
-    raise ManifestError(
-        "cluster.cpus_per_worker",
-        f"must fit a node together with {resources.gpus:g} GPUs, which none does",
-        resources.cpus,
-        "lower it or add nodes",
-    )
+    if not resources.count_fitting(schedulable_nodes()) and not has_autoscaler():
+        raise ManifestError(
+            "cluster.cpus_per_worker",
+            "must fit a node together with cluster.gpus_per_worker, and none is large enough",
+            resources.bundle,
+            "lower them or add nodes",
+        )
 
 
 def require_shared_storage(root: str) -> None:

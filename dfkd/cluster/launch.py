@@ -24,7 +24,6 @@ from dfkd.cluster.capacity import (
 )
 from dfkd.cluster.ray_internals import (
     draining_nodes,
-    found_no_room,
     local_torch_trainer,
     ray_reason,
 )
@@ -127,7 +126,12 @@ def run_ranks(
                 # A dead process, not an error of the code: try again from the checkpoint.
                 deaths.add(failures)
             except (TrainingFailedError, RayActorError) as error:
-                raise _controller_error(error) from None
+                # Not started again here: without a dashboard nobody frees what it has reserved.
+                raise InfrastructureError(
+                    f"distillation: Ray gave up on the ranks ({ray_reason(error)}); free or add "
+                    "nodes, check the network between them, and run the same command again, it "
+                    "resumes"
+                ) from None
 
 
 def await_room(ranks: Ranks, least: int) -> None:
@@ -146,26 +150,6 @@ def await_room(ranks: Ranks, least: int) -> None:
         if time.monotonic() - started > CAPACITY_WAIT_SECONDS:
             raise no_capacity_error(ranks.share)
         time.sleep(POLL_SECONDS)
-
-
-def _controller_error(error: Exception) -> InfrastructureError:
-    """The error of a run whose controller in Ray has died or given up."""
-    # Not started again here: without a dashboard nobody frees what it has reserved.
-    if isinstance(error, RayActorError):
-        return InfrastructureError(
-            f"distillation: Ray's controller of the ranks died ({ray_reason(error)}); "
-            "run the same command again, it resumes"
-        )
-    # Ray repeats a start that found no room, `MAX_START_ATTEMPTS` times, and no other failure.
-    if not found_no_room(error):
-        return InfrastructureError(
-            f"distillation: the ranks could not be connected ({ray_reason(error)}); run the same "
-            "command again, it resumes; if it fails again, check the network between the nodes"
-        )
-    return InfrastructureError(
-        f"distillation: the cluster had no room for all ranks ({ray_reason(error)}); "
-        "free or add nodes and run the same command again, it resumes"
-    )
 
 
 def _refuse_local_restart(ranks: Ranks) -> None:

@@ -57,18 +57,6 @@ def local_torch_trainer() -> Any:
     return LocalTorchTrainer
 
 
-def found_no_room(error: Exception) -> bool:
-    """Whether a training ended because its ranks found no room, however often it was tried."""
-    # Imported here, because workers of a pool need no training, and this takes them seconds.
-    from ray.train.v2._internal.exceptions import (
-        WorkerGroupStartupFailedError,
-        WorkerGroupStartupTimeoutError,
-    )
-
-    failure = getattr(error, "controller_failure", None)
-    return isinstance(failure, (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError))
-
-
 def draining_nodes() -> set[str]:
     """Ids of the nodes that are about to leave and take no new work, as after a preemption notice.
 

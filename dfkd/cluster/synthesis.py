@@ -109,6 +109,8 @@ def build(
         # Checked again, because a driver that was suspended may have lost its lease meanwhile.
         refuse_removal(version.home, version.id)
         published = version.publish(tasks(manifest), environment(), quarantined, make_current)
+        if has_dependent_parts(manifest.method):  # it may lack the part that would clear them
+            Chain(version).states.clear()
     prompts = read_json(version.storage, layout.PROMPTS_SUMMARY)
     return BuiltVersion(manifest.method, published, prompts)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Unit, part_count, parts, units
-from dfkd.dataset.shards import read_shard
+from dfkd.dataset.shards import get_shard, read_shard
 from dfkd.dataset.versions import Version
 from dfkd.storage import layout
 from dfkd.storage.checkpoints import Checkpoints
@@ -74,8 +74,7 @@ class Chain:
         images = [
             sample.decoded(lambda image: decode_image(image, size))
             for receipt in receipts
-            # One byte more than expected shows a longer object, without reading all of it.
-            for sample, _ in read_shard(home.get(receipt.key, receipt.bytes + 1), receipt)
+            for sample, _ in read_shard(get_shard(home, receipt), receipt)
         ]
         return torch.from_numpy(np.stack(images))
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from dfkd.config.hashing import sha256_file
 from dfkd.config.methods import method_of
 from dfkd.dataset.published import INDEX_ROWS, INDEX_SCHEMA, PublishedVersion, index_row
-from dfkd.dataset.shards import Receipt, read_shard
+from dfkd.dataset.shards import Receipt, get_shard, read_shard
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, in_order
@@ -67,8 +67,7 @@ def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> Label
     moments = LabelMoments()
     rows: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, INDEX_SCHEMA, compression="zstd") as writer:
-        # One byte more than expected shows a longer object, without reading all of it into memory.
-        shards = in_order(lambda each: home.get(each.key, each.bytes + 1), receipts, ahead=4)
+        shards = in_order(lambda each: get_shard(home, each), receipts, ahead=4)
         for receipt, data in zip(receipts, shards, strict=True):
             for sample, location in read_shard(data, receipt):
                 moments.add(sample.arrays["distances"], sample.metadata["class_index"])

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from dfkd.config.hashing import fingerprint, sha256_file
 from dfkd.dataset.prompt_tables import REQUIRED_COLUMNS
-from dfkd.dataset.shards import Receipt, Sample, SampleLocation, read_shard
+from dfkd.dataset.shards import Receipt, Sample, SampleLocation, get_shard, read_shard
 from dfkd.errors import CorruptionError, DfkdError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage, missing_object
@@ -128,8 +128,7 @@ class PublishedVersion:
 
     def samples(self, receipt: Receipt) -> Iterator[Sample]:
         """Yield the samples of a shard, which is verified before the first one."""
-        data = self.home.get(receipt.key, receipt.bytes + 1)
-        return (sample for sample, _ in read_shard(data, receipt))
+        return (sample for sample, _ in read_shard(get_shard(self.home, receipt), receipt))
 
     def first_samples(
         self, count: int, class_indices: Sequence[int] | None = None

@@ -16,12 +16,11 @@ from dfkd.pipeline.required_weights import HubModel, Need, hub_models, needs, to
 from dfkd.utils.progress import say
 
 
-def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
+def fetch(manifest: Manifest, mirror: str) -> str:
     """Download missing files, verify all of them, and print the result; returns the cache's path,
     or an empty text if the manifest names no published file.
 
     Args:
-        few_shot: also fetch the weights that only few-shot training starts from.
         mirror: directory with the files by name; empty for the published addresses.
 
     Raises:
@@ -29,7 +28,7 @@ def fetch(manifest: Manifest, few_shot: bool, mirror: str) -> str:
     """
     # Progress goes to stderr, apart from the result on stdout.
     fetcher = Fetcher(manifest.cache, mirror, report=say)
-    files, models = needs(manifest, few_shot), hub_models(manifest)
+    files, models = needs(manifest), hub_models(manifest)
     if not (files or models):
         print("nothing to fetch: all weights are bundled or files of this machine")
         return ""
@@ -98,9 +97,9 @@ def _describe_fetched(need: Need, fetched: Fetched) -> str:
     return f"{fetched.path.name} {status}, {size} bytes, sha256 {fetched.sha256} {verdict}"
 
 
-def plan(manifest: Manifest, few_shot: bool) -> dict[str, Any]:
+def plan(manifest: Manifest) -> dict[str, Any]:
     """The files that a run needs, with what is known of each, and which of them are missing now."""
-    required = [(each.field, each.artifact) for each in needs(manifest, few_shot)]
+    required = [(each.field, each.artifact) for each in needs(manifest)]
     missing = [each for _, each in required if not each.within(manifest.cache).is_file()]
     return {
         "cache": manifest.cache,

@@ -111,8 +111,8 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
         *_students(root, listing, manifest, kept, gone, grace),
         *_regenerations(root, listing, kept, grace),
         *versions,
-        *_orphans(root, listing, kept, referenced, grace),
-        *_pointers_and_leases(root, listing, kept, keep, grace),
+        *_kept_marks(listing, kept),
+        *_leases(root, listing, grace),
     ]
     return RemovalPlan(kept, tuple(removal for removal in removals if removal.entries))
 
@@ -353,45 +353,15 @@ def _regenerations(
             yield Removal(what, f"of version {version}", _ordered(objects), version)
 
 
-def _orphans(
-    root: Storage, listing: Listing, kept: dict[str, str], referenced: set[str], grace: float
-) -> Iterator[Removal]:
-    """Objects in kept, published versions that belong to no published task; and their marks."""
+def _kept_marks(listing: Listing, kept: Mapping[str, str]) -> Iterator[Removal]:
+    """The marks of removal of versions that are kept."""
     for key in kept:
-        objects = listing.versions.get(key, {})
-        yield Removal(f"mark of version {key}", "it is kept", _marks(objects))
-        version = _open(root, key)
-        if version is None:
-            continue
-        # A late worker may store a shard, and a receipt, of a task that was published without. Such
-        # a version also keeps states, because the part that would delete them was not made.
-        known = {layout.receipt(receipt.task) for receipt in version.shards}
-        free = {
-            name: entry
-            for name, entry in objects.items()
-            if name.startswith((layout.RECEIPTS, layout.SHARDS, layout.STATES))
-            and name not in known
-            and entry.key not in referenced
-            and entry.age >= grace
-        }
-        yield Removal(f"orphans in version {key}", "published without them", _ordered(free))
+        marks = _marks(listing.versions.get(key, {}))
+        yield Removal(f"mark of version {key}", "it is kept", marks)
 
 
-def _pointers_and_leases(
-    root: Storage, listing: Listing, kept: Mapping[str, str], keep: int, grace: float
-) -> Iterator[Removal]:
-    """Old pointers to versions that are not kept, and leases that have ended."""
-    for method, pointers in listing.pointers.items():
-        home = root.child(layout.data(method))
-        lowest = min(_last_current(home, keep), default=0)
-        old = {
-            name: entry
-            for name, entry in pointers.items()
-            if (layout.pointer_number(name) or 0) < lowest and entry.age >= grace
-            # An unfinished regeneration asks whether its candidate has been current.
-            if f"{method}/{read_pointer(home, name).version}" not in kept
-        }
-        yield Removal(f"numbers of {method}", "of versions that are not kept", _ordered(old))
+def _leases(root: Storage, listing: Listing, grace: float) -> Iterator[Removal]:
+    """Leases that have ended."""
     held = lease.held_leases(root)
     # The highest number of each name stays, since the next lease counts on from it.
     last = {lease.newest_lease(root, name)[0] for name in root.folders(layout.LEASES)}

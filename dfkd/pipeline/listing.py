@@ -18,7 +18,6 @@ FIELDS = {
     "VERSION": r"(?P<id>[0-9a-f]{16})",
     "STUDENT": r"(?P<id>(?P<method>[a-z]+(?:-bn)?)-s[0-9]+-[0-9a-f]{12})",
     "ATTEMPT": "(?P<id>[0-9]{8})",
-    "NUMBER": "[0-9]{8}",
     "STEP": "[0-9]{10}",
     "TASK": layout.TASK,
     "PART": layout.PART,
@@ -54,7 +53,6 @@ VERSION = _pattern(
     layout.quarantined("TASK"),
     layout.quarantined("prompts"),
 )
-POINTER = _pattern(layout.data("METHOD"), f"{layout.CURRENT}NUMBER.json")
 STUDENT = _pattern(
     layout.student("STUDENT"),
     layout.STUDENT_CARD,
@@ -88,8 +86,6 @@ class Listing:
     """By the name of the student's folder."""
     regenerations: Groups = field(default_factory=lambda: defaultdict(dict))
     """By the number of the attempt, eight digits."""
-    pointers: Groups = field(default_factory=lambda: defaultdict(dict))
-    """By method."""
     leases: list[StoredObject] = field(default_factory=list)
 
     @classmethod
@@ -104,8 +100,6 @@ class Listing:
                 found.students[match["id"]][match["name"]] = entry
             elif match := REGENERATION.fullmatch(entry.key):
                 found.regenerations[match["id"]][match["name"]] = entry
-            elif match := POINTER.fullmatch(entry.key):
-                found.pointers[match["method"]][match["name"]] = entry
             elif entry.key.startswith(layout.LEASES):
                 found.leases.append(entry)
             elif entry.key.startswith(layout.CELLS):

@@ -55,11 +55,8 @@ class HubModel:
     id: str
 
 
-def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
+def needs(manifest: Manifest) -> list[Need]:
     """The published files that a manifest names, without duplicates.
-
-    Args:
-        few_shot: include the files that only `jobs/fewshot.py` needs.
 
     Raises:
         ManifestError: an architecture, a file or a name of weights does not exist, or weights
@@ -72,7 +69,6 @@ def needs(manifest: Manifest, few_shot: bool = False) -> list[Need]:
     by_field = [
         *_generator(manifest),
         ("distillation.weights", backbone.published(manifest.distillation)),
-        ("distillation.weights", _few_shot(manifest) if few_shot else None),
     ]
     files: dict[str, Need] = {}
     for field, artifact in by_field:
@@ -111,11 +107,6 @@ def _generator(manifest: Manifest) -> list[tuple[str, Artifact | None]]:
         if not published(field, value):
             find_file(field, value)
     return [(field, published(field, value)) for field, value in named.items()]
-
-
-def _few_shot(manifest: Manifest) -> Artifact | None:
-    """The file of the library's weights that few-shot training starts from."""
-    return backbone.published(manifest.distillation)
 
 
 def towers(manifest: Manifest) -> dict[str, TeacherConfig]:

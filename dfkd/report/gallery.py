@@ -133,7 +133,7 @@ def read_index(version: PublishedVersion) -> Index:
     if (arrays["shard"] < 0).any():
         raise CorruptionError(
             f"{version.storage.location('index.parquet')}: has rows of no shard in manifest.json; "
-            "run jobs/verify.py"
+            "delete the version and synthesise again"
         )
     return Index(total, **arrays)
 

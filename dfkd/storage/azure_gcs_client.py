@@ -18,7 +18,6 @@ from obstore.exceptions import BaseError
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.base import missing_object, refused_request
 from dfkd.storage.bucket import BucketConnection
-from dfkd.storage.retries import RetryPolicy
 
 STORES: dict[str, Any] = {"az": obstore.store.AzureStore, "gs": obstore.store.GCSStore}
 TOTAL_SECONDS = 3600
@@ -33,26 +32,10 @@ BAD_NAMES = ("EmptySegment", "BadSegment")
 """obstore cannot list a prefix that holds an object with such a name."""
 
 
-@dataclass(frozen=True)
-class ObstoreLimits:
-    """Retries and timeouts of the requests to a store."""
-
-    retries: RetryPolicy = field(default_factory=RetryPolicy)
-    connect: float = 5.0
-    """Timeout in seconds for connecting."""
-    read: float = 60.0
-    """Timeout in seconds for an answer without progress, and for sending a small object."""
-    write: float = 900.0
-    """Timeout in seconds for sending a large object until the answer begins."""
-    large: int = 16 << 20
-    """Bytes from which an object is large."""
-
-
 @dataclass
 class ObstoreConnection(BucketConnection):
     """The clients of a storage and all of its children."""
 
-    limits: ObstoreLimits = field(default_factory=ObstoreLimits)
     _clients: dict[float, Any] = field(default_factory=dict)
     """Clients by their timeout for an answer."""
 

@@ -22,6 +22,7 @@ from dfkd.storage.base import (
     check_key,
     ignore,
 )
+from dfkd.storage.retries import Limits
 
 T = TypeVar("T")
 
@@ -30,15 +31,14 @@ T = TypeVar("T")
 class BucketConnection:
     """The clients of a storage and all of its children; a subclass makes them."""
 
-    limits: Any
-    """Retries (`limits.retries`) and timeouts of the requests."""
+    limits: Limits = field(default_factory=Limits)
     observe: Observer = ignore
     slots: threading.BoundedSemaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(MAX_UPLOADS)
     )
     """Limits the number of bodies that are sent at the same time."""
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Any]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[Limits]]:
         return type(self), (self.limits,)  # clients and observers cannot be pickled
 
 

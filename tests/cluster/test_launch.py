@@ -173,7 +173,7 @@ def test_a_controller_that_dies_is_an_infrastructure_error() -> None:
                     os.kill(int(folder.name), signal.SIGKILL)
         time.sleep(60)
 
-    with pytest.raises(InfrastructureError, match=r"controller of the ranks died \(.*has died"):
+    with pytest.raises(InfrastructureError, match=r"gave up on the ranks \(.*has died"):
         run_ranks(loop, {}, "student", Ranks(1, 1.0, "cpu"))
 
 

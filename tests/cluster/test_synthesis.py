@@ -225,6 +225,9 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
     built = build(manifest, identify(manifest))
     assert verify(built.version) == []
     assert not list(version.storage.list("state/"))
+    version.storage.put("state/0000000005.safetensors", b"")  # left by a kill
+    assert build(manifest, identify(manifest)).version == built.version
+    assert not list(version.storage.list("state/"))
     assert {receipt.task: receipt.sha256 for receipt in built.version.shards} == whole
     assert len(whole) == 6
 

@@ -1,14 +1,12 @@
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from dfkd.config.manifest import Manifest
-from dfkd.dataset import publication, verification
+from dfkd.dataset import publication
 from dfkd.errors import Exit
 from tests.helpers import jobs, tiny_version
-from tests.helpers.partial_version import fill
 
 verify = jobs.load("verify")
 
@@ -46,12 +44,6 @@ def test_a_damaged_shard_is_named(manifest: Path, capsys: pytest.CaptureFixture[
     assert "follow the remedy of each" in printed.err
     report = json.loads((manifest.parent / "run" / "verify.json").read_text())
     assert report["versions"][0]["problems"] == [problems[0].removeprefix("problem: ")]
-
-
-def test_rows_of_no_shard_are_reported(tmp_path: Path) -> None:
-    version = fill(tmp_path)
-    shorter = dataclasses.replace(version, shards=version.shards[:-1])
-    assert verification.verify(shorter) == ["index.parquet: has rows of no shard in manifest.json"]
 
 
 @pytest.mark.parametrize("name", ["index.parquet", "README.md"])

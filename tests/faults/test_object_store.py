@@ -39,7 +39,7 @@ TREE: dict[str, Any] = {
 }
 HEAD = "data/random"
 TASKS = 6
-SEEDS = (52, 24, 27)
+SEEDS = (24, 27)
 """Whose storms hold every kind of fault within the first twenty requests."""
 RETRY = 4
 """The exit code that asks for the same command again."""
@@ -168,7 +168,7 @@ def test_a_store_that_dies_with_a_write_in_flight(
     require_filled(mortal_root, tmp_path)
 
 
-@pytest.mark.parametrize("seed", SEEDS[1:])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_writes_in_bad_weather(mortal_root: str, proxy: Proxy, tmp_path: Path, seed: int) -> None:
     kinds = make_weather(proxy, seed)
     fill(mortal_root)
@@ -194,14 +194,4 @@ def test_a_run_whose_store_is_killed_and_restarted(
         os.killpg(job.pid, signal.SIGKILL)
         raise
     finish(job, tmp_path, mortal_root)
-    require_undisturbed(mortal_root, undisturbed)
-
-
-def test_a_run_in_bad_weather(
-    mortal_root: str, proxy: Proxy, undisturbed: PublishedVersion, tmp_path: Path
-) -> None:
-    kinds = make_weather(proxy, SEEDS[0])
-    finish(start(tmp_path, mortal_root), tmp_path, mortal_root)
-    assert set(proxy.struck) == kinds
-    proxy.storm(0, share=0, kinds=[])
     require_undisturbed(mortal_root, undisturbed)

@@ -97,19 +97,6 @@ def test_a_worker_and_its_node_are_killed(
     assert contents(tmp_path / "run/data") == expected
 
 
-def test_a_killed_driver_is_resumed(
-    nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
-) -> None:
-    manifest = write(tmp_path)
-    jobs.kill_when(
-        lambda: receipts(tmp_path / "run") >= 3, "synthesize", manifest, env=nodes.environment
-    )
-    assert version(tmp_path / "run") is None
-    found = run(nodes, manifest)
-    assert found.returncode == 0, found.stderr
-    assert contents(tmp_path / "run/data") == expected
-
-
 def test_two_drivers_at_once_make_one_version(
     nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:

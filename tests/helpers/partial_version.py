@@ -1,10 +1,8 @@
 """Fills a small version step by step, as a run does, so that tests can kill it on the way."""
 
 import os
-import random
 import signal
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -136,8 +134,8 @@ def fill_and_die(root: Path, tasks: Collection[Task], calls: int) -> None:
     fill(root, tasks)
 
 
-def fork(target: Callable[..., Any], *arguments: Any, kill_after: float | None = None) -> int:
-    """Run in a child, perhaps with a SIGKILL after some seconds: its exit code, -9 if killed."""
+def fork(target: Callable[..., Any], *arguments: Any) -> int:
+    """Run in a child: its exit code, -9 if it was killed."""
     child = os.fork()
     if not child:
         try:
@@ -146,9 +144,6 @@ def fork(target: Callable[..., Any], *arguments: Any, kill_after: float | None =
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -178,21 +173,3 @@ def kill_at_every_step(root: Path) -> tuple[int, int]:
     if contents(place) != undisturbed:
         raise AssertionError("the run that was not killed differs")
     return step, len(undisturbed)
-
-
-def kill_at_random(root: Path, kills: int) -> int:
-    """Kill runs in one directory again and again, then resume; the number that died."""
-    fork(fill, root / "warm-up")  # the first run is slower than those that are killed
-    started = time.monotonic()
-    fork(fill, root / "undisturbed")
-    usual = time.monotonic() - started
-    undisturbed = contents(root / "undisturbed")
-    moments = random.Random(1)
-    died = 0
-    for kill in range(kills):
-        place = root / str(kill // 4)  # each directory suffers four kills
-        died += fork(fill, place, kill_after=moments.uniform(0, usual)) == -9
-        require_unharmed(place, undisturbed)
-        if kill % 4 == 3:
-            require_resumed(place, TASKS, undisturbed)
-    return died

@@ -20,13 +20,14 @@ from dfkd.dataset.published import current
 from dfkd.dataset.random_access import Examples
 from dfkd.dataset.verification import verify
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
-from dfkd.storage import azure_gcs_client, s3_client
 from dfkd.storage.azure_gcs import ObstoreStorage
+from dfkd.storage.azure_gcs_client import ObstoreConnection
 from dfkd.storage.base import MAX_UPLOADS, MissingObject, Request, Storage, split_root
 from dfkd.storage.bucket import BucketStorage
 from dfkd.storage.local import LocalStorage, open_storage
-from dfkd.storage.retries import RetryPolicy
+from dfkd.storage.retries import Limits, RetryPolicy
 from dfkd.storage.s3 import S3Storage
+from dfkd.storage.s3_client import S3Connection
 from tests.helpers import partial_version
 from tests.helpers.jobs import contents
 from tests.helpers.s3_proxy import Proxy
@@ -182,12 +183,10 @@ class StorageTests:
 def opened(root: str, **limits: float) -> BucketStorage:
     """The storage in a bucket, which was not asked yet, with short pauses and these limits."""
     scheme, bucket, prefix = split_root("root", root)
-    retries = RetryPolicy(pause=0.01)
+    quick = Limits(RetryPolicy(pause=0.01), **limits)  # type: ignore[arg-type]
     if scheme == "s3":
-        connection = s3_client.S3Connection(s3_client.S3Limits(retries, **limits))
-        return S3Storage(bucket, prefix, connection)
-    other = azure_gcs_client.ObstoreConnection(azure_gcs_client.ObstoreLimits(retries, **limits))
-    return ObstoreStorage(bucket, prefix, other, scheme=scheme)
+        return S3Storage(bucket, prefix, S3Connection(quick))
+    return ObstoreStorage(bucket, prefix, ObstoreConnection(quick), scheme=scheme)
 
 
 class FaultTests:

@@ -129,7 +129,6 @@ def test_a_carried_shard_goes_with_the_last_version_that_refers_to_it(
     sweep(manifest, keep=1)
     assert home(root).folders("versions/") == (last.id,)
     assert verify(last) == []
-    assert list(home(root).list("current/")) == ["current/00000003.json"]
 
 
 def test_objects_within_the_grace_period_stay(manifest: Manifest, root: Path) -> None:
@@ -268,14 +267,8 @@ def test_a_root_of_studies_is_left_alone(manifest: Manifest, root: Path) -> None
         plan(manifest)
 
 
-def test_orphans_are_removed_and_foreign_files_stay(manifest: Manifest, root: Path) -> None:
-    version = begin(home(root), IDENTITY)
-    for task in TASKS[1:]:
-        commit(version, task)
-    version.publish(TASKS, {}, [TASKS[0].id])
-    commit(version, TASKS[0])  # by a worker that took very long
-    version.storage.put("state/0000000001.safetensors", b"x")  # of a chained method
-    storage = open_storage(str(root))
+def test_ended_leases_are_removed_and_foreign_files_stay(manifest: Manifest, root: Path) -> None:
+    version, storage = fill(root), open_storage(str(root))
     foreign = ["notes.txt", "data/vanilla/mine.json", "students/me/student.json", "results.json"]
     foreign += [f"data/vanilla/versions/{version.id}/shards/mine.tar"]
     for key in foreign:
@@ -284,12 +277,7 @@ def test_orphans_are_removed_and_foreign_files_stay(manifest: Manifest, root: Pa
     last = lease.acquire(storage, "gc", 1, clock=lambda: 5.0)
     age(root)
     gone = {entry.key for removal in sweep(manifest).removals for entry in removal.entries}
-    assert gone == {
-        "leases/gc/00000001.json",
-        f"data/vanilla/versions/{version.id}/shards/{TASKS[0].id}.tar",
-        f"data/vanilla/versions/{version.id}/receipts/{TASKS[0].id}.json",
-        f"data/vanilla/versions/{version.id}/state/0000000001.safetensors",
-    }
+    assert gone == {"leases/gc/00000001.json"}
     assert storage.exists(last.key)
     assert all(storage.exists(key) for key in foreign)
 
@@ -432,7 +420,7 @@ def test_checkpoints_go_with_their_version_however_young(manifest: Manifest, roo
     assert list(open_storage(str(root)).list(f"students/{name}/")) == []
 
 
-@pytest.mark.parametrize("steps", [0, 1, 2, 4, 7, 12, 20, 30])
+@pytest.mark.parametrize("steps", [0, 1, 2, 4, 7, 12, 20, 28])
 def test_a_killed_sweep_is_finished_by_the_next_one(
     manifest: Manifest, root: Path, steps: int
 ) -> None:

@@ -35,6 +35,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion, current
+from dfkd.dataset.random_access import Examples
 from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
@@ -293,14 +294,15 @@ def test_prompts_of_another_schema_are_refused(tmp_path: Path, table: pa.Table) 
         version.prompts(TASKS[0])
 
 
-def test_verify_names_an_unreadable_index(tmp_path: Path) -> None:
+def test_an_unreadable_index_is_refused(tmp_path: Path) -> None:
     """The manifest states the hash of the damaged index."""
     version = fill(tmp_path)
     for content in (b"PAR1", table_bytes(GOOD)):
         version.storage.put(layout.INDEX, content)
         files = version.manifest["files"] | {layout.INDEX: hashlib.sha256(content).hexdigest()}
         forged = PublishedVersion(version.home, version.manifest | {"files": files}, version.shards)
-        assert any("no readable index" in line for line in verify(forged))
+        with pytest.raises(CorruptionError, match="no readable index"):
+            Examples(forged)
 
 
 # --- names ----------------------------------------------------------------------------------------

@@ -15,14 +15,13 @@ from dfkd.storage.azure_gcs import ObstoreStorage
 from dfkd.storage.azure_gcs_client import (
     STORES,
     ObstoreConnection,
-    ObstoreLimits,
     explain,
     is_transient,
     reason,
     status,
 )
 from dfkd.storage.local import open_storage, open_to_read
-from dfkd.storage.retries import RetryPolicy
+from dfkd.storage.retries import Limits, RetryPolicy
 
 
 class Forgetful:
@@ -158,7 +157,7 @@ def test_each_request_has_the_patience_that_its_size_needs(monkeypatch: pytest.M
             pass
 
     monkeypatch.setitem(STORES, "gs", Noting)
-    limits = ObstoreLimits(connect=3.5, read=7.0, write=90.0, large=10)
+    limits = Limits(connect=3.5, read=7.0, write=90.0, large=10)
     storage = ObstoreStorage("bucket", connection=ObstoreConnection(limits), scheme="gs")
     for size in (9, 10, 9, 11):
         storage.put("key", b"x" * size)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from dfkd.errors import CorruptionError, InfrastructureError
 from dfkd.storage import cost_records
@@ -108,18 +107,8 @@ def changed(**fields: Any) -> dict[str, Any]:
     ("text", "problem"),
     [
         ("", "not strict JSON: Expecting value"),
-        ("[" * 100_000, "nested too deeply"),
-        ("[]", "the whole"),
         ('{"schema": 2, "entries": []}', "schema"),
-        ('{"schema": 1, "entries": {}}', "entries"),
         (json.dumps(changed(seconds=-1.0)), "entries.0.seconds"),
-        (json.dumps(changed(seconds=float("nan"))), "NaN is no finite number"),
-        (json.dumps(changed(images="4")), "entries.0.images"),
-        (json.dumps(changed(images=True)), "entries.0.images"),
-        (json.dumps(changed(stage="cook")), "entries.0.stage"),
-        (json.dumps(changed(method="../../x")), "entries.0.method"),
-        (json.dumps(changed(method="<b>")), "entries.0.method"),
-        (json.dumps(changed(unknown=1)), "entries.0.unknown"),
         (json.dumps(changed(seed=4)), "belongs elsewhere"),
     ],
 )
@@ -140,10 +129,3 @@ def test_a_damaged_record_is_refused_before_the_work_that_it_would_lose(storage:
         record_cost(storage, "distill", "contrastive", 3),
     ):
         raise AssertionError("work began")
-
-
-def test_an_entry_that_could_not_be_read_again_is_not_made() -> None:
-    with pytest.raises(ValidationError):
-        replace(ENTRY, seconds=float("inf"))
-    with pytest.raises(ValidationError):
-        replace(ENTRY, method="a/b")

@@ -216,23 +216,6 @@ def test_a_lease_is_renewed_while_it_is_held_and_released_at_the_end(storage: St
     acquire(storage, "regenerate", 60)
 
 
-def test_a_lease_is_renewed_three_times_within_its_length(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits: list[float] = []
-
-    class Watched(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            waits.extend([timeout] if timeout else [])
-            return super().wait(timeout)
-
-    monkeypatch.setattr(threading, "Event", Watched)
-    with holding(storage, "regenerate", 60):
-        pass
-    (wait,) = waits
-    assert wait <= 20
-
-
 def test_a_failure_releases_it_too(storage: Storage) -> None:
     with pytest.raises(RuntimeError), holding(storage, "regenerate", 60):
         raise RuntimeError

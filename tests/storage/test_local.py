@@ -259,21 +259,13 @@ def test_a_disk_that_fails_for_a_moment_says_nothing_about_the_root(
     ("root", "rule"),
     [
         ("ftp://x/y", "must be a directory, s3://bucket/prefix, az://"),
-        ("file:///x/y", "must be a directory, s3://bucket/prefix, az://"),
         ("S3://bucket", "must be a directory, s3://bucket/prefix, az://"),
         ("s3:/bucket", "must be a directory, s3://bucket/prefix, az://"),
-        ("az:/container", "must be a directory, s3://bucket/prefix, az://"),
         ("s3://", "must name a bucket"),
-        ("az://", "must name a bucket or container"),
         ("az://two--hyphens/prefix", "must name a bucket or container"),
-        ("az://with.dot/prefix", "must name a bucket or container"),
-        ("az://" + 64 * "a", "must name a bucket or container"),
         ("az://ab", "must name a bucket or container"),
         ("gs://Bucket", "must name a bucket or container"),
-        ("s3:///prefix", "must name a bucket"),
-        ("s3://Bucket/prefix", "must name a bucket"),
         ("az://container/a?b", "must have a prefix of names"),
-        ("s3://bucket/a b", "must have a prefix of names"),
         ("s3://bucket/a/../b", "must have a prefix of names"),
     ],
 )
@@ -303,13 +295,3 @@ def test_a_root_that_is_only_read_is_left_as_it_is(tmp_path: Path) -> None:
     assert 0 <= entry.age < 60
     assert storage.get("a") == b"abc"
     assert [file.name for file in (tmp_path / "copied").iterdir()] == ["a"]
-
-
-@pytest.mark.parametrize("put", ["put", "put_if_absent"])
-def test_a_root_that_is_gone_may_come_back(tmp_path: Path, put: str) -> None:
-    storage = open_storage(str(tmp_path / "run"))
-    (tmp_path / "run").rename(tmp_path / "elsewhere")
-    with pytest.raises(InfrastructureError, match=r"run can no longer be written .*mount it again"):
-        getattr(storage, put)("a/b", b"data")
-    with pytest.raises(FileNotFoundError):  # of a missing source, not of the root
-        getattr(open_storage(str(tmp_path / "elsewhere")), put)("a/b", tmp_path / "nowhere")

@@ -14,7 +14,7 @@ from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.plan import image_count, part_count, task_count
-from dfkd.dataset.published import current_id, read_json
+from dfkd.dataset.published import PublishedVersion, current_id, open_version, read_json
 from dfkd.errors import CorruptionError
 from dfkd.pipeline.status.activity import Activity
 from dfkd.storage import layout
@@ -215,7 +215,7 @@ def _facts(
     storage = home.child(layout.version(name))
     sizes = _sizes(storage, stored)
     if state == "published":
-        return _published(storage, sizes)
+        return _published(open_version(home, name), sizes)
     # Carried receipts are written all at once, so they say nothing about the rate.
     carries = "carried.from" in stored
     since = None if carries else activity.since.get(f"{method}/{name}")
@@ -246,24 +246,16 @@ def _sizes(storage: Storage, stored: Mapping[str, Any]) -> _Sizes:
     return sizes
 
 
-def _published(storage: Storage, sizes: _Sizes) -> dict[str, Any]:
+def _published(version: PublishedVersion, sizes: _Sizes) -> dict[str, Any]:
     """The fields of a `VersionStatus` that the manifest of a published version has."""
-    content = read_json(storage, layout.MANIFEST)
-    try:
-        samples, failed = int(content["samples"]), int(content["failed"])
-        missing = sorted(map(str, content["quarantined"]))
-    except (KeyError, TypeError, ValueError):
-        raise CorruptionError(
-            f"{storage.location(layout.MANIFEST)}: is not the manifest that was published; "
-            "restore it, or give another storage.root and synthesise again"
-        ) from None
+    missing = sorted(version.manifest["quarantined"])
     total = sizes.classes * sizes.parts
-    reasons = _reasons(storage, lambda task: task in missing) if missing else {}
+    reasons = _reasons(version.storage, lambda task: task in missing) if missing else {}
     return {
         "prompts": Done(sizes.parts, sizes.parts),
         "shards": Done(total - len(missing), total),
-        "images": Done(samples, sizes.classes * sizes.images_per_class),
-        "failed_images": failed,
+        "images": Done(version.manifest["samples"], sizes.classes * sizes.images_per_class),
+        "failed_images": version.manifest["failed"],
         "quarantined": dict.fromkeys(missing, "") | reasons,
     }
 
