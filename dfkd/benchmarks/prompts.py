@@ -8,7 +8,6 @@ import torch
 
 from dfkd.benchmarks import reference
 from dfkd.benchmarks.measure import Call, Effort, Results, time_loop
-from dfkd.benchmarks.stand_in import replace_values
 from dfkd.config.manifest import Manifest
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
@@ -47,7 +46,8 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
 def _with_contrastive(manifest: Manifest, **values: Any) -> Manifest:
     """The manifest with new values for some keys of `prompts.contrastive`."""
     config = dataclasses.replace(manifest.prompts.contrastive, **values)
-    return replace_values(manifest, prompts={"contrastive": config})
+    prompts = dataclasses.replace(manifest.prompts, contrastive=config)
+    return dataclasses.replace(manifest, prompts=prompts)
 
 
 def ours(manifest: Manifest, teacher: Teacher) -> Call:
