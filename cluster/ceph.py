@@ -43,6 +43,14 @@ osd_pool_default_pg_autoscale_mode = off
 osd_crush_chooseleaf_type = 0
 mon_allow_pool_size_one = true
 mon_max_pg_per_osd = 1000
+# A single machine need not wait for others, measure its disk, or doubt for long that a client died.
+paxos_propose_interval = 0.01
+paxos_min_wait = 0.01
+objecter_tick_interval = 0.5
+objecter_timeout = 1
+osd_mclock_skip_benchmark = true
+osd_op_queue = wpq
+osd_client_watch_timeout = 3
 erasure_code_dir = {libraries}/ceph/erasure-code
 plugin_dir = {libraries}/ceph
 

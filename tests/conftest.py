@@ -1,5 +1,6 @@
 """Shared fixtures: the miniature models, a Ray, an S3 server, an Azure server."""
 
+import gc
 import os
 import secrets
 import subprocess
@@ -135,6 +136,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         found = (-limit.args[0] if limit else 0.0, "ray_head" not in item.fixturenames)
         order[item.path] = min(found, order.get(item.path, found))
     items.sort(key=lambda item: order[item.path])
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep what all tests have imported out of garbage collections, which take a second with it."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -112,6 +112,7 @@ class Distiller:
         self.rank, self.distribute = rank, distribute
         self.student = student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = 0
+        self.model: nn.Module | None = self.student
         self._enter_phase()
 
     def _enter_phase(self) -> None:
@@ -119,8 +120,9 @@ class Distiller:
         # The DDP wrapper of the warm-up must be gone, because its hooks on the head's parameters
         # would go on averaging their gradients. It is part of reference cycles, so dropping the
         # reference is not enough.
-        self.model: nn.Module | None = None
-        gc.collect()
+        if self.model is not self.student:
+            self.model = None
+            gc.collect()
         finetuning = self.step >= self.schedule.warmup
         self.student.train(finetuning)
         self.student.backbone.requires_grad_(finetuning)

@@ -87,6 +87,12 @@ def cluster(two_cpus: None) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
+@pytest.fixture(autouse=True)
+def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the cluster more often than a job does, because these tests wait for it."""
+    monkeypatch.setattr("dfkd.cluster.pool.POLL_SECONDS", 0.1)
+
+
 def pool(
     notes: Path, behaviour: dict[int, str], size: int = 2, attempts: int = 3, timeout: float = 0
 ) -> Pool[Item]:

@@ -1,6 +1,7 @@
 """A version is built within a budget, and the same call goes on where it stopped."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
 from dfkd.cluster.capacity import require_shared_storage
+from dfkd.cluster.pool import Pool
 from dfkd.cluster.synthesis import build, identify, is_published, write_missing
-from dfkd.cluster.worker import PromptWorker, SynthesisWorker
-from dfkd.config.manifest import Manifest
+from dfkd.cluster.worker import PromptWorker, SynthesisWorker, synthesis_pool
+from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.plan import PromptPart, PromptSummary, estimated_bytes, units
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.published import read_json
@@ -50,6 +52,13 @@ def read(folder: Path) -> Manifest:
     return Manifest.read(read_file(folder))
 
 
+@pytest.fixture(scope="module")
+def actors(two_cpus: None) -> Iterator[Pool[Any]]:
+    """Actors for tests whose question is not how they start: a start takes seconds."""
+    with synthesis_pool(Cluster()) as pool:
+        yield pool
+
+
 def make_prompts(manifest: Manifest) -> None:
     """Make all prompts in this process, so that a budget is spent on shards alone."""
     home = open_storage(manifest.storage.root).child("data/vanilla")
@@ -63,22 +72,22 @@ def receipts(folder: Path) -> int:
 
 
 def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
-    two_cpus: None, tmp_path: Path
+    actors: Pool[Any], tmp_path: Path
 ) -> None:
     manifest = read(tmp_path)
     identity = identify(manifest)
     make_prompts(manifest)
     limit = r"2 images and \d+ worker-seconds .* limit is 1e-09 worker-seconds"
     with pytest.raises(BudgetError, match=limit) as caught:
-        build(manifest, identity, worker_seconds=1e-9)
+        build(manifest, identity, pool=actors, worker_seconds=1e-9)
     assert caught.value.exit_code == Exit.PARTIAL
     assert "the same command again, it resumes" in str(caught.value)
     assert receipts(tmp_path) == 1
     assert not is_published(manifest, identity)
     with pytest.raises(BudgetError, match="0 images and 0 worker-seconds"):
-        build(manifest, identity, worker_seconds=0.0)
+        build(manifest, identity, pool=actors, worker_seconds=0.0)
     assert receipts(tmp_path) == 1
-    built = build(manifest, identity, worker_seconds=1e6)
+    built = build(manifest, identity, pool=actors, worker_seconds=1e6)
     assert built.images == 8
     assert verify(built.version) == []
     assert is_published(manifest, identity)
@@ -131,18 +140,20 @@ def test_of_many_quarantined_tasks_the_error_repeats_three_reasons(tmp_path: Pat
 
 
 def test_a_damaged_part_of_the_prompts_that_was_deleted_is_made_again(
-    two_cpus: None, tmp_path: Path
+    actors: Pool[Any], tmp_path: Path
 ) -> None:
     manifest = read(tmp_path)
     make_prompts(manifest)
     (part,) = tmp_path.glob("run/data/vanilla/versions/*/prompts/00001.parquet")
     before = part.read_bytes()
     part.unlink()
-    assert verify(build(manifest, identify(manifest)).version) == []
+    assert verify(build(manifest, identify(manifest), pool=actors).version) == []
     assert part.read_bytes() == before
 
 
-def test_parallel_prompts_are_the_same_whoever_makes_them(two_cpus: None, tmp_path: Path) -> None:
+def test_parallel_prompts_are_the_same_whoever_makes_them(
+    actors: Pool[Any], tmp_path: Path
+) -> None:
     """On one worker, here in this process, and on two, which wait for what each part knows."""
     settings = (
         "prompts.method=contrastive",
@@ -161,7 +172,7 @@ def test_parallel_prompts_are_the_same_whoever_makes_them(two_cpus: None, tmp_pa
             for unit in (*map(PromptPart, range(3)), PromptSummary()):
                 worker.do_unit(unit)
         else:
-            assert verify(build(manifest, identify(manifest)).version) == []
+            assert verify(build(manifest, identify(manifest), pool=actors).version) == []
         (version,) = root.glob("data/contrastive/versions/*")
         parts = sorted(version.glob("prompts/*.parquet"))
         assert len(parts) == 3
@@ -208,7 +219,7 @@ def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, meth
 
 
 def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
-    two_cpus: None, tmp_path: Path
+    actors: Pool[Any], tmp_path: Path
 ) -> None:
     """Stopped between two parts, and by another process: the same bytes as of one worker."""
     manifest, version = chain_of("cmi", tmp_path / "whole")
@@ -222,7 +233,7 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
     make_first(manifest, version)
     assert Chain(version).states.newest() == 1
     assert len(version.done()) == 2
-    built = build(manifest, identify(manifest))
+    built = build(manifest, identify(manifest), pool=actors)
     assert verify(built.version) == []
     assert not list(version.storage.list("state/"))
     version.storage.put("state/0000000005.safetensors", b"")  # left by a kill
@@ -249,7 +260,7 @@ def test_a_pool_is_as_large_as_the_work_and_as_patient_as_its_units_need(tmp_pat
 
 
 def test_room_is_needed_for_missing_shards_only(
-    two_cpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    actors: Pool[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(making, "require_root_space", lambda root, size: asked.append(size))
@@ -257,14 +268,14 @@ def test_room_is_needed_for_missing_shards_only(
     identity = identify(manifest)
     make_prompts(manifest)
     with pytest.raises(BudgetError):
-        build(manifest, identity, worker_seconds=1e-9)
+        build(manifest, identity, pool=actors, worker_seconds=1e-9)
     for _ in range(2):
-        assert build(manifest, identity).images == 8
+        assert build(manifest, identity, pool=actors).images == 8
     assert asked == [estimated_bytes(manifest, 8), estimated_bytes(manifest, 6)]
 
 
 def test_a_version_in_the_making_is_kept_from_removal(
-    two_cpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    actors: Pool[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = read(tmp_path)
     identity = identify(manifest)
@@ -276,7 +287,7 @@ def test_a_version_in_the_making_is_kept_from_removal(
         return write_missing(*arguments)
 
     monkeypatch.setattr(making, "write_missing", write_and_look)
-    built = build(manifest, identity)
+    built = build(manifest, identity, pool=actors)
     assert found == [f"vanilla/{built.version.id}"]
     assert held_leases(root) == {}
 
