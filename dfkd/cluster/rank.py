@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pickle
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -79,7 +80,7 @@ def train(config: dict[str, Any]) -> bool:
         `restart`, see `dfkd.cluster.launch.Loop`. The ranks stopped with a checkpoint of their last
         step.
     """
-    job: Job = config["job"]
+    job: Job = pickle.loads(config["job"])  # noqa: S301 - of this run's own driver
     # Loading and writing may hang like a step.
     with HangWatch(job.manifest.cluster.task_timeout) as hang_watch:
         return _train(job, hang_watch)

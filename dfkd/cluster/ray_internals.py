@@ -33,6 +33,7 @@ def local_torch_trainer() -> Any:
     """
     # Imported here, because workers of a pool need no training, and this takes them seconds.
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback,
     )
@@ -41,15 +42,14 @@ def local_torch_trainer() -> Any:
         """See `local_torch_trainer`."""
 
         def _create_default_callbacks(self) -> list[Any]:
-            """Ray's callbacks, without the cleaner if there is no dashboard."""
+            """Ray's callbacks, without the actor for data sets, of which these trainings have none,
+            and without the cleaner if there is no dashboard.
+            """
+            unused: tuple[type, ...] = (DatasetsCallback,)
+            if not get_dashboard_url():
+                unused += (PlacementGroupCleanerCallback,)
             callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-            if get_dashboard_url():
-                return callbacks
-            return [
-                callback
-                for callback in callbacks
-                if not isinstance(callback, PlacementGroupCleanerCallback)
-            ]
+            return [callback for callback in callbacks if not isinstance(callback, unused)]
 
         def _register_sigint_handler(self, controller: Any) -> None:
             """Leave the handler as it is: the job ends what it has started."""

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -47,15 +48,19 @@ def test_only_one_module_uses_what_is_not_public() -> None:
     assert found == {"ray_internals.py"}
 
 
+def kinds(callbacks: list[Any]) -> set[str]:
+    """The names of the callbacks' classes."""
+    return {type(each).__name__ for each in callbacks}
+
+
 def test_nothing_asks_for_a_dashboard_that_is_not_there(cluster: Cluster) -> None:
-    """Ray's own default would complain each second."""
+    """Ray's own default would complain each second, and start an actor for data sets."""
     local = ray_internals.local_torch_trainer()
     trainer = local(lambda: None, scaling_config=ScalingConfig(num_workers=2))
-    kinds = {type(each).__name__ for each in trainer._create_default_callbacks()}
-    assert "BackendSetupCallback" in kinds
-    assert "PlacementGroupCleanerCallback" not in kinds
     default = super(local, trainer)._create_default_callbacks()
-    assert "PlacementGroupCleanerCallback" in {type(each).__name__ for each in default}
+    without = {"PlacementGroupCleanerCallback", "DatasetsCallback"}
+    assert kinds(default) - kinds(trainer._create_default_callbacks()) == without
+    assert "BackendSetupCallback" in kinds(trainer._create_default_callbacks())
 
 
 def test_ctrl_c_stays_with_the_job(cluster: Cluster) -> None:

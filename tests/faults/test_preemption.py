@@ -55,6 +55,8 @@ def nodes() -> Iterator[Nodes]:
 def driver(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A connection of this process to the cluster."""
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.2")
+    # Ray may wait so long for room on the node that is going, before it tries with one rank less.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     ray.init(address=nodes.cluster.address)
     yield
     ray.shutdown()
