@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import pickle
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -182,7 +181,7 @@ def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]
         gpu=ranks.gpu,
     )
     # Ranks return nothing to the driver, so rank 0 leaves its figures in storage.
-    run_ranks(_time_rank, {"job": pickle.dumps(job)}, "benchmark", ranks)
+    run_ranks(_time_rank, job.as_config(), "benchmark", ranks)
     content: dict[str, float] = json.loads(open_storage(manifest.storage.root).get(RESULT_FILE))
     return content
 
@@ -192,7 +191,7 @@ def _time_rank(config: dict[str, Any]) -> bool:
 
     Returns False, because no rank needs a restart.
     """
-    job: Job = pickle.loads(config["job"])  # noqa: S301 - of this run's own driver
+    job = Job.of_config(config)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     configure_process(job.cpus)

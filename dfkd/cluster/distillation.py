@@ -12,7 +12,6 @@ a kill, and a run with another world size all resume from the newest checkpoint.
 import contextlib
 import json
 import os
-import pickle
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -302,9 +301,8 @@ def _train(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPl
     job, longest = _job(manifest, target, ranks, bar), manifest.cluster.task_timeout
     # The watch of the rank that hangs ends it first, and shows where it hangs.
     timeout = longest + RANK_GRACE_SECONDS if longest else 0.0  # 0: without end
-    # Pickled, because Ray's controller would import this package, in seconds, to pass it on.
-    config = {"job": pickle.dumps(job)}
-    run_ranks(train, config, target.name, ranks, _checkpoints(target).newest, timeout)
+    config, newest = job.as_config(), _checkpoints(target).newest
+    run_ranks(train, config, target.name, ranks, newest, timeout)
 
 
 def _job(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPlace) -> Job:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,6 +72,20 @@ class Job:
     bar: BarPlace = "log"
     """Where the first rank shows its progress."""
 
+    def as_config(self) -> dict[str, Any]:
+        """The config of a loop (`dfkd.cluster.launch.run_ranks`) with this job.
+
+        It is pickled, because Ray's controller would import this package, in seconds, to pass it
+        on.
+        """
+        return {"job": pickle.dumps(self)}
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> "Job":
+        """The job in what `as_config` has returned."""
+        job: Job = pickle.loads(config["job"])  # noqa: S301 - of this run's own driver
+        return job
+
 
 def train(config: dict[str, Any]) -> bool:
     """Train one student with all ranks together; rank 0 writes checkpoints and student.
@@ -80,7 +94,7 @@ def train(config: dict[str, Any]) -> bool:
         `restart`, see `dfkd.cluster.launch.Loop`. The ranks stopped with a checkpoint of their last
         step.
     """
-    job: Job = pickle.loads(config["job"])  # noqa: S301 - of this run's own driver
+    job = Job.of_config(config)
     # Loading and writing may hang like a step.
     with HangWatch(job.manifest.cluster.task_timeout) as hang_watch:
         return _train(job, hang_watch)

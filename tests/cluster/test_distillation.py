@@ -1,7 +1,6 @@
 """Ranks as real processes: DDP, and a change of their number; faults/test_ranks.py kills them."""
 
 import dataclasses
-import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -144,7 +143,7 @@ def test_ranks_that_start_again_after_the_end_leave_the_student_alone(trained: M
         cpus=1.0,
         gpu=False,
     )
-    run_ranks(rank.train, {"job": pickle.dumps(job)}, "again", Ranks(2, 1.0, "cpu"))
+    run_ranks(rank.train, job.as_config(), "again", Ranks(2, 1.0, "cpu"))
     assert list(target.storage.list()) == before  # and no curve of another training
 
 
