@@ -126,12 +126,7 @@ def run_ranks(
                 # A dead process, not an error of the code: try again from the checkpoint.
                 deaths.add(failures)
             except (TrainingFailedError, RayActorError) as error:
-                # Not started again here: without a dashboard nobody frees what it has reserved.
-                raise InfrastructureError(
-                    f"distillation: Ray gave up on the ranks ({ray_reason(error)}); free or add "
-                    "nodes, check the network between them, and run the same command again, it "
-                    "resumes"
-                ) from None
+                raise _gave_up(error) from None
 
 
 def await_room(ranks: Ranks, least: int) -> None:
@@ -150,6 +145,15 @@ def await_room(ranks: Ranks, least: int) -> None:
         if time.monotonic() - started > CAPACITY_WAIT_SECONDS:
             raise no_capacity_error(ranks.share)
         time.sleep(POLL_SECONDS)
+
+
+def _gave_up(error: Exception) -> InfrastructureError:
+    """The error of a run whose controller in Ray has died or given up."""
+    # Not started again here: without a dashboard nobody frees what it has reserved.
+    return InfrastructureError(
+        f"distillation: Ray gave up on the ranks ({ray_reason(error)}); free or add nodes, check "
+        "the network between them, and run the same command again, it resumes"
+    )
 
 
 def _refuse_local_restart(ranks: Ranks) -> None:

@@ -106,13 +106,22 @@ def build(
         quarantined = _make_missing(manifest, root, version, worker_seconds, pool)
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
-        # Checked again, because a driver that was suspended may have lost its lease meanwhile.
-        refuse_removal(version.home, version.id)
-        published = version.publish(tasks(manifest), environment(), quarantined, make_current)
-        if has_dependent_parts(manifest.method):  # it may lack the part that would clear them
-            Chain(version).states.clear()
+        published = _publish(manifest, version, quarantined, make_current)
     prompts = read_json(version.storage, layout.PROMPTS_SUMMARY)
     return BuiltVersion(manifest.method, published, prompts)
+
+
+def _publish(
+    manifest: Manifest, version: Version, quarantined: Mapping[str, str], make_current: bool
+) -> PublishedVersion:
+    """Publish a version, and delete the states of a chained method, which nothing needs now."""
+    # Checked again, because a driver that was suspended may have lost its lease meanwhile.
+    refuse_removal(version.home, version.id)
+    published = version.publish(tasks(manifest), environment(), quarantined, make_current)
+    # `Chain.close` has done so, unless a run was killed before it, or tasks are quarantined.
+    if has_dependent_parts(manifest.method):
+        Chain(version).states.clear()
+    return published
 
 
 def require_space(planned: Sequence[tuple[Manifest, Mapping[str, Any]]]) -> None:
