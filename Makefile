@@ -44,7 +44,7 @@ demo: $(VENV)/.installed ## Class names to student on this machine, in minutes (
 cluster: $(VENV)/.installed ## The same images on S3 and a cluster of three nodes, of which one dies half-way (needs Ceph)
 	$(BIN)/python cluster/local.py $(MANIFEST)
 
-quick: setup ## Fast tests, about a minute together, for use while you edit
+quick: setup ## Fast tests, in some 90 seconds, for use while you edit
 	$(PYTEST) -m 'not (heavy or faults or slow or s3 or azure or gpu)'
 
 test: setup ## All tests but those of make faults

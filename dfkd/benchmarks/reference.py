@@ -192,9 +192,7 @@ def plain_distillation(
         views = augment(images, ("flip", "crop"), draws)
         with torch.no_grad():
             targets = distances(_encode(teacher, views), texts)
-        # Not `student(views)`, whose forward pass has our own faster convolutions.
-        predictions = student.head(student.backbone((views - student.mean) / student.std))
-        return F.l1_loss(predictions, targets)
+        return F.l1_loss(student(views), targets)
 
     rate, weights = config.learning_rate * config.finetune_factor, student.parameters()
     optimizer = (

@@ -296,10 +296,10 @@ class Pool(Closing, Generic[T]):
             slot = ActorSlot[T](self.start())
             self._begin(slot)
             self._slots.append(slot)
-        # To shrink, remove only actors without a task, first those that have not started.
-        idle = [slot for slot in staying if not slot.node or not (self._undrawn or slot.task)]
-        idle.sort(key=lambda slot: bool(slot.node))
-        for slot in idle[: max(0, len(staying) - target)]:
+        # To shrink, remove first actors that have not started, then those that no task waits for.
+        waiting = [slot for slot in staying if not slot.node]
+        idle = [slot for slot in staying if slot.node and not (slot.task or self._undrawn)]
+        for slot in (waiting + idle)[: max(0, len(staying) - target)]:
             self._remove(slot)
 
     def _begin(self, slot: ActorSlot[T]) -> None:

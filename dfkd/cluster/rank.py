@@ -91,8 +91,8 @@ def train(config: dict[str, Any]) -> bool:
     """Train one student with all ranks together; rank 0 writes checkpoints and student.
 
     Returns:
-        `restart`, see `dfkd.cluster.launch.Loop`. The ranks stopped with a checkpoint of their last
-        step.
+        Whether the ranks have stopped early, with a checkpoint of their last step, and must be
+        started again (see `dfkd.cluster.launch.Loop`); False if the student is finished.
     """
     job = Job.of_config(config)
     # Loading and writing may hang like a step.

@@ -90,14 +90,15 @@ def ready_work(
     unit = None
     while not failed():
         # Prompts first: images wait for prompts, and prompts never wait for images.
-        if (part := next(parts, _END)) is not None and part is not _END:
+        part = next(parts, _END)
+        if part not in (None, _END):
             yield part
             continue
         unit = unit or next(images, _END)
-        if unit is _END and part is _END:
+        if part is _END and unit is _END:
             return
-        if unit is None or unit is _END or unit.part not in prompts.done:
-            yield None
+        if unit not in (None, _END) and unit.part in prompts.done:
+            yield unit
+            unit = None
         else:
-            ready, unit = unit, None
-            yield ready
+            yield None

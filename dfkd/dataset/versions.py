@@ -182,8 +182,8 @@ class Version:
         # Store the bytes that were hashed; the file could have changed since.
         if not storage.put_if_absent(receipt.shard, data):
             # An earlier attempt stored the shard and died before its receipt. Its bytes stay, so
-            # the receipt is made from them. They may lack only images that failed now: a disk that
-            # has left zeros after some samples leaves a tar that looks whole.
+            # the receipt is made from them. They must hold every image that did not fail now: a tar
+            # that a full disk has cut off may end in zeros and look whole.
             receipt = self._receipt(task, storage.get(receipt.shard), failed)
         # Of two concurrent attempts the first receipt is valid for both.
         if not storage.put_if_absent(key, encode_receipt(receipt)):

@@ -83,7 +83,7 @@ def _data(data: Scores) -> str:
         f"every held-out set and its siblings, and sets reserved for acceptance tests. "
         f"`NOTICE` lists what was used.\n\nThe bundled evaluation set (`evaluation.tar`) has "
         f"{evaluation['images']:,} images of {evaluation['classes']} classes, painted from "
-        f"drawings of whole collections and artists that neither model has seen:\n\n"
+        f"drawings of whole collections and artists that no model was trained on:\n\n"
         + _table(
             ("domain", "drawings", "images"),
             [

@@ -316,12 +316,14 @@ def _students(
             version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"
         else:
             version = expected.get(name, "")
-        if marked and version in kept:
-            yield Removal(f"mark of student {name}", "it is kept", _marks(objects))
-        present = version in listing.versions and version not in gone
+        if version in kept:
+            if marked:
+                yield Removal(f"mark of student {name}", "it is kept", _marks(objects))
+            continue
+        absent = version not in listing.versions or version in gone
         # Once the version is gone, nothing says any more that an unfinished student was its own.
         due = marked or name in expected or _age(objects) >= grace
-        if version and not present and version not in kept and due:
+        if version and absent and due:
             why = f"of version {version}"
             yield Removal(f"student {name}", why, _ordered(objects), version, mark)
 

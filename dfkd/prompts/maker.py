@@ -81,7 +81,7 @@ class PromptMaker:
         self.class_texts = class_text_embeddings(manifest, teacher)
         self.bank = PromptBank(MAX_BANK)
         self._parts_in_bank: int | None = 0
-        """Number of parts in the bank if it holds the first ones without a gap, otherwise None."""
+        """n if the bank holds exactly parts 0 to n - 1; None if `remember` must fill it anew."""
         self._styles: dict[str, Tensor] = {}
 
     def remember(self, part: int, table: Callable[[int], pa.Table]) -> None:

@@ -13,8 +13,7 @@ MILLION = 1_000_000
 def headline(facts: Facts) -> Markup:
     """One sentence that states the result of the run, with its figure emphasised."""
     best, teacher = facts.best, facts.teacher
-    domains = count(len(facts.images))
-    domains_text = f"{domains} unseen domain{'s' if len(facts.images) != 1 else ''}"
+    domains_text = f"{count(len(facts.images))} domain{'s' if len(facts.images) != 1 else ''}"
     if best is None:
         shown = teacher or facts.scored[0]
         mean = percent(shown.summary["mean"])

@@ -47,8 +47,8 @@ After a lost answer it shows whether this call or another writer created the obj
 MAX_UPLOADS = 4
 """Maximal number of bodies that a storage and its children send at the same time."""
 OPENING_ATTEMPTS = 5
-"""Attempts while opening, so that an unreachable store fails within a minute (one that accepts but
-never answers: five); later requests wait longer."""
+"""Attempts while opening, so that an unreachable store fails within a minute, or within five if it
+accepts connections and never answers; later requests wait longer."""
 
 CONCURRENT_REQUESTS = 16
 """Requests of one caller in flight, because each one costs a network round trip."""

@@ -66,8 +66,8 @@ def open_to_read(root: str) -> Storage:
     """The storage at a root that is only read: it is neither created, tested nor cleaned.
 
     A directory need not exist, and then holds no keys. An unreachable store is an error within a
-    minute (one that accepts but never answers: five). On Azure and Google Cloud, `entries` writes
-    the empty object `.probe`, whose time is the store's.
+    minute, or within five if it accepts connections and never answers. On Azure and Google Cloud,
+    `entries` writes the empty object `.probe`, whose time is the store's.
 
     Raises:
         ManifestError: not such a root, or it needs an extra that is not installed.

@@ -111,7 +111,8 @@ def _shape_difference(teacher: Teacher, shape: Shape) -> str:
     first = blocks[0] if blocks else None
     if not teacher.causal or not isinstance(first, ResidualAttentionBlock):
         return "the teacher's is not that of a CLIP"
-    # Stable Diffusion 2 was trained on the states before the last block, which its folder lacks.
+    # The folder of Stable Diffusion 2 has one block fewer than its CLIP, because the model was
+    # trained on the states before the last block.
     depth = shape.num_hidden_layers if shape.num_hidden_layers == len(blocks) - 1 else len(blocks)
     own = Shape(
         hidden_size=teacher.token_table.shape[1],
