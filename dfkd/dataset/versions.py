@@ -54,11 +54,12 @@ def begin(home: Storage, identity: Mapping[str, Any], abandon: bool = False) -> 
                 home.put(f"{layout.version(other)}/{layout.ABANDONED}", b"")
     else:
         refuse_unfinished(home, requested)
+    # Before anything is written, so that no object stays behind a removal that goes on.
+    refuse_removal(home, version.id)
     # The name is a prefix of the fingerprint, so a stored identity could differ by a collision.
     if not version.storage.put_if_absent(layout.IDENTITY, canonical(requested)):
         refuse_difference(version.identity, requested, version.storage.location())
     version.storage.delete(layout.ABANDONED)
-    refuse_removal(home, version.id)
     return version
 
 

@@ -6,6 +6,7 @@ that they carry shards over from; everything younger than the grace; and all sha
 these refer to. It considers only keys of dfkd's own layout (`listing.py`).
 """
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,9 @@ ORDER = {
 }
 """The order of removal; other objects have 1. What readers start from goes first, and the mark that
 the removal has begun goes last."""
+BEGUN = b"begun"
+"""The content of a version's mark once its objects are being deleted: the removal must go on after a
+kill. Until then the mark only announces the removal, and is withdrawn if the version is in use."""
 CURRENT = "current"
 """How the reason for keeping a version begins, if a pointer names it."""
 
@@ -49,7 +53,9 @@ class Removal:
     version: str = ""
     """`{method}/{id}` of the version that the objects are, or belong to."""
     mark: str = ""
-    """Key of the object that is written before the removal and says that it has begun."""
+    """Key of the object that is written before the removal and announces it."""
+    begun: bool = False
+    """Whether an earlier removal of this version was killed after its first deletion."""
 
     @property
     def bytes(self) -> int:
@@ -101,11 +107,12 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
     listing = Listing.read(root)
     kept = referenced_versions(root, keep)
     _keep_unfinished(root, listing, kept, grace)
-    # A removal that was killed goes on, whatever is to be kept now.
-    kept = {key: why for key, why in kept.items() if not _half_removed(listing, key)}
+    # A removal that was killed goes on, whatever is to be kept now. A job that leases the version
+    # came later than its mark, and refuses to work on it.
+    kept = {key: why for key, why in kept.items() if not _has_begun(root, listing, key)}
     _require_manifests(root, listing, kept)
     referenced = {key for name in kept for key in _shard_keys(root, name)}
-    versions = list(_versions(listing, kept, referenced, grace))
+    versions = list(_versions(root, listing, kept, referenced, grace))
     gone = [removal.version for removal in versions]
     removals = [
         *_students(root, listing, manifest, kept, gone, grace),
@@ -137,15 +144,20 @@ def remove(
     """
     # A reader takes a lease and then looks for the mark (`refuse_removal`); here the marks are
     # written first, and then the leases are read again. So at least one of the two sees the other.
-    for removal in planned.removals:
-        if removal.mark:
-            root.put(removal.mark, removal.version.encode())
-    marks = {removal.mark for removal in planned.removals}
+    marks = {removal.mark: removal for removal in planned.removals if removal.mark}
+    for mark, removal in marks.items():
+        if not removal.begun:
+            root.put(mark, removal.version.encode())
     wanted = {entry.key: entry for removal in planned.removals for entry in removal.entries}
+    second = plan(root, manifest, keep, grace).removals
+    fence()
+    for removal in second:
+        if removal.mark in marks and removal.mark == _mark(removal.version):
+            root.put(removal.mark, BEGUN)
     # The second plan also removes the marks of versions that have come into use meanwhile.
     again = [
         entry
-        for removal in plan(root, manifest, keep, grace).removals
+        for removal in second
         for entry in removal.entries
         if entry.key in wanted or entry.key in marks
     ]
@@ -228,10 +240,18 @@ def _keep_unfinished(root: Storage, listing: Listing, kept: dict[str, str], grac
                 kept.setdefault(f"{method}/{base[:16]}", f"{key} carries over from it")
 
 
-def _half_removed(listing: Listing, key: str) -> bool:
-    """Whether the removal of a version has begun: it is marked, and its manifest is gone."""
-    objects = listing.versions.get(key, {})
-    return layout.REMOVING in objects and not {layout.MANIFEST, layout.ABANDONED} & objects.keys()
+def _mark(key: str) -> str:
+    """The key of the mark of removal of the version `{method}/{id}`."""
+    return f"{_folder(key)}/{layout.REMOVING}"
+
+
+def _has_begun(root: Storage, listing: Listing, key: str) -> bool:
+    """Whether objects of a version may have been deleted already, as its mark says."""
+    if layout.REMOVING not in listing.versions.get(key, {}):
+        return False
+    with contextlib.suppress(MissingObject):  # a sweep has ended since the listing
+        return root.get(_mark(key)) == BEGUN
+    return False
 
 
 def _require_manifests(root: Storage, listing: Listing, kept: Mapping[str, str]) -> None:
@@ -279,7 +299,7 @@ def _marks(objects: Objects) -> tuple[StoredObject, ...]:
 
 
 def _versions(
-    listing: Listing, kept: dict[str, str], referenced: set[str], grace: float
+    root: Storage, listing: Listing, kept: dict[str, str], referenced: set[str], grace: float
 ) -> Iterator[Removal]:
     """Versions that are not kept, without the shards that others refer to."""
     for key, objects in listing.versions.items():
@@ -293,7 +313,8 @@ def _versions(
             what, why = f"shards of removed version {key}", "no version refers to them"
         elif layout.ABANDONED in objects:
             why = "abandoned"
-        yield Removal(what, why, _ordered(free), key, f"{_folder(key)}/{layout.REMOVING}")
+        begun = _has_begun(root, listing, key)
+        yield Removal(what, why, _ordered(free), key, _mark(key), begun)
 
 
 def _students(

@@ -296,6 +296,32 @@ def test_a_version_that_is_leased_after_the_plan_stays(manifest: Manifest, root:
         open_version(home(root), versions[1].id)
 
 
+@pytest.mark.parametrize("state", ["abandoned", "only shards that others had carried"])
+def test_a_version_that_a_job_takes_up_after_the_plan_stays(
+    manifest: Manifest, root: Path, state: str
+) -> None:
+    """The job looked for the mark before it was written, and the second look sees its lease."""
+    versions = chain(root, 3)
+    first, storage = versions[0], open_storage(str(root))
+    first.storage.delete(layout.MANIFEST)
+    if state == "abandoned":
+        first.storage.put(layout.ABANDONED, b"")
+    else:
+        for key in [key for key in first.storage.list("") if not key.startswith(layout.SHARDS)]:
+            first.storage.delete(key)
+    age(root)
+    planned = plan(manifest, keep=1)
+    assert f"vanilla/{first.id}" in {removal.version for removal in planned.removals}
+    with lease.protecting(storage, [f"vanilla/{first.id}"]):
+        resumed = begin(home(root), IDENTITY)
+        before = {key: first.storage.get(key) for key in resumed.storage.list("")}
+        garbage_collection.remove(storage, manifest, planned, 1, GRACE, held)
+        assert {key: first.storage.get(key) for key in resumed.storage.list("")} == before
+        begin(home(root), IDENTITY)  # the mark is gone too
+    with pytest.raises(MissingObject):
+        open_version(home(root), versions[1].id)
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"version": 7, "number": "one"}'])
 @pytest.mark.parametrize("key", ["data/vanilla/current/00000002.json", CLAIM])
 def test_a_damaged_object_that_names_versions_is_an_error(
