@@ -51,6 +51,7 @@ from dfkd.distillation.student_store import (
 from dfkd.errors import DfkdError, InfrastructureError
 from dfkd.models.student import CARD, build
 from dfkd.storage import layout
+from dfkd.storage.base import CLEANUP_ATTEMPTS
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import protecting
@@ -337,15 +338,14 @@ def _fill_cost(
     The driver sees no steps, so an interrupted training counts up to its newest checkpoint.
     """
     # A resumed training has made the steps up to its newest checkpoint in an earlier call.
-    checkpoints = _checkpoints(target)
-    before = checkpoints.newest()
+    before = _checkpoints(target).newest()
     cost.workers, cost.device = max(1, ranks.count), ranks.device
     try:
         yield
     finally:
-        # A storage that fails now must not hide the error of the training.
+        # A storage that fails now must not hide the error of the training, nor delay it.
         with contextlib.suppress(DfkdError, OSError):
-            after = checkpoints.newest()
+            after = _checkpoints(target, CLEANUP_ATTEMPTS).newest()
             # The last checkpoint goes with the end of the training; then its card has the count.
             if target.finished:
                 card = json.loads(target.storage.get(CARD))
@@ -353,6 +353,7 @@ def _fill_cost(
             cost.images = max(0, after - before) * batch_size
 
 
-def _checkpoints(target: StudentLocation) -> Checkpoints:
-    """The checkpoints of an unfinished training."""
-    return Checkpoints(target.storage.child(layout.CHECKPOINTS))
+def _checkpoints(target: StudentLocation, attempts: int = 0) -> Checkpoints:
+    """The checkpoints of an unfinished training, read with so many attempts (0: the usual ones)."""
+    storage = target.storage.with_attempts(attempts) if attempts else target.storage
+    return Checkpoints(storage.child(layout.CHECKPOINTS))

@@ -33,8 +33,8 @@ ORDER = {
 """The order of removal; other objects have 1. What readers start from goes first, and the mark that
 the removal has begun goes last."""
 BEGUN = b"begun"
-"""The content of a version's mark once its objects are being deleted: the removal must go on after a
-kill. Until then the mark only announces the removal, and is withdrawn if the version is in use."""
+"""The content of a version's mark once its objects are being deleted: the removal must go on after
+a kill. Until then the mark only announces it, and is withdrawn if the version is in use."""
 CURRENT = "current"
 """How the reason for keeping a version begins, if a pointer names it."""
 

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol, Self, TypeVar
 
 from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 
@@ -49,6 +49,9 @@ MAX_UPLOADS = 4
 OPENING_ATTEMPTS = 5
 """Attempts while opening, so that an unreachable store fails within a minute, or within five if it
 accepts connections and never answers; later requests wait longer."""
+CLEANUP_ATTEMPTS = 2
+"""Attempts of a request that may fail, such as the release of a lease, so that a job whose store is
+gone shows its error soon."""
 
 CONCURRENT_REQUESTS = 16
 """Requests of one caller in flight, because each one costs a network round trip."""
@@ -141,6 +144,12 @@ class Storage(Protocol):
 
     def child(self, prefix: str) -> "Storage":
         """The same storage with all keys under `prefix/`; the slash may be given or not."""
+
+    def with_attempts(self, attempts: int) -> Self:
+        """The same storage with at most so many attempts for each request.
+
+        A directory has no attempts, so it returns itself.
+        """
 
     def observed(self, observe: Observer) -> "Storage":
         """The same storage, which calls `observe` after each request of itself or its children.

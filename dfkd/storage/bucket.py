@@ -99,7 +99,7 @@ class BucketStorage(Storage):
 
         It takes one request if an earlier call has left its object, else two.
         """
-        store, name = self.with_few_attempts(), self._head + PROBE
+        store, name = self.with_attempts(OPENING_ATTEMPTS), self._head + PROBE
         if store._put_once(PROBE, name, b"") and store._put_once(PROBE, name, b""):
             raise ManifestError(
                 "storage.root",
@@ -158,9 +158,9 @@ class BucketStorage(Storage):
         """See `Storage.child`."""
         return replace(self, prefix=self._name(prefix.removesuffix("/")))
 
-    def with_few_attempts(self) -> Self:
-        """The same storage with only `OPENING_ATTEMPTS` attempts for each request."""
-        retries = replace(self.connection.limits.retries, attempts=OPENING_ATTEMPTS)
+    def with_attempts(self, attempts: int) -> Self:
+        """See `Storage.with_attempts`."""
+        retries = replace(self.connection.limits.retries, attempts=attempts)
         limits = replace(self.connection.limits, retries=retries)
         return replace(self, connection=replace(self.connection, limits=limits))
 

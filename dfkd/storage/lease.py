@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError, DfkdError, LeaseError
 from dfkd.storage import layout
-from dfkd.storage.base import MissingObject, Storage
+from dfkd.storage.base import CLEANUP_ATTEMPTS, MissingObject, Storage
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED
 
@@ -149,12 +149,13 @@ def holding(storage: Storage, name: str, seconds: float = SECONDS) -> Iterator[L
     """Hold a lease inside the block, renewed by a thread; raises `LeaseError` as `acquire`."""
     lease = acquire(storage, name, seconds)
     # Released also after an error, so that the same command need not wait for the lease to expire.
+    background = _in_background(lease)
     try:
-        with _renewing(lease):
+        with _renewing(background):
             yield lease
     finally:
         with _failing_quietly():
-            lease.release()
+            background.release()
 
 
 @contextmanager
@@ -166,12 +167,18 @@ def protecting(storage: Storage, versions: Iterable[str]) -> Iterator[None]:
     lease = Lease(storage, key, _holder(), SECONDS, time.time(), tuple(versions))
     # Readers do not exclude each other, so each has an object of its own and no number.
     lease.renew()
+    background = _in_background(lease)
     try:
-        with _renewing(lease):
+        with _renewing(background):
             yield
     finally:
         with _failing_quietly():
-            storage.delete(key)
+            background.storage.delete(key)
+
+
+def _in_background(lease: Lease) -> Lease:
+    """The same lease for requests that may fail: those of the renewing thread, and the last one."""
+    return replace(lease, storage=lease.storage.with_attempts(CLEANUP_ATTEMPTS))
 
 
 def _failing_quietly() -> contextlib.suppress:

@@ -15,11 +15,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import (
     KEY,
+    OPENING_ATTEMPTS,
     Observer,
     Request,
     Storage,
@@ -72,8 +73,7 @@ def open_to_read(root: str) -> Storage:
     Raises:
         ManifestError: not such a root, or it needs an extra that is not installed.
     """
-    store = _storage(root)
-    return store if isinstance(store, LocalStorage) else store.with_few_attempts()
+    return _storage(root).with_attempts(OPENING_ATTEMPTS)
 
 
 def _storage(root: str) -> "LocalStorage | BucketStorage":
@@ -317,6 +317,10 @@ class LocalStorage:
     def child(self, prefix: str) -> "LocalStorage":
         """See `Storage.child`."""
         return replace(self, prefix=str(Path(self.prefix, check_key(prefix.removesuffix("/")))))
+
+    def with_attempts(self, attempts: int) -> Self:
+        """See `Storage.with_attempts`."""
+        return self
 
     def observed(self, observe: Observer) -> "LocalStorage":
         """See `Storage.observed`; only put and get are reported."""

@@ -39,6 +39,9 @@ to a machine."""
 BUSY_STATUSES = {409, 429, 500, 502, 503, 504, 507}
 """HTTP statuses after which the same request may succeed; 409: another write is in progress."""
 BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+METADATA_SERVICE = {"metadata_service_num_attempts": 5, "metadata_service_timeout": 5}
+"""Attempts and seconds for the credentials of a machine's role. By default botocore asks once, for
+a second, and then believes that the machine has none."""
 
 
 @cache
@@ -76,6 +79,8 @@ class S3Connection(BucketConnection):
         # boto3's default session would keep the first credentials, even after they change.
         session = botocore.session.Session()
         session.register_component("data_loader", _models())
+        for name, least in METADATA_SERVICE.items():
+            session.set_config_variable(name, max(least, session.get_config_variable(name)))
         try:
             return boto3.session.Session(botocore_session=session).client("s3", config=config)
         except boto.BotoCoreError:
@@ -147,6 +152,13 @@ def explain(error: Any, location: str) -> DfkdError:
             f"storage: {location}: the clock of this machine is wrong ({reason}); set it and run "
             "the same command again, it resumes"
         )
+    if reason in ("ExpiredToken", "TokenRefreshRequired"):
+        return ManifestError(
+            "storage.root",
+            "needs credentials that have not expired",
+            f"{location} ({reason})",
+            "renew them and run the same command again, it resumes",
+        )
     if reason in ("NoSuchBucket", "InvalidBucketName") or status(error) in (301, 401, 403):
         return ManifestError(
             "storage.root", "must be a bucket you may use", f"{location} ({reason})", "check it"
@@ -155,5 +167,5 @@ def explain(error: Any, location: str) -> DfkdError:
         return InfrastructureError(
             f"storage: {location}: {reason}; run the same command again, it resumes"
         )
-    # For example 400 ExpiredToken, or 501 of a store without conditional writes.
+    # For example 501 of a store without conditional writes.
     return refused_request(f"{location} ({reason})")

@@ -1,4 +1,5 @@
 import http.server
+import json
 import os
 import socket
 import ssl
@@ -8,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 import boto3
 import pytest
@@ -15,7 +17,8 @@ from botocore import exceptions as boto
 from botocore.stub import Stubber
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.base import OPENING_ATTEMPTS, Request, Storage
+from dfkd.storage.base import CLEANUP_ATTEMPTS, OPENING_ATTEMPTS, Request, Storage
+from dfkd.storage.lease import protecting
 from dfkd.storage.local import open_storage
 from dfkd.storage.retries import Limits, RetryPolicy
 from dfkd.storage.s3 import S3Storage
@@ -84,6 +87,65 @@ def test_a_root_that_does_not_answer_is_given_up_soon(
     with pytest.raises(InfrastructureError, match="run the same command again"):
         open_storage(root)
     assert failed == [*range(1, OPENING_ATTEMPTS)]
+
+
+def test_a_lease_is_given_up_soon_in_a_store_that_is_gone(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(root)
+    assert isinstance(storage, S3Storage)
+    failed: list[int] = []
+    monkeypatch.setattr(RetryPolicy, "wait", lambda _, attempt: failed.append(attempt))
+    with protecting(storage, ["mix/a"]):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        storage.connection._clients.clear()
+    assert failed == [*range(1, CLEANUP_ATTEMPTS)]
+
+
+class BusyMetadata(http.server.BaseHTTPRequestHandler):
+    """EC2's metadata service, which refuses its first requests."""
+
+    refusals = 2
+    answers: ClassVar = {
+        "/latest/api/token": "a token",
+        "/latest/meta-data/iam/security-credentials/": "role",
+        "/latest/meta-data/iam/security-credentials/role": json.dumps(
+            {
+                "Code": "Success",
+                "AccessKeyId": "of the role",
+                "SecretAccessKey": "secret",
+                "Token": "token",
+                "Expiration": "2100-01-01T00:00:00Z",
+            }
+        ),
+    }
+
+    def do_GET(self) -> None:
+        BusyMetadata.refusals -= 1
+        self.send_response(503 if BusyMetadata.refusals >= 0 else 200)
+        self.end_headers()
+        self.wfile.write(self.answers[self.path].encode())
+
+    def do_PUT(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_the_role_of_a_machine_is_asked_for_again(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), BusyMetadata) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{service.server_port}"
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", address)
+        client = S3Connection().client
+        service.shutdown()
+    assert client._request_signer._credentials.access_key == "of the role"
 
 
 @pytest.mark.parametrize(
