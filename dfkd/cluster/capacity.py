@@ -172,10 +172,17 @@ def rank_resources(cluster: Cluster) -> WorkerResources:
 def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], ranks: int, gpus: float) -> float:
     """The largest whole number of CPUs with which `ranks` ranks fit the nodes; 0 if none does.
 
-    A rank never spans two nodes.
+    A rank never spans two nodes. With a GPU it gets at most its GPU's share of a node's CPUs.
     """
+    # More would leave GPUs of a node without CPUs, so that ranks exchange gradients over the
+    # network instead of inside one node.
+    shares = [
+        max(1, int(node.get("CPU", 0.0) // node["GPU"])) if gpus else int(node.get("CPU", 0.0))
+        for node in nodes.values()
+        if node.get("GPU", 0.0) >= gpus
+    ]
+    most = (min if gpus else max)(shares, default=0)
     # Try every number: the largest one is not total / ranks, since nodes differ in size.
-    most = max((int(node.get("CPU", 0.0)) for node in nodes.values()), default=0)
     fitting = (
         cpus
         for cpus in range(most, 0, -1)

@@ -98,8 +98,8 @@ def _refuse_address(address: str, error: Exception) -> NoReturn:
             "use the cluster's environment, see cluster/README.md",
         ) from None
     raise InfrastructureError(
-        f"RAY_ADDRESS: no Ray cluster answered at {address} ({error}); start one, or unset "
-        "RAY_ADDRESS to run locally"
+        f"RAY_ADDRESS: no Ray cluster answered at {address} ({error}); start one, set "
+        "RAY_AUTH_MODE=token if it has a token, or unset RAY_ADDRESS to run locally"
     ) from None
 
 

@@ -310,8 +310,9 @@ def test_two_runs_never_overlap_and_none_runs_for_ever() -> None:
 def test_a_pod_that_saw_its_run_fail_is_not_replaced() -> None:
     """submit.py exits with 1 then, and with 4 if the API failed."""
     spec = the("cronjob", "CronJob")["spec"]["jobTemplate"]["spec"]
-    rule = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [1]}}
-    assert spec["podFailurePolicy"]["rules"] == [rule]
+    evicted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    failed = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [1]}}
+    assert spec["podFailurePolicy"]["rules"] == [evicted, failed]  # the first that fits counts
     assert spec["template"]["spec"]["restartPolicy"] == "Never"  # which such a policy needs
 
 

@@ -219,6 +219,8 @@ def test_what_is_uploaded_is_what_a_job_needs(tmp_path: Path) -> None:
         ".cache/icons/large.json",
         "runs/miniature/data/large.tar",
         "build/docs/index.html",
+        ".env",
+        "environment/bin/python",
         "tests/test_api.py",
         "dfkd/__pycache__/api.cpython-311.pyc",
         "dfkd.egg-info/PKG-INFO",

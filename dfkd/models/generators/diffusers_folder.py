@@ -164,7 +164,7 @@ def read_scheduler(path: Path, steps: int) -> Any:
     trial, sample = copy.deepcopy(scheduler), torch.zeros(1, 1, 1, 1)
     try:
         for time in trial.timesteps:
-            trial.step(sample, time, sample)
+            trial.step(trial.scale_model_input(sample, time), time, sample)
     except Exception as error:
         rule = f"must describe a scheduler that can take steps ({one_line(error)})"
         raise WeightsError(FIELD, rule, str(path), REMEDY) from None
