@@ -378,11 +378,14 @@ def has_autoscaler() -> bool:
 class Actor:
     """Base class of the actors of a pool; a subclass adds the method `run(task)`."""
 
-    def begin(self, folder: str, *work: Any) -> str:
-        """Enter the driver's working directory; returns the id of this node. Called each run.
+    def locate(self) -> str:
+        """The id of this node."""
+        return node_id()
+
+    def begin(self, folder: str, *work: Any) -> None:
+        """Enter the driver's working directory and start CUDA. Called in each run.
 
         `work` is the pool's `assignment`.
         """
         enter_folder(folder)
         see_reserved_gpus()
-        return node_id()

@@ -225,8 +225,7 @@ def student_pool(
     # With a GPU it reserves one CPU only, because the GPU alone decides its place: a second job may
     # hold CPUs of the node.
     resources = WorkerResources(1.0, 1.0) if share.gpus else share
-    actor: Any = ray.remote(kind).options(max_restarts=0, max_task_retries=0, **resources.options)
-    return Pool(lambda: actor.remote(share.cpus, *arguments), count, cluster.attempts, resources)
+    return Pool(kind, (share.cpus, *arguments), count, cluster.attempts, resources)
 
 
 class StudentDistiller(StudentActor):

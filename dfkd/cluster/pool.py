@@ -3,10 +3,10 @@
 import operator
 import os
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from dfkd.cluster.capacity import (
     CAPACITY_WAIT_SECONDS,
     POLL_SECONDS,
+    Actor,
     WorkerResources,
     has_autoscaler,
     no_capacity_error,
@@ -21,6 +22,7 @@ from dfkd.cluster.capacity import (
     require_room,
     schedulable_nodes,
 )
+from dfkd.cluster.failures import Failures, Quarantined, T
 from dfkd.cluster.ray_internals import ray_reason
 from dfkd.errors import DEFECTS, DfkdError, InfrastructureError, ManifestError, conceal, shorten
 from dfkd.utils.progress import Closing, say
@@ -28,35 +30,14 @@ from dfkd.utils.progress import Closing, say
 MAX_WAITING_ACTORS = 256
 """Actors at most that wait for room on an autoscaling cluster, whose own maximum caps the cost."""
 
-MAX_NODE_LOSSES = 10
-"""Attempts of one task that may be lost with their node before the task itself is suspected."""
+BEGIN_SECONDS = 300.0
+"""Seconds for an actor to begin on its node: it loads CUDA, and no weights."""
 
 MAX_FIRST_TIMEOUTS = 2
 """Attempts that may time out before a task of their kind succeeds. Then the limit is suspected."""
 
-
-class Identified(Protocol):
-    """A unit of work for a pool: anything with a unique id."""
-
-    @property
-    def id(self) -> str:
-        """A name that is unique in the run."""
-
-
-T = TypeVar("T", bound=Identified)
-
 _END: Any = object()
-"""What `next` returns for an iterator of tasks that has ended; None means that none is ready."""
-
-
-@dataclass(frozen=True)
-class Quarantined(Generic[T]):
-    """A unit that failed at every attempt, with the reason of the last failure."""
-
-    unit: T
-    reason: str
-    may_pass: bool = True
-    """Whether a repetition of the run might cure it."""
+"""What `next` returns for an iterator that has ended; None means that no task is ready."""
 
 
 @dataclass(eq=False)
@@ -65,31 +46,35 @@ class ActorSlot(Generic[T]):
 
     actor: Any
     awaited: Any = None
-    """Object reference of the current call: its start, then a task; None while it is idle."""
+    """Object reference of the call that the pool waits for; None while the actor is idle."""
     since: float = 0.0
     """Start of the current call in seconds (`time.monotonic`)."""
     node: str = ""
-    """Id of its node; empty until the actor has begun. Until then it gets no task."""
+    """Id of its node; empty until a node had room for it."""
+    begun: bool = False
+    """Whether it can be given a task."""
     task: T | None = None
 
 
 @dataclass
 class Pool(Closing, Generic[T]):
-    """Runs tasks on at most `size` actors (subclasses of `Actor`) that `start` makes.
+    """Runs tasks on at most `size` actors of class `kind`.
 
     A task is what one call of an actor does: a unit of synthesis, or a `StudentTask`. The pool
     follows the cluster: it has as many actors as fit the available nodes, so nodes may join and
-    leave while it runs. A draining node gets no new task. With an autoscaler, further
-    actors wait for room: they are the demand for which it adds nodes, and it ends with the driver.
+    leave while it runs. A draining node gets no new task. With an autoscaler, further actors wait
+    for room: they are the demand for which it adds nodes, and it ends with the driver.
 
     Each actor has at most one task in flight, so the driver's memory is bounded and a death has
     exactly one suspect. Ray's own retries are off: a task whose actor died, hung or raised is
     retried on any actor, `attempts` times in all, and then quarantined. An attempt lost to a node
     failure does not count towards this limit. The run ends when too many attempts in a row fail for
-    any single task to be the cause.
+    any single task to be the cause. A node on which no actor can begin is used no more.
     """
 
-    start: Callable[[], Any]
+    kind: type[Actor]
+    arguments: tuple[Any, ...]
+    """What each actor is made with."""
     size: int
     attempts: int
     resources: WorkerResources
@@ -113,18 +98,15 @@ class Pool(Closing, Generic[T]):
     """The actors, started or waiting for room."""
     _next_tasks: deque[T] = field(default_factory=deque)
     """Tasks to start next: failed ones, and one that `_has_next` has drawn already."""
-    _tries: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """By task id the failed attempts: the node of an actor that died, else empty."""
-    _reached: dict[str, int] = field(default_factory=dict)
-    """By task id its `progress` at its last failed attempt."""
+    _failures: Failures[T] = field(default_factory=Failures)
     _undrawn: int = 0
     """Number of tasks that are not drawn yet; `size` if their iterator does not tell it."""
     _timeouts: Counter[type] = field(default_factory=Counter)
     """Number of attempts of this run that have timed out, by kind of task."""
-    _consecutive_failures: list[str] = field(default_factory=list)
-    """Failed attempts since the last success, as in `_tries`."""
     _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Resources of the schedulable nodes by node id, as of the last refresh."""
+    """Resources of the usable nodes by node id, as of the last refresh."""
+    _unusable: set[str] = field(default_factory=set)
+    """Ids of the nodes on which an actor could not begin."""
     _wanted: int = 0
     """With an autoscaler, how many actors are started whether or not they fit yet; else 0."""
     _fitting: int = 0
@@ -148,8 +130,8 @@ class Pool(Closing, Generic[T]):
         Raises:
             ManifestError: an actor raised it, which no retry can fix; or no node can hold an actor
                 and there is no autoscaler; or no task succeeded and `timeout` is too short.
-            InfrastructureError: an actor raised it, or cannot use its GPU; or no node had room for
-                an actor; or `attempts` x (actors + 1) attempts in a row failed (or `DfkdError`).
+            InfrastructureError: an actor raised it; or none can use its GPU; or no node had room
+                for one; or `attempts` x (actors + 1) attempts in a row failed (or `DfkdError`).
         """
         self._begin_run(operator.length_hint(tasks, self.size))
         ended = False
@@ -176,9 +158,9 @@ class Pool(Closing, Generic[T]):
     def _begin_run(self, undrawn: int) -> None:
         """Forget the tasks of the run before, and begin anew with the actors left of it."""
         self.stopped, self.largest, self._undrawn = False, 0, undrawn
-        self.quarantine, self._consecutive_failures = [], []
-        for of_tasks in (self._next_tasks, self._tries, self._reached, self._timeouts):
-            of_tasks.clear()
+        self.quarantine, self._failures = [], Failures()
+        self._next_tasks.clear()
+        self._timeouts.clear()
         self._finished_seconds = 0.0
         self._last_placed, self._last_poll = time.monotonic(), 0.0
         for slot in self._slots:
@@ -197,7 +179,7 @@ class Pool(Closing, Generic[T]):
 
     def tries(self, task: str) -> int:
         """The number of attempts for the task id `task`, given that its last attempt succeeded."""
-        return len(self._tries.get(task, ())) + 1
+        return self._failures.tries(task) + 1
 
     def _has_next(self, tasks: Iterator[T | None], may_start: Callable[[T], bool]) -> bool:
         """Whether a task may start; if so, it is the first one in `_next_tasks`."""
@@ -239,13 +221,15 @@ class Pool(Closing, Generic[T]):
             except RayError as error:
                 self._handle_error(slot, task, error)
                 continue
-            if task is None:  # the answer of `begin`: the actor has started
-                slot.node = result
-                self.largest = max(self.largest, sum(bool(each.node) for each in self._slots))
-                self._last_placed = time.monotonic()
-            else:
+            if task is not None:
                 self.succeeded.add(type(task))
-                self._consecutive_failures.clear()
+                self._failures.succeed()
+            elif slot.node:  # the answer of `begin`
+                slot.begun = True
+                self.largest = max(self.largest, sum(each.begun for each in self._slots))
+            else:  # the answer of `locate`: a node had room
+                slot.node, slot.since = result, time.monotonic()
+                slot.awaited = slot.actor.begin.remote(os.getcwd(), *self.assignment)
             # Remove an actor on a draining node now, before `_fill` looks for idle ones.
             if slot.node not in self._nodes and slot.node not in self._refresh_nodes():
                 self._remove(slot)
@@ -272,6 +256,9 @@ class Pool(Closing, Generic[T]):
                 self._remove(slot)
             elif slot.task is not None and 0 < self.timeout < now - slot.since:
                 self._time_out(slot, slot.task)
+            elif slot.node and not slot.begun and now - slot.since > BEGIN_SECONDS:
+                told = f"cluster: a worker did not begin within {BEGIN_SECONDS:g} seconds; "
+                self._exclude(slot, InfrastructureError(told + "run the same command again"))
         self._resize()
         # Ray waits for room without end and without a message, so the pool counts the seconds.
         if any(slot.node for slot in self._slots):
@@ -280,9 +267,21 @@ class Pool(Closing, Generic[T]):
             raise no_capacity_error(self.resources)
 
     def _refresh_nodes(self) -> dict[str, dict[str, float]]:
-        """Read the schedulable nodes from Ray; returns them."""
-        self._nodes = schedulable_nodes()
+        """Read the usable nodes from Ray; returns them."""
+        nodes = schedulable_nodes()
+        self._nodes = {name: node for name, node in nodes.items() if name not in self._unusable}
         return self._nodes
+
+    def _exclude(self, slot: ActorSlot[T], error: InfrastructureError) -> None:
+        """Use the node of an actor that cannot begin no more; raise its error if it is the only one
+        or, before any actor has begun, the second one.
+        """
+        self._unusable.add(slot.node)
+        self._remove(slot)
+        others = self.resources.count_fitting(self._refresh_nodes()) or self._wanted
+        if not others or (not self.largest and len(self._unusable) > 1):
+            raise error
+        say(f"note: the run goes on without a node: {error}")
 
     def _resize(self) -> None:
         """Start or remove actors until as many are there as fit the nodes, or may wait for room."""
@@ -293,19 +292,27 @@ class Pool(Closing, Generic[T]):
         # Actors on draining nodes end after their task, so replacements start already.
         staying = [slot for slot in self._slots if not slot.node or slot.node in self._nodes]
         for _ in range(target - len(staying)):
-            slot = ActorSlot[T](self.start())
+            self._slots.append(slot := ActorSlot[T](self._start()))
             self._begin(slot)
-            self._slots.append(slot)
         # To shrink, remove first actors that have not started, then those that no task waits for.
-        waiting = [slot for slot in staying if not slot.node]
-        idle = [slot for slot in staying if slot.node and not (slot.task or self._undrawn)]
+        waiting = [slot for slot in staying if not slot.begun]
+        idle = [slot for slot in staying if slot.begun and not (slot.task or self._undrawn)]
         for slot in (waiting + idle)[: max(0, len(staying) - target)]:
             self._remove(slot)
 
+    def _start(self) -> Any:
+        """A new actor, anywhere but on an unusable node."""
+        # Ray restarts and retries nothing: the pool does both, and counts them.
+        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
+        if self._unusable:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self._unusable)})"}
+        actor: Any = ray.remote(self.kind)
+        return actor.options(**options, **self.resources.options).remote(*self.arguments)
+
     def _begin(self, slot: ActorSlot[T]) -> None:
-        """Let an actor begin; the slot gets no task before it answers, once a node has room."""
-        slot.node, slot.since = "", time.monotonic()
-        slot.awaited = slot.actor.begin.remote(os.getcwd(), *self.assignment)
+        """Let an actor begin once a node has room."""
+        slot.node, slot.begun, slot.since = "", False, time.monotonic()
+        slot.awaited = slot.actor.locate.remote()
 
     def _remove(self, slot: ActorSlot[T]) -> None:
         """Kill an actor and forget it; the seconds of its task still count."""
@@ -345,6 +352,9 @@ class Pool(Closing, Generic[T]):
         # Any other error is a death: by itself, with its node, or by Ray's memory monitor.
         died = not isinstance(error, RayTaskError)
         cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, InfrastructureError) and slot.node and not slot.begun:
+            self._exclude(slot, cause)
+            return
         if isinstance(cause, InfrastructureError | ManifestError):
             raise cause
         # An unexpected exception may be the actor's fault: an actor whose GPU is lost would fail
@@ -353,7 +363,7 @@ class Pool(Closing, Generic[T]):
         if died or task is None or not known:
             self._remove(slot)
         # The first traceback of several in a row, because every attempt may raise the same.
-        if isinstance(error, RayTaskError) and not (known or self._consecutive_failures):
+        if isinstance(error, RayTaskError) and not (known or self._failures.in_a_row(self._nodes)):
             say(conceal(str(error)))
         reason = ray_reason(error) if died else shorten(str(cause) if known else repr(cause), 300)
         self._refresh_nodes()
@@ -367,14 +377,10 @@ class Pool(Closing, Generic[T]):
 
         `may_pass`: whether a repetition of the run might cure it.
         """
-        if task is not None and (reached := self.progress(task)) > self._reached.get(task.id, 0):
-            self._reached[task.id] = reached
-            self._tries[task.id].clear()
-            self._consecutive_failures.clear()
-        self._consecutive_failures.append(node)
+        self._failures.add(task, node, self.progress(task) if task is not None else 0)
         # A broken cluster would quarantine task after task, so the run ends instead. Even if every
         # actor had a bad task, one of these attempts should have succeeded.
-        failures = self._count_charged(self._consecutive_failures)
+        failures = self._failures.in_a_row(self._nodes)
         if failures >= self.attempts * (max(1, self._fitting) + 1):
             told = (
                 f"workers: {failures} tries in a row failed, the last with {reason}; "
@@ -383,18 +389,12 @@ class Pool(Closing, Generic[T]):
             raise InfrastructureError(told) if may_pass else DfkdError(told)
         if task is None:
             return
-        (tries := self._tries[task.id]).append(node)
         # Before quarantining, make sure that the actor did not die with its node: Ray may report
         # the actor's death seconds before the node's.
-        if node and self._count_charged(tries) >= self.attempts:
+        if node and self._failures.of(task, self._nodes) >= self.attempts:
             ping(node)
             self._refresh_nodes()
-        charged, most = self._count_charged(tries), self.attempts + MAX_NODE_LOSSES
-        if charged < self.attempts and len(tries) < most:
-            self._next_tasks.append(task)
-        else:
+        if self._failures.exhausted(task, self._nodes, self.attempts):
             self.quarantine.append(Quarantined(task, reason, may_pass))
-
-    def _count_charged(self, tries: list[str]) -> int:
-        """The number of failed attempts that count, which excludes those lost with their node."""
-        return sum(not node or node in self._nodes for node in tries)
+        else:
+            self._next_tasks.append(task)

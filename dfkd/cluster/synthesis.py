@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfkd.cluster.capacity import require_shared_storage
+from dfkd.cluster.failures import Quarantined
 from dfkd.cluster.metrics import count_request, report_quarantined, report_task
-from dfkd.cluster.pool import Pool, Quarantined
-from dfkd.cluster.schedule import PromptProgress, ready_work
+from dfkd.cluster.pool import Pool
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
 from dfkd.cluster.worker import SynthesisWorker, UnitResult, Worker, synthesis_pool
 from dfkd.config import identity as identities
@@ -44,6 +44,7 @@ from dfkd.storage.base import Storage, require_root_space
 from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import other_holders, protecting
 from dfkd.storage.local import open_storage
+from dfkd.synthesis.schedule import PromptProgress, ready_work
 from dfkd.utils.hardware import environment
 from dfkd.utils.progress import LineBar, ScreenBar, bar, say
 

@@ -161,11 +161,10 @@ class SynthesisActor(Actor):
         self._slot = TeacherSlot()
         self._workers: tuple[Worker, ...] = ()
 
-    def begin(self, folder: str, *work: Any) -> str:
+    def begin(self, folder: str, *work: Any) -> None:
         """See `Actor.begin`; `work` are the arguments of `work_on`."""
-        node = super().begin(folder)
+        super().begin(folder)
         self.work_on(*work)
-        return node
 
     def work_on(self, manifest: Manifest, version: Version, kind: type[Worker]) -> None:
         """Make prompts and, as a worker of class `kind`, shards of `version` from now on."""
@@ -189,18 +188,8 @@ class SynthesisActor(Actor):
 
 def synthesis_pool(cluster: Cluster) -> Pool[Any]:
     """A pool of `SynthesisActor`, which one run after another may use; the caller closes it."""
-    resources = worker_resources(cluster)
-    # Ray restarts and retries nothing: the pool does both, and counts them.
-    actor: Any = ray.remote(SynthesisActor).options(
-        max_restarts=0, max_task_retries=0, **resources.options
-    )
-    return Pool(
-        lambda: actor.remote(cluster.cpus_per_worker),
-        1,
-        cluster.attempts,
-        resources,
-        lasting=True,
-    )
+    arguments, resources = (cluster.cpus_per_worker,), worker_resources(cluster)
+    return Pool(SynthesisActor, arguments, 1, cluster.attempts, resources, lasting=True)
 
 
 class PromptWorker(Worker):

@@ -37,9 +37,8 @@ class Seeing(Actor):
 
 def seen(gpus: float) -> list[str | None]:
     """What an actor of a pool sees that has reserved so many GPUs."""
-    resources = WorkerResources(1.0, gpus)
-    actor = ray.remote(Seeing).options(max_restarts=0, max_task_retries=0, **resources.options)
-    return list(Pool(actor.remote, 1, 1, resources).run(iter([PromptPart(0)])))
+    pool: Pool[PromptPart] = Pool(Seeing, (), 1, 1, WorkerResources(1.0, gpus))
+    return list(pool.run(iter([PromptPart(0)])))
 
 
 def test_an_actor_without_a_gpu_sees_none() -> None:

@@ -5,14 +5,16 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 
 from dfkd.cluster import metrics
-from dfkd.cluster.capacity import WorkerResources
+from dfkd.cluster.capacity import Actor, WorkerResources
+from dfkd.cluster.failures import Quarantined
 from dfkd.cluster.metrics import ALL_MEASURES, Count, Level, Measure, Pace
-from dfkd.cluster.pool import Pool, Quarantined
+from dfkd.cluster.pool import Pool
 from dfkd.cluster.synthesis import _reporting
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import UnitResult
@@ -150,8 +152,8 @@ def test_tasks_that_were_made_together_share_their_time(
         for receipt, failed in zip(publish(manifest).shards, ((), (3,)), strict=False)
     ]
     version = begin(open_storage(manifest.storage.root).child("b"), identity(manifest, {}))
-    pool: Pool = Pool(lambda: None, 1, 3, WorkerResources(1.0))
-    pool._tries["a unit"].append("")
+    pool: Pool = Pool(Actor, (), 1, 3, WorkerResources(1.0))
+    pool._failures.add(SimpleNamespace(id="a unit"), "", 0)
     shards = [(each, ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())) for each in receipts]
     made = UnitResult(shards, 3.0, "cpu", (), "10.0.0.7", "a unit")
     cost = CostCounter()
@@ -183,7 +185,7 @@ def test_each_task_is_told_of_once(
     home = open_storage(manifest.storage.root).child("data/vanilla")
     version = begin(home, identity(manifest, {}))
     poisoned, *_ = units(manifest, ())
-    pool: Pool = Pool(lambda: None, 1, 3, WorkerResources(1.0))
+    pool: Pool = Pool(Actor, (), 1, 3, WorkerResources(1.0))
     receipt: Receipt = published.shards[1]
     summary = ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())
     made = UnitResult([(receipt, summary)], 1.25, "cpu", (), "10.0.0.7", receipt.task)

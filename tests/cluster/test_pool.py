@@ -96,10 +96,7 @@ def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
 def pool(
     notes: Path, behaviour: dict[int, str], size: int = 2, attempts: int = 3, timeout: float = 0
 ) -> Pool[Item]:
-    actor = ray.remote(Worker).options(num_cpus=0.5, max_restarts=0, max_task_retries=0)
-    return Pool(
-        lambda: actor.remote(notes, behaviour), size, attempts, WorkerResources(0.5), timeout
-    )
+    return Pool(Worker, (notes, behaviour), size, attempts, WorkerResources(0.5), timeout)
 
 
 def tries(notes: Path) -> dict[int, int]:
@@ -142,11 +139,11 @@ def test_attempts_that_got_further_are_forgotten(cluster: None, tmp_path: Path) 
 class Lasting(Actor):
     """Tells its process and what it is at the time."""
 
-    def begin(self, folder: str, *work: str) -> str:
+    def begin(self, folder: str, *work: str) -> None:
         (self.name,) = work
         if not self.name:
             raise WeightsError("teacher", "must be the same on every node", "none", "copy it")
-        return super().begin(folder)
+        super().begin(folder)
 
     def run(self, item: Item) -> tuple[int, str]:
         if item.number == 1:
@@ -157,8 +154,7 @@ class Lasting(Actor):
 
 
 def test_lasting_actors_serve_run_after_run_until_an_error_or_the_end(cluster: None) -> None:
-    actor = ray.remote(Lasting).options(num_cpus=0.5, max_restarts=0, max_task_retries=0)
-    lasting: Pool[Item] = Pool(actor.remote, 1, 2, WorkerResources(0.5), lasting=True)
+    lasting: Pool[Item] = Pool(Lasting, (), 1, 2, WorkerResources(0.5), lasting=True)
 
     def run(name: str, *numbers: int) -> list[tuple[int, str]]:
         lasting.assignment = (name,)
@@ -213,8 +209,7 @@ def test_relative_paths_mean_in_actors_what_they_mean_in_the_driver(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    actor = ray.remote(Lost).options(num_cpus=0.5)
-    there = Pool(lambda: actor.remote(), 1, 1, WorkerResources(0.5)).run(iter([Item(0)]))
+    there = Pool(Lost, (), 1, 1, WorkerResources(0.5)).run(iter([Item(0)]))
     assert list(there) == [str(tmp_path)]
 
 
@@ -347,7 +342,7 @@ def test_a_share_that_never_fits_is_refused(cluster: None) -> None:
     for cpus, gpus in ((1000.0, None), (1.0, 1.0)):
         share = worker_resources(Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
         with pytest.raises(ManifestError, match="cpus_per_worker: must fit a node together"):
-            list(Pool(lambda: None, 1, 1, share).run(iter([Item(0)])))
+            list(Pool(Lost, (), 1, 1, share).run(iter([Item(0)])))
 
 
 def test_a_share_never_spans_two_nodes() -> None:

@@ -10,8 +10,9 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from dfkd.cluster import pool as module
-from dfkd.cluster.capacity import WorkerResources
-from dfkd.cluster.pool import MAX_NODE_LOSSES, MAX_WAITING_ACTORS, ActorSlot, Pool
+from dfkd.cluster.capacity import Actor, WorkerResources
+from dfkd.cluster.failures import MAX_NODE_LOSSES
+from dfkd.cluster.pool import MAX_WAITING_ACTORS, ActorSlot, Pool
 from dfkd.errors import CorruptionError, InfrastructureError
 
 pytestmark = pytest.mark.timeout(60)  # a pool that does not give up waits for ever
@@ -41,11 +42,12 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
 
 def start() -> Any:
     """An actor that never answers."""
-    return SimpleNamespace(begin=SimpleNamespace(remote=lambda *_: object()))
+    return SimpleNamespace(locate=SimpleNamespace(remote=lambda *_: object()))
 
 
 def pool(attempts: int = 2, size: int = 1) -> Pool[Item]:
-    made: Pool[Item] = Pool(start, size, attempts, WorkerResources(1.0))
+    made: Pool[Item] = Pool(Actor, (), size, attempts, WorkerResources(1.0))
+    made._start = start  # type: ignore[method-assign]
     made._begin_run(9)
     return made
 
@@ -73,7 +75,7 @@ def test_room_counts_from_the_last_moment_that_an_actor_had_a_node(nodes: Nodes)
     working._begin_run(1)
     working._poll()
     nodes["a"] = {"CPU": 1.0}
-    working._slots = [ActorSlot(start(), object(), time.monotonic(), "a", ITEM)]
+    working._slots = [ActorSlot(start(), object(), time.monotonic(), "a", True, ITEM)]
     working._last_placed = -1e6
     for _ in range(2):
         working._poll()
@@ -87,7 +89,7 @@ def test_few_actors_wait_for_the_nodes_of_an_autoscaler(
     monkeypatch.setattr(module, "has_autoscaler", lambda: True)
     monkeypatch.setattr(module, "CAPACITY_WAIT_SECONDS", 0.0)
     working, started = pool(size=1000), []
-    working.start = lambda: started.append(0) or start()
+    working._start = lambda: started.append(0) or start()  # type: ignore[method-assign]
     with pytest.raises(InfrastructureError, match="no node had room"):
         list(working.run(iter([Item(str(number)) for number in range(1000)])))
     assert len(started) == MAX_WAITING_ACTORS
@@ -128,18 +130,21 @@ def test_failures_with_successes_between_them_are_no_broken_cluster(
     tried: list[str] = []
 
     def get(reference: str) -> str:
-        if reference != "begun":
+        if reference not in ("a", "begun"):
             tried.append(reference)
             if tried.count(reference) == 1:
                 raise ActorDiedError
-        return "a" if reference == "begun" else reference
+        return reference
 
+    locate = SimpleNamespace(remote=lambda: "a")
     begin = SimpleNamespace(remote=lambda *_: "begun")
     run = SimpleNamespace(remote=lambda task: task.id)
     monkeypatch.setattr(ray, "wait", lambda awaited, **_: (awaited[:1], []))
     monkeypatch.setattr(ray, "get", get)
     working = pool(attempts=2)
-    working.start = lambda: SimpleNamespace(begin=begin, run=run)
+    working._start = lambda: SimpleNamespace(  # type: ignore[method-assign]
+        locate=locate, begin=begin, run=run
+    )
     names = [str(number) for number in range(6)]
     assert list(working.run(iter([Item(name) for name in names]))) == names
     assert tried == [name for name in names for _ in range(2)]
@@ -160,7 +165,7 @@ def test_what_a_repetition_of_the_run_might_cure_is_noted(
     nodes: Nodes, error: RayError, may_pass: bool
 ) -> None:
     working = pool(attempts=1)
-    slot = ActorSlot(start(), None, 0.0, "", ITEM)
+    slot = ActorSlot(start(), None, 0.0, "", True, ITEM)
     working._slots = [slot]
     working._handle_error(slot, ITEM, error)
     assert [each.may_pass for each in working.quarantine] == [may_pass]
@@ -169,7 +174,7 @@ def test_what_a_repetition_of_the_run_might_cure_is_noted(
 def test_the_time_of_an_attempt_that_was_lost_counts(nodes: Nodes) -> None:
     """A budget and the record of cost are of all that was spent."""
     working = pool()
-    slot = ActorSlot(start(), object(), time.monotonic() - 5, "a", ITEM)
+    slot = ActorSlot(start(), object(), time.monotonic() - 5, "a", True, ITEM)
     working._slots = [slot]
     assert 5 <= working.busy_seconds < 60
     working._remove(slot)

@@ -72,8 +72,7 @@ def drive(address: str, run: Fill) -> None:
     with connected():
         version = partial_version.open_filling(run.root, TASKS)
         done = version.receipts()
-        actor = ray.remote(Filler).options(num_cpus=1, max_restarts=0, max_task_retries=0)
-        pool = Pool(lambda: actor.remote(version, run), len(TASKS), run.attempts, resources)
+        pool = Pool(Filler, (version, run), len(TASKS), run.attempts, resources)
         list(pool.run(task for task in TASKS if task.id not in done))
         assert pool.quarantine == []
         version.publish(TASKS, partial_version.ENVIRONMENT)
