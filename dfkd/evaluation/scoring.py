@@ -5,7 +5,7 @@ A model is anything that maps pixels to distances [N, M]; it answers with the ne
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ from dfkd.utils.images import decode_image
 from dfkd.utils.pixels import from_bytes
 from dfkd.utils.progress import bar
 
+GROUP = 8
+"""Models of one image size that are scored together, so that an image is decoded once for them."""
 BATCH = 64
 """Images that a model answers at once; 64 of 224 px fit into any GPU's memory."""
 PREFETCH_BATCHES = 2
@@ -128,7 +130,7 @@ def evaluate(
     students = list(_finished_students(manifest, version, classes)) if "student" in wanted else []
     root = open_storage(manifest.storage.root)
     candidates = _load_candidates(scored, root, students, manifest.classes)
-    scores = score(([model] for model in candidates), data, BATCH, threads)
+    scores = score(candidates, data, BATCH, threads)
     networks = footprint.networks(manifest)
     sizes = {model: network.parameters for model, network in networks.items()}
     names, average = [student.name for student in students], manifest.evaluation.average
@@ -223,16 +225,15 @@ def _tower_candidate(
 
 
 def score(
-    groups: Iterable[Sequence[Candidate]],
+    candidates: Iterable[Candidate],
     data: Domains,
     batch_size: int,
     threads: int | None = None,
 ) -> Scores:
-    """Score models on every domain, group after group.
+    """Score models on every domain.
 
     Args:
-        groups: the models. Those of a group take images of one size, which are decoded once, and
-            are called in their order for each batch. Two groups at most of a lazy one are held.
+        candidates: the models. Of a lazy iterable only some `GROUP` are held at a time.
         data: the images, with classes in the order of the models' outputs.
         batch_size: images of a batch.
         threads: threads that decode images; None means one for each processor.
@@ -245,7 +246,7 @@ def score(
     """
     rows: list[ResultRow] = []
     unreadable: dict[str, str] = {}
-    for group in groups:
+    for group in _groups(candidates):
         counts = _confusions(group, data, batch_size, threads or cpu_count(), unreadable)
         for candidate, domains in zip(group, counts, strict=True):
             about = (candidate.model, candidate.method, candidate.seed)
@@ -264,6 +265,13 @@ def score(
     return Scores(tuple(rows), tuple(problems))
 
 
+def _groups(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, ...]]:
+    """Yield models in a row that take images of one size together, at most `GROUP` of them."""
+    for _, same in groupby(candidates, lambda candidate: candidate.image_size):
+        while group := tuple(islice(same, GROUP)):
+            yield group
+
+
 def _confusions(
     group: Sequence[Candidate],
     data: Domains,
@@ -275,11 +283,10 @@ def _confusions(
 
     Adds the reason for each image that cannot be read to `unreadable`, by the image's name.
     """
-    if len({candidate.image_size for candidate in group}) != 1:
-        raise ValueError("models that are scored together take images of one size")
     M = len(data.classes)
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
-    with bar(group[0].title, len(data.items), "img") as progress:
+    title = group[0].title if len(group) == 1 else f"{len(group)} models from {group[0].title}"
+    with bar(title, len(data.items), "img") as progress:
         for chunk, images in decode_items(data.items, group[0].image_size, batch_size, threads):
             # An unreadable image comes as the text of its error.
             readable = []

@@ -307,15 +307,15 @@ def _evaluate(
     """The accuracy of the student and of both graphs, with that of the teacher from `results`."""
     data = open_data(manifest.evaluation, manifest.classes)
     size = card["image_size"]
-    # The forms are the methods of the rows. `score` calls the models of a group one after another
-    # for each batch, in this order, in which each uses what the one before has kept.
+    # The forms are the methods of the rows. `score` calls models of one size one after another for
+    # each batch, in this order, in which each uses what the one before has kept.
     models: dict[str, DistanceFunction] = {
         "torch": comparison.pytorch_distances,
         "onnx": comparison.onnx_distances,
         "int8": comparison.quantised_distances,
     }
     candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
-    scores = score([candidates], data, BATCH, threads)
+    scores = score(candidates, data, BATCH, threads)
     images = {row["domain"]: row["images"] for row in scores.rows}
     by_form = {name: [row for row in scores.rows if row["method"] == name] for name in models}
     # Over images, like the mean confidence that the card sets beside it.

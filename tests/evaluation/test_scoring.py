@@ -1,6 +1,6 @@
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ def candidate(distances: Callable[[Tensor], Tensor] = nearest_colour) -> Candida
 
 
 def test_the_class_with_the_smallest_distance_is_counted(data: Domains) -> None:
-    flat, odd = score([[candidate()]], data, batch_size=4, threads=2).rows
+    flat, odd = score([candidate()], data, batch_size=4, threads=2).rows
     assert (flat["model"], flat["method"], flat["seed"]) == ("student", "mix", 7)
     assert (flat["domain"], flat["images"], flat["accuracy"]) == ("flat", 9, 1.0)
     assert flat["confusion"] == [[3, 0, 0], [0, 3, 0], [0, 0, 3]]
@@ -64,7 +64,7 @@ def test_the_class_with_the_smallest_distance_is_counted(data: Domains) -> None:
 def test_scores_do_not_depend_on_batches_or_threads(
     data: Domains, batch_size: int, threads: int
 ) -> None:
-    assert score([[candidate()]], data, batch_size, threads) == score([[candidate()]], data, 5, 1)
+    assert score([candidate()], data, batch_size, threads) == score([candidate()], data, 5, 1)
 
 
 def test_models_get_their_own_size_in_the_unit_range_and_the_asked_batches(data: Domains) -> None:
@@ -74,25 +74,24 @@ def test_models_get_their_own_size_in_the_unit_range_and_the_asked_batches(data:
         seen.append(pixels)
         return nearest_colour(pixels)
 
-    score([[candidate(remember)]], data, batch_size=4)
+    score([candidate(remember)], data, batch_size=4)
     assert [tuple(batch.shape) for batch in seen] == [(4, 3, 16, 16)] * 3 + [(2, 3, 16, 16)]
     assert {batch.dtype for batch in seen} == {torch.float32}
     assert torch.cat(seen).min() == 0
     assert torch.cat(seen).max() == 1
 
 
-def test_groups_are_taken_one_after_the_other(data: Domains) -> None:
+def test_few_models_are_held_at_a_time(data: Domains, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "GROUP", 2)
     events: list[str] = []
 
-    def groups() -> object:
-        for name in ("a", "b"):
+    def models() -> Iterator[Candidate]:
+        for name in ("a", "b", "c"):
             events.append(f"load {name}")
-            yield [
-                candidate(lambda pixels, name=name: events.append(name) or nearest_colour(pixels))
-            ]
+            yield candidate(lambda pixels, name=name: events.append(name) or nearest_colour(pixels))
 
-    score(groups(), data, batch_size=64)
-    assert events == ["load a", "a", "load b", "b"]
+    score(models(), data, batch_size=64)
+    assert events == ["load a", "load b", "a", "b", "load c", "c"]
 
 
 def test_models_scored_together_decode_each_image_once(
@@ -106,12 +105,13 @@ def test_models_scored_together_decode_each_image_once(
 
     monkeypatch.setattr(scoring, "decode_image", counting)
     one, other = candidate(), candidate(lambda seen: 1 - nearest_colour(seen))
-    together = score([[one, other]], data, batch_size=4)
+    together = score([one, other], data, batch_size=4)
     assert len(decoded) == len(data.items)
-    assert together == score([[one], [other]], data, batch_size=5)
+    assert together.rows == score([one], data, 5).rows + score([other], data, 5).rows
     assert together.rows[0] != together.rows[len(together.rows) // 2]
-    with pytest.raises(ValueError, match="one size"):
-        score([[one, dataclasses.replace(one, image_size=9)]], data, batch_size=4)
+    sizes = (16, 16, 9)
+    score([dataclasses.replace(one, image_size=size) for size in sizes], data, batch_size=4)
+    assert decoded[-2 * len(data.items) :] == [16] * len(data.items) + [9] * len(data.items)
 
 
 def test_an_unreadable_image_is_named_and_left_out_of_every_count(
@@ -121,7 +121,7 @@ def test_an_unreadable_image_is_named_and_left_out_of_every_count(
     broken.write_bytes(broken.read_bytes()[:60])
     gone = tmp_path / "flat" / "green" / "2.png"
     gone.unlink()
-    scores = score([[candidate()], [candidate()]], data, batch_size=4)
+    scores = score([candidate(), candidate()], data, batch_size=4)
     assert [row["images"] for row in scores.rows] == [7, 5, 7, 5]
     assert scores.rows[0]["confusion"] == [[2, 0, 0], [0, 2, 0], [0, 0, 3]]
     assert [name.split(": ")[0] for name in scores.unreadable] == [str(gone), str(broken)]
@@ -133,7 +133,7 @@ def test_an_unreadable_image_is_named_even_if_its_name_is_not_utf8(tmp_path: Pat
     (tmp_path / "flat" / "red" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"no image")
     data = open_data(Evaluation(data=str(tmp_path)), CLASSES)
     manifest = small_manifest.read(tmp_path, classes=list(CLASSES))
-    scored = score([[candidate()]], data, batch_size=4).unreadable
+    scored = score([candidate()], data, batch_size=4).unreadable
     few_shot = read_domain(manifest, data, "flat", threads=1).unreadable
     name = str(tmp_path / "flat" / "red" / r"caf\udce9.png")
     assert [line.split(": ")[0] for line in (*scored, *few_shot)] == [name, name]
@@ -143,7 +143,7 @@ def test_data_without_a_readable_image_is_refused(data: Domains, tmp_path: Path)
     for item in data.items:
         Path(item.name).write_bytes(b"no image")
     with pytest.raises(DfkdError, match=r"evaluation\.data: none of 14 images"):
-        score([[candidate()]], data, batch_size=4)
+        score([candidate()], data, batch_size=4)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_model_with_impossible_output_is_refused(
     data: Domains, wrong: Callable[[Tensor], Tensor]
 ) -> None:
     with pytest.raises(DfkdError, match=r"student mix seed 7: must give finite distances \(4, 3\)"):
-        score([[candidate(wrong)]], data, batch_size=4)
+        score([candidate(wrong)], data, batch_size=4)
 
 
 def test_classes_that_the_teacher_would_cut_are_refused(tmp_path: Path) -> None:
