@@ -223,7 +223,9 @@ class Network(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """The decoder's output [B, 3, H, W] in about [-1, 1] for codes [B, C, h, w]."""
         inner = self.post_quant_conv(codes)
-        image: Tensor = self.decoder(inner) if codes.is_cuda else decode(self.decoder, inner)
+        # torch.compile fuses the norms of taming's own decoder by itself.
+        fused = codes.is_cuda and torch.compiler.is_compiling()
+        image: Tensor = self.decoder(inner) if fused else decode(self.decoder, inner)
         return image
 
 
