@@ -30,7 +30,7 @@ from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.versions import refuse_unfinished
-from dfkd.distillation.student_store import locate_student
+from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
 from dfkd.evaluation import few_shot as fewshot
 from dfkd.evaluation import few_shot_results, footprint, scoring
@@ -178,7 +178,7 @@ def distill(
     """
     names = [(method, seed) for method in manifest.methods for seed in manifest.distillation.seeds]
     # Refuse a method without a published version before the students of another one are trained.
-    missing = [name for name in names if not locate_student(manifest, *name).finished]
+    missing = [each for each in locate_students(manifest) if not each.finished]
     students = {}
     with connected() if _needs_ray(manifest, len(missing)) else contextlib.nullcontext():
         for finished in distillation.distill_all(manifest, names):

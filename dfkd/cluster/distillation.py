@@ -46,6 +46,7 @@ from dfkd.distillation.student_store import (
     check_initial_weights,
     check_teacher,
     locate_student,
+    locate_students,
     require_replaceable_classes,
 )
 from dfkd.errors import DfkdError, InfrastructureError
@@ -124,10 +125,9 @@ def distill_all(
             training end at once; the same call resumes them.
     """
     targets = []
-    for method, seed in students:
-        target = locate_student(manifest, method, seed)
+    for target in locate_students(manifest, students):
         if target.finished:
-            yield distill(manifest, method, seed, target.version.id)
+            yield distill(manifest, target.method, target.seed, target.version.id)
         else:
             targets.append(target)
     if len(targets) > 1 and manifest.distillation.rank_limits == (1, 1) and ray.is_initialized():

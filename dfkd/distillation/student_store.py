@@ -1,5 +1,7 @@
 """Where a run stores its students; `student_names.py` gives the names of their folders."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +56,30 @@ def locate_student(
         ManifestError: nothing is published for this method, or for other classes or sizes.
         WeightsError: the file of the initial weights does not exist.
     """
+    (location,) = locate_students(manifest, [(method, seed)], version)
+    return location
+
+
+def locate_students(
+    manifest: Manifest, students: Sequence[tuple[Method, int]] | None = None, version: str = ""
+) -> list[StudentLocation]:
+    """As `locate_student`, for several methods and seeds; for all of the manifest if None.
+
+    A version is read once, because the receipts of a large one take tens of megabytes.
+    """
     root = open_existing(manifest.storage.root, "run jobs/synthesize.py first")
-    data_set = _published(manifest, root.child(layout.data(method)), method, version)
-    name = student_name(manifest, data_set.fingerprint, method, seed)
-    return StudentLocation(method, seed, data_set, name, root.child(layout.student(name)))
+    if students is None:
+        students = [*itertools.product(manifest.methods, manifest.distillation.seeds)]
+    data_sets, found = {}, []
+    for method, seed in students:
+        if method not in data_sets:
+            home = root.child(layout.data(method))
+            data_sets[method] = _published(manifest, home, method, version)
+        data_set = data_sets[method]
+        name = student_name(manifest, data_set.fingerprint, method, seed)
+        storage = root.child(layout.student(name))
+        found.append(StudentLocation(method, seed, data_set, name, storage))
+    return found
 
 
 def _published(manifest: Manifest, home: Storage, method: Method, name: str) -> PublishedVersion:

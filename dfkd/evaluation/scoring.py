@@ -21,7 +21,7 @@ from dfkd.distillation.embedding import encode_classes
 from dfkd.distillation.student_store import (
     StudentLocation,
     load_located,
-    locate_student,
+    locate_students,
     require_replaceable_classes,
 )
 from dfkd.distillation.text_only import class_vectors, load_tower
@@ -147,19 +147,17 @@ def _finished_students(
     Raises:
         ManifestError: one is missing, or `classes` are given and it knows only its own.
     """
-    for method in manifest.methods:
-        for seed in manifest.distillation.seeds:
-            found = locate_student(manifest, method, seed, version)
-            if not found.finished:
-                raise ManifestError(
-                    "evaluation.models",
-                    f"needs the student of method {method} seed {seed} at {found.location}",
-                    list(manifest.evaluation.models),
-                    "run jobs/distill.py with this manifest, or set evaluation.models=teacher",
-                )
-            if classes:
-                require_replaceable_classes(manifest, method, found.version)
-            yield found
+    for found in locate_students(manifest, version=version):
+        if not found.finished:
+            raise ManifestError(
+                "evaluation.models",
+                f"needs the student of method {found.method} seed {found.seed} at {found.location}",
+                list(manifest.evaluation.models),
+                "run jobs/distill.py with this manifest, or set evaluation.models=teacher",
+            )
+        if classes:
+            require_replaceable_classes(manifest, found.method, found.version)
+        yield found
 
 
 def _load_candidates(

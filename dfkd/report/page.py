@@ -15,7 +15,7 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.student_store import locate_student
+from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
 from dfkd.evaluation.results import read_results
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
@@ -74,11 +74,7 @@ def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
     """
     names = set()
     if "student" in manifest.evaluation.scored:
-        names = {
-            locate_student(manifest, method, seed).name
-            for method in manifest.methods
-            for seed in manifest.distillation.seeds
-        }
+        names = {location.name for location in locate_students(manifest)}
     if different := names.symmetric_difference(scored):
         raise ManifestError(
             "manifest",

@@ -13,6 +13,7 @@ from dfkd.distillation.student_store import (
     check_teacher,
     load_located,
     locate_student,
+    locate_students,
 )
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.models.student import build, card, save_student
@@ -116,6 +117,16 @@ def test_a_student_needs_a_published_version_of_its_classes(tmp_path: Path) -> N
         key = change.partition("=")[0]
         with pytest.raises(ManifestError, match=f"{key}: must be that of version {version.id} "):
             locate_student(other, "vanilla", 0)
+
+
+def test_students_of_a_method_share_what_is_read_of_its_version(tmp_path: Path) -> None:
+    """The receipts of a large version, for each of many students, would fill the driver."""
+    manifest = Manifest.read(write_manifest(tmp_path), ("distillation.seeds=[0, 1]",))
+    publish(manifest)
+    first, second = locate_students(manifest)
+    assert first == locate_student(manifest, "vanilla", 0)
+    assert second == locate_student(manifest, "vanilla", 1)
+    assert first.version is second.version
 
 
 def test_a_student_of_the_same_classes_in_another_order_is_refused(tmp_path: Path) -> None:
