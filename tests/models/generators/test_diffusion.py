@@ -292,6 +292,16 @@ def test_rounded_weights_of_the_text_tower_are_the_same_tower(home: Path, own: P
     check_synthesis(read_manifest(home, own))
 
 
+def test_a_bias_that_changes_no_attention_does_not_make_another_tower(tmp_path: Path) -> None:
+    teacher = tiny_teacher(tmp_path)
+    encoder = TextEncoder.read(write_pipeline(tmp_path / "pipeline", teacher))
+    before = teacher.encode_text(["a dog"])
+    for block in teacher.text.transformer.resblocks:
+        block.attn.in_proj_bias.data.chunk(3)[1].add_(1.0)  # queries, keys, values
+    torch.testing.assert_close(teacher.encode_text(["a dog"]), before)
+    encoder.require(teacher)
+
+
 def test_zeros_of_the_text_tower_are_compared_like_other_numbers(tmp_path: Path) -> None:
     """Biases of an untrained tower are zero, and a difference relative to them is no number."""
     teacher = tiny_teacher(tmp_path)
