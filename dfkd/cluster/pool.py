@@ -30,8 +30,8 @@ from dfkd.utils.progress import Closing, say
 MAX_WAITING_ACTORS = 256
 """Actors at most that wait for room on an autoscaling cluster, whose own maximum caps the cost."""
 
-BEGIN_SECONDS = 300.0
-"""Seconds for an actor to begin on its node: it loads CUDA, and no weights."""
+BEGIN_SECONDS = 900.0
+"""Seconds for an actor to begin: to import torch, perhaps from a slow disk, and to start CUDA."""
 
 MAX_FIRST_TIMEOUTS = 2
 """Attempts that may time out before a task of their kind succeeds. Then the limit is suspected."""
