@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dfkd.cluster.ray_internals import draining_nodes, node_types, ray_reason
+from dfkd.cluster.ray_internals import avoiding, draining_nodes, node_types, ray_reason
 from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError, one_line
-from dfkd.storage.base import BUCKET_ROOTS
 from dfkd.utils.progress import say
 
 POLL_SECONDS = 1.0
@@ -176,19 +175,17 @@ def cpus_per_rank(nodes: Mapping[str, Mapping[str, float]], ranks: int, gpus: fl
     """
     # More would leave GPUs of a node without CPUs, so that ranks exchange gradients over the
     # network instead of inside one node.
-    shares = [
-        max(1, int(node.get("CPU", 0.0) // node["GPU"])) if gpus else int(node.get("CPU", 0.0))
-        for node in nodes.values()
-        if node.get("GPU", 0.0) >= gpus
-    ]
-    most = (min if gpus else max)(shares, default=0)
+    shares = {
+        name: max(1, int(node["CPU"] // node["GPU"])) if gpus else int(node["CPU"])
+        for name, node in nodes.items()
+        if node.get("CPU", 0.0) >= 1 and node.get("GPU", 0.0) >= gpus
+    }
     # Try every number: the largest one is not total / ranks, since nodes differ in size.
-    fitting = (
-        cpus
-        for cpus in range(most, 0, -1)
-        if WorkerResources(cpus, gpus).count_fitting(nodes) >= ranks
-    )
-    return float(next(fitting, 0))
+    for cpus in range(max(shares.values(), default=0), 0, -1):
+        large = {name: nodes[name] for name, share in shares.items() if share >= cpus}
+        if WorkerResources(cpus, gpus).count_fitting(large) >= ranks:
+            return float(cpus)
+    return 0.0
 
 
 @dataclass(frozen=True)
@@ -269,15 +266,21 @@ def gpu_name() -> str:
     """The name of a worker's GPU.
 
     Raises:
-        InfrastructureError: torch cannot use it, or no GPU was free within `CAPACITY_WAIT_SECONDS`.
+        InfrastructureError: torch can use none, or no GPU was free within `CAPACITY_WAIT_SECONDS`.
     """
-    probe = ray.remote(num_gpus=1, max_retries=0)(_reserved_device)
+    probe: Any = ray.remote(num_gpus=1, max_retries=0)(_reserved_device)
+    tried: list[str] = []
     try:
-        return str(ray.get(probe.remote(), timeout=CAPACITY_WAIT_SECONDS))
-    except RayTaskError as error:
-        if isinstance(error.cause, InfrastructureError):
-            raise error.cause from None
-        raise  # a defect of ours, which keeps its traceback
+        while True:
+            answer = probe.options(**avoiding(tried)).remote()
+            node, name, error = ray.get(answer, timeout=CAPACITY_WAIT_SECONDS)
+            if error is None:
+                return str(name)
+            # Another node may have a GPU that works.
+            tried.append(node)
+            others = {key: each for key, each in schedulable_nodes().items() if key not in tried}
+            if not WorkerResources(0.0, 1.0).count_fitting(others):
+                raise error
     except GetTimeoutError:  # other jobs held all GPUs
         raise no_capacity_error(WorkerResources(1.0, 1.0)) from None
     except RayError as error:
@@ -287,10 +290,13 @@ def gpu_name() -> str:
         ) from None
 
 
-def _reserved_device() -> str:
-    """The name of the GPU that this process has reserved."""
-    see_reserved_gpus()
-    return own_device()
+def _reserved_device() -> tuple[str, str, InfrastructureError | None]:
+    """The id of this node, and the name of the GPU that this process has reserved or the error."""
+    try:
+        see_reserved_gpus()
+        return node_id(), own_device(), None
+    except InfrastructureError as error:
+        return node_id(), "", error
 
 
 def own_device() -> str:
@@ -351,21 +357,6 @@ def require_room(resources: WorkerResources) -> None:
             "must fit a node together with cluster.gpus_per_worker, and none is large enough",
             resources.bundle,
             "lower them or add nodes",
-        )
-
-
-def require_shared_storage(root: str) -> None:
-    """Raise `ManifestError` for a relative root on several nodes, which would not share it.
-
-    A cluster with an autoscaler may begin with one node and get others later.
-    """
-    shared = count_nodes() > 1 or (ray.is_initialized() and has_autoscaler())
-    if shared and "://" not in root and not os.path.isabs(root):
-        raise ManifestError(
-            "storage.root",
-            f"must be {BUCKET_ROOTS}, or the absolute path of a folder that all nodes share",
-            root,
-            "name one, for example by --set storage.root=s3://bucket/prefix",
         )
 
 

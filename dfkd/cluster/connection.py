@@ -15,8 +15,10 @@ from typing import Any, NoReturn
 import ray
 from ray.exceptions import AuthenticationError
 
+from dfkd.cluster.capacity import count_nodes, has_autoscaler
 from dfkd.cluster.ray_internals import quiet_authentication
 from dfkd.errors import InfrastructureError, ManifestError, one_line
+from dfkd.storage.base import BUCKET_ROOTS
 
 LOCAL_OBJECT_STORE = 128 << 20
 """Bytes of Ray's object store, which carries only small messages; shards go through storage."""
@@ -123,3 +125,18 @@ def _check_reachable(address: str) -> None:
     """
     if match := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
         socket.create_connection((match[1], int(match[2])), timeout=CONNECT_SECONDS).close()
+
+
+def require_shared_storage(root: str) -> None:
+    """Raise `ManifestError` for a relative root on several nodes, which would not share it.
+
+    A cluster with an autoscaler may begin with one node and get others later.
+    """
+    shared = count_nodes() > 1 or (ray.is_initialized() and has_autoscaler())
+    if shared and "://" not in root and not os.path.isabs(root):
+        raise ManifestError(
+            "storage.root",
+            f"must be {BUCKET_ROOTS}, or the absolute path of a folder that all nodes share",
+            root,
+            "name one, for example by --set storage.root=s3://bucket/prefix",
+        )

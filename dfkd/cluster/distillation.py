@@ -30,9 +30,9 @@ from dfkd.cluster.capacity import (
     own_device,
     plan_ranks,
     plan_students,
-    require_shared_storage,
     trains_here,
 )
+from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.launch import PreemptedError, run_ranks
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.rank import BarPlace, Job, open_stream, train

@@ -1,12 +1,17 @@
-"""Failed attempts at the tasks of a pool: which of them count, and what is quarantined."""
+"""Failed attempts at the tasks of a pool, and to start its actors: which of them count."""
 
-from collections import defaultdict
-from collections.abc import Container
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError
+
 MAX_NODE_LOSSES = 10
 """Attempts of one task that may be lost with their node before the task itself is suspected."""
+
+MAX_FIRST_TIMEOUTS = 2
+"""Attempts that may time out before a task of their kind succeeds. Then the limit is suspected."""
 
 
 class Identified(Protocol):
@@ -18,6 +23,7 @@ class Identified(Protocol):
 
 
 T = TypeVar("T", bound=Identified)
+N = TypeVar("N")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Failures(Generic[T]):
     """Failed attempts since the last success, likewise."""
     _reached: dict[str, int] = field(default_factory=dict)
     """By task id how far its last failed attempt came."""
+    _timeouts: Counter[type] = field(default_factory=Counter)
+    """Attempts that have timed out, by kind of task."""
 
     def add(self, task: T | None, node: str, reached: int) -> None:
         """Record a failed attempt.
@@ -62,6 +70,25 @@ class Failures(Generic[T]):
         """Record that an attempt at some task has succeeded."""
         self._in_a_row.clear()
 
+    def time_out(self, kind: type, succeeded: bool, limit: float) -> None:
+        """Record that an attempt at a task of a kind took longer than `limit` seconds.
+
+        Args:
+            succeeded: whether a task of this kind has ever succeeded.
+
+        Raises:
+            ManifestError: none has, and this is not the first attempt that timed out.
+        """
+        self._timeouts[kind] += 1
+        # Retries of such tasks would cost hours and time out as well.
+        if not succeeded and self._timeouts[kind] >= MAX_FIRST_TIMEOUTS:
+            raise ManifestError(
+                "cluster.task_timeout",
+                "must be longer than a task takes",
+                f"{self._timeouts[kind]} tries without a result within {limit:g} seconds",
+                "raise it, lower synthesis.shard_size, or find out why workers hang",
+            )
+
     def tries(self, task: str) -> int:
         """The number of failed attempts for the task id `task`, lost ones included."""
         return len(self._by_task.get(task, ()))
@@ -69,6 +96,21 @@ class Failures(Generic[T]):
     def in_a_row(self, nodes: Container[str]) -> int:
         """The number of failures in a row that count, where `nodes` are those still there."""
         return _count(self._in_a_row, nodes)
+
+    def require_success(
+        self, nodes: Container[str], most: int, reason: str, may_pass: bool
+    ) -> None:
+        """Raise an error if `most` attempts in a row have failed, the last one for `reason`.
+
+        Raises:
+            InfrastructureError: a repetition of the run may cure it (`may_pass`); else `DfkdError`.
+        """
+        if (failures := self.in_a_row(nodes)) >= most:
+            told = (
+                f"workers: {failures} tries in a row failed, the last with {reason}; "
+                "fix that and run the same command again, it resumes"
+            )
+            raise InfrastructureError(told) if may_pass else DfkdError(told)
 
     def of(self, task: T, nodes: Container[str]) -> int:
         """The number of failures of a task that count, where `nodes` are those still there."""
@@ -83,3 +125,41 @@ class Failures(Generic[T]):
 def _count(tries: list[str], nodes: Container[str]) -> int:
     """The number of failed attempts that count, which excludes those lost with their node."""
     return sum(not node or node in nodes for node in tries)
+
+
+@dataclass
+class FailedStarts:
+    """Nodes on which actors could not begin."""
+
+    unusable: set[str] = field(default_factory=set)
+    """Ids of nodes that are used no more."""
+    lost: Counter[str] = field(default_factory=Counter)
+    """By node id the actors fewer than its resources hold, because others work there."""
+    _failures: Counter[str] = field(default_factory=Counter)
+    """By node id the failures since the last loss."""
+
+    def usable(self, nodes: Mapping[str, N]) -> dict[str, N]:
+        """Those of the nodes that are still used."""
+        return {name: node for name, node in nodes.items() if name not in self.unusable}
+
+    def count_lost(self, nodes: Iterable[str]) -> int:
+        """The actors that these nodes hold less."""
+        return sum(self.lost[node] for node in nodes)
+
+    def add(self, node: str, shared: bool, attempts: int) -> bool:
+        """Record that an actor could not begin; returns whether its place is given up.
+
+        Args:
+            node: id of its node.
+            shared: whether another actor has begun there.
+            attempts: after how many such failures the place is given up.
+        """
+        self._failures[node] += 1
+        if self._failures[node] < attempts:
+            return False
+        self._failures[node] = 0
+        if shared:
+            self.lost[node] += 1
+        else:
+            self.unusable.add(node)
+        return True

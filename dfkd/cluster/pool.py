@@ -3,7 +3,7 @@
 import operator
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic
@@ -22,8 +22,8 @@ from dfkd.cluster.capacity import (
     require_room,
     schedulable_nodes,
 )
-from dfkd.cluster.failures import Failures, Quarantined, T
-from dfkd.cluster.ray_internals import ray_reason
+from dfkd.cluster.failures import FailedStarts, Failures, Quarantined, T
+from dfkd.cluster.ray_internals import avoiding, ray_reason
 from dfkd.errors import DEFECTS, DfkdError, InfrastructureError, ManifestError, conceal, shorten
 from dfkd.utils.progress import Closing, say
 
@@ -32,9 +32,6 @@ MAX_WAITING_ACTORS = 256
 
 BEGIN_SECONDS = 900.0
 """Seconds for an actor to begin: to import torch, perhaps from a slow disk, and to start CUDA."""
-
-MAX_FIRST_TIMEOUTS = 2
-"""Attempts that may time out before a task of their kind succeeds. Then the limit is suspected."""
 
 _END: Any = object()
 """What `next` returns for an iterator that has ended; None means that no task is ready."""
@@ -60,16 +57,15 @@ class ActorSlot(Generic[T]):
 class Pool(Closing, Generic[T]):
     """Runs tasks on at most `size` actors of class `kind`.
 
-    A task is what one call of an actor does: a unit of synthesis, or a `StudentTask`. The pool
-    follows the cluster: it has as many actors as fit the available nodes, so nodes may join and
-    leave while it runs. A draining node gets no new task. With an autoscaler, further actors wait
-    for room: they are the demand for which it adds nodes, and it ends with the driver.
+    A task is what one call of an actor does: a unit of synthesis, or a `StudentTask`. There are as
+    many actors as fit the nodes, which may join and leave. A draining node gets no new task, and
+    one on which no actor can begin is used no more. With an autoscaler, further actors wait for
+    room: they are the demand for which it adds nodes, and it ends with the driver.
 
     Each actor has at most one task in flight, so the driver's memory is bounded and a death has
-    exactly one suspect. Ray's own retries are off: a task whose actor died, hung or raised is
-    retried on any actor, `attempts` times in all, and then quarantined. An attempt lost to a node
-    failure does not count towards this limit. The run ends when too many attempts in a row fail for
-    any single task to be the cause. A node on which no actor can begin is used no more.
+    exactly one suspect. A task whose actor died, hung or raised is retried on any actor, `attempts`
+    times in all, and then quarantined; an attempt lost with its node does not count. The run ends
+    when too many attempts in a row fail for any single task to be the cause.
     """
 
     kind: type[Actor]
@@ -101,12 +97,9 @@ class Pool(Closing, Generic[T]):
     _failures: Failures[T] = field(default_factory=Failures)
     _undrawn: int = 0
     """Number of tasks that are not drawn yet; `size` if their iterator does not tell it."""
-    _timeouts: Counter[type] = field(default_factory=Counter)
-    """Number of attempts of this run that have timed out, by kind of task."""
+    _starts: FailedStarts = field(default_factory=FailedStarts)
     _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
     """Resources of the usable nodes by node id, as of the last refresh."""
-    _unusable: set[str] = field(default_factory=set)
-    """Ids of the nodes on which an actor could not begin."""
     _wanted: int = 0
     """With an autoscaler, how many actors are started whether or not they fit yet; else 0."""
     _fitting: int = 0
@@ -128,10 +121,10 @@ class Pool(Closing, Generic[T]):
             may_start: called before each task; after False no more are started.
 
         Raises:
-            ManifestError: an actor raised it, which no retry can fix; or no node can hold an actor
-                and there is no autoscaler; or no task succeeded and `timeout` is too short.
-            InfrastructureError: an actor raised it; or none can use its GPU; or no node had room
-                for one; or `attempts` x (actors + 1) attempts in a row failed (or `DfkdError`).
+            ManifestError: an actor raised it; or no node can hold an actor and there is no
+                autoscaler; or no task succeeded and `timeout` is too short.
+            InfrastructureError: an actor raised it; or no actor can begin, or finds room; or
+                `attempts` x (actors + 1) attempts in a row failed (or `DfkdError`).
         """
         self._begin_run(operator.length_hint(tasks, self.size))
         ended = False
@@ -160,9 +153,11 @@ class Pool(Closing, Generic[T]):
         self.stopped, self.largest, self._undrawn = False, 0, undrawn
         self.quarantine, self._failures = [], Failures()
         self._next_tasks.clear()
-        self._timeouts.clear()
         self._finished_seconds = 0.0
         self._last_placed, self._last_poll = time.monotonic(), 0.0
+        # Those that are still beginning may hang.
+        for slot in [each for each in self._slots if each.node and not each.begun]:
+            self._remove(slot)
         for slot in self._slots:
             self._begin(slot)
 
@@ -254,11 +249,10 @@ class Pool(Closing, Generic[T]):
         for slot in list(self._slots):
             if slot.awaited is None and slot.node not in self._nodes:
                 self._remove(slot)
-            elif slot.task is not None and 0 < self.timeout < now - slot.since:
-                self._time_out(slot, slot.task)
-            elif slot.node and not slot.begun and now - slot.since > BEGIN_SECONDS:
-                told = f"cluster: a worker did not begin within {BEGIN_SECONDS:g} seconds; "
-                self._exclude(slot, InfrastructureError(told + "run the same command again"))
+            elif slot.node and slot.awaited is not None:
+                limit = self.timeout if slot.begun else BEGIN_SECONDS
+                if 0 < limit < now - slot.since:
+                    self._time_out(slot)
         self._resize()
         # Ray waits for room without end and without a message, so the pool counts the seconds.
         if any(slot.node for slot in self._slots):
@@ -268,24 +262,34 @@ class Pool(Closing, Generic[T]):
 
     def _refresh_nodes(self) -> dict[str, dict[str, float]]:
         """Read the usable nodes from Ray; returns them."""
-        nodes = schedulable_nodes()
-        self._nodes = {name: node for name, node in nodes.items() if name not in self._unusable}
+        self._nodes = self._starts.usable(schedulable_nodes())
         return self._nodes
 
-    def _exclude(self, slot: ActorSlot[T], error: InfrastructureError) -> None:
-        """Use the node of an actor that cannot begin no more; raise its error if it is the only one
-        or, before any actor has begun, the second one.
+    def _count_fitting(self) -> int:
+        """The number of actors that the usable nodes hold."""
+        return self.resources.count_fitting(self._nodes) - self._starts.count_lost(self._nodes)
+
+    def _fail_to_begin(self, slot: ActorSlot[T], error: DfkdError, certain: bool) -> None:
+        """Remove an actor that could not begin, and give up its place if that is `certain` to fail
+        again or has failed `attempts` times: all of its node if no other actor has begun there.
+
+        Raises `error` if there is no other place, or for the second node before any has begun.
         """
-        self._unusable.add(slot.node)
         self._remove(slot)
-        others = self.resources.count_fitting(self._refresh_nodes()) or self._wanted
-        if not others or (not self.largest and len(self._unusable) > 1):
+        if slot.node not in self._refresh_nodes():
+            return  # it died with its node
+        shared = any(each.begun and each.node == slot.node for each in self._slots)
+        if not self._starts.add(slot.node, shared, 1 if certain else self.attempts):
+            return
+        self._refresh_nodes()
+        broken = not self.largest and len(self._starts.unusable) > 1
+        if broken or not (self._count_fitting() or self._wanted):
             raise error
-        say(f"note: the run goes on without a node: {error}")
+        say(f"note: the run goes on without {'one worker' if shared else 'a node'}: {error}")
 
     def _resize(self) -> None:
         """Start or remove actors until as many are there as fit the nodes, or may wait for room."""
-        self._fitting = min(self.size, self.resources.count_fitting(self._nodes))
+        self._fitting = min(self.size, self._count_fitting())
         # An actor without a task would keep its GPU, or ask an autoscaler for one, until all end.
         tasks = len(self.in_flight) + len(self._next_tasks) + self._undrawn
         target = min(max(self._fitting, self._wanted), tasks)
@@ -303,9 +307,7 @@ class Pool(Closing, Generic[T]):
     def _start(self) -> Any:
         """A new actor, anywhere but on an unusable node."""
         # Ray restarts and retries nothing: the pool does both, and counts them.
-        options: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
-        if self._unusable:
-            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self._unusable)})"}
+        options = {"max_restarts": 0, "max_task_retries": 0} | avoiding(self._starts.unusable)
         actor: Any = ray.remote(self.kind)
         return actor.options(**options, **self.resources.options).remote(*self.arguments)
 
@@ -320,26 +322,23 @@ class Pool(Closing, Generic[T]):
         self._slots.remove(slot)
         ray.kill(slot.actor)
 
-    def _time_out(self, slot: ActorSlot[T], task: T) -> None:
-        """Replace an actor whose task takes too long; that counts as a failed attempt.
+    def _time_out(self, slot: ActorSlot[T]) -> None:
+        """Replace an actor that takes too long; that counts as a failed attempt at its task.
 
-        Raises:
-            ManifestError: the first attempts of this kind of task have timed out.
+        Raises as `_fail_to_begin`, or `ManifestError` if the first tasks of a kind time out.
         """
         # A result may be ready, and only the driver was busy or suspended for so long.
         if ray.wait([slot.awaited], timeout=0)[0]:
             return
+        if slot.task is None:
+            told = f"cluster: a worker did not begin within {BEGIN_SECONDS:g} seconds; "
+            error = InfrastructureError(f"{told}run the same command again, it resumes")
+            self._fail_to_begin(slot, error, True)
+            return
         # A hanging actor cannot be asked to stop; `_resize` replaces it.
+        task = slot.task
         self._remove(slot)
-        self._timeouts[kind := type(task)] += 1
-        # Retries of such tasks would cost hours and time out as well.
-        if kind not in self.succeeded and self._timeouts[kind] >= MAX_FIRST_TIMEOUTS:
-            raise ManifestError(
-                "cluster.task_timeout",
-                "must be longer than a task takes",
-                f"{self._timeouts[kind]} tries without a result within {self.timeout:g} seconds",
-                "raise it, lower synthesis.shard_size, or find out why workers hang",
-            )
+        self._failures.time_out(type(task), type(task) in self.succeeded, self.timeout)
         hint = "a worker that hangs, or tasks that need a larger cluster.task_timeout"
         self._record_failure(task, f"no result within {self.timeout:g} seconds ({hint})", "")
 
@@ -352,22 +351,27 @@ class Pool(Closing, Generic[T]):
         # Any other error is a death: by itself, with its node, or by Ray's memory monitor.
         died = not isinstance(error, RayTaskError)
         cause = error.cause if isinstance(error, RayTaskError) else error
-        if isinstance(cause, InfrastructureError) and slot.node and not slot.begun:
-            self._exclude(slot, cause)
+        beginning, known = bool(slot.node) and not slot.begun, isinstance(cause, DfkdError)
+        if isinstance(cause, InfrastructureError) and beginning:
+            self._fail_to_begin(slot, cause, True)
             return
         if isinstance(cause, InfrastructureError | ManifestError):
             raise cause
-        # An unexpected exception may be the actor's fault: an actor whose GPU is lost would fail
-        # every further task immediately.
-        known = isinstance(cause, DfkdError)
-        if died or task is None or not known:
-            self._remove(slot)
         # The first traceback of several in a row, because every attempt may raise the same.
         if isinstance(error, RayTaskError) and not (known or self._failures.in_a_row(self._nodes)):
             say(conceal(str(error)))
         reason = ray_reason(error) if died else shorten(str(cause) if known else repr(cause), 300)
-        self._refresh_nodes()
         may_pass = not isinstance(cause, (DfkdError, *DEFECTS))
+        if beginning:
+            told = f"workers: none can begin on a node, the last ended with {reason}; fix that and "
+            kind = InfrastructureError if may_pass else DfkdError
+            self._fail_to_begin(slot, kind(f"{told}run the same command again"), False)
+            return
+        # An unexpected exception may be the actor's fault: an actor whose GPU is lost would fail
+        # every further task immediately.
+        if died or task is None or not known:
+            self._remove(slot)
+        self._refresh_nodes()
         self._record_failure(task, reason, slot.node if died else "", may_pass)
 
     def _record_failure(
@@ -380,13 +384,8 @@ class Pool(Closing, Generic[T]):
         self._failures.add(task, node, self.progress(task) if task is not None else 0)
         # A broken cluster would quarantine task after task, so the run ends instead. Even if every
         # actor had a bad task, one of these attempts should have succeeded.
-        failures = self._failures.in_a_row(self._nodes)
-        if failures >= self.attempts * (max(1, self._fitting) + 1):
-            told = (
-                f"workers: {failures} tries in a row failed, the last with {reason}; "
-                "fix that and run the same command again, it resumes"
-            )
-            raise InfrastructureError(told) if may_pass else DfkdError(told)
+        most = self.attempts * (max(1, self._fitting) + 1)
+        self._failures.require_success(self._nodes, most, reason, may_pass)
         if task is None:
             return
         # Before quarantining, make sure that the actor did not die with its node: Ray may report

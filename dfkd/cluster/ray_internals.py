@@ -6,7 +6,7 @@ minor release, and tests/cluster/test_ray_internals.py tests each use.
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -105,3 +105,8 @@ def relayed_bar(description: str, total: int, unit: str, done: int) -> Bar:
 def quiet_authentication() -> None:
     """Silence Ray's message at each start that clusters use tokens by default."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+
+
+def avoiding(nodes: Collection[str]) -> dict[str, Any]:
+    """The options of an actor or task that Ray shall place on no node of these ids."""
+    return {"label_selector": {"ray.io/node-id": f"!in({','.join(nodes)})"}} if nodes else {}

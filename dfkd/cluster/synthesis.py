@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd.cluster.capacity import require_shared_storage
+from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.failures import Quarantined
 from dfkd.cluster.metrics import count_request, report_quarantined, report_task
 from dfkd.cluster.pool import Pool

@@ -253,6 +253,7 @@ def score(
                 for domain, confusion in domains.items()
                 if confusion.any()  # a domain without a readable image has no accuracy
             ]
+        del group, candidate  # before the next models are loaded
     if not rows and unreadable:
         name, reason = min(unreadable.items())
         raise DfkdError(
@@ -266,8 +267,10 @@ def score(
 def _groups(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, ...]]:
     """Yield models in a row that take images of one size together, at most `GROUP` of them."""
     for _, same in groupby(candidates, lambda candidate: candidate.image_size):
-        while group := tuple(islice(same, GROUP)):
-            yield group
+        # Without a name, which would hold these models while the next ones are loaded.
+        while group := [*islice(same, GROUP)]:
+            yield tuple(group)
+            group.clear()
 
 
 def _confusions(

@@ -106,13 +106,14 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
     # not in the listing or among the references.
     listing = Listing.read(root)
     kept = referenced_versions(root, keep)
-    _keep_unfinished(root, listing, kept, grace)
+    begun = _begun_removals(root, listing)
+    _keep_unfinished(root, listing, kept, begun, grace)
     # A removal that was killed goes on, whatever is to be kept now. A job that leases the version
     # came later than its mark, and refuses to work on it.
-    kept = {key: why for key, why in kept.items() if not _has_begun(root, listing, key)}
+    kept = {key: why for key, why in kept.items() if key not in begun}
     _require_manifests(root, listing, kept)
     referenced = {key for name in kept for key in _shard_keys(root, name)}
-    versions = list(_versions(root, listing, kept, referenced, grace))
+    versions = list(_versions(listing, kept, referenced, begun, grace))
     gone = [removal.version for removal in versions]
     removals = [
         *_students(root, listing, manifest, kept, gone, grace),
@@ -154,15 +155,16 @@ def remove(
     for removal in second:
         if removal.mark in marks and removal.mark == _mark(removal.version):
             root.put(removal.mark, BEGUN)
-    # The second plan also removes the marks of versions that have come into use meanwhile.
+    # What was announced goes with all that it holds now. The second plan also removes the marks of
+    # versions that have come into use meanwhile.
     again = [
         entry
         for removal in second
         for entry in removal.entries
-        if entry.key in wanted or entry.key in marks
+        if removal.mark in marks or entry.key in wanted or entry.key in marks
     ]
     _delete(root, again, fence)
-    gone = [wanted[entry.key] for entry in again if entry.key in wanted]
+    gone = [entry for entry in again if entry.key in wanted or entry.key not in marks]
     return len(gone), sum(entry.size for entry in gone)
 
 
@@ -220,10 +222,12 @@ def _last_current(home: Storage, keep: int) -> dict[int, str]:
     return found
 
 
-def _keep_unfinished(root: Storage, listing: Listing, kept: dict[str, str], grace: float) -> None:
+def _keep_unfinished(
+    root: Storage, listing: Listing, kept: dict[str, str], begun: set[str], grace: float
+) -> None:
     """Add to `kept` the unfinished versions, the bases of unpublished ones, and young versions."""
     for key, objects in listing.versions.items():
-        if layout.REMOVING in objects or layout.IDENTITY not in objects:
+        if key in begun or layout.IDENTITY not in objects:
             continue
         if layout.MANIFEST not in objects and layout.ABANDONED not in objects:
             kept.setdefault(key, "unfinished")
@@ -245,13 +249,14 @@ def _mark(key: str) -> str:
     return f"{_folder(key)}/{layout.REMOVING}"
 
 
-def _has_begun(root: Storage, listing: Listing, key: str) -> bool:
-    """Whether objects of a version may have been deleted already, as its mark says."""
-    if layout.REMOVING not in listing.versions.get(key, {}):
-        return False
-    with contextlib.suppress(MissingObject):  # a sweep has ended since the listing
-        return root.get(_mark(key)) == BEGUN
-    return False
+def _begun_removals(root: Storage, listing: Listing) -> set[str]:
+    """The versions of which objects may have been deleted already, as their marks say."""
+    begun = set()
+    for key, objects in listing.versions.items():
+        if layout.REMOVING in objects:
+            with contextlib.suppress(MissingObject):  # a sweep has ended since the listing
+                begun |= {key} if root.get(_mark(key)) == BEGUN else set()
+    return begun
 
 
 def _require_manifests(root: Storage, listing: Listing, kept: Mapping[str, str]) -> None:
@@ -299,12 +304,12 @@ def _marks(objects: Objects) -> tuple[StoredObject, ...]:
 
 
 def _versions(
-    root: Storage, listing: Listing, kept: dict[str, str], referenced: set[str], grace: float
+    listing: Listing, kept: dict[str, str], referenced: set[str], begun: set[str], grace: float
 ) -> Iterator[Removal]:
     """Versions that are not kept, without the shards that others refer to."""
     for key, objects in listing.versions.items():
-        # A marked version is on its way out already: the young objects are those of a kill.
-        if key in kept or (_age(objects) < grace and layout.REMOVING not in objects):
+        # The young objects of a removal that has begun are those of a kill.
+        if key in kept or (_age(objects) < grace and key not in begun):
             continue
         free = {name: entry for name, entry in objects.items() if entry.key not in referenced}
         what, why = f"version {key}", "older than the versions to keep"
@@ -313,8 +318,7 @@ def _versions(
             what, why = f"shards of removed version {key}", "no version refers to them"
         elif layout.ABANDONED in objects:
             why = "abandoned"
-        begun = _has_begun(root, listing, key)
-        yield Removal(what, why, _ordered(free), key, _mark(key), begun)
+        yield Removal(what, why, _ordered(free), key, _mark(key), key in begun)
 
 
 def _students(

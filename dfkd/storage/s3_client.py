@@ -79,15 +79,18 @@ class S3Connection(BucketConnection):
         # boto3's default session would keep the first credentials, even after they change.
         session = botocore.session.Session()
         session.register_component("data_loader", _models())
-        for name, least in METADATA_SERVICE.items():
-            session.set_config_variable(name, max(least, session.get_config_variable(name)))
         try:
+            for name, least in METADATA_SERVICE.items():
+                session.set_config_variable(name, max(least, session.get_config_variable(name)))
             return boto3.session.Session(botocore_session=session).client("s3", config=config)
         except boto.BotoCoreError:
             raise  # some of them are a ValueError too
         except ValueError as error:
             raise ManifestError(
-                "AWS_ENDPOINT_URL", "must be the URL of an S3 endpoint", redact(error), "fix it"
+                "AWS_*",
+                "must be settings of S3, such as AWS_ENDPOINT_URL its URL",
+                redact(error),
+                "fix or unset them",
             ) from None
 
     def attempt(self, operation: str, send: Callable[[Request], T]) -> T:

@@ -199,8 +199,9 @@ def test_ranks_are_sized_by_nodes_and_never_span_two() -> None:
 def test_ranks_with_gpus_fill_a_node_before_they_take_the_next_one() -> None:
     nodes = {name: {"CPU": 96.0, "GPU": 8.0} for name in "abcd"}
     assert [cpus_per_rank(nodes, wanted, 1.0) for wanted in (1, 4, 8, 32, 33)] == [12.0] * 4 + [0.0]
-    nodes["e"] = {"CPU": 4.0, "GPU": 8.0}
-    assert [cpus_per_rank(nodes, wanted, 1.0) for wanted in (1, 36, 37)] == [1.0, 1.0, 0.0]
+    nodes |= {"e": {"CPU": 0.0, "GPU": 8.0}, "f": {"CPU": 4.0, "GPU": 1.0}, "g": {"CPU": 999.0}}
+    expected = [12.0] * 4 + [4.0, 0.0]
+    assert [cpus_per_rank(nodes, wanted, 1.0) for wanted in (1, 4, 8, 32, 33, 34)] == expected
 
 
 def test_a_connection_of_the_caller_is_used_and_left_open() -> None:

@@ -112,7 +112,7 @@ def test_a_node_that_is_being_drained_is_known(cluster: Cluster) -> None:
     assert node.node_id in schedulable_nodes()
     assert ray_internals.draining_nodes() == set()
     actor = ray.remote(resources={"leaving": 1})(Actor).remote()  # an idle node would go at once
-    assert ray.get(actor.begin.remote(str(ROOT))) == node.node_id  # type: ignore[attr-defined]
+    assert ray.get(actor.locate.remote()) == node.node_id  # type: ignore[attr-defined]
     drain(cluster, node)
     wait_for(lambda: ray_internals.draining_nodes() == {node.node_id})
     assert node.node_id not in schedulable_nodes()

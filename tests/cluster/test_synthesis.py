@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dfkd.cluster import capacity
 from dfkd.cluster import synthesis as making
-from dfkd.cluster.capacity import require_shared_storage
+from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.synthesis import build, identify, is_published, write_missing
 from dfkd.cluster.worker import PromptWorker, SynthesisWorker, synthesis_pool

@@ -1,41 +1,47 @@
-"""A node on which no worker can begin, beside another one."""
+"""Nodes, and places on a node, where no worker can begin."""
 
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from dfkd.cluster.capacity import Actor, WorkerResources, node_id
+from dfkd.cluster.capacity import Actor, WorkerResources, node_id, schedulable_nodes
 from dfkd.cluster.pool import Pool
 from dfkd.config.plan import PromptPart
 from dfkd.errors import InfrastructureError
 from tests.helpers.own_ray import own_ray
 
+FAILURES = {"dies": 3}
+"""How often an actor cannot begin before its node is given up, if not once."""
+
 
 class Picky(Actor):
     """Cannot begin on some nodes; dies once at its first part."""
 
-    def __init__(self, bad: tuple[str, ...], hangs: bool, notes: Path) -> None:
-        self.bad, self.hangs, self.notes = bad, hangs, notes
+    def __init__(self, bad: Sequence[str], how: str, notes: Path) -> None:
+        self.bad, self.how, self.notes = bad, how, notes
 
     def begin(self, folder: str, *work: Any) -> None:
         super().begin(folder)
         if node_id() in self.bad:
             with (self.notes / "refused").open("a") as stream:
                 stream.write("x")
-            if self.hangs:
+            if self.how == "dies":
+                os._exit(1)
+            if self.how == "hangs":
                 time.sleep(600)
             raise InfrastructureError("cluster: torch cannot use the GPU; run it again")
 
     def run(self, part: PromptPart) -> str:
-        while not (self.notes / "refused").exists():
+        refused = self.notes / "refused"
+        while not (refused.exists() and len(refused.read_text()) >= FAILURES.get(self.how, 1)):
             time.sleep(0.05)
-        time.sleep(0.5 * self.hangs)  # so that the run outlasts `BEGIN_SECONDS`
+        time.sleep(0.5 * (self.how == "hangs"))  # so that the run outlasts `BEGIN_SECONDS`
         if not (self.notes / "died").exists():
             (self.notes / "died").touch()
             os._exit(1)
@@ -51,29 +57,84 @@ def two_nodes() -> Iterator[list[str]]:
         yield sorted(node["NodeID"] for node in ray.nodes())
 
 
-@pytest.mark.parametrize("hangs", [False, True], ids=["refuses", "hangs"])
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("refuses", "cluster: torch cannot use the GPU"),
+        ("hangs", "cluster: a worker did not begin within 1 seconds"),
+        ("dies", "workers: none can begin on a node, the last ended with "),
+    ],
+)
 def test_the_run_goes_on_without_it(
     two_nodes: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-    hangs: bool,
+    how: str,
+    reason: str,
 ) -> None:
     """Also after an actor has died, whose replacement would find room there first."""
-    if hangs:
+    if how == "hangs":
         monkeypatch.setattr("dfkd.cluster.pool.BEGIN_SECONDS", 1.0)
     good, bad = two_nodes
-    pool: Pool[PromptPart] = Pool(Picky, ((bad,), hangs, tmp_path), 2, 3, WorkerResources(1.0))
+    pool: Pool[PromptPart] = Pool(Picky, ((bad,), how, tmp_path), 2, 3, WorkerResources(1.0))
     with pool:
         found = list(pool.run(PromptPart(number) for number in range(6)))
     assert found == [good] * 6
     assert pool.quarantine == []
-    assert (tmp_path / "refused").read_text() == "x"
-    reason = "a worker did not begin within 1 seconds" if hangs else "torch cannot use the GPU"
-    assert f"note: the run goes on without a node: cluster: {reason}" in capfd.readouterr().err
+    assert (tmp_path / "refused").read_text() == "x" * FAILURES.get(how, 1)
+    assert f"note: the run goes on without a node: {reason}" in capfd.readouterr().err
 
 
-def test_a_cluster_of_such_nodes_ends_the_run(two_nodes: list[str], tmp_path: Path) -> None:
-    pool: Pool[PromptPart] = Pool(Picky, (two_nodes, False, tmp_path), 2, 3, WorkerResources(1.0))
-    with pool, pytest.raises(InfrastructureError, match="torch cannot use the GPU"):
+@pytest.mark.parametrize("how", ["refuses", "dies"])
+def test_a_cluster_of_such_nodes_ends_the_run(
+    two_nodes: list[str], tmp_path: Path, how: str
+) -> None:
+    pool: Pool[PromptPart] = Pool(Picky, (two_nodes, how, tmp_path), 2, 3, WorkerResources(1.0))
+    with pool, pytest.raises(InfrastructureError, match=r"cannot use the GPU|none can begin"):
         list(pool.run(PromptPart(number) for number in range(6)))
+
+
+class OneBadPlace(Actor):
+    """Cannot begin while another one of its node is at work."""
+
+    def __init__(self, notes: Path) -> None:
+        self.notes = notes
+
+    def begin(self, folder: str, *work: Any) -> None:
+        super().begin(folder)
+        with (self.notes / "begun").open("a") as stream:
+            stream.write("x")
+        if len((self.notes / "begun").read_text()) > 1:
+            raise InfrastructureError("cluster: torch cannot use the GPU; run it again")
+
+    def run(self, part: PromptPart) -> int:
+        while len((self.notes / "begun").read_text()) < 2:
+            time.sleep(0.05)
+        return part.number
+
+
+def test_a_place_that_is_bad_leaves_those_beside_it_at_work(
+    two_nodes: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As one of several GPUs of a machine may be."""
+    pool: Pool[PromptPart] = Pool(OneBadPlace, (tmp_path,), 2, 3, WorkerResources(0.5))
+    pool._starts.unusable = {*schedulable_nodes()} - {two_nodes[0]}  # a machine alone
+    with pool:
+        found = sorted(pool.run(PromptPart(number) for number in range(4)))
+    assert found == [0, 1, 2, 3]
+    assert (tmp_path / "begun").read_text() == "xx"
+    assert "note: the run goes on without one worker: cluster: torch" in capfd.readouterr().err
+
+
+def test_a_run_of_lasting_actors_does_not_inherit_one_that_hangs(
+    two_nodes: list[str], tmp_path: Path
+) -> None:
+    good, bad = two_nodes
+    arguments = ((bad,), "hangs", tmp_path)
+    pool: Pool[PromptPart] = Pool(Picky, arguments, 2, 3, WorkerResources(1.0), lasting=True)
+    with pool:
+        assert list(pool.run(PromptPart(number) for number in range(2))) == [good] * 2
+        assert {slot.begun for slot in pool._slots if slot.node == bad} == {False}
+        assert list(pool.run(iter([PromptPart(2)]))) == [good]
+        assert not [slot for slot in pool._slots if not slot.begun and slot.awaited]

@@ -322,6 +322,27 @@ def test_a_version_that_a_job_takes_up_after_the_plan_stays(
         open_version(home(root), versions[1].id)
 
 
+def test_work_that_ended_between_mark_and_removal_stays(manifest: Manifest, root: Path) -> None:
+    """A job took the version up and ended, and the sweep was killed before it withdrew its mark."""
+    first, storage = chain(root, 3)[0], open_storage(str(root))
+    first.storage.delete(layout.MANIFEST)
+    first.storage.put(layout.ABANDONED, b"")
+    age(root)
+    planned = plan(manifest, keep=1)
+    begin(home(root), IDENTITY)
+    before = {key: first.storage.get(key) for key in first.storage.list("")}
+
+    def killed() -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        garbage_collection.remove(storage, manifest, planned, 1, GRACE, killed)
+    assert first.storage.exists(layout.REMOVING)
+    for _ in range(2):
+        garbage_collection.remove(storage, manifest, plan(manifest, 1), 1, GRACE, held)
+    assert {key: first.storage.get(key) for key in first.storage.list("")} == before
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"version": 7, "number": "one"}'])
 @pytest.mark.parametrize("key", ["data/vanilla/current/00000002.json", CLAIM])
 def test_a_damaged_object_that_names_versions_is_an_error(
@@ -419,7 +440,7 @@ def test_a_killed_removal_goes_on_although_an_object_is_young(
     """A worker that took very long has stored it since."""
     first = chain(root, 3)[0]
     age(root)
-    first.storage.put(layout.REMOVING, b"")
+    first.storage.put(layout.REMOVING, garbage_collection.BEGUN)
     first.storage.delete(layout.MANIFEST)
     os.utime(first.storage.location(layout.receipt(TASKS[0].id)))
     removed = {removal.what for removal in sweep(manifest, keep=1).removals}

@@ -148,6 +148,12 @@ def test_the_role_of_a_machine_is_asked_for_again(
     assert client._request_signer._credentials.access_key == "of the role"
 
 
+def test_a_setting_that_is_no_number_is_named(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_METADATA_SERVICE_TIMEOUT", "soon")
+    with pytest.raises(ManifestError, match=r"^AWS_\*: must be settings of S3.*'soon'"):
+        open_storage(root)
+
+
 @pytest.mark.parametrize(
     ("code", "status", "kind"),
     [
