@@ -209,8 +209,9 @@ def _notes_on_columns(described: StudyFile, results: StudyResults) -> Iterator[s
         )
     if any(row.unseen for row in results.rows):
         yield (
-            f"{UNSEEN}: accuracy on the images of all domains together, of classes that no student "
-            f"learned ({', '.join(described.unseen)}), of models whose classes can be replaced."
+            f"{UNSEEN}: accuracy on the images of all domains together, of classes that the "
+            f"distillation did not show ({', '.join(described.unseen)}), of models whose classes can "
+            "be replaced."
         )
     for paper in described.paper:
         yield (

@@ -120,7 +120,7 @@ class StudyFile:
     measures nothing, as `--quick` does.
     """
     unseen: tuple[Name, ...] = ()
-    """Classes that no student learned. The table then has a column `unseen`: the accuracy on all
+    """Classes that no student learns. The table then has a column `unseen`: the accuracy on all
     images of these classes, of the teacher and of the students of embeddings, whose classes can be
     replaced. Empty measures nothing.
     """
