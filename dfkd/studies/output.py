@@ -210,8 +210,8 @@ def _notes_on_columns(described: StudyFile, results: StudyResults) -> Iterator[s
     if any(row.unseen for row in results.rows):
         yield (
             f"{UNSEEN}: accuracy on the images of all domains together, of classes that the "
-            f"distillation did not show ({', '.join(described.unseen)}), of models whose classes can "
-            "be replaced."
+            f"distillation did not show ({', '.join(described.unseen)}), of models whose classes "
+            "can be replaced."
         )
     for paper in described.paper:
         yield (
