@@ -41,6 +41,9 @@ INVERSION_KEYS: dict[str, tuple[str, ...]] = {
 }
 """Keys of `inversion`, beside its own section, that a method uses; others use none."""
 
+REGENERATED = ("salt", "carried.")
+"""Beginnings of the keys that jobs/regenerate.py changes from version to version."""
+
 REGENERATION_KEYS = ("classes", "share")
 """Keys of `regeneration` that select the tasks which are made anew."""
 
@@ -100,6 +103,31 @@ def _keep_used_by_inversion(sections: dict[str, Any], inversion: Mapping[str, An
     sections["prompts"] = {"method": ["vanilla"]}
     sections["synthesis"] = {key: sections["synthesis"][key] for key in COMMON_SYNTHESIS_KEYS}
     del sections["generator"]
+
+
+def as_stored(manifest: Manifest, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a manifest with one method, with the weight hashes and base of a stored one.
+
+    It equals the stored one if the settings do. Weight files are not read, which takes long.
+    """
+    suffix = ".sha256"
+    weights = {
+        key.removesuffix(suffix): value for key, value in stored.items() if key.endswith(suffix)
+    }
+    return identity(manifest, weights, str(stored.get("carried.from", "")))
+
+
+def changed_settings(manifest: Manifest, stored: Mapping[str, Any]) -> list[str]:
+    """The keys in which a stored identity differs from a manifest with one method, sorted, without
+    those that jobs/regenerate.py changes from version to version.
+    """
+    expected = as_stored(manifest, stored)
+    keys = sorted(expected.keys() | stored.keys())
+    return [
+        key
+        for key in keys
+        if expected.get(key) != stored.get(key) and not key.startswith(REGENERATED)
+    ]
 
 
 def refuse_difference(stored: Mapping[str, Any], current: Mapping[str, Any], where: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from dfkd.config.identity import as_stored, changed_settings
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
@@ -68,13 +69,12 @@ def write(manifest: Manifest, command: str) -> str:
 
 
 def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
-    """Refuse a manifest whose students are not those that results.json scores.
-
-    The page would show the accuracies of some students, and data of others.
+    """Refuse a manifest whose students are not those that results.json scores, or whose settings
+    are not those of their versions: the page would show what is not of one run.
     """
-    names = set()
-    if "student" in manifest.evaluation.scored:
-        names = {location.name for location in locate_students(manifest)}
+    wanted = "student" in manifest.evaluation.scored
+    locations = locate_students(manifest) if wanted else []
+    names = {location.name for location in locations}
     if different := names.symmetric_difference(scored):
         raise ManifestError(
             "manifest",
@@ -82,6 +82,17 @@ def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
             sorted(different)[0],
             "run jobs/evaluate.py with this manifest first",
         )
+    # Students are found on the current version, whatever the manifest says of its synthesis.
+    for location in locations:
+        stored = location.version.manifest["identity"]
+        single = manifest.with_method(location.method)
+        for key in changed_settings(single, stored):
+            raise ManifestError(
+                key,
+                f"must be that of version {location.version.id}, {stored.get(key)!r}",
+                as_stored(single, stored).get(key),
+                "give the manifest of the run, or run jobs/pipeline.py with this one",
+            )
 
 
 def write_stored(storage: Storage) -> str:

@@ -300,6 +300,23 @@ def test_a_finished_run_without_its_exported_student_is_not_done(finished: Path)
         hidden.rename(exported)
 
 
+def test_the_export_of_another_student_is_outdated(finished: Path) -> None:
+    """As after two manifests under one root, of which the other one has exported last."""
+    exported = finished.parent / "run" / "student" / "takehome.json"
+    whole, written = exported.read_text(), exported.stat()
+    assert status(finished)["take_home"]["state"] == "finished"
+    name = json.loads(whole)["student"]["folder"]
+    try:
+        exported.write_text(whole.replace(name, f"{name[:-1]}_"))
+        os.utime(exported, ns=(written.st_atime_ns, written.st_mtime_ns))
+        found = status(finished)
+        assert found["take_home"]["state"] == "outdated"
+        assert found["next"] == f"python jobs/pipeline.py {finished}"
+    finally:
+        exported.write_text(whole)
+        os.utime(exported, ns=(written.st_atime_ns, written.st_mtime_ns))
+
+
 def test_damaged_results_are_made_again(finished: Path) -> None:
     results = finished.parent / "run" / "results.json"
     whole, written = results.read_bytes(), results.stat()

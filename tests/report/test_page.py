@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dfkd.config.manifest import Manifest
+from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import results, row, write_results
@@ -101,6 +102,22 @@ def test_nothing_is_fetched_from_anywhere(written: tuple[Manifest, str]) -> None
             target = attributes.get(name) or ""
             assert "//" not in target.partition("base64,")[0], (tag, target)
     assert all(a.get("src") is None for a in Outline(html).all("script"))
+
+
+def test_a_manifest_of_other_images_is_refused(written: tuple[Manifest, str]) -> None:
+    """Its students would be found on the current version, and the page would show its settings."""
+    manifest, _ = written
+    other = dataclasses.replace(manifest, seed=manifest.seed + 1)
+    page._require_scored(dataclasses.replace(manifest, salt=manifest.salt + 1), names_of(manifest))
+    with pytest.raises(
+        ManifestError, match=r"^seed: must be that of version \w{16}, 0, got 1; give"
+    ):
+        page._require_scored(other, names_of(manifest))
+
+
+def names_of(manifest: Manifest) -> list[str]:
+    """The names of the manifest's students."""
+    return [location.name for location in locate_students(manifest)]
 
 
 def test_the_same_run_gives_the_same_page_from_manifest_and_from_folder(

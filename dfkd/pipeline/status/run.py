@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
+from dfkd.dataset.published import read_json
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, read_results
 from dfkd.pipeline.attempts import attempts
@@ -118,7 +119,8 @@ def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Sta
         report = _file(_written(root, REPORT), results or 0.0)
     take_home = FileStatus(state="not planned")
     if students and manifest is not None:
-        take_home = _file(_written(root, layout.TAKE_HOME), trained)
+        exported = _written(root, layout.TAKE_HOME)
+        take_home = _file(exported, trained, not exported or _is_own(root, manifest, students))
     return Stages(
         planned=manifest is not None,
         versions=versions,
@@ -179,6 +181,16 @@ def _file(written: float | None, sources: float, complete: bool = True) -> FileS
     current = complete and sources <= written + CLOCK_SECONDS
     age = max(0.0, time.time() - written)
     return FileStatus(state="finished" if current else "outdated", age_seconds=age)
+
+
+def _is_own(root: Storage, manifest: Manifest, students: Collection[StudentStatus]) -> bool:
+    """Whether `student/` is the student that the manifest exports, see `dfkd.take_home`."""
+    own = manifest.methods[-1], manifest.distillation.seeds[0]
+    try:
+        name = read_json(root, layout.TAKE_HOME)["student"]["folder"]
+    except (CorruptionError, LookupError, TypeError):
+        return False  # the next export writes it anew
+    return name in {each.name for each in students if (each.method, each.seed) == own}
 
 
 def _scores_all(

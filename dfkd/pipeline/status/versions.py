@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dfkd.config.hashing import fingerprint
-from dfkd.config.identity import identity
+from dfkd.config.identity import as_stored, changed_settings
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.plan import image_count, part_count, task_count
@@ -23,8 +23,6 @@ from dfkd.storage.base import MissingObject, Storage, in_order
 RECEIPT = re.compile(rf"{layout.RECEIPTS}([0-9]+)-([0-9]+)\.json")
 RATE_SECONDS = 3600.0
 """Age of the oldest receipt that counts for the present rate."""
-SAME = ("salt", "carried.")
-"""Beginnings of the identity's keys that `jobs/regenerate.py` changes from version to version."""
 
 State = Literal["absent", "running", "unfinished", "abandoned", "published"]
 UNFINISHED: tuple[State, ...] = ("running", "unfinished")
@@ -140,28 +138,12 @@ def _own_version(
         current: the id of the current one.
         renewed: see `read_versions`.
     """
-    if renewed and current in stored and _settings(manifest, stored[str(current)]):
+    if renewed and current in stored and not changed_settings(manifest, stored[str(current)]):
         return current
-    matching = [name for name, each in stored.items() if _expected(manifest, each) == each]
+    matching = [name for name, each in stored.items() if as_stored(manifest, each) == each]
     # Of versions with different weights, the one in progress is that of the newest call.
     matching.sort(key=lambda name: (states[name] not in UNFINISHED, name != current))
     return matching[0] if matching else None
-
-
-def _expected(manifest: Manifest, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity of a manifest, with the weight hashes and the base of a stored one."""
-    suffix = ".sha256"
-    weights = {
-        key.removesuffix(suffix): value for key, value in stored.items() if key.endswith(suffix)
-    }
-    return identity(manifest, weights, str(stored.get("carried.from", "")))
-
-
-def _settings(manifest: Manifest, stored: Mapping[str, Any]) -> bool:
-    """Whether a stored identity differs only in what a regeneration changes."""
-    expected = _expected(manifest, stored)
-    keys = (key for key in expected.keys() | stored.keys() if not key.startswith(SAME))
-    return all(expected.get(key) == stored.get(key) for key in keys)
 
 
 def read_versions(
