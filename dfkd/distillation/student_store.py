@@ -92,13 +92,36 @@ def _published(manifest: Manifest, home: Storage, method: Method, name: str) -> 
             manifest.storage.root,
             "run jobs/synthesize.py first",
         )
+    _require_own(manifest, method, version)
+    return version
+
+
+def _require_own(manifest: Manifest, method: Method, version: PublishedVersion) -> None:
+    """Raise `ManifestError` unless students of the manifest could learn from the version."""
     required = {
         "classes": list(manifest.classes),
         "synthesis.image_size": manifest.synthesis.image_size,
         "teacher.template": manifest.teacher.template,
     }
     _refuse_foreign(version, method, required)
-    return version
+
+
+def require_students(manifest: Manifest, root: Storage, version: PublishedVersion) -> None:
+    """Check that a version has the students of a manifest with one method, or can get them.
+
+    It only reads, so a plan may call it.
+
+    Raises:
+        ManifestError: the version has other classes, or another teacher made it.
+        WeightsError: a file of initial weights or of the teacher is missing or damaged.
+    """
+    method, config = manifest.method, manifest.distillation
+    _require_own(manifest, method, version)
+    names = [student_name(manifest, version.fingerprint, method, seed) for seed in config.seeds]
+    finished = all(root.child(layout.student(name)).exists(CARD) for name in names)
+    # Only training needs the teacher.
+    if not finished and (config.embeds or config.labels == "live"):
+        check_teacher(manifest, method, version)
 
 
 def _refuse_foreign(version: PublishedVersion, method: Method, required: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from dfkd.dataset.published import (
     pointed_versions,
     refuse_removal,
 )
+from dfkd.distillation.student_store import require_students
 from dfkd.errors import GateError, PartialError
 from dfkd.evaluation.results import read_results
 from dfkd.evaluation.scoring import evaluate
@@ -47,6 +48,8 @@ def plan(manifest: Manifest) -> dict[str, Any]:
     if root_exists(manifest.storage.root):
         root = open_to_read(manifest.storage.root)
         current = attempts.current_of(root, manifest.method)
+        if current:
+            require_students(manifest, root, current)
         unfinished = attempts.unfinished(root)
         salt = unfinished.number if unfinished else attempts.next_number(root, current, manifest)
     salted = dataclasses.replace(manifest, salt=salt)
@@ -142,6 +145,9 @@ def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
     identity = identify(dataclasses.replace(manifest, salt=number), base)
     if base and current and current.fingerprint == base:
         attempts.require_same_settings(current, identity)
+    # The gate compares its students with those of the candidate, which cost hours until then.
+    if current:
+        require_students(manifest, root, current)
     attempt = attempts.begin(root, number, identity)
     # The claim keeps the base from being removed; a removal that began before it shows here.
     if base:

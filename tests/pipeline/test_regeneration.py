@@ -15,12 +15,15 @@ from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.published import PublishedVersion, advance, current_id
-from dfkd.errors import DfkdError, GateError, LeaseError, PartialError
+from dfkd.distillation.student_names import student_name
+from dfkd.errors import DfkdError, GateError, LeaseError, ManifestError, PartialError
+from dfkd.models.student import CARD
 from dfkd.pipeline import attempts, garbage_collection, regeneration
 from dfkd.pipeline.attempts import Attempt
 from dfkd.storage import layout, lease
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
+from tests.helpers.tiny_models import RESNET, model_config, write_teacher
 from tests.helpers.tiny_version import fill, publish, write_manifest
 
 SCORE = regeneration._Run.score
@@ -227,4 +230,43 @@ def test_a_base_whose_removal_has_begun_is_not_carried_over(manifest: Manifest) 
     base = publish(manifest)
     base.storage.put(layout.REMOVING, b"")
     with pytest.raises(DfkdError, match=f"{base.id}: is being removed"):
+        regenerate(manifest)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "rule"),
+    [
+        ("", "classes", ("red", "green", "owl"), "classes: must be that of version"),
+        ("synthesis", "image_size", 64, r"synthesis\.image_size: must be that of version"),
+        ("distillation", "labels", "live", r"teacher\.model: must be that of version"),
+    ],
+)
+def test_students_that_the_current_version_cannot_have_are_refused_at_once(
+    manifest: Manifest, tmp_path: Path, section: str, key: str, value: Any, rule: str
+) -> None:
+    """Not after the candidate and its students have been made."""
+    teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
+    changed: dict[str, Any] = {key: value}
+    if section:
+        changed = {section: dataclasses.replace(getattr(manifest, section), **changed)}
+    publish(manifest)
+    other = dataclasses.replace(manifest, teacher=teacher, **changed)
+    for refusing in (regeneration.plan, regenerate):
+        with pytest.raises(ManifestError, match=rule):
+            refusing(other)
+    assert not any(open_storage(manifest.storage.root).list("regenerations/"))
+
+
+def test_finished_students_of_another_teacher_s_version_are_compared(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    """They are only scored, so a run may change to a better teacher."""
+    teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
+    live = dataclasses.replace(manifest.distillation, labels="live")
+    version = publish(manifest)
+    manifest = dataclasses.replace(manifest, teacher=teacher, distillation=live)
+    name = student_name(manifest, version.fingerprint, "vanilla", 0)
+    root = open_storage(manifest.storage.root)
+    root.child(layout.student(name)).put(CARD, b"{}")
+    with pytest.raises(GateError, match="8 images of red, at least 9"):
         regenerate(manifest)
