@@ -45,6 +45,10 @@ PyYAML implements 1.1, where `1e-3` is a string, `no` is a boolean, and `1:30` i
 
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
+_INVALID = (yaml.YAMLError, RecursionError, TypeError, ValueError, LookupError, AttributeError)
+"""What PyYAML raises on a text that it cannot read. It leaves deep nesting, a list as a key, and a
+value that its tag contradicts (`!!bool foo`) to Python, which raises the others."""
+
 
 class _Loader(yaml.SafeLoader):
     """Reads plain YAML; refuses aliases and repeated keys.
@@ -177,7 +181,8 @@ def check(schema: type[T], tree: Tree) -> T:
     try:
         return TypeAdapter(schema).validate_json(encoded, strict=True)
     except ValidationError as error:
-        raise _first_problem(schema, error, tree) from None
+        # What pydantic has read: JSON has made texts of the keys that are numbers or flags.
+        raise _first_problem(schema, error, json.loads(encoded)) from None
 
 
 def _leaves(tree: Any, field: str = "") -> Iterator[tuple[str, Any]]:
@@ -202,6 +207,8 @@ def _require_plain(field: str, value: Any) -> None:
     # Half of a pair of UTF-16, which "\ud800" gives, is text that no file can hold.
     if isinstance(value, str) and as_utf8(value) != value:
         raise ManifestError(field, "must be text that UTF-8 can hold", value, "change it")
+    if isinstance(value, str) and "\0" in value:
+        raise ManifestError(field, "must not hold a null character", value, "remove it")
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         raise ManifestError(
             field, f"must have at most {MAX_BITS} bits", f"{value.bit_length()} bits", "change it"
@@ -231,8 +238,7 @@ def _parse(text: str, field: str) -> Any:
     """The value that a YAML text holds; `field` is what a message names."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
-        # PyYAML itself raises the last three on deep nesting, a list as a key, and a bad number.
+    except _INVALID as error:
         # Not its whole text, which repeats the line: a path may lead to a file of secrets.
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""

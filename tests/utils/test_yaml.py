@@ -81,6 +81,42 @@ def test_a_key_that_is_no_text_is_refused_like_such_a_value(tmp_path: Path, key:
         Manifest.read(small_manifest.write(tmp_path), (f"prompts={{ ? {key} : 1}}",))
 
 
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("fewshot={1: 2}", "fewshot.1"),
+        ("fewshot={true: 2}", "fewshot.true"),
+        ("fewshot={~: 2}", "fewshot.null"),
+        ("evaluation.aliases={1: 2}", "evaluation.aliases.1"),
+    ],
+)
+def test_an_unknown_key_that_is_no_text_is_named(tmp_path: Path, setting: str, key: str) -> None:
+    with pytest.raises(ManifestError, match=rf"^{key}: "):
+        Manifest.read(small_manifest.write(tmp_path), (setting,))
+
+
+@pytest.mark.parametrize("key", ["1", "true"])
+def test_so_is_one_of_the_whole_file(tmp_path: Path, key: str) -> None:
+    path = small_manifest.write(tmp_path)
+    path.write_text(f"{key}: 2\n{path.read_text()}")
+    with pytest.raises(ManifestError, match=f"^{key}: is not a key of the manifest, got 2; "):
+        Manifest.read(path)
+
+
+@pytest.mark.parametrize("text", ["!!bool foo", "!!timestamp foo", '!!int ""', "!!float foo"])
+def test_a_value_that_its_tag_contradicts_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ManifestError, match=r"^--set seed: must be valid YAML, got '\w+Error'; "):
+        Manifest.read(small_manifest.write(tmp_path), (f"seed={text}",))
+
+
+@pytest.mark.parametrize("setting", [r'storage.root="a\0b"', r'prompts={"a\0b": 1}'])
+def test_null_characters_are_refused_at_their_key(tmp_path: Path, setting: str) -> None:
+    """No path may hold one."""
+    key = setting.partition("=")[0]
+    with pytest.raises(ManifestError, match=rf"^{key}: must not hold a null character, got "):
+        Manifest.read(small_manifest.write(tmp_path), (setting,))
+
+
 TREES = st.recursive(
     st.integers() | st.lists(st.integers(), max_size=2),
     lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
