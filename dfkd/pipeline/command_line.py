@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import json
 import os
 import shlex
@@ -169,6 +170,7 @@ def run_with(
     fix is one line on stderr; any other exception is a bug and keeps its traceback. `root` gives
     the storage root of the described run; None if it has none.
     """
+    _prepare_output()
     options = arguments.parse_args(argv)
     terminated = threading.Event()
     try:
@@ -191,6 +193,17 @@ def run_with(
     except (KeyboardInterrupt, SystemExit) as stop:
         return _stopped(stop, terminated.is_set())
     return Exit.DONE
+
+
+def _prepare_output() -> None:
+    """Let stdout and stderr show any name, and replace one that is closed (`>&-`) by /dev/null."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - kept open
+        # The name of a class or domain may have letters that this terminal or file cannot show.
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _of_the_system(error: OSError) -> DfkdError:

@@ -123,6 +123,34 @@ def test_a_job_whose_reader_has_gone_keeps_its_exit_code(
     assert ended.stderr.count("\n") == bool(error)
 
 
+def run_in_shell(shell: str, script: str, path: str) -> subprocess.CompletedProcess[str]:
+    """A script in a process of its own, which the line of a shell starts as `"$@"`."""
+    command = ["sh", "-c", shell, "sh", sys.executable, "-c", script, path]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("closed", "out", "err"),
+    [
+        (">&-", "", "error: disk: is away; run again\n"),
+        ("2>&-", "so far\n", ""),
+        (">&- 2>&-", "", ""),
+    ],
+)
+def test_a_job_with_a_closed_stream_keeps_its_exit_code(
+    path: str, closed: str, out: str, err: str
+) -> None:
+    found = run_in_shell(f'exec "$@" {closed}', PIPED.format(fails=True), path)
+    assert (found.returncode, found.stdout, found.stderr) == (Exit.RETRY, out, err)
+
+
+def test_a_name_that_stdout_cannot_encode_is_escaped(path: str) -> None:
+    script = PIPED.replace("so far", "写真").format(fails=False)
+    found = run_in_shell('PYTHONIOENCODING=latin-1 exec "$@"', script, path)
+    assert (found.returncode, found.stderr) == (Exit.DONE, "")
+    assert found.stdout == "\\u5199\\u771f\nwrote a file\n"
+
+
 def test_an_interrupted_job_says_so_in_one_line(
     path: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
