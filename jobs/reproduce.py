@@ -121,6 +121,15 @@ def open_output(study: Study, options: argparse.Namespace) -> Storage:
         ) from None
 
 
+def _place(text: str) -> str:
+    """The value of --output. An unset variable of a shell gives an empty text, and would mean the
+    study's own folder, also with --quick.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("must name a folder or bucket, got ''")
+    return text
+
+
 class _List(argparse.Action):
     """Prints the list and stops, as --help does."""
 
@@ -148,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add(
         "--output",
+        type=_place,
         metavar="PLACE",
         help="folder or bucket (s3://, az://, gs://) of the table and figure",
     )

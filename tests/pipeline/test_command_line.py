@@ -280,6 +280,14 @@ def test_paths_on_the_command_line_are_held_to_the_same_rule(
         assert line.startswith(f"error: {field}: must be a directory, {BUCKET_ROOTS}, got ")
 
 
+def test_an_empty_place_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be the study's own, whose table a quick run must not replace."""
+    with pytest.raises(SystemExit) as ended:
+        jobs.load("reproduce").main(["dictionary", "--quick", "--output", "", "--dry-run"])
+    assert ended.value.code == Exit.USAGE
+    assert "--output: must name a folder or bucket, got ''" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("kind", "good", "bad", "rule"),
     [
