@@ -345,9 +345,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_code
     except BrokenPipeError:
-        # The reader, such as `head`, has enough. Python's flush at exit would meet the pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, such as `head`, has enough.
+        _discard_output()
+    except OSError as error:
+        _discard_output()
+        told = f"error: stdout: cannot be written ({error.strerror}); give another place"
+        print(told, file=sys.stderr, flush=True)
+        return Exit.RETRY
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
     return Exit.DONE
+
+
+def _discard_output() -> None:
+    """Write the rest of stdout to nowhere, because Python's flush at exit would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -276,6 +276,24 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(folder: Path, picture
     assert (job.returncode, job.stderr) == (0, "")
 
 
+def test_a_full_disk_is_one_line(folder: Path, picture: Path) -> None:
+    command = [sys.executable, "-m", "dfkd.export.predict", folder, picture]
+    with open("/dev/full", "w") as full:
+        job = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    told = "error: stdout: cannot be written (No space left on device); give another place\n"
+    assert (job.returncode, job.stderr) == (Exit.RETRY, told)
+
+
+def test_ctrl_c_ends_the_command_without_a_traceback(
+    folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "probabilities", interrupted)
+    assert main([str(folder), str(picture)]) == Exit.INTERRUPTED
+
+
 def test_no_more_is_needed_than_onnxruntime_numpy_and_pillow(folder: Path, picture: Path) -> None:
     hidden = ("torch", "torchvision", "yaml", "pydantic", "pyarrow", "open_clip", "onnx", "tqdm")
     script = (
