@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
-from dfkd.errors import DfkdError, Exit, InfrastructureError, PartialError
+from dfkd.errors import DfkdError, Exit, InfrastructureError, PartialError, as_utf8
 from dfkd.utils import logs
 from dfkd.utils.yaml import dump
 
@@ -294,11 +294,11 @@ def submission_id(prog: str, manifest: Described, options: argparse.Namespace) -
 
 
 def again(job: str, options: argparse.Namespace) -> str:
-    """The command line that runs a job with the same manifest and overrides."""
+    """The command line that runs a job with the same manifest and overrides, as text in UTF-8."""
     words = ["python", f"jobs/{job}.py", options.manifest]
     for setting in options.overrides:
         words += ["--set", setting]
-    return shlex.join(words)
+    return as_utf8(shlex.join(words))
 
 
 def refuse_unreadable(unreadable: Sequence[str], written: str) -> None:

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass as checked
 from dfkd.config.distillation import Average
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, current, open_version, read_json
-from dfkd.errors import CorruptionError
+from dfkd.errors import CorruptionError, as_utf8
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import (
     ResultRow,
@@ -213,9 +213,10 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
     # A page shows data only of methods with a scored student, but without students those of all.
     versions = _published_versions(run, methods or run.folders(layout.DATA), classes, students)
     name, exported = origin.manifest.get("name") if origin else None, _exported(storage)
+    location = as_utf8(storage.location())
     return Facts(
-        location=storage.location(),
-        name=str(name or Path(storage.location()).name),
+        location=location,
+        name=str(name or Path(location).name),
         classes=classes,
         average=results["average"],
         images=images_of(results),

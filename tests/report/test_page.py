@@ -1,5 +1,8 @@
+import argparse
 import dataclasses
+import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,8 +14,9 @@ from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import results, row, write_results
-from dfkd.report import page
-from dfkd.report.facts import Facts, RunOrigin, collect
+from dfkd.pipeline import command_line
+from dfkd.report import compare, page
+from dfkd.report.facts import Facts, RunOrigin, collect, note_origin
 from dfkd.report.wording import figures, headline
 from dfkd.storage.local import open_storage
 from tests.helpers.finished_run import CLASSES, SIZES, TEXT, finished
@@ -127,6 +131,19 @@ def test_the_same_run_gives_the_same_page_from_manifest_and_from_folder(
     storage = open_storage(manifest.storage.root)
     assert Path(page.write_stored(storage)).read_text() == html
     assert Path(page.write(manifest, COMMAND)).read_text() == html
+
+
+def test_a_run_below_a_folder_that_is_no_utf_8_has_its_pages(run: Manifest, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(run.storage.root, folder / "run")
+    storage = open_storage(str(folder / "run"))
+    options = argparse.Namespace(manifest=f"{folder}/run.yaml", overrides=[])
+    note_origin(storage, run, command_line.again("pipeline", options))
+    shown = f"{tmp_path}/caf\\udce9/run"
+    html = Path(page.write_stored(storage)).read_text()
+    assert f"<code>{shown}</code>" in html
+    assert f"{shown}.yaml" in html
+    assert f"<code>{shown}</code>" in Path(compare.write(storage, storage)).read_text()
 
 
 def test_the_page_says_what_the_students_learned(facts: Facts) -> None:
