@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
@@ -26,6 +26,14 @@ class Described(Protocol):
 
     def as_dict(self) -> dict[str, Any]:
         """Every key with its value."""
+
+
+@runtime_checkable
+class Composed(Protocol):
+    """Content of a file that makes manifests of itself and of another file, as a study does."""
+
+    def manifests(self) -> list[dict[str, Any]]:
+        """Each of these manifests, as plain values."""
 
 
 D = TypeVar("D", bound=Described)
@@ -289,7 +297,10 @@ def submission_id(prog: str, manifest: Described, options: argparse.Namespace) -
     so of two people who submit the same run at the same time the second gets an error.
     """
     own = {key: value for key, value in vars(options).items() if key not in COMMON}
-    run = {"manifest": manifest.as_dict(), "options": own}
+    run: dict[str, Any] = {"manifest": manifest.as_dict(), "options": own}
+    # A change of the other file makes another run.
+    if isinstance(manifest, Composed):
+        run["manifests"] = manifest.manifests()
     return f"dfkd-{Path(prog).stem}-{fingerprint(run)[:16]}"
 
 

@@ -105,6 +105,10 @@ class Study:
         tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self.described)))
         return tree
 
+    def manifests(self) -> list[dict[str, Any]]:
+        """The manifest of each cell, as plain values."""
+        return [cell.manifest.as_dict() for cell in self.cells]
+
 
 def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     """Read and check the study in a folder or file, with `key.sub=value` overrides of the file's

@@ -1,5 +1,6 @@
 """What a study's file comes to, and what is refused before anything starts."""
 
+import argparse
 import contextlib
 import json
 import math
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from dfkd.config.hashing import fingerprint
 from dfkd.config.identity import identity
 from dfkd.errors import ManifestError
+from dfkd.pipeline.command_line import submission_id
 from dfkd.prompts.styles import MINIATURE
 from dfkd.studies.study import read
 from tests.helpers.tiny_study import EPOCHS, METHODS, description, write
@@ -100,6 +102,15 @@ def test_an_override_changes_a_key_of_the_file(tmp_path: Path) -> None:
     assert [cell.seed for cell in study.cells] == [7, 7]
     assert study.manifest.synthesis.steps == 3
     assert study.as_dict()["seeds"] == [7]
+
+
+def test_a_submission_is_named_by_the_base_too(tmp_path: Path) -> None:
+    options = argparse.Namespace()
+
+    def name(**start: Any) -> str:
+        return submission_id("jobs/reproduce.py", read(write(tmp_path, start)), options)
+
+    assert name() == name() != name(seed=7)
 
 
 @settings(max_examples=20)
