@@ -15,6 +15,7 @@ from dfkd.pipeline.attempts import (
     diversity,
     fewest_images,
     next_number,
+    require_comparable,
     unfinished,
 )
 from dfkd.storage.local import open_storage
@@ -58,6 +59,22 @@ def test_numbers_of_more_than_eight_digits_are_refused(tmp_path: Path) -> None:
 def test_the_next_number_follows_that_of_the_current_version(tmp_path: Path) -> None:
     version = regenerated(tmp_path, fill(tmp_path), 7, TASKS[:1])
     assert next_number(open_storage(str(tmp_path)), version, small_manifest.read(tmp_path)) == 8
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "prompts.method=[vanilla, mix]",
+        "synthesis.method=[latent, dfad]",
+        "synthesis.batch_norm_weight=[0, 1]",
+    ],
+)
+def test_several_methods_are_refused_at_the_key_that_gives_them(
+    tmp_path: Path, setting: str
+) -> None:
+    manifest = small_manifest.read(tmp_path, setting)
+    with pytest.raises(ManifestError, match=rf"^{setting.partition('=')[0]}: must be one method"):
+        require_comparable(manifest)
 
 
 @pytest.fixture
