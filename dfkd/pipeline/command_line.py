@@ -55,6 +55,11 @@ PERMANENT_ERRORS = frozenset(
 )
 """Errors of the operating system that the same command would meet again."""
 
+MAX_COUNT = 10**6
+"""Largest whole number of an option. Torch takes no more threads than 32 bits can count."""
+MAX_SECONDS = 10**9
+"""Largest number of seconds of an option, 31 years. The system sleeps for 292 years at most."""
+
 COMMON = ("manifest", "overrides", "print_manifest", "dry_run", "submission_id")
 """Options that every job has. They are left out of the submission id: the manifest already includes
 the overrides, and the other options only print something.
@@ -97,7 +102,7 @@ def parser(
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """The type of an option whose value is a whole number and not below `least`."""
+    """The type of an option whose value is a whole number from `least` to `MAX_COUNT`."""
 
     def count(text: str) -> int:
         try:
@@ -106,14 +111,16 @@ def at_least(least: int) -> Callable[[str], int]:
             value = least - 1
         if value < least:
             raise argparse.ArgumentTypeError(f"must be {least} or more, got {text!r}")
+        if value > MAX_COUNT:
+            raise argparse.ArgumentTypeError(f"must be at most {MAX_COUNT}, got {text!r}")
         return value
 
     return count
 
 
 def seconds(*, zero: bool) -> Callable[[str], float]:
-    """The type of an option whose value is a finite number of seconds: above 0, or with `zero` 0
-    or above.
+    """The type of an option whose value is a number of seconds: above 0, or with `zero` 0 or above,
+    and at most `MAX_SECONDS`.
     """
     rule = "0 or more" if zero else "more than 0"
 
@@ -124,6 +131,8 @@ def seconds(*, zero: bool) -> Callable[[str], float]:
             value = float("nan")
         if not (0 <= value < float("inf") and (zero or value)):
             raise argparse.ArgumentTypeError(f"must be a number of seconds, {rule}, got {text!r}")
+        if value > MAX_SECONDS:
+            raise argparse.ArgumentTypeError(f"must be at most {MAX_SECONDS}, got {text!r}")
         return value
 
     return number

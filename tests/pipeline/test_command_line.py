@@ -294,6 +294,8 @@ def test_an_empty_place_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None
         (command_line.at_least(2), "2", ["1", "2.5", "x"], "2 or more"),
         (command_line.seconds(zero=True), "0", ["-1", "inf", "nan", "x"], "seconds, 0 or more"),
         (command_line.seconds(zero=False), "0.5", ["0", "inf"], "seconds, more than 0"),
+        (command_line.at_least(0), "1000000", ["1000001", "99999999999"], "at most 1000000"),
+        (command_line.seconds(zero=False), "1e9", ["1000000001", "1e300"], "at most 1000000000"),
     ],
 )
 def test_numbers_that_an_option_cannot_use_are_refused(
