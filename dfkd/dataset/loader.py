@@ -121,11 +121,11 @@ class Stream:
         quotient, remainder = divmod(batch_size, share.world)
         self.rank_batch_size = quotient + (share.rank < remainder)
         self._offset = share.rank * quotient + min(share.rank, remainder)
+        # The rows of the first rank, because all ranks must have the same runs.
+        rows = quotient + (remainder > 0)
         mean_bytes = sum(receipt.bytes for receipt in shards) / images
-        self.buffer = max(2 * self.rank_batch_size, int(buffer_bytes / mean_bytes))
-        length = min(
-            run_length(self.buffer, self.rank_batch_size), max(1, int(MAX_RUN_BYTES / mean_bytes))
-        )
+        self.buffer = max(2 * rows, int(buffer_bytes / mean_bytes))
+        length = min(run_length(self.buffer, rows), max(1, int(MAX_RUN_BYTES / mean_bytes)))
         self.runs = run_bounds([receipt.samples for receipt in shards], length)
         label_bytes = 4 * len(version.classes) + 2 * MAX_EMBEDDING_DIM
         self.cached = images * (3 * image_size**2 + label_bytes) <= cache_bytes
