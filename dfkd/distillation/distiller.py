@@ -222,13 +222,18 @@ class Distiller:
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         """`restore`, with the errors of torch and of a missing key."""
-        self.step = int(tensors["step"])
+        step = tensors["step"]
+        if step.dtype != torch.int64 or step.ndim:
+            raise ValueError(f"a step of {step.dtype} with {step.ndim} axes")
+        self.step = int(step)
         if not 0 <= self.step <= self.schedule.total:
             raise ValueError(f"step {self.step} of {self.schedule.total}")
         self.student.load_state_dict(below(tensors, "student."))
         # The step decides the phase, and the phase decides which parameters have moments.
         self._enter_phase()
         restore_moments(self.optimizer, tensors)
+        if not self.optimizer.state and self.step not in (0, self.schedule.warmup):
+            raise ValueError(f"no moments after step {self.step}")
 
 
 def make_optimizer(config: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

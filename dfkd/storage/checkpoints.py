@@ -100,21 +100,35 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Load the state that `moments` took from an optimizer with the same parameters.
+    """Load the state that `moments` took from an SGD or Adam with the same parameters.
 
     Raises:
-        LookupError, ValueError, RuntimeError: the other optimizer had different parameters.
+        LookupError, ValueError: the other optimizer was of another kind or had other parameters.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in below(tensors, "optimizer.").items():
         index, _, name = key.partition(".")
+        if not index.isdecimal():
+            raise ValueError(f"{key}: {index} is no parameter")
         parameter = parameters[int(index)]
-        if value.shape == parameter.shape:
-            # Fused kernels run over raw memory, so a moment needs the strides of its parameter.
+        # Fused kernels run over raw memory, so a moment needs the size of its parameter.
+        if value.dtype != parameter.dtype or value.shape != _shape(name, parameter):
+            raise ValueError(f"{key}: {value.dtype} of shape {tuple(value.shape)}")
+        if name != "step":  # and its strides
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)
         state.setdefault(int(index), {})[name] = value
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
+    names = {"momentum_buffer"} if is_sgd else {"step", "exp_avg", "exp_avg_sq"}
+    for found in state.values():
+        if found.keys() != names:
+            raise ValueError(f"moments {sorted(found)}, not {sorted(names)}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _shape(name: str, parameter: Tensor) -> torch.Size:
+    """The shape of a moment: its parameter's, or that of a number for Adam's count of steps."""
+    return torch.Size() if name == "step" else parameter.shape
 
 
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -218,6 +218,24 @@ def test_a_state_beyond_the_last_step_is_refused() -> None:
         run.restore(state)
 
 
+@pytest.mark.parametrize("step", [torch.tensor(float("inf")), torch.tensor(1.7), torch.ones(1)])
+def test_a_step_that_is_no_whole_number_is_refused(step: Tensor) -> None:
+    run = distiller()
+    with pytest.raises(CorruptionError, match="not of this student"):
+        run.restore(run.state() | {"step": step})
+
+
+@pytest.mark.parametrize("step", [1, SCHEDULE.warmup, SCHEDULE.total])
+def test_only_the_first_step_of_a_phase_has_no_moments(step: int) -> None:
+    run = distiller()
+    state = run.state() | {"step": torch.tensor(step)}
+    if step == SCHEDULE.warmup:
+        run.restore(state)
+        return
+    with pytest.raises(CorruptionError, match=rf"\(no moments after step {step}\)"):
+        run.restore(state)
+
+
 def test_live_labels_belong_to_the_augmented_view() -> None:
     seen: dict[str, Tensor] = {}
     config = dataclasses.replace(CONFIG, labels="live", augmentation=("crop", "invert"))

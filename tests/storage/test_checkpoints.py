@@ -1,11 +1,13 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from dfkd.errors import CorruptionError
-from dfkd.storage.checkpoints import Checkpoints
+from dfkd.storage.checkpoints import Checkpoints, moments, restore_moments
 from dfkd.storage.local import open_storage
 
 
@@ -82,3 +84,56 @@ def test_a_changed_header_is_found_although_the_bytes_are_the_same(
     path.write_bytes(data.replace(old, new))
     with pytest.raises(CorruptionError, match="tensors have another sha256"):
         checkpoints.read(7)
+
+
+def optimizer(kind: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """An optimizer of a matrix and a vector after one step."""
+    parameters = [nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))]
+    made = kind(parameters, 0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    sum(each.sum() for each in parameters).backward()
+    made.step()
+    return made
+
+
+KINDS = [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moments_are_restored(kind: type[torch.optim.Optimizer]) -> None:
+    saved = {name: value + 1 for name, value in moments(optimizer(kind)).items()}
+    other = optimizer(kind)
+    restore_moments(other, saved)
+    assert moments(other).keys() == saved.keys()
+    assert all(torch.equal(value, saved[name]) for name, value in moments(other).items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, value: (name, value.new_zeros(1)),
+        lambda name, value: (name, value.flatten().repeat(2)),
+        lambda name, value: (name, value.to(torch.complex64)),
+        lambda name, value: (name.replace(".1.", ".2."), value),
+        lambda name, value: (name.replace(".1.", ".-1."), value),
+        lambda name, value: (name.replace(".1.", "."), value),
+        lambda name, value: (f"{name}s", value),
+    ],
+)
+def test_moments_of_another_optimizer_are_refused(
+    kind: type[torch.optim.Optimizer], change: Callable[[str, Tensor], tuple[str, Tensor]]
+) -> None:
+    """Fused kernels would run over raw memory."""
+    saved = moments(optimizer(kind))
+    for key in [name for name in saved if name.startswith("optimizer.1.")]:
+        name, value = change(key, saved[key])
+        with pytest.raises((LookupError, ValueError)):
+            restore_moments(
+                optimizer(kind), {k: v for k, v in saved.items() if k != key} | {name: value}
+            )
+
+
+def test_moments_of_another_kind_of_optimizer_are_refused() -> None:
+    for kind, other in (KINDS[:2], KINDS[1::-1]):
+        with pytest.raises(ValueError, match="moments"):
+            restore_moments(optimizer(kind), moments(optimizer(other)))
