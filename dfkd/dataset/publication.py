@@ -108,6 +108,9 @@ def publish(
             layout.CARD: hashlib.sha256(card).hexdigest(),
             layout.INDEX: sha256_file(index),
         }
+        # Reading the shards takes long, and another publisher may have been faster.
+        if storage.exists(layout.MANIFEST):
+            return
         # The manifest makes the version published, so everything it refers to is written before.
         storage.put(layout.INDEX, index)
         storage.put(layout.CARD, card)

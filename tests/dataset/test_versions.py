@@ -219,6 +219,26 @@ def test_another_pyarrow_never_replaces_an_index(
         version.publish(TASKS, ENVIRONMENT)
 
 
+def test_a_publisher_that_is_late_keeps_the_files_of_the_first(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first publishes while the second, which has another pyarrow, reads the shards."""
+    commit_all(version)
+    write_index = publication.write_index
+
+    def outrun(*arguments: Any) -> publication.LabelMoments:
+        monkeypatch.setattr(publication, "write_index", write_index)
+        version.publish(TASKS, {"pyarrow": "17.0"})
+        other = INDEX_SCHEMA.with_metadata({"written by": "another release"})
+        monkeypatch.setattr(publication, "INDEX_SCHEMA", other)
+        return write_index(*arguments)
+
+    monkeypatch.setattr(publication, "write_index", outrun)
+    published = version.publish(TASKS, ENVIRONMENT)
+    assert published.manifest["environment"] == {"pyarrow": "17.0"}
+    assert verify(published) == []
+
+
 def test_files_of_a_publisher_that_lost_are_written_again(version: Version) -> None:
     commit_all(version, without=("0001-00000",))
     version.publish(TASKS, ENVIRONMENT, ["0001-00000"])
