@@ -70,6 +70,7 @@ class _Manifest(BaseModel, strict=True):
     samples: Size
     bytes: Size
     failed: Size
+    inconsistent: Size
     quarantined: tuple[str, ...]
     shards: tuple[Receipt, ...]
     files: dict[str, Sha256]
@@ -160,7 +161,7 @@ class PublishedVersion:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, layout.INDEX)
             self.storage.get_file(layout.INDEX, path)
-            if sha256_file(path) != self.files.get(layout.INDEX):
+            if sha256_file(path) != self.files[layout.INDEX]:
                 raise CorruptionError(
                     f"{where}: is not the index that was published; "
                     "run jobs/verify.py, which restores it"
@@ -255,16 +256,22 @@ def open_version(home: Storage, name: str, sha256: str | None = None) -> Publish
 
 
 def _is_consistent(manifest: _Manifest, name: str) -> bool:
-    """Whether the identity hashes to `name` and all receipts belong to this version's tasks."""
-    digest = fingerprint(manifest.identity)
-    class_indices = [receipt.class_index for receipt in manifest.shards]
+    """Whether the identity hashes to `name`, all receipts belong to this version's tasks, and the
+    totals are those of the receipts.
+    """
+    digest, shards = fingerprint(manifest.identity), manifest.shards
+    class_indices = [receipt.class_index for receipt in shards]
     return (
         manifest.fingerprint == digest
         and digest[:16] == name
         and manifest.identity.get("classes") == list(manifest.classes)
-        and all(receipt.fingerprint == digest for receipt in manifest.shards)
-        and len({receipt.task for receipt in manifest.shards}) == len(class_indices)
+        and all(receipt.fingerprint == digest for receipt in shards)
+        and len({receipt.task for receipt in shards}) == len(class_indices)
         and max(class_indices, default=0) < len(manifest.classes)
+        and manifest.samples == sum(receipt.samples for receipt in shards)
+        and manifest.bytes == sum(receipt.bytes for receipt in shards)
+        and manifest.failed == sum(len(receipt.failed) for receipt in shards)
+        and manifest.files.keys() == {layout.INDEX, layout.CARD}
     )
 
 

@@ -224,8 +224,9 @@ class LocalStorage:
 
     def get(self, key: str, limit: int | None = None) -> bytes:
         """See `Storage.get`."""
-        with self._opened(key, limit) as stream:
-            return stream.read(-1 if limit is None else limit)
+        with self._opened(key, limit) as (stream, size):
+            # `read` allocates what it is asked for, however short the file is.
+            return stream.read(-1 if limit is None else min(limit, size))
 
     def size(self, key: str) -> int:
         """See `Storage.size`."""
@@ -236,22 +237,21 @@ class LocalStorage:
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         """See `Storage.get_range`."""
-        size = max(0, stop - start)
-        with self._opened(key, size) as stream:
+        limit = max(0, stop - start)
+        with self._opened(key, limit) as (stream, size):
             stream.seek(start)
-            return stream.read(size)
+            return stream.read(min(limit, size))
 
     def get_file(self, key: str, path: Path) -> None:
         """See `Storage.get_file`."""
-        with self._opened(key) as source:
-            size = os.fstat(source.fileno()).st_size
+        with self._opened(key) as (source, size):
             require_disk_space(path, size)
             with disk_full_error(path, size), path.open("wb") as target:
                 shutil.copyfileobj(source, target)
 
     @contextlib.contextmanager
-    def _opened(self, key: str, limit: int | None = None) -> Iterator[BinaryIO]:
-        """Yield an open object and report the block to the observer as a get.
+    def _opened(self, key: str, limit: int | None = None) -> Iterator[tuple[BinaryIO, int]]:
+        """Yield an open object and its size, and report the block to the observer as a get.
 
         Args:
             limit: the maximal number of bytes that the block reads.
@@ -264,7 +264,7 @@ class LocalStorage:
         with stream:
             size = os.fstat(stream.fileno()).st_size
             with self._observed("get", size if limit is None else min(size, limit)):
-                yield stream
+                yield stream, size
 
     def exists(self, key: str) -> bool:
         """See `Storage.exists`."""

@@ -94,6 +94,7 @@ def test_an_index_of_other_receipts_is_refused(version: PublishedVersion) -> Non
         (second, first, *others),
         (first, second),
         (dataclasses.replace(first, bytes=1024), second, *others),
+        (dataclasses.replace(first, samples=1 << 50), second, *others),
     ):
         with pytest.raises(CorruptionError, match="does not fit the receipts"):
             Examples(dataclasses.replace(version, shards=shards))

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import random
 import tarfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -481,6 +482,30 @@ def test_a_version_of_another_format_is_refused(tmp_path: Path, schema: object) 
         open_version(home(tmp_path), name)
     storage.put("manifest.json", json.dumps(manifest).encode())
     assert open_version(home(tmp_path), name).id == name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: {"samples": m["samples"] + 1},
+        lambda m: {"bytes": m["bytes"] - 1},
+        lambda m: {"failed": m["failed"] + 1},
+        lambda m: {"inconsistent": None},
+        lambda m: {"inconsistent": -1},
+        lambda m: {"files": {}},
+        lambda m: {"files": {"index.parquet": m["files"]["index.parquet"]}},
+        lambda m: {"files": m["files"] | {"../README.md": "0" * 64}},
+        lambda m: {"shards": [m["shards"][0] | {"samples": 1 << 62}, *m["shards"][1:]]},
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    published = fill(tmp_path)
+    altered = published.manifest | change(published.manifest)
+    published.storage.put("manifest.json", json.dumps(altered).encode())
+    with pytest.raises(CorruptionError, match="is not the manifest that was published"):
+        open_version(home(tmp_path), ID)
 
 
 def test_verify_names_each_problem(tmp_path: Path) -> None:

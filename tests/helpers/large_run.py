@@ -58,12 +58,13 @@ def large_version(home: Storage) -> PublishedVersion:
         for table in tables(receipts):
             writer.write_table(table)
     storage.put(layout.INDEX, index.getvalue())
+    digest = hashlib.sha256(index.getvalue()).hexdigest()
     manifest = {
         "schema": SCHEMA_VERSION, "fingerprint": mark, "identity": IDENTITY, "classes": NAMES,
         "label_mean": 1.0, "label_std": 0.1,
-        "files": {layout.INDEX: hashlib.sha256(index.getvalue()).hexdigest()},
+        "files": {layout.INDEX: digest, layout.CARD: "0" * 64},
         "samples": CLASSES * SHARDS * EACH, "inconsistent": CLASSES * SHARDS,
-        "bytes": 1, "failed": 0, "quarantined": [],
+        "bytes": sum(receipt.bytes for receipt in receipts), "failed": 0, "quarantined": [],
         "weights": {}, "environment": {}, "shards": [vars(receipt) for receipt in receipts],
     }  # fmt: skip
     storage.put("manifest.json", canonical(manifest))
