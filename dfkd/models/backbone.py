@@ -126,8 +126,8 @@ def _timm(
         options["img_size"] = image_size
     try:
         model = timm.create_model(name, pretrained=library, **options)
-    # Of an impossible size some models say so by an AssertionError.
-    except (OSError, RuntimeError, AssertionError) as error:
+    # Of an impossible size some models say so by a ValueError or an AssertionError.
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
         if library:
             raise _not_loaded(config, error) from None
         raise ManifestError(
@@ -174,13 +174,21 @@ def feature_count(backbone: nn.Module, image_size: int, name: str) -> int:
     training = backbone.training
     backbone.eval()
     try:
-        shape = backbone(torch.zeros(1, 3, image_size, image_size)).shape
-    except (RuntimeError, AssertionError) as error:
+        features = backbone(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
         raise ManifestError(
             "distillation.student",
             f"does not take images of {image_size} px ({one_line(error)})",
             name,
             "choose another model or synthesis.image_size",
         ) from None
+    # Some transformers give a vector for each part of the image.
+    if not isinstance(features, torch.Tensor) or features.ndim != 2:
+        raise ManifestError(
+            "distillation.student",
+            "must give one vector of features for each image",
+            name,
+            "choose another model",
+        )
     backbone.train(training)
-    return int(shape[1])
+    return features.shape[1]

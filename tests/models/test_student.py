@@ -8,6 +8,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from torch import nn
 from torch.nn import functional as F
 
 from dfkd.config import paths
@@ -71,6 +72,30 @@ def test_timm_students_take_the_run_s_image_size(name: str) -> None:
 def test_a_model_that_cannot_have_the_image_size_is_refused() -> None:
     with pytest.raises(ManifestError, match=r"distillation\.student: cannot be built for 50 px"):
         build(Distillation(student="timm:nest_tiny", **RANDOM), 4, 50, 0)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [nn.Flatten(0), nn.Flatten(2), nn.MaxPool2d(2, return_indices=True), nn.BatchNorm1d(3)],
+    ids=["a number for each pixel", "tokens", "two tensors", "ValueError"],
+)
+def test_a_model_that_gives_no_vector_for_an_image_is_refused(
+    backbone: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timm, "create_model", lambda *_, **options: backbone)
+    with pytest.raises(ManifestError, match=r"distillation\.student: .*; choose another model"):
+        build(Distillation(student="timm:test_resnet", **RANDOM), 4, 32, 0)
+
+
+def test_a_model_of_which_timm_says_that_a_value_is_wrong_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **options: object) -> None:
+        raise ValueError("no such size")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ManifestError, match=r"cannot be built for 32 px \(no such size\)"):
+        build(Distillation(student="timm:test_resnet", **RANDOM), 4, 32, 0)
 
 
 @pytest.mark.parametrize(
