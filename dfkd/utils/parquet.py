@@ -1,6 +1,7 @@
 """Parquet files from untrusted sources: read into memory within fixed limits."""
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -40,7 +41,7 @@ def read(
         columns: the columns to read, in the file's order; None for all.
 
     Raises:
-        CorruptionError: not Parquet, a column is missing, or the table is too large.
+        CorruptionError: not Parquet, a column is missing or repeated, or the table is too large.
     """
     try:
         source = io.BytesIO(data) if isinstance(data, bytes) else data
@@ -48,6 +49,8 @@ def read(
         schema = metadata.schema.to_arrow_schema()
         if missing := [name for name in needed if name not in schema.names]:
             raise ValueError(f"no column {missing[0]}")
+        if repeated := [name for name, times in Counter(schema.names).items() if times > 1]:
+            raise ValueError(f"column {repeated[0]} is there twice")
         groups = list(select_groups(metadata))
         names = [name for name in schema.names if columns is None or name in columns]
         batches = _bounded(read_batches(source, metadata, groups, names))

@@ -4,7 +4,9 @@ import io
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from dfkd.errors import CorruptionError
 from dfkd.utils import parquet
 
 TABLE = pa.table({"text": ["a", "b", "c"], "index": [0, 1, 2], "other": [0.5, None, 1.5]})
@@ -27,6 +29,15 @@ def test_only_the_chosen_groups_and_columns_are_read_in_the_order_of_the_file() 
     )
     assert found.to_pydict() == {"text": ["a", "c"], "index": [0, 2]}
     assert found.column_names == ["text", "index"]
+
+
+def test_a_repeated_column_is_refused() -> None:
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([TABLE["index"]] * 2, names=["index", "index"]), stream)
+    with pytest.raises(
+        CorruptionError, match=r"here: no readable Parquet \(column index is .*twice"
+    ):
+        parquet.read(stream.getvalue(), ("index",), "here", "fix it")
 
 
 def test_a_batch_has_no_more_rows_than_asked_for() -> None:
