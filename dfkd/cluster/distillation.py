@@ -241,8 +241,9 @@ class StudentDistiller(StudentActor):
             target = locate_student(self.manifest, task.method, task.seed, task.version)
             check_initial_weights(self.manifest, target.version, task.method, task.seed, task.name)
             _train(self.manifest, target, _alone(self.cpus), self.bar)
-        except (InfrastructureError, torch.AcceleratorError):
-            # The latter is this GPU's fault: the pool replaces the actor, and the task resumes.
+        except (InfrastructureError, OSError, torch.AcceleratorError):
+            # The latter two are faults of this node or GPU, and may pass: the pool replaces the
+            # actor, and the task resumes.
             raise
         except Exception as error:
             error.add_note(f"Raised in a worker:\n{traceback.format_exc()}")

@@ -1,5 +1,6 @@
 """What a driver records of students in training, and what an actor makes of an error."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,11 +42,16 @@ def task_of(manifest: Manifest) -> StudentTask:
     return StudentTask("vanilla", 0, target.version.id, target.name)
 
 
-@pytest.mark.parametrize("error", [InfrastructureError("busy; again"), torch.AcceleratorError()])
+@pytest.mark.parametrize(
+    "error",
+    [InfrastructureError("busy; again"), OSError(errno.EIO, "busy"), torch.AcceleratorError()],
+)
 def test_what_another_try_may_cure_ends_the_actor(
     manifest: Manifest, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lost GPU would fail every further student of this actor at once."""
+    """A lost GPU would fail every further student of this actor at once, and the driver ends all
+    students if it is handed an error.
+    """
     monkeypatch.setattr(module, "_train", raising(error))
     with pytest.raises(type(error)):
         StudentDistiller(1.0, manifest, "log").train(task_of(manifest))
