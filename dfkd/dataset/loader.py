@@ -56,7 +56,7 @@ def cache_limit(cpus: float) -> int:
     """Bytes of decoded images that a rank with `cpus` of the machine's CPUs may keep in memory.
 
     The ranks on a machine divide its CPUs, so all of them together keep at most half of the memory
-    that is free now.
+    that is free now, or `CACHE_BYTES` each if that is more.
     """
     return max(CACHE_BYTES, int(available_memory() / 2 * min(1.0, cpus / cpu_count())))
 

@@ -34,8 +34,8 @@ def average_buffers(module: nn.Module) -> None:
 def share_batch_norm(student: Student) -> Student:
     """The student with batch norm over the images of all ranks instead of each rank's own.
 
-    The student then does not depend on the number of ranks. torch has such layers for GPUs only.
-    The state dict keeps its keys.
+    So the statistics are those of the whole batch, as with one rank. torch has such layers for GPUs
+    only. The state dict keeps its keys.
     """
     # timm's function, because torch's own would drop the activations that timm's layers contain.
     # Imported here, because it takes seconds and few ranks need it.
