@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dfkd.cluster.ray_internals import avoiding, draining_nodes, node_types, ray_reason
+from dfkd.cluster.ray_internals import draining_nodes, node_types, ray_reason
 from dfkd.config.manifest import Cluster
 from dfkd.errors import InfrastructureError, ManifestError, one_line
 from dfkd.utils.progress import say
@@ -26,6 +26,9 @@ CAPACITY_WAIT_SECONDS = 900.0
 
 PING_SECONDS = 30.0
 """Seconds for a node to answer a ping, or for Ray to notice that it is dead."""
+
+MAX_PROBES = 16
+"""GPUs at most that are looked at to know their name."""
 
 ROUNDING = 1e-6
 """Tolerance for floating-point division, so that ten workers of 0.1 CPU fit one CPU."""
@@ -268,21 +271,22 @@ def gpu_name() -> str:
     Raises:
         InfrastructureError: torch can use none, or no GPU was free within `CAPACITY_WAIT_SECONDS`.
     """
+    gpus = sum(node.get("GPU", 0.0) for node in schedulable_nodes().values())
     probe: Any = ray.remote(num_gpus=1, max_retries=0)(_reserved_device)
-    tried: list[str] = []
+    # At once, so that each has a GPU of its own: one that is broken must not hide the others.
+    probes = [probe.remote() for _ in range(max(1, min(int(gpus), MAX_PROBES)))]
+    problem = None
     try:
-        while True:
-            answer = probe.options(**avoiding(tried)).remote()
-            node, name, error = ray.get(answer, timeout=CAPACITY_WAIT_SECONDS)
-            if error is None:
-                return str(name)
-            # Another node may have a GPU that works.
-            tried.append(node)
-            others = {key: each for key, each in schedulable_nodes().items() if key not in tried}
-            if not WorkerResources(0.0, 1.0).count_fitting(others):
-                raise error
-    except GetTimeoutError:  # other jobs held all GPUs
-        raise no_capacity_error(WorkerResources(1.0, 1.0)) from None
+        while probes:
+            done, probes = ray.wait(probes, timeout=CAPACITY_WAIT_SECONDS)
+            name, problem = ray.get(done[0]) if done else ("", problem)
+            if name or not done:
+                break
+        for late in probes:
+            ray.cancel(late)
+        if name:
+            return str(name)
+        raise problem or no_capacity_error(WorkerResources(1.0, 1.0))  # other jobs held all GPUs
     except RayError as error:
         raise InfrastructureError(
             f"cluster: the process that looks at a GPU died ({ray_reason(error)}); "
@@ -290,13 +294,13 @@ def gpu_name() -> str:
         ) from None
 
 
-def _reserved_device() -> tuple[str, str, InfrastructureError | None]:
-    """The id of this node, and the name of the GPU that this process has reserved or the error."""
+def _reserved_device() -> tuple[str, InfrastructureError | None]:
+    """The name of the GPU that this process has reserved, or an empty text and why it has none."""
     try:
         see_reserved_gpus()
-        return node_id(), own_device(), None
     except InfrastructureError as error:
-        return node_id(), "", error
+        return "", error
+    return own_device(), None
 
 
 def own_device() -> str:

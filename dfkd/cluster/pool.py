@@ -3,7 +3,7 @@
 import operator
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic
@@ -22,7 +22,7 @@ from dfkd.cluster.capacity import (
     require_room,
     schedulable_nodes,
 )
-from dfkd.cluster.failures import FailedStarts, Failures, Quarantined, T
+from dfkd.cluster.pool_state import ActorSlot, Failures, Quarantined, T
 from dfkd.cluster.ray_internals import avoiding, ray_reason
 from dfkd.errors import DEFECTS, DfkdError, InfrastructureError, ManifestError, conceal, shorten
 from dfkd.utils.progress import Closing, say
@@ -35,22 +35,6 @@ BEGIN_SECONDS = 900.0
 
 _END: Any = object()
 """What `next` returns for an iterator that has ended; None means that no task is ready."""
-
-
-@dataclass(eq=False)
-class ActorSlot(Generic[T]):
-    """An actor of the pool and what it is doing."""
-
-    actor: Any
-    awaited: Any = None
-    """Object reference of the call that the pool waits for; None while the actor is idle."""
-    since: float = 0.0
-    """Start of the current call in seconds (`time.monotonic`)."""
-    node: str = ""
-    """Id of its node; empty until a node had room for it."""
-    begun: bool = False
-    """Whether it can be given a task."""
-    task: T | None = None
 
 
 @dataclass
@@ -97,7 +81,12 @@ class Pool(Closing, Generic[T]):
     _failures: Failures[T] = field(default_factory=Failures)
     _undrawn: int = 0
     """Number of tasks that are not drawn yet; `size` if their iterator does not tell it."""
-    _starts: FailedStarts = field(default_factory=FailedStarts)
+    _unusable: set[str] = field(default_factory=set)
+    """Ids of nodes that are used no more, because no actor can begin there."""
+    _deaths: Counter[str] = field(default_factory=Counter)
+    """By node id the actors that died there while they began."""
+    _begin_error: DfkdError | None = None
+    """The error of the last actor that could not begin."""
     _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
     """Resources of the usable nodes by node id, as of the last refresh."""
     _wanted: int = 0
@@ -155,11 +144,9 @@ class Pool(Closing, Generic[T]):
         self._next_tasks.clear()
         self._finished_seconds = 0.0
         self._last_placed, self._last_poll = time.monotonic(), 0.0
-        # Those that are still beginning may hang.
-        for slot in [each for each in self._slots if each.node and not each.begun]:
-            self._remove(slot)
-        for slot in self._slots:
-            self._begin(slot)
+        for slot in [each for each in self._slots if not each.bad]:
+            # One that is still beginning may hang.
+            self._begin(slot) if slot.begun or not slot.node else self._remove(slot)
 
     @property
     def in_flight(self) -> list[T]:
@@ -193,7 +180,7 @@ class Pool(Closing, Generic[T]):
     def _fill(self, tasks: Iterator[T | None], may_start: Callable[[T], bool]) -> None:
         """Give each idle actor a task while there are any; skip actors on draining nodes."""
         for slot in self._slots:
-            if slot.awaited is None and slot.node in self._nodes:
+            if slot.begun and slot.awaited is None and slot.node in self._nodes:
                 if not self._has_next(tasks, may_start):
                     return
                 task = self._next_tasks.popleft()
@@ -255,37 +242,50 @@ class Pool(Closing, Generic[T]):
                     self._time_out(slot)
         self._resize()
         # Ray waits for room without end and without a message, so the pool counts the seconds.
-        if any(slot.node for slot in self._slots):
+        if any(slot.node and not slot.bad for slot in self._slots):
             self._last_placed = now
         elif now - self._last_placed > CAPACITY_WAIT_SECONDS:
-            raise no_capacity_error(self.resources)
+            raise self._begin_error or no_capacity_error(self.resources)
 
     def _refresh_nodes(self) -> dict[str, dict[str, float]]:
         """Read the usable nodes from Ray; returns them."""
-        self._nodes = self._starts.usable(schedulable_nodes())
+        nodes = schedulable_nodes().items()
+        self._nodes = {name: node for name, node in nodes if name not in self._unusable}
         return self._nodes
 
     def _count_fitting(self) -> int:
-        """The number of actors that the usable nodes hold."""
-        return self.resources.count_fitting(self._nodes) - self._starts.count_lost(self._nodes)
+        """The number of actors that the usable nodes hold, without the places of bad ones."""
+        bad = sum(slot.bad and slot.node in self._nodes for slot in self._slots)
+        return self.resources.count_fitting(self._nodes) - bad
 
-    def _fail_to_begin(self, slot: ActorSlot[T], error: DfkdError, certain: bool) -> None:
-        """Remove an actor that could not begin, and give up its place if that is `certain` to fail
-        again or has failed `attempts` times: all of its node if no other actor has begun there.
+    def _fail_to_begin(self, slot: ActorSlot[T], error: DfkdError, died: bool) -> None:
+        """Give up the place of an actor that cannot begin; its node if that has no other place, or
+        if `attempts` actors have died there while they began.
 
         Raises `error` if there is no other place, or for the second node before any has begun.
         """
-        self._remove(slot)
-        if slot.node not in self._refresh_nodes():
-            return  # it died with its node
-        shared = any(each.begun and each.node == slot.node for each in self._slots)
-        if not self._starts.add(slot.node, shared, 1 if certain else self.attempts):
-            return
+        node, here = slot.node, [each for each in self._slots if each.node == slot.node]
+        self._release(slot)
+        slot.bad = True
+        if died:
+            self._remove(slot)
+            self._deaths[node] += node in self._refresh_nodes()  # else it died with its node
+            if self._deaths[node] < self.attempts:
+                return
+        places = self.resources.count_fitting({node: self._nodes.get(node, {})})
+        if given_up := died or (len(here) >= places and all(each.bad for each in here)):
+            self._unusable.add(node)
+            for each in [each for each in here if each.bad and each in self._slots]:
+                self._remove(each)
+        self._begin_error = error
         self._refresh_nodes()
-        broken = not self.largest and len(self._starts.unusable) > 1
-        if broken or not (self._count_fitting() or self._wanted):
+        bad = self._unusable | {each.node for each in self._slots if each.bad}
+        broken = not self.largest and len(bad) > 1
+        if not any(each.node in self._nodes and not each.bad for each in self._slots) and (
+            broken or not (self._count_fitting() or self._wanted)
+        ):
             raise error
-        say(f"note: the run goes on without {'one worker' if shared else 'a node'}: {error}")
+        say(f"note: the run goes on without {'a node' if given_up else 'a worker'}: {error}")
 
     def _resize(self) -> None:
         """Start or remove actors until as many are there as fit the nodes, or may wait for room."""
@@ -294,7 +294,8 @@ class Pool(Closing, Generic[T]):
         tasks = len(self.in_flight) + len(self._next_tasks) + self._undrawn
         target = min(max(self._fitting, self._wanted), tasks)
         # Actors on draining nodes end after their task, so replacements start already.
-        staying = [slot for slot in self._slots if not slot.node or slot.node in self._nodes]
+        present = [slot for slot in self._slots if not slot.bad]
+        staying = [slot for slot in present if not slot.node or slot.node in self._nodes]
         for _ in range(target - len(staying)):
             self._slots.append(slot := ActorSlot[T](self._start()))
             self._begin(slot)
@@ -307,7 +308,7 @@ class Pool(Closing, Generic[T]):
     def _start(self) -> Any:
         """A new actor, anywhere but on an unusable node."""
         # Ray restarts and retries nothing: the pool does both, and counts them.
-        options = {"max_restarts": 0, "max_task_retries": 0} | avoiding(self._starts.unusable)
+        options = {"max_restarts": 0, "max_task_retries": 0} | avoiding(self._unusable)
         actor: Any = ray.remote(self.kind)
         return actor.options(**options, **self.resources.options).remote(*self.arguments)
 
@@ -333,7 +334,7 @@ class Pool(Closing, Generic[T]):
         if slot.task is None:
             told = f"cluster: a worker did not begin within {BEGIN_SECONDS:g} seconds; "
             error = InfrastructureError(f"{told}run the same command again, it resumes")
-            self._fail_to_begin(slot, error, True)
+            self._fail_to_begin(slot, error, died=False)
             return
         # A hanging actor cannot be asked to stop; `_resize` replaces it.
         task = slot.task
@@ -353,7 +354,7 @@ class Pool(Closing, Generic[T]):
         cause = error.cause if isinstance(error, RayTaskError) else error
         beginning, known = bool(slot.node) and not slot.begun, isinstance(cause, DfkdError)
         if isinstance(cause, InfrastructureError) and beginning:
-            self._fail_to_begin(slot, cause, True)
+            self._fail_to_begin(slot, cause, died=False)
             return
         if isinstance(cause, InfrastructureError | ManifestError):
             raise cause
@@ -365,7 +366,7 @@ class Pool(Closing, Generic[T]):
         if beginning:
             told = f"workers: none can begin on a node, the last ended with {reason}; fix that and "
             kind = InfrastructureError if may_pass else DfkdError
-            self._fail_to_begin(slot, kind(f"{told}run the same command again"), False)
+            self._fail_to_begin(slot, kind(f"{told}run the same command again"), died)
             return
         # An unexpected exception may be the actor's fault: an actor whose GPU is lost would fail
         # every further task immediately.

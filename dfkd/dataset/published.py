@@ -346,7 +346,7 @@ def advance(home: Storage, name: str, fence: Callable[[], object] = lambda: None
 
 
 def refuse_removal(home: Storage, name: str) -> None:
-    """Raise `DfkdError` if jobs/clean.py has begun to remove the version `name`.
+    """Raise `DfkdError` if jobs/clean.py removes the version `name` or is about to.
 
     Garbage collection writes the mark and then checks the leases; a reader takes a lease and then
     checks the mark. At least one side sees the other, whatever the interleaving.

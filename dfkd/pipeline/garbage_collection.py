@@ -30,8 +30,8 @@ ORDER = {
     layout.IDENTITY: 3,
     layout.REMOVING: 4,
 }
-"""The order of removal; other objects have 1. What readers start from goes first, and the mark that
-the removal has begun goes last."""
+"""The order of removal; other objects have 1. What readers start from goes first, and the mark of
+the removal goes last."""
 BEGUN = b"begun"
 """The content of a version's mark once its objects are being deleted: the removal must go on after
 a kill. Until then the mark only announces it, and is withdrawn if the version is in use."""

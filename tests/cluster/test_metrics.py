@@ -12,9 +12,9 @@ import ray
 
 from dfkd.cluster import metrics
 from dfkd.cluster.capacity import Actor, WorkerResources
-from dfkd.cluster.failures import Quarantined
 from dfkd.cluster.metrics import ALL_MEASURES, Count, Level, Measure, Pace
 from dfkd.cluster.pool import Pool
+from dfkd.cluster.pool_state import Quarantined
 from dfkd.cluster.synthesis import _reporting
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import UnitResult

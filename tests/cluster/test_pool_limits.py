@@ -11,8 +11,8 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from dfkd.cluster import pool as module
 from dfkd.cluster.capacity import Actor, WorkerResources
-from dfkd.cluster.failures import MAX_NODE_LOSSES
-from dfkd.cluster.pool import MAX_WAITING_ACTORS, ActorSlot, Pool
+from dfkd.cluster.pool import MAX_WAITING_ACTORS, Pool
+from dfkd.cluster.pool_state import MAX_NODE_LOSSES, ActorSlot
 from dfkd.errors import CorruptionError, InfrastructureError
 
 pytestmark = pytest.mark.timeout(60)  # a pool that does not give up waits for ever
@@ -75,7 +75,7 @@ def test_room_counts_from_the_last_moment_that_an_actor_had_a_node(nodes: Nodes)
     working._begin_run(1)
     working._poll()
     nodes["a"] = {"CPU": 1.0}
-    working._slots = [ActorSlot(start(), object(), time.monotonic(), "a", True, ITEM)]
+    working._slots = [ActorSlot(start(), object(), time.monotonic(), "a", True, task=ITEM)]
     working._last_placed = -1e6
     for _ in range(2):
         working._poll()
@@ -165,7 +165,7 @@ def test_what_a_repetition_of_the_run_might_cure_is_noted(
     nodes: Nodes, error: RayError, may_pass: bool
 ) -> None:
     working = pool(attempts=1)
-    slot = ActorSlot(start(), None, 0.0, "", True, ITEM)
+    slot = ActorSlot(start(), None, 0.0, "", True, task=ITEM)
     working._slots = [slot]
     working._handle_error(slot, ITEM, error)
     assert [each.may_pass for each in working.quarantine] == [may_pass]
@@ -174,7 +174,7 @@ def test_what_a_repetition_of_the_run_might_cure_is_noted(
 def test_the_time_of_an_attempt_that_was_lost_counts(nodes: Nodes) -> None:
     """A budget and the record of cost are of all that was spent."""
     working = pool()
-    slot = ActorSlot(start(), object(), time.monotonic() - 5, "a", True, ITEM)
+    slot = ActorSlot(start(), object(), time.monotonic() - 5, "a", True, task=ITEM)
     working._slots = [slot]
     assert 5 <= working.busy_seconds < 60
     working._remove(slot)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dfkd.cluster import capacity
+from dfkd.cluster import connection
 from dfkd.cluster import synthesis as making
 from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.pool import Pool
@@ -323,14 +323,14 @@ def test_a_node_with_other_weights_is_refused(two_cpus: None, tmp_path: Path) ->
 
 
 def test_several_nodes_need_a_root_that_all_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "count_nodes", lambda: 2)
+    monkeypatch.setattr(connection, "count_nodes", lambda: 2)
     for root in ("s3://bucket/run", "az://container/run", "/shared/run"):
         require_shared_storage(root)
     with pytest.raises(ManifestError, match=r"storage\.root: must be s3://.*got 'runs/mine'"):
         require_shared_storage("runs/mine")
-    monkeypatch.setattr(capacity, "count_nodes", lambda: 1)
+    monkeypatch.setattr(connection, "count_nodes", lambda: 1)
     require_shared_storage("runs/mine")
     monkeypatch.setattr("ray.is_initialized", lambda: True)
-    monkeypatch.setattr(capacity, "has_autoscaler", lambda: True)  # nodes may join later
+    monkeypatch.setattr(connection, "has_autoscaler", lambda: True)  # nodes may join later
     with pytest.raises(ManifestError, match=r"storage\.root"):
         require_shared_storage("runs/mine")

@@ -1,4 +1,4 @@
-"""Nodes, and places on a node, where no worker can begin."""
+"""A node on which no worker can begin, beside another one."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from dfkd.cluster.capacity import Actor, WorkerResources, node_id, schedulable_nodes
+from dfkd.cluster.capacity import Actor, WorkerResources, node_id
 from dfkd.cluster.pool import Pool
 from dfkd.config.plan import PromptPart
 from dfkd.errors import InfrastructureError
@@ -93,38 +93,6 @@ def test_a_cluster_of_such_nodes_ends_the_run(
     pool: Pool[PromptPart] = Pool(Picky, (two_nodes, how, tmp_path), 2, 3, WorkerResources(1.0))
     with pool, pytest.raises(InfrastructureError, match=r"cannot use the GPU|none can begin"):
         list(pool.run(PromptPart(number) for number in range(6)))
-
-
-class OneBadPlace(Actor):
-    """Cannot begin while another one of its node is at work."""
-
-    def __init__(self, notes: Path) -> None:
-        self.notes = notes
-
-    def begin(self, folder: str, *work: Any) -> None:
-        super().begin(folder)
-        with (self.notes / "begun").open("a") as stream:
-            stream.write("x")
-        if len((self.notes / "begun").read_text()) > 1:
-            raise InfrastructureError("cluster: torch cannot use the GPU; run it again")
-
-    def run(self, part: PromptPart) -> int:
-        while len((self.notes / "begun").read_text()) < 2:
-            time.sleep(0.05)
-        return part.number
-
-
-def test_a_place_that_is_bad_leaves_those_beside_it_at_work(
-    two_nodes: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """As one of several GPUs of a machine may be."""
-    pool: Pool[PromptPart] = Pool(OneBadPlace, (tmp_path,), 2, 3, WorkerResources(0.5))
-    pool._starts.unusable = {*schedulable_nodes()} - {two_nodes[0]}  # a machine alone
-    with pool:
-        found = sorted(pool.run(PromptPart(number) for number in range(4)))
-    assert found == [0, 1, 2, 3]
-    assert (tmp_path / "begun").read_text() == "xx"
-    assert "note: the run goes on without one worker: cluster: torch" in capfd.readouterr().err
 
 
 def test_a_run_of_lasting_actors_does_not_inherit_one_that_hangs(

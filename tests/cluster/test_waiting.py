@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import GetTimeoutError
 
 from dfkd.cluster import capacity
 from dfkd.cluster.capacity import (
@@ -55,21 +54,42 @@ def test_without_an_autoscaler_nobody_is_asked_for_nodes(monkeypatch: pytest.Mon
     wait_for_nodes(WorkerResources(1.0), 1)
 
 
-def test_gpus_that_others_hold_are_waited_for_with_a_limit(
-    monkeypatch: pytest.MonkeyPatch,
+Answer = tuple[str, InfrastructureError | None]
+BROKEN: Answer = ("", InfrastructureError("cluster: torch cannot use the GPU; run it again"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome"),
+    [
+        ([BROKEN, ("a GPU", None)], "a GPU"),
+        ([BROKEN, BROKEN], "torch cannot use the GPU"),
+        ([BROKEN], "torch cannot use the GPU"),
+        ([], r"no node had room .*'GPU': 1\.0"),
+    ],
+    ids=["one is broken", "both are", "others hold one", "others hold both"],
+)
+def test_a_broken_gpu_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch, answers: list[Answer], outcome: str
 ) -> None:
+    """One probe for each GPU, and a limit for those that others hold."""
     limits: list[float] = []
+    left = [*answers]
 
-    def get(_: object, timeout: float = 0.0) -> None:
+    def wait(probes: list[object], timeout: float) -> tuple[list[object], list[object]]:
         limits.append(timeout)
-        raise GetTimeoutError
+        return (probes[:1], probes[1:]) if left else ([], probes)
 
-    probe = SimpleNamespace(remote=lambda: None)
-    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: probe)
-    monkeypatch.setattr(ray, "get", get)
-    with pytest.raises(InfrastructureError, match=r"no node had room .*'GPU': 1\.0"):
-        gpu_name()
-    assert limits == [CAPACITY_WAIT_SECONDS]
+    monkeypatch.setattr(capacity, "schedulable_nodes", lambda: {"a": {"GPU": 2.0}})
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: SimpleNamespace(remote=object))
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", lambda _: left.pop(0))
+    monkeypatch.setattr(ray, "cancel", lambda _: None)
+    if outcome == "a GPU":
+        assert gpu_name() == outcome
+    else:
+        with pytest.raises(InfrastructureError, match=outcome):
+            gpu_name()
+    assert set(limits) == {CAPACITY_WAIT_SECONDS}
 
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

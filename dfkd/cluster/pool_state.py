@@ -1,9 +1,9 @@
-"""Failed attempts at the tasks of a pool, and to start its actors: which of them count."""
+"""What a pool remembers: its actors, failed attempts at tasks, and what is quarantined."""
 
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 
@@ -23,7 +23,24 @@ class Identified(Protocol):
 
 
 T = TypeVar("T", bound=Identified)
-N = TypeVar("N")
+
+
+@dataclass(eq=False)
+class ActorSlot(Generic[T]):
+    """An actor of the pool and what it is doing."""
+
+    actor: Any
+    awaited: Any = None
+    """Object reference of the call that the pool waits for; None while the actor is idle."""
+    since: float = 0.0
+    """Start of the current call in seconds (`time.monotonic`)."""
+    node: str = ""
+    """Id of its node; empty until a node had room for it."""
+    begun: bool = False
+    """Whether it can be given a task."""
+    bad: bool = False
+    """Whether it cannot begin. It stays and holds its GPU, so that no other actor gets it."""
+    task: T | None = None
 
 
 @dataclass(frozen=True)
@@ -125,41 +142,3 @@ class Failures(Generic[T]):
 def _count(tries: list[str], nodes: Container[str]) -> int:
     """The number of failed attempts that count, which excludes those lost with their node."""
     return sum(not node or node in nodes for node in tries)
-
-
-@dataclass
-class FailedStarts:
-    """Nodes on which actors could not begin."""
-
-    unusable: set[str] = field(default_factory=set)
-    """Ids of nodes that are used no more."""
-    lost: Counter[str] = field(default_factory=Counter)
-    """By node id the actors fewer than its resources hold, because others work there."""
-    _failures: Counter[str] = field(default_factory=Counter)
-    """By node id the failures since the last loss."""
-
-    def usable(self, nodes: Mapping[str, N]) -> dict[str, N]:
-        """Those of the nodes that are still used."""
-        return {name: node for name, node in nodes.items() if name not in self.unusable}
-
-    def count_lost(self, nodes: Iterable[str]) -> int:
-        """The actors that these nodes hold less."""
-        return sum(self.lost[node] for node in nodes)
-
-    def add(self, node: str, shared: bool, attempts: int) -> bool:
-        """Record that an actor could not begin; returns whether its place is given up.
-
-        Args:
-            node: id of its node.
-            shared: whether another actor has begun there.
-            attempts: after how many such failures the place is given up.
-        """
-        self._failures[node] += 1
-        if self._failures[node] < attempts:
-            return False
-        self._failures[node] = 0
-        if shared:
-            self.lost[node] += 1
-        else:
-            self.unusable.add(node)
-        return True
