@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -271,27 +271,31 @@ def gpu_name() -> str:
     Raises:
         InfrastructureError: torch can use none, or no GPU was free within `CAPACITY_WAIT_SECONDS`.
     """
-    gpus = sum(node.get("GPU", 0.0) for node in schedulable_nodes().values())
+    gpus = WorkerResources(0.0, 1.0).count_fitting(schedulable_nodes())
     probe: Any = ray.remote(num_gpus=1, max_retries=0)(_reserved_device)
     # At once, so that each has a GPU of its own: one that is broken must not hide the others.
-    probes = [probe.remote() for _ in range(max(1, min(int(gpus), MAX_PROBES)))]
-    problem = None
+    probes = [probe.remote() for _ in range(max(1, min(gpus, MAX_PROBES)))]
+    problem = no_capacity_error(WorkerResources(1.0, 1.0))  # if other jobs hold all GPUs
     try:
         while probes:
             done, probes = ray.wait(probes, timeout=CAPACITY_WAIT_SECONDS)
-            name, problem = ray.get(done[0]) if done else ("", problem)
-            if name or not done:
+            if not done:
                 break
-        for late in probes:
-            ray.cancel(late)
-        if name:
-            return str(name)
-        raise problem or no_capacity_error(WorkerResources(1.0, 1.0))  # other jobs held all GPUs
+            name, error = ray.get(done[0])
+            if error is None:
+                return str(name)
+            problem = error
+        raise problem
+    except RayTaskError:
+        raise  # a defect of ours, which keeps its traceback
     except RayError as error:
         raise InfrastructureError(
             f"cluster: the process that looks at a GPU died ({ray_reason(error)}); "
             "run the same command again, it resumes"
         ) from None
+    finally:
+        for late in probes:
+            ray.cancel(late)
 
 
 def _reserved_device() -> tuple[str, InfrastructureError | None]:

@@ -83,8 +83,8 @@ class Pool(Closing, Generic[T]):
     """Number of tasks that are not drawn yet; `size` if their iterator does not tell it."""
     _unusable: set[str] = field(default_factory=set)
     """Ids of nodes that are used no more, because no actor can begin there."""
-    _deaths: Counter[str] = field(default_factory=Counter)
-    """By node id the actors that died there while they began."""
+    _failed_begins: Counter[str] = field(default_factory=Counter)
+    """By node id the actors in a row that failed to begin there, and may yet."""
     _begin_error: DfkdError | None = None
     """The error of the last actor that could not begin."""
     _nodes: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -207,7 +207,7 @@ class Pool(Closing, Generic[T]):
                 self.succeeded.add(type(task))
                 self._failures.succeed()
             elif slot.node:  # the answer of `begin`
-                slot.begun = True
+                slot.begun, self._failed_begins[slot.node] = True, 0
                 self.largest = max(self.largest, sum(each.begun for each in self._slots))
             else:  # the answer of `locate`: a node had room
                 slot.node, slot.since = result, time.monotonic()
@@ -258,22 +258,22 @@ class Pool(Closing, Generic[T]):
         bad = sum(slot.bad and slot.node in self._nodes for slot in self._slots)
         return self.resources.count_fitting(self._nodes) - bad
 
-    def _fail_to_begin(self, slot: ActorSlot[T], error: DfkdError, died: bool) -> None:
-        """Give up the place of an actor that cannot begin; its node if that has no other place, or
-        if `attempts` actors have died there while they began.
+    def _fail_to_begin(self, slot: ActorSlot[T], error: DfkdError, retry: bool) -> None:
+        """Give up the place of an actor that cannot begin; its node if that has no other place.
 
+        With `retry` others try first, and the node is given up after `attempts` of them.
         Raises `error` if there is no other place, or for the second node before any has begun.
         """
         node, here = slot.node, [each for each in self._slots if each.node == slot.node]
         self._release(slot)
         slot.bad = True
-        if died:
+        if retry:
             self._remove(slot)
-            self._deaths[node] += node in self._refresh_nodes()  # else it died with its node
-            if self._deaths[node] < self.attempts:
+            self._failed_begins[node] += node in self._refresh_nodes()  # else it died with its node
+            if self._failed_begins[node] < self.attempts:
                 return
         places = self.resources.count_fitting({node: self._nodes.get(node, {})})
-        if given_up := died or (len(here) >= places and all(each.bad for each in here)):
+        if given_up := retry or (len(here) >= places and all(each.bad for each in here)):
             self._unusable.add(node)
             for each in [each for each in here if each.bad and each in self._slots]:
                 self._remove(each)
@@ -334,7 +334,7 @@ class Pool(Closing, Generic[T]):
         if slot.task is None:
             told = f"cluster: a worker did not begin within {BEGIN_SECONDS:g} seconds; "
             error = InfrastructureError(f"{told}run the same command again, it resumes")
-            self._fail_to_begin(slot, error, died=False)
+            self._fail_to_begin(slot, error, retry=False)
             return
         # A hanging actor cannot be asked to stop; `_resize` replaces it.
         task = slot.task
@@ -354,7 +354,7 @@ class Pool(Closing, Generic[T]):
         cause = error.cause if isinstance(error, RayTaskError) else error
         beginning, known = bool(slot.node) and not slot.begun, isinstance(cause, DfkdError)
         if isinstance(cause, InfrastructureError) and beginning:
-            self._fail_to_begin(slot, cause, died=False)
+            self._fail_to_begin(slot, cause, retry=False)
             return
         if isinstance(cause, InfrastructureError | ManifestError):
             raise cause
@@ -366,7 +366,7 @@ class Pool(Closing, Generic[T]):
         if beginning:
             told = f"workers: none can begin on a node, the last ended with {reason}; fix that and "
             kind = InfrastructureError if may_pass else DfkdError
-            self._fail_to_begin(slot, kind(f"{told}run the same command again"), died)
+            self._fail_to_begin(slot, kind(f"{told}run the same command again"), retry=True)
             return
         # An unexpected exception may be the actor's fault: an actor whose GPU is lost would fail
         # every further task immediately.
