@@ -1,4 +1,4 @@
-"""How the name of a student's folder follows from its data and settings.
+"""How the name of a student's folder follows from its data and settings, and which one is exported.
 
 The folder is `students/{method}-s{seed}-{hash}`. The hash makes training safe to repeat: the same
 settings find the finished student or its checkpoints, others get a new folder.
@@ -11,6 +11,10 @@ from dfkd.config.distillation import weights_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
+from dfkd.dataset.published import read_json
+from dfkd.errors import CorruptionError
+from dfkd.storage import layout
+from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical
 
 SCHEMA = 1
@@ -58,3 +62,18 @@ def weights_identity(weights: str) -> str:
     from dfkd.models.weights.reading import existing_file
 
     return sha256_file(existing_file("distillation.weights", file))
+
+
+def exported_student(root: Storage) -> str:
+    """The folder's name of the student that `student/` holds for use elsewhere; empty without one.
+
+    Raises:
+        CorruptionError: its description is damaged.
+    """
+    if not root.exists(layout.TAKE_HOME):
+        return ""
+    student = read_json(root, layout.TAKE_HOME).get("student")
+    if not isinstance(student, dict):
+        where = root.location(layout.TAKE_HOME)
+        raise CorruptionError(f"{where}: names no student; run jobs/pipeline.py again")
+    return str(student.get("folder", ""))

@@ -16,7 +16,8 @@ from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.distillation import Average
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.published import PublishedVersion, current, open_version, read_json
+from dfkd.dataset.published import PublishedVersion, current, open_version
+from dfkd.distillation.student_names import exported_student
 from dfkd.errors import CorruptionError, as_utf8
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import (
@@ -212,7 +213,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
     students = _trained_students(run, rows, results["students"])
     # A page shows data only of methods with a scored student, but without students those of all.
     versions = _published_versions(run, methods or run.folders(layout.DATA), classes, students)
-    name, exported = origin.manifest.get("name") if origin else None, _exported(storage)
+    name, exported = origin.manifest.get("name") if origin else None, exported_student(storage)
     location = as_utf8(storage.location())
     return Facts(
         location=location,
@@ -243,13 +244,6 @@ def _scored_models(
         total = np.array(confusions, dtype=np.int64).sum(axis=0)
         models.append(ScoredModel(summary, total, results["parameters"][model], ms.get(model)))
     return models
-
-
-def _exported(storage: Storage) -> str:
-    """Name of the student's folder of which `student/` has the export; empty without one."""
-    if not storage.exists(layout.TAKE_HOME):
-        return ""
-    return str(read_json(storage, layout.TAKE_HOME).get("student", {}).get("folder", ""))
 
 
 def _published_versions(

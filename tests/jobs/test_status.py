@@ -274,19 +274,27 @@ def test_results_without_a_model_or_older_than_a_student_are_outdated(finished: 
     assert status(finished)["next"] is None
 
 
+@contextlib.contextmanager
+def rewritten(path: Path, content: str) -> Iterator[None]:
+    """Other content in a file of the shared run inside the block, with the same time."""
+    whole, written = path.read_bytes(), path.stat()
+    times = written.st_atime_ns, written.st_mtime_ns
+    try:
+        path.write_text(content)
+        os.utime(path, ns=times)
+        yield
+    finally:
+        path.write_bytes(whole)
+        os.utime(path, ns=times)
+
+
 def test_results_of_other_students_are_outdated(finished: Path) -> None:
     """As after `mine` with other settings of the training under the same root."""
     results = finished.parent / "run" / "results.json"
-    whole, written = results.read_text(), results.stat()
+    whole = results.read_text()
     (name, *_) = json.loads(whole)["students"]
-    try:
-        results.write_text(whole.replace(name, f"{name[:-1]}_"))
-        os.utime(results, ns=(written.st_atime_ns, written.st_mtime_ns))
-        found = status(finished)
-        assert found["evaluate"]["state"] == "outdated"
-    finally:
-        results.write_text(whole)
-        os.utime(results, ns=(written.st_atime_ns, written.st_mtime_ns))
+    with rewritten(results, whole.replace(name, f"{name[:-1]}_")):
+        assert status(finished)["evaluate"]["state"] == "outdated"
 
 
 def test_a_finished_run_without_its_exported_student_is_not_done(finished: Path) -> None:
@@ -303,31 +311,22 @@ def test_a_finished_run_without_its_exported_student_is_not_done(finished: Path)
 def test_the_export_of_another_student_is_outdated(finished: Path) -> None:
     """As after two manifests under one root, of which the other one has exported last."""
     exported = finished.parent / "run" / "student" / "takehome.json"
-    whole, written = exported.read_text(), exported.stat()
     assert status(finished)["take_home"]["state"] == "finished"
+    whole = exported.read_text()
     name = json.loads(whole)["student"]["folder"]
-    try:
-        exported.write_text(whole.replace(name, f"{name[:-1]}_"))
-        os.utime(exported, ns=(written.st_atime_ns, written.st_mtime_ns))
-        found = status(finished)
-        assert found["take_home"]["state"] == "outdated"
-        assert found["next"] == f"python jobs/pipeline.py {finished}"
-    finally:
-        exported.write_text(whole)
-        os.utime(exported, ns=(written.st_atime_ns, written.st_mtime_ns))
+    for content in (whole.replace(name, f"{name[:-1]}_"), '{"student": null}'):
+        with rewritten(exported, content):
+            found = status(finished)
+            assert found["take_home"]["state"] == "outdated"
+            assert found["next"] == f"python jobs/pipeline.py {finished}"
 
 
 def test_damaged_results_are_made_again(finished: Path) -> None:
     results = finished.parent / "run" / "results.json"
-    whole, written = results.read_bytes(), results.stat()
-    try:
-        results.write_bytes(whole[:100])
+    with rewritten(results, results.read_text()[:100]):
         found = status(finished)
         assert found["evaluate"]["state"] == "outdated"
         assert found["next"] == f"python jobs/evaluate.py {finished}"
-    finally:
-        results.write_bytes(whole)
-        os.utime(results, ns=(written.st_atime_ns, written.st_mtime_ns))
 
 
 def test_without_labelled_images_neither_results_nor_a_report_are_next(finished: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
-from dfkd.dataset.published import read_json
+from dfkd.distillation.student_names import exported_student
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, read_results
 from dfkd.pipeline.attempts import attempts
@@ -187,8 +187,8 @@ def _is_own(root: Storage, manifest: Manifest, students: Collection[StudentStatu
     """Whether `student/` is the student that the manifest exports, see `dfkd.take_home`."""
     own = manifest.methods[-1], manifest.distillation.seeds[0]
     try:
-        name = read_json(root, layout.TAKE_HOME)["student"]["folder"]
-    except (CorruptionError, LookupError, TypeError):
+        name = exported_student(root)
+    except CorruptionError:
         return False  # the next export writes it anew
     return name in {each.name for each in students if (each.method, each.seed) == own}
 
