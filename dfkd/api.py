@@ -176,9 +176,10 @@ def distill(
         CorruptionError: a shard differs from its receipt.
         InfrastructureError: workers died too often; the same call resumes.
     """
-    names = [(method, seed) for method in manifest.methods for seed in manifest.distillation.seeds]
     # Refuse a method without a published version before the students of another one are trained.
-    missing = [each for each in locate_students(manifest) if not each.finished]
+    located = locate_students(manifest)
+    names = [(each.method, each.seed) for each in located]
+    missing = [each for each in located if not each.finished]
     students = {}
     with connected() if _needs_ray(manifest, len(missing)) else contextlib.nullcontext():
         for finished in distillation.distill_all(manifest, names):

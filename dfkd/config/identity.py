@@ -121,22 +121,21 @@ def changed_settings(manifest: Manifest, stored: Mapping[str, Any]) -> list[str]
     """The keys in which a stored identity differs from a manifest with one method, sorted, without
     those that jobs/regenerate.py changes from version to version.
     """
-    expected = as_stored(manifest, stored)
-    keys = sorted(expected.keys() | stored.keys())
-    return [
-        key
-        for key in keys
-        if expected.get(key) != stored.get(key) and not key.startswith(REGENERATED)
-    ]
+    differing = _differing_keys(stored, as_stored(manifest, stored))
+    return [key for key in differing if not key.startswith(REGENERATED)]
+
+
+def _differing_keys(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """The keys in which two identities differ, sorted."""
+    keys = sorted(stored.keys() | current.keys())
+    return [key for key in keys if stored.get(key) != current.get(key)]
 
 
 def refuse_difference(stored: Mapping[str, Any], current: Mapping[str, Any], where: str) -> None:
     """Raise `FingerprintError`, which names every differing key, if two identities differ."""
-    keys = sorted(stored.keys() | current.keys())
     changes = [
         f"{key}: {stored.get(key)!r} there, {current.get(key)!r} here"
-        for key in keys
-        if stored.get(key) != current.get(key)
+        for key in _differing_keys(stored, current)
     ]
     if changes:
         raise FingerprintError(

@@ -72,10 +72,9 @@ class Examples:
             shards: the number of the shard in each row of the index.
         """
         # Lengths first, because a stranger's receipts may claim more samples than memory holds.
-        consistent = len(shards) == self._bounds[-1]
-        if consistent:
-            expected = np.repeat(np.arange(len(self.shards)), np.diff(self._bounds))
-            consistent = np.array_equal(shards, expected)
+        consistent = len(shards) == self._bounds[-1] and np.array_equal(
+            shards, np.repeat(np.arange(len(self.shards)), np.diff(self._bounds))
+        )
         if consistent:
             # A sample ends where the next one starts; the last one ends with its shard.
             self._stops[self._bounds[1:] - 1] = [receipt.bytes for receipt in self.shards]

@@ -231,7 +231,7 @@ def score(
     """Score models on every domain.
 
     Args:
-        candidates: the models. Of a lazy iterable only some `GROUP` are held at a time.
+        candidates: the models. Of a lazy iterable at most two groups of `GROUP` are held.
         data: the images, with classes in the order of the models' outputs.
         batch_size: images of a batch.
         threads: threads that decode images; None means one for each processor.
@@ -253,7 +253,6 @@ def score(
                 for domain, confusion in domains.items()
                 if confusion.any()  # a domain without a readable image has no accuracy
             ]
-        del group, candidate  # before the next models are loaded
     if not rows and unreadable:
         name, reason = min(unreadable.items())
         raise DfkdError(
@@ -267,10 +266,8 @@ def score(
 def _groups(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, ...]]:
     """Yield models in a row that take images of one size together, at most `GROUP` of them."""
     for _, same in groupby(candidates, lambda candidate: candidate.image_size):
-        # Without a name, which would hold these models while the next ones are loaded.
-        while group := [*islice(same, GROUP)]:
-            yield tuple(group)
-            group.clear()
+        while group := tuple(islice(same, GROUP)):
+            yield group
 
 
 def _confusions(

@@ -145,23 +145,24 @@ def remove(
     """
     # A reader takes a lease and then looks for the mark (`refuse_removal`); here the marks are
     # written first, and then the leases are read again. So at least one of the two sees the other.
-    marks = {removal.mark: removal for removal in planned.removals if removal.mark}
-    for mark, removal in marks.items():
-        if not removal.begun:
-            root.put(mark, removal.version.encode())
+    marks = {removal.mark for removal in planned.removals if removal.mark}
+    for removal in planned.removals:
+        if removal.mark and not removal.begun:
+            root.put(removal.mark, removal.version.encode())
     wanted = {entry.key: entry for removal in planned.removals for entry in removal.entries}
     second = plan(root, manifest, keep, grace).removals
     fence()
     for removal in second:
         if removal.mark in marks and removal.mark == _mark(removal.version):
             root.put(removal.mark, BEGUN)
-    # What was announced goes with all that it holds now. The second plan also removes the marks of
-    # versions that have come into use meanwhile.
+    # What was announced goes with all that it holds now, and so do the marks of what has come into
+    # use meanwhile.
+    known = marks | wanted.keys()
     again = [
         entry
         for removal in second
         for entry in removal.entries
-        if removal.mark in marks or entry.key in wanted or entry.key in marks
+        if removal.mark in marks or entry.key in known
     ]
     _delete(root, again, fence)
     gone = [entry for entry in again if entry.key in wanted or entry.key not in marks]

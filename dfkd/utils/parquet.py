@@ -47,10 +47,7 @@ def read(
         source = io.BytesIO(data) if isinstance(data, bytes) else data
         metadata = pq.read_metadata(source)
         schema = metadata.schema.to_arrow_schema()
-        if missing := [name for name in needed if name not in schema.names]:
-            raise ValueError(f"no column {missing[0]}")
-        if repeated := [name for name, times in Counter(schema.names).items() if times > 1]:
-            raise ValueError(f"column {repeated[0]} is there twice")
+        _require_columns(schema.names, needed)
         groups = list(select_groups(metadata))
         names = [name for name in schema.names if columns is None or name in columns]
         batches = _bounded(read_batches(source, metadata, groups, names))
@@ -59,9 +56,18 @@ def read(
         # Arrow's errors about the content have no errno; one of the disk says nothing about it.
         if isinstance(error, OSError) and error.errno:
             raise
-        raise CorruptionError(
-            f"{where}: no readable Parquet ({one_line(error)}); {remedy}"
-        ) from None
+        told = f"{where}: no readable Parquet ({one_line(error)}); {remedy}"
+        raise CorruptionError(told) from None
+
+
+def _require_columns(names: Sequence[str], needed: Sequence[str]) -> None:
+    """Raise `ValueError` if a needed column is missing, or any is there twice."""
+    for name in needed:
+        if name not in names:
+            raise ValueError(f"no column {name}")
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ValueError(f"column {name} is there twice")
 
 
 def _bounded(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
