@@ -37,7 +37,6 @@ BEGUN = b"begun"
 a kill. Until then the mark only announces it, and is withdrawn if the version is in use."""
 CURRENT = "current"
 """How the reason for keeping a version begins, if a pointer names it."""
-
 FENCE_SECONDS = 5.0
 """Seconds of deletions after which a removal checks again that it holds its lease."""
 
@@ -145,18 +144,14 @@ def remove(
     """
     # A reader takes a lease and then looks for the mark (`refuse_removal`); here the marks are
     # written first, and then the leases are read again. So at least one of the two sees the other.
-    marks = {removal.mark for removal in planned.removals if removal.mark}
-    for removal in planned.removals:
-        if removal.mark and not removal.begun:
-            root.put(removal.mark, removal.version.encode())
+    marks = _announce(root, planned.removals)
     wanted = {entry.key: entry for removal in planned.removals for entry in removal.entries}
     second = plan(root, manifest, keep, grace).removals
     fence()
     for removal in second:
         if removal.mark in marks and removal.mark == _mark(removal.version):
             root.put(removal.mark, BEGUN)
-    # What was announced goes with all that it holds now, and so do the marks of what has come into
-    # use meanwhile.
+    # What was announced goes with all that it holds now, and so do marks that are withdrawn.
     known = marks | wanted.keys()
     again = [
         entry
@@ -167,6 +162,14 @@ def remove(
     _delete(root, again, fence)
     gone = [entry for entry in again if entry.key in wanted or entry.key not in marks]
     return len(gone), sum(entry.size for entry in gone)
+
+
+def _announce(root: Storage, removals: Sequence[Removal]) -> set[str]:
+    """Write the marks of removals that have not begun; returns the keys of all marks."""
+    for removal in removals:
+        if removal.mark and not removal.begun:
+            root.put(removal.mark, removal.version.encode())
+    return {removal.mark for removal in removals if removal.mark}
 
 
 def _delete(root: Storage, entries: Sequence[StoredObject], fence: Callable[[], object]) -> None:
@@ -254,9 +257,9 @@ def _begun_removals(root: Storage, listing: Listing) -> set[str]:
     """The versions of which objects may have been deleted already, as their marks say."""
     begun = set()
     for key, objects in listing.versions.items():
-        if layout.REMOVING in objects:
-            with contextlib.suppress(MissingObject):  # a sweep has ended since the listing
-                begun |= {key} if root.get(_mark(key)) == BEGUN else set()
+        with contextlib.suppress(MissingObject):  # a sweep has ended since the listing
+            if layout.REMOVING in objects and root.get(_mark(key)) == BEGUN:
+                begun.add(key)
     return begun
 
 
