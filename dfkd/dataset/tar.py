@@ -13,19 +13,24 @@ def members(data: bytes) -> Iterator[tuple[str, slice]]:
     """Yield name and slice of `data` of each member, in order.
 
     Raises:
-        ValueError: no readable tar, or a member is not a plain file.
+        ValueError: no readable tar, a member is no plain file, or something follows the last one.
     """
+    end = 0
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
                 # Before the next header is read: a negative size would lead back to this one.
                 if not member.isreg() or member.issparse() or member.pax_headers:
                     raise ValueError(f"member {member.name[:80]!r} is not a plain file")
-                yield member.name, slice(member.offset_data, member.offset_data + member.size)
+                end = member.offset_data + member.size
+                yield member.name, slice(member.offset_data, end)
     # tarfile raises the last three for a bad number in a header, a size that no file can have, and
     # a long chain of headers that describe the next one.
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"no readable tar ({error})") from None
+    # tarfile takes a header that it cannot read for the end of the archive.
+    if data[end:].strip(b"\0"):
+        raise ValueError("unreadable bytes after the last member")
 
 
 def member_slices(data: bytes | bytearray) -> Iterator[tuple[bytes, slice]]:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # a student to take home is used where there is no pydantic
 
 T = TypeVar("T")
 
+NESTING = 100
+"""Levels of objects and lists that a value may have."""
+
 
 def parse(data: bytes | str) -> Any:
     """The value that `data` encodes.
@@ -22,9 +25,29 @@ def parse(data: bytes | str) -> Any:
         ValueError: not JSON, or JSON that `json.dumps(..., allow_nan=False)` never writes.
     """
     try:
-        return _DECODER.decode(data if isinstance(data, str) else data.decode())
+        tree = _DECODER.decode(data if isinstance(data, str) else data.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    _require_shallow(tree)
+    return tree
+
+
+def _require_shallow(tree: Any) -> None:
+    """Raise `ValueError` if a value lies deeper than `NESTING` containers.
+
+    How deep Python's own reader goes depends on its version, and writers may go less deep.
+    """
+    level = [tree]
+    for _ in range(NESTING):
+        containers = [value for value in level if isinstance(value, dict | list)]
+        if not containers:
+            return
+        level = [
+            inner
+            for outer in containers
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    raise ValueError("nested too deeply")
 
 
 def read_as(adapter: "TypeAdapter[T]", data: bytes) -> T:

@@ -56,6 +56,8 @@ class Entry:
         (b"", "^not strict JSON: Expecting value"),
         (b"\xff", "^not strict JSON: "),
         (b'{"name": "a", "name": "b"}', "^not strict JSON: a key is there twice"),
+        (b'{"name": "a", "sizes": ' + b"[" * 100 + b"]" * 100 + b"}", "nested too deeply"),
+        (b"[" * 10**6, "nested too deeply"),
         (b'{"name": NaN}', "^not strict JSON: NaN is no finite number"),
         (b'{"name": 1e999}', "^not strict JSON: 1e999 is no finite number"),
         (b"[]", "^the whole: should be"),
