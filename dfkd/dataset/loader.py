@@ -5,7 +5,7 @@ version's receipts. Caching and the number of threads change the speed only.
 """
 
 import contextlib
-from collections import deque
+import itertools
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -335,12 +335,6 @@ def _unusable(example: Example, suffix: str, problem: str) -> CorruptionError:
 def _ahead(items: Generator[T]) -> Generator[T]:
     """Yield items, which a thread makes up to `PREFETCH_BATCHES` ahead; it raises their errors."""
     end: Any = object()
-    with contextlib.closing(items), ThreadPoolExecutor(1, "dfkd-ahead") as thread:
-        ready = deque(thread.submit(next, items, end) for _ in range(PREFETCH_BATCHES))
-        try:
-            while (item := ready.popleft().result()) is not end:
-                ready.append(thread.submit(next, items, end))
-                yield item
-        finally:
-            # Whoever closes this generator early needs no further items.
-            thread.shutdown(cancel_futures=True)
+    made = in_order(lambda _: next(items, end), itertools.repeat(None), 1, PREFETCH_BATCHES)
+    with contextlib.closing(items), contextlib.closing(made):
+        yield from itertools.takewhile(lambda item: item is not end, made)
