@@ -277,7 +277,7 @@ def _is_consistent(manifest: _Manifest, name: str) -> bool:
 
 def current(home: Storage) -> PublishedVersion | None:
     """The version that readers use, or None before the first is published."""
-    pointer = _newest_pointer(home)
+    pointer = next(pointers(home), None)
     return open_version(home, pointer.version, pointer.manifest) if pointer else None
 
 
@@ -287,35 +287,24 @@ def current_id(home: Storage) -> str | None:
     Raises:
         CorruptionError: the pointer names no version.
     """
-    pointer = _newest_pointer(home)
+    pointer = next(pointers(home), None)
     return pointer.version if pointer else None
 
 
-def pointed_versions(home: Storage) -> list[str]:
-    """The versions that have been current, in that order; some more than once."""
-    return [read_pointer(home, key).version for key in _pointer_keys(home)]
-
-
-def _pointer_keys(home: Storage) -> list[str]:
-    """The keys of the pointers, in the order of their numbers, which all have eight digits."""
-    return [key for key in home.list(layout.CURRENT) if layout.pointer_number(key) is not None]
-
-
-def _newest_pointer(home: Storage) -> Pointer | None:
-    """The pointer with the highest number; None if there is none."""
-    keys = _pointer_keys(home)
-    return read_pointer(home, keys[-1]) if keys else None
-
-
-def read_pointer(home: Storage, key: str) -> Pointer:
-    """The content of an object under `current/`; `CorruptionError` if it names no version."""
-    try:
-        pointer = read_as(_POINTER, home.get(key))
-    except ValueError:  # no JSON, or another one
-        pointer = None
-    if pointer is None or key != layout.pointer(pointer.number):
-        raise CorruptionError(f"{home.location(key)}: names no version; restore or delete it")
-    return pointer
+def pointers(home: Storage) -> Iterator[Pointer]:
+    """Yield the objects under `current/`, the newest first; `CorruptionError` if one names no
+    version.
+    """
+    # Keys are listed in the order of their numbers, which all have eight digits.
+    keys = [key for key in home.list(layout.CURRENT) if layout.POINTER.fullmatch(key)]
+    for key in reversed(keys):
+        try:
+            pointer = read_as(_POINTER, home.get(key))
+        except ValueError:  # no JSON, or another one
+            pointer = None
+        if pointer is None or key != layout.pointer(pointer.number):
+            raise CorruptionError(f"{home.location(key)}: names no version; restore or delete it")
+        yield pointer
 
 
 def advance(home: Storage, name: str, fence: Callable[[], object] = lambda: None) -> None:
@@ -333,7 +322,7 @@ def advance(home: Storage, name: str, fence: Callable[[], object] = lambda: None
         raise missing_object(home.location(manifest))
     written = False
     while not written:
-        newest = _newest_pointer(home)
+        newest = next(pointers(home), None)
         if newest and (newest.version, newest.manifest) == (name, digest):
             return
         fence()

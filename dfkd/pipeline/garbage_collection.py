@@ -15,7 +15,7 @@ from typing import Any
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
-from dfkd.dataset.published import PublishedVersion, open_version, read_json, read_pointer
+from dfkd.dataset.published import open_version, pointers, read_json
 from dfkd.distillation.student_names import student_name
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.pipeline.attempts import Attempt, unfinished
@@ -48,7 +48,6 @@ class Removal:
     what: str
     why: str
     entries: tuple[StoredObject, ...]
-    """In the order of their removal."""
     version: str = ""
     """`{method}/{id}` of the version that the objects are, or belong to."""
     mark: str = ""
@@ -215,9 +214,7 @@ def referenced_versions(root: Storage, keep: int) -> dict[str, str]:
 def _last_current(home: Storage, keep: int) -> dict[int, str]:
     """The last `keep` different versions by their highest numbers, the current one first."""
     found: dict[int, str] = {}
-    keys = [key for key in home.list(layout.CURRENT) if layout.pointer_number(key) is not None]
-    for key in reversed(keys):
-        pointer = read_pointer(home, key)
+    for pointer in pointers(home):
         # A roll-back gives a version a second, higher number; it counts once.
         if pointer.version not in found.values():
             found[pointer.number] = pointer.version
@@ -274,32 +271,23 @@ def _require_manifests(root: Storage, listing: Listing, kept: Mapping[str, str])
             root.size(f"{_folder(key)}/{layout.MANIFEST}")  # raises `MissingObject`
 
 
-def _open(root: Storage, key: str) -> PublishedVersion | None:
-    """The published version `{method}/{id}`; None if it is not published."""
+def _shard_keys(root: Storage, key: str) -> list[str]:
+    """Keys of the shards of a published version, which may lie in the folders of other versions;
+    none if it is not published.
+    """
     method, _, name = key.partition("/")
+    folder = layout.data(method)
     try:
-        return open_version(root.child(layout.data(method)), name)
+        version = open_version(root.child(folder), name)
     except MissingObject:
-        return None
-
-
-def _shard_keys(root: Storage, key: str) -> Iterator[str]:
-    """Keys of the shards of a version, some of which may lie in the folders of other versions."""
-    version = _open(root, key)
-    for receipt in version.shards if version else ():
-        yield f"{layout.data(key.partition('/')[0])}/{receipt.key}"
+        return []
+    return [f"{folder}/{receipt.key}" for receipt in version.shards]
 
 
 def _age(objects: Objects) -> float:
     """Age of the youngest object in seconds; a mark of removal does not count."""
     ages = (entry.age for name, entry in objects.items() if name != layout.REMOVING)
     return min(ages, default=0.0)
-
-
-def _ordered(objects: Objects) -> tuple[StoredObject, ...]:
-    """The objects in the order of their removal, by `ORDER` and then by name."""
-    names = sorted(objects, key=lambda name: (ORDER.get(name, 1), name))
-    return tuple(objects[name] for name in names)
 
 
 def _marks(objects: Objects) -> tuple[StoredObject, ...]:
@@ -315,14 +303,14 @@ def _versions(
         # The young objects of a removal that has begun are those of a kill.
         if key in kept or (_age(objects) < grace and key not in begun):
             continue
-        free = {name: entry for name, entry in objects.items() if entry.key not in referenced}
+        free = (entry for entry in objects.values() if entry.key not in referenced)
         what, why = f"version {key}", "older than the versions to keep"
         # An earlier sweep left only shards here, which some version referred to at the time.
         if all(name.startswith((layout.SHARDS, layout.REMOVING)) for name in objects):
             what, why = f"shards of removed version {key}", "no version refers to them"
         elif layout.ABANDONED in objects:
             why = "abandoned"
-        yield Removal(what, why, _ordered(free), key, _mark(key), key in begun)
+        yield Removal(what, why, tuple(free), key, _mark(key), key in begun)
 
 
 def _students(
@@ -354,7 +342,7 @@ def _students(
         due = marked or name in expected or _age(objects) >= grace
         if version and absent and due:
             why = f"of version {version}"
-            yield Removal(f"student {name}", why, _ordered(objects), version, mark)
+            yield Removal(f"student {name}", why, tuple(objects.values()), version, mark)
 
 
 def _expected_students(root: Storage, manifest: Manifest, gone: Sequence[str]) -> dict[str, str]:
@@ -381,7 +369,7 @@ def _regenerations(
         version = f"{attempt.method}/{attempt.candidate}"
         if attempt.finished and version not in kept and _age(objects) >= grace:
             what = f"pages of regeneration {attempt.number}"
-            yield Removal(what, f"of version {version}", _ordered(objects), version)
+            yield Removal(what, f"of version {version}", tuple(objects.values()), version)
 
 
 def _kept_marks(listing: Listing, kept: Mapping[str, str]) -> Iterator[Removal]:

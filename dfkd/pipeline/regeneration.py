@@ -16,7 +16,7 @@ from dfkd.dataset.published import (
     PublishedVersion,
     advance,
     open_version,
-    pointed_versions,
+    pointers,
     refuse_removal,
 )
 from dfkd.distillation.student_store import require_students
@@ -259,20 +259,21 @@ class _Run:
         """
         self.lease.fence()
         attempt = self.attempt
-        pointed = pointed_versions(attempt.root.child(layout.data(attempt.method)))
+        home = attempt.root.child(layout.data(attempt.method))
+        newest, *earlier = [pointer.version for pointer in pointers(home)] or [""]
         # A call that was killed while it accepted has made the candidate current already. If
         # somebody has rolled back since, a repetition must not undo that.
-        if attempt.candidate in pointed[:-1] and pointed[-1] != attempt.candidate:
+        if attempt.candidate in earlier and newest != attempt.candidate:
             attempt.finish()
             raise GateError(
                 f"regeneration {attempt.number}: version {attempt.candidate} was current and is "
-                f"not any more; {pointed[-1]} stays current"
+                f"not any more; {newest} stays current"
             )
         # Nor may it undo a roll-back during the training, whose version the gate has not seen.
-        if pointed and pointed[-1] not in (decision.current, attempt.candidate):
+        if newest not in ("", decision.current, attempt.candidate):
             attempt.finish()
             raise GateError(
                 f"regeneration {attempt.number}: version {attempt.candidate} was compared with "
-                f"{decision.current or 'none'}, but {pointed[-1]} is current now, and stays so; "
+                f"{decision.current or 'none'}, but {newest} is current now, and stays so; "
                 "run jobs/regenerate.py once more, which compares with that one"
             )

@@ -59,8 +59,8 @@ TASK = "[0-9]{4,9}-[0-9]{5,9}"
 """Regular expression for the id of a task."""
 PART = "[0-9]{5,9}"
 """Regular expression for the name of a part of the prompts."""
-
-_POINTER = re.compile(rf"{CURRENT}([0-9]{{8}})\.json")
+POINTER = re.compile(rf"{CURRENT}[0-9]{{8}}\.json")
+"""Matches the key of a pointer to a current version, relative to the folder of its method."""
 
 
 def data(method: str) -> str:
@@ -76,12 +76,6 @@ def version(identifier: str) -> str:
 def pointer(number: int) -> str:
     """The key of the pointer to a current version, relative to the folder of its method."""
     return f"{CURRENT}{number:08d}.json"
-
-
-def pointer_number(key: str) -> int | None:
-    """The number of the pointer at `key`; None if no pointer has such a key."""
-    match = _POINTER.fullmatch(key)
-    return int(match[1]) if match else None
 
 
 def receipt(task: str) -> str:
