@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -37,8 +37,6 @@ RENEWALS_PER_LEASE = 3
 """Renewals within the length of a lease, so that one of them may fail."""
 
 NUMBERED = re.compile(rf"{layout.LEASES}(?P<name>[a-z]+)/(?P<number>[0-9]{{8}})\.json")
-
-Clock = Callable[[], float]
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
@@ -70,11 +68,9 @@ class Lease:
     storage: Storage
     key: str
     holder: str
-    seconds: float
     since: float
     """See `LeaseRecord.since`."""
     versions: tuple[str, ...] = ()
-    clock: Clock = time.time
 
     @property
     def name(self) -> str:
@@ -86,7 +82,7 @@ class Lease:
         record = LeaseRecord(
             holder=self.holder,
             since=self.since,
-            expires=self.clock() + self.seconds,
+            expires=time.time() + SECONDS,
             released=released,
             versions=self.versions,
         )
@@ -109,45 +105,36 @@ class Lease:
             raise _refusal(self.name, newest)
 
 
-def acquire(
-    storage: Storage,
-    name: str,
-    seconds: float,
-    clock: Clock = time.time,
-) -> Lease:
-    """Acquire the lease `name` if it is free, released or expired.
-
-    Args:
-        storage: the run's root.
-        seconds: length of the lease, after which it expires unless it is renewed.
+def acquire(storage: Storage, name: str) -> Lease:
+    """Acquire the lease `name` under a run's root if it is free, released or expired.
 
     Raises:
         LeaseError: another process holds the lease; the text names its holder and its end.
     """
     # A released or expired lease is left as it is: the next number says that another holds it now.
     key, newest = newest_lease(storage, name)
-    now = clock()
+    now = time.time()
     if newest and newest.held(now):
         raise _refusal(name, newest)
     match = NUMBERED.fullmatch(key)
     number = int(match["number"]) if match else 0
-    lease = Lease(storage, layout.lease(name, number + 1), _holder(), seconds, now, clock=clock)
+    lease = Lease(storage, layout.lease(name, number + 1), _holder(), now)
     # Several processes may have computed the same number; put-if-absent lets one of them win.
     if not storage.put_if_absent(lease.key, lease.record()):
         raise _refusal(name, newest_lease(storage, name)[1])
     # A holder that was suspended beyond its end may have renewed its lease, and passed its fence,
     # after the look above. Its renewal comes before its listing, so it shows here.
     with contextlib.suppress(MissingObject):
-        if number and (renewed := read(storage, key)).held(clock()):
+        if number and (renewed := read(storage, key)).held(time.time()):
             lease.release()
             raise _refusal(name, renewed)
     return lease
 
 
 @contextmanager
-def holding(storage: Storage, name: str, seconds: float = SECONDS) -> Iterator[Lease]:
+def holding(storage: Storage, name: str) -> Iterator[Lease]:
     """Hold a lease inside the block, renewed by a thread; raises `LeaseError` as `acquire`."""
-    lease = acquire(storage, name, seconds)
+    lease = acquire(storage, name)
     # Released also after an error, so that the same command need not wait for the lease to expire.
     background = _in_background(lease)
     try:
@@ -164,7 +151,7 @@ def protecting(storage: Storage, versions: Iterable[str]) -> Iterator[None]:
     they are read or made.
     """
     key = f"{layout.LEASES}{READERS}/{uuid.uuid4().hex}.json"
-    lease = Lease(storage, key, _holder(), SECONDS, time.time(), tuple(versions))
+    lease = Lease(storage, key, _holder(), time.time(), tuple(versions))
     # Readers do not exclude each other, so each has an object of its own and no number.
     lease.renew()
     background = _in_background(lease)
@@ -196,7 +183,7 @@ def _renewing(lease: Lease) -> Iterator[None]:
 
     def renew() -> None:
         """Renew until the block has ended."""
-        while not stop.wait(lease.seconds / RENEWALS_PER_LEASE):
+        while not stop.wait(SECONDS / RENEWALS_PER_LEASE):
             with contextlib.suppress(DfkdError, OSError):
                 lease.renew()
 
@@ -231,7 +218,7 @@ def read(storage: Storage, key: str) -> LeaseRecord:
         ) from None
 
 
-def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, LeaseRecord]:
+def held_leases(storage: Storage) -> dict[str, LeaseRecord]:
     """All leases that are held now, by key: the highest number of each name, and all readers."""
     # Keys are listed in ascending order, so the last one of a name has the highest number.
     last: dict[str, str] = {}
@@ -242,7 +229,7 @@ def held_leases(storage: Storage, clock: Clock = time.time) -> dict[str, LeaseRe
         with contextlib.suppress(MissingObject):  # a reader has just ended
             records[key] = read(storage, key)
     # A holder that died is no longer held once it has missed its renewals.
-    return {key: record for key, record in records.items() if record.held(clock())}
+    return {key: record for key, record in records.items() if record.held(time.time())}
 
 
 def other_holders(storage: Storage, version: str) -> list[str]:

@@ -63,7 +63,7 @@ def test_a_dry_run_says_exactly_what_the_next_call_removes(
 
 
 def test_two_sweeps_do_not_run_at_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with lease.holding(open_storage(str(root)), "clean", 600):
+    with lease.holding(open_storage(str(root)), "clean"):
         assert clean.main([str(root.parent / "manifest.yaml")]) == Exit.RETRY
     assert "lease clean: is held by" in capsys.readouterr().err
 

@@ -134,7 +134,7 @@ def test_a_second_regeneration_is_refused_while_one_is_at_work(
     manifest: Path, tmp_path: Path
 ) -> None:
     root = open_storage(str(tmp_path / "run"))
-    with lease.holding(root, "regenerate", 600) as first:
+    with lease.holding(root, "regenerate") as first:
         found = run("regenerate", manifest, tmp_path / "run")
     assert found.returncode == Exit.RETRY
     (line,) = found.stderr.strip().splitlines()

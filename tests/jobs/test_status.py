@@ -82,7 +82,7 @@ def at_work(root: Path, version: str, seconds: float, number: int = 7) -> Iterat
     """A lease that another process took so many seconds ago."""
     storage, since, names = open_storage(str(root)), time.time() - seconds, (f"vanilla/{version}",)
     key, holder = f"leases/readers/{number}.json", f"far:{number}"
-    held = lease.Lease(storage, key, holder, 400, since, names)
+    held = lease.Lease(storage, key, holder, since, names)
     held.renew()
     yield
     storage.delete(held.key)
@@ -161,7 +161,7 @@ def test_while_a_process_is_at_work_its_shards_tell_the_rate(
     (holder,) = found["at_work"]
     assert (holder["holder"], holder["versions"]) == ("far:7", [f"vanilla/{version.id}"])
     assert holder["since_seconds"] == pytest.approx(400, abs=5)
-    assert holder["expires_seconds"] == pytest.approx(400, abs=5)
+    assert holder["expires_seconds"] == pytest.approx(lease.SECONDS, abs=5)
     command = f"python jobs/synthesize.py {path}"
     assert (found["next"], found["remark"]) == (command, "once far:7 has ended")
     assert lines[-1] == f"next: {command}   # once far:7 has ended"

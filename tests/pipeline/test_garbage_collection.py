@@ -145,7 +145,9 @@ def test_objects_within_the_grace_period_stay(manifest: Manifest, root: Path) ->
     assert verify(versions[0]) == []
 
 
-def test_a_lease_keeps_what_it_names_until_it_expires(manifest: Manifest, root: Path) -> None:
+def test_a_lease_keeps_what_it_names_until_it_expires(
+    manifest: Manifest, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     versions = chain(root, 3)
     age(root)
     storage = open_storage(str(root))
@@ -153,10 +155,8 @@ def test_a_lease_keeps_what_it_names_until_it_expires(manifest: Manifest, root: 
         assert "held by" in sweep(manifest, keep=1).kept[f"vanilla/{versions[0].id}"]
         assert verify(versions[0]) == []
     names = (f"vanilla/{versions[0].id}",)
-    dead = lease.Lease(
-        storage, "leases/readers/dead.json", "host:1", 10, 0.0, names, clock=lambda: 0.0
-    )
-    dead.renew()
+    monkeypatch.setattr(lease, "SECONDS", 0.0)
+    lease.Lease(storage, "leases/readers/dead.json", "host:1", 0.0, names).renew()
     assert f"vanilla/{versions[0].id}" not in sweep(manifest, keep=1).kept
     assert verify(versions[2]) == []
 
@@ -273,8 +273,9 @@ def test_ended_leases_are_removed_and_foreign_files_stay(manifest: Manifest, roo
     foreign += [f"data/vanilla/versions/{version.id}/shards/mine.tar"]
     for key in foreign:
         storage.put(key, b"x")
-    lease.acquire(storage, "gc", 1, clock=lambda: 0.0)
-    last = lease.acquire(storage, "gc", 1, clock=lambda: 5.0)
+    lease.acquire(storage, "gc").release()
+    last = lease.acquire(storage, "gc")
+    last.release()
     age(root)
     gone = {entry.key for removal in sweep(manifest).removals for entry in removal.entries}
     assert gone == {"leases/gc/00000001.json"}
@@ -361,8 +362,8 @@ def test_a_sweep_that_lost_its_lease_deletes_nothing(manifest: Manifest, root: P
     age(root)
     storage = open_storage(str(root))
     planned = plan(manifest, keep=1)
-    with lease.holding(storage, "clean", 600) as lost:
-        lease.acquire(storage, "clean", 600, clock=lambda: time.time() + 601)
+    with lease.holding(storage, "clean") as lost:
+        lease.Lease(storage, layout.lease("clean", 2), "host:1", time.time()).renew()
         before = contents(root)
         with pytest.raises(LeaseError, match="lease clean: is held by"):
             garbage_collection.remove(storage, manifest, planned, 1, GRACE, lost.fence)

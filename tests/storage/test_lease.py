@@ -42,48 +42,54 @@ def storage(tmp_path: Path) -> Storage:
 
 @dataclass
 class Clock:
-    """Time as a test wants it."""
+    """Time as a test wants it, in place of the module `time`."""
 
-    now: float = 1000.0
+    now: float = 0.0
 
-    def __call__(self) -> float:
+    def time(self) -> float:
         return self.now
 
 
+CLOCK = Clock()
+
+
+@pytest.fixture(autouse=True)
+def fake_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    CLOCK.now = 1000.0
+    monkeypatch.setattr(lease, "time", CLOCK)
+
+
 def test_a_second_holder_is_refused_and_told_who_and_until_when(storage: Storage) -> None:
-    clock = Clock()
-    lease = acquire(storage, "regenerate", 60, clock=clock)
-    with pytest.raises(LeaseError, match=rf"held by {lease.holder} until 1970-01-01 00:17:40") as e:
-        acquire(storage, "regenerate", 60, clock=clock)
+    lease = acquire(storage, "regenerate")
+    with pytest.raises(LeaseError, match=rf"held by {lease.holder} until 1970-01-01 00:26:40") as e:
+        acquire(storage, "regenerate")
     assert e.value.exit_code == Exit.RETRY
-    assert acquire(storage, "other", 60, clock=clock).key == "leases/other/00000001.json"
+    assert acquire(storage, "other").key == "leases/other/00000001.json"
     lease.release()
-    assert acquire(storage, "regenerate", 60, clock=clock).key == "leases/regenerate/00000002.json"
+    assert acquire(storage, "regenerate").key == "leases/regenerate/00000002.json"
 
 
 def test_a_lease_says_since_when_it_is_held_however_often_it_is_renewed(storage: Storage) -> None:
-    clock = Clock()
-    lease = acquire(storage, "regenerate", 60, clock=clock)
-    clock.now += 30
+    lease = acquire(storage, "regenerate")
+    CLOCK.now += 30
     lease.renew()
     assert read(storage, lease.key).since == 1000.0
-    assert read(storage, lease.key).expires == 1090.0
+    assert read(storage, lease.key).expires == 1630.0
     with protecting(storage, ["vanilla/0"]):
         (reader,) = (each for key, each in held_leases(storage).items() if "readers" in key)
-    assert reader.expires - reader.since == pytest.approx(SECONDS, abs=5)
+    assert (reader.since, reader.expires) == (1030.0, 1630.0)
 
 
 def test_an_expired_lease_is_taken_over_and_its_holder_fenced_off(storage: Storage) -> None:
-    clock = Clock()
-    dead = acquire(storage, "regenerate", 60, clock=clock)
-    clock.now += 59
+    dead = acquire(storage, "regenerate")
+    CLOCK.now += SECONDS - 1
     dead.renew()
-    clock.now += 59
+    CLOCK.now += SECONDS - 1
     with pytest.raises(LeaseError):
-        acquire(storage, "regenerate", 60, clock=clock)
+        acquire(storage, "regenerate")
     dead.fence()
-    clock.now += 60
-    successor = acquire(storage, "regenerate", 60, clock=clock)
+    CLOCK.now += SECONDS
+    successor = acquire(storage, "regenerate")
     with pytest.raises(LeaseError, match=successor.holder):
         dead.fence()
     dead.renew()  # it has not noticed yet
@@ -93,13 +99,14 @@ def test_an_expired_lease_is_taken_over_and_its_holder_fenced_off(storage: Stora
 
 
 def test_of_racing_takers_one_wins(storage: Storage) -> None:
-    acquire(storage, "regenerate", 1, clock=lambda: 0.0)  # long expired
+    acquire(storage, "regenerate")
+    CLOCK.now += SECONDS
     start = threading.Barrier(8)
 
     def take(_: int) -> Lease | None:
         start.wait()
         try:
-            return acquire(storage, "regenerate", 60)
+            return acquire(storage, "regenerate")
         except LeaseError:
             return None
 
@@ -111,15 +118,14 @@ def test_of_racing_takers_one_wins(storage: Storage) -> None:
 
 def test_whoever_looks_while_a_late_holder_passes_its_fence_is_refused(storage: Storage) -> None:
     """It was suspended beyond the end of its lease, which is free when it wakes."""
-    clock = Clock()
-    late = acquire(storage, "regenerate", 10, clock=clock)
-    clock.now += 11
+    late = acquire(storage, "regenerate")
+    CLOCK.now += SECONDS
 
     class Raced(type(storage)):
         def list(self, prefix: str = "") -> Iterator[str]:
             keys = list(super().list(prefix))
             with pytest.raises(LeaseError, match="regenerate: is held by"):
-                acquire(storage, "regenerate", 10, clock=clock)
+                acquire(storage, "regenerate")
             return iter(keys)
 
     dataclasses.replace(late, storage=Raced(storage.root)).fence()  # type: ignore[attr-defined]
@@ -127,9 +133,8 @@ def test_whoever_looks_while_a_late_holder_passes_its_fence_is_refused(storage: 
 
 def test_a_newcomer_that_a_late_renewal_refuses_gives_its_own_lease_up(storage: Storage) -> None:
     """Else it would keep all others out for the whole of its length."""
-    clock = Clock()
-    late = acquire(storage, "regenerate", 10, clock=clock)
-    clock.now += 11
+    late = acquire(storage, "regenerate")
+    CLOCK.now += SECONDS
 
     class Raced(type(storage)):
         def put_if_absent(self, key: str, data: bytes | Path) -> bool:
@@ -137,9 +142,8 @@ def test_a_newcomer_that_a_late_renewal_refuses_gives_its_own_lease_up(storage: 
             return super().put_if_absent(key, data)
 
     with pytest.raises(LeaseError, match="regenerate: is held by"):
-        acquire(Raced(storage.root), "regenerate", 600, clock=clock)  # type: ignore[attr-defined]
-    clock.now += 11
-    acquire(storage, "regenerate", 10, clock=clock)
+        acquire(Raced(storage.root), "regenerate")  # type: ignore[attr-defined]
+    assert read(storage, "leases/regenerate/00000002.json").released
 
 
 @dataclass
@@ -167,15 +171,15 @@ class Memory:
 @given(st.lists(st.tuples(st.sampled_from("tfwrdx"), st.integers(0, 2)), max_size=40))
 def test_never_two_holders_pass_their_fences(steps: list[tuple[str, int]]) -> None:
     """Whatever three processes do: take, fence, wait, release, or die and come back."""
-    clock, storage = Clock(), Memory()
+    storage = Memory()
     leases: dict[int, Lease] = {}
     for step, who in steps:
         lease = leases.get(who)
         if step == "t" and lease is None:
             with contextlib.suppress(LeaseError):
-                leases[who] = acquire(storage, "regenerate", 10, clock=clock)
+                leases[who] = acquire(storage, "regenerate")
         elif step == "w":
-            clock.now += 4 * (who + 1)
+            CLOCK.now += 240 * (who + 1)
         elif step == "f" and lease:
             try:
                 lease.fence()
@@ -199,7 +203,10 @@ def test_never_two_holders_pass_their_fences(steps: list[tuple[str, int]]) -> No
         assert passed <= 1
 
 
-def test_a_lease_is_renewed_while_it_is_held_and_released_at_the_end(storage: Storage) -> None:
+def test_a_lease_is_renewed_while_it_is_held_and_released_at_the_end(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "SECONDS", 0.3)
     renewed = threading.Event()
     put = type(storage).put
 
@@ -209,24 +216,24 @@ def test_a_lease_is_renewed_while_it_is_held_and_released_at_the_end(storage: St
             renewed.set()
 
     watched = Watched(storage.root)  # type: ignore[attr-defined]
-    with holding(watched, "regenerate", 0.3) as lease:
+    with holding(watched, "regenerate") as held:
         assert renewed.wait(60)
-        assert not read(storage, lease.key).released
-    assert read(storage, lease.key).released
-    acquire(storage, "regenerate", 60)
+        assert not read(storage, held.key).released
+    assert read(storage, held.key).released
+    acquire(storage, "regenerate")
 
 
 def test_a_failure_releases_it_too(storage: Storage) -> None:
-    with pytest.raises(RuntimeError), holding(storage, "regenerate", 60):
+    with pytest.raises(RuntimeError), holding(storage, "regenerate"):
         raise RuntimeError
-    acquire(storage, "regenerate", 60)
+    acquire(storage, "regenerate")
 
 
 def test_any_number_of_readers(storage: Storage) -> None:
     with protecting(storage, ["mix/a"]), protecting(storage, ["mix/b", "mix/a"]):
         found = [record.versions for record in held_leases(storage).values()]
         assert sorted(found) == [("mix/a",), ("mix/b", "mix/a")]
-        with holding(storage, "regenerate", 60):
+        with holding(storage, "regenerate"):
             assert len(held_leases(storage)) == 3
     assert held_leases(storage) == {}
     assert list(storage.list("leases/readers/")) == []
@@ -245,13 +252,12 @@ def test_a_process_sees_the_others_that_work_on_its_version(
 
 
 def test_what_has_expired_or_was_superseded_is_not_held(storage: Storage) -> None:
-    clock = Clock()
-    acquire(storage, "regenerate", 10, clock)
-    clock.now += 11
-    last = acquire(storage, "regenerate", 10, clock)
-    assert list(held_leases(storage, clock)) == [last.key]
-    clock.now += 11
-    assert held_leases(storage, clock) == {}
+    acquire(storage, "regenerate")
+    CLOCK.now += SECONDS
+    last = acquire(storage, "regenerate")
+    assert list(held_leases(storage)) == [last.key]
+    CLOCK.now += SECONDS
+    assert held_leases(storage) == {}
 
 
 @pytest.mark.parametrize(
@@ -265,17 +271,17 @@ def test_what_has_expired_or_was_superseded_is_not_held(storage: Storage) -> Non
     ],
 )
 def test_a_damaged_lease_is_named(storage: Storage, change: dict[str, object]) -> None:
-    lease = acquire(storage, "regenerate", 60)
+    lease = acquire(storage, "regenerate")
     storage.put(lease.key, json.dumps(json.loads(lease.record()) | change).encode())
     with pytest.raises(CorruptionError, match=r"00000001\.json: not a lease"):
-        acquire(storage, "regenerate", 60)
+        acquire(storage, "regenerate")
 
 
 HOLD = """
 import sys, time
 from dfkd.storage.lease import holding
 from dfkd.storage.local import open_storage
-with holding(open_storage(sys.argv[1]), "regenerate", float(sys.argv[2])) as lease:
+with holding(open_storage(sys.argv[1]), "regenerate") as lease:
     print(lease.holder, flush=True)
     time.sleep(3600)
 """
@@ -284,15 +290,15 @@ with holding(open_storage(sys.argv[1]), "regenerate", float(sys.argv[2])) as lea
 def test_a_killed_holder_is_succeeded_once_its_lease_has_expired(
     storage: Storage, tmp_path: Path
 ) -> None:
-    words = [sys.executable, "-c", HOLD, str(tmp_path), "600"]
+    words = [sys.executable, "-c", HOLD, str(tmp_path)]
     own = environment() | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=own) as holder:
         name = holder.stdout.readline().strip()
         assert name.endswith(f":{holder.pid}")
         with pytest.raises(LeaseError, match=name):
-            acquire(storage, "regenerate", 60)
+            acquire(storage, "regenerate")
         os.kill(holder.pid, signal.SIGKILL)
     with pytest.raises(LeaseError, match=name):
-        acquire(storage, "regenerate", 60)
-    expires = read(storage, "leases/regenerate/00000001.json").expires
-    acquire(storage, "regenerate", 60, clock=lambda: expires)
+        acquire(storage, "regenerate")
+    CLOCK.now = read(storage, "leases/regenerate/00000001.json").expires
+    acquire(storage, "regenerate")
