@@ -126,7 +126,8 @@ def acquire(storage: Storage, name: str) -> Lease:
     # after the look above. Its renewal comes before its listing, so it shows here.
     with contextlib.suppress(MissingObject):
         if number and (renewed := read(storage, key)).held(time.time()):
-            lease.release()
+            # Not released: the next call would look at this lease only, and take the name.
+            storage.delete(lease.key)
             raise _refusal(name, renewed)
     return lease
 

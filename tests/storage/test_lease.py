@@ -143,7 +143,11 @@ def test_a_newcomer_that_a_late_renewal_refuses_gives_its_own_lease_up(storage: 
 
     with pytest.raises(LeaseError, match="regenerate: is held by"):
         acquire(Raced(storage.root), "regenerate")  # type: ignore[attr-defined]
-    assert read(storage, "leases/regenerate/00000002.json").released
+    with pytest.raises(LeaseError, match="regenerate: is held by"):
+        acquire(storage, "regenerate")  # neither does the next one work beside it
+    late.fence()
+    CLOCK.now += SECONDS
+    assert acquire(storage, "regenerate").key == "leases/regenerate/00000002.json"
 
 
 @dataclass
