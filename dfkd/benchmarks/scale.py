@@ -17,7 +17,7 @@ from dfkd.benchmarks.stand_in import EMBEDDING, StandInMaker
 from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import identify, write_missing
 from dfkd.cluster.tracking import ShardSummary
-from dfkd.cluster.worker import SynthesisWorker, synthesis_pool
+from dfkd.cluster.worker import Worker, synthesis_pool
 from dfkd.config.manifest import Manifest, StorageConfig
 from dfkd.config.plan import Unit, image_count, task_count, tasks
 from dfkd.dataset.loader import Stream
@@ -67,13 +67,13 @@ class RequestCounts:
         return result, {"requests": dict(sorted(self.by_operation.items())), "seconds": seconds}
 
 
-class ScaleWorker(SynthesisWorker):
-    """A `SynthesisWorker` that makes its shards without models."""
+class ScaleWorker(Worker):
+    """A `Worker` that makes its shards without models."""
 
-    def do_unit(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+    def make_shards(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
         """Make, write and commit a stand-in for the shard of each task of a unit."""
-        self._maker = self._maker or StandInMaker(self.manifest)
-        return super().do_unit(unit)
+        self._shard_maker = self._shard_maker or StandInMaker(self.manifest)
+        return super().make_shards(unit)
 
 
 def sized(manifest: Manifest, classes: int) -> Manifest:

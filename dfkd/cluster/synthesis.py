@@ -16,7 +16,7 @@ from dfkd.cluster.metrics import count_request, report_quarantined, report_task
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.pool_state import Quarantined
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
-from dfkd.cluster.worker import SynthesisWorker, UnitResult, Worker, synthesis_pool
+from dfkd.cluster.worker import UnitResult, Worker, synthesis_pool
 from dfkd.config import identity as identities
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
@@ -221,7 +221,7 @@ def write_missing(
     cost: CostCounter,
     pool: Pool[Any],
     worker_seconds: float = math.inf,
-    kind: type[Worker] = SynthesisWorker,
+    kind: type[Worker] = Worker,
 ) -> dict[str, str]:
     """Make every missing part of the prompts, prompts.json, and every task without a receipt.
 
@@ -230,7 +230,7 @@ def write_missing(
 
     Args:
         worker_seconds: those at which no more work starts.
-        kind: the class of the workers that make shards.
+        kind: the class of the workers.
 
     Returns:
         The reason for each quarantined task, by task id.

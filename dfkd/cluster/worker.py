@@ -8,7 +8,6 @@ rounding, because torch's backward pass of `grid_sample` adds there in any order
 import gc
 import re
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -67,7 +66,7 @@ class UnitResult(Generic[R]):
 
 @dataclass
 class TeacherSlot:
-    """The teacher that a process has loaded, kept for its next worker."""
+    """The teacher that a process has loaded, kept for its worker on the next version."""
 
     key: Any = None
     """Its section of the manifest, the sha256 of its files and its precision."""
@@ -75,10 +74,11 @@ class TeacherSlot:
 
 
 @dataclass
-class Worker(ABC):
-    """Base class of both workers. The first unit of work loads the models.
+class Worker:
+    """Makes the prompts and the shards of a version, each with the models that it needs.
 
-    If the constructor loaded them, a clear error would become an actor that dies again and again.
+    The first unit of work of each kind loads them: if the constructor did, a clear error would
+    become an actor that dies again and again.
     """
 
     manifest: Manifest
@@ -87,8 +87,9 @@ class Worker(ABC):
     slot: TeacherSlot = field(default_factory=TeacherSlot)
     notes: list[str] = field(default_factory=list, init=False)
     """`UnitResult.notes` of the current unit."""
-    _maker: Any = field(default=None, init=False)
-    """What makes prompts or shards, with the loaded models; None before the first unit."""
+    _prompt_maker: PromptMaker | None = field(default=None, init=False)
+    _shard_maker: Any = field(default=None, init=False)
+    """A `ShardMaker`, or what a benchmark puts in its place."""
 
     def __post_init__(self) -> None:
         # An observer is not pickled, so the version comes without one from the driver.
@@ -102,9 +103,9 @@ class Worker(ABC):
         seconds, node = time.perf_counter() - started, ray.util.get_node_ip_address()
         return UnitResult(result, seconds, device_name(pick_device()), notes, node, unit.id)
 
-    @abstractmethod
     def do_unit(self, unit: Any) -> Any:
         """Do a unit of work and leave its output in storage; returns a summary for the driver."""
+        return self.make_shards(unit) if isinstance(unit, Unit) else self.make_prompts(unit)
 
     def load_teacher(self) -> Teacher:
         """The teacher on this worker's device; also sets this process's number of threads."""
@@ -149,79 +150,32 @@ class Worker(ABC):
                     f"copy there the one that version {self.version.id} was begun with",
                 )
 
+    def make_prompts(self, unit: PromptPart | PromptSummary) -> int | None:
+        """Write one part and return its number; for a `PromptSummary` write prompts.json.
 
-class SynthesisActor(Actor):
-    """An actor that makes prompts and shards of one version after another.
-
-    Its process starts and imports once, and loads a teacher once that its workers share.
-    """
-
-    def __init__(self, cpus: float) -> None:
-        self.cpus = cpus
-        self._slot = TeacherSlot()
-        self._workers: tuple[Worker, ...] = ()
-
-    def begin(self, folder: str, *work: Any) -> None:
-        """See `Actor.begin`; `work` are the arguments of `work_on`."""
-        super().begin(folder)
-        self.work_on(*work)
-
-    def work_on(self, manifest: Manifest, version: Version, kind: type[Worker]) -> None:
-        """Make prompts and, as a worker of class `kind`, shards of `version` from now on."""
-        if self._workers:
-            before = self._workers[0].manifest
-            WORKER_RATE.set(0.0, manifest=before.name, method=before.method)
-            self._workers = ()  # their generator goes before the next worker loads its own
-            # A synthesiser refers to its own method, so only a collection frees its networks.
-            gc.collect()
-            torch.cuda.empty_cache()
-            # What is compiled for models that are gone counts towards torch's limit.
-            torch.compiler.reset()
-        own = manifest, version, self.cpus, self._slot
-        self._workers = (PromptWorker(*own), kind(*own))
-
-    def run(self, unit: Any) -> UnitResult[Any]:
-        """Do a unit of work on the present version."""
-        prompts, shards = self._workers
-        return (shards if isinstance(unit, Unit) else prompts).run(unit)
-
-
-def synthesis_pool(cluster: Cluster) -> Pool[Any]:
-    """A pool of `SynthesisActor`, which one run after another may use; the caller closes it."""
-    arguments, resources = (cluster.cpus_per_worker,), worker_resources(cluster)
-    return Pool(SynthesisActor, arguments, 1, cluster.attempts, resources, lasting=True)
-
-
-class PromptWorker(Worker):
-    """Makes prompts part after part; a new worker continues where a dead one stopped."""
-
-    def do_unit(self, unit: PromptPart | PromptSummary) -> int | None:
-        """Write one part and return its number; for a `PromptSummary` write prompts.json."""
-        if self._maker is None:
+        A new worker continues where a dead one stopped.
+        """
+        if self._prompt_maker is None:
             base = self.version.base()
             carried = base.prompt_part if base else None
-            self._maker = PromptMaker(self.manifest, self.load_teacher(), carried)
+            self._prompt_maker = PromptMaker(self.manifest, self.load_teacher(), carried)
         if isinstance(unit, PromptSummary):
             names = [part_name(number) for number in range(part_count(self.manifest))]
-            texts = self._maker.class_texts.cpu().numpy()
+            texts = self._prompt_maker.class_texts.cpu().numpy()
             summary = statistics(map(self.version.prompt_part, names), texts)
             self.version.seal_prompts(names, summary)
             return None
         # Prompts of a part depend on those before it, which another worker may have made.
-        self._maker.remember(
+        self._prompt_maker.remember(
             unit.number, lambda earlier: self.version.prompt_part(part_name(earlier))
         )
-        self.version.put_prompts(part_name(unit.number), self._maker.part(unit.number))
+        self.version.put_prompts(part_name(unit.number), self._prompt_maker.part(unit.number))
         return unit.number
 
-
-class SynthesisWorker(Worker):
-    """Makes the shards of units of tasks."""
-
-    def do_unit(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+    def make_shards(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
         """Synthesise, write and commit a unit's tasks; returns receipt and summary of each."""
         # A maker that raises may be half-way through a part, so the next attempt loads a new one.
-        maker, self._maker = self._maker or self._load_maker(unit), None
+        maker, self._shard_maker = self._shard_maker or self._load_maker(unit), None
         started = time.perf_counter()
         with scratch_folder("dfkd-shards-") as folder:
             committed = self._make_shards(maker, unit, folder)
@@ -229,7 +183,7 @@ class SynthesisWorker(Worker):
             # The next part of a chained method continues from this state. It is written after the
             # receipts, so that a worker that dies before it makes the same part once more.
             Chain(self.version).keep(self.manifest, unit.part, maker.source.state())
-        self._maker = maker
+        self._shard_maker = maker
         rate = sum(summary.samples for _, summary in committed) / (time.perf_counter() - started)
         WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
         return committed
@@ -268,3 +222,44 @@ class SynthesisWorker(Worker):
         if len(unit.generated) == 1:
             return self.version.prompts(unit.generated[0])
         return self.version.prompt_part(part_name(unit.part))
+
+
+class SynthesisActor(Actor):
+    """An actor that works on one version after another.
+
+    Its process starts and imports once, and keeps a teacher that the next version needs too.
+    """
+
+    def __init__(self, cpus: float) -> None:
+        self.cpus = cpus
+        self._slot = TeacherSlot()
+        self._worker: Worker | None = None
+
+    def begin(self, folder: str, *work: Any) -> None:
+        """See `Actor.begin`; `work` are the arguments of `work_on`."""
+        super().begin(folder)
+        self.work_on(*work)
+
+    def work_on(self, manifest: Manifest, version: Version, kind: type[Worker]) -> None:
+        """Make prompts and shards of `version` by a worker of class `kind` from now on."""
+        if self._worker:
+            before = self._worker.manifest
+            WORKER_RATE.set(0.0, manifest=before.name, method=before.method)
+            self._worker = None  # its generator goes before the next worker loads its own
+            # A synthesiser refers to its own method, so only a collection frees its networks.
+            gc.collect()
+            torch.cuda.empty_cache()
+            # What is compiled for models that are gone counts towards torch's limit.
+            torch.compiler.reset()
+        self._worker = kind(manifest, version, self.cpus, self._slot)
+
+    def run(self, unit: Any) -> UnitResult[Any]:
+        """Do a unit of work on the present version."""
+        assert self._worker is not None  # noqa: S101 - `begin` comes before
+        return self._worker.run(unit)
+
+
+def synthesis_pool(cluster: Cluster) -> Pool[Any]:
+    """A pool of `SynthesisActor`, which one run after another may use; the caller closes it."""
+    arguments, resources = (cluster.cpus_per_worker,), worker_resources(cluster)
+    return Pool(SynthesisActor, arguments, 1, cluster.attempts, resources, lasting=True)

@@ -183,7 +183,7 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class PromptPart:
-    """The prompts of one shard of every class: the unit of work of a `PromptWorker`."""
+    """The prompts of one shard of every class: a unit of work."""
 
     number: int
 
@@ -195,7 +195,7 @@ class PromptPart:
 
 @dataclass(frozen=True)
 class PromptSummary:
-    """The statistics over all prompts of a version: the last unit of work of a `PromptWorker`."""
+    """The statistics over all prompts of a version: the last unit of work on them."""
 
     id: str = "prompts summary"
 

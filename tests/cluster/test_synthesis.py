@@ -14,7 +14,7 @@ from dfkd.cluster import synthesis as making
 from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.synthesis import build, identify, is_published, write_missing
-from dfkd.cluster.worker import PromptWorker, SynthesisWorker, synthesis_pool
+from dfkd.cluster.worker import Worker, synthesis_pool
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.plan import PromptPart, PromptSummary, estimated_bytes, units
 from dfkd.dataset.chain import Chain
@@ -62,7 +62,7 @@ def actors(two_cpus: None) -> Iterator[Pool[Any]]:
 def make_prompts(manifest: Manifest) -> None:
     """Make all prompts in this process, so that a budget is spent on shards alone."""
     home = open_storage(manifest.storage.root).child("data/vanilla")
-    worker = PromptWorker(manifest, begin(home, identify(manifest)), 1.0)
+    worker = Worker(manifest, begin(home, identify(manifest)), 1.0)
     for unit in (*map(PromptPart, range(2)), PromptSummary()):
         worker.do_unit(unit)
 
@@ -168,7 +168,7 @@ def test_parallel_prompts_are_the_same_whoever_makes_them(
         manifest = Manifest.read(read_file(tmp_path), own)
         if workers == 1:
             home = open_storage(str(root)).child("data/contrastive")
-            worker = PromptWorker(manifest, begin(home, identify(manifest)), 1.0)
+            worker = Worker(manifest, begin(home, identify(manifest)), 1.0)
             for unit in (*map(PromptPart, range(3)), PromptSummary()):
                 worker.do_unit(unit)
         else:
@@ -191,12 +191,11 @@ def chain_of(method: str, root: Path) -> tuple[Manifest, Version]:
     return manifest, begin(home, identify(manifest))
 
 
-def make_first(manifest: Manifest, version: Version) -> SynthesisWorker:
+def make_first(manifest: Manifest, version: Version) -> Worker:
     """Make the prompts and the first part of a chain in this process; returns its worker."""
-    prompts = PromptWorker(manifest, version, 1.0)
+    worker = Worker(manifest, version, 1.0)
     for number in range(3):
-        prompts.do_unit(PromptPart(number))
-    worker = SynthesisWorker(manifest, version, 1.0)
+        worker.do_unit(PromptPart(number))
     assert len(worker.do_unit(next(units(manifest, ())))) == 2
     return worker
 
@@ -211,7 +210,7 @@ def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, meth
         worker = make_first(manifest, version)
         for unit in Chain(version).units(manifest):
             assert unit is not None
-            worker = worker if name == "one" else SynthesisWorker(manifest, version, 1.0)
+            worker = worker if name == "one" else Worker(manifest, version, 1.0)
             assert len(worker.do_unit(unit)) == 2
         found.append([receipt.sha256 for receipt in version.receipts().values()])
     assert len(set(found[0])) == 6
@@ -247,7 +246,7 @@ def test_a_pool_is_as_large_as_the_work_and_as_patient_as_its_units_need(tmp_pat
     def assigned(manifest: Manifest, *done: str) -> tuple[int, float]:
         pool: Any = SimpleNamespace()
         version = Version(open_storage(str(tmp_path)), "0" * 64)
-        making._assign(pool, manifest, version, SynthesisWorker, done)
+        making._assign(pool, manifest, version, Worker, done)
         return pool.size, pool.timeout
 
     settings = ("cluster.workers=3", "cluster.task_timeout=30")

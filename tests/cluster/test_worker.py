@@ -18,12 +18,7 @@ from dfkd.benchmarks.scale import ScaleWorker
 from dfkd.benchmarks.stand_in import put_prompts
 from dfkd.cluster.metrics import Level
 from dfkd.cluster.synthesis import identify
-from dfkd.cluster.worker import (
-    PromptWorker,
-    SynthesisActor,
-    SynthesisWorker,
-    TeacherSlot,
-)
+from dfkd.cluster.worker import SynthesisActor, TeacherSlot, Worker
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
@@ -52,11 +47,11 @@ def test_a_teacher_is_read_once_to_load_it_and_by_each_worker_to_hash_it(tmp_pat
     settings: dict[str, object] = {"model": model, "weights": str(archive)}
     manifest = Manifest.read(write_manifest(tmp_path, teacher=settings))
     version = begin(open_storage(manifest.storage.root), identify(manifest))
-    SynthesisWorker(manifest, version, 1.0).load_teacher()  # also imports what is imported late
+    Worker(manifest, version, 1.0).load_teacher()  # also imports what is imported late
     slot, read = TeacherSlot(), []
-    for kind in (PromptWorker, SynthesisWorker):
+    for _ in range(2):
         before = bytes_read()
-        teacher = kind(manifest, version, 1.0, slot).load_teacher()
+        teacher = Worker(manifest, version, 1.0, slot).load_teacher()
         read.append((bytes_read() - before) / archive.stat().st_size)
         assert slot.teacher is teacher
     assert 2 <= read[0] < 2.5
@@ -70,7 +65,7 @@ def test_another_precision_loads_the_teacher_anew(tmp_path: Path) -> None:
         (folder := tmp_path / name).mkdir()
         manifest = Manifest.read(write_manifest(folder, synthesis={"precision": precision}))
         version = begin(open_storage(manifest.storage.root), identify(manifest))
-        teachers.append(PromptWorker(manifest, version, 1.0, slot).load_teacher())
+        teachers.append(Worker(manifest, version, 1.0, slot).load_teacher())
     assert teachers[0] is not teachers[1]
     assert teachers[1] is teachers[2]
 
@@ -84,7 +79,7 @@ def test_a_teacher_is_gone_before_the_next_one_is_loaded(
     monkeypatch.setattr(Teacher, "load", lambda *_: there.append(slot.teacher))
     manifest = Manifest.read(write_manifest(tmp_path))
     version = begin(open_storage(manifest.storage.root), identify(manifest))
-    PromptWorker(manifest, version, 1.0, slot).load_teacher()
+    Worker(manifest, version, 1.0, slot).load_teacher()
     assert there == [None]
 
 
@@ -92,23 +87,21 @@ def test_the_generator_of_one_method_is_gone_before_the_next_loads_its_own(tmp_p
     actor = SynthesisActor(1.0)
     manifest = Manifest.read(write_manifest(tmp_path))
     version = begin(open_storage(manifest.storage.root), identify(manifest))
-    actor.work_on(manifest, version, SynthesisWorker)
+    actor.work_on(manifest, version, Worker)
     generators = []
-    load = SynthesisWorker.load_generator
+    load = Worker.load_generator
     with pytest.MonkeyPatch.context() as patch:
 
-        def noted(worker: SynthesisWorker) -> Generator | None:
+        def noted(worker: Worker) -> Generator | None:
             generators.append(weakref.ref(generator := load(worker)))
             return generator
 
-        patch.setattr(SynthesisWorker, "load_generator", noted)
-        worker = actor._workers[1]
-        assert isinstance(worker, SynthesisWorker)
-        worker._maker = worker._load_maker(next(units(manifest, ())))
-        del worker
+        patch.setattr(Worker, "load_generator", noted)
+        assert actor._worker is not None
+        actor._worker._shard_maker = actor._worker._load_maker(next(units(manifest, ())))
     gc.disable()  # as if no collection were due
     try:
-        actor.work_on(manifest, version, SynthesisWorker)
+        actor.work_on(manifest, version, Worker)
     finally:
         gc.enable()
     assert [reference() for reference in generators] == [None]
@@ -123,9 +116,9 @@ def test_an_actor_that_changes_its_work_is_no_longer_shown_at_the_old_one(
     manifest = Manifest.read(write_manifest(tmp_path))
     version = begin(open_storage(manifest.storage.root), identity(manifest, {}))
     actor = SynthesisActor(1.0)
-    actor.work_on(manifest, version, SynthesisWorker)
+    actor.work_on(manifest, version, Worker)
     assert rates == []
-    actor.work_on(manifest, version, SynthesisWorker)
+    actor.work_on(manifest, version, Worker)
     assert rates == [(0.0, "vanilla")]
 
 
@@ -161,7 +154,7 @@ def test_a_finished_shard_is_read_once(tmp_path: Path) -> None:
 class BadDisk:
     """A maker of shards that notes something and then meets an error of the disk."""
 
-    worker: SynthesisWorker
+    worker: Worker
     code: int
 
     def shards(self, *_: object) -> None:
@@ -182,7 +175,7 @@ def test_only_a_full_disk_ends_the_run(
     put_prompts(manifest, version)
     unit = next(units(manifest, ()))
     worker = ScaleWorker(manifest, version, 1.0)
-    worker._maker = BadDisk(worker, code)
+    worker._shard_maker = BadDisk(worker, code)
     with pytest.raises(expected, match=os.strerror(code)):
         worker.run(unit)
     assert worker.run(unit).notes == ()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dfkd.cluster.synthesis import identify
-from dfkd.cluster.worker import PromptWorker, SynthesisWorker
+from dfkd.cluster.worker import Worker
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import PromptPart, units
 from dfkd.dataset.versions import begin
@@ -60,9 +60,9 @@ def synthesise(file: str, name: str, batch: int, limited: bool) -> tuple[bytes, 
     manifest = Manifest.read(file, settings)
     version = begin(open_storage(manifest.storage.root).child(name), identify(manifest))
     for part in range(2):
-        PromptWorker(manifest, version, 1.0).run(PromptPart(part))
+        Worker(manifest, version, 1.0).run(PromptPart(part))
     whole, single = list(units(manifest, ()))[:2]
-    worker = SynthesisWorker(manifest, version, 1.0)
+    worker = Worker(manifest, version, 1.0)
     worker.run(single)  # loads the models
     if limited:
         LatentSource.make = limited_synthesis(LatentSource.make)  # type: ignore[method-assign]

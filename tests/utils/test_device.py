@@ -11,7 +11,7 @@ import torch
 
 import dfkd
 from dfkd.cluster.synthesis import identify
-from dfkd.cluster.worker import SynthesisWorker
+from dfkd.cluster.worker import Worker
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import begin
 from dfkd.errors import ManifestError
@@ -88,7 +88,7 @@ def test_a_worker_has_no_tf32_once_it_has_its_teacher(
     manifest = Manifest.read(write_manifest(tmp_path))
     version = begin(open_storage(manifest.storage.root), identify(manifest))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    SynthesisWorker(manifest, version, 1.0).load_teacher()
+    Worker(manifest, version, 1.0).load_teacher()
     assert not torch.backends.cudnn.allow_tf32
 
 
