@@ -177,8 +177,7 @@ def _run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]
         seed=0,
         version=version,
         name="benchmark",
-        cpus=ranks.cpus,
-        gpu=ranks.gpu,
+        ranks=ranks,
     )
     # Ranks return nothing to the driver, so rank 0 leaves its figures in storage.
     run_ranks(_time_rank, job.as_config(), "benchmark", ranks)
@@ -194,7 +193,7 @@ def _time_rank(config: dict[str, Any]) -> bool:
     job = Job.of_config(config)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    configure_process(job.cpus)
+    configure_process(job.ranks.cpus)
     manifest = job.manifest
     root = open_storage(manifest.storage.root)
     version = open_version(root.child(layout.data(job.method)), job.version)

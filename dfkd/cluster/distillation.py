@@ -320,10 +320,8 @@ def _job(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPlac
         seed=target.seed,
         version=target.version.id,
         name=target.name,
-        cpus=ranks.cpus,
-        gpu=ranks.gpu,
+        ranks=ranks,
         embedding=embedding,
-        local=ranks.local,
         folder=os.getcwd(),
         bar=bar,
     )

@@ -17,7 +17,7 @@ import torch
 from ray.train import PreemptionInfo, get_preemption_info
 from torch import Tensor
 
-from dfkd.cluster.capacity import POLL_SECONDS, enter_folder, node_id
+from dfkd.cluster.capacity import POLL_SECONDS, Ranks, enter_folder, node_id
 from dfkd.cluster.metrics import Pace, count_request
 from dfkd.cluster.ray_internals import draining_nodes, relayed_bar
 from dfkd.cluster.tracking import SAMPLES, Tracker
@@ -61,12 +61,10 @@ class Job:
     """Id of the published version, so that all ranks and restarts read the same one."""
     name: str
     """The student's folder."""
-    cpus: float
-    gpu: bool
+    ranks: Ranks
+    """The resources of each rank, and whether the only one runs in the calling process."""
     embedding: EmbeddingObjective | None = None
     """For a student of embeddings; from the driver, so that it is the same on all ranks."""
-    local: bool = False
-    """Whether the one rank runs in the process that called Ray Train, which has no other ranks."""
     folder: str = ""
     """The driver's working directory, so that relative paths mean the same in ranks."""
     bar: BarPlace = "log"
@@ -105,7 +103,7 @@ def _train(job: Job, hang_watch: HangWatch) -> bool:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     enter_folder(job.folder)
-    configure_process(job.cpus)
+    configure_process(job.ranks.cpus)
     root = open_storage(job.manifest.storage.root).observed(count_request)
     folder = root.child(layout.student(job.name))
     # If a rank died just after rank 0 wrote the student, all ranks restart and end here.
@@ -116,7 +114,7 @@ def _train(job: Job, hang_watch: HangWatch) -> bool:
     check_initial_weights(job.manifest, version, job.method, job.seed, job.name)
     if job.manifest.distillation.labels != "stored":
         check_teacher(job.manifest, job.method, version)
-    stream = open_stream(job.manifest, version, job.seed, rank, world, job.cpus)
+    stream = open_stream(job.manifest, version, job.seed, rank, world, job.ranks.cpus)
     distiller = open_distiller(job, version, stream, rank, world)
     checkpoints = Checkpoints(folder.child(layout.CHECKPOINTS))
     # Rank 0 decides, because a rank of an earlier attempt may still write while others list.
@@ -251,7 +249,7 @@ def _train_as_leader(
     with Tracker(bar, folder.child(layout.TENSORBOARD), batch_size) as tracker:
         leader = _Leader(distiller, tracker, checkpoints)
         # Stopped early: the checkpoint is written, and the ranks that start next go on from it.
-        node_watch = LocalPreemptionWatch() if job.local else PreemptionWatch()
+        node_watch = LocalPreemptionWatch() if job.ranks.local else PreemptionWatch()
         if loop.run(node_watch, leader.advance, leader.save):
             return True
         tracker.upload()
@@ -300,7 +298,7 @@ def open_distiller(
 ) -> Distiller:
     """A rank's distiller at step 0; with several ranks its gradients are synchronised."""
     manifest, config = job.manifest, job.manifest.distillation
-    device = pick_device() if job.gpu else torch.device("cpu")
+    device = pick_device() if job.ranks.gpu else torch.device("cpu")
     moments = version.manifest["label_mean"], version.manifest["label_std"]
     objective: Objective = DistanceObjective.of(config.standardise, *moments)
     outputs, size = len(manifest.classes), manifest.synthesis.image_size

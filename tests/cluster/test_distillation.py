@@ -140,10 +140,9 @@ def test_ranks_that_start_again_after_the_end_leave_the_student_alone(trained: M
         seed=0,
         version=target.version.id,
         name=target.name,
-        cpus=1.0,
-        gpu=False,
+        ranks=Ranks(2, 1.0, "cpu"),
     )
-    run_ranks(rank.train, job.as_config(), "again", Ranks(2, 1.0, "cpu"))
+    run_ranks(rank.train, job.as_config(), "again", job.ranks)
     assert list(target.storage.list()) == before  # and no curve of another training
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from dfkd.cluster import rank
+from dfkd.cluster.capacity import Ranks
 from dfkd.cluster.metrics import Pace
 from dfkd.cluster.rank import Job, LocalPreemptionWatch, _Loop, open_distiller, open_stream
 from dfkd.config.manifest import Manifest
@@ -53,8 +54,7 @@ def test_ranks_on_gpus_share_their_batch_norm(
         seed=0,
         version=version.id,
         name="student",
-        cpus=1.0,
-        gpu=gpu,
+        ranks=Ranks(world, 1.0, "a GPU" if gpu else "cpu"),
     )
     stream = open_stream(manifest, version, 0, 0, world)
     student: object = open_distiller(job, version, stream, 0, world)
