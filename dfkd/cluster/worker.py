@@ -6,7 +6,6 @@ rounding, because torch's backward pass of `grid_sample` adds there in any order
 """
 
 import gc
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from dfkd.cluster.capacity import Actor, worker_resources
 from dfkd.cluster.metrics import WORKER_RATE, count_request
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.tracking import ShardSummary
+from dfkd.config.identity import weights_of
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import has_dependent_parts, prompt_method
 from dfkd.config.plan import (
@@ -137,12 +137,12 @@ class Worker:
             section: section of the manifest that names the files.
             digests: sha256 of each weight file, by role.
         """
-        identity = self.version.identity
+        known = weights_of(self.version.identity)
         # A file may also be missing here, such as a configuration beside the weights.
-        known = (key for key in identity if re.fullmatch(rf"{section}\..*\.sha256", key))
-        for role in sorted({*digests, *(key.removesuffix(".sha256") for key in known)}):
+        own = {*digests, *(role for role in known if role.startswith(f"{section}."))}
+        for role in sorted(own):
             digest = digests.get(role, "")
-            if identity.get(f"{role}.sha256", "") != digest:
+            if known.get(role, "") != digest:
                 raise WeightsError(
                     role,
                     "must be the same on every node",

@@ -110,11 +110,15 @@ def as_stored(manifest: Manifest, stored: Mapping[str, Any]) -> dict[str, Any]:
 
     It equals the stored one if the settings do. Weight files are not read, which takes long.
     """
+    return identity(manifest, weights_of(stored), str(stored.get("carried.from", "")))
+
+
+def weights_of(identity: Mapping[str, Any]) -> dict[str, str]:
+    """The sha256 of each weight file in an identity, by role."""
     suffix = ".sha256"
-    weights = {
-        key.removesuffix(suffix): value for key, value in stored.items() if key.endswith(suffix)
+    return {
+        key.removesuffix(suffix): value for key, value in identity.items() if key.endswith(suffix)
     }
-    return identity(manifest, weights, str(stored.get("carried.from", "")))
 
 
 def changed_settings(manifest: Manifest, stored: Mapping[str, Any]) -> list[str]:

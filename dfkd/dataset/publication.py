@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfkd.config.hashing import sha256_file
+from dfkd.config.identity import weights_of
 from dfkd.config.methods import method_of
 from dfkd.dataset.published import INDEX_ROWS, INDEX_SCHEMA, PublishedVersion, index_row
 from dfkd.dataset.shards import Receipt, get_shard, read_shard
@@ -160,16 +161,12 @@ def _describe(
     quarantined: Sequence[str],
 ) -> dict[str, Any]:
     """The content of manifest.json that is known before the shards are read."""
-    suffix = ".sha256"
-    weights = {
-        key.removesuffix(suffix): digest for key, digest in identity.items() if key.endswith(suffix)
-    }
     return {
         "schema": SCHEMA_VERSION,
         "fingerprint": fingerprint,
         "identity": dict(identity),
         "environment": dict(environment),
-        "weights": weights,
+        "weights": weights_of(identity),
         "classes": list(identity["classes"]),
         "samples": sum(receipt.samples for receipt in receipts),
         "bytes": sum(receipt.bytes for receipt in receipts),

@@ -5,7 +5,6 @@ any number of processes may fill a version at the same time, and each may be kil
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +36,7 @@ def begin(home: Storage, identity: Mapping[str, Any], abandon: bool = False) -> 
 
     Args:
         home: the storage of one method.
-        identity: from `dfkd.config.identity.identity`.
+        identity: from `dfkd.config.identity.identity`; plain values, as JSON gives them.
         abandon: mark unfinished versions of other identities as abandoned instead of refusing.
 
     Raises:
@@ -45,20 +44,18 @@ def begin(home: Storage, identity: Mapping[str, Any], abandon: bool = False) -> 
             difference.
         DfkdError: jobs/clean.py is removing this version.
     """
-    # The identity goes through JSON, so that it compares equal to the stored one.
-    requested = json.loads(canonical(dict(identity)))
-    version = Version(home, fingerprint(requested))
+    version = Version(home, fingerprint(identity))
     if abandon:
         for other in _unfinished(home):
             if other != version.id:
                 home.put(f"{layout.version(other)}/{layout.ABANDONED}", b"")
     else:
-        refuse_unfinished(home, requested)
+        refuse_unfinished(home, identity)
     # Before anything is written, so that no object stays behind a removal that goes on.
     refuse_removal(home, version.id)
     # The name is a prefix of the fingerprint, so a stored identity could differ by a collision.
-    if not version.storage.put_if_absent(layout.IDENTITY, canonical(requested)):
-        refuse_difference(version.identity, requested, version.storage.location())
+    if not version.storage.put_if_absent(layout.IDENTITY, canonical(identity)):
+        refuse_difference(version.identity, identity, version.storage.location())
     version.storage.delete(layout.ABANDONED)
     return version
 
@@ -67,10 +64,9 @@ def refuse_unfinished(home: Storage, identity: Mapping[str, Any]) -> None:
     """Raise `FingerprintError` if a version of another identity is unfinished in the storage of one
     method; the text shows the difference.
     """
-    requested = json.loads(canonical(dict(identity)))
     for other in _unfinished(home):
         stored = read_json(home, f"{layout.version(other)}/{layout.IDENTITY}")
-        refuse_difference(stored, requested, home.location(layout.version(other)))
+        refuse_difference(stored, identity, home.location(layout.version(other)))
 
 
 def _unfinished(home: Storage) -> list[str]:
