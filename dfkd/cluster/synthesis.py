@@ -119,7 +119,6 @@ def _publish(
     # Checked again, because a driver that was suspended may have lost its lease meanwhile.
     refuse_removal(version.home, version.id)
     published = version.publish(tasks(manifest), environment(), quarantined, make_current)
-    # `Chain.close` has done so, unless a run was killed before it, or tasks are quarantined.
     if has_dependent_parts(manifest.method):
         Chain(version).states.clear()
     return published
@@ -252,8 +251,8 @@ def write_missing(
         raise InfrastructureError(told) if failed[0].may_pass else DfkdError(told)
     if pool.stopped:
         _refuse_over_budget(cost.images, pool.busy_seconds, worker_seconds)
-    if chain:
-        return chain.close(manifest, pool.quarantine[0].reason if pool.quarantine else "")
+    if chain and pool.quarantine:
+        return chain.blocked(manifest, pool.quarantine[0].reason)
     return {task.id: item.reason for item in pool.quarantine for task in item.unit.tasks}
 
 

@@ -78,18 +78,9 @@ class Chain:
         ]
         return torch.from_numpy(np.stack(images))
 
-    def close(self, manifest: Manifest, failure: str) -> dict[str, str]:
-        """Delete the states if every task is done.
-
-        Args:
-            failure: why a part failed; empty if none did.
-
-        Returns:
-            `failure` for each unfinished task, because no part can follow a failed one.
-        """
-        unfinished = [
+    def blocked(self, manifest: Manifest, reason: str) -> dict[str, str]:
+        """`reason`, for which a part failed, for each unfinished task: no part can follow it."""
+        unfinished = (
             task.id for unit in units(manifest, self.version.done()) for task in unit.tasks
-        ]
-        if not unfinished:
-            self.states.clear()
-        return dict.fromkeys(unfinished, failure) if failure else {}
+        )
+        return dict.fromkeys(unfinished, reason)

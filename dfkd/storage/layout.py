@@ -5,7 +5,7 @@ data/{method}/
         identity.json               everything that the fingerprint hashes; written first
         prompts/{part}.parquet      written before any shard
         prompts.json                summary and sha256 of the prompts; written before any shard
-        state/                      states of a chained method; deleted when all parts are made
+        state/                      states of a chained method; deleted once it is published
         shards/{task}.tar
         receipts/{task}.json        with it a shard counts as complete
         index.parquet, README.md

@@ -60,8 +60,6 @@ def test_a_part_waits_for_the_state_before_it(
         finish(version, manifest, unit, tmp_path)
     assert next(found, "end") == "end"
     assert Chain(version).states.newest() == 2  # no part needs the state of the last one
-    assert Chain(version).close(manifest, "") == {}
-    assert Chain(version).states.newest() == 0
 
 
 def test_a_run_goes_on_from_the_newest_state(
@@ -105,10 +103,9 @@ def test_a_failure_is_that_of_every_later_part(
     version: Version, manifest: Manifest, tmp_path: Path
 ) -> None:
     finish(version, manifest, next(units(manifest, ())), tmp_path)
-    reasons = Chain(version).close(manifest, "diverged")
+    reasons = Chain(version).blocked(manifest, "diverged")
     assert sorted(reasons) == ["0000-00001", "0000-00002", "0001-00001", "0001-00002"]
     assert set(reasons.values()) == {"diverged"}
-    assert Chain(version).states.newest() == 1
 
 
 def test_the_images_of_a_part_are_read_as_they_are_stored(
