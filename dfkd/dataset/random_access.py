@@ -128,7 +128,7 @@ class Examples:
         """
         try:
             return _parse(data)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             refuse(self._receipt(sample).key, f"not the members of a sample ({error})")
 
     def _receipt(self, sample: int) -> Receipt:
@@ -152,16 +152,13 @@ def _parse(data: bytearray) -> Example:
     not checked again.
 
     Raises:
-        ValueError: the bytes are not a sample.
+        ValueError, KeyError: the bytes are not a sample.
     """
     view = memoryview(data)
-    try:
-        files, key = {}, b""
-        for member, span in member_slices(data):
-            key, _, suffix = member.partition(b".")
-            files[suffix] = view[span]
-        extension = b"png" if b"png" in files else b"jpg"
-        arrays = (files[name][NPY_HEADER_BYTES:] for name in _ARRAYS)
-        return Example(key.decode(), files[extension], extension.decode(), *arrays)
-    except (ValueError, KeyError) as error:
-        raise ValueError(str(error)) from None
+    files, key = {}, b""
+    for member, span in member_slices(data):
+        key, _, suffix = member.partition(b".")
+        files[suffix] = view[span]
+    extension = b"png" if b"png" in files else b"jpg"
+    arrays = (files[name][NPY_HEADER_BYTES:] for name in _ARRAYS)
+    return Example(key.decode(), files[extension], extension.decode(), *arrays)

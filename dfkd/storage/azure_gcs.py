@@ -49,11 +49,7 @@ class ObstoreStorage(BucketStorage):
         return self.connection.client(self.scheme, self.bucket, self.connection.limits.read)
 
     def _attempt(self, operation: str, key: str, send: Callable[[Request], T]) -> T:
-        """Call `send` again while the store is busy or answers are lost; returns its result.
-
-        Raises:
-            DfkdError: in place of obstore's errors, whose texts may hold credentials.
-        """
+        """See `BucketStorage._attempt`."""
         limits, observe = self.connection.limits, self.connection.observe
         try:
             return limits.retries.attempt(operation, send, reason, is_transient, observe)
