@@ -90,6 +90,13 @@ class DfkdError(Exception):
         super().__init__(conceal(printable(message)))
 
 
+class _Shown(str):
+    """The finished text of a value, which an error shows as it is when it is made again."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 class ManifestError(DfkdError):
     """The manifest or the command line is invalid. Nothing has been started."""
 
@@ -98,13 +105,9 @@ class ManifestError(DfkdError):
     def __init__(self, field: str, rule: str, value: object, remedy: str) -> None:
         shown = conceal(repr(value))  # before the cut, which may hide half of a secret from it
         shown = shown if len(shown) <= MAX_VALUE_LENGTH else f"{shown[:MAX_VALUE_LENGTH]}..."
-        self._compose(field, rule, shown, remedy)
-
-    def _compose(self, field: str, rule: str, shown: str, remedy: str) -> None:
-        """Set the text from its four parts, of which `shown` is the value's finished text."""
         super().__init__(f"{field}: {rule}, got {shown}; {remedy}")
         self.field = field
-        self._parts = (field, rule, shown, remedy)
+        self._parts = (field, rule, _Shown(shown), remedy)
 
     def of_section(self, old: str, new: str) -> "ManifestError":
         """The same error with keys of section `new` in place of those of section `old`.
@@ -114,18 +117,10 @@ class ManifestError(DfkdError):
         key = re.compile(rf"(?<![\w./'\"-]){re.escape(old)}\.")  # not in a path or a quotation
         field, rule, shown, remedy = self._parts
         field, rule, remedy = (key.sub(f"{new}.", text) for text in (field, rule, remedy))
-        return _rebuilt(type(self), field, rule, shown, remedy)
+        return type(self)(field, rule, shown, remedy)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickle would call `__init__`, which would quote the shown value once more.
-        return _rebuilt, (type(self), *self._parts)
-
-
-def _rebuilt(kind: "type[ManifestError]", *parts: str) -> "ManifestError":
-    """An error of class `kind` from its four parts, of which the value is a finished text."""
-    error = kind.__new__(kind)
-    error._compose(*parts)
-    return error
+        return type(self), self._parts
 
 
 class WeightsError(ManifestError):
