@@ -24,7 +24,7 @@ from dfkd.config.identity import refuse_difference
 from dfkd.config.manifest import Manifest, Regeneration
 from dfkd.config.methods import method_of
 from dfkd.dataset.published import PublishedVersion, current
-from dfkd.errors import CorruptionError, LeaseError, ManifestError
+from dfkd.errors import CorruptionError, ManifestError
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
@@ -190,15 +190,11 @@ def begin(root: Storage, number: int, identity: Mapping[str, Any]) -> Attempt:
 
     Raises:
         FingerprintError: the number is claimed for another identity; the text shows the difference.
-        LeaseError: another process that took over the lease claimed the number.
     """
     attempt = Attempt(root, number)
-    claim = Claim(dict(identity))
-    attempt.storage.put_if_absent("claim.json", canonical(asdict(claim)))
+    attempt.storage.put_if_absent("claim.json", canonical(asdict(Claim(dict(identity)))))
     # Put-if-absent may have lost against an earlier claim, so compare with what is stored.
-    if canonical(attempt.identity) != canonical(claim.identity):
-        refuse_difference(attempt.identity, claim.identity, attempt.storage.location())
-        raise LeaseError(f"{attempt.storage.location()}: was claimed by another; run again")
+    refuse_difference(attempt.identity, identity, attempt.storage.location())
     return attempt
 
 
