@@ -108,7 +108,6 @@ def distill(
         ranks = plan_ranks(manifest.distillation.rank_limits, manifest.cluster)
     with _lease_and_record(manifest, target, ranks):
         _train(manifest, target, ranks, bar_place(ranks.local))
-    _require_written(target)
     return FinishedStudent(target, reused=False)
 
 
@@ -169,7 +168,6 @@ def _distill_side_by_side(
             recorded[task].close()
             if error is not None:
                 raise error
-            _require_written(by_task[task])
             yield FinishedStudent(by_task[task], reused=False)
     if pool.quarantine:
         item = pool.quarantine[0]
@@ -267,12 +265,6 @@ def _raise_errors_of_ranks(manifest: Manifest, target: StudentLocation) -> None:
 def _alone(cpus: float) -> Ranks:
     """One rank in this process."""
     return Ranks(0, cpus, own_device())
-
-
-def _require_written(target: StudentLocation) -> None:
-    """Raise `InfrastructureError` if the student is not in storage."""
-    if not target.finished:
-        raise InfrastructureError(f"{target.location}: was not written; run the same command again")
 
 
 def bar_place(in_driver: bool) -> BarPlace:
