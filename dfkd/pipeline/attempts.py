@@ -102,9 +102,7 @@ class Attempt:
         """Write the gate's decision once; returns the decision that is stored."""
         # The first decision holds, so a resumed attempt that measures anew cannot change it.
         self.storage.put_if_absent("decision.json", canonical(asdict(decision)))
-        stored = self.decision
-        assert stored is not None  # noqa: S101 - written above
-        return stored
+        return _read(self.storage, "decision.json", Decision)
 
     def finish(self) -> None:
         """Mark the attempt as finished, so that the next call begins a new one."""
