@@ -7,7 +7,6 @@ has the rest made, and publishes. It knows nothing that storage does not hold, s
 import contextlib
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -273,11 +272,18 @@ def _run(
     images: Iterator[Unit | None],
     done: Container[str],
 ) -> None:
-    """Run the missing prompts and the units `images`, and show each result."""
+    """Run the missing prompts and the units `images`, and show each result: in progress bars,
+    TensorBoard, metrics and log.
+    """
+    board = f"{layout.TENSORBOARD}synthesis-{manifest.method}"
+    storage = open_storage(manifest.storage.root).child(board)
+    finished = sum(task.count for task in tasks(manifest) if task.id in done)
     with (
         PromptProgress.of(manifest, version) as prompts,
-        _reporting(manifest, version, pool, cost, done) as report,
+        bar(f"{manifest.method} images", image_count(manifest), "img", finished) as progress,
+        ShardTracker(storage, manifest.synthesis.image_size, finished) as tracker,
     ):
+        report = _ShardReport(manifest, version, pool, cost, progress, tracker)
         # Units of these kinds have been finished before, so their time-outs are retried. Two of a
         # kind that has never succeeded mean that `cluster.task_timeout` is too short.
         pool.succeeded = {kind for kind, some in ((Unit, done), (PromptPart, prompts.done)) if some}
@@ -292,6 +298,8 @@ def _run(
         finally:
             # With failed and interrupted attempts, which have cost something too.
             cost.worker_seconds = pool.busy_seconds
+            # Also after an error: what failed in every attempt may be its cause.
+            report.show_failures()
 
 
 def _assign(
@@ -314,30 +322,6 @@ def _assign(
 def _failed_prompts(pool: Pool[Any]) -> list[Quarantined[Any]]:
     """What is quarantined of the prompts."""
     return [item for item in pool.quarantine if not isinstance(item.unit, Unit)]
-
-
-@contextmanager
-def _reporting(
-    manifest: Manifest, version: Version, pool: Pool[Any], cost: CostCounter, done: Container[str]
-) -> Iterator["_ShardReport"]:
-    """Show a synthesis while the block runs: progress bar, TensorBoard, metrics and log.
-
-    Args:
-        done: ids of the tasks that earlier calls have finished.
-    """
-    name = f"synthesis-{manifest.method}"
-    board = open_storage(manifest.storage.root).child(f"{layout.TENSORBOARD}{name}")
-    finished = sum(task.count for task in tasks(manifest) if task.id in done)
-    with (
-        bar(f"{manifest.method} images", image_count(manifest), "img", finished) as progress,
-        ShardTracker(board, manifest.synthesis.image_size, finished) as tracker,
-    ):
-        report = _ShardReport(manifest, version, pool, cost, progress, tracker)
-        try:
-            yield report
-        finally:
-            # Also after an error: what failed in every attempt may be its cause.
-            report.show_failures()
 
 
 @dataclass

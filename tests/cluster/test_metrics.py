@@ -15,18 +15,19 @@ from dfkd.cluster.capacity import Actor, WorkerResources
 from dfkd.cluster.metrics import ALL_MEASURES, Count, Level, Measure, Pace
 from dfkd.cluster.pool import Pool
 from dfkd.cluster.pool_state import Quarantined
-from dfkd.cluster.synthesis import _reporting
+from dfkd.cluster.synthesis import _ShardReport
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import UnitResult
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
 from dfkd.dataset.shards import Receipt
-from dfkd.dataset.versions import begin
+from dfkd.dataset.versions import Version, begin
 from dfkd.storage.base import Request
 from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.local import open_storage
 from dfkd.utils.logs import json_log
+from dfkd.utils.progress import bar
 from tests.helpers.prometheus import Found, wait_for
 from tests.helpers.tiny_version import publish, write_manifest
 
@@ -143,6 +144,12 @@ def test_a_pace_divides_time_into_steps_and_waiting(
     assert (pace.steps, pace.worked, pace.waited) == (0, 0.0, 0.0)
 
 
+def report_of(manifest: Manifest, version: Version, pool: Pool, cost: CostCounter) -> _ShardReport:
+    """A report without curves and pictures."""
+    tracker = SimpleNamespace(record=lambda summary: None, failed=0)
+    return _ShardReport(manifest, version, pool, cost, bar("images", 8, "img", 0), tracker)
+
+
 def test_tasks_that_were_made_together_share_their_time(
     tmp_path: Path, counted: list[tuple[str, float]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,8 +164,8 @@ def test_tasks_that_were_made_together_share_their_time(
     shards = [(each, ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())) for each in receipts]
     made = UnitResult(shards, 3.0, "cpu", (), "10.0.0.7", "a unit")
     cost = CostCounter()
-    with json_log("job", ""), _reporting(manifest, version, pool, cost, ()) as report:
-        report.record(made)
+    with json_log("job", ""):
+        report_of(manifest, version, pool, cost).record(made)
     told = [json.loads(each) for each in capsys.readouterr().err.splitlines() if each[0] == "{"]
     assert [(each["seconds"], each["failed"], each["attempt"]) for each in told] == [
         (1.5, 0, 2),
@@ -189,7 +196,8 @@ def test_each_task_is_told_of_once(
     receipt: Receipt = published.shards[1]
     summary = ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())
     made = UnitResult([(receipt, summary)], 1.25, "cpu", (), "10.0.0.7", receipt.task)
-    with json_log("job", ""), _reporting(manifest, version, pool, CostCounter(), ()) as report:
+    with json_log("job", ""):
+        report = report_of(manifest, version, pool, CostCounter())
         report.record(made)
         pool.quarantine.append(Quarantined(poisoned, "no luck"))
         report.show_failures()
