@@ -6,11 +6,9 @@ can use the folders `world` and `teacher` of an earlier one.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import torch
+from typing import Any, Literal
 
 from dfkd.errors import FingerprintError
 from dfkd.miniature.recipe import Recipe
@@ -89,31 +87,3 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".part")
     partial.write_text(text, "utf-8")
     os.replace(partial, path)
-
-
-class Stateful(Protocol):
-    """A network or an optimizer."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its tensors and plain values."""
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """Take over the values of `state_dict`."""
-
-
-def save_checkpoint(path: Path, parts: Mapping[str, Stateful], **values: Any) -> None:
-    """Write the states of `parts` and plain `values`; a kill leaves the earlier file in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    torch.save({name: part.state_dict() for name, part in parts.items()} | values, partial)
-    os.replace(partial, path)
-
-
-def load_checkpoint(path: Path, parts: Mapping[str, Stateful]) -> dict[str, Any] | None:
-    """Restore `parts` from a checkpoint; returns its plain values, or None if there is no file."""
-    if not path.exists():
-        return None
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(state.pop(name))
-    return state

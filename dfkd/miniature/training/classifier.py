@@ -22,7 +22,7 @@ from dfkd.miniature.drawings.rendering import Cache, DrawingRow, random_images
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.recipe import ClassifierRecipe
 from dfkd.miniature.training.common import Resumable, cosine, rise
-from dfkd.miniature.work_folder import Log, Stateful
+from dfkd.miniature.work_folder import Log
 from dfkd.models.student import build
 from dfkd.utils.device import CPU, autocast
 
@@ -54,6 +54,8 @@ class LabelledBatches:
 
 class ClassifierTrainer(Resumable):
     """Trains the classifier; `run` resumes from the last checkpoint in `folder`."""
+
+    parts = ("network", "optimizer")
 
     def __init__(
         self, recipe: ClassifierRecipe, batches: LabelledBatches, folder: Path, seed: int, log: Log
@@ -97,11 +99,6 @@ class ClassifierTrainer(Resumable):
         self.optimizer.step()
         self.step += 1
         return float((logits.argmax(1) == labels).float().mean())
-
-    @property
-    def parts(self) -> dict[str, Stateful]:
-        """See `Resumable.parts`."""
-        return {"network": self.network, "optimizer": self.optimizer}
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe, TeacherRecip
 from dfkd.miniature.training.common import Resumable, cosine, rise
 from dfkd.miniature.training.generator import Autoencoder
 from dfkd.miniature.training.latent_space import LatentSpace
-from dfkd.miniature.work_folder import Log, Stateful
+from dfkd.miniature.work_folder import Log
 from dfkd.models.generators.diffusers_folder import ENCODING
 from dfkd.models.teacher import Teacher
 
@@ -156,6 +156,7 @@ class DiffusionTrainer(Resumable):
         log: called with lines of progress.
     """
 
+    parts = ("space", "network", "average", "optimizer")
     saved = ("step", "seconds", "curve")
 
     def __init__(
@@ -272,16 +273,6 @@ class DiffusionTrainer(Resumable):
         with torch.no_grad():  # otherwise the average keeps the graph of every step
             torch._foreach_lerp_(averages, weights, weight)
         return float(loss.detach())
-
-    @property
-    def parts(self) -> dict[str, Stateful]:
-        """See `Resumable.parts`."""
-        return {
-            "space": self.space,
-            "network": self.network,
-            "average": self.average,
-            "optimizer": self.optimizer,
-        }
 
 
 def text_encoder(recipe: TeacherRecipe, vocabulary: int) -> dict[str, Any]:

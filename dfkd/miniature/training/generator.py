@@ -30,7 +30,7 @@ from dfkd.miniature.training.common import (
     rise,
     training_scores,
 )
-from dfkd.miniature.work_folder import Log, Stateful
+from dfkd.miniature.work_folder import Log
 
 _DECAY = 0.95
 """Decay of the codebook's running sums at each step."""
@@ -234,6 +234,7 @@ class GeneratorTrainer(Resumable):
         log: called with lines of progress.
     """
 
+    parts = ("network", "optimizer", "critic", "critic_optimizer")
     saved = ("step", "seconds")
 
     def __init__(
@@ -375,16 +376,6 @@ class GeneratorTrainer(Resumable):
     def scores(self) -> dict[str, Any]:
         """The length of the training, for `scores.json`."""
         return training_scores(self.step, self.recipe.batch_size, self.seconds)
-
-    @property
-    def parts(self) -> dict[str, Stateful]:
-        """See `Resumable.parts`."""
-        return {
-            "network": self.network,
-            "optimizer": self.optimizer,
-            "critic": self.critic,
-            "critic_optimizer": self.critic_optimizer,
-        }
 
 
 def _schedule(step: int, steps: int) -> float:

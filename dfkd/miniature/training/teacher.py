@@ -34,7 +34,7 @@ from dfkd.miniature.training.common import (
     rise,
     training_scores,
 )
-from dfkd.miniature.work_folder import Log, Stateful
+from dfkd.miniature.work_folder import Log
 
 _GROUP_SCALE = 10.0
 """Logit scale of the loss within groups. CLIP's learned scale suits cosines of different objects.
@@ -166,6 +166,7 @@ class TeacherTrainer(Resumable):
         batches: other batches than the recipe's usual ones.
     """
 
+    parts = ("model", "average", "optimizer")
     saved = ("step", "seconds", "curve")
     name = "teacher"
     """Name of what is trained, for the checkpoint and the log."""
@@ -348,11 +349,6 @@ class TeacherTrainer(Resumable):
         """The length of the training, and its curve, for `scores.json`."""
         length = training_scores(self.step, self.recipe.batch_size, self.seconds)
         return length | {"curve": self.curve}
-
-    @property
-    def parts(self) -> dict[str, Stateful]:
-        """See `Resumable.parts`."""
-        return {"model": self.model, "average": self.average, "optimizer": self.optimizer}
 
 
 @torch.no_grad()
