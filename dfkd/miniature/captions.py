@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+from open_clip.tokenizer import SimpleTokenizer
 
 from dfkd.miniature.drawings.rendering import DrawingRow
 from dfkd.miniature.looks.look import Look
@@ -86,16 +87,12 @@ class Captioner:
     """Writes random captions of drawings, and tokenises them.
 
     Args:
-        encode: token ids of a word, without start and end.
-        start, end: token ids of a text's start and end.
         words: words from which noise is drawn.
     """
 
-    def __init__(
-        self, encode: Callable[[str], list[int]], start: int, end: int, words: Sequence[str]
-    ) -> None:
-        self.encode = cache(encode)
-        self.start, self.end = start, end
+    def __init__(self, tokenizer: SimpleTokenizer, words: Sequence[str]) -> None:
+        self.encode: Callable[[str], list[int]] = cache(tokenizer.encode)
+        self.start, self.end = tokenizer.sot_token_id, tokenizer.eot_token_id
         self.words = list(words)
 
     def tokens(self, captions: Sequence[Sequence[str]], at_most: int) -> npt.NDArray[np.int64]:

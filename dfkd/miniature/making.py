@@ -182,9 +182,6 @@ def _make_diffusion(
     tokenizer, folder = models.tokenizer, output / "diffusion"
     # It learns the classes that the evaluation set has, from other drawings of them.
     keep = diffusion.named_rows(split.training, split.keep, evaluation_set.NAMES)
-    captioner = Captioner(
-        tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, models.words
-    )
     trainer = diffusion.DiffusionTrainer(
         recipe.diffusion,
         recipe.generator,
@@ -192,7 +189,7 @@ def _make_diffusion(
         keep,
         models.generator,
         Teacher(models.teacher, tokenizer, MINIATURE, preprocess={}),
-        captioner,
+        Captioner(tokenizer, models.words),
         work_folder.claim(recipe, "diffusion"),
         recipe.seed,
         pretraining.log,

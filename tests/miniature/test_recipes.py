@@ -37,14 +37,8 @@ def test_reduced_merges_spell_their_words_as_clip_does(tokenizer: SimpleTokenize
     assert tokenizer.decode(tokenizer.encode("zeppelin")).strip() == "zeppelin"
 
 
-def captioner(tokenizer: SimpleTokenizer) -> captions.Captioner:
-    return captions.Captioner(
-        tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, WORDS
-    )
-
-
 def test_captions_are_reproducible_and_fit(tokenizer: SimpleTokenizer) -> None:
-    maker = captioner(tokenizer)
+    maker = captions.Captioner(tokenizer, WORDS)
     look = Look(ink=RED, ground="wood")
     made = [
         [maker.caption(row("alarm clock"), look, np.random.default_rng(seed)) for seed in range(50)]
@@ -58,7 +52,7 @@ def test_captions_are_reproducible_and_fit(tokenizer: SimpleTokenizer) -> None:
 
 
 def test_captions_of_the_default_look_are_silent_about_it(tokenizer: SimpleTokenizer) -> None:
-    maker, rng = captioner(tokenizer), np.random.default_rng(0)
+    maker, rng = captions.Captioner(tokenizer, WORDS), np.random.default_rng(0)
     made = [maker.caption(row("dog"), Look(), rng) for _ in range(300)]
     silent = [caption for caption in made if caption.implies_default]
     assert 0.8 < len(silent) / len(made) < 0.97
@@ -67,7 +61,7 @@ def test_captions_of_the_default_look_are_silent_about_it(tokenizer: SimpleToken
 
 
 def test_most_captions_of_other_looks_tell_something_true(tokenizer: SimpleTokenizer) -> None:
-    maker, rng = captioner(tokenizer), np.random.default_rng(0)
+    maker, rng = captions.Captioner(tokenizer, WORDS), np.random.default_rng(0)
     one, look = row("dog"), Look(ink=RED, ground="wood", finish="oil painting")
     known = captions.truths(one, look)
     assert known == {"red", "wood", "oil painting", "bold"}
@@ -88,7 +82,7 @@ def test_a_caption_that_leaves_the_look_out_is_true_of_the_object_in_all_looks()
 
 
 def test_captions_of_looks_alone_name_no_object(tokenizer: SimpleTokenizer) -> None:
-    maker, rng = captioner(tokenizer), np.random.default_rng(0)
+    maker, rng = captions.Captioner(tokenizer, WORDS), np.random.default_rng(0)
     for _ in range(50):
         caption = maker.style_caption(row("dog"), Look(ink=RED), rng)
         assert caption.name == ""
@@ -97,7 +91,7 @@ def test_captions_of_looks_alone_name_no_object(tokenizer: SimpleTokenizer) -> N
 
 
 def test_easy_captions_use_the_icon_s_own_name(tokenizer: SimpleTokenizer) -> None:
-    maker, rng = captioner(tokenizer), np.random.default_rng(0)
+    maker, rng = captions.Captioner(tokenizer, WORDS), np.random.default_rng(0)
     made = {maker.caption(row("alarm clock"), Look(), rng, easy=True).name for _ in range(50)}
     assert made == {"alarm clock"}
     usual = {maker.caption(row("alarm clock"), Look(), rng).name for _ in range(200)}
@@ -291,7 +285,7 @@ def diffusion_trainer(
         np.arange(8),
         generator.Autoencoder(SMALL_VQ).eval().requires_grad_(False),
         Teacher(clip, tokenizer, "small", preprocess={}),
-        captioner(tokenizer),
+        captions.Captioner(tokenizer, WORDS),
         folder,
         0,
         print,

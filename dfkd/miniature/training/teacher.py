@@ -189,9 +189,7 @@ class TeacherTrainer(Resumable):
         self.average: Any = build(recipe, tokenizer.vocab_size)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average.load_state_dict(self.model.state_dict())
-        self.captioner = Captioner(
-            tokenizer.encode, tokenizer.sot_token_id, tokenizer.eot_token_id, words
-        )
+        self.captioner = Captioner(tokenizer, words)
         self.batches = batches or Batches(cache, keep, recipe.batch_size, seed)
         # As in CLIP's training, biases, gains and the logit scale do not decay.
         decay = [p for p in self.model.parameters() if p.ndim > 1]
