@@ -223,10 +223,8 @@ def _images(
     ]
 
 
-def write(images: Sequence[EvaluationImage], path: Path) -> str:
-    """Write the bundle, a tar of WebP images; returns its sha256. The same images give the same
-    bytes.
-    """
+def write(images: Sequence[EvaluationImage], path: Path) -> None:
+    """Write the bundle, a tar of WebP images; the same images give the same bytes."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as bundle:
         for image in images:
             # A new TarInfo has no time and no owner, so the bytes are always the same.
@@ -236,4 +234,3 @@ def write(images: Sequence[EvaluationImage], path: Path) -> str:
             entry.size, entry.mode = data.tell(), 0o644
             data.seek(0)
             bundle.addfile(entry, data)
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -68,7 +68,7 @@ def make(recipe: Recipe, command: str) -> Path:
     output = Path(recipe.output)
     split = pretraining.split_drawings(recipe)
     models, lengths = _train_models(recipe, split, output)
-    backbone = _train_classifier(recipe, split, "backbone")
+    backbone = _train_classifier(recipe, split, "backbone", output)
     _make_diffusion(recipe, split, models, output, command)
     evaluation_set.write(split.evaluation, output / "evaluation.tar")
     scores = {
@@ -78,7 +78,9 @@ def make(recipe: Recipe, command: str) -> Path:
         "seed": recipe.seed,
         "machine": scoring.machine_scores(),
         "data": scoring.data_scores(recipe, split),
-        **model_scores(models, lengths, split),
+        "teacher": scoring.teacher_scores(lengths, models.teacher, models.tokenizer, split),
+        "generator": lengths["generator"]
+        | scoring.generator_scores(models.generator, models.teacher, models.tokenizer, split),
         "backbone": backbone,
         "files": scoring.file_scores(output, FILES),
     }
@@ -116,8 +118,8 @@ def make_single(recipe: Recipe, kind: Single, command: str) -> Path:
         path = _make_diffusion(recipe, split, models, output, command)
         card.write(output)
         return path
-    _train_classifier(recipe, split, kind)
-    return _classifier_file(recipe, kind)
+    _train_classifier(recipe, split, kind, output)
+    return output / f"{kind}.safetensors"
 
 
 def _train_models(
@@ -137,21 +139,6 @@ def _train_models(
     teacher = scoring.exported_teacher(recipe.teacher, output, tokenizer.vocab_size)
     generator = scoring.exported_generator(recipe.generator, output)
     return Models(tokenizer, words, teacher, generator), lengths
-
-
-def model_scores(models: Models, lengths: dict[str, Scores], split: DataSplit) -> Scores:
-    """The scores of teacher and generator.
-
-    Args:
-        lengths: of the teacher's two trainings and of the generator's.
-    """
-    teacher, tokenizer = models.teacher, models.tokenizer
-    first, second = lengths["first"], lengths["second"]
-    generator = scoring.generator_scores(models.generator, teacher, tokenizer, split)
-    return {
-        "teacher": scoring.teacher_scores(first, second, teacher, tokenizer, split),
-        "generator": lengths["generator"] | generator,
-    }
 
 
 def _exported_models(recipe: Recipe, split: DataSplit, folder: Path) -> Models | None:
@@ -213,13 +200,8 @@ def _make_diffusion(
     return write_scores(scores, folder)
 
 
-def _classifier_file(recipe: Recipe, kind: Classifier) -> Path:
-    """The file of a classifier's weights."""
-    return Path(recipe.output) / f"{kind}.safetensors"
-
-
-def _train_classifier(recipe: Recipe, split: DataSplit, kind: Classifier) -> Scores:
-    """Train a classifier and write its weights; returns its scores."""
+def _train_classifier(recipe: Recipe, split: DataSplit, kind: Classifier, output: Path) -> Scores:
+    """Train a classifier and write its weights to `output`; returns its scores."""
     settings = recipe.backbone if kind == "backbone" else recipe.judge
     by_class = _backbone_classes(recipe, split) if kind == "backbone" else _judge_classes(split)
     batches = classifier.LabelledBatches(
@@ -234,7 +216,7 @@ def _train_classifier(recipe: Recipe, split: DataSplit, kind: Classifier) -> Sco
     pretraining.log(
         f"{accuracy:.3f} of {len(labels)} validation icons named, of {len(by_class)} classes"
     )
-    path = _classifier_file(recipe, kind)
+    path = output / f"{kind}.safetensors"
     classifier.save(network, path, settings.architecture, list(by_class))
     return {
         "architecture": settings.architecture,

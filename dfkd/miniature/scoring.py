@@ -83,25 +83,24 @@ def data_scores(recipe: Recipe, split: DataSplit) -> Scores:
 
 
 def teacher_scores(
-    first: Scores, second: Scores, model: nn.Module, tokenizer: SimpleTokenizer, split: DataSplit
+    lengths: dict[str, Scores], model: nn.Module, tokenizer: SimpleTokenizer, split: DataSplit
 ) -> Scores:
     """Zero-shot accuracies, and how prompts with styles and pseudo-words lie.
 
     Args:
-        first, second: scores of both trainings.
+        lengths: of the `first` and the `second` training.
         model: the exported teacher.
     """
-    evaluation, images = split.evaluation, split.evaluation_pixels()
-    classes = sorted({image.label for image in evaluation})
+    accuracies = _accuracies(model, tokenizer, split.evaluation, split.evaluation_pixels())
     # A copy, because the library's teacher changes the memory layout of its model.
     teacher = Teacher(copy.deepcopy(model), tokenizer, MINIATURE, preprocess={})
     return {
         "parameters": _size(model),
         "vocabulary": tokenizer.vocab_size,
-        "first": first,
-        "second": second,
-        "zero_shot": _by_domain(model, tokenizer, evaluation, images, classes),
-        "zero_shot_official": _official(model, tokenizer, evaluation, images),
+        "first": lengths["first"],
+        "second": lengths["second"],
+        "zero_shot": accuracies["all"],
+        "zero_shot_official": accuracies["official"],
         "common_nouns": _noun_scores(model, tokenizer, split),
         "styles": style_scores(teacher),
         "random_prompts": {
@@ -110,18 +109,23 @@ def teacher_scores(
     }
 
 
-def _official(
+def _accuracies(
     model: nn.Module,
     tokenizer: SimpleTokenizer,
     evaluation: Sequence[EvaluationImage],
     images: Tensor,
 ) -> Scores:
-    """Accuracy on the official classes, in the domains that have enough images of each."""
+    """Accuracies on `all` classes and on the `official` ones.
+
+    The latter leave out the domains that have too few images of them.
+    """
+    classes = sorted({image.label for image in evaluation})
     indices = [i for i, image in enumerate(evaluation) if image.domain not in SPARSE]
     selected = [evaluation[i] for i in indices]
+    official = _by_domain(model, tokenizer, selected, images[indices], list(OFFICIAL))
     return {
-        **_by_domain(model, tokenizer, selected, images[indices], list(OFFICIAL)),
-        "names": list(OFFICIAL),
+        "all": _by_domain(model, tokenizer, evaluation, images, classes),
+        "official": official | {"names": list(OFFICIAL)},
     }
 
 
@@ -171,13 +175,20 @@ def generator_scores(
     """
     evaluation, images = split.evaluation, split.evaluation_pixels()
     reconstructed = reconstruct(network, images)
+    before, after = (
+        _accuracies(teacher, tokenizer, evaluation, pixels) for pixels in (images, reconstructed)
+    )
     return {
         "decoder_parameters": _size(network.decoder),
         "parameters": _size(network),
         "codes": len(network.quantize.mass),
         "codes_used_by_the_bundled_set": _codes_used(network, images),
         **_fidelity(evaluation, images, reconstructed),
-        **_recognition(teacher, tokenizer, evaluation, images, reconstructed),
+        "teacher_on_originals": before,
+        "teacher_on_reconstructions": after,
+        "teacher_kept": {
+            k: round(after[k]["mean"] / max(before[k]["mean"], 1e-4), 4) for k in before
+        },
     }
 
 
@@ -201,31 +212,6 @@ def _fidelity(
         "hue_error_degrees": round(colours.hue_error, 2),
         "chroma_kept": round(colours.chroma_kept, 4),
         "psnr_db": {name: round(ratio, 2) for name, ratio in ratios.items()},
-    }
-
-
-def _recognition(
-    teacher: nn.Module,
-    tokenizer: SimpleTokenizer,
-    evaluation: Sequence[EvaluationImage],
-    images: Tensor,
-    reconstructed: Tensor,
-) -> Scores:
-    """Accuracy of the teacher on images and on their reconstructions."""
-    classes = sorted({image.label for image in evaluation})
-    before, after = (
-        {
-            "all": _by_domain(teacher, tokenizer, evaluation, pixels, classes),
-            "official": _official(teacher, tokenizer, evaluation, pixels),
-        }
-        for pixels in (images, reconstructed)
-    )
-    return {
-        "teacher_on_originals": before,
-        "teacher_on_reconstructions": after,
-        "teacher_kept": {
-            k: round(after[k]["mean"] / max(before[k]["mean"], 1e-4), 4) for k in before
-        },
     }
 
 

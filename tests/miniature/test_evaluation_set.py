@@ -1,6 +1,5 @@
 """The bundled evaluation set: held-out drawings, painted in the looks of the domains."""
 
-import hashlib
 import tarfile
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -66,9 +65,9 @@ def test_drawings_that_training_has_are_not_shown(cache: Cache) -> None:
 
 
 def test_the_bundle_is_reproducible(cache: Cache, tmp_path: Path) -> None:
-    digests = [evaluation_set.write(evaluation_set.select(cache), tmp_path / name) for name in "ab"]
-    assert digests[0] == digests[1]
-    assert digests[0] == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
+    for name in "ab":
+        evaluation_set.write(evaluation_set.select(cache), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     with tarfile.open(tmp_path / "a") as bundle:
         names = bundle.getnames()
     assert names == sorted(names)

@@ -22,7 +22,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from dfkd.miniature.captions import Caption, Captioner, names, truths
-from dfkd.miniature.drawings.rendering import Cache, DrawingRow, painted, plain
+from dfkd.miniature.drawings.rendering import Cache, DrawingRow, painted
 from dfkd.miniature.drawings.sampling import GROUP_SIZE, Batches
 from dfkd.miniature.looks.look import Look, LookSampler
 from dfkd.miniature.looks.painting import smudged
@@ -370,16 +370,3 @@ def zero_shot(
         for part in images.split(256)
     ]
     return torch.cat(predictions) == labels
-
-
-def validation_set(
-    cache: Cache, rows: Sequence[DrawingRow], classes: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """Images float32 [N, 3, 64, 64] and labels int64 [N] of the rows named like a class.
-
-    Args:
-        classes: names; a label is an index of these.
-    """
-    selected = [r for r in rows if r.concept in set(classes)]
-    labels = torch.tensor([classes.index(r.concept) for r in selected])
-    return plain(cache, selected), labels
