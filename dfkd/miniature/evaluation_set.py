@@ -20,6 +20,13 @@ from dfkd.miniature.drawings.rendering import Cache, DrawingRow, Pixels, painted
 from dfkd.miniature.looks.domains import DOMAINS
 from dfkd.utils.pixels import to_bytes
 
+_ITS_OWN_NAME = (
+    "anchor backpack battery bed bicycle bomb briefcase broom bus calendar cloud coin "
+    "compass crown drum gear gift glasses helicopter joystick keyboard magnet moon "
+    "newspaper pizza printer radio rainbow robot rocket shield ship snowflake stopwatch "
+    "sun thermometer trophy truck watch"
+)
+"""Classes whose drawings have one name, that of the class."""
 NAMES: dict[str, str] = {
     "airplane": "airplane/plane/small airplane/airplane departure/airplane arrival/plane alt/"
     "plane departure/plane arrival/plane inflight/plane tilt/transportation plane",
@@ -78,50 +85,7 @@ NAMES: dict[str, str] = {
     "skull": "skull/delete skull",
     "tent": "tent/circus tent",
     "leaf": "leaf/leaf fluttering in wind/leaf maple/maple leaf",
-    **{
-        name: name
-        for name in (
-            "anchor",
-            "backpack",
-            "battery",
-            "bed",
-            "bicycle",
-            "bomb",
-            "briefcase",
-            "broom",
-            "bus",
-            "calendar",
-            "cloud",
-            "coin",
-            "compass",
-            "crown",
-            "drum",
-            "gear",
-            "gift",
-            "glasses",
-            "helicopter",
-            "joystick",
-            "keyboard",
-            "magnet",
-            "moon",
-            "newspaper",
-            "pizza",
-            "printer",
-            "radio",
-            "rainbow",
-            "robot",
-            "rocket",
-            "shield",
-            "ship",
-            "snowflake",
-            "stopwatch",
-            "sun",
-            "thermometer",
-            "trophy",
-            "truck",
-            "watch",
-        )
-    },
+    **{name: name for name in _ITS_OWN_NAME.split()},
 }
 """Names of drawings by class, separated by "/". A drawing belongs to a class if its whole name
 without style words and numbers is here: `clock-3-filled` has the name `clock`. Names of objects
