@@ -1,4 +1,4 @@
-"""What a drawing stands on: each ground paints [n, 3, 64, 64] from base colours [n, 3, 1, 1].
+"""What a drawing stands on: each ground paints on areas [n, 3, 64, 64] of one base colour each.
 
 `painting.paint` clamps the result to [0, 1].
 """
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dfkd.miniature.looks.colours import rgb
 from dfkd.miniature.looks.fields import (
-    SIZE,
     Operation,
     blurred,
     dot_grid,
@@ -30,36 +29,32 @@ class Ground:
     """A ground that captions name."""
 
     paint: Operation
-    """Gives [n, 3, 64, 64] for base colours [n, 3, 1, 1]."""
+    """Gives [n, 3, 64, 64] for areas of one colour, of the same shape."""
     base: tuple[str, ...]
     """Names of the base colours that it may have."""
 
 
-def _full(base: Tensor) -> Tensor:
-    return base.expand(-1, -1, SIZE, SIZE)
-
-
 def _paper(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
-    return _full(base) + 0.05 * smooth_noise(n, 5, gen) + 0.04 * white_noise(n, gen)
+    return base + 0.05 * smooth_noise(n, 5, gen) + 0.04 * white_noise(n, gen)
 
 
 def _lined(base: Tensor, gen: torch.Generator) -> Tensor:
     rule = lines(pixel_y(), 8, 3)
     margin = lines(pixel_x(), 64, 54)
-    page = torch.lerp(_full(base), rgb("blue"), 0.5 * rule)
+    page = torch.lerp(base, rgb("blue"), 0.5 * rule)
     return torch.lerp(page, rgb("red"), 0.6 * margin)
 
 
 def _squared(base: Tensor, gen: torch.Generator) -> Tensor:
     grid = (lines(pixel_y(), 6) + lines(pixel_x(), 6)).clamp(max=1)
-    return torch.lerp(_full(base), rgb("teal"), 0.35 * grid)
+    return torch.lerp(base, rgb("teal"), 0.35 * grid)
 
 
 def _wood(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     rings = (pixel_y() * 0.7 + 4 * smooth_noise(n, 3, gen) + uniform(n, 0, 9, gen)).sin()
-    return _full(base) * (1 + 0.14 * rings + 0.1 * stretched_noise(n, 32, 5, gen))
+    return base * (1 + 0.14 * rings + 0.1 * stretched_noise(n, 32, 5, gen))
 
 
 def _bricks(base: Tensor, gen: torch.Generator) -> Tensor:
@@ -67,71 +62,69 @@ def _bricks(base: Tensor, gen: torch.Generator) -> Tensor:
     # Every second course of bricks is moved by half a brick.
     course = (pixel_y() // 8) % 2
     joints = (lines(pixel_y(), 8) + lines(pixel_x() + 8 * course, 16)).clamp(max=1)
-    wall = _full(base) * (1 + 0.12 * smooth_noise(n, 8, gen)) + 0.04 * white_noise(n, gen)
+    wall = base * (1 + 0.12 * smooth_noise(n, 8, gen)) + 0.04 * white_noise(n, gen)
     return torch.lerp(wall, rgb("beige"), 0.8 * joints)
 
 
 def _checks(base: Tensor, gen: torch.Generator) -> Tensor:
     field = ((pixel_x() // 8 + pixel_y() // 8) % 2).expand(len(base), 1, 64, 64)
-    return torch.lerp(_full(base), rgb("white"), 0.45 * field)
+    return torch.lerp(base, rgb("white"), 0.45 * field)
 
 
 def _striped(base: Tensor, gen: torch.Generator) -> Tensor:
-    return torch.lerp(_full(base), rgb("white"), 0.5 * stripes(len(base), (8, 14), gen))
+    return torch.lerp(base, rgb("white"), 0.5 * stripes(len(base), (8, 14), gen))
 
 
 def _spotted(base: Tensor, gen: torch.Generator) -> Tensor:
-    return torch.lerp(_full(base), rgb("white"), 0.6 * dot_grid(len(base), 12, 3.2, gen))
+    return torch.lerp(base, rgb("white"), 0.6 * dot_grid(len(base), 12, 3.2, gen))
 
 
 def _night(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     stars = (torch.rand(n, 1, 64, 64, generator=gen) > 0.985).float()
-    sky = _full(base) * (0.7 + 0.5 * pixel_y() / 64)
+    sky = base * (0.7 + 0.5 * pixel_y() / 64)
     return torch.lerp(sky, rgb("white"), stars)
 
 
 def _grass(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     blades = stretched_noise(n, 64, 10, gen).transpose(2, 3)
-    return _full(base) * (1 + 0.25 * blades) + 0.05 * white_noise(n, gen)
+    return base * (1 + 0.25 * blades) + 0.05 * white_noise(n, gen)
 
 
 def _sand(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     dunes = (pixel_y() * 0.5 + 3 * smooth_noise(n, 3, gen)).sin()
-    return _full(base) * (1 + 0.06 * dunes) + 0.08 * white_noise(n, gen)
+    return base * (1 + 0.06 * dunes) + 0.08 * white_noise(n, gen)
 
 
 def _water(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     waves = (pixel_y() * 1.1 + 2.5 * (pixel_x() * 0.25 + uniform(n, 0, 6, gen)).sin()).sin()
-    return torch.lerp(
-        _full(base), rgb("white"), 0.28 * (waves + smooth_noise(n, 6, gen)).clamp(0, 1)
-    )
+    return torch.lerp(base, rgb("white"), 0.28 * (waves + smooth_noise(n, 6, gen)).clamp(0, 1))
 
 
 def _stone(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
-    return _full(base) * (1 + 0.16 * smooth_noise(n, 10, gen) + 0.1 * smooth_noise(n, 24, gen))
+    return base * (1 + 0.16 * smooth_noise(n, 10, gen) + 0.1 * smooth_noise(n, 24, gen))
 
 
 def _fabric(base: Tensor, gen: torch.Generator) -> Tensor:
     weave = ((pixel_x() + pixel_y()) % 4 < 2).float() - 0.5
-    return _full(base) * (1 + 0.3 * weave + 0.06 * white_noise(len(base), gen))
+    return base * (1 + 0.3 * weave + 0.06 * white_noise(len(base), gen))
 
 
 def _marble(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     # Veins run where the noise changes its sign.
     veins = 1 - (smooth_noise(n, 5, gen) + 0.3 * smooth_noise(n, 12, gen)).abs().mul(4).clamp(max=1)
-    return _full(base) * (1 - 0.35 * veins)
+    return base * (1 - 0.35 * veins)
 
 
 def _metal(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     shine = (pixel_x() / 64 * 2 * torch.pi + uniform(n, 0, 6, gen)).sin()
-    return _full(base) * (1 + 0.15 * shine + 0.1 * stretched_noise(n, 64, 2, gen))
+    return base * (1 + 0.15 * shine + 0.1 * stretched_noise(n, 64, 2, gen))
 
 
 def _sunset(base: Tensor, gen: torch.Generator) -> Tensor:
@@ -143,24 +136,24 @@ def _sunset(base: Tensor, gen: torch.Generator) -> Tensor:
 def _rays(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     angle = torch.atan2(pixel_y() - 32, pixel_x() - 32) + uniform(n, 0, 6, gen)
-    return torch.lerp(_full(base), rgb("white"), 0.45 * ((angle * 8).sin() > 0).float())
+    return torch.lerp(base, rgb("white"), 0.45 * ((angle * 8).sin() > 0).float())
 
 
 def _board(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     smears = blurred(stretched_noise(n, 12, 4, gen), 2).clamp(0, 2)
-    return _full(base) + 0.06 * smears + 0.02 * white_noise(n, gen)
+    return base + 0.06 * smears + 0.02 * white_noise(n, gen)
 
 
 def _blueprint(base: Tensor, gen: torch.Generator) -> Tensor:
     grid = (lines(pixel_y(), 8, 4) + lines(pixel_x(), 8, 4)).clamp(max=1)
-    return torch.lerp(_full(base), rgb("cyan"), 0.35 * grid)
+    return torch.lerp(base, rgb("cyan"), 0.35 * grid)
 
 
 def _leaves(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     patches = (smooth_noise(n, 12, gen) > 0.3).float() + (smooth_noise(n, 12, gen) > 0.6).float()
-    return _full(base) * (0.75 + 0.3 * patches)
+    return base * (0.75 + 0.3 * patches)
 
 
 _PASTEL = ("beige", "pink", "yellow", "cyan", "lime")

@@ -116,10 +116,8 @@ def _inked(ink: Tensor, looks: Sequence[Look], gen: torch.Generator) -> Tensor:
 def _grounds(looks: Sequence[Look], gen: torch.Generator) -> Tensor:
     """The grounds of the looks: [B, 3, 64, 64] in [0, 1]."""
     base = shades(torch.tensor([look.ground_colour for look in looks], dtype=torch.long), gen)
-    ground = base.expand(-1, -1, SIZE, SIZE).contiguous()
-    for name, rows in _rows_by_name([look.ground for look in looks]).items():
-        ground[rows] = GROUNDS[name].paint(base[rows], gen).clamp(0, 1)
-    return ground
+    table = {name: ground.paint for name, ground in GROUNDS.items()}
+    return _each(base.expand(-1, -1, SIZE, SIZE), [look.ground for look in looks], table, gen)
 
 
 def _each(
@@ -130,16 +128,8 @@ def _each(
     Rows with the same name are one batch, because an operation is faster on a batch.
     """
     x = x.clone()
-    for name, rows in _rows_by_name(names).items():
+    # Sorted, so that random numbers do not depend on the order of the names in the batch.
+    for name in sorted(set(names) - {""}):
+        rows = [i for i, other in enumerate(names) if other == name]
         x[rows] = table[name](x[rows], gen).clamp(0, 1)
     return x
-
-
-def _rows_by_name(names: Sequence[str]) -> dict[str, list[int]]:
-    """The rows of each name that is not ""."""
-    rows: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        if name:
-            rows.setdefault(name, []).append(i)
-    # Sorted, so that random numbers do not depend on the order of the names in the batch.
-    return dict(sorted(rows.items()))
