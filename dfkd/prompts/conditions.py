@@ -21,9 +21,11 @@ from dfkd.prompts.styles import dictionary, mixture, styled_prompt
 
 @dataclass(frozen=True)
 class StoredPrompt:
-    """What a prompt's states depend on, from its row of `dfkd.prompts.maker.SCHEMA`."""
+    """The prompt of one image, from its row of `dfkd.prompts.maker.SCHEMA`."""
 
     class_index: int
+    index: int
+    """Number of the image within the class."""
     seed: int
     text: str
     embedding: Tensor

@@ -37,20 +37,6 @@ JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 """Encoder options, close to lossless; labels are computed from the stored pixels in any case."""
 
 
-@dataclass(frozen=True)
-class ImageRequest:
-    """One image to make."""
-
-    index: int
-    """Its number within the class."""
-    prompt: StoredPrompt
-
-    @property
-    def class_index(self) -> int:
-        """Its class."""
-        return self.prompt.class_index
-
-
 class ImageSource(Protocol):
     """Makes the pixels of images.
 
@@ -62,7 +48,7 @@ class ImageSource(Protocol):
     section: str
     whole_part: bool
 
-    def make(self, requests: Sequence[ImageRequest], seeds: Sequence[int]) -> Synthesised:
+    def make(self, prompts: Sequence[StoredPrompt], seeds: Sequence[int]) -> Synthesised:
         """The images of a batch; each seed belongs to one image."""
         ...
 
@@ -81,14 +67,14 @@ class ImageSource(Protocol):
 class _PendingSample:
     """A sample whose image is still being encoded."""
 
-    request: ImageRequest
+    prompt: StoredPrompt
     image: Future[bytes]
     metadata: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
     def sample(self, extension: str) -> Sample:
         """The finished sample; waits for the encoder."""
-        key = sample_key(self.request.class_index, self.request.index)
+        key = sample_key(self.prompt.class_index, self.prompt.index)
         return Sample(key, self.image.result(), extension, self.metadata, self.arrays)
 
 
@@ -136,33 +122,33 @@ class ShardMaker:
         made = {}
         # A separate thread encodes while the next batch is synthesised; Pillow releases the GIL.
         with ThreadPoolExecutor(1, "encoder") as encoder:
-            pending, failures = self._make(self._requests(unit, prompts), encoder)
+            pending, failures = self._make(self._stored_prompts(unit, prompts), encoder)
             for task in unit.tasks:
-                own = sorted(pending[task.class_index], key=lambda each: each.request.index)
+                own = sorted(pending[task.class_index], key=lambda each: each.prompt.index)
                 samples = [each.sample(self.manifest.synthesis.format) for each in own]
                 write_shard(samples, folder / f"{task.id}.tar")
-                failed = sorted(r.index for r in failures if r.class_index == task.class_index)
+                failed = sorted(p.index for p in failures if p.class_index == task.class_index)
                 made[task] = MadeShard(samples, tuple(failed))
         return made
 
     def _make(
-        self, requests: list[ImageRequest], encoder: ThreadPoolExecutor
-    ) -> tuple[dict[int, list[_PendingSample]], list[ImageRequest]]:
-        """The samples by class index, and the requests that failed at every attempt."""
+        self, prompts: list[StoredPrompt], encoder: ThreadPoolExecutor
+    ) -> tuple[dict[int, list[_PendingSample]], list[StoredPrompt]]:
+        """The samples by class index, and the prompts whose images failed at every attempt."""
         pending: dict[int, list[_PendingSample]] = defaultdict(list)
         for attempt in range(MAX_ATTEMPTS):
             # The same seed would diverge again, so each attempt derives another one.
             failed = []
-            for request, result in self._attempt(requests, attempt, encoder):
+            for prompt, result in self._attempt(prompts, attempt, encoder):
                 if result is None:
-                    failed.append(request)
+                    failed.append(prompt)
                 else:
-                    pending[request.class_index].append(result)
-            requests = failed
-        return pending, requests
+                    pending[prompt.class_index].append(result)
+            prompts = failed
+        return pending, prompts
 
-    def _requests(self, unit: Unit, prompts: pa.Table) -> list[ImageRequest]:
-        """The requests of a unit, ordered by index and class, so that batches mix the classes."""
+    def _stored_prompts(self, unit: Unit, prompts: pa.Table) -> list[StoredPrompt]:
+        """The prompts of a unit, ordered by index and class, so that batches mix the classes."""
         table = prompts.sort_by([("index", "ascending"), ("class_index", "ascending")])
         indices, classes = table["index"].to_pylist(), table["class_index"].to_pylist()
         required = sorted((index, t.class_index) for t in unit.generated for index in t.indices)
@@ -173,23 +159,22 @@ class ShardMaker:
         targets = torch.from_numpy(np.stack(table["embedding"].to_numpy()))
         words = table["pseudo"].to_numpy()
         seeds, texts = table["seed"].to_pylist(), table["text"].to_pylist()
-        prompts = map(StoredPrompt, classes, seeds, texts, targets, words)
-        return list(map(ImageRequest, indices, prompts))
+        return list(map(StoredPrompt, classes, indices, seeds, texts, targets, words))
 
     def _attempt(
         self,
-        requests: list[ImageRequest],
+        prompts: list[StoredPrompt],
         attempt: int,
         encoder: ThreadPoolExecutor,
-    ) -> Iterator[tuple[ImageRequest, _PendingSample | None]]:
-        """Yield each request with its sample, or with None if the image has diverged.
+    ) -> Iterator[tuple[StoredPrompt, _PendingSample | None]]:
+        """Yield each prompt with its sample, or with None if the image has diverged.
 
         Batch after batch is made; one that memory has no room for is halved and made again.
         """
         start = 0
-        while start < len(requests):
-            size = len(requests) if self.source.whole_part else self.batch_size
-            batch = requests[start : start + size]
+        while start < len(prompts):
+            size = len(prompts) if self.source.whole_part else self.batch_size
+            batch = prompts[start : start + size]
             results = None
             try:
                 results = self._batch(batch, attempt, encoder)
@@ -227,36 +212,36 @@ class ShardMaker:
 
     def _batch(
         self,
-        batch: list[ImageRequest],
+        batch: list[StoredPrompt],
         attempt: int,
         encoder: ThreadPoolExecutor,
     ) -> list[_PendingSample | None]:
         """Synthesise and label one batch; an image that diverged gives None."""
-        seeds = [image_seed(self.manifest, r.class_index, r.index, attempt) for r in batch]
+        seeds = [image_seed(self.manifest, p.class_index, p.index, attempt) for p in batch]
         images = self.source.make(batch, seeds)
         pixels = images.pixels.numpy()
         # Diverged images are encoded as well: they are rare, and the rows stay aligned.
         encoded = [encoder.submit(self._encode, each) for each in pixels]
         embeddings, to_texts, probabilities = self._label(self._stored(pixels, encoded))
         results: list[_PendingSample | None] = []
-        for i, request in enumerate(batch):
+        for i, prompt in enumerate(batch):
             metadata = {
-                "class": self.manifest.classes[request.class_index],
-                "class_index": request.class_index,
-                "index": request.index,
+                "class": self.manifest.classes[prompt.class_index],
+                "class_index": prompt.class_index,
+                "index": prompt.index,
                 "seed": seeds[i],
                 "attempt": attempt,
                 "method": self.manifest.method,
-                "prompt": request.prompt.text,
+                "prompt": prompt.text,
                 "loss": float(images.losses[i]),
                 "steps": int(images.steps[i]),
-                "confidence": round(float(probabilities[i, request.class_index]), 6),
+                "confidence": round(float(probabilities[i, prompt.class_index]), 6),
             }
             arrays: dict[str, np.ndarray] = {
                 "distances": to_texts[i].numpy().copy(),
                 "embedding": embeddings[i].numpy().astype(np.float16),
             }
-            sample = _PendingSample(request, encoded[i], metadata, arrays)
+            sample = _PendingSample(prompt, encoded[i], metadata, arrays)
             results.append(None if images.diverged[i] else sample)
         return results
 

@@ -12,7 +12,7 @@ from dfkd.config.methods import has_dependent_images
 from dfkd.config.plan import image_count, latent_learning_rate, root_seed, steps_per_image
 from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.conditions import ConditionEncoder
+from dfkd.prompts.conditions import ConditionEncoder, StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.synthesis.inversion.cmi import CmiInverter
 from dfkd.synthesis.inversion.deepinversion import DeepInverter
@@ -21,7 +21,7 @@ from dfkd.synthesis.inversion.inverter import Classifier, Inverter
 from dfkd.synthesis.inversion.pre import PreInverter
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.request import PartRequest, RunContext, Synthesised, initial_batch_size
-from dfkd.synthesis.shard_maker import ImageRequest, ImageSource
+from dfkd.synthesis.shard_maker import ImageSource
 
 METHODS: dict[str, type[Inverter]] = {
     method.name: method for method in (DeepInverter, DfadInverter, CmiInverter, PreInverter)
@@ -50,9 +50,8 @@ class LatentSource:
         if generator.text is not None:
             self.encode_condition = ConditionEncoder(manifest, teacher, generator.text)
 
-    def make(self, requests: Sequence[ImageRequest], seeds: Sequence[int]) -> Synthesised:
+    def make(self, prompts: Sequence[StoredPrompt], seeds: Sequence[int]) -> Synthesised:
         """See `ImageSource.make`."""
-        prompts = [request.prompt for request in requests]
         targets = torch.stack([prompt.embedding for prompt in prompts]).to(self.device)
         condition = self.encode_condition(prompts) if self.encode_condition else None
         return self.synthesiser(targets, seeds, condition=condition)
@@ -84,11 +83,11 @@ class InversionSource:
         classifier = Classifier(teacher, class_text_embeddings(manifest, teacher))
         self.inverter = METHODS[manifest.method](classifier, context, manifest.inversion)
 
-    def make(self, requests: Sequence[ImageRequest], seeds: Sequence[int]) -> Synthesised:
+    def make(self, prompts: Sequence[StoredPrompt], seeds: Sequence[int]) -> Synthesised:
         """See `ImageSource.make`."""
-        labels = torch.tensor([request.class_index for request in requests], device=self.device)
+        labels = torch.tensor([prompt.class_index for prompt in prompts], device=self.device)
         size = self.manifest.synthesis.shard_size
-        part = requests[0].index // size
+        part = prompts[0].index // size
         # Only the last part is smaller, so all earlier ones have this many images.
         before = part * size * len(self.manifest.classes)
         return self.inverter.make(PartRequest(labels, seeds, part, before))

@@ -30,7 +30,7 @@ def read(tmp_path: Path, method: str, **prompts: Any) -> Manifest:
 
 def stored(table: pa.Table) -> list[StoredPrompt]:
     targets = torch.from_numpy(np.stack(table["embedding"].to_numpy()))
-    columns = (table[key].to_pylist() for key in ("class_index", "seed", "text"))
+    columns = (table[key].to_pylist() for key in ("class_index", "index", "seed", "text"))
     return list(map(StoredPrompt, *columns, targets, table["pseudo"].to_numpy()))
 
 
