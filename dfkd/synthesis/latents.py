@@ -83,7 +83,7 @@ class Synthesiser:
         """
         latents = self.generator.init_latents(seeds, self.config.image_size, condition)
         if not self.steps:
-            return self._measure(targets, latents, on_step)
+            return self._measure(targets, latents)
         (weight,) = self.config.batch_norm_weight
         if not weight:
             return self._optimise(targets, seeds, latents, on_step)
@@ -91,12 +91,10 @@ class Synthesiser:
             return self._optimise(targets, seeds, latents, on_step, taps)
 
     @torch.no_grad()
-    def _measure(self, targets: Tensor, latents: Tensor, on_step: OnStep | None) -> Synthesised:
+    def _measure(self, targets: Tensor, latents: Tensor) -> Synthesised:
         """Decode latents as they are; the loss is the distance of the whole image."""
         pixels = self._decode(latents)
         losses = spherical_distance(self.teacher.encode_image(pixels), targets)
-        if on_step is not None:
-            on_step(0, losses)
         return synthesised(to_bytes(pixels), losses, steps=0)
 
     def _optimise(
