@@ -4,7 +4,6 @@ Each stage stores its result in the work folder and reuses it there, so the same
 """
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -200,16 +199,11 @@ def _matches(
 
 
 def _hashes(folder: Path, processes: int) -> Floats:
-    """The hashes of all rows of a cache, which are kept beside it."""
-    saved, partial = folder / "bits.npy", folder / "bits.part.npy"
-    if not saved.exists():
-        starts = range(0, len(rendering.read(folder).rows), _CHUNK)
-        with ProcessPoolExecutor(processes) as pool:
-            parts = [pool.submit(_hash_part, folder, start) for start in starts]
-            np.save(partial, np.concatenate([part.result() for part in parts]))
-        os.replace(partial, saved)
-    bits: Floats = np.load(saved)
-    return bits
+    """The hashes of all rows of a cache."""
+    starts = range(0, len(rendering.read(folder).rows), _CHUNK)
+    with ProcessPoolExecutor(processes) as pool:
+        parts = [pool.submit(_hash_part, folder, start) for start in starts]
+        return np.concatenate([part.result() for part in parts])
 
 
 def _hash_part(folder: Path, start: int) -> Floats:
