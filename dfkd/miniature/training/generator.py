@@ -271,14 +271,15 @@ class GeneratorTrainer(Resumable):
         self.resume()
         while self.step < self.recipe.steps:
             begun = time.monotonic()
-            pixel, chroma, perceptual, commitment, adversarial, reset = self._update()
+            losses, reset = self._update()
             self.step += 1
             self.seconds += time.monotonic() - begun
             if self.step % 50 == 0:
                 self.log(
-                    f"generator step {self.step}/{self.recipe.steps} L1 {pixel:.4f} "
-                    f"colour {chroma:.4f} features {perceptual:.3f} commitment {commitment:.4f} "
-                    f"adversarial {adversarial:.3f} codes reset {reset} "
+                    f"generator step {self.step}/{self.recipe.steps} L1 {losses.pixel:.4f} "
+                    f"colour {losses.chroma:.4f} features {losses.perceptual:.3f} "
+                    f"commitment {losses.commitment:.4f} adversarial {losses.adversarial:.3f} "
+                    f"codes reset {reset} "
                     f"{self.seconds / self.step:.2f} s/step"
                 )
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
@@ -323,12 +324,8 @@ class GeneratorTrainer(Resumable):
             index,
         )
 
-    def _update(self) -> tuple[float, float, float, float, float, int]:
-        """One step of autoencoder, critic and codes.
-
-        Returns:
-            The loss terms in the order of `Losses`, and the number of codes that were reset.
-        """
+    def _update(self) -> tuple[Losses, int]:
+        """One step of autoencoder, critic and codes; returns also how many codes were reset."""
         r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * _schedule(self.step, r.steps)
@@ -348,14 +345,7 @@ class GeneratorTrainer(Resumable):
         # Codes must exist when the first step with quantisation begins.
         if self.step + 1 >= r.free_steps:
             reset = self.network.quantize.update(losses.z.detach(), losses.index, gen)
-        return (
-            losses.pixel.item(),
-            losses.chroma.item(),
-            losses.perceptual.item(),
-            losses.commitment.item(),
-            losses.adversarial.item(),
-            reset,
-        )
+        return losses, reset
 
     def _train_critic(self, real: Tensor, reconstructed: Tensor) -> None:
         """One step of the discriminator on the hinge loss, as in taming-transformers."""
