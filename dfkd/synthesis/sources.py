@@ -108,23 +108,18 @@ def image_source(
     manifest: Manifest,
     teacher: Teacher,
     generator: Generator | None,
-    earlier: Callable[[int], Tensor] | None = None,
+    earlier: Callable[[int], Tensor],
 ) -> ImageSource:
     """The source that the manifest of one method names, at the start of its run.
 
     Args:
         generator: the loaded generator; None for methods without latents.
-        earlier: returns the stored images of a part by its number, uint8 [N, H, W, 3]. A chained
-            method (`has_dependent_parts`) needs it, and makes its parts in order.
+        earlier: returns the stored images of a part by its number, uint8 [N, H, W, 3], for chained
+            methods (`has_dependent_parts`), which make their parts in order.
     """
     if generator is not None:
         return LatentSource(manifest, teacher, generator)
-    return InversionSource(manifest, teacher, earlier or _no_earlier_parts)
-
-
-def _no_earlier_parts(part: int) -> Tensor:
-    """The default of `earlier`, for methods that read no earlier part."""
-    raise ValueError(f"part {part} is needed, but `earlier` was not given")
+    return InversionSource(manifest, teacher, earlier)
 
 
 def _images_of_unit(manifest: Manifest) -> int:

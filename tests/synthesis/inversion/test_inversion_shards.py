@@ -164,7 +164,7 @@ def test_a_batch_that_memory_has_no_room_for_is_not_halved(
     manifest = chosen(method)
     prompts = PromptMaker(manifest, teacher).part(0)
     needed = generator if method == "vanilla-bn" else None
-    maker = ShardMaker(manifest, teacher, image_source(manifest, teacher, needed))
+    maker = ShardMaker(manifest, teacher, image_source(manifest, teacher, needed, [].__getitem__))
     monkeypatch.setattr(teacher, "encode_image", full)
     with pytest.raises(DfkdError, match=rf"memory had no room .* lower {field}$"):
         maker.shards(next(units(manifest, ())), prompts, tmp_path)
