@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ class Network(nn.Module):
         super().__init__()
         params = model.params
         with contextlib.redirect_stdout(io.StringIO()):  # taming prints its shapes
-            self.decoder = Decoder(**params.ddconfig.arguments())
+            self.decoder = Decoder(**asdict(params.ddconfig))
         codebook = nn.Embedding(params.n_embed, params.embed_dim)
         self.quantize = nn.ModuleDict({"embedding": codebook})
         self.post_quant_conv = nn.Conv2d(params.embed_dim, params.ddconfig.z_channels, 1)

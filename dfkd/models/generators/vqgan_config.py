@@ -4,7 +4,7 @@ Only the shapes of decoder and codebook are read. `target` is compared and never
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -58,10 +58,6 @@ class Decoder:
     def downsampling(self) -> int:
         """Height and width in pixels of one code."""
         return int(2 ** (len(self.ch_mult) - 1))
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for taming's Decoder."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 @dataclass(frozen=True, kw_only=True, config=_LENIENT)
