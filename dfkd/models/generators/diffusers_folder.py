@@ -8,7 +8,6 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -71,14 +70,6 @@ def find_folder(value: str, cache: str = CACHE) -> Path:
         rule = f"must be an existing folder or a known diffusion model ({names})"
         raise WeightsError(FIELD, rule, value, f"check the path, or name one and run {FETCH}")
     return folder
-
-
-def _diffusers() -> ModuleType:
-    """The library, whose import takes a second, and which only this kind of generator needs."""
-    import diffusers
-
-    module: ModuleType = diffusers
-    return module
 
 
 def weights_file(part: Path, usual: str = "diffusion_pytorch_model.safetensors") -> Path:
@@ -178,8 +169,11 @@ def _from_configuration(path: Path, kinds: Sequence[str], device: str) -> Any:
         WeightsError: the configuration is not one of `kinds`, or diffusers refuses it.
     """
     tree = _configuration(path, kinds)
-    # Outside the try, so that a broken diffusers is not blamed on the file.
-    kind = getattr(_diffusers(), tree["_class_name"])
+    # Outside the try, so that a broken diffusers is not blamed on the file; and here, because the
+    # import takes a second, and only this kind of generator needs it.
+    import diffusers
+
+    kind = getattr(diffusers, tree["_class_name"])
     try:
         with torch.device(device):
             return kind.from_config(tree)
