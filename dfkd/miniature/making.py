@@ -24,6 +24,7 @@ from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.scoring import Scores
 from dfkd.miniature.training import classifier, diffusion
 from dfkd.miniature.training.generator import Autoencoder
+from dfkd.models.generators.text_tower import shape_of
 from dfkd.models.teacher import Teacher
 
 MODEL_FILES = (
@@ -183,8 +184,7 @@ def _make_diffusion(
     )
     unet = trainer.run()
     vae = diffusion.autoencoder(recipe.generator, models.generator, trainer.space)
-    text = diffusion.text_encoder(recipe.teacher, tokenizer.vocab_size)
-    diffusion.write_configurations(folder, unet, vae, text)
+    diffusion.write_configurations(folder, unet, vae, shape_of(trainer.teacher, trainer.layers))
     for part, network in {"unet": unet, "vae": vae}.items():
         path = folder / part / "diffusion_pytorch_model.safetensors"
         pretraining.export(network.state_dict(), path)

@@ -10,6 +10,7 @@ diffusers' layout, which `dfkd.models.generators.diffusion` reads like that of S
 """
 
 import copy
+import dataclasses
 import json
 import re
 import time
@@ -28,12 +29,13 @@ from dfkd.miniature.captions import Captioner
 from dfkd.miniature.drawings.rendering import Cache, painted
 from dfkd.miniature.drawings.sampling import Batches, name_weights
 from dfkd.miniature.looks.look import LookSampler
-from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe, TeacherRecipe
+from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe
 from dfkd.miniature.training.common import Resumable, cosine, rise
 from dfkd.miniature.training.generator import Autoencoder
 from dfkd.miniature.training.latent_space import LatentSpace
 from dfkd.miniature.work_folder import Log
 from dfkd.models.generators.diffusers_folder import ENCODING
+from dfkd.models.generators.text_tower import Shape
 from dfkd.models.teacher import Teacher
 
 _OWN_NAME = 0.7
@@ -275,30 +277,14 @@ class DiffusionTrainer(Resumable):
         return float(loss.detach())
 
 
-def text_encoder(recipe: TeacherRecipe, vocabulary: int) -> dict[str, Any]:
-    """The configuration of transformers' CLIPTextModel that the teacher's text tower is."""
-    return {
-        "hidden_size": recipe.text_width,
-        "num_attention_heads": recipe.text_heads,
-        "hidden_act": "gelu",
-        "max_position_embeddings": recipe.context_length,
-        "vocab_size": vocabulary,
-        "num_hidden_layers": recipe.text_layers,
-    }
-
-
-def write_configurations(folder: Path, network: Any, vae: Any, encoder: dict[str, Any]) -> None:
-    """Write the configurations of all parts in diffusers' layout.
-
-    Args:
-        encoder: that of the text encoder.
-    """
+def write_configurations(folder: Path, network: Any, vae: Any, encoder: Shape) -> None:
+    """Write the configurations of all parts in diffusers' layout."""
     network.save_config(folder / "unet")
     vae.save_config(folder / "vae")
     scheduler().save_config(folder / "scheduler")
     # Texts are padded with token 0, whose text is "!" in CLIP's vocabulary.
     for name, content in (
-        ("text_encoder/config.json", encoder),
+        ("text_encoder/config.json", dataclasses.asdict(encoder)),
         ("tokenizer/tokenizer_config.json", {"pad_token": "!"}),
     ):
         path = folder / name

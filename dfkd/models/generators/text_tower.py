@@ -108,24 +108,29 @@ class TextEncoder:
 def _shape_difference(teacher: Teacher, shape: Shape) -> str:
     """The first difference between the shapes of both; empty without one."""
     blocks = list(teacher.text.transformer.resblocks)
-    first = blocks[0] if blocks else None
-    if not teacher.causal or not isinstance(first, ResidualAttentionBlock):
+    if not teacher.causal or not blocks or not isinstance(blocks[0], ResidualAttentionBlock):
         return "the teacher's is not that of a CLIP"
     # The folder of Stable Diffusion 2 has one block fewer than its CLIP, because the model was
     # trained on the states before the last block.
     depth = shape.num_hidden_layers if shape.num_hidden_layers == len(blocks) - 1 else len(blocks)
-    own = Shape(
-        hidden_size=teacher.token_table.shape[1],
-        num_attention_heads=first.attn.num_heads,
-        hidden_act="quick_gelu" if isinstance(first.mlp.gelu, QuickGELU) else "gelu",
-        max_position_embeddings=teacher.context_length,
-        vocab_size=len(teacher.token_table),
-        num_hidden_layers=depth,
-    )
+    own = shape_of(teacher, depth)
     for name, needed in asdict(shape).items():
         if getattr(own, name) != needed:
             return f"{name} is {getattr(own, name)} there and {needed} here"
     return ""
+
+
+def shape_of(teacher: Teacher, layers: int) -> Shape:
+    """The shape of a CLIP's text tower, with its first `layers` blocks."""
+    block: Any = teacher.text.transformer.resblocks[0]
+    return Shape(
+        hidden_size=teacher.token_table.shape[1],
+        num_attention_heads=block.attn.num_heads,
+        hidden_act="quick_gelu" if isinstance(block.mlp.gelu, QuickGELU) else "gelu",
+        max_position_embeddings=teacher.context_length,
+        vocab_size=len(teacher.token_table),
+        num_hidden_layers=layers,
+    )
 
 
 def _weight_difference(teacher: Teacher, shape: Shape, state: dict[str, Tensor]) -> str:
