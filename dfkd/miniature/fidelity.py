@@ -1,9 +1,10 @@
 """How well a generator's reconstructions keep images: error, hue and chroma."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+
+_COLOURED = 0.2
+"""A pixel is coloured if the channels of the original differ by more than this."""
 
 
 def psnr(reconstructed: Tensor, real: Tensor) -> float:
@@ -18,25 +19,16 @@ def psnr(reconstructed: Tensor, real: Tensor) -> float:
     return float((-10 * errors.log10()).mean())
 
 
-@dataclass(frozen=True)
-class Colours:
-    """How well reconstructions keep colours."""
-
-    hue_error: float
-    """Mean difference of hue in degrees; the mean over twelve sectors of hue."""
-    chroma_kept: float
-    """Mean chroma of the reconstructions, relative to that of the originals."""
-
-
-def colours_kept(reconstructed: Tensor, real: Tensor, threshold: float = 0.2) -> Colours:
+def colours_kept(reconstructed: Tensor, real: Tensor) -> tuple[float, float]:
     """Compare hue and chroma of the coloured pixels of images [N, 3, H, W] in [0, 1].
 
     Hue is the angle, and chroma the length, in the plane orthogonal to grey.
 
-    Args:
-        threshold: a pixel is coloured if the channels of the original differ by more than this.
+    Returns:
+        The mean difference of hue in degrees, over twelve sectors of hue, and the mean chroma of
+        the reconstructions, relative to that of the originals.
     """
-    coloured = (real.amax(1) - real.amin(1)) > threshold
+    coloured = (real.amax(1) - real.amin(1)) > _COLOURED
     planes = [_chroma_plane(x.movedim(1, -1)[coloured]) for x in (reconstructed, real)]
     angles = [torch.atan2(plane[:, 1], plane[:, 0]) for plane in planes]
     # Differences of angles, brought to [-pi, pi).
@@ -45,7 +37,7 @@ def colours_kept(reconstructed: Tensor, real: Tensor, threshold: float = 0.2) ->
     # The mean over sectors gives rare hues the weight of common ones.
     means = [error.abs()[sector == i].mean() for i in range(12) if (sector == i).any()]
     kept = planes[0].norm(dim=1).mean() / planes[1].norm(dim=1).mean()
-    return Colours(float(torch.stack(means).mean().rad2deg()), float(kept))
+    return float(torch.stack(means).mean().rad2deg()), float(kept)
 
 
 def _chroma_plane(pixels: Tensor) -> Tensor:

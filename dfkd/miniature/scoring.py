@@ -204,13 +204,13 @@ def _fidelity(
 ) -> Scores:
     """Pixel errors of reconstructions of images, both [N, 3, 64, 64] in [0, 1]."""
     domains = _indices_by_domain(evaluation)
-    colours = colours_kept(reconstructed, images)
+    hue_error, chroma_kept = colours_kept(reconstructed, images)
     ratios = {name: psnr(reconstructed[rows], images[rows]) for name, rows in domains.items()}
     ratios["mean"] = psnr(reconstructed, images)
     return {
         "l1": round(float((reconstructed - images).abs().mean()), 4),
-        "hue_error_degrees": round(colours.hue_error, 2),
-        "chroma_kept": round(colours.chroma_kept, 4),
+        "hue_error_degrees": round(hue_error, 2),
+        "chroma_kept": round(chroma_kept, 4),
         "psnr_db": {name: round(ratio, 2) for name, ratio in ratios.items()},
     }
 
