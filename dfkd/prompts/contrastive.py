@@ -68,19 +68,9 @@ class Problem:
     """Earlier prompts, which serve as negatives."""
 
 
-@dataclass(frozen=True)
-class Solution:
-    """The result of `optimise`."""
-
-    pseudo_words: Tensor
-    """[N, D], in the space of token embeddings."""
-    embeddings: Tensor
-    """Unit text embeddings, float32 [N, E]."""
-
-
 def optimise(
     problem: Problem, start: Tensor, config: Contrastive, generator: np.random.Generator
-) -> Solution:
+) -> tuple[Tensor, Tensor]:
     """Minimise equation 12 over the pseudo-words of a batch with Adam.
 
     Args:
@@ -88,6 +78,9 @@ def optimise(
         start: initial pseudo-words [N, D].
         config: the section `prompts.contrastive` of the manifest.
         generator: source of the disturbances and of the draw from the bank.
+
+    Returns:
+        The pseudo-words [N, D] and their unit text embeddings, float32 [N, E].
     """
     sentences, pseudo_words = problem.words.sentences(problem.names), start.clone()
     optimizer = torch.optim.Adam([pseudo_words.requires_grad_()], lr=config.learning_rate)
@@ -107,7 +100,7 @@ def optimise(
     # The last update has moved the pseudo-words away from the embeddings that are known so far.
     with torch.no_grad():
         embeddings = sentences.encode(pseudo_words)
-    return Solution(pseudo_words.detach(), embeddings)
+    return pseudo_words.detach(), embeddings
 
 
 def _disturbed(

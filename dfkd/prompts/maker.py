@@ -203,15 +203,15 @@ class PromptMaker:
         """Optimise equation 12 from random prompts."""
         assert start.pseudo_words is not None  # noqa: S101 - random prompts have them
         labels, names = self._labels(rows), [r.name for r in rows]
-        solution = contrastive.optimise(
+        pseudo_words, embeddings = contrastive.optimise(
             contrastive.Problem(self.words, names, labels, self.bank),
             start.pseudo_words,
             self.manifest.prompts.contrastive,
             np.random.default_rng(batch_seed),
         )
         # The bank takes the final prompts, because later prompts must differ from those.
-        self.bank.add(solution.embeddings, labels)
-        return PromptBatch(start.texts, solution.embeddings, solution.pseudo_words)
+        self.bank.add(embeddings, labels)
+        return PromptBatch(start.texts, embeddings, pseudo_words)
 
     def _labels(self, rows: Sequence[PromptRow]) -> Tensor:
         """The class index of each row, int64 [N] on the teacher's device."""
