@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -51,16 +51,19 @@ def svg(icon: Icon) -> str:
     )
 
 
-def rgba(icon: Icon) -> Pixels:
+def rgba(icon: Icon) -> Pixels | None:
     """The icon as RGBA, uint8 [64, 64, 4], colours not premultiplied.
 
-    Raises:
-        ValueError: the SVG body cannot be drawn, or refers to a file.
+    Returns None for an icon that cannot be drawn, is blank, or refers to a file.
     """
     if refers_outside(icon.body):
-        raise ValueError(f"{icon.name}: refers to a file")
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg(icon), width=SIZE, height=SIZE))
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+        return None
+    try:
+        png = bytes(resvg_py.svg_to_bytes(svg_string=svg(icon), width=SIZE, height=SIZE))
+    except ValueError:
+        return None
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+    return pixels if pixels[..., 3].mean() > _BLANK else None
 
 
 def on_white(pixels: Pixels) -> Pixels:
@@ -150,19 +153,6 @@ def grey(cache: Cache, row: DrawingRow) -> Pixels:
     return light.astype(np.uint8)
 
 
-def draw(icons: Iterable[Icon]) -> list[tuple[Icon, Pixels]]:
-    """The icons with their `rgba`, without those that are blank or cannot be drawn."""
-    drawn = []
-    for icon in icons:
-        try:
-            pixels = rgba(icon)
-        except ValueError:
-            continue
-        if pixels[..., 3].mean() > _BLANK:
-            drawn.append((icon, pixels))
-    return drawn
-
-
 _Part = tuple[list[DrawingRow], Pixels, Pixels]
 """Rows without their slots, and the arrays `Cache.mono` and `Cache.colour` of these rows."""
 
@@ -173,7 +163,9 @@ def _render(root: str, prefix: str, variants: int, most: int) -> _Part:
     mono: list[Pixels] = []
     coloured: list[Pixels] = []
     selected = choose(Catalogue(Path(root)).icons(prefix), variants)
-    for icon, pixels in draw(selected[:most] if most else selected):
+    for icon in selected[:most] if most else selected:
+        if (pixels := rgba(icon)) is None:
+            continue
         # What an icon set leaves open is rendered black, so other colours are the icon's own.
         colour = bool(pixels[..., :3][pixels[..., 3] > 0].max() > 0)
         rows.append(
