@@ -17,7 +17,7 @@ from PIL import Image
 from dfkd.miniature.drawings import clipart
 from dfkd.miniature.drawings.icons import EMOJI, shuffle_key
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow, Pixels, painted
-from dfkd.miniature.looks.domains import DOMAINS
+from dfkd.miniature.looks.domains import DOMAINS, domain_look
 from dfkd.utils.pixels import to_bytes
 
 _ITS_OWN_NAME = (
@@ -179,7 +179,7 @@ def _images(
     # Each class of each domain has a seed of its own, so no other class or domain changes it.
     seed = hashlib.sha256(f"{domain}/{label}".encode()).digest()[:7]
     gen = torch.Generator().manual_seed(int.from_bytes(seed))
-    looks = [DOMAINS[domain](gen) for _ in selected]
+    looks = [domain_look(domain, gen) for _ in selected]
     pixels = to_bytes(painted(cache, selected, looks, gen, _POSE)).numpy()
     return [
         EvaluationImage(domain, label, row, number, pixels[number])

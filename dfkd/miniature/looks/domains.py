@@ -4,7 +4,7 @@ Some use words that no training caption has (`look.EVALUATION_ONLY`). The others
 training images have; only their drawings are new to the models.
 """
 
-from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -15,71 +15,54 @@ _PALE = ("white", "beige", "yellow", "lime", "cyan", "pink")
 _DEEP = ("black", "maroon", "navy", "purple", "teal")
 _BRIGHT = ("red", "orange", "yellow", "lime", "cyan", "magenta", "pink")
 
-
-def _one_of(names: Sequence[str], gen: torch.Generator) -> int:
-    """The number of a random one of these colours."""
-    return NAMES.index(names[int(torch.randint(len(names), (), generator=gen))])
-
-
-def _default_look(gen: torch.Generator) -> Look:
-    """Black ink on white, or a drawing in its own colours on white."""
-    return Look()
-
-
-def _light_on_dark(gen: torch.Generator) -> Look:
-    return Look(ink=_one_of(_PALE, gen), ground_colour=_one_of(_DEEP, gen))
-
-
-def _pixel_art(gen: torch.Generator) -> Look:
-    return Look(
-        ink=_one_of(_DEEP, gen),
-        body=_one_of(_BRIGHT, gen),
-        ground_colour=_one_of(("beige", "cyan", "lime"), gen),
-        finish="pixelated",
-    )
-
-
-def _chalk(gen: torch.Generator) -> Look:
-    ground = _one_of(("black", "green"), gen)
-    return Look(
-        ink=_one_of(_PALE, gen), ground_colour=ground, ground="blackboard", material="chalk"
-    )
-
-
-def _neon(gen: torch.Generator) -> Look:
-    return Look(
-        ink=_one_of(("cyan", "lime", "magenta", "orange"), gen),
-        ground_colour=_one_of(("maroon", "brown"), gen),
-        ground="brick",
-        material="neon",
-    )
-
-
-def _mosaic(gen: torch.Generator) -> Look:
-    return Look(
-        ink=_one_of(("navy", "purple", "maroon", "black"), gen),
-        body=_one_of(("orange", "yellow", "cyan"), gen),
-        ground_colour=_one_of(("beige", "lime", "pink", "white"), gen),
-        finish="mosaic",
-    )
-
-
-def _blueprint(gen: torch.Generator) -> Look:
-    ground = _one_of(("blue", "navy"), gen)
-    return Look(ink=WHITE, ground_colour=ground, ground="blueprint", stroke="outline")
-
-
-DOMAINS: dict[str, Callable[[torch.Generator], Look]] = {
-    "black_on_white": _default_look,
-    "blueprint": _blueprint,
-    "chalk": _chalk,
-    "clipart": _default_look,
-    "color_emoji": _default_look,
-    "light_on_dark": _light_on_dark,
-    "mosaic": _mosaic,
-    "neon": _neon,
-    "pixel_art": _pixel_art,
+DOMAINS: dict[str, dict[str, Any]] = {
+    "black_on_white": {},
+    "blueprint": {
+        "ink": WHITE,
+        "ground_colour": ("blue", "navy"),
+        "ground": "blueprint",
+        "stroke": "outline",
+    },
+    "chalk": {
+        "ground_colour": ("black", "green"),
+        "ink": _PALE,
+        "ground": "blackboard",
+        "material": "chalk",
+    },
+    "clipart": {},
+    "color_emoji": {},
+    "light_on_dark": {"ink": _PALE, "ground_colour": _DEEP},
+    "mosaic": {
+        "ink": ("navy", "purple", "maroon", "black"),
+        "body": ("orange", "yellow", "cyan"),
+        "ground_colour": ("beige", "lime", "pink", "white"),
+        "finish": "mosaic",
+    },
+    "neon": {
+        "ink": ("cyan", "lime", "magenta", "orange"),
+        "ground_colour": ("maroon", "brown"),
+        "ground": "brick",
+        "material": "neon",
+    },
+    "pixel_art": {
+        "ink": _DEEP,
+        "body": _BRIGHT,
+        "ground_colour": ("beige", "cyan", "lime"),
+        "finish": "pixelated",
+    },
 }
-"""Domain -> draws a look of the domain."""
+"""Domain -> the fields of its looks that are not those of the default one (black ink on white, or a
+drawing in its own colours). Of several colours one is drawn; the order of the draws is part of the
+recipe."""
 SPARSE = frozenset({"clipart"})
 """Domains with too few drawings of the official classes to be scored on them."""
+
+
+def domain_look(domain: str, gen: torch.Generator) -> Look:
+    """A random look of a domain."""
+    fields = {}
+    for field, value in DOMAINS[domain].items():
+        if isinstance(value, tuple):
+            value = NAMES.index(value[int(torch.randint(len(value), (), generator=gen))])
+        fields[field] = value
+    return Look(**fields)
