@@ -45,33 +45,26 @@ def is_config(config: Any) -> bool:
     )
 
 
-def _refuse_outside_tower(model: str, vision: dict[str, Any]) -> None:
-    """Raise `ManifestError` if timm would read the image tower from a hub or a folder.
-
-    No fingerprint would cover what is written there.
-    """
-    if ":" in str(name := vision.get("timm_model_name", "")):
-        raise ManifestError(
-            "teacher.model",
-            f"must name timm's own architectures; this one names a hub's or a folder's ({name!r})",
-            model,
-            "choose a CLIP architecture such as ViT-B-32-quickgelu",
-        )
+def _unsupported(model: str, rule: str) -> ManifestError:
+    """The error about an architecture of open_clip that this package cannot use."""
+    remedy = "choose a CLIP architecture such as ViT-B-32-quickgelu"
+    return ManifestError("teacher.model", rule, model, remedy)
 
 
 def refuse_unsupported(model: str, config: dict[str, Any]) -> None:
-    """Raise `ManifestError` if this package cannot use the tokenizer or the text tower."""
+    """Raise `ManifestError` if this package cannot use the tokenizer or a tower."""
     text = config["text_cfg"]
     # Files of such a tokenizer change every embedding, but no fingerprint would hold their hashes,
     # and each worker would download them.
     if name := text.get("hf_tokenizer_name"):
-        raise ManifestError(
-            "teacher.model",
-            f"must have CLIP's tokenizer; this one has a hub's (hf_tokenizer_name {name!r})",
+        rule = f"must have CLIP's tokenizer; this one has a hub's (hf_tokenizer_name {name!r})"
+        raise _unsupported(model, rule)
+    # timm would read such a tower from a hub or a folder, and no fingerprint covers what is there.
+    if ":" in str(name := config["vision_cfg"].get("timm_model_name", "")):
+        raise _unsupported(
             model,
-            "choose a CLIP architecture such as ViT-B-32-quickgelu",
+            f"must name timm's own architectures; this one names a hub's or a folder's ({name!r})",
         )
-    _refuse_outside_tower(model, config["vision_cfg"])
     # Eq 7 feeds token embeddings to the text tower. Towers that also need token ids inside, or that
     # are made of another library's modules, cannot do that.
     reason = None
@@ -84,11 +77,9 @@ def refuse_unsupported(model: str, config: dict[str, Any]) -> None:
     elif text.get("pool_type", "argmax") not in ("argmax", "eos", "first", "last"):
         reason = f"pool_type {text['pool_type']!r}"
     if reason:
-        raise ManifestError(
-            "teacher.model",
-            f"must have a text tower that can start from token embeddings; this one has {reason}",
+        raise _unsupported(
             model,
-            "choose a CLIP architecture such as ViT-B-32-quickgelu",
+            f"must have a text tower that can start from token embeddings; this one has {reason}",
         )
     # These are passed to a constructor of open_clip, so only known ones are.
     unknown = (text.get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_KEYS
