@@ -1,7 +1,6 @@
 """The model card, and the notice of the icon sets that were used."""
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dfkd.miniature import pretraining
@@ -9,6 +8,7 @@ from dfkd.miniature.drawings.icons import EVALUATION
 from dfkd.miniature.pretraining import DataSplit
 from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.scoring import Scores
+from dfkd.utils.markdown import table
 
 _INTENT = """\
 Small models of the kinds that the package works with, so that the whole system runs anywhere: an
@@ -84,7 +84,7 @@ def _data(data: Scores) -> str:
         f"`NOTICE` lists what was used.\n\nThe bundled evaluation set (`evaluation.tar`) has "
         f"{evaluation['images']:,} images of {evaluation['classes']} classes, painted from "
         f"drawings of whole collections and artists that no model was trained on:\n\n"
-        + _table(
+        + table(
             ("domain", "drawings", "images"),
             [
                 (domain, f"{drawings:,}", f"{images:,}")
@@ -137,7 +137,7 @@ def _teacher(teacher: Scores) -> str:
         _teacher_training(teacher)
         + 'Zero-shot accuracy with the prompt "A {class}" (%), on the images before their WebP '
         "compression in `evaluation.tar`:\n\n"
-        + _table(heads, rows)
+        + table(heads, rows)
         + "\n\nOf the official classes, the mean leaves out domains that lack one."
         + "\n\nThe official classes: "
         + ", ".join(official["names"])
@@ -184,7 +184,7 @@ def _generator(generator: Scores) -> str:
         f"{generator['images_seen']:,} images, {generator['hours']} hours.\n\nHeld-out icons "
         f"through the codes and back (`reconstructions.png`; mean absolute error "
         f"{generator['l1']} on [0, 1]):\n\n"
-        + _table(
+        + table(
             ("domain", "PSNR, dB", "teacher on originals, %", "teacher on reconstructions, %"), rows
         )
         + f"\n\nThe teacher keeps {_percent(kept['all'])} % of its mean accuracy over all classes "
@@ -230,7 +230,7 @@ def _backbone(backbone: Scores) -> str:
 def _provenance(scores: Scores, diffusion: Scores) -> str:
     """The section of the card on the command, the machine and the files."""
     machine = scores["machine"]
-    files = _table(
+    files = table(
         ("file", "bytes", "sha256"),
         [
             (name, f"{f['bytes']:,}", f"`{f['sha256'][:16]}…`")
@@ -243,12 +243,6 @@ def _provenance(scores: Scores, diffusion: Scores) -> str:
         f"model with `{diffusion['command']}`, scored {diffusion['machine']['date']}. This card, "
         f"`scores.json` and `NOTICE` are written by the job.\n\n{files}"
     )
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _percent(share: float) -> str:
