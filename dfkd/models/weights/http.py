@@ -9,7 +9,6 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import IO
 
 from dfkd.models.weights.artifacts import Artifact
 from dfkd.storage.base import disk_full_error, require_disk_space
@@ -35,11 +34,10 @@ class PartialFile(progress.Closing):
 
     def __init__(self, artifact: Artifact, folder: Path) -> None:
         self.path = folder / f"{artifact.file}.part"
-        self._hash, self.done = hashlib.sha256(), 0
-        self._stream: IO[bytes] = self.path.open("a+b")
+        self._stream = self.path.open("a+b")
         self._stream.seek(0)
-        while chunk := self._stream.read(CHUNK):
-            self._count(chunk)
+        self._hash = hashlib.file_digest(self._stream, "sha256")
+        self.done = self._stream.tell()
 
     @property
     def sha256(self) -> str:
@@ -54,7 +52,8 @@ class PartialFile(progress.Closing):
     def add(self, chunk: bytes) -> None:
         """Append received bytes."""
         self._stream.write(chunk)
-        self._count(chunk)
+        self._hash.update(chunk)
+        self.done += len(chunk)
 
     def flush(self) -> None:
         """Write all bytes to the file, for its readers."""
@@ -72,11 +71,6 @@ class PartialFile(progress.Closing):
             self._stream.close()
         if not self.done:
             self.path.unlink(missing_ok=True)
-
-    def _count(self, chunk: bytes) -> None:
-        """Include stored bytes in hash and number."""
-        self._hash.update(chunk)
-        self.done += len(chunk)
 
 
 def copy(source: Path, artifact: Artifact, part: PartialFile) -> None:
