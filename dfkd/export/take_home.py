@@ -96,7 +96,7 @@ def write_take_home(manifest: Manifest, results: Mapping[str, Any] | None, threa
         }
         comparison = Comparison(student, folder, rules["temperature"], threads)
         if results is None:
-            comparison.compare(images)
+            comparison.compare_decoded(images)
         # Scoring calls the comparison with every evaluation image, so the check of the graphs
         # against PyTorch covers all of them and is complete only after this line.
         facts["evaluation"] = results and _evaluate(manifest, comparison, results, card, threads)
@@ -228,11 +228,7 @@ def _giving_distances(graph: GraphFunction, student: Student) -> GraphFunction:
 
 
 class Comparison:
-    """The student and both graphs as models to score; it also measures how the graphs differ.
-
-    Each batch goes through `pytorch_distances`, then `onnx_distances`, which runs both graphs and
-    compares them with PyTorch, then `quantised_distances`: each uses what the one before has kept.
-    """
+    """Compares both graphs with the student in PyTorch batch by batch, and sums what differs."""
 
     def __init__(self, student: Student, folder: Path, temperature: float, threads: int) -> None:
         """Load both graphs from `folder`; `temperature` turns distances into probabilities."""
@@ -241,49 +237,37 @@ class Comparison:
             name: _giving_distances(load_graph(folder / name, threads), student)
             for name in (MODEL, INT8)
         }
-        self.expected = self.int8_distances = np.empty(0, np.float32)
+        self.distances: dict[str, Tensor] = {}
+        """Distances [N, M] of each graph for the latest batch."""
         self.images, self.confidence_sum = 0, 0.0
         self.largest = dict.fromkeys(self.graphs, 0.0)
         self.equal = dict.fromkeys(self.graphs, 0)
 
-    def pytorch_distances(self, pixels: Tensor) -> Tensor:
-        """PyTorch's distances [N, M] of pixels [N, 3, S, S], kept for the next comparison."""
-        distances: Tensor = self.student(pixels)
-        self.expected = distances.numpy()
-        return distances
-
-    def onnx_distances(self, pixels: Tensor) -> Tensor:
-        """The float graph's distances [N, M] of the same pixels, compared with PyTorch's."""
-        expected = self.expected
-        outputs = {name: graph(pixels.numpy()) for name, graph in self.graphs.items()}
+    def compare(self, pixels: Tensor) -> Tensor:
+        """Run the student and both graphs on pixels [N, 3, S, S]; returns PyTorch's distances."""
+        expected: Tensor = self.student(pixels)
         self.images += len(expected)
-        for name, distances in outputs.items():
+        for name, graph in self.graphs.items():
+            found = self.distances[name] = torch.from_numpy(graph(pixels.numpy()))
             # Two figures, because neither implies the other: a small difference can change the
             # answer for an image between two classes, and a large one often changes none.
-            difference = float(np.abs(distances - expected).max())
+            difference = float((found - expected).abs().max())
             self.largest[name] = max(self.largest[name], difference)
-            self.equal[name] += int((distances.argmin(1) == expected.argmin(1)).sum())
-        self.int8_distances = outputs[INT8]
-        exact = torch.from_numpy(outputs[MODEL])
-        self.confidence_sum += float((-exact / self.temperature).softmax(1).amax(1).sum())
-        return exact
+            self.equal[name] += int((found.argmin(1) == expected.argmin(1)).sum())
+        probabilities = (-self.distances[MODEL] / self.temperature).softmax(1)
+        self.confidence_sum += float(probabilities.amax(1).sum())
+        return expected
 
-    def compare(self, images: Sequence[npt.NDArray[np.uint8]]) -> None:
-        """Compare the graphs with PyTorch on decoded images, [S, S, 3] uint8."""
+    def compare_decoded(self, images: Sequence[npt.NDArray[np.uint8]]) -> None:
+        """Compare on decoded images, [S, S, 3] uint8."""
         for start in range(0, len(images), BATCH):
-            pixels = torch.from_numpy(batch(images[start : start + BATCH]))
             with torch.inference_mode():
-                self.pytorch_distances(pixels)
-                self.onnx_distances(pixels)
+                self.compare(torch.from_numpy(batch(images[start : start + BATCH])))
 
     @property
     def confidence(self) -> float:
         """The float graph's highest probability, averaged over the images."""
         return self.confidence_sum / self.images
-
-    def quantised_distances(self, pixels: Tensor) -> Tensor:
-        """The int8 graph's distances [N, M] of the same pixels, from that comparison."""
-        return torch.from_numpy(self.int8_distances)
 
     def facts(self) -> dict[str, Any]:
         """Largest difference and fraction of equal predictions over all compared images."""
@@ -307,12 +291,12 @@ def _evaluate(
     """The accuracy of the student and of both graphs, with that of the teacher from `results`."""
     data = open_data(manifest.evaluation, manifest.classes)
     size = card["image_size"]
-    # The forms are the methods of the rows. `score` calls models of one size one after another for
-    # each batch, in this order, in which each uses what the one before has kept.
+    # The forms are the methods of the rows. For each batch `score` calls models of one size in this
+    # order: the first one runs all three.
     models: dict[str, DistanceFunction] = {
-        "torch": comparison.pytorch_distances,
-        "onnx": comparison.onnx_distances,
-        "int8": comparison.quantised_distances,
+        "torch": comparison.compare,
+        "onnx": lambda _: comparison.distances[MODEL],
+        "int8": lambda _: comparison.distances[INT8],
     }
     candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
     scores = score(candidates, data, BATCH, threads)
