@@ -67,13 +67,8 @@ class TrainedStudent:
     """Name of its folder."""
     method: str
     seed: int
-    architecture: str
-    target: str
-    """What it learned from the teacher: `distances` or `embedding`."""
-    version: str
-    """Fingerprint of the data set that it learned from."""
-    bytes: int
-    sha256: str
+    card: Mapping[str, Any]
+    """The content of its student.json."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +153,8 @@ class Facts:
     @property
     def learned(self) -> str:
         """What the students of the run learned: `distillation.target` of the first one."""
-        return next((student.target for student in self.trained_students), "distances")
+        targets = (student.card.get("target", "distances") for student in self.trained_students)
+        return next(targets, "distances")
 
     @property
     def best(self) -> ScoredModel | None:
@@ -256,7 +252,7 @@ def _published_versions(
 
     Methods without such a version, or whose version has other classes, are left out.
     """
-    learned_from = {student.method: student.version for student in students}
+    learned_from = {student.method: student.card["version"] for student in students}
     opened = {}
     for method in methods:
         home = storage.child(layout.data(method))
@@ -291,6 +287,9 @@ def _trained_students(
 
     Args:
         names: of the folders of all scored students.
+
+    Raises:
+        CorruptionError: a student's card is damaged.
     """
     folders = set(names).intersection(storage.folders(layout.STUDENTS))
     scored = dict.fromkeys((r["method"], r["seed"]) for r in rows if r["model"] == "student")
@@ -298,34 +297,9 @@ def _trained_students(
     for method, seed in scored:
         for name in folders:
             if name.startswith(f"{method}-s{seed}-"):
-                student = storage.child(layout.student(name))
-                students.append(_read_student(student, name, method, seed))
+                card = read_card(storage.child(layout.student(name)))
+                students.append(TrainedStudent(name, method, seed, card))
     return students
-
-
-def _read_student(student: Storage, name: str, method: str, seed: int) -> TrainedStudent:
-    """The facts about a finished student.
-
-    Args:
-        student: the student's folder.
-        name: the folder's name.
-        method: method of its data set.
-        seed: seed of its distillation.
-
-    Raises:
-        CorruptionError: its card is damaged.
-    """
-    card = read_card(student)
-    return TrainedStudent(
-        name=name,
-        method=method,
-        seed=seed,
-        architecture=card["architecture"],
-        target=card.get("target", "distances"),
-        version=card["version"],
-        bytes=card["bytes"],
-        sha256=card["sha256"],
-    )
 
 
 def _read_origin(storage: Storage) -> RunOrigin | None:

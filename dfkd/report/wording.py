@@ -43,10 +43,11 @@ def _student(trained: TrainedStudent | None, parameters: int) -> str:
     """The subject of the headline: architecture and size of the student, if they are known."""
     if trained is None:
         return "A student"
-    article = "An" if trained.architecture[:1].lower() in "aeiou" else "A"
+    architecture = trained.card["architecture"]
+    article = "An" if architecture[:1].lower() in "aeiou" else "A"
     millions = parameters >= MILLION
     size = f"{parameters / MILLION:.1f} M" if millions else f"{parameters:,}"
-    return f"{article} {trained.architecture} of {size} parameters"
+    return f"{article} {architecture} of {size} parameters"
 
 
 def _origin(facts: Facts) -> str:

@@ -148,7 +148,10 @@ def test_a_run_below_a_folder_that_is_no_utf_8_has_its_pages(run: Manifest, tmp_
 
 def test_the_page_says_what_the_students_learned(facts: Facts) -> None:
     def rendered(target: str) -> str:
-        trained = [dataclasses.replace(each, target=target) for each in facts.trained_students]
+        trained = [
+            dataclasses.replace(each, card={**each.card, "target": target})
+            for each in facts.trained_students
+        ]
         page_facts = dataclasses.replace(facts, trained_students=trained)
         return " ".join(Outline(page.render(page_facts)).text.split())
 
