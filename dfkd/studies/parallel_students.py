@@ -59,18 +59,18 @@ class StudentResult:
     """Why there is no result; empty if there is one."""
 
 
-def train_and_score(job: StudentJob, threads: int = 0, cpus: float = 0.0) -> CellResult:
+def train_and_score(job: StudentJob, threads: int, actor_cpus: float | None) -> CellResult:
     """Train a cell's student unless it is stored, then score it; returns the scores.
 
     Args:
         threads: for decoding images while scoring; 0 uses one for each processor.
-        cpus: as for `distillation.distill`.
+        actor_cpus: as for `distillation.distill`.
 
     Raises:
         DfkdError: as for `distillation.distill` and `score`.
     """
     cell = job.cell
-    trained = distillation.distill(cell.manifest, cell.method, cell.seed, job.version, cpus)
+    trained = distillation.distill(cell.manifest, cell.method, cell.seed, job.version, actor_cpus)
     # Before the scores: once the cell is stored, nothing is added to it.
     agreed = measure_agreement(cell, trained.student, job.held_out) if job.held_out else None
     return score(cell.manifest, job.store, job.version, threads, agreed, job.recognised, job.unseen)
@@ -169,10 +169,10 @@ def score(
     )
 
 
-def run_job(job: StudentJob, threads: int = 0, cpus: float = 0.0) -> StudentResult:
+def run_job(job: StudentJob, threads: int, actor_cpus: float | None = None) -> StudentResult:
     """Run `train_and_score`; its errors become failures, but `InfrastructureError` is raised."""
     try:
-        return StudentResult(job, train_and_score(job, threads, cpus))
+        return StudentResult(job, train_and_score(job, threads, actor_cpus))
     # A lost machine or storage would fail all other cells too.
     except InfrastructureError:
         raise

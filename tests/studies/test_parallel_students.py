@@ -10,11 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfkd.cluster import distillation
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.batch import Batch
 from dfkd.dataset.loader import Stream
-from dfkd.errors import Exit
-from dfkd.studies.parallel_students import agreement
+from dfkd.errors import Exit, ManifestError
+from dfkd.storage.local import open_storage
+from dfkd.studies.cells import cell_of_student
+from dfkd.studies.parallel_students import StudentJob, StudentTrainer, agreement, run_job
+from dfkd.studies.study import read
 from dfkd.utils.device import CPU
 from tests.helpers import jobs
 from tests.helpers.tiny_study import write
@@ -82,6 +86,23 @@ def test_a_single_unseen_class_is_refused_before_any_student_is_trained(
     path = write(tmp_path, axes=axes, unseen=["house"])
     assert job.main([str(path), "--dry-run"]) == Exit.USAGE
     assert "error: unseen: must be empty, or name two classes or more" in capsys.readouterr().err
+
+
+def test_a_driver_plans_the_ranks_and_an_actor_is_the_only_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = read(write(tmp_path, seeds=[0])).cells[0]
+    store = cell_of_student(open_storage(str(tmp_path / "root")), cell, "1" * 64, "2" * 64)
+    student_job, given = StudentJob(cell, store, "1" * 16), []
+
+    def distill(*arguments: Any) -> None:
+        given.append(arguments[-1])
+        raise ManifestError("field", "rule", "value", "remedy")
+
+    monkeypatch.setattr(distillation, "distill", distill)
+    assert run_job(student_job, 1).failure == "field: rule, got 'value'; remedy"
+    StudentTrainer(2.0, 0).train(student_job)
+    assert given == [None, 2.0]
 
 
 def batch(size: int) -> dict[str, dict[str, Any]]:
