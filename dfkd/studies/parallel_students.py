@@ -49,31 +49,34 @@ class StudentJob:
         return self.cell.label
 
 
-@dataclass(frozen=True)
-class StudentResult:
-    """A job with its result or the reason why there is none."""
-
-    job: StudentJob
-    outcome: CellResult | None
-    failure: str = ""
-    """Why there is no result; empty if there is one."""
+StudentResult = tuple[StudentJob, CellResult | str]
+"""A job with its scores, or with the reason why there are none."""
 
 
-def train_and_score(job: StudentJob, threads: int, actor_cpus: float | None) -> CellResult:
-    """Train a cell's student unless it is stored, then score it; returns the scores.
+def run_job(job: StudentJob, threads: int, actor_cpus: float | None = None) -> StudentResult:
+    """Train a cell's student unless it is stored, then score it.
 
     Args:
         threads: for decoding images while scoring; 0 uses one for each processor.
         actor_cpus: as for `distillation.distill`.
 
     Raises:
-        DfkdError: as for `distillation.distill` and `score`.
+        InfrastructureError: a machine or the storage is lost, so that other cells would fail too.
     """
     cell = job.cell
-    trained = distillation.distill(cell.manifest, cell.method, cell.seed, job.version, actor_cpus)
-    # Before the scores: once the cell is stored, nothing is added to it.
-    agreed = measure_agreement(cell, trained.student, job.held_out) if job.held_out else None
-    return score(cell.manifest, job.store, job.version, threads, agreed, job.recognised, job.unseen)
+    try:
+        trained = distillation.distill(
+            cell.manifest, cell.method, cell.seed, job.version, actor_cpus
+        )
+        # Before the scores: once the cell is stored, nothing is added to it.
+        agreed = measure_agreement(cell, trained.student, job.held_out) if job.held_out else None
+        return job, score(
+            cell.manifest, job.store, job.version, threads, agreed, job.recognised, job.unseen
+        )
+    except InfrastructureError:
+        raise
+    except DfkdError as error:
+        return job, " ".join(str(error).split())
 
 
 def measure_agreement(cell: Cell, student: StudentLocation, held_out: str) -> float:
@@ -169,17 +172,6 @@ def score(
     )
 
 
-def run_job(job: StudentJob, threads: int, actor_cpus: float | None = None) -> StudentResult:
-    """Run `train_and_score`; its errors become failures, but `InfrastructureError` is raised."""
-    try:
-        return StudentResult(job, train_and_score(job, threads, actor_cpus))
-    # A lost machine or storage would fail all other cells too.
-    except InfrastructureError:
-        raise
-    except DfkdError as error:
-        return StudentResult(job, None, " ".join(str(error).split()))
-
-
 class StudentTrainer(StudentActor):
     """An actor that trains and scores one student after the other."""
 
@@ -201,7 +193,7 @@ def run_in_parallel(
     Args:
         at_most: students trained at once; 0 is as many as there are GPUs or, without any, CPUs. An
             autoscaler adds nodes for them, and then 0 is no limit.
-        threads: as for `train_and_score`; 0 uses the CPUs that the actor has reserved.
+        threads: as for `run_job`; 0 uses the CPUs that the actor has reserved.
 
     Raises:
         InfrastructureError: as `Pool.run` and `wait_for_nodes`.
@@ -213,7 +205,7 @@ def run_in_parallel(
     yield from pool.run(iter(jobs))
     # The pool gave these up after too many failed attempts; the study reports them as missing.
     for each in pool.quarantine:
-        yield StudentResult(each.unit, None, each.reason)
+        yield each.unit, each.reason
 
 
 def _newest_checkpoint(job: StudentJob) -> int:

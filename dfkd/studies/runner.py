@@ -257,8 +257,8 @@ class _Runner:
         if self.pool:
             self.pool.close()  # students need what these actors have reserved
         with self._kept(student_jobs):
-            for done in self._made(student_jobs):
-                self._take(done.job.cell.label, done.outcome or done.failure)
+            for student_job, outcome in self._made(student_jobs):
+                self._take(student_job.cell.label, outcome)
         labels = [cell_job.cell.label for cell_job in cell_jobs]
         # In the order of the cells, because students that train in parallel finish in any order.
         failed = {label: self.failed[label] for label in labels if label in self.failed}
@@ -346,7 +346,7 @@ class _Runner:
             except InfrastructureError:
                 raise
             except Exception as error:  # e.g. too little memory for this cell
-                yield StudentResult(student_job, None, " ".join(repr(error).split()))
+                yield student_job, " ".join(repr(error).split())
 
     def _have_room(self, students: int) -> bool:
         """Whether there is a cluster, or this machine can train more than one student at once."""

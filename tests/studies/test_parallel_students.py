@@ -100,7 +100,7 @@ def test_a_driver_plans_the_ranks_and_an_actor_is_the_only_one(
         raise ManifestError("field", "rule", "value", "remedy")
 
     monkeypatch.setattr(distillation, "distill", distill)
-    assert run_job(student_job, 1).failure == "field: rule, got 'value'; remedy"
+    assert run_job(student_job, 1)[1] == "field: rule, got 'value'; remedy"
     StudentTrainer(2.0, 0).train(student_job)
     assert given == [None, 2.0]
 
