@@ -137,16 +137,12 @@ class StudyRow:
     def recognised(self) -> Spread | None:
         """Share of images that the judge recognises, over data sets; None if not measured."""
         # Students of one data set share its value, which must count once.
-        by_version = {
-            cell.version: cell.recognised for cell in self.cells if cell.recognised is not None
-        }
-        return spread(list(by_version.values())) if by_version else None
+        by_version = {cell.version: cell.recognised for cell in self.cells}
+        return _spread_of_measured(by_version.values())
 
     def of_class(self, domain: str, name: str) -> Spread | None:
         """Accuracy of a class over seeds; None if the domain has no image of it."""
-        # A domain without an image of the class has no accuracy of it.
-        accuracies = [c.per_class[domain][name] for c in self.cells if name in c.per_class[domain]]
-        return spread(accuracies) if accuracies else None
+        return _spread_of_measured(cell.per_class[domain].get(name) for cell in self.cells)
 
     def of_class_everywhere(self, name: str) -> Spread | None:
         """Accuracy of a class over seeds, averaged over the domains that have it."""

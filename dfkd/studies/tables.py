@@ -23,10 +23,6 @@ class Grid:
     notes: tuple[str, ...]
     """Sentences below the table."""
 
-    def __post_init__(self) -> None:
-        if any(len(row) != len(self.head) for row in self.rows):
-            raise ValueError("every row of a grid is as wide as its head")
-
 
 def format_entry(cell: Entry) -> str:
     """A cell as text: our figures in percent with one decimal and the deviation, the paper's with

@@ -1,7 +1,5 @@
 """A grid as Markdown, byte by byte."""
 
-import pytest
-
 from dfkd.evaluation.results import Spread
 from dfkd.studies.paired import Difference
 from dfkd.studies.tables import Grid, markdown
@@ -49,8 +47,3 @@ def test_a_difference_has_a_sign_and_an_interval_if_there_is_one() -> None:
 def test_a_text_of_several_lines_stays_one() -> None:
     grid = Grid("a\n\n# b", ("x\ny",), 1, (("c\n|d",),), ())
     assert markdown(grid) == "# a \\# b\n\n| x y   |\n| ----- |\n| c \\|d |\n"
-
-
-def test_a_row_of_another_width_is_no_grid() -> None:
-    with pytest.raises(ValueError, match="wide"):
-        Grid("t", ("a", "b"), 1, (("c",),), ())
