@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dfkd.utils.markdown import align
+
 MIN_SHARE, REST = 0.01, "all others"
 """A profile combines operations with a smaller share of the time under this name."""
 
@@ -24,8 +26,6 @@ Results = dict[str, Any]
 Call = Callable[[], float]
 """Does some work; returns the number of units of work."""
 HEAD = ("figure", "median", "least", "most", "unit", "of its limit", "of its peer")
-NUMERIC = ("median", "least", "most")
-"""Columns that are aligned right."""
 UNITS = ("", "k", "M", "G", "T", "P")
 """Prefixes of units, each a thousand times the one before."""
 
@@ -225,15 +225,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> list[str]:
     """One line for each of the `figures` of results, below a heading."""
-    rows = [HEAD, *((figure["name"], *figure_cells(figure)) for figure in results["figures"])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if head in NUMERIC else cell.ljust(width)
-            for head, cell, width in zip(HEAD, row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+    rows = ([figure["name"], *figure_cells(figure)] for figure in results["figures"])
+    return align([HEAD, *rows], gap="  ")
 
 
 def page(records: Iterable[Mapping[str, Any]]) -> str:
@@ -276,7 +269,7 @@ def profile_table(calls: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
 
 def figure_cells(figure: Mapping[str, Any]) -> Iterator[str]:
     """Yield the cells of a figure, below all of `HEAD` but its name."""
-    for key in NUMERIC:
+    for key in ("median", "least", "most"):
         yield scaled(figure[key])
     yield figure["unit"]
     yield f"{figure['share']:.0%} of {figure['limit']}" if "share" in figure else "-"

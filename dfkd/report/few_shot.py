@@ -7,8 +7,8 @@ from dfkd.evaluation.results import Spread
 from dfkd.report.figures import Series
 from dfkd.report.figures import curve as curve_chart
 from dfkd.report.svg import RenderedChart
-from dfkd.report.tables import HEADS, align, ruled
-from dfkd.utils.markdown import escape
+from dfkd.report.tables import HEADS, ruled
+from dfkd.utils.markdown import align, escape
 from dfkd.utils.markdown import table as markdown_table
 
 LABELS = ("images a class", "gain", "trained on", "tested on")

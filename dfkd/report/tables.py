@@ -5,6 +5,7 @@ from typing import Any
 
 from dfkd.evaluation.footprint import megabytes
 from dfkd.evaluation.results import Spread, images_of
+from dfkd.utils.markdown import align
 
 SIZES = "MB: parameters in float32; ms: one image on one core of this machine."
 """Explanation of the last two rows."""
@@ -44,16 +45,6 @@ def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
 def ruled(lines: Sequence[str], heads: int) -> str:
     """The lines as one text, with a rule below the first `heads` of them."""
     return "\n".join([*lines[:heads], "-" * max(map(len, lines)), *lines[heads:]])
-
-
-def align(lines: Sequence[Sequence[str]], left: int = 1, gap: str = " ") -> list[str]:
-    """Lines of cells as texts with aligned columns, of which the first `left` are aligned left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (
-        [*map(str.ljust, line[:left], widths), *map(str.rjust, line[left:], widths[left:])]
-        for line in lines
-    )
-    return [gap.join(cells).rstrip() for cells in padded]
 
 
 def _percent(accuracy: Spread | None) -> str:

@@ -8,9 +8,9 @@ from dfkd.config.plan import image_count, image_steps, sampling_steps
 from dfkd.dataset.loader import steps_per_epoch
 from dfkd.distillation.distiller import Schedule
 from dfkd.errors import ManifestError
-from dfkd.report.tables import align
 from dfkd.studies.study import FILE, Study
 from dfkd.studies.study import read as read_study
+from dfkd.utils.markdown import align
 
 STUDIES = Path(__file__).parents[2] / "manifests" / "studies"
 

@@ -1,4 +1,4 @@
-"""Texts and tables in Markdown."""
+"""Texts and tables in Markdown, and tables for a terminal."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -19,15 +19,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) ->
     Args:
         names: number of columns with texts; the figures behind them are aligned right.
     """
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *rows)]
-    # A rule needs three dashes or more.
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    rule = [
-        "-" * width if number < names else "-" * (width - 1) + ":"
-        for number, width in enumerate(widths)
-    ]
-    padded = (
-        [*map(str.ljust, line[:names], widths), *map(str.rjust, line[names:], widths[names:])]
-        for line in (lines[0], rule, *lines[1:])
-    )
+    lines = [head, ["---"] * len(head), *rows]  # a rule needs three dashes or more
+    padded = _padded([[cell.replace("|", "\\|") for cell in line] for line in lines], names)
+    rule = (cell.replace(" ", "-") for cell in padded[1])
+    padded[1] = [cell if number < names else f"{cell[:-1]}:" for number, cell in enumerate(rule)]
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def align(lines: Sequence[Sequence[str]], left: int = 1, gap: str = " ") -> list[str]:
+    """Lines of cells as texts with aligned columns, of which the first `left` are aligned left."""
+    return [gap.join(cells).rstrip() for cells in _padded(lines, left)]
+
+
+def _padded(lines: Sequence[Sequence[str]], left: int) -> list[list[str]]:
+    """The cells, as wide as their columns; those of the first `left` columns are aligned left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        [*map(str.ljust, line[:left], widths), *map(str.rjust, line[left:], widths[left:])]
+        for line in lines
+    ]
