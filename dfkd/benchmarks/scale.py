@@ -28,6 +28,7 @@ from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.pipeline import garbage_collection
 from dfkd.pipeline.status.run import read_status
 from dfkd.storage import layout
+from dfkd.storage.base import Request
 from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import environment
@@ -43,28 +44,6 @@ MAX_CLASSES = 1_000_000
 
 BATCHES = 10
 """Number of batches read from a stream."""
-
-
-@dataclass
-class RequestCounts:
-    """Requests by operation."""
-
-    by_operation: Counter[str] = field(default_factory=Counter)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, operation: str) -> None:
-        """Count one request."""
-        with self.lock:
-            self.by_operation[operation] += 1
-
-    def timed(self, work: Callable[[], T]) -> tuple[T, dict[str, Any]]:
-        """The result of `work`, and its `seconds` and `requests` by operation."""
-        # From 0, so that each request belongs to one piece of work.
-        self.by_operation.clear()
-        begun = time.perf_counter()
-        result = work()
-        seconds = round(time.perf_counter() - begun, 3)
-        return result, {"requests": dict(sorted(self.by_operation.items())), "seconds": seconds}
 
 
 class ScaleWorker(Worker):
@@ -103,16 +82,26 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
 class Steps:
     """What each step of a run cost this process."""
 
-    requests: RequestCounts = field(default_factory=RequestCounts)
-    """Of the step in progress; of a folder puts and gets only."""
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By step its `seconds`, its `memory` as in `Watch.summary`, and its `requests`."""
+    requests: Counter[str] = field(default_factory=Counter)
+    """Number of requests by operation, of the step in progress; of a folder puts and gets only."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, request: Request) -> None:
+        """Count a request, which may come from any thread."""
+        with self.lock:
+            self.requests[request.operation] += 1
 
     def do(self, name: str, work: Callable[[], T]) -> T:
         """Do a step, and note its cost; returns its result."""
+        self.requests.clear()
         with watched() as watch:
-            result, cost = self.requests.timed(work)
-        self.costs[name] = cost | {"memory": watch.summary()}
+            begun = time.perf_counter()
+            result = work()
+            seconds = round(time.perf_counter() - begun, 3)
+        requests = dict(sorted(self.requests.items()))
+        self.costs[name] = {"requests": requests, "seconds": seconds, "memory": watch.summary()}
         return result
 
 
@@ -125,8 +114,7 @@ def _build_and_read(manifest: Manifest) -> Results:
         The sizes, and `steps`, as in `Steps.costs`.
     """
     steps = Steps()
-    observe = steps.requests.add
-    root = open_storage(manifest.storage.root).observed(lambda each: observe(each.operation))
+    root = open_storage(manifest.storage.root).observed(steps.count)
     home = root.child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
     reused_tasks = len(unfinished.done())  # a resumed run is faster than a whole one
