@@ -4,8 +4,6 @@ Charts of a page are drawn in placeholder colours, which are replaced by `var(--
 drawing serves the light theme, the dark theme and paper.
 """
 
-import re
-
 # The input is written by vl-convert and contains no entities, so this parser is safe.
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -36,8 +34,6 @@ DROPPED = {
     "width",
 }
 """Attributes that the page does not need, or that would override its styles."""
-LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
-"""A number with three or more decimals; two are enough at any size of a screen."""
 
 
 def draw(chart: alt.TopLevelMixin, label: str) -> Markup:
@@ -91,34 +87,17 @@ def band(mean: float, std: float | None) -> tuple[float, float]:
 
 
 def _clean(element: ET.Element) -> None:
-    """Remove what is not visible, and names and styles that would collide with the page's own."""
+    """Remove names and styles that would collide with the page's own, and set its colours."""
     element.tag = element.tag.removeprefix(SPACE)
     for name, value in list(element.attrib.items()):
         if name in DROPPED:
             del element.attrib[name]
         elif value in VARIABLES:
             element.attrib[name] = VARIABLES[value]
-        elif name in ("d", "transform", "x2", "y2", "x", "y"):
-            element.attrib[name] = LONG_NUMBER.sub(lambda match: f"{float(match[0]):.2f}", value)
     description = element.attrib.pop("aria-label", "")
     is_mark = element.attrib.pop("role", "") == "graphics-symbol" and len(element) == 0
-    for child in list(element):
-        # Children first, because a group is empty only after its own children are removed.
+    for child in element:
         _clean(child)
-        if _invisible(child):
-            element.remove(child)
     # Browsers show a child `title` as a tooltip.
     if description and is_mark:
         ET.SubElement(element, "title").text = description
-
-
-def _invisible(element: ET.Element) -> bool:
-    """Whether an element draws nothing: hidden, an empty group, or a shape without any paint."""
-    attributes = element.attrib
-    if attributes.get("display") == "none" or attributes.get("opacity") == "0":
-        return True
-    if element.tag == "g":
-        return len(element) == 0
-    if element.tag in ("path", "rect") and attributes.get("aria-hidden") == "true":
-        return not {"fill", "stroke"} & attributes.keys()
-    return False
