@@ -15,10 +15,10 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from dfkd.evaluation import few_shot
-    from dfkd.evaluation.few_shot_starts import check_library
+    from dfkd.evaluation.few_shot_starts import check_starts
 
     config = manifest.fewshot
-    check_library(manifest, torch.device("cpu"))
+    check_starts(manifest, torch.device("cpu"), students=False)
     data, names = few_shot.select_domains(manifest)
     return {
         "domains": list(names),

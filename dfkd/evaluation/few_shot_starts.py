@@ -91,38 +91,31 @@ def student_seed(manifest: Manifest, seed: int) -> int:
     return seeds[seed % len(seeds)]
 
 
-def check_starts(manifest: Manifest, device: torch.device) -> None:
+def check_starts(manifest: Manifest, device: torch.device, students: bool = True) -> None:
     """Make each start once, to raise errors before any training.
+
+    Args:
+        students: whether the start `student` is made too; a plan does not need it.
 
     Raises:
         ManifestError: as `initial_weights`, or there are no weights for the start `library`.
         CorruptionError: a student is damaged.
     """
     config = manifest.fewshot
-    _require_named_library(manifest)
-    for start in config.starts:
-        # Each student once; the other starts differ between seeds in random numbers only.
-        students = {student_seed(manifest, seed): seed for seed in config.seeds}
-        for seed in students.values() if start == "student" else config.seeds[:1]:
-            initial_weights(manifest, start, seed, device).make()
-
-
-def check_library(manifest: Manifest, device: torch.device) -> None:
-    """Raise `ManifestError` if the weights of the start `library` cannot be loaded."""
-    _require_named_library(manifest)
-    if "library" in manifest.fewshot.starts:
-        initial_weights(manifest, "library", 0, device).make()
-
-
-def _require_named_library(manifest: Manifest) -> None:
-    """Raise `ManifestError` if the start `library` has no weights."""
-    if "library" in manifest.fewshot.starts and manifest.distillation.weights == "none":
+    if "library" in config.starts and manifest.distillation.weights == "none":
         raise ManifestError(
             "fewshot.starts",
             "must do without library where distillation.weights is none",
-            list(manifest.fewshot.starts),
+            list(config.starts),
             "leave library out",
         )
+    for start in config.starts:
+        if start != "student":  # these differ between seeds in random numbers only
+            initial_weights(manifest, start, config.seeds[0], device).make()
+        elif students:
+            once = {student_seed(manifest, seed): seed for seed in config.seeds}
+            for seed in once.values():
+                initial_weights(manifest, start, seed, device).make()
 
 
 def curve_captions(manifest: Manifest) -> dict[Curve, str]:

@@ -86,9 +86,9 @@ def test_library_weights_that_cannot_be_are_refused(
     tmp_path: Path, weights: str, error: str
 ) -> None:
     manifest = read(tmp_path, "fewshot.starts=library", f"distillation.weights={weights}")
-    for check in (few_shot_starts.check_starts, few_shot_starts.check_library):
+    for students in (True, False):
         with pytest.raises(ManifestError, match=error):
-            check(manifest, CPU)
+            few_shot_starts.check_starts(manifest, CPU, students)
 
 
 def test_a_start_is_described_by_its_students_or_by_its_file_without_the_folder(
