@@ -109,9 +109,7 @@ def test_each_stage_is_a_call_and_the_student_answers_with_names(
     with pytest.raises(dfkd.ManifestError, match=r"run jobs/synthesize\.py first"):
         dfkd.distill(manifest)
     publish(manifest)
-    both = dataclasses.replace(
-        manifest, prompts=dataclasses.replace(manifest.prompts, method=("vanilla", "mix"))
-    )
+    both = manifest.with_values(prompts={"method": ("vanilla", "mix")})
     with pytest.raises(dfkd.ManifestError, match="published version of method mix"):
         dfkd.distill(both, on_student=lambda _: pytest.fail("trained before the refusal"))
 
@@ -209,17 +207,13 @@ def test_the_lines_for_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         exec(statement, names)
     given = names["manifest"]
     assert isinstance(given, dfkd.Manifest)
-    names["manifest"] = dataclasses.replace(
-        given,
-        cluster=dataclasses.replace(given.cluster, workers=1),
-        prompts=dataclasses.replace(
-            given.prompts,
-            method=given.prompts.method[-1:],
-            contrastive=dataclasses.replace(given.prompts.contrastive, updates=2),
-        ),
-        synthesis=dataclasses.replace(given.synthesis, images_per_class=4, shard_size=4, steps=2),
-        distillation=dataclasses.replace(given.distillation, epochs=1, batch_size=8),
-        text_only=dataclasses.replace(given.text_only, styles=1),
+    contrastive = dataclasses.replace(given.prompts.contrastive, updates=2)
+    names["manifest"] = given.with_values(
+        cluster={"workers": 1},
+        prompts={"method": given.prompts.method[-1:], "contrastive": contrastive},
+        synthesis={"images_per_class": 4, "shard_size": 4, "steps": 2},
+        distillation={"epochs": 1, "batch_size": 8},
+        text_only={"styles": 1},
     )
     for statement in statements[2:-1]:
         exec(statement, names)

@@ -19,7 +19,7 @@ from dfkd.benchmarks.measure import (
     spread,
     time_loop,
 )
-from dfkd.benchmarks.stand_in import put_version, replace_values, temporary_root
+from dfkd.benchmarks.stand_in import put_version, temporary_root
 from dfkd.benchmarks.training_steps import MANY_STEPS, UNIT, noise, ours, plain
 from dfkd.cluster.capacity import Ranks, schedulable_nodes
 from dfkd.cluster.connection import connected
@@ -74,7 +74,7 @@ def time_steps(manifest: Manifest, device: torch.device, repeats: int) -> Result
     """
     config = manifest.distillation
     # As a job labels a student of distances, whatever the manifest's student learns from.
-    labelled = replace_values(manifest, distillation={"labels": "live", "target": "distances"})
+    labelled = manifest.with_values(distillation={"labels": "live", "target": "distances"})
     label = target_function(labelled, device)
     published = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     reference.as_published(published.model)

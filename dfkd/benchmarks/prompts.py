@@ -46,8 +46,7 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
 def _with_contrastive(manifest: Manifest, **values: Any) -> Manifest:
     """The manifest with new values for some keys of `prompts.contrastive`."""
     config = dataclasses.replace(manifest.prompts.contrastive, **values)
-    prompts = dataclasses.replace(manifest.prompts, contrastive=config)
-    return dataclasses.replace(manifest, prompts=prompts)
+    return manifest.with_values(prompts={"contrastive": config})
 
 
 def ours(manifest: Manifest, teacher: Teacher) -> Call:

@@ -1,6 +1,5 @@
 """Runs that are only timed: temporary roots, and shards that are made without models."""
 
-import dataclasses
 import io
 import shutil
 import tempfile
@@ -30,33 +29,16 @@ EMBEDDING = 16
 """Dimensions of an embedding; a real one has 512 or more."""
 
 
-def replace_values(manifest: Manifest, **sections: Mapping[str, Any]) -> Manifest:
-    """The manifest with new values for some keys of some sections.
-
-    Args:
-        **sections: new values by key, by the section's name.
-
-    Raises:
-        TypeError: a section has no such key.
-        ManifestError: the values break a rule.
-    """
-    new_sections = {
-        name: dataclasses.replace(getattr(manifest, name), **values)
-        for name, values in sections.items()
-    }
-    return dataclasses.replace(manifest, **new_sections)
-
-
 @contextmanager
 def temporary_root(manifest: Manifest, **sections: Mapping[str, Any]) -> Iterator[Manifest]:
-    """The manifest with new values as in `replace_values`, and with a new folder as its root.
+    """The manifest with new values as in `with_values`, and with a new folder as its root.
 
     The folder is in `benchmarks/` and is deleted at the end.
     """
     root, folder = manifest.storage.root.rstrip("/"), f"{layout.BENCHMARKS}{uuid.uuid4().hex}"
     home = open_storage(root)
     try:
-        yield replace_values(manifest, storage={"root": f"{root}/{folder}"}, **sections)
+        yield manifest.with_values(storage={"root": f"{root}/{folder}"}, **sections)
     finally:
         for key in list(home.list(f"{folder}/")):
             home.delete(key)

@@ -6,6 +6,7 @@ Defaults are the paper's values. If the paper states none, the key's docstring e
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -244,17 +245,26 @@ class Manifest:
             regeneration=Regeneration(),
         )
 
+    def with_values(self, **sections: Mapping[str, Any]) -> "Manifest":
+        """The same manifest with new values for some keys of some sections, by the section's name.
+
+        Raises:
+            ManifestError: the values break a rule.
+        """
+        changed = {
+            name: dataclasses.replace(getattr(self, name), **values)
+            for name, values in sections.items()
+        }
+        return dataclasses.replace(self, **changed)
+
     def with_method(self, method: Method) -> "Manifest":
         """The same manifest with only one method, for the fingerprint of its data set."""
         prompt = prompt_method(method)
         # `max` is the nonzero weight of a pair `[0, w]`; only methods with `-bn` use it.
         weight = max(self.synthesis.batch_norm_weight) if prompt and prompt != method else 0.0
-        return dataclasses.replace(
-            self,
-            prompts=dataclasses.replace(self.prompts, method=(prompt or "vanilla",)),
-            synthesis=dataclasses.replace(
-                self.synthesis, method=(synthesis_method(method),), batch_norm_weight=(weight,)
-            ),
+        return self.with_values(
+            prompts={"method": (prompt or "vanilla",)},
+            synthesis={"method": (synthesis_method(method),), "batch_norm_weight": (weight,)},
         )
 
     def as_dict(self) -> dict[str, Any]:

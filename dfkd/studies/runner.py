@@ -110,12 +110,6 @@ def reproduce(
         return dataclasses.replace(found, judge_accuracy=named)
 
 
-def _of_teacher(manifest: Manifest) -> Manifest:
-    """The manifest with only the teacher to evaluate."""
-    evaluation = dataclasses.replace(manifest.evaluation, models=("teacher",))
-    return dataclasses.replace(manifest, evaluation=evaluation)
-
-
 @dataclass(frozen=True)
 class _DataSet:
     """A data set that a cell needs, made or not."""
@@ -283,7 +277,7 @@ class _Runner:
         # All cells share one teacher (`_cell_jobs` checks that), so the first one scores it.
         if cell_job.teacher and self.teacher is None:
             outcome = cell_job.teacher.read() or score(
-                _of_teacher(cell.manifest),
+                cell.manifest.with_values(evaluation={"models": ("teacher",)}),
                 cell_job.teacher,
                 threads=self.threads,
                 unseen=self.study.described.unseen,

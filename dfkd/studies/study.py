@@ -90,8 +90,8 @@ class Study:
         if not (images and self.trains):
             return None
         # One salt for all seeds, so that all cells of a synthesis are measured on the same images.
-        synthesis = dataclasses.replace(cell.manifest.synthesis, images_per_class=images)
-        return dataclasses.replace(cell.manifest, salt=HELD_OUT_SALT, synthesis=synthesis)
+        larger = cell.manifest.with_values(synthesis={"images_per_class": images})
+        return dataclasses.replace(larger, salt=HELD_OUT_SALT)
 
     def data_sets(self) -> dict[str, Manifest]:
         """The manifest of each different data set, by the fingerprint of its identity."""

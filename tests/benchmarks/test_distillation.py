@@ -10,7 +10,6 @@ import torch
 
 from dfkd.benchmarks import distillation
 from dfkd.benchmarks.measure import QUICK
-from dfkd.benchmarks.stand_in import replace_values
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import steps_per_epoch
 from dfkd.distillation.labels import target_function
@@ -54,7 +53,7 @@ def test_views_are_labelled_as_in_a_job(tmp_path: Path, monkeypatch: pytest.Monk
     manifest = Manifest.read(write_manifest(tmp_path, distillation=precision))
     cpu = torch.device("cpu")
     distillation.time_steps(manifest, cpu, 1)
-    in_a_job = target_function(replace_values(manifest, distillation={"labels": "live"}), cpu)
+    in_a_job = target_function(manifest.with_values(distillation={"labels": "live"}), cpu)
     assert in_a_job is not None
     views = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     live = [label for label in labels if label is not None]

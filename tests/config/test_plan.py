@@ -72,10 +72,7 @@ def test_units_are_the_work_that_is_left(
     assert [unit.tasks for unit in found] == [(task,) for task in by_part]
     assert all(unit.generated == unit.tasks for unit in found)
 
-    coupled = dataclasses.replace(
-        manifest, synthesis=dataclasses.replace(manifest.synthesis, method=("cmi",))
-    )
-    parts = list(units(coupled, done))
+    parts = list(units(manifest.with_values(synthesis={"method": ("cmi",)}), done))
     assert sorted((t for unit in parts for t in unit.tasks), key=every.index) == left
     for unit in parts:
         assert unit.generated == tuple(t for t in every if t.shard_index == unit.part)
@@ -179,9 +176,7 @@ def test_only_all_tasks_of_all_classes_are_the_whole() -> None:
 
 
 def changed(manifest: Manifest, **synthesis: object) -> Manifest:
-    return dataclasses.replace(
-        manifest, synthesis=dataclasses.replace(manifest.synthesis, **synthesis)
-    )
+    return manifest.with_values(synthesis=synthesis)
 
 
 def test_a_pace_divides_the_steps_and_multiplies_the_learning_rate() -> None:

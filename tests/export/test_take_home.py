@@ -1,6 +1,5 @@
 """The folder of a small run: a teacher of random weights, and students that know three colours."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -131,8 +130,7 @@ def test_the_check_covers_every_image_that_can_be_read(run: Run) -> None:
 
 
 def test_without_labelled_images_the_graphs_are_checked_on_synthesised_ones(run: Run) -> None:
-    config = dataclasses.replace(run.manifest.evaluation, data="none")
-    manifest = dataclasses.replace(run.manifest, evaluation=config)
+    manifest = run.manifest.with_values(evaluation={"data": "none"})
     whole = {path.name: path.read_bytes() for path in run.folder.iterdir()}
     try:
         take_home.write_take_home(manifest, None, threads=1)
@@ -299,7 +297,6 @@ def test_the_results_tell_nothing_but_the_teacher_s_accuracy_on_the_same_images(
 
 
 def test_a_student_that_was_not_trained_is_not_handed_out(run: Run) -> None:
-    longer = dataclasses.replace(run.manifest.distillation, epochs=4)
-    manifest = dataclasses.replace(run.manifest, distillation=longer)
+    manifest = run.manifest.with_values(distillation={"epochs": 4})
     with pytest.raises(CorruptionError, match=r"student\.json: no such object"):
         take_home.write_take_home(manifest, run.results, threads=1)

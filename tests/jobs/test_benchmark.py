@@ -12,7 +12,7 @@ import pytest
 
 from dfkd.benchmarks import loading, scale, suite
 from dfkd.benchmarks.measure import FULL, QUICK
-from dfkd.benchmarks.stand_in import StandInMaker, put_prompts, put_shards, replace_values
+from dfkd.benchmarks.stand_in import StandInMaker, put_prompts, put_shards
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
@@ -83,7 +83,7 @@ def test_made_up_classes_take_nothing_of_the_manifest_s_own(tmp_path: Path) -> N
 def test_requests_a_shard_do_not_grow(tmp_path: Path, s3_root: str) -> None:
     """What manifests/benchmarks/scale.md counts."""
     settings = {"images_per_class": 30, "shard_size": 5}
-    manifest = replace_values(Manifest.read(write_manifest(tmp_path)), synthesis=settings)
+    manifest = Manifest.read(write_manifest(tmp_path)).with_values(synthesis=settings)
     small, large = (requests(manifest, f"{s3_root}/{count}", count) for count in (6, 12))
     for stage, found in large.items():
         more = {name: number - small[stage][name] for name, number in found.items()}

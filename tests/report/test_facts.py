@@ -93,8 +93,7 @@ def test_the_data_are_those_that_the_scored_students_learned_from(
     copy: Storage, facts: Facts, run: Manifest
 ) -> None:
     """And not what has become current since."""
-    root = dataclasses.replace(run.storage, root=copy.location())
-    publish(dataclasses.replace(run, storage=root, salt=7))
+    publish(dataclasses.replace(run.with_values(storage={"root": copy.location()}), salt=7))
     newest = current(copy.child("data/vanilla"))
     assert newest is not None
     shown = collect(copy).method_images[0].version
@@ -102,9 +101,9 @@ def test_the_data_are_those_that_the_scored_students_learned_from(
 
 
 def test_a_manifest_of_other_students_than_the_scored_ones_is_refused(run: Manifest) -> None:
-    other = dataclasses.replace(run.distillation, epochs=run.distillation.epochs + 1)
+    other = run.with_values(distillation={"epochs": run.distillation.epochs + 1})
     with pytest.raises(ManifestError, match=r"results\.json scores.*run jobs/evaluate\.py"):
-        page.write(dataclasses.replace(run, distillation=other), "command")
+        page.write(other, "command")
     assert not (Path(run.storage.root) / "report.json").exists()
 
 

@@ -193,10 +193,10 @@ def test_a_student_with_pretrained_weights_has_seen_real_images(facts: Facts) ->
 def test_a_run_that_is_not_finished_is_refused_and_nothing_written(
     run: Manifest, tmp_path: Path
 ) -> None:
-    storage = dataclasses.replace(run.storage, root=str(tmp_path / "empty"))
+    empty = str(tmp_path / "empty")
     with pytest.raises(ManifestError, match=r"storage\.root: must hold a finished run"):
-        page.write(dataclasses.replace(run, storage=storage), COMMAND)
-    assert list(open_storage(storage.root).list()) == []
+        page.write(run.with_values(storage={"root": empty}), COMMAND)
+    assert list(open_storage(empty).list()) == []
 
 
 def test_a_run_with_no_more_than_its_results_has_a_page(run: Manifest, tmp_path: Path) -> None:
