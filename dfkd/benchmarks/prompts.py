@@ -1,6 +1,7 @@
 """Speed of contrastive prompt updates."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,13 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     timed = _with_contrastive(manifest, updates=UPDATES)
     bank = manifest.prompts.contrastive.bank
     variants = {
-        f"{NAME}, bank of {size}": ours(_with_contrastive(timed, bank=size), teacher)
+        f"{NAME}, bank of {size}": updates(_with_contrastive(timed, bank=size), teacher)
         for size in (int(part * bank) for part in BANKS)
     }
-    variants[PLAIN] = plain(timed, teacher)
+    variants[PLAIN] = updates(timed, teacher, plain=True)
     limit = "matrix product, float32", reference.product(device)
-    return time_loop(NAME, UNIT, ours(timed, teacher), variants, PLAIN, limit, effort.repeats)
+    ours = updates(timed, teacher)
+    return time_loop(NAME, UNIT, ours, variants, PLAIN, limit, effort.repeats)
 
 
 def _with_contrastive(manifest: Manifest, **values: Any) -> Manifest:
@@ -49,25 +51,18 @@ def _with_contrastive(manifest: Manifest, **values: Any) -> Manifest:
     return manifest.with_values(prompts={"contrastive": config})
 
 
-def ours(manifest: Manifest, teacher: Teacher) -> Call:
-    """A call that does all updates of a batch against a full bank; its units are prompt-updates."""
+def updates(manifest: Manifest, teacher: Teacher, plain: bool = False) -> Call:
+    """A call that does all updates of a batch against a full bank; its units are prompt-updates.
+
+    Args:
+        plain: as equation 12 states them: every sentence is encoded whole.
+    """
     config = manifest.prompts.contrastive
     problem, start = example(manifest, teacher)
+    optimise = partial(reference.plain_prompts, teacher) if plain else contrastive.optimise
 
     def call() -> float:
-        contrastive.optimise(problem, start, config, np.random.default_rng(0))
-        return float(config.updates * len(start))
-
-    return call
-
-
-def plain(manifest: Manifest, teacher: Teacher) -> Call:
-    """The same updates as equation 12 states them: every sentence is encoded whole."""
-    config = manifest.prompts.contrastive
-    problem, start = example(manifest, teacher)
-
-    def call() -> float:
-        reference.plain_prompts(teacher, problem, start, config, np.random.default_rng(0))
+        optimise(problem, start, config, np.random.default_rng(0))
         return float(config.updates * len(start))
 
     return call

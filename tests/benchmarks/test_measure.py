@@ -136,7 +136,7 @@ def test_plain_prompts_are_contrastive_prompts(
     ours, _ = contrastive.optimise(problem, start, config, np.random.default_rng(0))
     plain = reference.plain_prompts(teacher, problem, start, config, np.random.default_rng(0))
     torch.testing.assert_close(plain, ours, rtol=1e-3, atol=1e-3)
-    assert prompts.plain(manifest, teacher)() == 3 * 6
+    assert prompts.updates(manifest, teacher, plain=True)() == 3 * 6
 
 
 def test_the_cutout_loop_shows_the_teacher_32_crops(

@@ -166,16 +166,12 @@ def _cost(kit: Kit, variant: Variant) -> tuple[float, float]:
     """Operations and bytes of a step of one image, counted in an eager loop."""
     key = variant.teacher, variant.precision, variant.views
     if key not in kit.costs:
-        kit.costs[key] = _count(kit, variant)
+        eager = replace(variant, batch=kit.sizes.batches[0], compile=False)
+        few, more = (_counted(kit, eager, steps) for steps in (2, 3))
+        # The first pass and the final image are in both, so the difference is one whole step.
+        flop, moved = (large - small for small, large in zip(few, more, strict=True))
+        kit.costs[key] = flop / eager.batch, moved / eager.batch
     return kit.costs[key]
-
-
-def _count(kit: Kit, variant: Variant) -> tuple[float, float]:
-    """See `_cost`."""
-    eager = replace(variant, batch=kit.sizes.batches[0], compile=False)
-    few, more = (_counted(kit, eager, steps) for steps in (2, 3))
-    # The first pass and the final image are in both, so the difference is one whole step.
-    return (more[0] - few[0]) / eager.batch, (more[1] - few[1]) / eager.batch
 
 
 def _counted(kit: Kit, variant: Variant, steps: int) -> tuple[int, int]:

@@ -55,8 +55,7 @@ def time_prompts(kit: Kit, teacher: str, plain: bool = False) -> Result:
     Args:
         plain: encode every sentence whole, as equation 12 is stated.
     """
-    measured = prompts.plain if plain else prompts.ours
-    rates = kit.rates(measured(kit.manifest, kit.teacher(teacher)))
+    rates = kit.rates(prompts.updates(kit.manifest, kit.teacher(teacher), plain))
     figure = Figure("", "prompt-updates/s", tuple(rates)).as_dict()
     return _compared(kit, figure, "plain prompts", plain)
 
