@@ -139,9 +139,9 @@ def listed_images(
         ManifestError: a line is wrong or contradicts the folders; the message names its number.
     """
     # Across all domains: in each of them a label must mean the same class.
-    labels = _LabelAgreement()
+    stated: dict[str, tuple[str, str]] = {}
     for domain, home in homes.items():
-        reader = _ListReader(data_set, domain, images_by_class(home, in_classes=in_classes), labels)
+        reader = _ListReader(data_set, domain, images_by_class(home, in_classes=in_classes), stated)
         listed: set[tuple[str, str, int]] = set()
         for path in lists[domain]:
             for number, key in reader.keys(path):
@@ -160,24 +160,6 @@ def listed_images(
 
 
 @dataclass
-class _LabelAgreement:
-    """Checks that label and class folder correspond one to one in all lists of a data set."""
-
-    stated: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """`folder NAME` of each `label NUMBER` and the reverse, with the `list:line` of the first."""
-
-    def agree(self, path: Path, number: int, word: str, label: int) -> None:
-        """Record a line; raises `ManifestError` if it contradicts an earlier one."""
-        here, pair = f"{path}:{number}", (f"label {label}", f"folder {word}")
-        # In both directions, so neither two labels share a folder nor two folders a label.
-        for key, value in (pair, pair[::-1]):
-            first, first_line = self.stated.setdefault(key, (value, here))
-            if first != value:
-                rule = f"must agree with the folders: {key} goes with {first} in {first_line}"
-                raise bad_line(path, number, rule, value)
-
-
-@dataclass
 class _ListReader:
     """Reads the lists of one domain and checks them against the files in its folder."""
 
@@ -185,7 +167,9 @@ class _ListReader:
     domain: str
     existing: Mapping[str, frozenset[str]]
     """Names of the image files by class folder, or all of them under ''."""
-    labels: _LabelAgreement
+    stated: dict[str, tuple[str, str]]
+    """By all domains: `folder NAME` of each `label NUMBER` and the reverse, each with the
+    `list:line` of the first."""
 
     def keys(self, path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
         """Yield the number of each line with (class folder or '', file name, label)."""
@@ -208,11 +192,21 @@ class _ListReader:
                 )
             # Without class folders only the label says the class, and there is nothing to compare.
             if word:
-                self.labels.agree(path, number, word, label)
+                self._require_agreement(path, number, word, label)
             key = (word, name, label)
             if (before := seen.setdefault(key, number)) != number:
                 raise bad_line(path, number, f"repeats line {before}", "/".join(names))
             yield number, key
+
+    def _require_agreement(self, path: Path, number: int, word: str, label: int) -> None:
+        """Raise `ManifestError` if label and class folder contradict an earlier line."""
+        here, pair = f"{path}:{number}", (f"label {label}", f"folder {word}")
+        # In both directions, so neither two labels share a folder nor two folders a label.
+        for key, value in (pair, pair[::-1]):
+            first, first_line = self.stated.setdefault(key, (value, here))
+            if first != value:
+                rule = f"must agree with the folders: {key} goes with {first} in {first_line}"
+                raise bad_line(path, number, rule, value)
 
     def _located(self, path: Path, number: int, names: list[str]) -> tuple[str, str]:
         """Class folder (or '') and file name; path components before the domain are ignored.
