@@ -26,9 +26,7 @@ from dfkd.cluster.metrics import report_accuracy
 from dfkd.cluster.synthesis import BuiltVersion, build, identify, is_published, require_space
 from dfkd.cluster.worker import synthesis_pool
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS
-from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.versions import refuse_unfinished
 from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
@@ -238,15 +236,9 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
         ms = footprint.measure_and_write(root, scored.networks)
         evaluated = dataclasses.replace(evaluated, ms=ms)
     if evaluated.versions:
-        sheet = contact_sheet(manifest, evaluated.versions)
+        sheet = write_contact_sheet(root, manifest.name, evaluated.versions)
         evaluated = dataclasses.replace(evaluated, sheet=sheet)
     return evaluated
-
-
-def contact_sheet(manifest: Manifest, versions: Mapping[Method, PublishedVersion]) -> str:
-    """Write `contact-sheet.png` with images of the versions; returns its location."""
-    storage = open_storage(manifest.storage.root)
-    return write_contact_sheet(storage, manifest.name, versions)
 
 
 @dataclass(frozen=True)

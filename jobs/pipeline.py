@@ -11,6 +11,7 @@ import evaluate
 import synthesize
 from dfkd.config.manifest import Manifest
 from dfkd.pipeline import command_line
+from dfkd.storage.local import open_storage
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -52,12 +53,13 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 def _show_unscored(manifest: Manifest, options: argparse.Namespace) -> str:
     """Show the images, and export the student; returns its location."""
-    from dfkd.api import contact_sheet
     from dfkd.distillation.student_store import locate_student
+    from dfkd.report.contact_sheet import write_contact_sheet
 
     seed = manifest.distillation.seeds[0]
     versions = {name: locate_student(manifest, name, seed).version for name in manifest.methods}
-    print(f"contact sheet {contact_sheet(manifest, versions)}")
+    root = open_storage(manifest.storage.root)
+    print(f"contact sheet {write_contact_sheet(root, manifest.name, versions)}")
     print("evaluation.data is none: no model is scored, and there is no report")
     return dfkd.take_home(manifest, threads=options.threads)
 
