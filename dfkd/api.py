@@ -231,14 +231,12 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
         evaluated = dataclasses.replace(scored, networks={})
         if classes:
             return evaluated
-        report_accuracy(manifest.name, evaluated.results)
+        report_accuracy(manifest.name, scored.results)
         root = open_storage(manifest.storage.root)
         ms = footprint.measure_and_write(root, scored.networks)
-        evaluated = dataclasses.replace(evaluated, ms=ms)
-    if evaluated.versions:
-        sheet = write_contact_sheet(root, manifest.name, evaluated.versions)
-        evaluated = dataclasses.replace(evaluated, sheet=sheet)
-    return evaluated
+    versions = scored.versions
+    sheet = write_contact_sheet(root, manifest.name, versions) if versions else ""
+    return dataclasses.replace(evaluated, ms=ms, sheet=sheet)
 
 
 @dataclass(frozen=True)
