@@ -1,6 +1,7 @@
 """Speed of contrastive prompt updates."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -59,6 +60,7 @@ def updates(manifest: Manifest, teacher: Teacher, plain: bool = False) -> Call:
     """
     config = manifest.prompts.contrastive
     problem, start = example(manifest, teacher)
+    optimise: Callable[..., object]
     optimise = partial(reference.plain_prompts, teacher) if plain else contrastive.optimise
 
     def call() -> float:

@@ -93,7 +93,8 @@ def test_a_driver_plans_the_ranks_and_an_actor_is_the_only_one(
 ) -> None:
     cell = read(write(tmp_path, seeds=[0])).cells[0]
     store = cell_of_student(open_storage(str(tmp_path / "root")), cell, "1" * 64, "2" * 64)
-    student_job, given = StudentJob(cell, store, "1" * 16), []
+    student_job = StudentJob(cell, store, "1" * 16)
+    given: list[float | None] = []
 
     def distill(*arguments: Any) -> None:
         given.append(arguments[-1])
