@@ -19,8 +19,8 @@ from dfkd.errors import ManifestError
 from dfkd.pipeline.command_line import submission_id
 from dfkd.prompts.styles import MINIATURE
 from dfkd.studies.study import read
+from tests.helpers.fuzzing import changed, places
 from tests.helpers.tiny_study import EPOCHS, METHODS, description, write
-from tests.repository.test_fuzz import changed, places
 
 SHIPPED = sorted((Path(__file__).parents[2] / "manifests" / "studies").glob("*/study.yaml"))
 TWO = [{"name": "Method", "values": METHODS}, {"name": "Epochs", "values": EPOCHS}]

@@ -1,7 +1,10 @@
-"""Reading a part of a Parquet file; test_security has hostile files."""
+"""Reading a part of a Parquet file, and refusing a hostile one."""
 
+import errno
 import io
+import resource
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,9 +15,9 @@ from dfkd.utils import parquet
 TABLE = pa.table({"text": ["a", "b", "c"], "index": [0, 1, 2], "other": [0.5, None, 1.5]})
 
 
-def encoded() -> bytes:
+def encoded(table: pa.Table = TABLE) -> bytes:
     stream = io.BytesIO()
-    pq.write_table(TABLE, stream, row_group_size=1)
+    pq.write_table(table, stream, row_group_size=max(1, table.num_rows // 3), compression="zstd")
     return stream.getvalue()
 
 
@@ -31,13 +34,22 @@ def test_only_the_chosen_groups_and_columns_are_read_in_the_order_of_the_file() 
     assert found.column_names == ["text", "index"]
 
 
-def test_a_repeated_column_is_refused() -> None:
-    stream = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays([TABLE["index"]] * 2, names=["index", "index"]), stream)
-    with pytest.raises(
-        CorruptionError, match=r"here: no readable Parquet \(column index is .*twice"
-    ):
-        parquet.read(stream.getvalue(), ("index",), "here", "fix it")
+def refused(data: bytes, reason: str) -> None:
+    with pytest.raises(CorruptionError, match=f"here: no readable Parquet .*{reason}.*; fix it"):
+        parquet.read(data, ("index",), "here", "fix it")
+
+
+def test_a_repeated_or_missing_column_is_refused() -> None:
+    twice = pa.Table.from_arrays([TABLE["index"]] * 2, names=["index", "index"])
+    refused(encoded(twice), "column index is there twice")
+    refused(encoded(TABLE.select(["text"])), "no column index")
+
+
+@pytest.mark.parametrize("place", [5, 10, 40, -1, -6, -100])
+def test_a_damaged_file_is_refused(place: int) -> None:
+    data = bytearray(encoded())
+    data[place] ^= 0xFF
+    refused(bytes(data), "")
 
 
 def test_a_batch_has_no_more_rows_than_asked_for() -> None:
@@ -46,3 +58,36 @@ def test_a_batch_has_no_more_rows_than_asked_for() -> None:
     batches = list(parquet.read_batches(stream, metadata, [0, 1, 2], ["text"], 2))
     assert all(batch.num_rows <= 2 for batch in batches)
     assert pa.Table.from_batches(batches) == TABLE.select(["text"])
+
+
+def test_a_disk_that_fails_is_no_damage() -> None:
+    """The remedy of damage is to delete the object, which would lose a good one."""
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    with pytest.raises(OSError, match="Stale file handle"):
+        parquet.read(Failing(encoded()), (), "here", "delete it")
+
+
+def repeated(text: str, rows: int) -> pa.DictionaryArray:
+    """A column of equal texts, which a file holds once."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), [text])
+
+
+def test_a_file_that_decompresses_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some kilobytes that hold 64 MB; the limit, which is 2 GB, is made smaller for the test."""
+    monkeypatch.setattr(parquet, "MAX_BYTES", 1 << 24)
+    many = repeated("x" * 32_000, 2000).cast(pa.string())
+    data = encoded(pa.table({"index": np.zeros(2000, np.int64), "text": many}))
+    assert len(data) < 100_000
+    refused(data, f"more than {1 << 24} bytes")
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet, "MAX_VALUES", 100)
+        refused(data, "more than 100 values")
+    # One text that stands once in the file and in each row is refused before it is repeated.
+    data = encoded(pa.table({"index": [0] * 500, "text": repeated("x" * (1 << 20), 500)}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(data, f"more than {1 << 24} bytes")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # kilobytes

@@ -103,6 +103,21 @@ def test_tensors_that_are_not_plain_are_refused(value: Tensor, tmp_path: Path) -
     assert "must hold plain tensors only, not 'b'" in refusal(tmp_path / "odd.pt")
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a": torch.zeros(1).expand(1 << 10, 1 << 10)},
+        dict.fromkeys(map(str, range(100)), torch.zeros(1000)),
+    ],
+    ids=["expanded", "shared"],
+)
+def test_a_checkpoint_cannot_claim_more_than_its_file_holds(
+    tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    torch.save(tensors, tmp_path / "odd.pt")
+    assert " hold" in refusal(tmp_path / "odd.pt")
+
+
 def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     save_file(STATE, tmp_path / "tensors.safetensors")
