@@ -16,26 +16,32 @@ from dfkd.distillation.labels import target_function
 from tests.helpers.tiny_version import write_manifest
 
 
-@pytest.mark.parametrize(("per_class", "made"), [(4, 43), (64, 64)])
-def test_a_version_has_the_images_of_the_largest_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_class: int, made: int
-) -> None:
-    """As PACS needs it: few classes, and batches that are large beside them."""
-    sizes: dict[int, int] = {}
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Manifest, int]]:
+    """What the ranks of a benchmark were given, and their number; each makes an image a second."""
+    given: list[tuple[Manifest, int]] = []
 
     def run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]:
-        images = manifest.synthesis.images_per_class * len(manifest.classes)
-        batch_size = manifest.distillation.batch_size
-        assert steps_per_epoch(images, batch_size) > 0
-        sizes[batch_size] = manifest.synthesis.images_per_class
+        given.append((manifest, count))
         return {"images_per_s": float(count), "waiting": 0.5}
 
     monkeypatch.setattr(distillation, "_run_ranks", run_ranks)
+    return given
+
+
+@pytest.mark.parametrize(("per_class", "made"), [(4, 43), (64, 64)])
+def test_a_version_has_the_images_of_the_largest_batch(
+    tmp_path: Path, runs: list[tuple[Manifest, int]], per_class: int, made: int
+) -> None:
+    """As PACS needs it: few classes, and batches that are large beside them."""
     manifest = Manifest.read(
         write_manifest(tmp_path, distillation={"batch_size": 32}), ("classes=[cat, dog, car]",)
     )
     found = distillation.ranks(manifest, per_class, (1, 4), 1)
-    assert sizes == {32: made, 128: made}
+    for shown, _ in runs:
+        assert shown.synthesis.images_per_class == made
+        assert steps_per_epoch(3 * made, shown.distillation.batch_size) > 0
+    assert {shown.distillation.batch_size for shown, _ in runs} == {32, 128}
     assert [figure.ratio for figure in found["figures"]] == [None, 2.0] * 2
 
 
@@ -77,21 +83,15 @@ def test_views_are_labelled_as_in_a_job(tmp_path: Path, monkeypatch: pytest.Monk
 def test_only_numbers_of_ranks_that_fit_are_measured(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    runs: list[tuple[Manifest, int]],
     device: str,
     nodes: dict[str, dict[str, float]],
     counts: list[int],
 ) -> None:
-    run: list[int] = []
-
-    def run_ranks(manifest: Manifest, version: str, count: int) -> dict[str, float]:
-        run.append(count)
-        return {"images_per_s": float(count), "waiting": 0.5}
-
-    monkeypatch.setattr(distillation, "_run_ranks", run_ranks)
     monkeypatch.setattr(distillation, "connected", contextlib.nullcontext)
     monkeypatch.setattr(distillation, "time_steps", lambda *given: {"figures": []})
     monkeypatch.setattr(distillation, "schedulable_nodes", lambda: nodes)
     monkeypatch.setattr(distillation, "device_name", lambda found: device)
     found = distillation.measure(Manifest.read(write_manifest(tmp_path)), QUICK)
-    assert run == counts
+    assert [count for _, count in runs] == counts
     assert len(found["figures"]) == len(found["waiting"]) == len(counts)

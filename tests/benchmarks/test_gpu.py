@@ -113,62 +113,58 @@ def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
-def test_a_check_that_is_not_passed_is_an_error(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    passed: bool,
-    code: int,
-) -> None:
-    row = Row("company", lambda kit: {"passed": passed, "remark": "differs"})
-    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: ([row], []))
-    assert main(["--quick", "--out", str(tmp_path)]) == code
-    printed = capsys.readouterr()
-    verdict = "passed" if passed else "NOT PASSED"
-    assert f"company  0.0  {verdict}: differs" in printed.out
-    assert ("company: images differ more than they may" in printed.err) == (not passed)
-
-
 def broken(kit: Kit) -> Any:
     raise RuntimeError("an illegal memory access")
 
 
+FINE = Row("fine", lambda kit: {})
+
+
 @pytest.mark.parametrize(
-    ("planned", "code"),
+    ("planned", "code", "told"),
     [
-        ([Row("fine", lambda kit: {}), Row("a time", broken)], 0),
-        ([Row("fine", lambda kit: {}), Row("images", broken, check=True)], 1),
-        ([Row("a time", broken)], 1),
+        (
+            [Row("company", lambda kit: {"passed": True, "remark": "r"})],
+            0,
+            "company  0.0  passed: r",
+        ),
+        (
+            [Row("company", lambda kit: {"passed": False, "remark": "r"})],
+            1,
+            "company: images differ more than they may",
+        ),
+        ([FINE, Row("a time", broken)], 0, ""),
+        ([FINE, Row("images", broken, check=True)], 1, ""),
+        ([Row("a time", broken)], 1, ""),
+        ([Row("long", lambda kit: {"remark": "r"}, seconds=1000)], 3, ""),
     ],
-    ids=["a time fails", "a check fails", "all fail"],
+    ids=["passed", "not passed", "a time fails", "a check fails", "all fail", "partial"],
 )
-def test_a_check_that_cannot_be_made_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: list[Row], code: int
+def test_the_exit_code_says_whether_checks_are_passed_and_rows_made(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    planned: list[Row],
+    code: int,
+    told: str,
 ) -> None:
     monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: (planned, []))
-    assert main(["--quick", "--out", str(tmp_path)]) == code
+    assert main(["--quick", "--out", str(tmp_path), "--limit", "500"]) == code
+    printed = capsys.readouterr()
+    assert told in printed.out + printed.err
+    assert ("NOT PASSED" in printed.out) == ("images differ" in told)
 
 
 def test_without_a_gpu_only_the_quick_kit_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = Row("fine", lambda kit: {})
-    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: ([row], []))
+    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: ([FINE], []))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert error == "error: torch sees no GPU; check the driver, or give --quick\n"
     assert not (tmp_path / JSON).exists()
     assert main(["--quick", "--out", str(tmp_path)]) == 0
-
-
-def test_rows_that_do_not_fit_make_the_run_partial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = Row("long", lambda kit: {"remark": "fine"}, seconds=1000)
-    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: ([row], []))
-    assert main(["--quick", "--out", str(tmp_path), "--limit", "500"]) == 3
 
 
 def test_images_are_compared_by_pixels_and_by_distances() -> None:
@@ -222,10 +218,7 @@ def test_traffic_is_what_operations_read_and_write() -> None:
     assert traffic(lambda: left.add_(1)) == 4 * (20 + 20)
     assert traffic(lambda: torch.empty(9)) == 0
     assert traffic(lambda: torch.ones(1).expand(8) + torch.ones(8)) == 4 * (1 + 8 + 1 + 8 + 8)
-
-
-def test_traffic_of_a_backward_pass_counts() -> None:
-    left, right = torch.ones(4, 5, requires_grad=True), torch.ones(5, 6)
+    left.requires_grad_()
     forward = traffic(lambda: (left @ right).sum())
     both = traffic(lambda: (left @ right).sum().backward())
     # The gradient of a sum is one number, repeated (`ones_like`, `expand`), times `right`.

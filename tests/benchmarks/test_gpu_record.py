@@ -15,7 +15,6 @@ import torch
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.record import HEAD, JSON, PAGE, Row, RunRecord, Target
 from dfkd.benchmarks.gpu.sizes import QUICK
-from dfkd.benchmarks.measure import profile
 from dfkd.storage.local import LocalStorage
 from tests.helpers.jobs import ROOT
 
@@ -76,18 +75,6 @@ def test_a_row_that_fails_is_recorded_and_the_next_one_runs(tmp_path: Path) -> N
     )
     assert "failed: OutOfMemoryError: CUDA out of memory" in cells["large"]
     assert {cells[row.name].count(" | ") for row in planned} == {len(HEAD) - 1}
-
-
-def test_a_profile_without_a_kernel_fails_its_row_only(tmp_path: Path) -> None:
-    planned = [
-        Row("profile", lambda kit: {"profile": profile(lambda: None), "remark": "r"}),
-        Row("empty", lambda kit: {"profile": {"all others": 0}, "remark": "r"}),
-        Row("fine", lambda kit: {"remark": "r"}),
-    ]
-    list(write(tmp_path, planned).run(Kit(QUICK, CPU)))
-    found = read(tmp_path)
-    assert [row["state"] for row in found] == ["failed", "done", "done"]
-    assert found[0]["error"] == "RuntimeError: the profiler saw no kernel"
 
 
 def test_an_error_that_stays_in_the_process_leaves_no_row_without_an_end(

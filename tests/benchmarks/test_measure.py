@@ -73,12 +73,18 @@ def test_operations_are_counted_backwards_too() -> None:
     left = torch.ones(4, 5, requires_grad=True)
     assert operations(lambda: left @ torch.ones(5, 6)) == 2 * 4 * 5 * 6
     assert operations(lambda: (left @ torch.ones(5, 6)).sum().backward()) == 2 * 2 * 4 * 5 * 6
+    # A gradient may end at the input of a module.
+    layer, inputs = torch.nn.Linear(8, 4).requires_grad_(False), torch.ones(2, 8)
+    inputs.requires_grad_()
+    counted = operations(lambda: torch.autograd.grad(layer(inputs).sum(), [inputs]))
+    assert counted == 2 * (2 * 2 * 8 * 4)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_limits_do_what_they_count(precision: Precision) -> None:
     for limit in (reference.product(CPU, precision), reference.convolution(CPU, precision)):
         assert operations(limit) == limit() > 0
+    assert reference.copy(CPU)() == 2 * reference.COPIED["cpu"]  # read and written
 
 
 def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> None:
@@ -149,13 +155,6 @@ def test_the_cutout_loop_shows_the_teacher_32_crops(
     loss = reference.cutout_loop(teacher, generator, teacher.encode_text(["A cat"])[0], 64, 2)
     assert torch.isfinite(loss)
     assert shapes == [(32, 3, 64, 64)] * 2
-
-
-def test_operations_are_counted_where_a_gradient_ends_at_a_module_s_input() -> None:
-    layer, inputs = torch.nn.Linear(8, 4).requires_grad_(False), torch.ones(2, 8)
-    inputs.requires_grad_()
-    counted = operations(lambda: torch.autograd.grad(layer(inputs).sum(), [inputs]))
-    assert counted == 2 * (2 * 2 * 8 * 4)
 
 
 def test_a_profile_says_where_the_time_goes() -> None:
@@ -250,10 +249,6 @@ def test_on_a_gpu_kernels_count_and_not_what_has_started_them(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.profiler, "profile", lambda activities: profiler)
     assert profile(lambda: None) == {"gemm": 3.0, "Memcpy DtoD": 1.0, "all others": 0.0}
-
-
-def test_a_copy_is_counted_as_read_and_written() -> None:
-    assert reference.copy(CPU)() == 2 * reference.COPIED["cpu"]
 
 
 def test_a_page_has_a_table_for_each_record() -> None:
