@@ -1,8 +1,8 @@
 """Each method gives each image the prompt that the paper's equations give it, from its own seed."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock, call, create_autospec
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from dfkd.config.hashing import fingerprint
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import PromptRow, part_count, part_name
+from dfkd.config.plan import part_count, part_name
 from dfkd.config.synthesis import Prompts
 from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import maker as prompts
-from dfkd.prompts.maker import SCHEMA, PromptBatch, PromptMaker, check_prompts
+from dfkd.prompts.maker import SCHEMA, PromptMaker, check_prompts
 from dfkd.prompts.statistics import statistics
 from dfkd.prompts.styles import PAPER, mixture
 from tests.helpers import small_manifest
@@ -32,6 +32,14 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
         prompts={"styles": ["music", "metal", "water"], "scale": 3.0},
         synthesis={"images_per_class": 10, "shard_size": 4},
     )
+
+
+def contrastive(tmp_path: Path, settings: str, *overrides: str) -> Manifest:
+    method = ("prompts.method=contrastive", f"prompts.contrastive={{{settings}}}")
+    return read(tmp_path, *method, *overrides)
+
+
+SMALL = "updates: 3, batch_size: 5, learning_rate: 0.02, bank: 8"
 
 
 def make(manifest: Manifest, teacher: Teacher, part: int = 0) -> dict[str, list[object]]:
@@ -72,12 +80,8 @@ def test_each_seed_has_styles_and_a_weight_of_its_own(tmp_path: Path) -> None:
 
 
 def test_random_is_equations_8_to_11(tmp_path: Path, teacher: Teacher) -> None:
-    manifest = read(
-        tmp_path,
-        "prompts.method=random",
-        "synthesis.images_per_class=200",
-        "synthesis.shard_size=200",
-    )
+    many = "synthesis={images_per_class: 200, shard_size: 200}"
+    manifest = read(tmp_path, "prompts.method=random", many)
     table = make(manifest, teacher)
     pseudo = torch.tensor(table["pseudo"])
     mean, deviation = teacher.token_table.mean(dim=0), teacher.token_table.std(dim=0)
@@ -103,14 +107,10 @@ def test_a_prompt_of_mix_or_random_depends_on_its_own_image_only(
 def test_contrastive_starts_from_random_and_a_new_maker_resumes_the_bank(
     tmp_path: Path, teacher: Teacher
 ) -> None:
-    overrides = (
-        "prompts.method=contrastive",
-        "prompts.contrastive={updates: 3, batch_size: 5, learning_rate: 0.02, bank: 8}",
-    )
-    manifest = read(tmp_path, *overrides)
+    manifest = contrastive(tmp_path, SMALL)
     maker = PromptMaker(manifest, teacher)
     parts = [maker.part(p) for p in range(part_count(manifest))]
-    still = read(tmp_path, *overrides, "prompts.contrastive.learning_rate=1e-9")
+    still = contrastive(tmp_path, SMALL, "prompts.contrastive.learning_rate=1e-9")
     start, random = (
         PromptMaker(each, teacher).part(0)
         for each in (still, read(tmp_path, "prompts.method=random"))
@@ -127,31 +127,20 @@ def test_contrastive_starts_from_random_and_a_new_maker_resumes_the_bank(
 def test_each_part_and_salt_has_an_order_and_its_batches_have_seeds_of_their_own(
     tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seeds: list[int] = []
-    draw = PromptMaker.draw
-
-    def watched(maker: PromptMaker, rows: Sequence[PromptRow], batch_seed: int) -> PromptBatch:
-        seeds.append(batch_seed)
-        return draw(maker, rows, batch_seed)
-
-    monkeypatch.setattr(PromptMaker, "draw", watched)
-    contrast = ("prompts.method=contrastive", "prompts.contrastive={updates: 1, batch_size: 5}")
-    manifests = [read(tmp_path, *contrast, f"salt={salt}") for salt in (0, 1)]
+    drawn = create_autospec(PromptMaker.draw, side_effect=PromptMaker.draw)
+    monkeypatch.setattr(PromptMaker, "draw", drawn)
+    settings = "updates: 1, batch_size: 5"
+    manifests = [contrastive(tmp_path, settings, f"salt={salt}") for salt in (0, 1)]
     orders = {tuple(make(m, teacher, part)["order"]) for m in manifests for part in (0, 1)}
     assert len(orders) == 4
+    seeds = [batch_seed for (_, _, batch_seed), _ in drawn.call_args_list]
     assert len(set(seeds)) == len(seeds) == 12  # three batches of each
 
 
 def test_a_parallel_part_knows_all_parts_but_those_made_beside_it(
     tmp_path: Path, teacher: Teacher
 ) -> None:
-    small = "updates: 3, batch_size: 5, learning_rate: 0.02, bank: 8"
-    manifest = read(
-        tmp_path,
-        "prompts.method=contrastive",
-        f"prompts.contrastive={{{small}, parallel: 2}}",
-        "synthesis.shard_size=2",
-    )
+    manifest = contrastive(tmp_path, f"{SMALL}, parallel: 2", "synthesis.shard_size=2")
     made: dict[int, pa.Table] = {}
 
     def part(number: int) -> pa.Table:
@@ -176,34 +165,20 @@ def test_a_bank_is_filled_from_no_more_parts_than_it_can_hold(
     tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prompts, "MAX_BANK", 12)
-    manifest = read(
-        tmp_path,
-        "prompts.method=contrastive",
-        "prompts.contrastive={updates: 1, batch_size: 5, bank: 8}",
-        "synthesis.shard_size=2",
-    )
+    settings = "updates: 1, batch_size: 5, bank: 8"
+    manifest = contrastive(tmp_path, settings, "synthesis.shard_size=2")
     maker = PromptMaker(manifest, teacher)
     parts = [maker.part(number) for number in range(part_count(manifest))]
-    asked: list[int] = []
-
-    def table(number: int) -> pa.Table:
-        asked.append(number)
-        return parts[number]
-
-    late = PromptMaker(manifest, teacher)
+    late, table = PromptMaker(manifest, teacher), Mock(side_effect=parts.__getitem__)
     late.remember(len(parts), table)
-    assert asked == [len(parts) - 1, len(parts) - 2]  # of six prompts each
+    assert table.mock_calls == [call(len(parts) - 1), call(len(parts) - 2)]  # of six prompts each
     assert torch.equal(late.bank.embeddings, maker.bank.embeddings)
     assert len(late.bank) == 12
 
 
 def test_a_contrastive_text_is_that_of_its_embedding(tmp_path: Path, teacher: Teacher) -> None:
     """The embedding is that of the updated pseudo-word, and that of the random one is another."""
-    manifest = read(
-        tmp_path,
-        "prompts.method=contrastive",
-        "prompts.contrastive={updates: 4, learning_rate: 0.2, batch_size: 12}",
-    )
+    manifest = contrastive(tmp_path, "updates: 4, learning_rate: 0.2, batch_size: 12")
     maker = PromptMaker(manifest, teacher)
     table = maker.part(0).to_pydict()
     random = PromptMaker(read(tmp_path, "prompts.method=random"), teacher).part(0)
@@ -219,7 +194,8 @@ def test_statistics_by_hand() -> None:
     rows = {name: [None] * 3 for name in SCHEMA.names}
     rows["class_index"] = [0, 0, 1]
     rows["embedding"] = [[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]]
-    found = statistics([pa.table(rows, schema=SCHEMA)], np.array([[1.0, 0.0], [0.8, -0.6]]))
+    table, classes = pa.table(rows, schema=SCHEMA), np.array([[1.0, 0.0], [0.8, -0.6]])
+    found = statistics([table], classes)
     assert found["prompts"] == 3
     assert found["similarity"] == pytest.approx((1.0 + 0.6 + 0.6) / 3)
     assert found["similarity_in_class"] == pytest.approx(1.0)
@@ -229,8 +205,7 @@ def test_statistics_by_hand() -> None:
     root = np.sqrt(1 / 4 - 2 * 0.64 / 9)
     values = np.array([0.5 + root, 0.5 - root])
     assert found["vendi"] == pytest.approx(np.exp(-(values * np.log(values)).sum()))
-    found = statistics([pa.table(rows, schema=SCHEMA)] * 2, np.array([[1.0, 0.0], [0.8, -0.6]]))
-    assert found["prompts"] == 6
+    assert statistics([table] * 2, classes)["prompts"] == 6
 
 
 EVERY_KEY = (
@@ -303,13 +278,9 @@ def test_a_styled_prompt_that_would_be_cut_is_refused(
 
 def test_prompts_of_carried_tasks_are_the_base_versions(tmp_path: Path, teacher: Teacher) -> None:
     """A restart refills the memory bank with fresh prompts only, and gives the same."""
-    small = (
-        "prompts.method=contrastive",
-        "prompts.contrastive={updates: 2, batch_size: 5, learning_rate: 0.02, bank: 8}",
-    )
-    base = PromptMaker(read(tmp_path, *small), teacher)
+    base = PromptMaker(contrastive(tmp_path, SMALL), teacher)
     parts = {part_name(i): base.part(i) for i in range(2)}
-    salted = read(tmp_path, *small, "salt=3", "regeneration.classes=[house]")
+    salted = contrastive(tmp_path, SMALL, "salt=3", "regeneration.classes=[house]")
     maker = PromptMaker(salted, teacher, parts.__getitem__)
     made = [maker.part(i) for i in range(2)]
     for table, old in zip(made, parts.values(), strict=True):
