@@ -120,29 +120,26 @@ def test_a_failed_allocation_names_the_key_that_limits_memory(error: Exception) 
         raise error
 
 
+def test_other_errors_are_no_failed_allocations() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), memory_limited_by("some.key", 8, "lower it"):
+        raise RuntimeError("shapes do not fit")
+
+
 @pytest.mark.parametrize(("cpus", "threads"), [(0.25, 1), (1.0, 1), (2.9, 2)])
+@pytest.mark.usefixtures("own_threads")
 def test_a_worker_has_a_thread_for_each_whole_cpu_and_one_at_least(
     cpus: float, threads: int
 ) -> None:
-    before = torch.get_num_threads()
-    try:
-        configure_process(cpus)
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+    configure_process(cpus)
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(
     ("instructions", "expected"),
-    [
-        ({}, False),
-        ({"avx512_bf16": True}, True),
-        ({"amx_bf16": True}, True),
-        ({"avx2": True}, False),
-    ],
+    [({}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": 1}, False)],
 )
 def test_a_cpu_computes_in_bfloat16_only_with_its_instructions(
-    monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], expected: bool
+    monkeypatch: pytest.MonkeyPatch, instructions: dict[str, object], expected: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
     product = torch.ones(2, 2)
@@ -150,11 +147,6 @@ def test_a_cpu_computes_in_bfloat16_only_with_its_instructions(
         assert ((product @ product).dtype == torch.bfloat16) == expected
     with autocast(CPU, "float32"):
         assert (product @ product).dtype == torch.float32
-
-
-def test_other_errors_are_no_failed_allocations() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), memory_limited_by("some.key", 8, "lower it"):
-        raise RuntimeError("shapes do not fit")
 
 
 def test_a_seeded_block_draws_from_its_seed_and_restores_the_generator() -> None:

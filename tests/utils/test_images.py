@@ -1,6 +1,7 @@
 import io
 import struct
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -18,13 +19,17 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return stream.getvalue()
 
 
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
 @pytest.mark.parametrize("size", [(300, 200), (227, 227), (64, 64), (101, 333), (50, 70)])
 @pytest.mark.parametrize("image_size", [64, 224])
 def test_pixels_are_those_of_clips_own_preprocessing(
     size: tuple[int, int], image_size: int
 ) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    image = Image.fromarray(noise)
+    image = noise(*size)
     clip = Compose([Resize(image_size, InterpolationMode.BICUBIC), CenterCrop(image_size)])
     np.testing.assert_array_equal(decode_image(encode(image), image_size), np.asarray(clip(image)))
 
@@ -50,11 +55,10 @@ def test_other_modes_become_rgb() -> None:
 
 
 def test_an_image_is_turned_upright() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    exif = Image.Exif()
+    image, exif = noise(16, 16), Image.Exif()
     exif[0x0112] = 6  # a camera held upright: a quarter turn to the right
-    encoded = encode(Image.fromarray(noise), exif=exif)
-    np.testing.assert_array_equal(decode_image(encoded, 16), np.rot90(noise, -1))
+    found = decode_image(encode(image, exif=exif), 16)
+    np.testing.assert_array_equal(found, np.rot90(np.asarray(image), -1))
 
 
 def tiff(*entries: tuple[int, int, int, bytes]) -> bytes:
@@ -81,18 +85,12 @@ def test_odd_exif_data_never_make_an_image_unreadable(exif: bytes) -> None:
 
 def test_a_thin_strip_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its longer side is cut to eight times the shorter one before it is scaled."""
-    sizes = []
-    resize = Image.Image.resize
-
-    def noted(image: Image.Image, size: tuple[int, int], *more: object) -> Image.Image:
-        sizes.append(size)
-        return resize(image, (min(size[0], 2000), min(size[1], 2000)), *more)
-
-    monkeypatch.setattr(Image.Image, "resize", noted)
+    resize = create_autospec(Image.Image.resize, side_effect=Image.Image.resize)
+    monkeypatch.setattr(Image.Image, "resize", resize)
     strip = Image.new("RGB", (1, 30_000), "red")
     assert decode_image(encode(strip), 224)[0, 0].tolist() == [255, 0, 0]
     decode_image(encode(strip.transpose(Image.Transpose.ROTATE_90)), 224)
-    assert sizes == [(224, 8 * 224), (8 * 224, 224)]
+    assert [size for (_, size, *_), _ in resize.call_args_list] == [(224, 8 * 224), (8 * 224, 224)]
 
 
 def test_a_file_that_is_too_long_is_not_read(
@@ -115,15 +113,11 @@ def test_a_header_tells_width_and_height_of_its_own_format_alone() -> None:
             header_size(encoded, other)
 
 
-def test_a_truncated_image_is_refused() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+def test_a_truncated_image_is_refused_and_so_is_another_file() -> None:
     for kind in ("PNG", "JPEG", "WEBP", "BMP"):
-        whole = encode(Image.fromarray(noise), kind)
+        whole = encode(noise(64, 64), kind)
         with pytest.raises(ValueError, match=r"\w"):
             decode_image(whole[: len(whole) // 2], 64)
-
-
-def test_the_reason_is_the_same_in_every_run() -> None:
     with pytest.raises(ValueError, match=r"^is no PNG, JPEG, WEBP or BMP file$"):
         decode_image(b"no image", 64)
 
