@@ -1,11 +1,12 @@
 import dataclasses
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from dfkd.config.distillation import Distillation, FewShot, Start
 from dfkd.evaluation import few_shot_tuning
@@ -150,15 +151,11 @@ def test_the_same_seed_gives_the_same_classifier_and_global_randomness_is_not_us
 
 
 def test_every_step_of_every_seed_has_views_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[int] = []
-
-    def watched(pixels: Tensor, names: object, generator: torch.Generator) -> Tensor:
-        drawn.append(generator.initial_seed())
-        return pixels
-
-    monkeypatch.setattr(few_shot_tuning, "augment", watched)
+    augment = Mock(side_effect=lambda pixels, *_: pixels)
+    monkeypatch.setattr(few_shot_tuning, "augment", augment)
     tuned(seed=0)
     tuned(seed=1)
+    drawn = [generator.initial_seed() for (*_, generator), _ in augment.call_args_list]
     assert len(set(drawn)) == len(drawn) == 8  # four steps of each
 
 

@@ -146,13 +146,31 @@ LAYOUTS: dict[str, tuple[Write, tuple[str, ...], str, dict[str, int]]] = {
         "Office-Home as image lists",
         {"art": 65, "real_world": 65},
     ),
-    "one's own": (
+}
+OWN: dict[str, tuple[Write, tuple[str, ...], dict[str, int]]] = {
+    "any names": (
         lambda root: folders(root, ["photo", "Tinted Glass"], ["cup", "jug"]),
         ("cup", "jug"),
-        "domain/class folders",
         {"Tinted Glass": 2, "photo": 2},
     ),
+    "as many classes as VisDA": (
+        lambda root: folders(root, ["train", "test"], OFFICE_HOME[:12]),
+        OFFICE_HOME[:12],
+        {"test": 12, "train": 12},
+    ),
+    "a domain more than PACS": (
+        lambda root: folders(root, ["photo", "train", "sketch"], PACS[:3]),
+        PACS[:3],
+        {"photo": 3, "sketch": 3, "train": 3},
+    ),
+    "a class named like a split": (
+        lambda root: folders(folders(root, ["ink"], ["train"]), ["oil"], ["train", "bus"]),
+        ("train", "bus"),
+        {"ink": 1, "oil": 2},
+    ),
 }
+"""Folders that are no public data set."""
+LAYOUTS |= {name: (w, c, "domain/class folders", n) for name, (w, c, n) in OWN.items()}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -166,25 +184,11 @@ def test_every_layout_gives_the_papers_domains_and_the_right_labels(
     assert data.names == tuple(sorted(expected))
     assert [class_of(item.read()) for item in data.items] == [i.class_index for i in data.items]
     assert len({item.name for item in data.items}) == len(data.items)
-
-
-def test_folders_train_and_test_with_twelve_classes_are_no_public_data_set(tmp_path: Path) -> None:
-    names = OFFICE_HOME[:12]
-    data = opened(folders(tmp_path, ["train", "test"], names), names)
-    assert "the layout is domain/class folders" in data.notes
-    assert counts(data) == {"test": 12, "train": 12}
-
-
-@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "one's own"])
-def test_the_parent_of_a_data_set_can_be_named_too(name: str, tmp_path: Path) -> None:
-    write, classes, _, expected = LAYOUTS[name]
-    (tmp_path / "downloads").mkdir()
-    write(tmp_path / "set")
-    data = opened(tmp_path, classes)
-    assert counts(data) == expected
-    assert any(
-        note.startswith("ignored: the folders ") and "downloads" in note for note in data.notes
-    )
+    if name not in OWN:  # the parent of a data set can be named too
+        (tmp_path / "downloads").mkdir()
+        data = opened(tmp_path, classes)
+        assert counts(data) == expected
+        assert any("ignored: the folders " in note and "downloads" in note for note in data.notes)
 
 
 def test_the_published_numbers_are_those_of_the_sources() -> None:
@@ -311,23 +315,11 @@ def test_numbers_that_are_class_names_are_not_taken_for_positions(tmp_path: Path
 # What is not recognised
 
 
-def test_users_own_folders_are_not_taken_for_a_public_data_set(tmp_path: Path) -> None:
-    data = opened(folders(tmp_path, ["photo", "train", "sketch"], PACS[:3]), PACS[:3])
-    assert data.names == ("photo", "sketch", "train")
-    assert data.notes == ("the layout is domain/class folders",)
-
-
 def test_what_archives_and_tools_leave_behind_does_not_matter(tmp_path: Path) -> None:
     for above in ("", "__MACOSX/", ".git/"):
         folders(tmp_path, [above + domain for domain in PACS_DOMAINS], PACS)
     folders(tmp_path, ["photo"], ["__MACOSX", ".ipynb_checkpoints"])
     assert counts(opened(tmp_path, PACS)) == dict.fromkeys(PACS_DOMAINS, 7)
-
-
-def test_a_class_named_like_a_split_is_a_class(tmp_path: Path) -> None:
-    data = opened(folders(folders(tmp_path, ["ink"], ["train"]), ["oil"], ["train", "bus"]),
-                  ("train", "bus"))  # fmt: skip
-    assert counts(data) == {"ink": 1, "oil": 2}
 
 
 def test_a_text_file_named_like_a_domain_is_not_read_as_a_list(tmp_path: Path) -> None:

@@ -45,11 +45,11 @@ ROWS = [
 ]
 
 
+DATA = Domains("bundled", CLASSES, (Item("flat", 0, "a"), Item("ink", 0, "b")), ("a note",))
+
+
 def content() -> dict[str, Any]:
-    items = (Item("flat", 0, "a.png"), Item("ink", 0, "b.png"))
-    return results(
-        Domains("bundled", CLASSES, items, ("a note",)), ROWS, ["z: torn", "b: torn"], SIZES, []
-    )
+    return results(DATA, ROWS, ["z: torn", "b: torn"], SIZES, [])
 
 
 def lopsided(domain: str, seed: int) -> ResultRow:
@@ -81,17 +81,9 @@ def test_the_average_and_the_order_of_domains_are_part_of_the_results() -> None:
 
 
 def test_order_is_teacher_then_methods_seeds_and_domains() -> None:
+    models = [("zero-shot", 0), ("vanilla", 0), ("contrastive", 0), ("contrastive", 1)]
     keys = [(line["method"], line["seed"], line["domain"]) for line in sort_rows(ROWS)]
-    assert keys == [
-        ("zero-shot", 0, "flat"),
-        ("zero-shot", 0, "ink"),
-        ("vanilla", 0, "flat"),
-        ("vanilla", 0, "ink"),
-        ("contrastive", 0, "flat"),
-        ("contrastive", 0, "ink"),
-        ("contrastive", 1, "flat"),
-        ("contrastive", 1, "ink"),
-    ]
+    assert keys == [(*model, domain) for model in models for domain in ("flat", "ink")]
 
 
 def test_summary_means_over_domains_and_then_over_seeds() -> None:
@@ -115,7 +107,7 @@ def test_accuracy_is_the_weighted_mean_of_the_classes(counts: Any) -> None:
     assert 0 <= line["class_mean"] <= 1
 
 
-def test_the_file_holds_what_was_scored(tmp_path: Path) -> None:
+def test_the_file_holds_what_was_scored_in_whatever_order(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     place = write_results(storage, content())
     assert Path(place) == tmp_path / "results.json"
@@ -126,14 +118,8 @@ def test_the_file_holds_what_was_scored(tmp_path: Path) -> None:
     assert read["data"]["unreadable"] == ["b: torn", "z: torn"]
     validate_results(read)
     assert read["rows"] == sort_rows(ROWS)
-
-
-def test_the_same_scores_are_the_same_bytes_in_any_order(tmp_path: Path) -> None:
-    first, second = open_storage(str(tmp_path / "a")), open_storage(str(tmp_path / "b"))
-    write_results(first, content())
-    data = Domains("bundled", CLASSES, (Item("flat", 0, "a"), Item("ink", 0, "b")), ("a note",))
-    write_results(second, results(data, ROWS[::-1], ["b: torn", "z: torn"], SIZES, []))
-    assert first.get("results.json") == second.get("results.json")
+    write_results(storage, results(DATA, ROWS[::-1], ["b: torn", "z: torn"], SIZES, []))
+    assert (tmp_path / "results.json").read_text() == text
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -68,13 +68,9 @@ def test_scores_do_not_depend_on_batches_or_threads(
 
 
 def test_models_get_their_own_size_in_the_unit_range_and_the_asked_batches(data: Domains) -> None:
-    seen: list[Tensor] = []
-
-    def remember(pixels: Tensor) -> Tensor:
-        seen.append(pixels)
-        return nearest_colour(pixels)
-
-    score([candidate(remember)], data, batch_size=4)
+    model = Mock(wraps=nearest_colour)
+    score([candidate(model)], data, batch_size=4)
+    seen = [pixels for (pixels,), _ in model.call_args_list]
     assert [tuple(batch.shape) for batch in seen] == [(4, 3, 16, 16)] * 3 + [(2, 3, 16, 16)]
     assert {batch.dtype for batch in seen} == {torch.float32}
     assert torch.cat(seen).min() == 0
@@ -97,21 +93,17 @@ def test_few_models_are_held_at_a_time(data: Domains, monkeypatch: pytest.Monkey
 def test_models_scored_together_decode_each_image_once(
     data: Domains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded = []
-
-    def counting(encoded: bytes, image_size: int) -> np.ndarray:
-        decoded.append(image_size)
-        return decode_image(encoded, image_size)
-
-    monkeypatch.setattr(scoring, "decode_image", counting)
+    decode = Mock(wraps=decode_image)
+    monkeypatch.setattr(scoring, "decode_image", decode)
     one, other = candidate(), candidate(lambda seen: 1 - nearest_colour(seen))
     together = score([one, other], data, batch_size=4)
-    assert len(decoded) == len(data.items)
+    assert decode.call_count == len(data.items)
     assert together.rows == score([one], data, 5).rows + score([other], data, 5).rows
     assert together.rows[0] != together.rows[len(together.rows) // 2]
-    sizes = (16, 16, 9)
-    score([dataclasses.replace(one, image_size=size) for size in sizes], data, batch_size=4)
-    assert decoded[-2 * len(data.items) :] == [16] * len(data.items) + [9] * len(data.items)
+    decode.reset_mock()
+    score([dataclasses.replace(one, image_size=size) for size in (16, 16, 9)], data, batch_size=4)
+    sizes = [size for (_, size), _ in decode.call_args_list]
+    assert sizes == [16] * len(data.items) + [9] * len(data.items)
 
 
 def test_an_unreadable_image_is_named_and_left_out_of_every_count(

@@ -5,6 +5,7 @@ import functools
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -68,12 +69,8 @@ def test_fused_adam_makes_the_same_image(
 
 def test_distances_fall(teacher: Teacher, generator: VQGAN) -> None:
     seen: list[Tensor] = []
-    made = run(
-        teacher,
-        generator,
-        Synthesis(image_size=64, views=0, steps=12),
-        on_step=lambda step, losses: seen.append(losses),
-    )
+    config = Synthesis(image_size=64, views=0, steps=12)
+    made = run(teacher, generator, config, on_step=lambda step, losses: seen.append(losses))
     assert bool((made.losses < seen[0]).all())
     assert not made.diverged.any()
     assert made.pixels.shape == (4, 64, 64, 3)
@@ -84,12 +81,7 @@ def test_an_image_is_that_of_its_last_step(teacher: Teacher, generator: VQGAN) -
     """An earlier image may have a lower loss, because views differ; latents hardly move here."""
     seen: list[Tensor] = []
     config = Synthesis(image_size=64, steps=4, learning_rate=1e-9, views=1)
-    made = run(
-        teacher,
-        generator,
-        config,
-        on_step=lambda step, losses: seen.append(losses),
-    )
+    made = run(teacher, generator, config, on_step=lambda step, losses: seen.append(losses))
     assert torch.equal(made.losses, seen[-1])
     assert bool((made.losses > torch.stack(seen).amin(dim=0)).any())
     assert not made.diverged.any()
@@ -172,18 +164,12 @@ def test_the_last_step_computes_no_gradient(
     steps: int, passes: int, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would move the latents once more, and no loss would belong to them."""
-    found: list[tuple[Tensor, ...]] = []
-    grad = torch.autograd.grad
-
-    def counted(*given: Any, **options: Any) -> tuple[Tensor, ...]:
-        found.append(grad(*given, **options))
-        return found[-1]
-
-    monkeypatch.setattr(torch.autograd, "grad", counted)
+    grad = Mock(wraps=torch.autograd.grad)
+    monkeypatch.setattr(torch.autograd, "grad", grad)
     seen: list[Tensor] = []
     config = dataclasses.replace(SMALL, steps=steps)
     made = run(teacher, generator, config, on_step=lambda _, loss: seen.append(loss))
-    assert (len(seen), len(found)) == (steps, passes)
+    assert (len(seen), grad.call_count) == (steps, passes)
     assert torch.equal(made.losses, seen[-1])
 
 
@@ -210,21 +196,19 @@ def test_only_full_batches_are_compiled(
     teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each further batch size would be compiled anew, which takes minutes."""
-    compiled: list[int] = []
+    compiled: list[Mock] = []
 
-    def compile_(function: Callable[..., Tensor], dynamic: bool) -> Callable[..., Tensor]:
-        def call(latents: Tensor, *arguments: Any) -> Tensor:
-            compiled.append(len(latents))
-            return function(latents, *arguments)
-
-        return call
+    def compile_(function: Callable[..., Tensor], dynamic: bool) -> Mock:
+        compiled.append(Mock(wraps=function))
+        return compiled[-1]
 
     monkeypatch.setattr(torch, "compile", compile_)
     config = dataclasses.replace(SMALL, steps=2, batch_size=3, compile=True)
     synthesiser, targets = Synthesiser(teacher, generator, config), teacher.encode_text(PROMPTS)
     for size in (1, 3, 2, 4):
         synthesiser(targets[:size], SEEDS[:size])
-    assert compiled == [3, 3]
+    calls = [args for each in compiled for args, _ in each.call_args_list]
+    assert [len(latents) for latents, *_ in calls] == [3, 3]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """CMI: its contrast, its adversarial term and its memory by hand."""
 
 import math
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -80,18 +81,12 @@ def test_the_bank_forgets_the_oldest_and_draws_different_rows() -> None:
 
 
 def test_the_pool_has_the_stored_images_of_finished_parts_and_the_fresh_ones_of_this() -> None:
-    parts = [torch.full((3, 1, 1, 3), 0), torch.full((1, 1, 1, 3), 1)]
-    asked: list[int] = []
-
-    def earlier(part: int) -> torch.Tensor:
-        asked.append(part)
-        return parts[part]
-
+    earlier = Mock(side_effect=[torch.full((3, 1, 1, 3), 0), torch.full((1, 1, 1, 3), 1)])
     pool, draws = ImagePool(), torch.Generator().manual_seed(0)
     pool.add(torch.full((2, 1, 1, 3), 8))  # of a part that is finished when the next one begins
     pool.keep(earlier, 1)
     pool.keep(earlier, 2)
-    assert asked == [0, 1]
+    assert earlier.mock_calls == [call(0), call(1)]
     pool.add(torch.full((4, 1, 1, 3), 2))
     counts = pool.draw(800, draws)[:, 0, 0, 0].bincount().tolist()
     for count, images in zip(counts, (3, 1, 4), strict=True):
@@ -183,8 +178,8 @@ def test_the_lowest_loss_is_kept_and_falls(
     classifier, run = problem(teacher, 0, 1, 0, 1)
     monkeypatch.setattr(cmi, "LEARNING_RATE", 0.01)
     config = Inversion(latent=16, width=8, cmi=Cmi(steps=10, batch_size=4))
-    told: list[float] = []
     inverter = CmiInverter(classifier, run_context(), config)
+    told: list[float] = []
     real = inverter._loss
 
     def loss(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

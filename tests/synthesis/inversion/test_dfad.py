@@ -1,6 +1,7 @@
 """DFAD: its loss by hand, and what a round trains."""
 
 import dataclasses
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -83,16 +84,11 @@ def test_a_round_is_a_step_of_the_generator_after_those_of_the_student(
     classifier, _ = problem(teacher, 0, 1)
     config = Inversion(latent=8, width=4, dfad=Dfad(student_steps=3, batch_size=4))
     inverter = DfadInverter(classifier, run_context(), config)
-    learned: list[Tensor] = []
-    train_step = inverter.learner.train_step
-
-    def watched(pixels: Tensor, teacher_logits: Tensor) -> None:
-        learned.append(pixels)
-        train_step(pixels, teacher_logits)
-
-    monkeypatch.setattr(inverter.learner, "train_step", watched)
+    train_step = Mock(wraps=inverter.learner.train_step)
+    monkeypatch.setattr(inverter.learner, "train_step", train_step)
     before = [parameter.clone() for parameter in inverter.generator.parameters()]
     inverter.train_round()
+    learned = [pixels for (pixels, _), _ in train_step.call_args_list]
     assert len(learned) == 3
     assert not any(pixels.requires_grad for pixels in learned)
     assert not torch.equal(learned[0], learned[1])
