@@ -7,7 +7,6 @@ page; a test fails where it no longer is what the code says.
 import ast
 import dataclasses
 import inspect
-import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -156,16 +155,6 @@ def written() -> str:
     return PAGE.read_text().partition(f"{BEGIN}\n")[2].partition(f"\n{END}")[0]
 
 
-def main() -> int:
-    """Write the list; returns the exit code."""
-    head, begin, rest = PAGE.read_text().partition(f"{BEGIN}\n")
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        print(f"manifests/README.md: needs the lines {BEGIN} and {END}", file=sys.stderr)
-        return 1
-    PAGE.write_text(f"{head}{begin}{listing()}\n{end}{tail}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    old, new = (f"{BEGIN}\n{keys}\n{END}" for keys in (written(), listing()))
+    PAGE.write_text(PAGE.read_text().replace(old, new))

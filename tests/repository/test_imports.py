@@ -21,8 +21,6 @@ LAYERS = (
 )  # fmt: skip
 """The packages from the ground up: each imports those before it alone."""
 
-RAY = ("dfkd.cluster.", "dfkd.benchmarks.")
-
 
 def name_of(file: Path) -> str:
     """The dotted name of a module of the package or of a job."""
@@ -77,8 +75,8 @@ def packages(names: Set[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-def importers(*wanted: str) -> set[str]:
-    return {module for module in SOURCES if packages(imported(module)) & set(wanted)}
+def importers(library: str) -> set[str]:
+    return {module for module in SOURCES if library in packages(imported(module))}
 
 
 def layer(module: str) -> int:
@@ -128,10 +126,26 @@ def test_nothing_in_the_package_imports_a_job() -> None:
         assert not packages(imported(module)) & (jobs | {"jobs"}), module
 
 
-def test_only_the_cluster_and_benchmarks_import_ray() -> None:
-    found = importers("ray")
-    assert "dfkd.cluster.pool" in found
-    assert {name for name in found if not name.startswith(RAY)} == set()
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("ray", r"dfkd\.(cluster|benchmarks)\..+"),
+        ("boto3", r"dfkd\.storage\.s3.*"),
+        ("botocore", r"dfkd\.storage\.s3.*"),
+        ("obstore", r"dfkd\.storage\.azure_gcs(_client)?"),
+        ("altair", r"dfkd\.report\..+"),
+        ("vl_convert", r"dfkd\.report\..+"),
+        ("jinja2", r"dfkd\.report\.page"),
+        ("onnxruntime", r"dfkd\.export\.(onnx_graphs|predict)"),
+        ("onnx", r"dfkd\.export\.onnx_graphs"),
+    ],
+)
+def test_a_library_is_imported_by_the_modules_alone_that_are_about_it(
+    library: str, allowed: str
+) -> None:
+    found = importers(library)
+    assert found
+    assert {module for module in found if not re.fullmatch(allowed, module)} == set()
 
 
 def test_a_class_name_stands_for_one_class() -> None:
@@ -163,21 +177,7 @@ def canonical_name(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def test_only_the_s3_storage_imports_boto3() -> None:
-    found = importers("boto3", "botocore")
-    assert found
-    assert {name for name in found if not name.startswith("dfkd.storage.s3")} == set()
-
-
-def test_only_the_storage_of_azure_and_google_imports_obstore() -> None:
-    assert importers("obstore") == {"dfkd.storage.azure_gcs", "dfkd.storage.azure_gcs_client"}
-
-
-def test_only_report_imports_libraries_of_charts_and_templates() -> None:
-    found = importers("altair", "vl_convert")
-    assert found
-    assert {name.split(".")[1] for name in found} == {"report"}
-    assert importers("jinja2") == {"dfkd.report.page"}
+HEAVY = {"torch", "torchvision", "ray", "open_clip", "boto3"}
 
 
 @pytest.mark.parametrize(
@@ -194,30 +194,16 @@ def test_only_report_imports_libraries_of_charts_and_templates() -> None:
     ],
 )
 def test_modules_that_plan_a_run_import_nothing_heavy(module: str) -> None:
-    assert packages(reached(module)).isdisjoint(
-        {"torch", "torchvision", "ray", "open_clip", "boto3"}
-    )
+    assert packages(reached(module)).isdisjoint(HEAVY)
     assert "torch" in packages(reached("dfkd.synthesis.shard_maker"))
 
 
 @pytest.mark.parametrize("job", sorted(file.stem for file in (ROOT / "jobs").glob("*.py")))
 def test_help_and_refusals_of_a_job_import_nothing_heavy(job: str) -> None:
-    heavy = {
-        "torch",
-        "torchvision",
-        "ray",
-        "open_clip",
-        "timm",
-        "boto3",
-        "pyarrow",
-        "altair",
-        "PIL",
-    }
+    heavy = HEAVY | {"timm", "pyarrow", "altair", "PIL"}
     assert packages(reached(f"jobs.{job}")).isdisjoint(heavy)
 
 
 def test_predict_imports_only_onnxruntime_numpy_and_pillow() -> None:
-    assert importers("onnxruntime") == {"dfkd.export.onnx_graphs", "dfkd.export.predict"}
-    assert importers("onnx") == {"dfkd.export.onnx_graphs"}
     needed = packages(reached("dfkd.export.predict")) - set(sys.stdlib_module_names)
     assert needed == {"dfkd", "onnxruntime", "numpy", "PIL"}

@@ -80,6 +80,11 @@ def read(name: str) -> Manifest:
     return Manifest.read(FOLDER / f"{name}.yaml")
 
 
+def options(settings: dict[str, object]) -> list[str]:
+    """The settings as words of a command line."""
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
 def write_images(root: Path, domains: tuple[str, ...], classes: tuple[str, ...]) -> None:
     """A picture of each class in each domain, in folders named as the data sets name theirs."""
     for domain in domains:
@@ -220,9 +225,8 @@ def test_a_whole_run_can_be_planned(
         "teacher.weights": teacher.weights,
         "evaluation.data": tmp_path / "data",
     }
-    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    job = jobs.load("pipeline")
-    assert job.main([str(FOLDER / f"{name}.yaml"), *words, "--dry-run"]) == 0
+    job, path = jobs.load("pipeline"), str(FOLDER / f"{name}.yaml")
+    assert job.main([path, *options(settings), "--dry-run"]) == 0
     planned = json.loads(capsys.readouterr().out)
     methods, classes = len(manifest.methods), len(manifest.classes)
     images = methods * classes * manifest.synthesis.images_per_class
@@ -281,11 +285,9 @@ def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
         "distillation.batch_size": 2,
         "cluster.workers": 1,
     }
-    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    path = FOLDER / "pacs.yaml"
     for job in ("synthesize", "distill"):
         with watched() as watch:
-            done = jobs.run_here(job, path, *words)
+            done = jobs.run_here(job, FOLDER / "pacs.yaml", *options(settings))
         assert done.returncode == 0, done.stderr
         assert watch.summary()["tree_most"] < MOST
 

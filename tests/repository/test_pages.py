@@ -164,7 +164,7 @@ def test_the_keys_are_those_of_the_code() -> None:
     )
 
 
-def test_the_keys_are_all_keys_with_their_types_and_defaults() -> None:
+def test_the_keys_are_all_keys() -> None:
     sections = {section.name: section for section in manifest_keys.sections()}
     keys = {key.name: key for section in sections.values() for key in section.keys}
 
@@ -180,11 +180,6 @@ def test_the_keys_are_all_keys_with_their_types_and_defaults() -> None:
         }
 
     assert keys.keys() == leaves(Manifest.read(MINIATURE).as_dict())
-    assert keys["regeneration.tolerance"].type == "number ≥ 0 and ≤ 1"
-    assert keys["regeneration.tolerance"].default == "`0.02`"
-    assert keys["distillation.seeds"].type == "whole number ≥ 0 and < 4294967296, or a list"
-    assert "One student is trained for each" in keys["distillation.seeds"].sentence
-    assert keys["distillation.schedule"].type == "`constant` or `cosine`"
 
 
 def test_every_manifest_job_and_package_has_its_line() -> None:
