@@ -267,17 +267,15 @@ def test_wrong_usage_is_exit_code_2(options: list[str], folder: Path) -> None:
     assert ended.value.code == 2
 
 
-def test_a_reader_that_has_enough_ends_the_command_quietly(folder: Path, picture: Path) -> None:
+def test_a_reader_that_has_enough_ends_the_command_quietly_and_a_full_disk_in_one_line(
+    folder: Path, picture: Path
+) -> None:
+    command = [sys.executable, "-m", "dfkd.export.predict", folder, picture]
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "dfkd.export.predict", folder, picture]
     job = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (job.returncode, job.stderr) == (0, "")
-
-
-def test_a_full_disk_is_one_line(folder: Path, picture: Path) -> None:
-    command = [sys.executable, "-m", "dfkd.export.predict", folder, picture]
     with open("/dev/full", "w") as full:
         job = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     told = "error: stdout: cannot be written (No space left on device); give another place\n"

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,19 +66,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     (folder / "data" / "ink" / "red" / "broken.png").write_bytes(b"no picture")
     results = evaluate(manifest, 1).results
     events: list[str] = []
-    put, delete = LocalStorage.put, LocalStorage.delete
 
-    def noted_put(self: LocalStorage, key: str, data: bytes | Path) -> None:
-        put(self, key, data)
-        events.append(f"put {key}")
+    def noted(name: str) -> Callable[..., None]:
+        real = getattr(LocalStorage, name)
 
-    def noted_delete(self: LocalStorage, key: str) -> None:
-        delete(self, key)
-        events.append(f"delete {key}")
+        def call(self: LocalStorage, key: str, *data: bytes | Path) -> None:
+            real(self, key, *data)
+            events.append(f"{name} {key}")
+
+        return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LocalStorage, "put", noted_put)
-        patch.setattr(LocalStorage, "delete", noted_delete)
+        for name in ("put", "delete"):
+            patch.setattr(LocalStorage, name, noted(name))
         location = take_home.write_take_home(manifest, results, threads=1)
     return Run(manifest, results, Path(location), events)
 
@@ -96,9 +97,7 @@ def test_the_folder_lies_beside_the_results_and_is_whole(run: Run) -> None:
         content = (run.folder / name).read_bytes()
         found = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         assert stated == found, name
-
-
-def test_the_folder_is_incomplete_until_all_is_there(run: Run) -> None:
+    # It is incomplete until all is there.
     assert run.events[0] == "delete takehome.json"
     assert run.events[-1] == "put takehome.json"
     assert {event.removeprefix("put ") for event in run.events[1:]} == FILES
@@ -110,7 +109,10 @@ def test_it_is_the_student_of_the_last_method_and_the_first_seed(run: Run) -> No
     assert (about["method"], about["seed"], about["folder"]) == ("mix", 1, chosen.name)
     card = json.loads(chosen.storage.get("student.json"))
     assert about["sha256"] == card["sha256"]
+    assert about["weights"] == "none"
     assert run.facts["data"]["fingerprint"] == chosen.version.fingerprint
+    assert run.facts["data"]["weights"] == ROLES
+    assert "weights" not in run.facts["teacher"]
 
 
 def test_the_check_covers_every_image_that_can_be_read(run: Run) -> None:
@@ -127,6 +129,9 @@ def test_the_check_covers_every_image_that_can_be_read(run: Run) -> None:
         same = (found.argmin(1) == expected.argmin(1)).mean()
         assert check[name]["equal_predictions"] == pytest.approx(same)
     assert check["model.onnx"]["max_difference"] < 1e-5 < check["model.int8.onnx"]["max_difference"]
+    predictor = Predictor(run.folder)
+    highest = [predictor.probabilities(image).max() for image in readable(run.manifest)]
+    assert run.facts["confidence"] == pytest.approx(np.mean(highest), rel=1e-4)
 
 
 def test_without_labelled_images_the_graphs_are_checked_on_synthesised_ones(run: Run) -> None:
@@ -147,12 +152,6 @@ def test_without_labelled_images_the_graphs_are_checked_on_synthesised_ones(run:
     assert facts["check"]["images"] == len(images) == facts["calibration"]["images"]
     same = (found.argmin(1) == expected.argmin(1)).mean()
     assert facts["check"]["model.int8.onnx"]["equal_predictions"] == pytest.approx(same)
-
-
-def test_confidence_is_the_mean_of_the_highest_probability(run: Run) -> None:
-    predictor = Predictor(run.folder)
-    highest = [predictor.probabilities(image).max() for image in readable(run.manifest)]
-    assert run.facts["confidence"] == pytest.approx(np.mean(highest), rel=1e-4)
 
 
 def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: Path) -> None:
@@ -176,13 +175,6 @@ def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: 
     comparison.compare(pixels)
     both = comparison.facts()["model.onnx"]
     assert both == {"max_difference": found["max_difference"], "equal_predictions": 0.5}
-
-
-def test_what_the_student_was_made_from_is_stated(run: Run) -> None:
-    facts = run.facts
-    assert facts["student"]["weights"] == "none"
-    assert facts["data"]["weights"] == ROLES
-    assert "weights" not in facts["teacher"]
 
 
 def test_accuracies_are_those_of_the_results_and_of_the_graphs(run: Run) -> None:

@@ -26,6 +26,15 @@ def copy(run: Manifest, tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path / "copy"))
 
 
+def copy_student(storage: Storage, start: str, other: str) -> tuple[str, str]:
+    """Copy the student whose name begins so under another name; both names."""
+    (name,) = (n for n in storage.folders("students/") if n.startswith(start))
+    copied = name.replace(start, other)
+    for key in list(storage.list(f"students/{name}/")):
+        storage.put(key.replace(name, copied), storage.get(key))
+    return name, copied
+
+
 def test_a_folder_is_enough(facts: Facts) -> None:
     assert facts.classes == CLASSES
     assert list(facts.images) == list(DOMAINS)
@@ -55,18 +64,13 @@ def test_what_a_student_learned_is_read_from_its_card(copy: Storage, facts: Fact
 
 
 def test_a_student_of_other_settings_is_left_out(copy: Storage) -> None:
-    (name,) = (n for n in copy.folders("students/") if n.startswith("vanilla-s0-"))
-    for key in list(copy.list(f"students/{name}/")):
-        copy.put(key.replace(name, "vanilla-s0-ffffffffffff"), copy.get(key))
+    name, _ = copy_student(copy, "vanilla-s0-", "vanilla-s0-ffff")
     names = {(t.method, t.seed): t.name for t in collect(copy).trained_students}
     assert names["vanilla", 0] == name
 
 
 def test_a_student_of_seed_10_is_not_one_of_seed_1(copy: Storage) -> None:
-    (name,) = (n for n in copy.folders("students/") if n.startswith("vanilla-s1-"))
-    other = name.replace("-s1-", "-s10-")
-    for key in list(copy.list(f"students/{name}/")):
-        copy.put(key.replace(name, other), copy.get(key))
+    name, other = copy_student(copy, "vanilla-s1-", "vanilla-s10-")
     results = json.loads(copy.get("results.json"))
     results["students"].append(other)
     copy.put("results.json", json.dumps(results).encode())

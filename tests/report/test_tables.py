@@ -42,19 +42,17 @@ def test_the_table_reads_like_the_papers() -> None:
         scored("zero-shot", "pixel", 0.451),
         scored("zero-shot", "color_emoji", 1.0),
     ]
-    assert table(results(rows), MS) == "\n".join(
-        [
-            "               teacher     student",
-            "accuracy, %  zero-shot contrastive images",
-            "-----------------------------------------",
-            "color_emoji      100.0        75.0   1000",
-            "pixel             45.1        45.0   1000",
-            "mean              72.5        60.0   2000",
-            "± over seeds         -         7.1",
-            "MB                11.6        44.8",
-            "ms                12.3         6.0",
-        ]
-    )
+    assert table(results(rows), MS).splitlines() == [
+        "               teacher     student",
+        "accuracy, %  zero-shot contrastive images",
+        "-----------------------------------------",
+        "color_emoji      100.0        75.0   1000",
+        "pixel             45.1        45.0   1000",
+        "mean              72.5        60.0   2000",
+        "± over seeds         -         7.1",
+        "MB                11.6        44.8",
+        "ms                12.3         6.0",
+    ]
 
 
 def test_a_domain_that_a_model_was_not_scored_on_is_a_dash() -> None:
@@ -94,16 +92,14 @@ def table_4(domain: str) -> ResultRow:
 def test_class_means_are_those_of_the_papers_table_4() -> None:
     rows = [table_4(name) for name in CLIP]
     text = table(results(rows, "classes", VISDA, domains=("synthetic", "real")), {})
-    assert text == "\n".join(
-        [
-            "                teacher",
-            "class mean, % zero-shot images",
-            "------------------------------",
-            "synthetic          85.7  21000",
-            "real               82.1  21000",
-            "mean               83.9  42000",
-            "MB                 11.6",
-            "ms                    -",
-        ]
-    )
+    assert text.splitlines() == [
+        "                teacher",
+        "class mean, % zero-shot images",
+        "------------------------------",
+        "synthetic          85.7  21000",
+        "real               82.1  21000",
+        "mean               83.9  42000",
+        "MB                 11.6",
+        "ms                    -",
+    ]
     assert "85.7" not in table(results(rows, "images", VISDA), MS)
