@@ -137,11 +137,8 @@ def test_exactly_one_domain_of_drawings_in_one_ink_is_the_default_look() -> None
     assert set(plain) == {"black_on_white", "clipart", "color_emoji"}
 
 
-def test_poses_move_drawings_and_zero_leaves_them() -> None:
-    def at(pose: float) -> Tensor:
-        return paint(ring(), torch.zeros(0, 4, 64, 64), [Look()], gen(), pose)
-
-    moved = at(1.0)
+def test_poses_move_drawings() -> None:
+    moved = paint(ring(), torch.zeros(0, 4, 64, 64), [Look()], gen(), 1.0)
     assert (moved - painted(Look(), 1)).abs().mean() > 0.02
 
 

@@ -33,13 +33,7 @@ def test_markdown() -> None:
 
 def test_a_difference_has_a_sign_and_an_interval_if_there_is_one() -> None:
     cells = (Difference(0.015, -0.003, 0.033), Difference(-0.02, None, None), None)
-    grid = Grid(
-        "t",
-        ("Method", "vs a"),
-        1,
-        tuple((name, c) for name, c in zip("bcd", cells, strict=True)),
-        (),
-    )
+    grid = Grid("t", ("Method", "vs a"), 1, tuple(zip("bcd", cells, strict=True)), ())
     lines = ["| b      | +1.5 (-0.3 to +3.3) |", "| c      |                -2.0 |"]
     assert markdown(grid).splitlines()[4:6] == lines
 
