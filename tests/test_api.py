@@ -190,7 +190,6 @@ def lines_for_python() -> str:
     """The code in dfkd/README.md that begins with `import dfkd`."""
     text = (ROOT / "dfkd" / "README.md").read_text()
     found = re.search(r"^( *)import dfkd\n(?:\1(?!```).*\n|\n)+", text, re.MULTILINE)
-    assert found is not None
     return textwrap.dedent(found[0])
 
 

@@ -141,8 +141,6 @@ def test_finished_rows_outlive_the_process(tmp_path: Path, check: str, code: int
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
     ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         assert process.stdout.readline() == "hangs\n"
         assert process.wait(60) == code
         assert ("error: first: images differ" in process.stderr.read()) == (check == "wrong")

@@ -44,6 +44,12 @@ def plan(classes: int, images: int, size: int, seed: int = 0) -> Manifest:
     )
 
 
+def changed(manifest: Manifest, **synthesis: object) -> Manifest:
+    return dataclasses.replace(
+        manifest, synthesis=dataclasses.replace(manifest.synthesis, **synthesis)
+    )
+
+
 @given(st.integers(2, 6), st.integers(1, 60), st.integers(1, 25))
 def test_tasks_cover_every_image_exactly_once(classes: int, images: int, size: int) -> None:
     manifest = plan(classes, images, size)
@@ -72,7 +78,7 @@ def test_units_are_the_work_that_is_left(
     assert [unit.tasks for unit in found] == [(task,) for task in by_part]
     assert all(unit.generated == unit.tasks for unit in found)
 
-    parts = list(units(manifest.with_values(synthesis={"method": ("cmi",)}), done))
+    parts = list(units(changed(manifest, method=("cmi",)), done))
     assert sorted((t for unit in parts for t in unit.tasks), key=every.index) == left
     for unit in parts:
         assert unit.generated == tuple(t for t in every if t.shard_index == unit.part)
@@ -152,31 +158,19 @@ def test_a_share_is_rounded_up_but_not_by_the_last_bit_of_a_float(share: float, 
     assert len(list(fresh_tasks(manifest))) == 2 * count
 
 
-def test_another_salt_draws_other_tasks() -> None:
-    manifest = dataclasses.replace(plan(4, 40, 2), regeneration=Regeneration(share=0.25))
-    drawn = {
-        tuple(task.id for task in fresh_tasks(dataclasses.replace(manifest, salt=salt)))
-        for salt in range(4)
-    }
-    assert len(drawn) == 4
-
-
-def test_each_class_draws_tasks_of_its_own() -> None:
+def test_each_class_and_salt_draws_tasks_of_its_own() -> None:
     manifest = dataclasses.replace(plan(6, 40, 2), regeneration=Regeneration(share=0.25))
-    drawn: dict[int, set[int]] = {}
-    for task in fresh_tasks(manifest):
-        drawn.setdefault(task.class_index, set()).add(task.shard_index)
-    assert len(set(map(frozenset, drawn.values()))) == 6
+    drawn: dict[tuple[int, int], list[int]] = {}
+    for salt in range(4):
+        for task in fresh_tasks(dataclasses.replace(manifest, salt=salt)):
+            drawn.setdefault((salt, task.class_index), []).append(task.shard_index)
+    assert len(set(map(frozenset, drawn.values()))) == 4 * 6
 
 
 def test_only_all_tasks_of_all_classes_are_the_whole() -> None:
     assert Regeneration().whole
     assert not Regeneration(share=0.5).whole
     assert not Regeneration(classes=("class 0",)).whole
-
-
-def changed(manifest: Manifest, **synthesis: object) -> Manifest:
-    return manifest.with_values(synthesis=synthesis)
 
 
 def test_a_pace_divides_the_steps_and_multiplies_the_learning_rate() -> None:

@@ -61,12 +61,8 @@ def test_a_row_follows_from_its_counts() -> None:
 
 def test_the_summary_is_a_mean_over_domains_and_then_over_seeds() -> None:
     untouched, _, _, scratch = found = summarise(ROWS)
-    assert [(point.curve, point.shots) for point in found] == [
-        ("untouched", 0),
-        ("untouched", 2),
-        ("student", 2),
-        ("scratch", 2),
-    ]
+    shown = [(point.curve, point.shots) for point in found]
+    assert shown == [("untouched", 0), ("untouched", 2), ("student", 2), ("scratch", 2)]
     assert scratch.seeds == (0, 1)
     first, second = (4 / 40 + 8 / 40) / 2, (8 / 40 + 1) / 2
     assert scratch.mean == pytest.approx((first + second) / 2)

@@ -1,4 +1,3 @@
-import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,12 @@ FACTS: dict[str, Any] = {
 }
 
 
+def squeezed(**evaluation: Any) -> str:
+    """The card without the padding of its tables, with other facts of the evaluation."""
+    facts = FACTS | {"evaluation": FACTS["evaluation"] | evaluation}
+    return re.sub(" +", " ", model_card(facts))
+
+
 def test_a_run_without_labelled_images_has_no_accuracy() -> None:
     card = model_card(FACTS | {"evaluation": None})
     assert "Not measured, because the run had no labelled images" in card
@@ -60,13 +65,8 @@ def test_a_run_without_labelled_images_has_no_accuracy() -> None:
     assert "of the answers are right" not in card
 
 
-def squeezed(facts: dict[str, Any]) -> str:
-    """The card without the padding of its tables."""
-    return re.sub(" +", " ", model_card(facts))
-
-
 def test_every_figure_is_that_of_the_facts() -> None:
-    card = squeezed(FACTS)
+    card = squeezed()
     for line in (
         "A resnet18 (1,234,567 parameters, 64 px)",
         "on 2,880 synthesised images; distillation saw no real one.",
@@ -95,27 +95,21 @@ def test_every_figure_is_that_of_the_facts() -> None:
 
 
 def test_names_of_strangers_are_no_markup() -> None:
-    facts = copy.deepcopy(FACTS)
-    names = ("photo <b>x", "`ink` *a*", "art_painting")
-    facts["evaluation"]["images"] = dict.fromkeys(names, 10)
-    facts["teacher"]["model"] = "/models/<i>/_b"
-    card = squeezed(facts)
+    card = squeezed(images=dict.fromkeys(("photo <b>x", "`ink` *a*", "art_painting"), 10))
     head = r"| | photo \<b\>x | \`ink\` \*a\* | art_painting | mean |"
     assert head in card
-    assert r"| teacher | /models/\<i\>/\_b |" in card
+    foreign = FACTS | {"teacher": FACTS["teacher"] | {"model": "/models/<i>/_b"}}
+    assert r"| teacher | /models/\<i\>/\_b |" in re.sub(" +", " ", model_card(foreign))
 
 
 def test_means_over_classes_are_called_so() -> None:
-    facts = copy.deepcopy(FACTS)
-    assert "The mean is over domains.\n" in model_card(facts)
-    facts["evaluation"]["average"] = "classes"
-    assert "Each figure is a mean over classes, the last one over domains too." in model_card(facts)
+    assert "The mean is over domains.\n" in squeezed()
+    told = "Each figure is a mean over classes, the last one over domains too."
+    assert told in squeezed(average="classes")
 
 
 def test_a_teacher_that_was_not_scored_has_no_line() -> None:
-    facts = copy.deepcopy(FACTS)
-    facts["evaluation"]["accuracy"]["teacher"] = None
-    card = squeezed(facts)
+    card = squeezed(accuracy=FACTS["evaluation"]["accuracy"] | {"teacher": None})
     assert "teacher zero-shot" not in card
     assert "| student, PyTorch | 50.0" in card
 

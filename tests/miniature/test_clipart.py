@@ -66,14 +66,16 @@ def test_rendered_drawings_are_reused(folder: Path, tmp_path: Path) -> None:
     assert stamps == [p.stat().st_mtime_ns for p in sorted((tmp_path / "work").rglob("*.npy"))]
 
 
+def drawn(folder: Path, body: str, box: str = "0 0 9 9") -> np.ndarray | None:
+    """The pixels of a file with these elements."""
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    (folder / "a.svg").write_text(f'<svg {names} viewBox="{box}">{body}</svg>')
+    return clipart.rgba(folder / "a.svg")
+
+
 def test_a_drawing_is_cut_out_of_an_empty_page(tmp_path: Path) -> None:
-    path = tmp_path / "a.svg"
-    path.write_text(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">'
-        '<rect x="80" y="80" width="10" height="10" fill="red"/></svg>'
-    )
-    pixels = clipart.rgba(path)
-    assert pixels is not None
+    body = '<rect x="80" y="80" width="10" height="10" fill="red"/>'
+    pixels = drawn(tmp_path, body, "0 0 100 100")
     assert (pixels[..., 3] > 200).mean() > 0.6
     assert np.all(pixels[32, 32, :3] == (255, 0, 0))
 
@@ -94,16 +96,11 @@ def test_what_cannot_be_drawn_gives_nothing(tmp_path: Path, body: str) -> None:
     ],
 )
 def test_a_drawing_paints_no_file_of_this_machine(tmp_path: Path, body: str) -> None:
-    secret, path = tmp_path / "secret.png", tmp_path / "a.svg"
+    secret = tmp_path / "secret.png"
     Image.new("RGB", (9, 9), "red").save(secret)
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    drawn = f'<rect width="9" height="2"/>{body.format(secret=secret)}'
-    path.write_text(f'<svg {names} viewBox="0 0 9 9">{drawn}</svg>')
-    assert clipart.rgba(path) is None
+    body = f'<rect width="9" height="2"/>{body.format(secret=secret)}'
+    assert drawn(tmp_path, body) is None
 
 
 def test_a_drawing_of_any_height_takes_no_memory(tmp_path: Path) -> None:
-    path = tmp_path / "a.svg"
-    box, drawn = 'viewBox="0 0 1 4000"', '<rect width="1" height="4000"/>'
-    path.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{drawn}</svg>')
-    assert clipart.rgba(path) is None
+    assert drawn(tmp_path, '<rect width="1" height="4000"/>', "0 0 1 4000") is None

@@ -127,7 +127,6 @@ def require_usable(assets: Path) -> None:
     generator = kinds.load(manifest, CPU)
     teacher = Teacher.load(manifest.teacher, CPU)
     generator.require(teacher, 64)
-    assert generator.text is not None
     ids = teacher.tokenize(["a cat", ""])
     states = teacher.hidden_states(teacher.embed_tokens(ids), generator.text.layers)
     latents = generator.init_latents([3], 64, Condition(states[:1], states[1:]))

@@ -41,6 +41,11 @@ class Outline(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.text += data if self.tags[-1][0] not in ("style", "script") else ""
 
+    @property
+    def words(self) -> str:
+        """The text with single, breaking spaces."""
+        return " ".join(self.text.replace("\u00a0", " ").split())
+
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
 
@@ -54,8 +59,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, str]:
 def test_the_headline_and_its_numbers_follow_from_the_results(
     written: tuple[Manifest, str],
 ) -> None:
-    outline = Outline(written[1])
-    words = " ".join(outline.text.split()).replace("\u00a0", " ")
+    words = Outline(written[1]).words
     # (60 + 65) / 2 of 80 percent.
     assert "that has never seen a real image keeps 78.1 % of its teacher's accuracy over" in words
     assert "over 3 domains." in words
@@ -73,7 +77,7 @@ def test_every_part_is_there(written: tuple[Manifest, str]) -> None:
     assert {a["href"] for a in outline.all("a")} >= {f"#{name}" for name in page.SECTIONS}
     assert {"student/", "student/README.md"} <= {a["href"] for a in outline.all("a")}
     assert COMMAND in outline.text
-    assert "1 h 00 min" in outline.text.replace("\u00a0", " ")
+    assert "1 h 00 min" in outline.words
     assert len(outline.all("svg")) == 1 + 3
     assert "in TensorBoard's files" in outline.text
 
@@ -152,22 +156,17 @@ def test_the_page_says_what_the_students_learned(facts: Facts) -> None:
             dataclasses.replace(each, card={**each.card, "target": target})
             for each in facts.trained_students
         ]
-        page_facts = dataclasses.replace(facts, trained_students=trained)
-        return " ".join(Outline(page.render(page_facts)).text.split())
+        return Outline(page.render(dataclasses.replace(facts, trained_students=trained))).words
 
     assert "learns the teacher's distances, not a class" in rendered("distances")
     assert "learns the teacher's embedding of each image, not a class" in rendered("embedding")
 
 
-def test_the_page_has_the_parameters_of_results_json(facts: Facts) -> None:
-    text = " ".join(Outline(page.render(facts)).text.split())
-    assert "of 250,000 parameters" in text
-    assert text.count(", 250,000 parameters,") == len(facts.trained_students)
-
-
 def test_a_folder_without_its_manifest_claims_less(facts: Facts) -> None:
-    text = Outline(page.render(facts)).text
-    assert "was distilled from synthesised images alone" in " ".join(text.split())
+    text = Outline(page.render(facts)).words
+    assert "of 250,000 parameters" in text  # as results.json says
+    assert text.count(", 250,000 parameters,") == len(facts.trained_students)
+    assert "was distilled from synthesised images alone" in text
     assert "never seen a real image" not in text
     assert "real images used" not in text
     assert "command that made it was not kept" in text
@@ -208,7 +207,7 @@ def test_a_run_with_no_more_than_its_results_has_a_page(run: Manifest, tmp_path:
     assert present == set(page.SECTIONS) - {"images", "doubtful", "prompts", "takehome"}
     assert "left no records of time" in outline.text
     assert "TensorBoard" not in outline.text
-    assert "A student that" in " ".join(outline.text.split())
+    assert "A student that" in outline.words
 
 
 def test_the_page_of_100_000_images_is_small(tmp_path: Path) -> None:
@@ -216,10 +215,8 @@ def test_the_page_of_100_000_images_is_small(tmp_path: Path) -> None:
     large_run(storage)
     html = Path(page.write_stored(storage)).read_bytes()
     assert len(html) < 5_000_000
-    text = Outline(html.decode()).text
-    assert "100,000" in text
     told = "Of 100,000 images the teacher takes 1,000 for another class"
-    assert told in " ".join(text.split())
+    assert told in Outline(html.decode()).words
 
 
 @pytest.mark.parametrize(
@@ -259,8 +256,7 @@ def test_means_over_classes_are_shown_as_such(tmp_path: Path) -> None:
     ]
     data = Domains("here", CLASSES, (Item("synthetic", 0, "a"), Item("real", 0, "b")), ())
     write_results(storage, results(data, rows, [], SIZES, [], "classes"))
-    html = Path(page.write_stored(storage)).read_text()
-    words = " ".join(Outline(html).text.split())
+    words = Outline(Path(page.write_stored(storage)).read_text()).words
     assert "Mean over classes of the share of their images" in words
     assert (
         "class mean, % synthetic real mean MB ms teacher 70.0 70.0 70.0 4.0 - "

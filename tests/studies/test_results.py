@@ -53,7 +53,6 @@ def test_a_row_has_the_mean_over_seeds_of_the_mean_over_domains() -> None:
     assert row.label == "Mix"
     assert row.domains["photo"]["mean"] == pytest.approx(0.6)
     assert row.domains["photo"]["std"] == pytest.approx(0.02**0.5)
-    assert row.mean is not None
     assert row.mean["mean"] == pytest.approx(0.45)  # of 0.3 and 0.6
     assert row.mean["std"] == pytest.approx(0.045**0.5)
     assert row.class_mean("sketch")["mean"] == pytest.approx(0.15)
@@ -63,12 +62,10 @@ def test_a_row_has_the_mean_over_seeds_of_the_mean_over_domains() -> None:
 def test_a_class_is_averaged_over_the_domains_that_have_it() -> None:
     row = StudyRow.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5)))
     found = row.of_class_everywhere("clock")
-    assert found is not None
     assert found["mean"] == pytest.approx(0.45)
     assert found["std"] == pytest.approx(0.045**0.5)
     assert row.of_class("photo", "book") is row.of_class_everywhere("book") is None
     clock = row.of_class("sketch", "clock")
-    assert clock is not None
     assert clock["mean"] == pytest.approx(0.3)
 
 
@@ -146,7 +143,6 @@ def test_rows_are_compared_seed_by_seed() -> None:
     ours = StudyRow.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5), (0.9, 0.9)))
     theirs = StudyRow.of(("y",), "student", cells((0.2, 0.2), (0.2, 0.4)))
     found = ours.against(theirs)
-    assert found is not None
     half = 12.7062 * 0.2 / 2  # s = 0.2 / sqrt(2), divided by sqrt(2)
     assert found.mean == pytest.approx(0.2)
     assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-5)

@@ -37,7 +37,6 @@ def test_it_learns_what_tells_the_classes_apart(batches: LabelledBatches, tmp_pa
         network.get_parameter("backbone.conv1.weight"),
     )
     judge, (images, _) = read_judge(str(path), ("flat",), 64, CPU), batches.draw(1000, 8)
-    assert judge is not None
     assert judge.classes == ("up", "flat")
     torch.testing.assert_close(judge.network(images), network(images), rtol=1e-3, atol=1e-3)
 
