@@ -14,8 +14,8 @@ from dfkd.storage.local import open_storage
 from tests.helpers import jobs
 from tests.helpers.jobs import contents
 from tests.helpers.partial_version import TASKS, fill, home, regenerated
+from tests.helpers.swept_run import age
 from tests.helpers.tiny_version import write_manifest
-from tests.pipeline.test_garbage_collection import age
 
 clean = jobs.load("clean")
 
