@@ -70,14 +70,16 @@ def test_objects_within_the_grace_period_stay(run: Run) -> None:
     assert verify(versions[0]) == []
 
 
-def test_a_lease_keeps_what_it_names_until_it_expires(run: Run) -> None:
+def test_a_lease_keeps_what_it_names_until_it_expires(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     versions = run.old_chain()
     names = (f"vanilla/{versions[0].id}",)
     with lease.protecting(run.storage, names):
         assert "held by" in run.sweep().kept[names[0]]
         assert verify(versions[0]) == []
-    key = "leases/readers/dead.json"
-    lease.Lease(run.storage, key, "host:1", 10, 0.0, names, clock=lambda: 0.0).renew()
+    monkeypatch.setattr(lease, "SECONDS", 0.0)
+    lease.Lease(run.storage, "leases/readers/dead.json", "host:1", 0.0, names).renew()
     assert names[0] not in run.sweep().kept
     assert verify(versions[2]) == []
 
@@ -172,8 +174,9 @@ def test_ended_leases_are_removed_and_foreign_files_stay(run: Run) -> None:
     foreign += [f"data/vanilla/versions/{version.id}/shards/mine.tar"]
     for key in foreign:
         storage.put(key, b"x")
-    lease.acquire(storage, "gc", 1, clock=lambda: 0.0)
-    last = lease.acquire(storage, "gc", 1, clock=lambda: 5.0)
+    lease.acquire(storage, "gc").release()
+    last = lease.acquire(storage, "gc")
+    last.release()
     age(run.root)
     gone = {entry.key for removal in run.sweep().removals for entry in removal.entries}
     assert gone == {"leases/gc/00000001.json"}

@@ -94,8 +94,8 @@ def test_a_sweep_that_lost_its_lease_deletes_nothing(run: Run) -> None:
     """It was suspended, another one did the work, and the version may be in the making again."""
     run.old_chain()
     planned = run.plan()
-    with lease.holding(run.storage, "clean", 600) as lost:
-        lease.acquire(run.storage, "clean", 600, clock=lambda: time.time() + 601)
+    with lease.holding(run.storage, "clean") as lost:
+        lease.Lease(run.storage, layout.lease("clean", 2), "host:1", time.time()).renew()
         before = contents(run.root)
         with pytest.raises(LeaseError, match="lease clean: is held by"):
             run.remove(planned, fence=lost.fence)
