@@ -90,8 +90,6 @@ def test_a_damaged_manifest_does_not_hide_the_other_methods(
 
 def test_dry_run_reads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tiny_version.write_manifest(tmp_path)
-    assert verify.main([str(path), "--dry-run"]) == Exit.USAGE
-    assert capsys.readouterr().err.startswith("error: storage.root: must be there")
     (tmp_path / "run").mkdir()
     assert verify.main([str(path), "--dry-run"]) == Exit.DONE
     assert json.loads(capsys.readouterr().out)["methods"] == "vanilla"

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from dfkd.errors import Exit
 from tests.helpers.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +92,23 @@ def run_here(job: str, manifest: Path | str, *arguments: str) -> subprocess.Comp
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = int(load(job).main([str(manifest), *arguments]))
     return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
+
+
+def refusal(job: str, manifest: Path | str, *arguments: str) -> str:
+    """The one line with which a job refuses what it is given; it prints nothing else."""
+    found = run_here(job, manifest, *arguments)
+    assert (found.returncode, found.stdout) == (Exit.USAGE, "")
+    (line,) = found.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def plan(job: str, manifest: Path | str, *arguments: str) -> dict[str, Any]:
+    """What a job says that it would do."""
+    found = run_here(job, manifest, *arguments, "--dry-run")
+    assert found.returncode == Exit.DONE, found.stderr
+    planned: dict[str, Any] = json.loads(found.stdout)
+    return planned
 
 
 def last_error(found: subprocess.CompletedProcess[str]) -> str:

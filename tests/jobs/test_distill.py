@@ -1,4 +1,3 @@
-import json
 import signal
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from dfkd.storage.local import open_storage
 from dfkd.utils.memory import descendants
 from tests.helpers import jobs
 from tests.helpers.machines import title
+from tests.helpers.published import flip_bit
 from tests.helpers.tiny_models import RESNET, model_config, write_backbone, write_teacher
 from tests.helpers.tiny_version import EMBEDDING, publish, write_manifest
 from tests.helpers.waiting import wait_for
@@ -132,9 +132,7 @@ def test_a_finished_student_is_reused_and_each_seed_has_its_own(tmp_path: Path) 
 
 def test_the_plan_is_printed_without_touching_anything(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path)
-    done = jobs.run_here("distill", manifest, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    plan = json.loads(done.stdout)
+    plan = jobs.plan("distill", manifest)
     assert plan["steps_per_epoch"] == 4
     assert plan["steps_per_student"] == 12
     assert plan["images_seen"] == 72
@@ -143,28 +141,16 @@ def test_the_plan_is_printed_without_touching_anything(tmp_path: Path) -> None:
 
 def test_bad_input_ends_in_one_line_and_its_exit_code(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path)
-    done = jobs.run_here("distill", manifest)
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: storage.root: must be there")
-    assert not (tmp_path / "run").exists()
-
     (tmp_path / "run").mkdir()
-    done = jobs.run_here("distill", manifest)
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: storage.root: must hold a published version")
+    line = jobs.refusal("distill", manifest)
+    assert line.startswith("storage.root: must hold a published version")
 
     version = publish(Manifest.read(manifest))
-    done = jobs.run_here("distill", manifest, "--set", "distillation.batch_size=25")
-    assert done.returncode == 2
-    assert "distillation.batch_size: must not exceed the 24 images" in done.stderr
+    line = jobs.refusal("distill", manifest, "--set", "distillation.batch_size=25")
+    assert line.startswith("distillation.batch_size: must not exceed the 24 images")
 
     shard = Path(version.storage.location(version.shards[0].shard))
-    data = bytearray(shard.read_bytes())
-    data[700] ^= 1
-    shard.unlink()
-    shard.write_bytes(data)
+    flip_bit(shard)
     done = jobs.run_here("distill", manifest)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

@@ -86,23 +86,12 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("missing", ["folder", "root", "other"])
-def test_a_run_that_is_not_there_is_one_line_and_makes_nothing(
-    tmp_path: Path, missing: str
-) -> None:
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_folder_without_a_run_is_one_line(tmp_path: Path, more: list[str]) -> None:
     manifest = write_run(tmp_path / "first", 9)
     (tmp_path / "empty").mkdir()
-    arguments = {
-        "folder": [tmp_path / "empty"],
-        "root": [manifest, "--set", f"storage.root={tmp_path / 'nowhere'}"],
-        "other": [manifest, tmp_path / "empty"],
-    }
-    for more in ([], ["--dry-run"]):
-        code, out, err = report(*arguments[missing], *more)
-        assert (code, out) == (2, "")
-        (line,) = err.strip().splitlines()
-        assert line.startswith("error: storage.root: ")
-        assert not (tmp_path / "nowhere").exists()
+    for words in ([tmp_path / "empty"], [manifest, str(tmp_path / "empty")]):
+        assert jobs.refusal("report", *words, *more).startswith("storage.root: ")
 
 
 def test_overrides_belong_to_a_manifest(tmp_path: Path) -> None:

@@ -10,12 +10,11 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dfkd.dataset.published import current
-from dfkd.dataset.verification import verify
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers import small_manifest
-from tests.helpers.jobs import contents, kill_when, run, run_here
+from tests.helpers.jobs import contents, kill_when, plan, refusal, run, run_here
+from tests.helpers.published import published
 
 TREE: dict[str, Any] = {
     "classes": ["dog", "house", "car"],
@@ -25,15 +24,11 @@ TREE: dict[str, Any] = {
         "contrastive": {"updates": 5, "batch_size": 3, "learning_rate": 0.05},
     },
     "synthesis": {
-        "images_per_class": 6,
-        "shard_size": 2,
-        "batch_size": 2,
-        "image_size": 64,
-        "steps": 8,
+        "images_per_class": 6, "shard_size": 2, "batch_size": 2, "image_size": 64, "steps": 8,
         "views": 1,
     },
     "cluster": {"workers": 1},
-}
+}  # fmt: skip
 
 
 def write(folder: Path) -> Path:
@@ -50,21 +45,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_publishes_a_version_that_verifies(undisturbed: Path) -> None:
-    version = current(open_storage(str(undisturbed / "run")).child("data/contrastive"))
-    assert version is not None
-    assert verify(version) == []
+def test_a_run_publishes_a_version_and_leaves_what_it_cost(undisturbed: Path) -> None:
+    version = published(undisturbed / "run", "contrastive")
     assert sum(receipt.samples for receipt in version.shards) == 18
     assert len(version.shards) == 9
-    prompts = json.loads(version.storage.get("prompts.json"))
-    assert prompts["prompts"] == 18
-
-
-def test_a_run_leaves_what_it_cost(undisturbed: Path) -> None:
-    root = open_storage(str(undisturbed / "run"))
-    version = current(root.child("data/contrastive"))
-    assert version is not None
-    (entry,) = cost_records.read(root)
+    assert json.loads(version.storage.get("prompts.json"))["prompts"] == 18
+    (entry,) = cost_records.read(open_storage(str(undisturbed / "run")))
     assert entry.key == "records/synthesize-contrastive.json"
     assert (entry.images, entry.device) == (18, "cpu")
     assert entry.bytes == sum(receipt.bytes for receipt in version.shards)
@@ -113,9 +99,7 @@ def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> Non
     version = tmp_path / "run/data/contrastive/versions/0123456789abcdef"
     version.mkdir(parents=True)
     (version / "identity.json").write_text('{"synthesis.steps": 99}')
-    found = run_here("synthesize", manifest)
-    assert found.returncode == 2
-    (line,) = [text for text in found.stderr.splitlines() if text.startswith("error: ")]
+    line = refusal("synthesize", manifest)
     assert "synthesis.steps: 99 there, 8 here" in line
     assert "--abandon" in line
 
@@ -124,26 +108,23 @@ def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("classes=[dog, '&nbsp;', cat]", "error: classes: "),
-        ("synthesis.image_size=60", "error: synthesis.image_size: must be a multiple"),
-        ("teacher.weights=/nowhere.pt", "error: teacher.weights: "),
-        ("generator.weights=/nowhere.ckpt", "error: generator.weights: "),
-        ("synthesis.images_per_class=2000000000", "error: storage.root: "),
-        ("prompts.template='{class} " + "very " * 30 + "{style}'", "error: prompts.template: "),
+        ("classes=[dog, '&nbsp;', cat]", "classes: "),
+        ("synthesis.image_size=60", "synthesis.image_size: must be a multiple"),
+        ("teacher.weights=/nowhere.pt", "teacher.weights: "),
+        ("generator.weights=/nowhere.ckpt", "generator.weights: "),
+        ("synthesis.images_per_class=2000000000", "storage.root: "),
+        ("prompts.template='{class} " + "very " * 30 + "{style}'", "prompts.template: "),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(tmp_path: Path, override: str, message: str) -> None:
-    found = run_here("synthesize", write(tmp_path), "--set", override)
-    assert found.returncode == 2
-    (line,) = found.stderr.strip().splitlines()
-    assert line.startswith(message)
+    assert refusal("synthesize", write(tmp_path), "--set", override).startswith(message)
     assert not (tmp_path / "run" / "data").exists()
 
 
 @pytest.mark.heavy
 def test_the_plan_and_the_resolved_manifest_are_shown_without_work(tmp_path: Path) -> None:
     manifest = write(tmp_path)
-    planned = json.loads(run_here("synthesize", manifest, "--dry-run").stdout)
+    planned = plan("synthesize", manifest)
     assert (planned["tasks"], planned["images"], planned["optimisation_steps"]) == (9, 18, 144)
     assert planned["sampling_steps"] == 0
     assert planned["bytes_at_most"] > 18 * 64 * 64 * 3

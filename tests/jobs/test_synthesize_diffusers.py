@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.dataset.published import current
-from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
-from dfkd.storage.local import open_storage
-from tests.helpers.jobs import contents, run_here
+from tests.helpers.jobs import contents, plan, refusal, run_here
+from tests.helpers.published import published
 from tests.helpers.tiny_models import VIT, model_config, write_teacher
 from tests.helpers.tiny_pipeline import read_manifest, tiny_teacher, write_pipeline
 
@@ -26,14 +24,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("two_cpus")
 def test_a_run_is_published_and_resumed_to_the_same_bytes(home: Path) -> None:
     words = ("--set", "prompts.method=random", "--set", "cluster.workers=1")
-    planned = json.loads(run_here("synthesize", home / "manifest.yaml", *words, "--dry-run").stdout)
+    planned = plan("synthesize", home / "manifest.yaml", *words)
     assert (planned["optimisation_steps"], planned["sampling_steps"]) == (0, 20)
     found = run_here("synthesize", home / "manifest.yaml", *words)
     assert found.returncode == Exit.DONE, found.stderr
     data = home / "run/data"
-    version = current(open_storage(str(home / "run")).child("data/random"))
-    assert version is not None
-    assert verify(version) == []
+    version = published(home / "run", "random")
     assert sum(receipt.samples for receipt in version.shards) == 10
     identity = json.loads((data / "random/versions" / version.id / "identity.json").read_bytes())
     assert identity["generator.kind"] == "diffusers"
@@ -56,16 +52,13 @@ def test_a_run_is_published_and_resumed_to_the_same_bytes(home: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("synthesis.steps=500", "error: synthesis.steps: must suit LCMScheduler"),
-        ("generator.weights=/nowhere", "error: generator.weights: must be an existing folder or "),
+        ("synthesis.steps=500", "synthesis.steps: must suit LCMScheduler"),
+        ("generator.weights=/nowhere", "generator.weights: must be an existing folder or "),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(override: str, message: str, home: Path) -> None:
     words = ("--set", override, "--set", f"storage.root={home}/other")
-    found = run_here("synthesize", home / "manifest.yaml", *words)
-    assert found.returncode == Exit.USAGE
-    (line,) = found.stderr.strip().splitlines()
-    assert line.startswith(message)
+    assert refusal("synthesize", home / "manifest.yaml", *words).startswith(message)
     assert not (home / "other").exists()
 
 
@@ -73,6 +66,5 @@ def test_bad_input_is_one_line_before_any_work(override: str, message: str, home
 def test_another_teacher_is_refused_before_any_work(home: Path, tmp_path: Path) -> None:
     other = write_teacher(tmp_path, model_config(VIT, heads=4))
     words = [f"--set=teacher.{key}={getattr(other, key)}" for key in ("model", "weights")]
-    found = run_here("synthesize", home / "manifest.yaml", *words, "--dry-run")
-    assert found.returncode == Exit.USAGE
-    assert "(num_attention_heads is 4 there and 2 here)" in found.stderr
+    line = refusal("synthesize", home / "manifest.yaml", *words, "--dry-run")
+    assert "(num_attention_heads is 4 there and 2 here)" in line

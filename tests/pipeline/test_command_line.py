@@ -27,7 +27,7 @@ from dfkd.errors import (
 )
 from dfkd.pipeline import command_line
 from dfkd.storage.base import BUCKET_ROOTS
-from tests.helpers import jobs, small_manifest
+from tests.helpers import jobs, small_manifest, tiny_version
 
 
 @pytest.fixture
@@ -265,6 +265,19 @@ def test_every_job_refuses_a_root_that_no_storage_serves(
         rule = "must be a folder of this machine, got 'ftp://x/y'; name one"
     (line,) = printed.err.splitlines()
     assert f"{key.removeprefix('settings.')}: {rule}" in line
+
+
+READERS = [(job, more) for job in ("clean", "report", "verify") for more in ([], ["--dry-run"])]
+
+
+@pytest.mark.parametrize(("job", "options"), [("distill", []), *READERS])
+def test_a_job_that_reads_a_run_refuses_one_that_is_not_there(
+    tmp_path: Path, job: str, options: list[str]
+) -> None:
+    """And makes nothing there."""
+    manifest = tiny_version.write_manifest(tmp_path)
+    assert jobs.refusal(job, manifest, *options).startswith("storage.root: must ")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
