@@ -1,13 +1,9 @@
-"""The job as a person meets it, at every moment of a run's life."""
+"""The job at every moment of a run's life; `test_status_finished` has its end."""
 
 import contextlib
 import dataclasses
 import json
 import os
-import pty
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +16,12 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.versions import Version
 from dfkd.distillation.student_names import student_name
-from dfkd.errors import InfrastructureError
-from dfkd.pipeline.status import show
 from dfkd.pipeline.status.run import read_status
 from dfkd.storage import cost_records, lease
 from dfkd.storage.base import Request
 from dfkd.storage.local import open_storage, open_to_read
 from dfkd.utils.strict_json import canonical
-from tests.helpers import finished_run, jobs, tiny_version
+from tests.helpers import jobs, tiny_version
 from tests.helpers.jobs import contents, last_error, run_here
 from tests.helpers.tiny_version import write_manifest
 
@@ -227,124 +221,6 @@ def test_the_epoch_of_a_student_in_training(path: Path, manifest: Manifest, root
     assert both["remark"] == "once the 2 processes at work have ended"
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of a finished run of two methods with two students each."""
-    folder = tmp_path_factory.mktemp("finished")
-    manifest = finished_run.finished(folder)
-    open_storage(manifest.storage.root).put("report.html", b"")
-    return folder / "manifest.yaml"
-
-
-def test_a_finished_run_needs_nothing(finished: Path) -> None:
-    root = finished.parent / "run"
-    found = status(finished)
-    assert found["next"] is None
-    assert [(v["method"], v["state"], v["current"]) for v in found["synthesize"]] == [
-        ("vanilla", "published", True),
-        ("contrastive", "published", True),
-    ]
-    assert [s["state"] for s in found["distill"]] == ["finished"] * 4
-    assert found["evaluate"]["state"] == found["report"]["state"] == "finished"
-    assert text(finished)[-1] == "next: nothing to do"
-
-    found = status(root)
-    assert found["next"] is None
-    assert {v["method"] for v in found["synthesize"]} == {"vanilla", "contrastive"}
-    assert len(found["distill"]) == 4
-
-
-def test_results_without_a_model_or_older_than_a_student_are_outdated(finished: Path) -> None:
-    again = f"python jobs/evaluate.py {finished}"
-    more = ["--set", "evaluation.models=[teacher, text-only, student]"]
-    found = status(finished, *more)
-    assert found["evaluate"]["state"] == "outdated"
-    assert found["next"].startswith(again)
-    results, report = (finished.parent / "run" / name for name in ("results.json", "report.html"))
-    try:
-        age(results, 60)
-        age(report, 120)
-        found = status(finished)
-        assert (found["evaluate"]["state"], found["next"]) == ("outdated", again)
-        assert found["report"]["state"] == "outdated"
-        assert status(results.parent)["next"] == "python jobs/evaluate.py MANIFEST"
-    finally:
-        age(results, -1)
-        age(report, -1)
-    assert status(finished)["next"] is None
-
-
-@contextlib.contextmanager
-def rewritten(path: Path, content: str) -> Iterator[None]:
-    """Other content in a file of the shared run inside the block, with the same time."""
-    whole, written = path.read_bytes(), path.stat()
-    times = written.st_atime_ns, written.st_mtime_ns
-    try:
-        path.write_text(content)
-        os.utime(path, ns=times)
-        yield
-    finally:
-        path.write_bytes(whole)
-        os.utime(path, ns=times)
-
-
-def test_results_of_other_students_are_outdated(finished: Path) -> None:
-    """As after `mine` with other settings of the training under the same root."""
-    results = finished.parent / "run" / "results.json"
-    whole = results.read_text()
-    (name, *_) = json.loads(whole)["students"]
-    with rewritten(results, whole.replace(name, f"{name[:-1]}_")):
-        assert status(finished)["evaluate"]["state"] == "outdated"
-
-
-def test_a_finished_run_without_its_exported_student_is_not_done(finished: Path) -> None:
-    exported = finished.parent / "run" / "student" / "takehome.json"
-    hidden = exported.rename(exported.with_name("hidden.json"))
-    try:
-        found = status(finished)
-        assert found["take_home"]["state"] == "absent"
-        assert found["next"] == f"python jobs/pipeline.py {finished}"
-    finally:
-        hidden.rename(exported)
-
-
-def test_the_export_of_another_student_is_outdated(finished: Path) -> None:
-    """As after two manifests under one root, of which the other one has exported last."""
-    exported = finished.parent / "run" / "student" / "takehome.json"
-    assert status(finished)["take_home"]["state"] == "finished"
-    whole = exported.read_text()
-    name = json.loads(whole)["student"]["folder"]
-    for content in (whole.replace(name, f"{name[:-1]}_"), '{"student": null}'):
-        with rewritten(exported, content):
-            found = status(finished)
-            assert found["take_home"]["state"] == "outdated"
-            assert found["next"] == f"python jobs/pipeline.py {finished}"
-
-
-def test_damaged_results_are_made_again(finished: Path) -> None:
-    results = finished.parent / "run" / "results.json"
-    with rewritten(results, results.read_text()[:100]):
-        found = status(finished)
-        assert found["evaluate"]["state"] == "outdated"
-        assert found["next"] == f"python jobs/evaluate.py {finished}"
-
-
-def test_without_labelled_images_neither_results_nor_a_report_are_next(finished: Path) -> None:
-    found = status(finished, "--set", "evaluation.data=none")
-    assert found["evaluate"]["state"] == found["report"]["state"] == "not planned"
-    assert found["next"] is None
-
-
-def test_a_missing_report_is_next(finished: Path) -> None:
-    report = finished.parent / "run" / "report.html"
-    report.unlink()
-    try:
-        assert status(finished)["next"] == f"python jobs/report.py {finished}"
-        assert status(report.parent)["next"] == f"python jobs/report.py {report.parent}"
-    finally:
-        report.write_bytes(b"")
-
-
 def test_another_manifest_s_unfinished_version_stands_in_the_way(
     path: Path, manifest: Manifest
 ) -> None:
@@ -414,12 +290,10 @@ def test_a_root_shows_all_that_is_in_it(path: Path, manifest: Manifest, root: Pa
 
 def test_a_root_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    done = run_here("status", tmp_path / "empty")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert last_error(done).startswith("error: manifest: must be a manifest, or a root with")
-    assert len(done.stderr.splitlines()) == 1
+    refused = jobs.refusal("status", tmp_path / "empty")
+    assert refused.startswith("manifest: must be a manifest, or a root with")
     assert list((tmp_path / "empty").iterdir()) == []
-    assert run_here("status", tmp_path / "nothing").returncode == 2
+    jobs.refusal("status", tmp_path / "nothing")
 
 
 def test_damage_is_one_line(path: Path, manifest: Manifest) -> None:
@@ -472,101 +346,3 @@ def test_on_s3_receipts_are_listed_and_not_read(path: Path, s3_root: str) -> Non
     # there? A listing of receipts has a page for each thousand.
     assert [counts[0].count(each) for each in ("get", "head", "list")] == [1, 4, 11]
     assert {request.operation for request in sent} == {"get", "head", "list"}
-
-
-@contextlib.contextmanager
-def start(
-    source: Path, *arguments: str, stdout: int = subprocess.PIPE
-) -> Iterator[subprocess.Popen[str]]:
-    """The job in a process that Ctrl-C reaches; one that still runs at the end is killed."""
-    with subprocess.Popen(
-        jobs.command("status", source, *arguments),
-        env=jobs.environment(),
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts commands in its background with SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@pytest.mark.heavy
-@pytest.mark.timeout(300)
-def test_a_watch_on_a_pipe_prints_a_line_for_each_change_until_it_is_stopped(
-    path: Path, manifest: Manifest
-) -> None:
-    filled(manifest, 4)
-    with start(path, "--watch", "0.2") as process:
-        assert process.stdout is not None
-        assert " vanilla 4/6 shards; 0/1 students; " in process.stdout.readline()
-        time.sleep(1)  # looks that find nothing new
-        filled(manifest, 5)
-        assert " vanilla 5/6 shards; " in process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=60)
-    assert (process.returncode, out.strip(), errors) == (0, "", "")
-
-
-def test_a_watch_ends_when_everything_is_finished(finished: Path) -> None:
-    (line,) = text(finished, "--watch")
-    assert "; 4/4 students; results.json finished; report.html finished; next: nothing" in line
-    done = run_here("status", finished, "--watch", "1", "--json")
-    (line,) = done.stdout.splitlines()
-    assert json.loads(line)["next"] is None
-
-
-def test_a_watch_outlives_a_store_that_is_away(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root, manifest = open_to_read(str(finished.parent / "run")), Manifest.read(finished)
-    done = read_status(root, manifest, str)
-    looks = [dataclasses.replace(done, next="more"), InfrastructureError("it is away"), done]
-
-    def look() -> Any:
-        found = looks.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    show.watch(look, as_json=False, seconds=0.01)
-    printed = capsys.readouterr()
-    shown = [line.rpartition("next: ")[2] for line in printed.out.splitlines()]
-    assert shown == ["more", "nothing to do"]
-    assert printed.err.strip().endswith("it is away")
-
-
-@pytest.mark.heavy
-def test_a_watch_on_a_terminal_redraws_the_whole_status(finished: Path) -> None:
-    reader, writer = pty.openpty()
-    with start(finished, "--watch", stdout=writer) as process:
-        _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
-    shown = os.read(reader, 1 << 16).decode()
-    os.close(reader)
-    os.close(writer)
-    assert shown.startswith("\x1b[2J\x1b[H")
-    assert shown.rstrip().endswith("next: nothing to do")
-
-
-@pytest.mark.heavy
-def test_neither_torch_nor_ray_is_imported(finished: Path) -> None:
-    program = (
-        "import runpy, sys\n"
-        "sys.argv = sys.argv[1:]\n"
-        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as stop:\n    assert stop.code == 0\n"
-        "assert not {'torch', 'ray', 'boto3', 'webdataset'} & sys.modules.keys()\n"
-    )
-    job = jobs.ROOT / "jobs" / "status.py"
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(job), str(finished)],
-        env=jobs.environment() | {"PYTHONPATH": f"{jobs.ROOT}:{jobs.ROOT / 'jobs'}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "next: nothing to do"
