@@ -15,7 +15,6 @@ from PIL import Image
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.distillation.student_store import locate_student
-from dfkd.errors import Exit
 from dfkd.evaluation.results import validate_results
 from dfkd.models import teacher_architecture
 from dfkd.models.student import Student, build, card, save_student
@@ -180,9 +179,8 @@ def test_sizes_and_latencies_stand_beside_the_scores(
 
 
 def test_nothing_is_scored_without_labelled_images(run: Path) -> None:
-    job = evaluate(run, "--set=evaluation.data=none")
-    assert job.returncode == Exit.USAGE
-    assert "evaluation.data: must be labelled images of the classes" in jobs.last_error(job)
+    line = jobs.refusal("evaluate", run, "--set=evaluation.data=none")
+    assert line.startswith("evaluation.data: must be labelled images of the classes")
 
 
 def test_a_text_only_classifier_of_each_seed_is_scored(run: Path, tmp_path: Path) -> None:
@@ -215,9 +213,7 @@ def test_a_text_only_classifier_of_each_seed_is_scored(run: Path, tmp_path: Path
 
 
 def test_a_missing_student_is_named_with_the_job_that_trains_it(run: Path) -> None:
-    job = evaluate(run, "--set", "distillation.seeds=[0, 5]")
-    assert job.returncode == 2
-    (line,) = job.stderr.strip().splitlines()
+    line = jobs.refusal("evaluate", run, "--set", "distillation.seeds=[0, 5]")
     assert "method vanilla seed 5" in line
     assert "jobs/distill.py" in line
 
@@ -231,10 +227,9 @@ def test_a_dry_run_says_what_would_be_scored(run: Path) -> None:
 
 
 def test_a_dry_run_refuses_a_tower_that_the_run_would_refuse(run: Path) -> None:
-    options = ("--set=evaluation.models=[text-only]", "--set=text_only.model=RN50")
-    job = evaluate(run, *options, "--set=text_only.weights=nowhere.pt", "--dry-run")
-    assert job.returncode == 2
-    assert jobs.last_error(job).startswith("error: text_only.weights: ")
+    options = ["--set=evaluation.models=[text-only]", "--set=text_only.model=RN50"]
+    options += ("--set=text_only.weights=nowhere.pt", "--dry-run")
+    assert jobs.refusal("evaluate", run, *options).startswith("text_only.weights: ")
 
 
 def test_an_unreadable_image_ends_partial_with_everything_else_written(

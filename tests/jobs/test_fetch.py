@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
-import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,6 @@ def fetch(path: Path, *words: str, code: Exit = Exit.DONE) -> str:
     return found.stderr if code else found.stdout
 
 
-def planned(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(fetch(path, "--dry-run"))
-    return found
-
-
 TURBO = "sd-turbo"
 UNET = f"{TURBO}/unet/diffusion_pytorch_model.safetensors"
 
@@ -122,7 +117,7 @@ def test_a_diffusion_model_is_taken_from_a_directory(
 ) -> None:
     """Each of its files is pinned, and what is something else is refused."""
     mirror, path = pipeline
-    address = planned(path)["files"][UNET]["address"]
+    address = jobs.plan("fetch", path)["files"][UNET]["address"]
     of_a_commit = r"https://huggingface\.co/stabilityai/sd-turbo/resolve/[0-9a-f]{40}/unet/"
     assert re.fullmatch(rf"{of_a_commit}diffusion_pytorch_model\.safetensors", address)
     fetch(path, "--mirror", str(mirror))
@@ -169,7 +164,7 @@ def test_a_plan_has_the_facts_of_each_file_and_fetches_nothing(tmp_path: Path) -
         teacher={"model": "ViT-B-32-quickgelu", "weights": "laion400m_e32"},
         distillation={"weights": "IMAGENET1K_V1"},
     )
-    plan = planned(path)
+    plan = jobs.plan("fetch", path)
     files = plan["files"]
     config, _, student = files.values()
     assert config["key"] == "generator.config"
@@ -188,10 +183,10 @@ def test_a_plan_knows_what_is_there(mirror: Path, tmp_path: Path) -> None:
     path = write_manifest(tmp_path)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / f"{NAME}.yaml").write_bytes((mirror / f"{NAME}.yaml").read_bytes())
-    found = planned(path)
+    found = jobs.plan("fetch", path)
     assert found["missing"] == [f"{NAME}.ckpt"]
     assert (found["missing_bytes"], found["missing_of_unknown_size"]) == (980_092_370, 0)
-    assert planned(write_manifest(tmp_path, generator=GENERATOR))["files"] == {}
+    assert jobs.plan("fetch", write_manifest(tmp_path, generator=GENERATOR))["files"] == {}
 
 
 def test_a_hubs_model_is_left_to_the_library(
@@ -202,10 +197,26 @@ def test_a_hubs_model_is_left_to_the_library(
     written = write_teacher(tmp_path / "files", model_config(VIT))
     teacher = {"model": written.model, "weights": "tiny"}
     path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
-    assert planned(path)["from_hubs"] == {"someone/tiny": "teacher.weights"}
+    assert jobs.plan("fetch", path)["from_hubs"] == {"someone/tiny": "teacher.weights"}
     assert "the hub does not give someone/tiny" in fetch(path, code=Exit.USAGE)
     keep_hub_model(tmp_path / "cache", "someone/tiny", Path(written.weights))
     assert "someone/tiny, fetched by open_clip: " in fetch(path)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
+    """A hub with the teacher that the tag in `manifest.yaml` stands for."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between attempts
+    give_tag(monkeypatch, hf_hub="someone/tiny/")
+    written = write_teacher(tmp_path / "files", model_config(VIT))
+    teacher = {"model": written.model, "weights": "tiny"}
+    write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
+    body = Path(written.weights).read_bytes()
+    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    with Publisher(**dict.fromkeys(names, body)) as hub:
+        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
 
 
 @pytest.mark.parametrize(
@@ -213,38 +224,17 @@ def test_a_hubs_model_is_left_to_the_library(
     [("", Exit.RETRY), ("busy", Exit.RETRY), ("cut 1000", Exit.RETRY), ("gone", Exit.USAGE)],
 )
 def test_only_an_outage_of_the_hub_is_worth_a_repetition(
-    fault: str, code: Exit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, code: Exit, hub: Publisher, tmp_path: Path
 ) -> None:
     """No server, one that is overloaded, a bad line, and a server that has no such model."""
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between attempts
-    give_tag(monkeypatch, hf_hub="someone/tiny/")
-    written = write_teacher(tmp_path / "files", model_config(VIT))
-    teacher = {"model": written.model, "weights": "tiny"}
-    path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
-    body = Path(written.weights).read_bytes()
-    names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-    with Publisher(**dict.fromkeys(names, body)) as hub:
-        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        hub.inject(*[fault] * 20)
-        if not fault:
-            hub.server_close()
-        assert "someone/tiny" in fetch(path, code=code)
+    hub.inject(*[fault] * 20)
+    if not fault:
+        hub.server_close()
+    assert "someone/tiny" in fetch(tmp_path / "manifest.yaml", code=code)
 
 
-def test_a_hubs_model_arrives_over_a_bad_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    give_tag(monkeypatch, hf_hub="someone/tiny/")
-    written = write_teacher(tmp_path / "files", model_config(VIT))
-    teacher = {"model": written.model, "weights": "tiny"}
-    path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
-    body = Path(written.weights).read_bytes()
-    with Publisher(**{"open_clip_model.safetensors": body}) as hub:
-        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        hub.inject("", "cut 1000")
-        assert "someone/tiny, fetched by open_clip: " in fetch(path)
-        assert len(hub.seen) == 3
-    check_synthesis(Manifest.read(path))
+def test_a_hubs_model_arrives_over_a_bad_line(hub: Publisher, tmp_path: Path) -> None:
+    hub.inject("", "cut 1000")
+    assert "someone/tiny, fetched by open_clip: " in fetch(tmp_path / "manifest.yaml")
+    assert len(hub.seen) == 3
+    check_synthesis(Manifest.read(tmp_path / "manifest.yaml"))

@@ -28,7 +28,6 @@ CURVES = ("untouched", "student", "library", "scratch")
 def fewshot(manifest: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     """The job in this process."""
     words = [word for setting in settings for word in ("--set", setting)]
-    words = ["--dry-run"] if settings == ("--dry-run",) else words
     return jobs.run_here("fewshot", manifest, "--threads", "1", *words)
 
 
@@ -213,9 +212,7 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
 def test_what_cannot_run_is_refused_in_one_line(
     manifest: Path, setting: str, words: list[str]
 ) -> None:
-    job = fewshot(manifest, setting)
-    assert job.returncode == 2
-    line = last_error(job)
+    line = jobs.refusal("fewshot", manifest, "--set", setting)
     assert all(word in line for word in words), line
     assert not cells(manifest)
 
@@ -232,11 +229,10 @@ def paint(manifest: Path, *images: int) -> Path:
 
 
 def test_a_domain_in_which_nothing_can_be_told_apart_is_refused(manifest: Path) -> None:
-    data = paint(manifest, 3, 1, 1)
-    job = fewshot(manifest, f"evaluation.data={data}", "fewshot.domains=[]")
-    assert job.returncode == 2
-    assert "fewshot.domains: each needs two classes" in last_error(job)
-    assert "'flat'" in last_error(job)
+    words = [f"--set=evaluation.data={paint(manifest, 3, 1, 1)}", "--set=fewshot.domains=[]"]
+    line = jobs.refusal("fewshot", manifest, *words)
+    assert "fewshot.domains: each needs two classes" in line
+    assert "'flat'" in line
 
 
 def test_an_unreadable_image_ends_partial_with_everything_else_written(manifest: Path) -> None:
@@ -279,14 +275,9 @@ def test_a_damaged_cell_is_named(undisturbed: Path, tmp_path: Path, damage: byte
 
 
 def test_a_dry_run_says_what_would_be_trained(manifest: Path) -> None:
-    job = fewshot(manifest, "--dry-run")
-    assert job.returncode == 0, job.stderr
-    plan = json.loads(job.stdout)
+    plan = jobs.plan("fewshot", manifest)
     assert plan["trainings"] == 2 * 2 * 2 * 3
     assert (plan["domains"], plan["images"]) == (["chalk", "neon"], 60 + 60)
     assert not (manifest.parent / "run/fewshot").exists()
-    job = jobs.run_here(
-        "fewshot", manifest, "--dry-run", "--set", "distillation.weights=/nowhere.pth"
-    )
-    assert job.returncode == 2
-    assert "distillation.weights" in last_error(job)
+    words = ("--dry-run", "--set", "distillation.weights=/nowhere.pth")
+    assert "distillation.weights" in jobs.refusal("fewshot", manifest, *words)

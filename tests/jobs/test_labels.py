@@ -89,8 +89,7 @@ def test_other_classes_are_scored_without_training(run: Path) -> None:
     assert rows.keys() == {"teacher", "student"}
     assert (rows["student"]["accuracy"], rows["student"]["images"]) == (1.0, 3)
     assert (root / "results.json").read_bytes() == own
-    plan = json.loads(jobs.run_here("evaluate", run, "--classes", NAMES, "--dry-run").stdout)
-    assert plan["images"] == 3
+    assert jobs.plan("evaluate", run, "--classes", NAMES)["images"] == 3
 
 
 @pytest.mark.parametrize("job", ["evaluate", "labels"])
@@ -113,9 +112,7 @@ def test_what_cannot_be_named_is_refused_in_one_line(job: str, run: Path, tmp_pa
         # A dry run does not read the teacher.
         dry = () if message == "teacher.weights" else ("--dry-run",)
         for more in {(), dry}:
-            found = jobs.run_here(job, run, *options, *more)
-            assert found.returncode == 2, options
-            assert message in jobs.last_error(found)
+            assert message in jobs.refusal(job, run, *options, *more)
 
 
 def test_both_graphs_agree_with_the_student(run: Path) -> None:

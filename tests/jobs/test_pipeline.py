@@ -9,7 +9,7 @@ import yaml
 
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
-from tests.helpers.jobs import contents, load, run, run_here
+from tests.helpers.jobs import contents, load, plan, refusal, run, run_here
 
 SMALL = [
     "synthesis.images_per_class=4",
@@ -93,8 +93,7 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 def test_the_plan_covers_all_stages(tmp_path: Path) -> None:
-    found = run_here("pipeline", MANIFEST, *settings(tmp_path / "run"), "--dry-run")
-    planned = json.loads(found.stdout)
+    planned = plan("pipeline", MANIFEST, *settings(tmp_path / "run"))
     assert set(planned) == {"synthesize", "distill", "evaluate"}
     assert planned["synthesize"]["methods"] == planned["distill"]["methods"]
     assert not (tmp_path / "run").exists()
@@ -104,9 +103,8 @@ def test_the_plan_covers_all_stages(tmp_path: Path) -> None:
 def test_evaluation_data_is_looked_at_before_anything_is_made(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "photo" / "dog").mkdir(parents=True)
-    found = run_here("pipeline", MANIFEST, *settings(tmp_path / "run", f"evaluation.data={data}"))
-    assert found.returncode == 2
-    assert found.stderr.startswith("error: evaluation.data: ")
+    words = settings(tmp_path / "run", f"evaluation.data={data}")
+    assert refusal("pipeline", MANIFEST, *words).startswith("evaluation.data: ")
     assert not (tmp_path / "run").exists()
 
 

@@ -10,16 +10,14 @@ import pytest
 from PIL import Image
 
 from ceph import missing
-from dfkd.dataset.published import current
-from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
 from dfkd.evaluation.results import validate_results
 from dfkd.pipeline import attempts
 from dfkd.storage import lease
-from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
-from tests.helpers.jobs import run_here
+from tests.helpers.jobs import plan, refusal, run_here
 from tests.helpers.own_ray import own_ray
+from tests.helpers.published import published
 from tests.helpers.tiny_version import write_manifest
 
 CLASSES = ("clock", "book", "key")
@@ -56,19 +54,12 @@ def manifest(tmp_path: Path) -> Path:
     )  # fmt: skip
 
 
-def run(
-    job: str, manifest: Path, root: Path | str, *arguments: str
+def regenerate(
+    manifest: Path, root: Path | str, *settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """A job in this process; what is no option is a setting."""
-    words = [word if word.startswith("--") else f"--set={word}" for word in arguments]
-    return run_here(job, manifest, f"--set=storage.root={root}", *words)
-
-
-def held(root: Storage) -> str:
-    version = current(root.child("data/vanilla"))
-    assert version is not None
-    assert verify(version) == []
-    return version.id
+    """The job in this process."""
+    words = [f"--set={setting}" for setting in (f"storage.root={root}", *settings)]
+    return run_here("regenerate", manifest, *words)
 
 
 @pytest.mark.slow
@@ -76,10 +67,10 @@ def held(root: Storage) -> str:
 @pytest.mark.timeout(700)
 def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Published; refused by the gate; a share made anew and accepted; the rest swept."""
-    found = run("regenerate", manifest, place)
+    found = regenerate(manifest, place)
     assert found.returncode == Exit.DONE, found.stderr
     root = open_storage(place)
-    first = held(root)
+    first = published(place).id
     assert f"current: none -> {first}" in found.stdout
     assert "comparison.html" not in found.stdout
     assert found.stdout.splitlines()[-1] == f"wrote {root.location('report.html')}"
@@ -87,11 +78,11 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as strict:
         strict.setattr(attempts, "MINIMUM_PER_CLASS", 5)
-        found = run("regenerate", manifest, place, "regeneration.tolerance=1.0")
+        found = regenerate(manifest, place, "regeneration.tolerance=1.0")
     assert found.returncode == Exit.PARTIAL
     line = found.stderr.strip().splitlines()[-1]
     assert "does not become current (4 images of clock, at least 5)" in line
-    assert held(root) == first
+    assert published(place).id == first
     assert root.get("results.json") == results
     refused = json.loads(root.get("regenerations/00000001/decision.json"))
     assert refused["current"] == first
@@ -99,14 +90,12 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
 
     some = ["regeneration.share=0.5", "regeneration.classes=[book]", "regeneration.tolerance=1.0"]
     some.append("evaluation.average=classes")
-    found = run("regenerate", manifest, place, *some)
+    found = regenerate(manifest, place, *some)
     assert found.returncode == Exit.DONE, found.stderr
     assert f"current: {first} -> " in found.stdout
-    second = current(root.child("data/vanilla"))
-    assert second is not None
+    second = published(place)
     assert [r.version == first for r in second.shards].count(False) == 1
     assert second.manifest["identity"]["salt"] == 2
-    assert verify(second) == []
     decision = json.loads(root.get("regenerations/00000002/decision.json"))
     assert decision["candidate"] == second.id
     for name, figure in (("candidate", "accuracy"), ("current", "current_accuracy")):
@@ -117,15 +106,16 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
     assert root.get("results.json") == root.get("regenerations/00000002/candidate/results.json")
     assert second.fingerprint in root.get("report.html").decode()
 
-    planned = json.loads(run("clean", manifest, place, "--keep=1", "--grace=0", "--dry-run").stdout)
+    sweep = (f"--set=storage.root={place}", "--keep=1", "--grace=0")
+    planned = plan("clean", manifest, *sweep)
     assert {f"vanilla/{second.id}"} == planned["keep"].keys()
     gone = {key for removal in planned["remove"] for key in removal["objects"]}
     assert all(root.exists(key) for key in gone)
-    found = run("clean", manifest, place, "--keep=1", "--grace=0")
+    found = run_here("clean", manifest, *sweep)
     assert found.returncode == Exit.DONE, found.stderr
     assert f"removed {len(gone)} objects, {planned['bytes']} bytes" in found.stdout
     assert not any(root.exists(key) for key in gone)
-    assert held(root) == second.id
+    assert published(place).id == second.id
     assert refused["candidate"] not in root.child("data/vanilla").folders("versions/")
     assert len(root.folders("students/")) == 1
 
@@ -135,7 +125,7 @@ def test_a_second_regeneration_is_refused_while_one_is_at_work(
 ) -> None:
     root = open_storage(str(tmp_path / "run"))
     with lease.holding(root, "regenerate") as first:
-        found = run("regenerate", manifest, tmp_path / "run")
+        found = regenerate(manifest, tmp_path / "run")
     assert found.returncode == Exit.RETRY
     (line,) = found.stderr.strip().splitlines()
     assert line.startswith(f"error: lease regenerate: is held by {first.holder} until ")
@@ -158,15 +148,11 @@ def test_a_second_regeneration_is_refused_while_one_is_at_work(
 def test_what_cannot_be_regenerated_is_refused_at_once(
     manifest: Path, tmp_path: Path, setting: str, complaint: str, options: tuple[str, ...]
 ) -> None:
-    found = run("regenerate", manifest, tmp_path / "run", setting, *options)
-    assert found.returncode == Exit.USAGE
-    (line,) = found.stderr.strip().splitlines()
-    assert complaint in line
+    assert complaint in refusal("regenerate", manifest, "--set", setting, *options)
     assert not (tmp_path / "run").exists()
 
 
 def test_the_plan_makes_nothing(manifest: Path, tmp_path: Path) -> None:
-    planned = json.loads(run("regenerate", manifest, tmp_path / "run", "--dry-run").stdout)
-    assert planned["salt"] == 0
-    assert planned["fresh_images"] == 12
+    planned = plan("regenerate", manifest)
+    assert (planned["salt"], planned["fresh_images"]) == (0, 12)
     assert not (tmp_path / "run").exists()

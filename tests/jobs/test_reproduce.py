@@ -34,14 +34,25 @@ def reproduce(*words: str | Path) -> tuple[int, str, str]:
     return found.returncode, found.stdout, found.stderr
 
 
+def finish(*words: str | Path) -> str:
+    """What the job prints when it has found or made all cells."""
+    code, out, err = reproduce(*words)
+    assert code == Exit.DONE, err
+    return out
+
+
 @pytest.fixture(scope="module")
 def made(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a study of two methods and two seeds, made once: its root, its files."""
     folder = tmp_path_factory.mktemp("study")
     path = write(folder, teacher="CLIP", paper=[PAPER], notes=["A note."])
-    code, _, err = reproduce(path)
-    assert code == Exit.DONE, err
+    finish(path)
     return folder
+
+
+def write_beside(made: Path, folder: Path, **changes: Any) -> Path:
+    """The file of another study with the same root."""
+    return write(folder, {"storage": {"root": str(made / "root")}}, **changes)
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -114,8 +125,7 @@ def test_what_is_finished_is_found_and_gives_the_same_bytes(made: Path, tmp_path
     before = jobs.contents(made / "root")
     (tmp_path / "again").mkdir()  # latencies are measured, and kept beside the tables
     shutil.copy(made / "latency.json", tmp_path / "again")
-    code, out, _ = reproduce(made / "study.yaml", "--output", tmp_path / "again")
-    assert code == Exit.DONE
+    out = finish(made / "study.yaml", "--output", tmp_path / "again")
     assert out.count(": found ") == 4
     assert ": finished " not in out
     assert jobs.contents(made / "root") == before
@@ -126,11 +136,9 @@ def test_what_is_finished_is_found_and_gives_the_same_bytes(made: Path, tmp_path
 def test_cells_share_what_they_have_in_common(made: Path, tmp_path: Path) -> None:
     """Of another study too: one data set, one student of each number of epochs, made once."""
     axes = [{"name": "Epochs", "values": EPOCHS}]
-    start = {"storage": {"root": str(made / "root")}}
-    path = write(tmp_path, start, axes=axes, kind="curve", x="Epochs", seeds=[0])
+    path = write_beside(made, tmp_path, axes=axes, kind="curve", x="Epochs", seeds=[0])
     before = {path.name for path in (made / "root" / "students").iterdir()}
-    code, out, _ = reproduce(path)
-    assert code == Exit.DONE
+    out = finish(path)
     assert "1 seed 0: found " in out
     assert "2 seed 0: finished " in out
     assert len(list((made / "root").glob("data/vanilla/versions/*"))) == 1
@@ -146,8 +154,7 @@ def test_whole_runs_are_compared_with_each_other(made: Path, tmp_path: Path) -> 
     """Run 0 has its data set already; run 1 makes its own, and students of it."""
     shutil.copytree(made / "root", tmp_path / "root")
     axes = [{"name": "Epochs", "values": {"Baseline": EPOCHS[1], "Longer": EPOCHS[2]}}]
-    code, out, _ = reproduce(write(tmp_path, axes=axes, repeat="run", compare="Baseline"))
-    assert code == Exit.DONE
+    out = finish(write(tmp_path, axes=axes, repeat="run", compare="Baseline"))
     assert "Baseline seed 0: found " in out
     assert out.count("seed 1: finished ") == 2
     versions = [cell["version"] for row in results(tmp_path)["rows"] for cell in row["cells"]]
@@ -172,8 +179,7 @@ def test_a_judge_recognises_the_images_of_the_class_that_it_names(
     judged = {"judge": str(judge), "teacher": "CLIP"}
     for answer, share in (("key", 0.0), ("clock", 0.5)):
         write_judge(judge, ("key", "clock", "book"), answer)
-        code, out, _ = reproduce(write(tmp_path, **judged))
-        assert (code, out.count(": finished ")) == (Exit.DONE, 4)
+        assert finish(write(tmp_path, **judged)).count(": finished ") == 4
         found = results(tmp_path)
         assert found["judge"] == hashlib.sha256(judge.read_bytes()).hexdigest()
         assert f"It names {100 * found['judge_accuracy']:.1f} % of the evaluation images." in (
@@ -188,17 +194,14 @@ def test_a_judge_recognises_the_images_of_the_class_that_it_names(
     monkeypatch.delattr("dfkd.studies.judge.Judge.recognised")
     before = jobs.contents(tmp_path / "root")
     for changes in (judged, {}):  # a study without a judge has cells of its own
-        code, out, _ = reproduce(write(tmp_path, **changes))
-        assert (code, out.count(": found ")) == (Exit.DONE, 4)
+        assert finish(write(tmp_path, **changes)).count(": found ") == 4
         assert jobs.contents(tmp_path / "root") == before
 
 
 @pytest.mark.parametrize("kind", ["bars", "embedding"])
 def test_a_figure_is_drawn(made: Path, tmp_path: Path, kind: str) -> None:
-    start = {"storage": {"root": str(made / "root")}}
     shown = {"adaptation": {"domain": "pixel_art", "shots": 2}} if kind == "embedding" else {}
-    code, out, _ = reproduce(write(tmp_path, start, kind=kind, seeds=[0], **shown))
-    assert code == Exit.DONE
+    out = finish(write_beside(made, tmp_path, kind=kind, seeds=[0], **shown))
     assert out.count(": found ") == 2
     svg = (tmp_path / "figure.svg").read_text()
     assert "Random_Prompt" in svg
@@ -214,10 +217,8 @@ def test_a_figure_is_drawn(made: Path, tmp_path: Path, kind: str) -> None:
 
 
 def test_a_case_shows_one_class_made_and_real(made: Path, tmp_path: Path) -> None:
-    start = {"storage": {"root": str(made / "root")}}
     pictures = {"classes": ["book"], "count": 3}
-    code, out, _ = reproduce(write(tmp_path, start, kind="case", pictures=pictures))
-    assert code == Exit.DONE
+    out = finish(write_beside(made, tmp_path, kind="case", pictures=pictures))
     found = results(tmp_path)
     row = next(line for line in out.splitlines() if line.startswith("| Baseline"))
     values = [cell["per_class"]["pixel_art"]["book"] for cell in found["rows"][0]["cells"]]
@@ -229,9 +230,7 @@ def test_a_case_shows_one_class_made_and_real(made: Path, tmp_path: Path) -> Non
 
 def test_a_gallery_needs_no_student(made: Path, tmp_path: Path) -> None:
     pictures = {"classes": ["book"], "count": 2}
-    start = {"storage": {"root": str(made / "root")}}
-    code, out, _ = reproduce(write(tmp_path, start, kind="gallery", pictures=pictures))
-    assert code == Exit.DONE
+    out = finish(write_beside(made, tmp_path, kind="gallery", pictures=pictures))
     assert out.splitlines()[-1] == f"wrote {tmp_path / 'figure.png'}"
     assert Image.open(tmp_path / "figure.png").width > 4 * 64
     assert not (tmp_path / "table.md").exists()
@@ -260,9 +259,7 @@ def test_a_failed_cell_is_named_and_the_rest_is_kept(made: Path, tmp_path: Path)
     assert "- Missing: Random_Prompt seed 2 (" in table
     assert [len(row["cells"]) for row in results(tmp_path)["rows"]] == [3, 2]
     shutil.copy(made / shard.relative_to(tmp_path), shard)
-    code, out, _ = reproduce(path)
-    assert code == Exit.DONE
-    assert out.count(": found ") == 5
+    assert finish(path).count(": found ") == 5
     assert "Missing" not in (tmp_path / "table.md").read_text()
 
 
@@ -321,22 +318,15 @@ def test_a_class_without_evaluation_data_is_refused_before_anything_is_made(tmp_
 
 
 def require_refusal(path: Path, complaint: str) -> None:
-    code, _, err = reproduce(path)
-    assert code == Exit.USAGE
-    (line,) = err.strip().splitlines()
-    assert line.startswith("error: ")
-    assert complaint in line
+    assert complaint in jobs.refusal("reproduce", path, *ALONE)
     assert not (path.parent / "root" / "data").exists()
 
 
 def test_a_study_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    code, _, err = reproduce("dictionry")
-    assert (code, err.count("\n")) == (Exit.USAGE, 1)
-    assert "did you mean 'dictionary'?" in err
+    assert "did you mean 'dictionary'?" in jobs.refusal("reproduce", "dictionry")
     (tmp_path / "file").write_text("")
-    code, _, err = reproduce(write(tmp_path), "--output", tmp_path / "file")
-    assert (code, err.count("\n")) == (Exit.USAGE, 1)
-    assert err.startswith("error: --output: must be a folder, s3://bucket/prefix, az://")
+    line = jobs.refusal("reproduce", write(tmp_path), "--output", str(tmp_path / "file"))
+    assert line.startswith("--output: must be a folder, s3://bucket/prefix, az://")
 
 
 def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,9 +362,7 @@ def test_the_steps_of_a_study_are_those_of_its_generators(tmp_path: Path) -> Non
 def test_the_plan_counts_and_makes_nothing(tmp_path: Path) -> None:
     settings = {"storage": {"root": str(tmp_path / "quick")}, "synthesis": {"steps": 3}}
     path = write(tmp_path, quick={"settings": settings})
-    code, out, _ = reproduce(path, "--quick", "--dry-run")
-    assert code == Exit.DONE
-    plan = json.loads(out)
+    plan = jobs.plan("reproduce", path, "--quick")
     assert plan["size"] == "quick"
     assert plan["seeds"] == [0]
     assert (plan["data_sets"], plan["images"]) == (2, 2 * 4)
@@ -387,8 +375,7 @@ def test_quick_results_lie_under_its_own_root(made: Path, tmp_path: Path) -> Non
     shutil.copytree(made / "root", tmp_path / "quick")
     quick = {"settings": {"storage": {"root": str(tmp_path / "quick")}}}
     absent = "absent.safetensors"  # the full study's judge, which a quick one does without
-    code, out, _ = reproduce(write(tmp_path, quick=quick, judge=absent), "--quick")
-    assert code == Exit.DONE
+    out = finish(write(tmp_path, quick=quick, judge=absent), "--quick")
     assert out.count(": found ") == 2
     place = tmp_path / "quick" / "studies" / "tiny"
     assert out.splitlines()[-1] == f"wrote {place / 'table.md'}"
