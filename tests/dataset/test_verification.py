@@ -5,10 +5,12 @@ import pytest
 
 from dfkd.config.manifest import Manifest
 from dfkd.dataset import publication
+from dfkd.dataset.verification import verify
 from dfkd.errors import Exit
 from tests.helpers import jobs, tiny_version
+from tests.helpers.partial_version import fill
 
-verify = jobs.load("verify")
+job = jobs.load("verify")
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def test_a_whole_run(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify.main([str(manifest)]) == Exit.DONE
+    assert job.main([str(manifest)]) == Exit.DONE
     lines = capsys.readouterr().out.splitlines()
     report = manifest.parent / "run" / "verify.json"
     assert lines[-1] == f"wrote {report}"
@@ -32,7 +34,7 @@ def test_a_whole_run(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_damaged_shard_is_named(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`test_verify_names_each_problem` has the other kinds of damage."""
     next(manifest.parent.glob("run/data/vanilla/versions/*/shards/0001-00000.tar")).unlink()
-    assert verify.main([str(manifest)]) == Exit.FAILED
+    assert job.main([str(manifest)]) == Exit.FAILED
     printed = capsys.readouterr()
     problems = [line for line in printed.out.splitlines() if line.startswith("problem: ")]
     assert len(problems) == 1
@@ -53,7 +55,7 @@ def test_what_follows_from_the_shards_is_restored(
     (file,) = manifest.parent.glob(f"run/data/vanilla/versions/*/{name}")
     before = file.read_bytes()
     file.write_bytes(before[:-1] + b"?")
-    assert verify.main([str(manifest)]) == Exit.DONE
+    assert job.main([str(manifest)]) == Exit.DONE
     assert f"restored {name}" in capsys.readouterr().out
     assert file.read_bytes() == before
 
@@ -64,7 +66,7 @@ def test_a_card_that_this_dfkd_words_otherwise_is_not_restored(
     (card,) = manifest.parent.glob("run/data/vanilla/versions/*/README.md")
     card.write_text("damaged")
     monkeypatch.setattr(publication, "TERMS", "other terms")
-    assert verify.main([str(manifest)]) == Exit.FAILED
+    assert job.main([str(manifest)]) == Exit.FAILED
     assert "this dfkd writes it otherwise" in capsys.readouterr().out
     assert card.read_text() == "damaged"
 
@@ -72,7 +74,7 @@ def test_a_card_that_this_dfkd_words_otherwise_is_not_restored(
 def test_a_method_without_a_version_is_named(
     manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = verify.main([str(manifest), "--set", "prompts.method=[vanilla, mix]"])
+    code = job.main([str(manifest), "--set", "prompts.method=[vanilla, mix]"])
     assert code == Exit.FAILED
     assert "data/mix: nothing published; run jobs/synthesize.py" in capsys.readouterr().out
 
@@ -82,7 +84,7 @@ def test_a_damaged_manifest_does_not_hide_the_other_methods(
 ) -> None:
     tiny_version.publish(Manifest.read(manifest), "mix")
     next((manifest.parent / "run").glob("data/mix/versions/*/manifest.json")).write_bytes(b"{")
-    assert verify.main([str(manifest), "--set", "prompts.method=[mix, vanilla]"]) == Exit.FAILED
+    assert job.main([str(manifest), "--set", "prompts.method=[mix, vanilla]"]) == Exit.FAILED
     printed = capsys.readouterr().out
     assert "vanilla: version" in printed
     assert "no readable JSON" in printed
@@ -91,6 +93,39 @@ def test_a_damaged_manifest_does_not_hide_the_other_methods(
 def test_dry_run_reads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tiny_version.write_manifest(tmp_path)
     (tmp_path / "run").mkdir()
-    assert verify.main([str(path), "--dry-run"]) == Exit.DONE
+    assert job.main([str(path), "--dry-run"]) == Exit.DONE
     assert json.loads(capsys.readouterr().out)["methods"] == "vanilla"
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_verify_names_each_problem(tmp_path: Path) -> None:
+    published = fill(tmp_path)
+    storage = published.storage
+    flipped = bytearray(storage.get("shards/0000-00000.tar"))
+    flipped[-5000] ^= 1
+    storage.put("shards/0000-00000.tar", bytes(flipped))
+    storage.put("shards/0000-00001.tar", storage.get("shards/0000-00001.tar")[:1024])
+    storage.delete("shards/0001-00000.tar")
+    storage.delete("receipts/0001-00001.json")
+    reasons = [
+        "receipts/0001-00001.json: no such",
+        "0000-00000.tar: sha256",
+        "0001-00000.tar: is missing",
+        "0000-00001.tar: 1024 bytes",
+    ]
+    for problem, reason in zip(verify(published), reasons, strict=True):
+        assert reason in problem
+        assert "restore" in problem
+
+
+def test_changed_prompts_are_found(tmp_path: Path) -> None:
+    published = fill(tmp_path)
+    storage = published.storage
+    part, sealed = storage.get("prompts/00001.parquet"), storage.get("prompts.json")
+    storage.put("prompts/00001.parquet", part[:-1] + b"x")
+    assert ["prompts/00001.parquet: is not" in line for line in verify(published)] == [True]
+    storage.put("prompts/00001.parquet", part)
+    storage.put("prompts.json", sealed.replace(b"parts", b"ports"))
+    assert ["prompts.json: is not" in line for line in verify(published)] == [True]
+    storage.put("prompts.json", sealed)
+    assert verify(published) == []

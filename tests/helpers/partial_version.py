@@ -69,6 +69,13 @@ def commit(
         return version.commit(task, write_task(task, Path(folder, "shard"), failed, shift), failed)
 
 
+def commit_all(version: versions.Version, without: Collection[str] = ()) -> None:
+    """Commit each task but some."""
+    for task in TASKS:
+        if task.id not in without:
+            commit(version, task)
+
+
 def home(root: Path | str) -> Storage:
     """The vanilla method's storage in a run's root."""
     return open_storage(str(root)).child("data/vanilla")
