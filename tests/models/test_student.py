@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dfkd.models.student import (
 from dfkd.models.teacher import distances
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
+from tests.helpers.published import flip_bit
 
 RANDOM = {"weights": "none", "warmup_epochs": 0}
 SMALL = Distillation(student="resnet18", **RANDOM)
@@ -223,6 +225,7 @@ def test_folding_gives_distances_from_standardised_outputs() -> None:
 
 
 CLASSES = ("a", "b", "c")
+EMBEDDING_CARD = card(dataclasses.replace(SMALL, target="embedding"), CLASSES, 32, embedding_dim=6)
 
 
 def save(storage: Storage, seed: int = 0) -> tuple[Student, bool]:
@@ -247,8 +250,7 @@ def test_a_student_of_embeddings_is_saved_with_its_classes_and_can_get_others(
     noise = torch.Generator().manual_seed(1)
     own, other = (F.normalize(torch.randn(m, 6, generator=noise), dim=1) for m in (3, 4))
     student, storage = build(SMALL, 6, 32, 0).eval().with_classes(own), open_storage(str(tmp_path))
-    meta = card(dataclasses.replace(SMALL, target="embedding"), CLASSES, 32, embedding_dim=6)
-    assert save_student(storage, student, meta)
+    assert save_student(storage, student, EMBEDDING_CARD)
     loaded, stored = load_student(storage)
     assert (stored["target"], stored["classes"]) == ("embedding", list(CLASSES))
     assert torch.equal(loaded(pixels()), student(pixels()))
@@ -261,8 +263,7 @@ def test_a_student_of_embeddings_is_saved_with_its_classes_and_can_get_others(
 def test_texts_of_another_number_of_classes_are_refused(tmp_path: Path) -> None:
     storage, texts = open_storage(str(tmp_path)), F.normalize(torch.rand(2, 6), dim=1)
     student = build(SMALL, 6, 32, 0).with_classes(texts)
-    meta = card(dataclasses.replace(SMALL, target="embedding"), CLASSES, 32, embedding_dim=6)
-    save_student(storage, student, meta)
+    save_student(storage, student, EMBEDDING_CARD)
     with pytest.raises(CorruptionError, match="has other tensors than its architecture; delete"):
         load_student(storage)
 
@@ -274,21 +275,21 @@ def test_equal_and_opposite_vectors_have_finite_distances() -> None:
     torch.testing.assert_close(found, torch.tensor([0.0, torch.pi**2 / 2]), atol=1e-5, rtol=1e-3)
 
 
-def test_a_student_whose_weights_are_gone_is_distilled_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda file: file.unlink(), r"is missing; delete .* distil again"),
+        (lambda file: flip_bit(file, -1), r"sha256 differs .* distil again"),
+    ],
+    ids=["gone", "a flipped bit"],
+)
+def test_a_student_with_damaged_weights_is_to_be_distilled_again(
+    damage: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
     storage = open_storage(str(tmp_path))
     save(storage)
-    storage.delete(WEIGHTS)
-    with pytest.raises(CorruptionError, match=r"safetensors: is missing; delete .* distil again"):
-        load_student(storage)
-
-
-def test_a_flipped_bit_of_the_weights_is_reported(tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path))
-    save(storage)
-    damaged = bytearray(storage.get(WEIGHTS))
-    damaged[-1] ^= 1
-    storage.put(WEIGHTS, bytes(damaged))
-    with pytest.raises(CorruptionError, match=r"safetensors: sha256 differs .* distil again"):
+    damage(tmp_path / WEIGHTS)
+    with pytest.raises(CorruptionError, match=rf"safetensors: {reason}"):
         load_student(storage)
 
 

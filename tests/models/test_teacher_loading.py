@@ -15,10 +15,7 @@ from safetensors.torch import load_file, save_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.models.teacher import (
-    Teacher,
-    file_hashes,
-)
+from dfkd.models.teacher import Teacher, file_hashes
 from dfkd.utils.device import CPU
 from tests.helpers.http_server import Publisher, keep_hub_model
 from tests.helpers.tiny_models import (
@@ -46,7 +43,7 @@ def test_every_file_that_matters_is_hashed(tmp_path: Path) -> None:
 def test_the_configuration_beside_the_weights_is_hashed(tmp_path: Path) -> None:
     """It decides mean and deviation, whatever architecture `teacher.model` names."""
     named = write_teacher(tmp_path, model_config(VIT))
-    tree = {"model_cfg": model_config(VIT), "preprocess_cfg": {"mean": [0.5, 0.4, 0.3]}}
+    tree = preprocessed(mean=[0.5, 0.4, 0.3])
     (tmp_path / "plain").mkdir()
     shutil.copy(named.weights, tmp_path / "plain")
     hashes = [file_hashes(TeacherConfig(model=named.model, weights=str(tmp_path / "plain")))]
@@ -219,6 +216,11 @@ def test_weights_of_another_architecture_are_described_in_one_line(tmp_path: Pat
     assert "ln_final.bias (64,) for (32,)" in text
 
 
+def preprocessed(**config: Any) -> dict[str, Any]:
+    """A configuration with such a preprocessing."""
+    return {"model_cfg": model_config(VIT), "preprocess_cfg": config}
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_teacher(tmp_path_factory.mktemp("weights"), model_config(VIT)).weights
@@ -242,19 +244,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
         (model_config(VIT | {"width": 10**6}), "width must be at most 32768"),
         (model_config(VIT, context_length=1 << 15), "context_length must be at most 4096"),
         (model_config(VIT | {"image_size": [64, 1 << 15]}), "image_size must be at most 4096"),
-        (
-            {"model_cfg": model_config(VIT), "preprocess_cfg": {"mean": [0, 0, float("nan")]}},
-            "JSON",
-        ),
-        (
-            {"model_cfg": model_config(VIT), "preprocess_cfg": {"mean": ["0", "0", "nan"]}},
-            "preprocess_cfg.mean",
-        ),
         (model_config(VIT | {"patch_size": 0}), "buildable by open_clip"),
-        (
-            {"model_cfg": model_config(VIT), "preprocess_cfg": {"std": [0, 1, 1]}},
-            "preprocess_cfg.std",
-        ),
+        (model_config(VIT, vocab_size=10**9), "vocab_size must be at most 1048576"),
+        (model_config(VIT, eos_id=-(10**9)), "eos_id must be at most 1048576"),
+        (preprocessed(mean=[0, 0, float("nan")]), "JSON"),
+        (preprocessed(mean=["0", "0", "nan"]), "preprocess_cfg.mean: "),
+        (preprocessed(mean=[0.5]), "preprocess_cfg.mean: "),
+        (preprocessed(std=[1.0] * 4), "preprocess_cfg.std: "),
+        (preprocessed(std=[0, 1, 1]), "preprocess_cfg.std: "),
+        (preprocessed(interpolation="nearest"), "preprocess_cfg.interpolation: "),
     ],
 )
 def test_unsupported_configurations_are_refused(

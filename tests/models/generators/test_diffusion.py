@@ -93,17 +93,6 @@ def test_the_empty_text_matters_only_with_guidance(home: Path, pipeline: Path) -
     assert not torch.allclose(latents(3.0, noise(1)), latents(3.0, 2 * noise(1)))
 
 
-def test_a_consistency_model_takes_the_guidance_scale_as_input(
-    home: Path, clip: Teacher, tmp_path: Path
-) -> None:
-    folder = write_pipeline(tmp_path, clip, time_cond_proj_dim=16)
-    scales = [
-        load(read_manifest(home, folder, guidance=scale)).init_latents(SEEDS, SIZE, condition())
-        for scale in (1.0, 8.0)
-    ]
-    assert not torch.allclose(*scales)
-
-
 def test_guidance_goes_past_the_prompt_away_from_the_empty_text(home: Path, pipeline: Path) -> None:
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = noise(3)[:2]
@@ -118,14 +107,18 @@ def test_guidance_goes_past_the_prompt_away_from_the_empty_text(home: Path, pipe
     torch.testing.assert_close(predicted(4.0, prompts), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_guidance_scale_is_embedded(home: Path, clip: Teacher, tmp_path: Path) -> None:
+def test_a_consistency_model_takes_the_guidance_scale_as_input(
+    home: Path, clip: Teacher, tmp_path: Path
+) -> None:
     """As sines and cosines of 1000 w at rates from 1 to 1 / 10000, where w counts from 1."""
     angles = [math.sin(3.0), math.sin(3e-4), math.cos(3.0), math.cos(3e-4), 0.0]
     torch.testing.assert_close(scale_embedding(0.003, 5), torch.tensor([angles]))
     folder = write_pipeline(tmp_path, clip, time_cond_proj_dim=16)
-    generator = load(read_manifest(home, folder, guidance=8.0))
-    assert generator._scale is not None
-    assert torch.equal(generator._scale, scale_embedding(7.0, 16))
+    low, high = (load(read_manifest(home, folder, guidance=scale)) for scale in (1.0, 8.0))
+    assert high._scale is not None
+    assert torch.equal(high._scale, scale_embedding(7.0, 16))
+    latents = [each.init_latents(SEEDS, SIZE, condition()) for each in (low, high)]
+    assert not torch.allclose(*latents)
 
 
 def test_the_decoder_gets_a_latent_over_its_scaling_factor(home: Path, pipeline: Path) -> None:

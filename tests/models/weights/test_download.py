@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -58,30 +59,22 @@ def left(cache: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_file_is_there_whole_or_not_at_all(
+def test_a_file_is_there_whole_and_verified_and_not_fetched_again(
     server: Publisher, tmp_path: Path, known: bool
 ) -> None:
-    fetched = fetch(tmp_path / "cache", server.artifact(FILE, known))
-    assert fetched.path == tmp_path / "cache" / FILE
-    assert fetched.path.read_bytes() == BODY
+    artifact, cache = server.artifact(FILE, known), tmp_path / "cache"
+    fetched = fetch(cache, artifact)
+    assert (fetched.path, fetched.path.read_bytes()) == (cache / FILE, BODY)
     assert fetched.sha256 == hashlib.sha256(BODY).hexdigest()
     assert not fetched.reused
-    assert left(tmp_path / "cache") == ({FILE} if known else {FILE, f"{FILE}.sha256"})
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_a_cached_file_is_verified_and_not_fetched_again(
-    server: Publisher, tmp_path: Path, known: bool
-) -> None:
-    artifact = server.artifact(FILE, known)
-    fetch(tmp_path, artifact)
-    assert fetch(tmp_path, artifact).reused
+    assert left(cache) == ({FILE} if known else {FILE, f"{FILE}.sha256"})
+    assert fetch(cache, artifact).reused
     assert len(server.seen) == 1
-    (tmp_path / FILE).write_bytes(BODY[:-1] + b"x")
+    (cache / FILE).write_bytes(BODY[:-1] + b"x")
     with pytest.raises(CorruptionError, match=r"sha256 .* is not .*; delete it and run again"):
-        fetch(tmp_path, artifact)
-    (tmp_path / FILE).unlink()
-    assert not fetch(tmp_path, artifact).reused
+        fetch(cache, artifact)
+    (cache / FILE).unlink()
+    assert not fetch(cache, artifact).reused
 
 
 def test_a_cut_connection_goes_on_where_it_ended(server: Publisher, tmp_path: Path) -> None:
@@ -118,21 +111,29 @@ def fetch_apart(cache: Path, artifact: Artifact) -> None:
     fetch(cache, artifact)
 
 
-def test_a_killed_process_is_resumed_by_the_next(server: Publisher, tmp_path: Path) -> None:
-    artifact = server.artifact(FILE)
+@pytest.fixture
+def other(server: Publisher, tmp_path: Path) -> Iterator[BaseProcess]:
+    """A process that fetches the file into `tmp_path` too, and has half of it."""
     server.inject("held")
-    child = multiprocessing.get_context("spawn").Process(
-        target=fetch_apart, args=(tmp_path, artifact)
-    )
+    arguments = (tmp_path, server.artifact(FILE))
+    child = multiprocessing.get_context("spawn").Process(target=fetch_apart, args=arguments)
     child.start()
     assert server.held.wait(120)
-    part = tmp_path / f"{FILE}.part"
-    wait_for(lambda: part.exists() and part.stat().st_size >= 60_000, alive=child.is_alive)
+    yield child
     child.kill()
     child.join()
-    assert child.exitcode == -signal.SIGKILL
+
+
+def test_a_killed_process_is_resumed_by_the_next(
+    server: Publisher, tmp_path: Path, other: BaseProcess
+) -> None:
+    part = tmp_path / f"{FILE}.part"
+    wait_for(lambda: part.exists() and part.stat().st_size >= 60_000, alive=other.is_alive)
+    other.kill()
+    other.join()
+    assert other.exitcode == -signal.SIGKILL
     arrived = part.stat().st_size
-    assert fetch(tmp_path, artifact).path.read_bytes() == BODY
+    assert fetch(tmp_path, server.artifact(FILE)).path.read_bytes() == BODY
     assert server.ranges == ["", f"bytes={arrived}-"]
 
 
@@ -321,22 +322,19 @@ def test_a_disk_that_fills_up_is_one_line(server: Publisher, small_disk: Path) -
     assert "No space left on device" in str(error)
 
 
-def test_two_processes_do_not_fetch_a_file_at_once(server: Publisher, tmp_path: Path) -> None:
-    artifact = server.artifact(FILE)
-    server.inject("held")
-    spawn = multiprocessing.get_context("spawn")
-    child = spawn.Process(target=fetch_apart, args=(tmp_path, artifact))
-    child.start()
-    assert server.held.wait(120)
+def test_two_processes_do_not_fetch_a_file_at_once(
+    server: Publisher, tmp_path: Path, other: BaseProcess
+) -> None:
     told: list[str] = []
 
     def tell(note: str) -> None:
         told.append(note)
         server.released.set()  # the first goes on with what is missing
 
-    assert Fetcher(tmp_path, report=tell, retries=HASTE).fetch(artifact, anything).reused
-    child.join()
-    assert child.exitcode == 0
+    fetcher = Fetcher(tmp_path, report=tell, retries=HASTE)
+    assert fetcher.fetch(server.artifact(FILE), anything).reused
+    other.join()
+    assert other.exitcode == 0
     assert told == [f"waiting for another process that fetches into {tmp_path}"]
     assert server.ranges == ["", f"bytes={len(BODY) // 2}-"]
 

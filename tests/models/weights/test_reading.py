@@ -14,12 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dfkd.errors import Exit, WeightsError
-from dfkd.models.weights.reading import (
-    load_into,
-    match,
-    read_json,
-    read_state_dict,
-)
+from dfkd.models.weights.reading import load_into, match, read_json, read_state_dict
 from tests.helpers.pickles import Mark
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])}
