@@ -13,7 +13,7 @@ import pytest
 
 import submit
 from tests.helpers.jobs import ROOT
-from tests.helpers.loopback import Loopback
+from tests.helpers.loopback import Handler, Loopback
 
 RAYJOBS = "/apis/ray.io/v1/namespaces/dfkd/rayjobs"
 RAYJOB = ROOT / "cluster" / "kubernetes" / "rayjob.yaml"
@@ -28,7 +28,7 @@ class Api(Loopback):
     """
 
     def __init__(self, states: list[dict[str, str] | None]) -> None:
-        super().__init__(Handler)
+        super().__init__(ApiHandler)
         self.states = states
         self.faults: list[str] = []
         self.refusals: list[int] = []
@@ -36,19 +36,12 @@ class Api(Loopback):
         self.tokens: set[str] = set()
 
 
-class Handler(BaseHTTPRequestHandler):
+class ApiHandler(Handler, BaseHTTPRequestHandler):
     server: Api
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the test prints what it needs."""
-
-    def answer(self, code: int, body: object) -> None:
+    def reply(self, code: int, body: object) -> None:
         self.server.tokens.add(self.headers["Authorization"])
-        data = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.answer(code, json.dumps(body))
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -56,18 +49,18 @@ class Handler(BaseHTTPRequestHandler):
         if self.refused():
             return
         if self.path != RAYJOBS:
-            self.answer(404, {})
+            self.reply(404, {})
         elif name in self.server.created:
-            self.answer(409, {"reason": "AlreadyExists"})
+            self.reply(409, {"reason": "AlreadyExists"})
         else:
             self.server.created[name] = body
-            self.answer(201, body)
+            self.reply(201, body)
 
     def refused(self) -> bool:
         """Whether this request gets one of the `refusals`."""
         code = self.server.refusals.pop(0) if self.server.refusals else 0
         if code:
-            self.answer(code, {})
+            self.reply(code, {})
         return bool(code)
 
     def do_GET(self) -> None:
@@ -75,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         name = self.path.removeprefix(f"{RAYJOBS}/")
         if name not in self.server.created:
-            self.answer(404, {})
+            self.reply(404, {})
         elif self.server.faults:
             self.fail(self.server.faults.pop(0))
         else:
@@ -83,13 +76,13 @@ class Handler(BaseHTTPRequestHandler):
             state = states.pop(0) if len(states) > 1 else states[0]
             if state is None:
                 del self.server.created[name]
-                self.answer(404, {})
+                self.reply(404, {})
             else:
-                self.answer(200, self.server.created[name] | {"status": state})
+                self.reply(200, self.server.created[name] | {"status": state})
 
     def fail(self, fault: str) -> None:
         if fault == "busy":
-            self.answer(503, {})
+            self.reply(503, {})
         elif fault == "cut":
             self.send_response(200)
             self.send_header("Content-Length", "100")
@@ -171,24 +164,23 @@ def test_a_deleted_rayjob_is_a_failed_job_and_not_created_again(
     assert capsys.readouterr().err == "dfkd-29384: was deleted\n"
 
 
-def test_an_operator_that_restarts_is_waited_for(
-    api: Api, account: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("refusals", "code", "left"),
+    [([503, 500], 0, 0), ([503] * 4, 4, 1)],
+    ids=["comes", "stays away"],
+)
+def test_an_operator_that_restarts_is_waited_for_a_while(
+    api: Api,
+    account: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refusals: list[int],
+    code: int,
+    left: int,
 ) -> None:
     monkeypatch.setattr(submit, "CREATIONS", 3)
-    api.states = [SUCCEEDED]
-    api.refusals = [503, 500]
-    assert run(api, account) == 0
-    assert len(api.created) == 1
-
-
-def test_an_operator_that_stays_away_is_given_up(
-    api: Api, account: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(submit, "CREATIONS", 3)
-    api.refusals = [503] * 4
-    assert run(api, account) == 4
-    assert api.refusals == [503]
-    assert api.created == {}
+    api.states, api.refusals = [SUCCEEDED], refusals
+    assert run(api, account) == code
+    assert (len(api.created), len(api.refusals)) == (code == 0, left)
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 422])

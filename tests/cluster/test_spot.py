@@ -14,7 +14,7 @@ import yaml
 import spot
 from dfkd.cluster.capacity import schedulable_nodes
 from tests.helpers.jobs import ROOT
-from tests.helpers.loopback import Loopback
+from tests.helpers.loopback import Handler, Loopback
 from tests.helpers.machines import Nodes, two_nodes
 from tests.helpers.waiting import wait_for
 
@@ -26,22 +26,13 @@ class Metadata(Loopback):
     """
 
     def __init__(self, notice: int) -> None:
-        super().__init__(Handler)
+        super().__init__(MetadataHandler)
         self.notice, self.asked, self.tokens = notice, 0, 0
         self.faults: list[int] = []
 
 
-class Handler(BaseHTTPRequestHandler):
+class MetadataHandler(Handler, BaseHTTPRequestHandler):
     server: Metadata
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the test prints what it needs."""
-
-    def answer(self, code: int, body: str = "") -> None:
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
 
     def do_PUT(self) -> None:
         if self.server.faults:

@@ -5,6 +5,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers in one piece, and prints nothing."""
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: a test prints what it needs."""
+
+    def answer(self, code: int, body: str = "") -> None:
+        """A whole answer."""
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
 class Loopback(ThreadingHTTPServer):
     """A server at a free port; use as a context."""
 

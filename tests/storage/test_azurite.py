@@ -10,7 +10,6 @@ import pytest
 
 from azurite import Azurite
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from tests.helpers.s3_proxy import Proxy
 from tests.helpers.storage_contract import FaultTests, StorageTests, opened
@@ -37,15 +36,7 @@ class TestStorage(StorageTests):
 
 
 class TestFaults(FaultTests):
-    def test_a_listing_that_breaks_off_goes_on_behind_what_was_received(
-        self, storage: Storage, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("dfkd.storage.azure_gcs.PAGE", 2)
-        keys = [f"a/{number}" for number in range(5)]
-        for key in keys:
-            storage.put(key, b"")
-        proxy.inject("busy", "cut answer")
-        assert list(storage.list("a/")) == keys
+    pass
 
 
 def anonymous_bytes() -> int:

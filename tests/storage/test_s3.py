@@ -1,4 +1,3 @@
-import http.server
 import json
 import os
 import socket
@@ -8,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ from dfkd.storage.local import open_storage
 from dfkd.storage.retries import Limits, RetryPolicy
 from dfkd.storage.s3 import S3Storage
 from dfkd.storage.s3_client import S3Connection
+from tests.helpers.loopback import Handler, Loopback
 from tests.helpers.storage_contract import S3FaultTests, StorageTests
 
 server = pytest.importorskip("moto.server", reason="needs moto[server]")
@@ -68,14 +69,9 @@ class TestFaults(S3FaultTests):
     pass
 
 
-def test_buckets_that_cannot_be_used_are_refused(
-    root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bucket_that_is_not_there_is_refused(root: str) -> None:
     with pytest.raises(ManifestError, match=r"must be a bucket you may use.*NoSuchBucket"):
         open_storage("s3://no-such-bucket-here/x")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(InfrastructureError, match="run the same command again"):
-        open_storage(root)
 
 
 def test_a_root_that_does_not_answer_is_given_up_soon(
@@ -102,35 +98,28 @@ def test_a_lease_is_given_up_soon_in_a_store_that_is_gone(
     assert failed == [*range(1, CLEANUP_ATTEMPTS)]
 
 
-class BusyMetadata(http.server.BaseHTTPRequestHandler):
+ROLE = {
+    "Code": "Success", "AccessKeyId": "of the role", "SecretAccessKey": "secret", "Token": "token",
+    "Expiration": "2100-01-01T00:00:00Z",
+}  # fmt: skip
+
+
+class BusyMetadata(Handler, BaseHTTPRequestHandler):
     """EC2's metadata service, which refuses its first requests."""
 
     refusals = 2
     answers: ClassVar = {
         "/latest/api/token": "a token",
         "/latest/meta-data/iam/security-credentials/": "role",
-        "/latest/meta-data/iam/security-credentials/role": json.dumps(
-            {
-                "Code": "Success",
-                "AccessKeyId": "of the role",
-                "SecretAccessKey": "secret",
-                "Token": "token",
-                "Expiration": "2100-01-01T00:00:00Z",
-            }
-        ),
+        "/latest/meta-data/iam/security-credentials/role": json.dumps(ROLE),
     }
 
     def do_GET(self) -> None:
         BusyMetadata.refusals -= 1
-        self.send_response(503 if BusyMetadata.refusals >= 0 else 200)
-        self.end_headers()
-        self.wfile.write(self.answers[self.path].encode())
+        self.answer(503 if BusyMetadata.refusals >= 0 else 200, self.answers[self.path])
 
     def do_PUT(self) -> None:
         self.do_GET()
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
 
 
 def test_the_role_of_a_machine_is_asked_for_again(
@@ -139,12 +128,9 @@ def test_the_role_of_a_machine_is_asked_for_again(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED", raising=False)
-    with http.server.HTTPServer(("127.0.0.1", 0), BusyMetadata) as service:
-        threading.Thread(target=service.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{service.server_port}"
-        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", address)
+    with Loopback(BusyMetadata) as service:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.address)
         client = S3Connection().client
-        service.shutdown()
     assert client._request_signer._credentials.access_key == "of the role"
 
 
@@ -154,35 +140,30 @@ def test_a_setting_that_is_no_number_is_named(root: str, monkeypatch: pytest.Mon
         open_storage(root)
 
 
+OTHERS = r"a bucket you may use, got 's3://.*\("
+
+
 @pytest.mark.parametrize(
-    ("code", "status", "kind"),
+    ("code", "status", "kind", "rule"),
     [
-        ("NotImplemented", 501, ManifestError),
-        ("ExpiredToken", 400, ManifestError),
-        ("InvalidRequest", 400, ManifestError),
-        ("InsufficientStorage", 507, InfrastructureError),
-        ("SlowDown", 503, InfrastructureError),
-        ("RequestTimeTooSkewed", 403, InfrastructureError),
+        ("NotImplemented", 501, ManifestError, ""),
+        ("ExpiredToken", 400, ManifestError, ""),
+        ("InvalidRequest", 400, ManifestError, ""),
+        ("AccessDenied", 403, ManifestError, OTHERS),
+        ("Unauthorized", 401, ManifestError, OTHERS),
+        ("PermanentRedirect", 301, ManifestError, OTHERS),
+        ("InsufficientStorage", 507, InfrastructureError, ""),
+        ("SlowDown", 503, InfrastructureError, ""),
+        ("RequestTimeTooSkewed", 403, InfrastructureError, ""),
     ],
 )
 def test_only_what_may_pass_is_worth_a_repetition(
-    root: str, code: str, status: int, kind: type[DfkdError]
+    root: str, code: str, status: int, kind: type[DfkdError], rule: str
 ) -> None:
     storage = S3Storage("bucket", connection=S3Connection(Limits(RetryPolicy(1))))
     with Stubber(storage.connection.client) as stub:
         stub.add_client_error("put_object", code, http_status_code=status)
-        with pytest.raises(kind, match=code):
-            storage.put("key", b"data")
-
-
-@pytest.mark.parametrize(
-    ("code", "status"), [("AccessDenied", 403), ("Unauthorized", 401), ("PermanentRedirect", 301)]
-)
-def test_a_bucket_of_others_is_named(root: str, code: str, status: int) -> None:
-    storage = S3Storage("bucket", connection=S3Connection(Limits(RetryPolicy(1))))
-    with Stubber(storage.connection.client) as stub:
-        stub.add_client_error("put_object", code, http_status_code=status)
-        with pytest.raises(ManifestError, match=rf"a bucket you may use, got 's3://.*\({code}\)"):
+        with pytest.raises(kind, match=rule + code):
             storage.put("key", b"data")
 
 
@@ -257,13 +238,10 @@ def untrusted(tmp_path: Path) -> Iterator[str]:
     subprocess.run([*command.split(), *files], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), http.server.BaseHTTPRequestHandler
-    ) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"https://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    untrusted = Loopback(Handler)
+    untrusted.socket = context.wrap_socket(untrusted.socket, server_side=True)
+    with untrusted:
+        yield untrusted.address.replace("http:", "https:")
 
 
 def test_a_certificate_that_is_not_trusted_is_not_worth_a_repetition(
@@ -312,50 +290,40 @@ def test_secrets_are_in_no_error_and_no_repr(root: str, monkeypatch: pytest.Monk
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
+HALF_A_KEY = "[default]\naws_access_key_id = test\n"
+NO_LOGIN = """[default]
+sso_start_url = https://x
+sso_region = us-east-1
+sso_account_id = 1
+sso_role_name = reader
+"""
+
+
 @pytest.mark.parametrize(
-    ("lines", "reason"),
+    ("config", "variables", "reason"),
     [
-        ("aws_access_key_id = test", "aws_secret_access_key"),
-        (
-            "sso_start_url = https://x\nsso_region = us-east-1\nsso_account_id = 1\n"
-            "sso_role_name = reader",
-            "Token for https://x does not exist",
-        ),
+        ("", {}, ""),
+        ("", {"AWS_PROFILE": "nobody"}, "nobody"),
+        ("", {"AWS_DEFAULT_REGION": "eu west"}, "eu west"),
+        ("[default\nregion", {}, "config"),
+        (HALF_A_KEY, {}, "aws_secret_access_key"),
+        (NO_LOGIN, {}, "Token for https://x does not exist"),
     ],
-    ids=["half of a key", "no login"],
 )
-def test_credentials_that_are_of_no_use_are_refused(
-    root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: str, reason: str
+def test_without_credentials_that_are_of_use_a_store_is_refused(
+    root: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    config: str,
+    variables: dict[str, str],
+    reason: str,
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    (tmp_path / "config").write_text(f"[default]\n{lines}\n")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config").write_text(config)
+    files = {"AWS_CONFIG_FILE": "config", "AWS_SHARED_CREDENTIALS_FILE": "none", "HOME": ""}
+    own = {name: str(tmp_path / file) for name, file in files.items()}
+    for name, value in (own | {"AWS_EC2_METADATA_DISABLED": "true"} | variables).items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ManifestError, match=rf"needs S3 credentials and a region, got .*{reason}"):
-        open_storage(root)
-
-
-def test_a_store_without_credentials_is_refused(
-    root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    with pytest.raises(ManifestError, match=r"storage\.root: needs S3 credentials"):
-        open_storage(root)
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(ManifestError, match=r"needs S3 credentials and a region, got .*nobody"):
-        open_storage(root)
-    monkeypatch.delenv("AWS_PROFILE")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu west")
-    with pytest.raises(ManifestError, match=r"needs S3 credentials and a region, got .*eu west"):
-        open_storage(root)
-    monkeypatch.delenv("AWS_DEFAULT_REGION")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    (tmp_path / "config").write_text("[default\nregion")
-    with pytest.raises(ManifestError, match=r"needs S3 credentials and a region, got .*config"):
         open_storage(root)
