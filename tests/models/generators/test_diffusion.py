@@ -324,39 +324,35 @@ def test_a_missing_file_is_named(file: str, home: Path, own: Path) -> None:
     assert f"generator.weights: must hold {part}, got" in refusal(read_manifest(home, own))
 
 
+UNET, VAE, SCHEDULER = "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"
+TOKENS = "tokenizer/special_tokens_map.json"
+
+
 @pytest.mark.parametrize(
     ("file", "changes", "named"),
     [
-        ("unet/config.json", {"_class_name": "os"}, "unet._class_name: must be one of UNet2DCond"),
-        ("unet/config.json", {"layers_per_block": 9}, "unet.layers_per_block: must be at most 8"),
-        ("unet/config.json", {"block_out_channels": [10**9, 8]}, "unet.block_out_channels: must"),
+        (UNET, {"_class_name": "os"}, "unet._class_name: must be one of UNet2DCond"),
+        (UNET, {"layers_per_block": 9}, "unet.layers_per_block: must be at most 8"),
+        (UNET, {"block_out_channels": [10**9, 8]}, "unet.block_out_channels: must"),
         (
-            "unet/config.json",
+            UNET,
             {"block_out_channels": [8] * 9},
             "unet.block_out_channels (length): must be at most 8",
         ),
-        ("unet/config.json", {"down_block_types": ["x", "y"]}, "must be buildable by diffusers"),
-        (
-            "unet/config.json",
-            {"addition_embed_type": "text"},
-            "has no use for|must be buildable|lacks",
-        ),
-        ("unet/config.json", {"out_channels": 3}, "differs in shape at conv_out"),
-        ("vae/config.json", {"latent_channels": 3}, "differs in shape at"),
-        ("vae/config.json", {"_class_name": "VQDiffusion"}, "vae._class_name: must be one of Auto"),
-        ("scheduler/scheduler_config.json", {"_class_name": "DDPMScheduler"}, "scheduler._class"),
-        ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, "must be buildable by"),
-        (
-            "scheduler/scheduler_config.json",
-            {"prediction_type": "v"},
-            "that can take steps (predic",
-        ),
-        ("vae/config.json", {"scaling_factor": None}, "positive scaling_factor"),
-        ("vae/config.json", {"scaling_factor": 0}, "positive scaling_factor"),
-        ("unet/config.json", {"sample_size": 0}, "square images of one size"),
-        ("tokenizer/special_tokens_map.json", {"pad_token": ["!"]}, "tokenizer.pad_token: must be"),
+        (UNET, {"down_block_types": ["x", "y"]}, "must be buildable by diffusers"),
+        (UNET, {"addition_embed_type": "text"}, "has no use for|must be buildable|lacks"),
+        (UNET, {"out_channels": 3}, "differs in shape at conv_out"),
+        (VAE, {"latent_channels": 3}, "differs in shape at"),
+        (VAE, {"_class_name": "VQDiffusion"}, "vae._class_name: must be one of Auto"),
+        (SCHEDULER, {"_class_name": "DDPMScheduler"}, "scheduler._class"),
+        (SCHEDULER, {"beta_schedule": "x"}, "must be buildable by"),
+        (SCHEDULER, {"prediction_type": "v"}, "that can take steps (predic"),
+        (VAE, {"scaling_factor": None}, "positive scaling_factor"),
+        (VAE, {"scaling_factor": 0}, "positive scaling_factor"),
+        (UNET, {"sample_size": 0}, "square images of one size"),
+        (TOKENS, {"pad_token": ["!"]}, "tokenizer.pad_token: must be"),
         ("text_encoder/config.json", {"hidden_size": "32"}, "text_encoder.hidden_size: "),
-        ("tokenizer/special_tokens_map.json", {"pad_token": "?"}, "tokenizer.pad_token: must be <"),
+        (TOKENS, {"pad_token": "?"}, "tokenizer.pad_token: must be <"),
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_refused(
