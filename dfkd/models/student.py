@@ -233,6 +233,8 @@ class _StudentCard(BaseModel, strict=True):
     embedding_dim: Annotated[int, Field(ge=0, le=MAX_WIDTH)] = 0
     sha256: Sha256
     bytes: Size
+    version: Sha256 | None = None
+    """Fingerprint of the data set that it learned from; a trained student has one."""
 
 
 _CARD = TypeAdapter(_StudentCard)

@@ -252,7 +252,7 @@ def _published_versions(
 
     Methods without such a version, or whose version has other classes, are left out.
     """
-    learned_from = {student.method: student.card["version"] for student in students}
+    learned_from = {student.method: student.card.get("version") for student in students}
     opened = {}
     for method in methods:
         home = storage.child(layout.data(method))

@@ -248,10 +248,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
         (model_config(VIT, vocab_size=10**9), "vocab_size must be at most 1048576"),
         (model_config(VIT, eos_id=-(10**9)), "eos_id must be at most 1048576"),
         (preprocessed(mean=[0, 0, float("nan")]), "JSON"),
-        (preprocessed(mean=["0", "0", "nan"]), "preprocess_cfg.mean: "),
+        (preprocessed(mean=["0", "0", "nan"]), "preprocess_cfg.mean.0: "),
         (preprocessed(mean=[0.5]), "preprocess_cfg.mean: "),
         (preprocessed(std=[1.0] * 4), "preprocess_cfg.std: "),
-        (preprocessed(std=[0, 1, 1]), "preprocess_cfg.std: "),
+        (preprocessed(std=[0, 1, 1]), "preprocess_cfg.std.0: "),
         (preprocessed(interpolation="nearest"), "preprocess_cfg.interpolation: "),
     ],
 )

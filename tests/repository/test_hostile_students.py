@@ -79,6 +79,7 @@ def test_a_card_cannot_ask_for_more_memory_than_its_weights(
         ({"schema": 2}, "schema"),
         ({"architecture": ["resnet18"]}, "architecture"),
         ({"architecture": ""}, "architecture"),
+        ({"version": "../other"}, "version"),
         *(
             ({"architecture": name}, r"distillation\.student")
             for name in ("os.system", "timm:hf-hub:someone/model", "timm:../x", "resnet")
