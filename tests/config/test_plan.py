@@ -45,9 +45,7 @@ def plan(classes: int, images: int, size: int, seed: int = 0) -> Manifest:
 
 
 def changed(manifest: Manifest, **synthesis: object) -> Manifest:
-    return dataclasses.replace(
-        manifest, synthesis=dataclasses.replace(manifest.synthesis, **synthesis)
-    )
+    return manifest.with_values(synthesis=synthesis)
 
 
 @given(st.integers(2, 6), st.integers(1, 60), st.integers(1, 25))

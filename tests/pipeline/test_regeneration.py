@@ -226,8 +226,7 @@ def test_whoever_loses_the_lease_in_a_step_does_not_begin_the_next(
 
 
 def test_a_base_whose_removal_has_begun_is_not_carried_over(manifest: Manifest) -> None:
-    rules = dataclasses.replace(manifest.regeneration, share=0.5)
-    manifest = dataclasses.replace(manifest, regeneration=rules)
+    manifest = manifest.with_values(regeneration={"share": 0.5})
     base = publish(manifest)
     base.storage.put(layout.REMOVING, b"")
     with pytest.raises(DfkdError, match=f"{base.id}: is being removed"):
@@ -263,9 +262,9 @@ def test_finished_students_of_another_teacher_s_version_are_compared(
 ) -> None:
     """They are only scored, so a run may change to a better teacher."""
     teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
-    live = dataclasses.replace(manifest.distillation, labels="live")
     version = publish(manifest)
-    manifest = dataclasses.replace(manifest, teacher=teacher, distillation=live)
+    manifest = dataclasses.replace(manifest, teacher=teacher)
+    manifest = manifest.with_values(distillation={"labels": "live"})
     name = student_name(manifest, version.fingerprint, "vanilla", 0)
     root = open_storage(manifest.storage.root)
     root.child(layout.student(name)).put(CARD, b"{}")
