@@ -372,19 +372,3 @@ def has_autoscaler() -> bool:
     """Whether an autoscaler with node types of its own runs, so that requested nodes are added."""
     # Without an autoscaler Ray names a type `node_` and the node's id.
     return any(name and not name.startswith("node_") for name in node_types())
-
-
-class Actor:
-    """Base class of the actors of a pool; a subclass adds the method `run(task)`."""
-
-    def locate(self) -> str:
-        """The id of this node."""
-        return node_id()
-
-    def begin(self, folder: str, *work: Any) -> None:
-        """Enter the driver's working directory and start CUDA. Called in each run.
-
-        `work` is the pool's `assignment`.
-        """
-        enter_folder(folder)
-        see_reserved_gpus()

@@ -22,8 +22,9 @@ from typing import Any
 import ray
 import torch
 
+from dfkd.cluster.actors.group import Actor
+from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import (
-    Actor,
     Ranks,
     WorkerResources,
     gpu_name,
@@ -34,7 +35,6 @@ from dfkd.cluster.capacity import (
 )
 from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.launch import PreemptedError, run_ranks
-from dfkd.cluster.pool import Pool
 from dfkd.cluster.rank import BarPlace, Job, open_stream, train
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import Method

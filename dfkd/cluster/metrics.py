@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from dfkd.cluster.pool_state import Quarantined
+from dfkd.cluster.actors.failures import Quarantined
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Unit
 from dfkd.dataset.shards import Receipt

@@ -10,10 +10,10 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dfkd.cluster.actors.failures import Quarantined
+from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.metrics import count_request, report_quarantined, report_task
-from dfkd.cluster.pool import Pool
-from dfkd.cluster.pool_state import Quarantined
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
 from dfkd.cluster.worker import UnitResult, Worker, synthesis_pool
 from dfkd.config import identity as identities

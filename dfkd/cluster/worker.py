@@ -17,9 +17,10 @@ import pyarrow as pa
 import ray
 import torch
 
-from dfkd.cluster.capacity import Actor, worker_resources
+from dfkd.cluster.actors.group import Actor
+from dfkd.cluster.actors.pool import Pool
+from dfkd.cluster.capacity import worker_resources
 from dfkd.cluster.metrics import WORKER_RATE, count_request
-from dfkd.cluster.pool import Pool
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.config.identity import weights_of
 from dfkd.config.manifest import Cluster, Manifest

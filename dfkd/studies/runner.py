@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import divide_resources, schedulable_nodes
 from dfkd.cluster.connection import cluster_address, connected
-from dfkd.cluster.pool import Pool
 from dfkd.cluster.synthesis import build, identify, is_published
 from dfkd.cluster.worker import synthesis_pool
 from dfkd.config.hashing import fingerprint

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from dfkd.cluster.capacity import Actor, WorkerResources, plan_ranks
-from dfkd.cluster.pool import Pool
+from dfkd.cluster.actors.group import Actor
+from dfkd.cluster.actors.pool import Pool
+from dfkd.cluster.capacity import WorkerResources, plan_ranks
 from dfkd.config.manifest import Cluster
 from dfkd.config.plan import PromptPart
 from dfkd.errors import InfrastructureError

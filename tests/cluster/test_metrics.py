@@ -11,10 +11,11 @@ import pytest
 import ray
 
 from dfkd.cluster import metrics
-from dfkd.cluster.capacity import Actor, WorkerResources
+from dfkd.cluster.actors.failures import Quarantined
+from dfkd.cluster.actors.group import Actor
+from dfkd.cluster.actors.pool import Pool
+from dfkd.cluster.capacity import WorkerResources
 from dfkd.cluster.metrics import ALL_MEASURES, Count, Level, Measure, Pace
-from dfkd.cluster.pool import Pool
-from dfkd.cluster.pool_state import Quarantined
 from dfkd.cluster.synthesis import _ShardReport
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import UnitResult

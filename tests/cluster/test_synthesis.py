@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from dfkd.cluster import connection
 from dfkd.cluster import synthesis as making
+from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.connection import require_shared_storage
-from dfkd.cluster.pool import Pool
 from dfkd.cluster.synthesis import build, identify, is_published, write_missing
 from dfkd.cluster.worker import Worker, synthesis_pool
 from dfkd.config.manifest import Cluster, Manifest

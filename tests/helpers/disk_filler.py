@@ -7,9 +7,10 @@ from pathlib import Path
 
 import ray
 
-from dfkd.cluster.capacity import Actor, WorkerResources
+from dfkd.cluster.actors.group import Actor
+from dfkd.cluster.actors.pool import Pool
+from dfkd.cluster.capacity import WorkerResources
 from dfkd.cluster.connection import connected
-from dfkd.cluster.pool import Pool
 from dfkd.config.plan import Task
 from dfkd.dataset.versions import Version
 from tests.helpers import partial_version

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import ray
 
-from dfkd.cluster.capacity import Actor, WorkerResources, node_id
-from dfkd.cluster.pool import Pool
+from dfkd.cluster.actors.group import Actor
+from dfkd.cluster.actors.pool import Pool
+from dfkd.cluster.capacity import WorkerResources, node_id
 from dfkd.config.plan import PromptPart
 from dfkd.errors import InfrastructureError
 from tests.helpers.own_ray import own_ray
@@ -75,7 +76,7 @@ def test_the_run_goes_on_without_it(
 ) -> None:
     """Also after an actor has died, whose replacement would find room there first."""
     if how == "hangs":
-        monkeypatch.setattr("dfkd.cluster.pool.BEGIN_SECONDS", 1.0)
+        monkeypatch.setattr("dfkd.cluster.actors.group.BEGIN_SECONDS", 1.0)
     good, bad = two_nodes
     pool: Pool[PromptPart] = Pool(Picky, ((bad,), how, tmp_path), 2, 3, WorkerResources(1.0))
     with pool:
@@ -103,6 +104,6 @@ def test_a_run_of_lasting_actors_does_not_inherit_one_that_hangs(
     pool: Pool[PromptPart] = Pool(Picky, arguments, 2, 3, WorkerResources(1.0), lasting=True)
     with pool:
         assert list(pool.run(PromptPart(number) for number in range(2))) == [good] * 2
-        assert {slot.begun for slot in pool._slots if slot.node == bad} == {False}
+        assert {slot.begun for slot in pool._actors.slots if slot.node == bad} == {False}
         assert list(pool.run(iter([PromptPart(2)]))) == [good]
-        assert not [slot for slot in pool._slots if not slot.begun and slot.awaited]
+        assert not [slot for slot in pool._actors.slots if not slot.begun and slot.awaited]

@@ -1,9 +1,9 @@
-"""What a pool remembers: its actors, failed attempts at tasks, and what is quarantined."""
+"""The failed attempts at the tasks of a pool, and what is quarantined."""
 
 from collections import Counter, defaultdict
 from collections.abc import Container
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 
@@ -23,24 +23,6 @@ class Identified(Protocol):
 
 
 T = TypeVar("T", bound=Identified)
-
-
-@dataclass(eq=False)
-class ActorSlot(Generic[T]):
-    """An actor of the pool and what it is doing."""
-
-    actor: Any
-    awaited: Any = None
-    """Object reference of the call that the pool waits for; None while the actor is idle."""
-    since: float = 0.0
-    """Start of the current call in seconds (`time.monotonic`)."""
-    node: str = ""
-    """Id of its node; empty until a node had room for it."""
-    begun: bool = False
-    """Whether it can be given a task."""
-    bad: bool = False
-    """Whether it cannot begin. It stays and holds its GPU, so that no other actor gets it."""
-    task: T | None = None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from dfkd.cluster import pool as module
-from dfkd.cluster.capacity import Actor, WorkerResources
-from dfkd.cluster.pool import MAX_WAITING_ACTORS, Pool
-from dfkd.cluster.pool_state import MAX_NODE_LOSSES, ActorSlot
+from dfkd.cluster.actors import group as module
+from dfkd.cluster.actors.failures import MAX_NODE_LOSSES
+from dfkd.cluster.actors.group import MAX_WAITING_ACTORS, Actor, ActorSlot
+from dfkd.cluster.actors.pool import Pool
+from dfkd.cluster.capacity import WorkerResources
 from dfkd.errors import CorruptionError, InfrastructureError
 
 pytestmark = pytest.mark.timeout(60)  # a pool that does not give up waits for ever
@@ -47,7 +48,7 @@ def start() -> Any:
 
 def pool(attempts: int = 2, size: int = 1) -> Pool[Item]:
     made: Pool[Item] = Pool(Actor, (), size, attempts, WorkerResources(1.0))
-    made._start = start  # type: ignore[method-assign]
+    made._actors._start = start  # type: ignore[method-assign]
     made._begin_run(9)
     return made
 
@@ -71,15 +72,15 @@ def test_a_cluster_without_room_is_given_up_after_a_while(
 def test_room_counts_from_the_last_moment_that_an_actor_had_a_node(nodes: Nodes) -> None:
     """A run may take days, and so may what a driver does between two runs of lasting actors."""
     working = pool()
-    working._last_placed = -1e6
+    working._actors._last_placed = -1e6
     working._begin_run(1)
     working._poll()
     nodes["a"] = {"CPU": 1.0}
-    working._slots = [ActorSlot(start(), object(), time.monotonic(), "a", True, task=ITEM)]
-    working._last_placed = -1e6
+    working._actors.slots = [ActorSlot(start(), object(), time.monotonic(), "a", True, task=ITEM)]
+    working._actors._last_placed = -1e6
     for _ in range(2):
         working._poll()
-        working._slots.clear()  # its node has gone, and there may be another one soon
+        working._actors.slots.clear()  # its node has gone, and there may be another one soon
         nodes.clear()
 
 
@@ -89,7 +90,7 @@ def test_few_actors_wait_for_the_nodes_of_an_autoscaler(
     monkeypatch.setattr(module, "has_autoscaler", lambda: True)
     monkeypatch.setattr(module, "CAPACITY_WAIT_SECONDS", 0.0)
     working, started = pool(size=1000), []
-    working._start = lambda: started.append(0) or start()  # type: ignore[method-assign]
+    working._actors._start = lambda: started.append(0) or start()  # type: ignore[method-assign]
     with pytest.raises(InfrastructureError, match="no node had room"):
         list(working.run(iter([Item(str(number)) for number in range(1000)])))
     assert len(started) == MAX_WAITING_ACTORS
@@ -109,8 +110,10 @@ def test_a_node_is_asked_before_a_death_on_it_is_held_against_a_task(
     """Ray may tell of an actor's death seconds before that of its node."""
     nodes["a"] = {"CPU": 1.0}
     working = pool(attempts=1)
-    working._refresh_nodes()
-    monkeypatch.setattr(module, "ping", lambda node: nodes.pop(node) if dies else None)
+    working._actors.refresh()
+    monkeypatch.setattr(
+        "dfkd.cluster.actors.pool.ping", lambda node: nodes.pop(node) if dies else None
+    )
     assert lose(working, "a") == dies
     assert [each.unit for each in working.quarantine] == ([] if dies else [ITEM])
 
@@ -142,7 +145,7 @@ def test_failures_with_successes_between_them_are_no_broken_cluster(
     monkeypatch.setattr(ray, "wait", lambda awaited, **_: (awaited[:1], []))
     monkeypatch.setattr(ray, "get", get)
     working = pool(attempts=2)
-    working._start = lambda: SimpleNamespace(  # type: ignore[method-assign]
+    working._actors._start = lambda: SimpleNamespace(  # type: ignore[method-assign]
         locate=locate, begin=begin, run=run
     )
     names = [str(number) for number in range(6)]
@@ -166,7 +169,7 @@ def test_what_a_repetition_of_the_run_might_cure_is_noted(
 ) -> None:
     working = pool(attempts=1)
     slot = ActorSlot(start(), None, 0.0, "", True, task=ITEM)
-    working._slots = [slot]
+    working._actors.slots = [slot]
     working._handle_error(slot, ITEM, error)
     assert [each.may_pass for each in working.quarantine] == [may_pass]
 
@@ -175,7 +178,7 @@ def test_the_time_of_an_attempt_that_was_lost_counts(nodes: Nodes) -> None:
     """A budget and the record of cost are of all that was spent."""
     working = pool()
     slot = ActorSlot(start(), object(), time.monotonic() - 5, "a", True, task=ITEM)
-    working._slots = [slot]
+    working._actors.slots = [slot]
     assert 5 <= working.busy_seconds < 60
-    working._remove(slot)
+    working._actors.remove(slot)
     assert 5 <= working.busy_seconds < 60

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import ray
 
+from dfkd.cluster.actors.group import Actor
+from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import (
-    Actor,
     WorkerResources,
     has_autoscaler,
     require_room,
@@ -22,7 +23,6 @@ from dfkd.cluster.capacity import (
     worker_resources,
 )
 from dfkd.cluster.connection import _check_reachable
-from dfkd.cluster.pool import Pool
 from dfkd.config.manifest import Cluster
 from dfkd.errors import (
     CorruptionError,
@@ -90,7 +90,7 @@ def cluster(two_cpus: None) -> None:
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the cluster more often than a job does, because these tests wait for it."""
-    monkeypatch.setattr("dfkd.cluster.pool.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("dfkd.cluster.actors.group.POLL_SECONDS", 0.1)
 
 
 def pool(
@@ -256,11 +256,11 @@ def test_a_result_that_waited_for_the_driver_is_no_hang(cluster: None, tmp_path:
     found, late = [], 0
     for result in working.run(Item(i) for i in range(6)):
         found.append(result)
-        for slot in (each for each in working._slots if each.task is not None):
+        for slot in (each for each in working._actors.slots if each.task is not None):
             ray.wait([slot.awaited])
             slot.since -= 601  # as if the driver had been away for so long
             late += 1
-        working._last_poll = 0.0
+        working._actors._last_poll = 0.0
     assert sorted(found) == list(range(6))
     assert tries(tmp_path) == dict.fromkeys(range(6), 1)
     assert late

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import ray
 
-from dfkd.cluster.capacity import Actor, WorkerResources
-from dfkd.cluster.pool import Pool
+from dfkd.cluster.actors.group import Actor
+from dfkd.cluster.actors.pool import Pool
+from dfkd.cluster.capacity import WorkerResources
 from dfkd.config.plan import PromptPart
 from dfkd.errors import InfrastructureError
 from tests.helpers.own_ray import own_ray
@@ -43,7 +44,9 @@ def test_a_broken_gpu_costs_its_own_place_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Although it fails first, and the replacement of a dead actor would get it again."""
-    monkeypatch.setattr("dfkd.cluster.pool.has_autoscaler", lambda: True)  # wants three actors
+    monkeypatch.setattr(
+        "dfkd.cluster.actors.group.has_autoscaler", lambda: True
+    )  # wants three actors
     with own_ray(num_cpus=3, num_gpus=2):
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         pool: Pool[PromptPart] = Pool(OneBadGpu, (tmp_path,), 3, 3, WorkerResources(1.0, 1.0))
