@@ -90,6 +90,7 @@ def read_manifest(content: bytes, *overrides: str) -> Manifest | None:
 @example(b"<<: 1\n")
 @example(b"a: !!set {b, c}\n")
 @example(b"a: 12:30:45\n")
+@example(b"a: !!float 1" + b":1" * 200)
 @example(b"a: 0o9\n")
 @example(b"a: ! 3\n")
 @example(b"%YAML 9.9\n---\na: 1\n")
