@@ -1,4 +1,4 @@
-"""Strict UTF-8 JSON: unique keys, finite numbers, bounded nesting.
+"""Strict UTF-8 JSON: unique keys, finite numbers, integers of 64 bits, bounded nesting.
 
 Python's own reader accepts NaN, and keeps the last of two equal keys. Another program may then read
 a different value from the same file.
@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 NESTING = 100
 """Levels of objects and lists that a value may have."""
+MAX_DIGITS = 20
+"""Characters of the longest integer of 64 bits. A larger one overflows where it becomes a float."""
 
 
 def parse(data: bytes | str) -> Any:
@@ -84,7 +86,16 @@ def _finite(text: str) -> float:
     return number
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+def _short(text: str) -> int:
+    """An integer from its digits."""
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"{text[:20]}... has more than 64 bits")
+    return int(text)
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_short, parse_float=_finite, parse_constant=_finite
+)
 """Created once, because creating it takes as long as reading a small object."""
 
 
