@@ -32,6 +32,8 @@ MAX_SIZE = 4096
 """Largest input width in pixels; no classifier takes more, and more would fill the memory."""
 MIN_TEMPERATURE = 1e-6
 """Smallest accepted temperature. Distances are of the order of 1; a softmax of less overflows."""
+MAX_MODEL = 1 << 31
+"""Bytes at which ONNX files end, because protobuf has no longer messages."""
 MAX_JSON = 16 << 20
 """Largest `preprocess.json` or `takehome.json` in bytes; dfkd writes a few kilobytes."""
 MAX_LABELS = 1 << 28
@@ -77,7 +79,7 @@ class Predictor:
         path = folder / RULES
         self.rules = _rules(path, _verified(path, hashes, MAX_JSON))
         path = folder / (INT8 if int8 else MODEL)
-        self._session = _session(path, _verified(path, hashes))
+        self._session = _session(path, _verified(path, hashes, MAX_MODEL))
         self._check()
 
     def _check(self) -> None:
@@ -153,7 +155,7 @@ def _hashes(path: Path) -> dict[str, Any]:
     }
 
 
-def _verified(path: Path, hashes: dict[str, Any], limit: int | None = None) -> bytes:
+def _verified(path: Path, hashes: dict[str, Any], limit: int) -> bytes:
     """The content of a file of the folder, after a check of its sha256."""
     # Read once and hash what is used, because the file may change between two reads.
     data = _read(path, limit)
@@ -223,9 +225,8 @@ def _rules(path: Path, data: bytes) -> Rules:
     if type(size) is not int or not 0 < size <= MAX_SIZE:
         _refuse(f"{path} size", f"must be a whole number from 1 to {MAX_SIZE}", _short(size))
     temperature: Any = rules.get("temperature")
-    largest = sys.float_info.max
-    if type(temperature) not in (int, float) or not MIN_TEMPERATURE <= temperature <= largest:
-        rule = f"must be a number from {MIN_TEMPERATURE} to {largest}"
+    if type(temperature) not in (int, float) or temperature < MIN_TEMPERATURE:
+        rule = f"must be a number from {MIN_TEMPERATURE} on"
         _refuse(f"{path} temperature", rule, _short(temperature))
     source, target = (_port_name(path, rules, key) for key in ("input", "output"))
     return Rules(size, source, target, float(temperature))
@@ -258,14 +259,14 @@ def _json(path: Path, data: bytes) -> Any:
         _refuse(str(path), "must be JSON", _short(one_line(error)))
 
 
-def _read(path: Path, limit: int | None = None) -> bytes:
+def _read(path: Path, limit: int) -> bytes:
     """The content of a file; `ManifestError` if it cannot be read or is longer than `limit`."""
     try:
         facts = path.stat()
         # A link may lead to a device that never ends, or to a pipe that never begins.
         if not stat.S_ISREG(facts.st_mode):
             _refuse(str(path), "must be a readable file", stat.filemode(facts.st_mode))
-        if limit is not None and facts.st_size > limit:
+        if facts.st_size > limit:
             _refuse(str(path), f"must have at most {limit} bytes", facts.st_size)
         return path.read_bytes()
     except OSError as error:
