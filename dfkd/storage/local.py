@@ -263,8 +263,14 @@ class LocalStorage:
             raise missing_object(self.location(key)) from None
         with stream:
             size = os.fstat(stream.fileno()).st_size
-            with self._observed("get", size if limit is None else min(size, limit)):
-                yield stream, size
+            try:
+                with self._observed("get", size if limit is None else min(size, limit)):
+                    yield stream, size
+            except MemoryError:  # a sparse file has any size
+                raise CorruptionError(
+                    f"{self.location(key)}: its {size} bytes do not fit into memory; restore it, "
+                    "or remove it"
+                ) from None
 
     def exists(self, key: str) -> bool:
         """See `Storage.exists`."""

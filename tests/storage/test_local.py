@@ -204,6 +204,23 @@ def test_what_is_no_file_is_waited_for_neither_once_nor_again_and_again(
     assert place.exists()
 
 
+def _read_limited(root: str) -> str:
+    """What a process with a limit on its memory says about an object that exceeds it."""
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 36, 1 << 36))
+    with pytest.raises(CorruptionError) as caught:
+        LocalStorage(Path(root)).get("results.json")
+    return str(caught.value)
+
+
+def test_an_object_beyond_all_memory_is_named(tmp_path: Path) -> None:
+    """A sparse file takes no space on the disk of the stranger who sends it."""
+    (tmp_path / "results.json").touch()
+    os.truncate(tmp_path / "results.json", 1 << 40)
+    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
+        message = pool.submit(_read_limited, str(tmp_path)).result()
+    assert "results.json: its 1099511627776 bytes do not fit into memory" in message
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:
     storage = open_storage(str(small_disk))
     storage.put("first", b"1" * (100 << 10))
