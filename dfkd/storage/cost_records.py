@@ -27,7 +27,7 @@ from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED, Natural
 
 Stage = Literal["synthesize", "distill"]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]  # so that no sum overflows
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)

@@ -109,6 +109,7 @@ def changed(**fields: Any) -> dict[str, Any]:
         ("", "not strict JSON: Expecting value"),
         ('{"schema": 2, "entries": []}', "schema"),
         (json.dumps(changed(seconds=-1.0)), "entries.0.seconds"),
+        (json.dumps(changed(seconds=1e308)), "entries.0.seconds"),
         (json.dumps(changed(seed=4)), "belongs elsewhere"),
     ],
 )
