@@ -79,7 +79,7 @@ class MethodImages:
     version: PublishedVersion
     index: Index
     gallery: Gallery
-    prompts: dict[str, Any]
+    prompts: dict[str, float]
     """Statistics of all prompts, as `prompts.statistics` describes them; empty without prompts."""
 
 
@@ -274,7 +274,8 @@ def _method_images(
     images = []
     for method, version in versions.items():
         index = read_index(version)
-        prompts = version.prompts_summary() if version.manifest.get("prompts") else {}
+        summary = version.prompts_summary() if version.manifest.get("prompts") else {}
+        prompts = {name: value for name, value in summary.items() if isinstance(value, int | float)}
         shown = gallery(version, index, per_class)
         images.append(MethodImages(method, version, index, shown, prompts))
     return images
