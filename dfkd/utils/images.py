@@ -5,6 +5,7 @@ of an exported student need no torch.
 """
 
 import io
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,11 @@ MAX_PIXELS = 1 << 26
 """Larger pictures are not decoded, because a file of a few kilobytes could fill the memory."""
 MAX_ENCODED = 1 << 28
 """Bytes of a file at most: as many as a picture of `MAX_PIXELS` has without compression."""
+MAX_SCANS = 100
+"""Scans of a JPEG at most; encoders write some ten. A decoder takes for each as long as for the
+whole picture, and a hundred bytes are a scan."""
+SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\1-\4]")
+"""The first bytes of a scan: its marker, the length of its header, and its number of colours."""
 MAX_ASPECT_RATIO = 8
 """The longer side is cut to this multiple of the shorter one before scaling.
 
@@ -80,6 +86,8 @@ def open_image(
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
+        if image.format == "JPEG" and len(SCAN.findall(encoded)) > MAX_SCANS:
+            raise ValueError(f"a JPEG of more than {MAX_SCANS} scans")
         yield image
 
 
@@ -90,7 +98,8 @@ def _value_errors(formats: tuple[str, ...] = FORMATS) -> Iterator[None]:
         yield
     # Pillow's text has an address in memory, so results.json would differ from run to run.
     except UnidentifiedImageError:
-        raise ValueError(f"is no {', '.join(formats[:-1])} or {formats[-1]} file") from None
+        known = " or ".join(", ".join(formats).rsplit(", ", 1))
+        raise ValueError(f"is no {known} file") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(one_line(error)) from None
 

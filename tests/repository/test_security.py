@@ -75,9 +75,20 @@ def jpeg_bomb() -> bytes:
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n"
 """Pillow hands this to Ghostscript, a language in which one can write files."""
 
+
+def endless_jpeg() -> bytes:
+    """A JPEG that repeats its last scan, which takes as long as the whole picture each time."""
+    stream = io.BytesIO()
+    Image.new("L", (32, 32)).save(stream, "JPEG", progressive=True)
+    data = stream.getvalue()
+    picture, scan, end = data[:-2], data[data.rindex(b"\xff\xda") : -2], data[-2:]
+    return picture + 200 * scan + end
+
+
 STRANGE = {
     "png bomb": png_bomb(60_000),
     "jpeg bomb": jpeg_bomb(),
+    "jpeg of 209 scans": endless_jpeg(),
     "postscript": POSTSCRIPT,
     "tiff": encoded("TIFF"),
     "icon": encoded("ICO"),
