@@ -5,6 +5,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from dfkd.config.hashing import fingerprint, sha256_file
 from dfkd.dataset.prompt_tables import REQUIRED_COLUMNS
-from dfkd.dataset.shards import Receipt, Sample, SampleLocation, get_shard, read_shard
+from dfkd.dataset.shards import Receipt, Sample, SampleLocation, get_shard, read_shard, refuse
 from dfkd.errors import CorruptionError, DfkdError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage, missing_object
@@ -127,9 +128,25 @@ class PublishedVersion:
         """The version's own objects."""
         return self.home.child(layout.version(self.id))
 
+    @cached_property
+    def _widths(self) -> set[int]:
+        """The lengths of the embeddings that `samples` has met."""
+        return set()
+
     def samples(self, receipt: Receipt) -> Iterator[Sample]:
-        """Yield the samples of a shard, which is verified before the first one."""
-        return (sample for sample, _ in read_shard(get_shard(self.home, receipt), receipt))
+        """Yield the samples of a shard, which is verified before the first one.
+
+        Raises:
+            CorruptionError: the shard is not what was published, or a sample has another class
+                than the shard, another number of distances than there are classes, or an embedding
+                of another length than those before.
+        """
+        for sample, _ in read_shard(get_shard(self.home, receipt), receipt):
+            self._widths.add(len(sample.arrays["embedding"]))
+            found = sample.metadata["class_index"], len(sample.arrays["distances"])
+            if found != (receipt.class_index, len(self.classes)) or len(self._widths) > 1:
+                refuse(receipt.key, f"sample {sample.key!r} does not fit its version")
+            yield sample
 
     def first_samples(
         self, count: int, class_indices: Sequence[int] | None = None

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 from dfkd.dataset.published import PROMPTS_REMEDY, PublishedVersion, sha256_object
-from dfkd.dataset.shards import Receipt, decode_receipt, get_shard, read_shard
+from dfkd.dataset.shards import Receipt, decode_receipt
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, in_order
@@ -60,7 +60,7 @@ def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[s
 def _shard_problem(version: PublishedVersion, receipt: Receipt) -> str:
     """The problem of one shard; empty if it has none."""
     try:
-        for _ in read_shard(get_shard(version.home, receipt), receipt):
+        for _ in version.samples(receipt):
             pass
     except MissingObject:
         where = version.home.location(receipt.key)

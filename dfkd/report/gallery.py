@@ -129,8 +129,11 @@ def read_index(version: PublishedVersion) -> Index:
         for name in names:
             values = positions if name == "shard" else batch[name]
             columns[name].append(values.to_numpy(zero_copy_only=False)[kept])
-    arrays = {name: np.concatenate(parts or [np.empty(0)]) for name, parts in columns.items()}
-    if (arrays["shard"] < 0).any():
+    arrays = {name: np.concatenate(parts or [np.empty(0, int)]) for name, parts in columns.items()}
+    # -1 is the position of no shard, and the class of none.
+    classes = np.array([*(receipt.class_index for receipt in version.shards), -1])
+    wrong = classes[arrays["shard"]] != arrays["class_index"]
+    if (wrong | (arrays["shard"] < 0)).any():
         raise CorruptionError(
             f"{version.storage.location('index.parquet')}: has rows of no shard in manifest.json; "
             "delete the version and synthesise again"
@@ -170,7 +173,7 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     scan.read(index, [*spaced, *by_doubt], counted)
     strips = {c: scan.pictures(index, rows) for c, rows in picks.items()}
     # A zero vector has no direction, so no cosine.
-    usable = [(own, vector) for own, vector in scan.embeddings if np.abs(vector).sum() > 0]
+    usable = [(own, vector) for own, vector in scan.embeddings if vector.any()]
     sampled = _arrays(evenly(usable, MAX_EMBEDDINGS))
     return Gallery(
         strips=strips,

@@ -34,7 +34,7 @@ from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError
 from dfkd.export.take_home import calibration_images
 from dfkd.report.contact_sheet import examples
-from dfkd.report.gallery import data_uri
+from dfkd.report.gallery import data_uri, gallery, read_index
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.images import decode_image
@@ -205,6 +205,16 @@ def test_samples_that_do_not_fit_their_version_are_not_trained_on(
     for cache_bytes in (0, 1 << 20):
         with pytest.raises(CorruptionError, match=reason):
             first_batch(version, cache_bytes)
+
+
+@pytest.mark.parametrize(
+    "name", ["0 labels", "4 labels", "class -1", "class 3", "other embeddings of 3"]
+)
+def test_no_other_reader_takes_them_for_samples_of_the_version(tmp_path: Path, name: str) -> None:
+    version = hostile_version(tmp_path, **UNFIT[name][0])
+    assert any("does not fit its version" in line for line in verify(version))
+    with pytest.raises(CorruptionError, match=r"does not fit its version|has rows of no shard"):
+        gallery(version, read_index(version), 1)
 
 
 # --- tables ---------------------------------------------------------------------------------------
