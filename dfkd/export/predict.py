@@ -245,6 +245,10 @@ def _session(path: Path, data: bytes) -> onnxruntime.InferenceSession:
     """A session of the ONNX model in `data`."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # no log: errors are reported below
+    # Weights in other files, which no sha256 covers, would come from the working directory.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no narrower base class

@@ -208,6 +208,22 @@ def test_a_folder_that_dfkd_did_not_write_is_refused_in_one_line(
     assert re.search(message, err)
 
 
+def test_weights_in_another_file_are_not_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime would read them from the working directory, and no sha256 covers them."""
+    monkeypatch.chdir(tmp_path)
+    Path("weights.bin").write_bytes(np.float32(1).tobytes())
+    model = onnx.load_from_string(colours())
+    one = next(each for each in model.graph.initializer if each.name == "one")
+    one.ClearField("float_data")
+    one.data_location = TensorProto.EXTERNAL
+    one.external_data.add(key="location", value="weights.bin")
+    put(folder, model.SerializeToString())
+    with pytest.raises(ManifestError, match=r"must be an ONNX model, got .*External data path"):
+        Predictor(folder)
+
+
 def test_vectors_beyond_float32_are_refused_without_a_warning(folder: Path) -> None:
     """numpy would write lines of its own about the overflow beside that of the error."""
     put(folder, b'{"here": [1e30], "there": [1e39]}', LABELS)
