@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from dfkd.config.hashing import fingerprint, sha256_file
+from dfkd.config.identity import StoredIdentity
 from dfkd.dataset.prompt_tables import REQUIRED_COLUMNS
 from dfkd.dataset.shards import Receipt, Sample, SampleLocation, get_shard, read_shard, refuse
 from dfkd.errors import CorruptionError, DfkdError
@@ -64,7 +65,7 @@ class _Manifest(BaseModel, strict=True):
     schema_: Literal[2] = Field(alias="schema")
     """`publication.SCHEMA_VERSION`: a version of another format could be read wrongly."""
     fingerprint: Sha256
-    identity: dict[str, Any]
+    identity: StoredIdentity
     environment: dict[str, Any]
     weights: dict[str, str]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from dfkd.config.hashing import fingerprint
-from dfkd.config.identity import refuse_difference
+from dfkd.config.identity import StoredIdentity, refuse_difference
 from dfkd.config.manifest import Manifest, Regeneration
 from dfkd.config.methods import method_of
 from dfkd.dataset.published import PublishedVersion, current
@@ -113,7 +113,7 @@ class Attempt:
 class Claim:
     """Content of `claim.json`."""
 
-    identity: dict[str, Any]
+    identity: StoredIdentity
     """Identity of the candidate."""
 
 
@@ -169,8 +169,8 @@ def next_number(root: Storage, current_version: PublishedVersion | None, manifes
     used = [attempt.number for attempt in attempts(root)]
     number = manifest.salt
     if current_version is not None or used:
-        published = current_version.manifest["identity"]["salt"] if current_version else 0
-        number = max([*used, int(published), manifest.salt]) + 1
+        published = current_version.manifest["identity"].get("salt", 0) if current_version else 0
+        number = max([*used, published, manifest.salt]) + 1
     # The names of attempts sort by number only if all have the same number of digits.
     if number >= MAX_NUMBER:
         raise ManifestError(

@@ -25,7 +25,10 @@ from tests.helpers.partial_version import TASKS, fill, regenerated
 
 IDENTITY = {"prompts.method": ["mix"], "salt": 3, "synthesis.learning_rate": 0.1}
 DECISION = Decision("0" * 16, "", 0.5, None, 3, 0.25, ("one", "two"))
-DAMAGE = [b"", b"{", b"[]", b"{}", b"\xff", b'{"identity": [], "accuracy": "high"}']
+DAMAGE = [
+    *(b"", b"{", b"[]", b"{}", b"\xff", b'{"identity": [], "accuracy": "high"}'),
+    *(b'{"identity": {"prompts.method": [3]}}', b'{"identity": {"salt": "3"}}'),
+]
 
 
 @pytest.fixture
@@ -58,8 +61,13 @@ def test_numbers_of_more_than_eight_digits_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_next_number_follows_that_of_the_current_version(tmp_path: Path) -> None:
-    version = regenerated(tmp_path, fill(tmp_path), 7, TASKS[:1])
-    assert next_number(open_storage(str(tmp_path)), version, small_manifest.read(tmp_path)) == 8
+    root, manifest, base = (
+        open_storage(str(tmp_path)),
+        small_manifest.read(tmp_path),
+        fill(tmp_path),
+    )
+    assert next_number(root, base, manifest) == 1  # its identity has no salt
+    assert next_number(root, regenerated(tmp_path, base, 7, TASKS[:1]), manifest) == 8
 
 
 @pytest.mark.parametrize(
