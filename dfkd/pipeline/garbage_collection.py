@@ -144,23 +144,26 @@ def remove(
     # A reader takes a lease and then looks for the mark (`refuse_removal`); here the marks are
     # written first, and then the leases are read again. So at least one of the two sees the other.
     marks = _announce(root, planned.removals)
-    wanted = {entry.key: entry for removal in planned.removals for entry in removal.entries}
+    listed = {entry.key for removal in planned.removals for entry in removal.entries}
     second = plan(root, manifest, keep, grace).removals
     fence()
     for removal in second:
+        # Not the mark of a student, which names the student's version.
         if removal.mark in marks and removal.mark == _mark(removal.version):
             root.put(removal.mark, BEGUN)
-    # What was announced goes with all that it holds now, and so do marks that are withdrawn.
-    known = marks | wanted.keys()
-    again = [
+    # Of the second plan what was announced, with all that it holds now, and what was listed; and
+    # the announcements of what is kept after all.
+    known = marks | listed
+    due = [
         entry
         for removal in second
         for entry in removal.entries
         if removal.mark in marks or entry.key in known
     ]
-    _delete(root, again, fence)
-    gone = [entry for entry in again if entry.key in wanted or entry.key not in marks]
-    return len(gone), sum(entry.size for entry in gone)
+    _delete(root, due, fence)
+    # The marks that this call has written do not count.
+    counted = [entry for entry in due if entry.key in listed or entry.key not in marks]
+    return len(counted), sum(entry.size for entry in counted)
 
 
 def _announce(root: Storage, removals: Sequence[Removal]) -> set[str]:
