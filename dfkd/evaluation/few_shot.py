@@ -304,7 +304,7 @@ class _Experiment:
         return self._answers(self.classifier, torch.arange(len(self.domain.images)))
 
     def rows(self, progress: Bar) -> Iterator[FewShotRow]:
-        """Yield the row of each training, and before them those of a student before training.
+        """Yield the rows of the untouched student, if it is the start, and then of each training.
 
         A row comes from its cell, or from a training that runs now.
         """

@@ -84,25 +84,22 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
     ]
     compared = (f"vs {described.compare}",) if differences else ()
     papers = (f"{name} ({each.data}, paper)" for each in described.paper for name in each.columns)
+
+    def further(row: StudyRow) -> Iterator[Entry]:
+        """Yield the entries of a row behind its accuracies, as in the head below."""
+        yield from (getattr(row, name) for name in measured)
+        if compared:
+            yield differences.get(row.label)
+        yield from _size(row, ms)
+        for paper in described.paper:
+            # The paper has no numbers for rows that only this study has.
+            yield from paper.rows.get(row.label, (None,) * len(paper.columns))
+
     return Grid(
         title=described.title,
         head=(*names, *head, *measured, *compared, *SIZES, *papers),
         names=len(names),
-        rows=tuple(
-            (
-                *cells,
-                *(getattr(row, name) for name in measured),
-                *(differences.get(row.label) for _ in compared),
-                *_size(row, ms),
-                *(
-                    number
-                    for paper in described.paper
-                    # The paper has no numbers for rows that only this study has.
-                    for number in paper.rows.get(row.label, (None,) * len(paper.columns))
-                ),
-            )
-            for row, cells in rows
-        ),
+        rows=tuple((*cells, *further(row)) for row, cells in rows),
         notes=tuple(_notes(described, results)),
     )
 
