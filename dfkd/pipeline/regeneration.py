@@ -11,7 +11,7 @@ from dfkd.cluster import distillation
 from dfkd.cluster.connection import connected
 from dfkd.cluster.synthesis import build, identify
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import fresh_tasks, task_count, tasks
+from dfkd.config.plan import fresh_tasks, image_count, task_count
 from dfkd.dataset.published import (
     PublishedVersion,
     advance,
@@ -52,16 +52,18 @@ def plan(manifest: Manifest) -> dict[str, Any]:
             require_students(manifest, root, current)
         unfinished = attempts.unfinished(root)
         salt = unfinished.number if unfinished else attempts.next_number(root, current, manifest)
-    salted = dataclasses.replace(manifest, salt=salt)
-    # With a current version all other shards are carried over.
-    fresh = list(fresh_tasks(salted) if current else tasks(manifest))
+    fresh_count, fresh_images = task_count(manifest), image_count(manifest)
+    # All other shards are carried over.
+    if current and not config.whole:
+        fresh = list(fresh_tasks(dataclasses.replace(manifest, salt=salt)))
+        fresh_count, fresh_images = len(fresh), sum(task.count for task in fresh)
     return {
         "method": manifest.method,
         "tasks": task_count(manifest),
         "salt": salt,
         "current": current.id if current else "none",
-        "fresh_tasks": len(fresh),
-        "fresh_images": sum(task.count for task in fresh),
+        "fresh_tasks": fresh_count,
+        "fresh_images": fresh_images,
         "worker_seconds_cap": config.worker_seconds,
         "students": len(manifest.distillation.seeds) * (2 if current else 1),
     }

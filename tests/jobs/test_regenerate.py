@@ -154,5 +154,11 @@ def test_what_cannot_be_regenerated_is_refused_at_once(
 
 def test_the_plan_makes_nothing(manifest: Path, tmp_path: Path) -> None:
     planned = plan("regenerate", manifest)
-    assert (planned["salt"], planned["fresh_images"]) == (0, 12)
+    assert (planned["salt"], planned["fresh_tasks"], planned["fresh_images"]) == (0, 6, 12)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_counts_tasks_without_making_them(manifest: Path) -> None:
+    """A zero too many must not fill the memory."""
+    planned = plan("regenerate", manifest, "--set", f"synthesis.images_per_class={10**15}")
+    assert planned["fresh_images"] == 3 * 10**15
