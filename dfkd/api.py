@@ -362,8 +362,12 @@ def _decoded(picture: Picture, image_size: int) -> npt.NDArray[np.uint8]:
     """The preprocessed picture, uint8 [S, S, 3] with S = `image_size`."""
     if isinstance(picture, Image.Image):
         return preprocess(picture, image_size)
-    encoded = picture if isinstance(picture, bytes) else read_picture(picture)
-    return decode_image(encoded, image_size)
+    if isinstance(picture, bytes):
+        return decode_image(picture, image_size)
+    try:
+        return decode_image(read_picture(picture), image_size)
+    except ValueError as error:
+        raise ValueError(f"{picture}: {error}") from None
 
 
 def load_student(

@@ -175,6 +175,15 @@ def test_an_open_image_of_a_truncated_file_is_refused(tmp_path: Path) -> None:
             student.predict([picture])
 
 
+def test_of_many_pictures_the_one_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.gif"
+    for path in (good, bad):
+        Image.new("RGB", (8, 8)).save(path)
+    student = dfkd.NamedStudent(Pixels(), (), 8)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"bad\.gif: is no PNG, JPEG, WEBP or BMP file"):
+        student.distances([good, bad])
+
+
 def test_an_exported_student_is_refused_with_what_runs_it(tmp_path: Path) -> None:
     (tmp_path / "takehome.json").write_text("{}")
     with pytest.raises(dfkd.ManifestError, match=r"not an exported student.*dfkd\.export\.predict"):
