@@ -253,6 +253,8 @@ def image_files(folder: Path, tally: Tally) -> Iterator[os.DirEntry[str]]:
             suffix = os.path.splitext(entry.name)[1].lower()
             if suffix in SUFFIXES and not _hidden(entry.name) and _succeeds(entry.is_file):
                 yield entry
+            elif _succeeds(entry.is_dir):
+                tally.ignored["folders in class folders, with all that they hold"] += 1
             else:
                 tally.ignored["files that are not png, jpg, jpeg, webp or bmp images"] += 1
 

@@ -69,7 +69,8 @@ def test_what_the_manifest_does_not_use_is_ignored_and_counted(tmp_path: Path) -
         "ignored: 1 other classes (cat)",
         "ignored: 1 files beside the class folders",
         "ignored: 1 files beside the domain folders",
-        "ignored: 3 files that are not png, jpg, jpeg, webp or bmp images",
+        "ignored: 2 files that are not png, jpg, jpeg, webp or bmp images",
+        "ignored: 1 folders in class folders, with all that they hold",
     )
 
 
