@@ -294,6 +294,8 @@ def _first_problem(schema: type[Any], error: ValidationError, tree: Tree) -> Man
         rule = f"must match the pattern {problem['ctx']['pattern']}"
     elif problem["type"] == "string_type":
         rule, remedy = "must be text", "put it in quotes"
+    elif problem["type"] == "tuple_type":
+        rule, remedy = "must be a list", "write it as [A, B]"
     return ManifestError(field, rule, problem["input"], remedy)
 
 

@@ -82,6 +82,7 @@ REFUSED = {
     "fewshot={1: 2}": r"fewshot\.1: ",
     "fewshot={true: 2}": r"fewshot\.true: ",
     "fewshot={~: 2}": r"fewshot\.null: ",
+    "classes=dog": r"classes: must be a list, got 'dog'; write it as \[A, B\]$",
     "evaluation.aliases={1: 2}": r"evaluation\.aliases\.1: ",
     **{
         f"seed={text}": r"--set seed: must be valid YAML, got '\w+Error'; "
