@@ -1,6 +1,6 @@
 """`comparison.html`: two runs next to each other, and their differences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,23 +128,28 @@ def settings(first: Facts, second: Facts) -> list[tuple[str, str, str]]:
     Manifests are compared if both runs have kept theirs.
     """
     manifests = bool(first.origin and second.origin)
-    flat = [_flat_settings(facts, manifests) for facts in (first, second)]
+    methods = [{images.method for images in facts.method_images} for facts in (first, second)]
+    # Manifests tell which methods only one run has, and such a data set differs in every key.
+    shown = methods[0] & methods[1] if manifests else methods[0] | methods[1]
+    flat = [_flat_settings(facts, manifests, shown) for facts in (first, second)]
     keys = {key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key)}
     # What differs in the manifests need not be told of each method's data set again.
     told = sorted(key for key in keys if key.partition(": ")[2] not in keys)
     return [(key, _shown(flat[0], key), _shown(flat[1], key)) for key in told]
 
 
-def _flat_settings(facts: Facts, manifests: bool) -> dict[str, Any]:
-    """The manifest's keys, written with dots, and the identity of each method's version.
+def _flat_settings(facts: Facts, manifests: bool, methods: Set[str]) -> dict[str, Any]:
+    """The manifest's keys, written with dots, and the identities of versions.
 
     Args:
         manifests: whether the manifest's keys are included.
+        methods: those whose versions are included.
     """
     flat = flatten(facts.origin.manifest) if manifests and facts.origin else {}
     for images in facts.method_images:
-        identity = images.version.manifest["identity"]
-        flat |= {f"{images.method}: {key}": value for key, value in identity.items()}
+        if images.method in methods:
+            identity = images.version.manifest["identity"]
+            flat |= {f"{images.method}: {key}": value for key, value in identity.items()}
     return flat
 
 

@@ -54,6 +54,22 @@ def test_manifests_are_compared_where_both_are_kept(facts: Facts, run: Manifest)
     assert compare.settings(with_epochs(2), facts) == []  # one manifest alone tells no difference
 
 
+def test_of_a_method_that_one_run_has_alone_only_its_name_is_told(
+    facts: Facts, run: Manifest
+) -> None:
+    first, second = (
+        dataclasses.replace(
+            facts,
+            method_images=[each for each in facts.method_images if each.method in methods],
+            origin=RunOrigin(1, "command", None, run.as_dict() | {"prompts": {"method": methods}}),
+        )
+        for methods in (list(METHODS), ["vanilla"])
+    )
+    assert compare.settings(first, second) == [
+        ("prompts.method", ", ".join(METHODS), "vanilla"),
+    ]
+
+
 def test_two_versions_of_one_manifest_differ_in_salt(
     facts: Facts, better: Facts, run: Manifest
 ) -> None:
