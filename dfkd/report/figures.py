@@ -78,9 +78,11 @@ def curve(
     """
     rows = _rows(series_list)
     xs = sorted({float(row["x"]) for row in rows})
-    # Ticks at the measured values only: the lines between them are no measurements.
+    # Ticks at the measured values only: the lines between them are no measurements. Without a
+    # format a short axis would show a count as 1.0.
+    ticks = alt.Axis(values=xs, grid=False, format=",~g")
     base = data_chart(rows).encode(
-        x=alt.X("x:Q", title=x, scale=_scale(xs), axis=alt.Axis(values=xs, grid=False)),
+        x=alt.X("x:Q", title=x, scale=_scale(xs), axis=ticks),
         color=_colour([series.name for series in series_list]),
     )
     y = alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False))

@@ -43,7 +43,7 @@ def test_a_curve_has_a_line_and_a_legend_for_each_series() -> None:
     assert b'stroke-width="3"' not in alike.svg
 
 
-@pytest.mark.parametrize("places", [(0, 8), (5,)])
+@pytest.mark.parametrize("places", [(0, 8), (0, 1), (5,)])
 def test_a_curve_may_start_at_zero_or_have_one_place(places: tuple[int, ...]) -> None:
     line = Series("mean", tuple((place, spread(0.5)) for place in places))
     require_picture(
