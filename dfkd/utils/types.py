@@ -54,9 +54,16 @@ def require_folder(field: str, path: str) -> None:
 
 
 def require_slots(field: str, template: str, *slots: str) -> None:
-    """Raise `ManifestError` unless `template` contains each of `slots` exactly once."""
+    """Raise `ManifestError` unless `template` contains each of `slots` exactly once, and no other
+    braces, which would be read as a part of every prompt.
+    """
+    rest = template
     for slot in slots:
         if template.count(slot) != 1:
             raise ManifestError(
                 field, f"must contain {slot} exactly once", template, "fix the template"
             )
+        rest = rest.replace(slot, "")
+    if set("{}") & set(rest):
+        rule = f"must have no braces except {' and '.join(slots)}"
+        raise ManifestError(field, rule, template, "fix the template")

@@ -67,6 +67,7 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("prompts.template='a {class}'", "prompts.template", "{style} exactly once"),
         ("teacher.template=a picture", "teacher.template", "{class}"),
         ("teacher.template='{class}, {class}'", "teacher.template", "{class} exactly once"),
+        ("teacher.template='{class} in {style}'", "teacher.template", "no braces except {class}"),
         ("generator.kind=flux", "generator.kind", "'vqgan' or 'diffusers'"),
         ("generator={weights: miniature}", "generator.config", "must be given for a vqgan"),
         ("generator.guidance=0", "generator.guidance", "or equal to 1"),
