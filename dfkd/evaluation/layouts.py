@@ -161,7 +161,7 @@ def recognise(root: Path) -> Layout:
             "the folders of its domains (looked for splits/, image_list/, DOMAIN/image_list.txt, "
             "DOMAIN_list.txt)",
             str(root),
-            "see dfkd/evaluation/layouts.py",
+            "put class folders into a folder of their domain, also if it is the only one",
         )
     if len(set(kinds.values())) > 1:
         split = next(folder.name for folder, is_split in kinds.items() if is_split)

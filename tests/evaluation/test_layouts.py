@@ -370,7 +370,8 @@ def test_a_folder_without_a_known_layout_is_refused_with_what_was_looked_for(
 ) -> None:
     for name in files:
         put(tmp_path / name, 0)
-    with pytest.raises(ManifestError, match=r"domain/split/class.*looked for splits/, image_list"):
+    told = r"domain/split/class.*looked for splits/, image_list.*; put class folders into a folder"
+    with pytest.raises(ManifestError, match=told):
         opened(tmp_path, ("dog",))
 
 
