@@ -131,8 +131,8 @@ FULL = Sizes(
     teachers=("ViT-B-32-quickgelu", "RN50-quickgelu"),
     generator=F16_16384,
     image_size=224,
-    # For its gradient an image keeps 1.06 GB with ViT-B/32 and 1.33 GB with RN50, so an eager batch
-    # of 128 does not fit into 80 GB. A compiled one may, because fused operations keep less.
+    # For its gradient an image keeps 0.55 GB with ViT-B/32 and 0.82 GB with RN50: an eager batch of
+    # 128 nearly fills or exceeds 80 GB. A compiled one may fit, because fused operations keep less.
     batches=(8, 16, 32, 64),
     compiled_batches=(8, 128),
     windows=3,
