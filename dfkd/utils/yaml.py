@@ -46,8 +46,13 @@ PyYAML implements 1.1, where `1e-3` is a string, `no` is a boolean, and `1:30` i
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
 _INVALID = (
-    *(yaml.YAMLError, RecursionError, OverflowError),
-    *(TypeError, ValueError, LookupError, AttributeError),
+    yaml.YAMLError,
+    AttributeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
 )
 """What PyYAML raises on a text that it cannot read. It leaves deep nesting, a list as a key, and a
 value that its tag contradicts (`!!bool foo`) or that is too large (`!!float 1:1:...`) to Python,
