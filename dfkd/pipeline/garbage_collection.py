@@ -8,6 +8,7 @@ these refer to. It considers only keys of dfkd's own layout (`listing.py`).
 
 import contextlib
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ the removal goes last."""
 BEGUN = b"begun"
 """The content of a version's mark once its objects are being deleted: the removal must go on after
 a kill. Until then the mark only announces it, and is withdrawn if the version is in use."""
+NAME = re.compile("[a-z-]+/[0-9a-f]{16}")
+"""`{method}/{id}` of a version."""
 CURRENT = "current"
 """How the reason for keeping a version begins, if a pointer names it."""
 FENCE_SECONDS = 5.0
@@ -328,14 +331,17 @@ def _students(
     expected = _expected_students(root, manifest, gone)
     for name, objects in listing.students.items():
         marked, mark = layout.REMOVING in objects, f"{layout.student(name)}/{layout.REMOVING}"
-        # The version of a student is named by its mark, by its card, or by the settings.
-        if marked:
-            version = root.get(mark).decode(errors="replace")  # a damaged mark names none
-        elif layout.STUDENT_CARD in objects:
+        # The version of a student is named by its card, which goes first, by its mark, or by the
+        # settings.
+        if layout.STUDENT_CARD in objects:
             card = read_json(root, f"{layout.student(name)}/{layout.STUDENT_CARD}")
             version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"
+        elif marked:
+            version = root.get(mark).decode(errors="replace")
         else:
             version = expected.get(name, "")
+        if not NAME.fullmatch(version):  # a damaged card or mark names none
+            continue
         if version in kept:
             if marked:
                 yield Removal(f"mark of student {name}", "it is kept", _marks(objects))
@@ -343,7 +349,7 @@ def _students(
         absent = version not in listing.versions or version in gone
         # Once the version is gone, nothing says any more that an unfinished student was its own.
         due = marked or name in expected or _age(objects) >= grace
-        if version and absent and due:
+        if absent and due:
             why = f"of version {version}"
             yield Removal(f"student {name}", why, tuple(objects.values()), version, mark)
 

@@ -151,6 +151,19 @@ def test_students_are_removed_with_their_versions(run: Run) -> None:
     assert set(run.storage.folders("students/")) == left
 
 
+@pytest.mark.parametrize("mark", [b"vanilla/0123456789abcdef", b"\xff", b"\x1b[2Jx"])
+def test_a_damaged_mark_removes_no_student(run: Run, mark: bytes) -> None:
+    version, name = fill(run.root), f"vanilla-s0-{'a' * 12}"
+    run.put_student(version, name)
+    run.put_student(version, half := f"vanilla-s0-{'b' * 12}", card=False)
+    run.storage.put(f"students/{name}/removing", mark)
+    if not mark.startswith(b"vanilla/"):  # else it says that the version of the other is gone
+        run.storage.put(f"students/{half}/removing", mark)
+    age(run.root)
+    assert run.removed() == {f"mark of student {name}"}
+    assert run.storage.folders("students/") == (name, half)
+
+
 def test_methods_with_batch_norm_statistics_are_collected_too(run: Run) -> None:
     versions = run.chain(2)
     run.put_student(versions[0], f"vanilla-bn-s0-{'a' * 12}")
