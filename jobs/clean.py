@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfkd.config.manifest import Manifest
+from dfkd.errors import printable_line
 from dfkd.pipeline import command_line
 from dfkd.storage.local import open_existing, open_to_read, require_existing
 
@@ -37,10 +38,10 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     with holding(root, "clean") as lease:
         planned = garbage_collection.plan(root, manifest, keep, options.grace)
         for key, reason in planned.kept.items():
-            print(f"keep {key}: {reason}", flush=True)
+            print(printable_line(f"keep {key}: {reason}"), flush=True)
         for removal in planned.removals:
-            count = len(removal.entries)
-            print(f"remove {removal.what}: {removal.why}, {count} objects, {removal.bytes} bytes")
+            size = f"{len(removal.entries)} objects, {removal.bytes} bytes"
+            print(printable_line(f"remove {removal.what}: {removal.why}, {size}"))
         objects, size = garbage_collection.remove(
             root, manifest, planned, keep, options.grace, lease.fence
         )

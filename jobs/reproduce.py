@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dfkd.errors import DfkdError, ManifestError, PartialError
+from dfkd.errors import DfkdError, ManifestError, PartialError, printable_line
 from dfkd.pipeline import command_line
 from dfkd.storage.base import BUCKET_ROOTS, Storage, split_root
 from dfkd.storage.local import open_storage
@@ -96,11 +96,11 @@ def _failed(study: Study, results: StudyResults) -> PartialError:
 def _tell(average: Average, label: str, outcome: CellResult | str, reused: bool) -> None:
     """Print a line about a cell; a failure at once, because the other cells may take hours."""
     if isinstance(outcome, str):
-        print(f"{label}: failed: {outcome}", flush=True)
-        return
-    status = "found" if reused else "finished"
-    accuracy = f"{100 * outcome.mean(average):.1f}"
-    print(f"{label}: {status} {outcome.model}, accuracy {accuracy}", flush=True)
+        told = f"failed: {outcome}"
+    else:
+        status = "found" if reused else "finished"
+        told = f"{status} {outcome.model}, accuracy {100 * outcome.mean(average):.1f}"
+    print(printable_line(f"{label}: {told}"), flush=True)
 
 
 def open_output(study: Study, options: argparse.Namespace) -> Storage:

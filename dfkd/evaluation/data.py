@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dfkd.config.distillation import Evaluation
 from dfkd.config.paths import EVALUATION, local_path
-from dfkd.errors import CorruptionError, ManifestError, as_utf8
+from dfkd.errors import CorruptionError, ManifestError, printable_line
 from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, read_rows
 from dfkd.evaluation.layouts import Layout, recognise
 from dfkd.evaluation.public_data_sets import normalise_name
@@ -219,7 +219,7 @@ def _domains(config: Evaluation, classes: Sequence[str], content: _SourceContent
     # File systems list names in any order, and few-shot splits refer to images by position.
     items.sort(key=lambda item: (order.index(item.domain), item.class_index, item.name))
     data = Domains(config.data, tuple(classes), tuple(items), ())
-    return dataclasses.replace(data, notes=tuple(map(as_utf8, _notes(data, content))))
+    return dataclasses.replace(data, notes=tuple(map(printable_line, _notes(data, content))))
 
 
 def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:

@@ -6,6 +6,8 @@ from typing import Protocol, Self
 
 from tqdm import tqdm
 
+from dfkd.errors import printable
+
 QUIET_SECONDS = 10.0
 """Seconds between two lines in a log."""
 
@@ -35,7 +37,7 @@ class Closing:
 
 def say(text: str) -> None:
     """Print a line on stderr, above the progress bar if there is one."""
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(printable(text), file=sys.stderr)
 
 
 class ScreenBar(Closing):

@@ -147,10 +147,11 @@ def test_a_domain_with_an_unprintable_name_is_refused(tmp_path: Path, name: byte
         open_folder(tmp_path, ("dog",))
 
 
-def test_notes_escape_names_that_are_not_utf8(tmp_path: Path) -> None:
-    write(tmp_path, "photo/dog/1.png", os.fsdecode(b"photo/caf\xe9/1.png"), "photo/th\xe9/1.png")
+def test_notes_escape_names_that_are_no_utf8_or_would_move_a_cursor(tmp_path: Path) -> None:
+    names = os.fsdecode(b"photo/caf\xe9/1.png"), "photo/th\xe9/1.png", "photo/\x1b[2J/1.png"
+    write(tmp_path, "photo/dog/1.png", *names)
     assert open_folder(tmp_path, ("dog",)).notes[1:] == (
-        r"ignored: 2 other classes (caf\udce9, thé)",
+        r"ignored: 3 other classes (\x1b[2J, caf\udce9, thé)",
     )
 
 

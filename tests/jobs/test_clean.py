@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from dfkd.errors import Exit
 from dfkd.storage import lease
 from dfkd.storage.local import open_storage
+from dfkd.utils.strict_json import canonical
 from tests.helpers import jobs
 from tests.helpers.jobs import contents
 from tests.helpers.partial_version import TASKS, fill, regenerated
@@ -57,6 +59,19 @@ def test_a_dry_run_says_exactly_what_the_next_call_removes(
     written = json.loads((root / "clean.json").read_text())
     assert written == planned | {"schema": 1, "removed": removed}
     published(root)
+
+
+def test_no_holder_of_a_lease_moves_the_cursor(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = open_storage(str(root))
+    kept = f"vanilla/{storage.folders('data/vanilla/versions/')[0]}"
+    record = lease.LeaseRecord(
+        holder="\x1b[2Jhost:1", since=0.0, expires=9e9, released=False, versions=(kept,)
+    )
+    storage.put("leases/readers/x.json", canonical(asdict(record)))
+    assert clean.main([str(root.parent / "manifest.yaml"), "--keep=1"]) == Exit.DONE
+    assert rf"keep {kept}: held by \x1b[2Jhost:1 (leases/" in capsys.readouterr().out
 
 
 def test_two_sweeps_do_not_run_at_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
