@@ -67,7 +67,7 @@ class _Manifest(BaseModel, strict=True):
     fingerprint: Sha256
     identity: StoredIdentity
     environment: dict[str, Any]
-    weights: dict[str, str]
+    weights: dict[str, Sha256]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     samples: Size
     bytes: Size

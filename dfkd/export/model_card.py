@@ -220,7 +220,7 @@ def _origin(facts: Mapping[str, Any]) -> str:
         ["student", f"`{student['folder']}`, sha256 `{student['sha256']}`"],
         ["student's initial weights", f"`{student['weights']}`"],
         ["teacher", escape(str(facts["teacher"]["model"]))],
-        *([f"{r} sha256", f"`{d}`"] for r, d in sorted(data["weights"].items())),
+        *([f"{escape(r)} sha256", f"`{d}`"] for r, d in sorted(data["weights"].items())),
         ["int8 calibration", f"{calibration['images']} images of that version, no others"],
         ["made with", ", ".join(f"{n} {v}" for n, v in sorted(facts["libraries"].items()))],
     ]

@@ -354,6 +354,7 @@ def test_no_part_of_prompts_lies_outside(outside: Path, name: str) -> None:
         {"label_mean": "1"},
         {"prompts": "../x"},
         {"weights": []},
+        {"weights": {"teacher": "`<img src=x>`"}},
     ],
 )
 def test_a_forged_manifest_is_refused(
