@@ -142,7 +142,7 @@ def remove(
         fence: raises an error if another process may have taken over, see `Lease.fence`.
 
     Returns:
-        The number of removed objects, and their bytes.
+        The number of removed objects, and their bytes, without marks that this call wrote.
     """
     # A reader takes a lease and then looks for the mark (`refuse_removal`); here the marks are
     # written first, and then the leases are read again. So at least one of the two sees the other.
@@ -164,7 +164,6 @@ def remove(
         if removal.mark in marks or entry.key in known
     ]
     _delete(root, due, fence)
-    # The marks that this call has written do not count.
     counted = [entry for entry in due if entry.key in listed or entry.key not in marks]
     return len(counted), sum(entry.size for entry in counted)
 
