@@ -277,7 +277,7 @@ def require_finished(storage: Storage) -> None:
             "storage.root",
             "must hold a finished run, with results.json",
             storage.location(),
-            "run jobs/pipeline.py first",
+            "run jobs/pipeline.py first, with labelled images (evaluation.data)",
         )
 
 

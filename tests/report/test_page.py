@@ -196,7 +196,9 @@ def test_a_run_that_is_not_finished_is_refused_and_nothing_written(
     run: Manifest, tmp_path: Path
 ) -> None:
     empty = str(tmp_path / "empty")
-    with pytest.raises(ManifestError, match=r"storage\.root: must hold a finished run"):
+    with pytest.raises(
+        ManifestError, match=r"storage\.root: must hold a finished run.*first, with labelled images"
+    ):
         page.write(run.with_values(storage={"root": empty}), COMMAND)
     assert list(open_storage(empty).list()) == []
 
