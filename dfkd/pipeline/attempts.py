@@ -256,9 +256,9 @@ def gate(
     fewest, class_name = fewest_images(candidate)
     measured_diversity = diversity(candidate)
     reasons = []
-    if current_accuracy is not None and accuracy < current_accuracy - config.tolerance:
+    if current_accuracy is not None and accuracy < (least := _least(config, current_accuracy)):
         reasons.append(
-            f"accuracy {accuracy:.4f}, at least {current_accuracy - config.tolerance:.4f} "
+            f"accuracy {accuracy:.4f}, at least {least:.4f} "
             f"(current {current_accuracy:.4f} - tolerance {config.tolerance:g})"
         )
     if fewest < MINIMUM_PER_CLASS:
@@ -276,11 +276,17 @@ def gate(
     )
 
 
+def _least(config: Regeneration, current_accuracy: float) -> float:
+    """The lowest accuracy that passes."""
+    # 0.14 - 0.02 is a little above 0.12, which must pass: no rounding is as large as this.
+    return current_accuracy - config.tolerance - 1e-9
+
+
 def rules(config: Regeneration, decision: Decision) -> list[tuple[str, str, str, str]]:
     """Rows of the rules' table: rule, value of the current version, of the candidate, verdict."""
     # All figures are the decision's, so the page shows what was decided on.
     before = decision.current_accuracy
-    least = -1.0 if before is None else before - config.tolerance
+    least = -1.0 if before is None else _least(config, before)
     return [
         (
             f"mean accuracy, at most {100 * config.tolerance:g} points less",

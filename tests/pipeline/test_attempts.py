@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfkd.config.manifest import Regeneration
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.pipeline.attempts import (
@@ -14,8 +15,10 @@ from dfkd.pipeline.attempts import (
     begin,
     diversity,
     fewest_images,
+    gate,
     next_number,
     require_comparable,
+    rules,
     unfinished,
 )
 from dfkd.prompts.diversity import pair_cosines
@@ -94,6 +97,16 @@ def owls(tmp_path: Path) -> PublishedVersion:
 
 def test_a_class_without_shards_is_the_smallest(owls: PublishedVersion) -> None:
     assert fewest_images(owls) == (0, "tree")
+
+
+@pytest.mark.parametrize(("accuracy", "holds"), [(0.12, True), (0.1199, False)])
+def test_a_student_that_loses_as_much_as_it_may_passes(
+    tmp_path: Path, accuracy: float, holds: bool
+) -> None:
+    version, config = fill(tmp_path), Regeneration(tolerance=0.02)
+    decision = gate(config, version, accuracy, version, 0.14)
+    assert (not decision.reasons) == holds
+    assert (rules(config, decision)[0][-1] == "holds") == holds
 
 
 def test_a_class_without_shards_counts_as_alike(owls: PublishedVersion) -> None:
