@@ -156,6 +156,10 @@ def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
     assert note(students).startswith("2 students of one data set. Images")
     assert note(single, runs).startswith("2 whole runs (data set and student). Images")
     assert note(single, row(random, 0.5, 0.7)).startswith("2 students of one data set. Images")
+    assert not note(single)
+    three = results(row(baseline, 0.5, 0.6, 0.7), seeds=(0, 1, 2, 3))
+    first_note, *_ = grid(study.described, three, {}).notes
+    assert "standard deviation over 3 students" in first_note  # one of four failed
     assert note(students, runs).startswith(
         "2 seeds: whole runs (data set and student) of Random_Prompt, students of one data set of"
     )
