@@ -39,7 +39,8 @@ def markdown(results: FewShotResults) -> str:
     means = _grid(results, _bands(results), ticks, names)
     parts = [
         f"# Few-shot {HEADS[results.average]}, of {escape(results.architecture)}",
-        "Mean and standard deviation over draws of the labelled images; 0 images is before any "
+        "Mean and standard deviation over seeds: each draws the labelled images and random weights "
+        "anew and, if several students are named below, takes another one. 0 images is before any "
         "training. Figures of one column share their test images, those of two columns do not. "
         "The gain is what training adds to the student, with the standard deviation of that "
         "difference.",

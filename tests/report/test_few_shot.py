@@ -69,6 +69,7 @@ def test_markdown_has_each_domain_and_the_notes() -> None:
         line = f"| library        |         - |  {cells} |\n"
         assert line in text.partition(f"## {domain}")[2]
     assert "- student: distilled, mix images, seed 0\n- library: weights IMAGENET1K_V1\n" in text
+    assert "if several students are named below, takes another one." in text  # as `student_seed`
     assert text.endswith("## Notes\n\n- domain ink: too few\n")
 
 
