@@ -15,6 +15,7 @@ from dfkd.miniature.looks.look import EVALUATION_ONLY, Look, LookSampler, vocabu
 from dfkd.miniature.looks.materials import MATERIALS
 from dfkd.miniature.looks.painting import paint, smudged
 from dfkd.miniature.looks.strokes import STROKES, silhouette
+from dfkd.prompts.styles import MINIATURE
 
 
 def gen(seed: int = 0) -> torch.Generator:
@@ -124,7 +125,7 @@ def test_shared_looks_are_few_and_of_the_drawing_s_kind() -> None:
 
 
 def test_evaluation_has_looks_that_training_never_draws_or_names() -> None:
-    assert EVALUATION_ONLY.isdisjoint(vocabulary())
+    assert EVALUATION_ONLY.isdisjoint({*vocabulary(), *MINIATURE})
     sampler = LookSampler(gen(1))
     drawn = {w for _ in range(800) for w in sampler.draw(False, 0.0).words(own_colours=False)}
     assert EVALUATION_ONLY.isdisjoint(drawn)

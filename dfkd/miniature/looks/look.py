@@ -17,8 +17,8 @@ from dfkd.miniature.looks.strokes import STROKES
 T = TypeVar("T")
 
 EVALUATION_ONLY = frozenset({"blackboard", "blueprint", "brick", "chalk", "mosaic", "neon"})
-"""Words of evaluation domains. No training image and no style dictionary has them, as the paper's
-dictionary has none of the words that name the domains."""
+"""Words of evaluation domains. No training image and no style of the miniature's dictionary has
+them, as the paper's dictionary has none of the words that name its domains."""
 COLOURFUL, PLAIN = "colourful", "plain"
 """Words for a drawing in its own colours, and for the default look: black ink on white."""
 
