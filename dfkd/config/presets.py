@@ -48,7 +48,7 @@ values here are our choice. `manifests/studies/recipe` compares schedules and sc
 
 The paper does not mention views, but builds on VQGAN-CLIP, which shows CLIP 32 views per step. The
 expected gradient does not depend on the number of views. 8 is a compromise on cost: a step of an
-image at 224 px (ViT-B/32, f16 decoder) takes 405 GFLOP with none or one, 529 with 8 and 954 with
+image at 224 px (ViT-B/32, f16 decoder) takes 405 GFLOP with none or one, 527 with 8 and 946 with
 32. On a CPU the price is higher (manifests/benchmarks/README.md). No noise is added to views,
 because it is drawn on the CPU.
 """
@@ -56,6 +56,6 @@ because it is drawn on the CPU.
 BEST = merge(PAPER, {"distillation": {"texts": "styles"}})
 """The paper's method with ensemble labels, which cost almost nothing; manifests/studies/better
 shows their effect, and that of more views and epochs with them. For an open vocabulary add
-`distillation.target: both`, which loses nothing."""
+`distillation.target: both`, with which no loss can be told from chance."""
 
 PRESETS = {"paper": PAPER, "best": BEST}
