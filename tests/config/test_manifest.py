@@ -118,7 +118,7 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("evaluation.models=[]", "evaluation.models", "must name a model"),
         ("evaluation.average=pixels", "evaluation.average", "images"),
         ("evaluation.domains=[ink, ink]", "evaluation.domains", "once"),
-        ("evaluation.domains={ink: 1}", "evaluation.domains", "array"),
+        ("evaluation.domains={ink: 1}", "evaluation.domains", "must be a list"),
         ("evaluation.aliases={plane: aeroplane}", "evaluation.aliases", "have none but classes"),
         ("evaluation.aliases={dog: x, cat: x}", "evaluation.aliases", "once"),
         ("evaluation.aliases={dog: 1}", "evaluation.aliases.dog", "must be text"),
