@@ -182,9 +182,8 @@ def _fit(loop: Loop, config: dict[str, Any], name: str, ranks: Ranks, timeout: f
             scaling_config=_scaling(ranks),
             run_config=TRAIN.RunConfig(
                 name=name,
-                storage_path=str(
-                    scratch
-                ),  # Ray's own notes on the run; nothing is resumed from them
+                # Ray's own notes on the run; nothing is resumed from them.
+                storage_path=str(scratch),
                 failure_config=TRAIN.FailureConfig(
                     max_failures=0,
                     controller_failure_limit=MAX_START_ATTEMPTS,

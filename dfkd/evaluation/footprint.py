@@ -79,10 +79,8 @@ def student(manifest: Manifest) -> TimedNetwork:
     if config.embeds:
         width = int(read_architecture(manifest.teacher.model).model["embed_dim"])
         texts = F.normalize(torch.ones(classes, width), dim=1)
-        module, name = (
-            build(config, width, size, seed=0).with_classes(texts),
-            f"{name}, embedding of {width}",
-        )
+        module = build(config, width, size, seed=0).with_classes(texts)
+        name = f"{name}, embedding of {width}"
     else:
         module = build(config, classes, size, seed=0)
     module.eval()
