@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from dfkd.config.distillation import Average, Model
 from dfkd.dataset.published import PublishedVersion
+from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains
 from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
 from dfkd.studies.cells import CellResult
@@ -263,9 +264,19 @@ def collect_results(
     Args:
         domains: number of scored images by domain, as in `StudyResults`.
         parameters: number of parameters of each row's network, by the row's label.
+
+    Raises:
+        CorruptionError: a stored cell has scores of other domains.
     """
-    outcomes = [cell.outcome for cells in study_cells.students.values() for cell in cells]
-    outcomes += [study_cells.teacher.outcome] if study_cells.teacher else []
+    cells = [cell for row in study_cells.students.values() for cell in row]
+    cells += [study_cells.teacher] if study_cells.teacher else []
+    for cell in cells:
+        if {score.domain for score in cell.outcome.scores} != domains.keys():
+            raise CorruptionError(
+                f"{cell.folder}: has scores of other domains than evaluation.data; delete it and "
+                "run the same command again, which makes it anew"
+            )
+    outcomes = [cell.outcome for cell in cells]
     return StudyResults(
         study=study.described.name,
         size=study.described.size,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains, Item
 from dfkd.studies.cells import CellResult, Score
 from dfkd.studies.output import chart, grid
@@ -67,6 +68,15 @@ def test_a_class_is_averaged_over_the_domains_that_have_it() -> None:
     assert row.of_class("photo", "book") is row.of_class_everywhere("book") is None
     clock = row.of_class("sketch", "clock")
     assert clock["mean"] == pytest.approx(0.3)
+
+
+def test_a_cell_of_other_domains_is_refused(tmp_path: Path) -> None:
+    """The root of a study may come from a stranger."""
+    study = read(write(tmp_path))
+    row = next(iter(study.rows))
+    found = StudyCells(None, {row: (CellScore(0, "cells/a", outcome("d", sketch=0.5)),)}, {}, {})
+    with pytest.raises(CorruptionError, match="cells/a: has scores of other domains than"):
+        collect_results(study, found, {"photo": 4}, "", None, (), {})
 
 
 def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: Path) -> None:
