@@ -40,8 +40,8 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         for key, reason in planned.kept.items():
             print(printable_line(f"keep {key}: {reason}"), flush=True)
         for removal in planned.removals:
-            size = f"{len(removal.entries)} objects, {removal.bytes} bytes"
-            print(printable_line(f"remove {removal.what}: {removal.why}, {size}"))
+            what = f"{len(removal.entries)} objects, {removal.bytes} bytes"
+            print(printable_line(f"remove {removal.what}: {removal.why}, {what}"))
         objects, size = garbage_collection.remove(
             root, manifest, planned, keep, options.grace, lease.fence
         )
