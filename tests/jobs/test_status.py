@@ -237,6 +237,29 @@ def test_another_manifest_s_unfinished_version_stands_in_the_way(
     assert found["next"] == f"python jobs/synthesize.py {path} --set seed=5"
 
 
+def test_an_unfinished_version_of_any_method_stands_in_the_way(tmp_path: Path) -> None:
+    path = write_manifest(
+        tmp_path, prompts={"method": ["vanilla", "random"]}, synthesis={"image_size": 64}
+    )
+    manifest = Manifest.read(path)
+    vanilla = tiny_version.publish(manifest, "vanilla")
+    tiny_version.fill(dataclasses.replace(manifest, seed=1), [], "vanilla")
+    found = status(path)
+    assert found["next"] == f"python jobs/synthesize.py {path} --abandon"
+    done = run_here("synthesize", path)
+    assert (done.returncode, "add --abandon" in last_error(done)) == (2, True)
+
+    random = tiny_version.publish(manifest, "random")
+    for name in (
+        student_name(manifest, vanilla.fingerprint, "vanilla", 0),
+        student_name(manifest, random.fingerprint, "random", 0),
+    ):
+        open_storage(manifest.storage.root).put(f"students/{name}/student.json", b"{}")
+    found = status(path, "--set", "evaluation.data=none")
+    assert found["next"].startswith("python jobs/pipeline.py")
+    assert found["next"].endswith("--abandon")
+
+
 def test_a_version_that_is_not_current_is_made_so(path: Path, manifest: Manifest) -> None:
     first = tiny_version.publish(manifest)
     tiny_version.publish(dataclasses.replace(manifest, seed=1))

@@ -58,7 +58,7 @@ class Stages:
         last = {"evaluate": self.evaluate, "report": self.report, "pipeline": self.take_home}
         for job, file in last.items():
             if file.state in ("absent", "outdated"):
-                return Step(job)
+                return self._abandoning(job) if job == "pipeline" else Step(job)
         return None
 
     def _synthesis(self) -> Step | None:
@@ -70,22 +70,28 @@ class Stages:
         ]
         if not missing:
             return None
-        # A job refuses to begin a version beside an unfinished one of another manifest.
-        methods = {version.method for version in missing}
-        others = [v.id for v in self.versions if not v.own and v.id and v.method in methods]
-        if others:
-            return Step(
-                "synthesize",
-                ("--abandon",),
-                f"leaves unfinished version {', '.join(others)} of another manifest behind; "
-                "without --abandon, finish it first with its own manifest",
-            )
+        if (step := self._abandoning("synthesize")).options:
+            return step
         quarantined = sum(len(version.quarantined) for version in missing)
         made = sum(version.shards.done for version in missing)
         if quarantined and quarantined + made == sum(version.shards.total for version in missing):
             remark = "tries quarantined tasks again; --accept-partial publishes without them"
             return Step("synthesize", (), remark)
-        return Step("synthesize")
+        return step
+
+    def _abandoning(self, job: str) -> Step:
+        """A job that makes versions, which refuses unfinished ones of other manifests in any of its
+        methods unless it is told to leave them behind.
+        """
+        others = [version.id for version in self.versions if not version.own and version.id]
+        if not others:
+            return Step(job)
+        return Step(
+            job,
+            ("--abandon",),
+            f"leaves unfinished version {', '.join(others)} of another manifest behind; "
+            "without --abandon, finish it first with its own manifest",
+        )
 
     def _distillation(self) -> Step | None:
         """The step that finishes the students; None if all are finished."""
