@@ -42,7 +42,7 @@ class Stages:
     take_home: FileStatus
     """The student that `jobs/pipeline.py` exports."""
     regenerating: bool
-    """Whether a regeneration is unfinished."""
+    """Whether a regeneration is unfinished; with a manifest, one that it resumes."""
     study: bool
     """Whether the root is one of studies, whose results are elsewhere; False with a manifest."""
 

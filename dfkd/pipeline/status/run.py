@@ -2,15 +2,16 @@
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
+from dfkd.config.identity import as_stored
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.distillation.student_names import exported_student
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, read_results
-from dfkd.pipeline.attempts import attempts
+from dfkd.pipeline.attempts import Attempt, attempts
 from dfkd.pipeline.status.activity import Activity, Cost, Holder
 from dfkd.pipeline.status.advice import FileStatus, Stages
 from dfkd.pipeline.status.students import (
@@ -129,9 +130,19 @@ def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Sta
         report=report,
         take_home=take_home,
         # Only the newest attempt can be unfinished.
-        regenerating=bool(known) and not known[-1].finished,
+        regenerating=bool(known) and not known[-1].finished and _is_resumed(known[-1], manifest),
         study=manifest is None and any(root.folders(layout.CELLS)),
     )
+
+
+def _is_resumed(attempt: Attempt, manifest: Manifest | None) -> bool:
+    """Whether jobs/regenerate.py with the manifest resumes an attempt; True without a manifest."""
+    if manifest is None:
+        return True
+    if manifest.methods != (attempt.method,):
+        return False
+    salted = replace(manifest, salt=attempt.number)
+    return as_stored(salted, attempt.identity) == attempt.identity
 
 
 def _versions(
