@@ -55,7 +55,10 @@ class Stages:
             return step and Step("reproduce")
         if step:
             return step
-        last = {"evaluate": self.evaluate, "report": self.report, "pipeline": self.take_home}
+        last = {"evaluate": self.evaluate, "report": self.report}
+        # After a regeneration jobs/pipeline.py would make an older version current.
+        if not any(version.regenerated for version in self.versions):
+            last["pipeline"] = self.take_home
         for job, file in last.items():
             if file.state in ("absent", "outdated"):
                 return self._abandoning(job) if job == "pipeline" else Step(job)

@@ -52,6 +52,9 @@ class VersionStatus:
     """Whether readers use it."""
     own: bool = True
     """Whether it is the manifest's version; True if there is no manifest."""
+    regenerated: bool = False
+    """Whether it is the manifest's, and jobs/synthesize.py would make another one: it has another
+    salt, or carries shards over."""
     prompts: Done
     """Parts of the prompts: one for each shard of every class."""
     shards: Done
@@ -181,8 +184,15 @@ def read_versions(
                 state=states[name],
                 current=name == current,
                 own=manifest is None or name == own,
+                regenerated=name == own and _is_regenerated(manifest, stored[name]),
                 **_facts(home, method, name, stored[name], states[name], activity),
             )
+
+
+def _is_regenerated(manifest: Manifest | None, stored: Mapping[str, Any]) -> bool:
+    """See `VersionStatus.regenerated`."""
+    salt = stored.get("salt")
+    return manifest is not None and ("carried.from" in stored or salt != manifest.salt)
 
 
 def _facts(
