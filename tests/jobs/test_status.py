@@ -260,6 +260,22 @@ def test_an_unfinished_version_of_any_method_stands_in_the_way(tmp_path: Path) -
     assert found["next"].endswith("--abandon")
 
 
+def test_a_version_that_is_being_removed_is_removed_first(path: Path, manifest: Manifest) -> None:
+    version = tiny_version.publish(manifest)
+    tiny_version.publish(dataclasses.replace(manifest, seed=1))
+    version.storage.put("removing", f"vanilla/{version.id}".encode())
+    for _ in range(2):
+        found = status(path)
+        assert found["synthesize"][0]["state"] == "removing"
+        assert found["next"] == f"python jobs/clean.py {path}"
+        assert found["remark"] == f"ends the removal of version {version.id}"
+        # A kill after the first deletion.
+        version.storage.put("removing", b"begun")
+        version.storage.delete("manifest.json")
+    assert run_here("clean", path).returncode == 0
+    assert status(path)["next"] == f"python jobs/synthesize.py {path}"
+
+
 def test_a_version_that_is_not_current_is_made_so(path: Path, manifest: Manifest) -> None:
     first = tiny_version.publish(manifest)
     tiny_version.publish(dataclasses.replace(manifest, seed=1))

@@ -73,6 +73,8 @@ class Stages:
         ]
         if not missing:
             return None
+        if removing := [str(version.id) for version in missing if version.state == "removing"]:
+            return Step("clean", (), f"ends the removal of version {', '.join(removing)}")
         if (step := self._abandoning("synthesize")).options:
             return step
         quarantined = sum(len(version.quarantined) for version in missing)

@@ -24,7 +24,7 @@ RECEIPT = re.compile(rf"{layout.RECEIPTS}([0-9]+)-([0-9]+)\.json")
 RATE_SECONDS = 3600.0
 """Age of the oldest receipt that counts for the present rate."""
 
-State = Literal["absent", "running", "unfinished", "abandoned", "published"]
+State = Literal["absent", "running", "unfinished", "abandoned", "published", "removing"]
 UNFINISHED: tuple[State, ...] = ("running", "unfinished")
 
 
@@ -47,7 +47,8 @@ class VersionStatus:
     """The whole hash, of which `id` is the beginning."""
     state: State
     """`running`: unfinished, and a lease names it, so a process is at work on it. `abandoned`:
-    unfinished, and jobs ignore it until its own manifest is run again."""
+    unfinished, and jobs ignore it until its own manifest is run again. `removing`: jobs/clean.py
+    removes it or is about to, and other jobs refuse to use it."""
     current: bool = False
     """Whether readers use it."""
     own: bool = True
@@ -216,9 +217,11 @@ def _facts(
 
 def _state(storage: Storage, leased: bool) -> State:
     """The state of a version of which there is an identity."""
+    if storage.exists(layout.REMOVING):
+        return "removing"
     if storage.exists(layout.MANIFEST):
         return "published"
-    if storage.exists(layout.ABANDONED) or storage.exists(layout.REMOVING):
+    if storage.exists(layout.ABANDONED):
         return "abandoned"
     return "running" if leased else "unfinished"
 
