@@ -1,5 +1,7 @@
 """Class names in, student out: synthesise, distil and evaluate each prompt method, and report."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ import distill
 import evaluate
 import synthesize
 from dfkd.config.manifest import Manifest
+from dfkd.errors import DfkdError
 from dfkd.pipeline import command_line
 from dfkd.storage.local import open_storage
 
@@ -32,23 +35,43 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
     Raises:
         PartialError: some evaluation images could not be read; everything is written.
+        DfkdError: another job has made another version current meanwhile.
     """
     from dfkd.cluster.connection import connected
     from dfkd.pipeline.preflight import check_run
 
     check_run(manifest)  # all stages, before the hours of synthesis
     with connected():  # once for both
-        synthesize.work(manifest, options)
+        built = synthesize.build(manifest, options)
+        _require_current(built)
         distill.work(manifest, options)
+    _require_current(built)
     if not manifest.evaluation.scored:
         return _show_unscored(manifest, options)
     evaluated = dfkd.evaluate(manifest, threads=options.threads)
     evaluate.tell(evaluated)
+    _require_current(built)
     # Also if `evaluation.models` leaves the students out: they are trained in any case.
     print(f"student to take home {dfkd.take_home(manifest, threads=options.threads)}")
     page = dfkd.write_report(manifest, command_line.again("pipeline", options))
     command_line.refuse_unreadable(evaluated.results["data"]["unreadable"], page)
     return page
+
+
+def _require_current(built: Sequence[dfkd.BuiltVersion]) -> None:
+    """Raise `DfkdError` unless the versions of this run are current.
+
+    Each stage takes the current ones. Under one root a job with another manifest replaces them.
+    """
+    from dfkd.dataset.published import current_id
+
+    for version in (each.version for each in built):
+        if (newest := current_id(version.home)) != version.id:
+            raise DfkdError(
+                f"{version.home.location()}: another job has made version {newest} current, and "
+                f"this one works on version {version.id}; give each manifest a storage.root of its "
+                "own, or run the same command again, which makes its own version current"
+            )
 
 
 def _show_unscored(manifest: Manifest, options: argparse.Namespace) -> str:

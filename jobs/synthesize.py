@@ -34,13 +34,17 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Build the version of each method; returns the location of the last one's manifest."""
-    versions = dfkd.synthesize(
+    return build(manifest, options)[-1].version.storage.location("manifest.json")
+
+
+def build(manifest: Manifest, options: argparse.Namespace) -> list[dfkd.BuiltVersion]:
+    """Build the version of each method, and print a line about each."""
+    return dfkd.synthesize(
         manifest,
         abandon=options.abandon,
         accept_partial=options.accept_partial,
         on_version=_tell,
     )
-    return versions[-1].version.storage.location("manifest.json")
 
 
 def _tell(built: dfkd.BuiltVersion) -> None:

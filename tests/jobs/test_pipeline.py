@@ -1,15 +1,24 @@
 """Class names in, student out: the whole job as a user runs it, at the smallest size."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+import dfkd
+from dfkd.cluster.synthesis import identify
+from dfkd.config.identity import weights_of
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import tasks
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
-from tests.helpers.jobs import contents, load, plan, refusal, run, run_here
+from tests.helpers import tiny_version
+from tests.helpers.jobs import contents, last_error, load, plan, refusal, run, run_here
+from tests.helpers.tiny_version import write_manifest
 
 SMALL = [
     "synthesis.images_per_class=4",
@@ -120,3 +129,28 @@ def test_every_manifest_of_the_miniature_world_can_be_planned(
             assert job.main([str(file), "--dry-run"]) == 0, (
                 f"{file.name}: {capsys.readouterr().err}"
             )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_version_that_another_job_makes_current_meanwhile_is_not_taken_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_manifest(tmp_path, synthesis={"image_size": 64}, evaluation={"data": "none"})
+    manifest = Manifest.read(path)
+    own = tiny_version.fill(manifest, tasks(manifest), digests=weights_of(identify(manifest)))
+    own.seal_prompts([], {"similarity": 0.5, "own_class": 1.0})
+    own.publish(tasks(manifest), {})
+    begin = dfkd.synthesize
+
+    def synthesize(*arguments: Any, **options: Any) -> Any:
+        """This job's synthesis, after which that of another manifest ends."""
+        built = begin(*arguments, **options)
+        tiny_version.publish(dataclasses.replace(manifest, seed=1))
+        return built
+
+    monkeypatch.setattr(dfkd, "synthesize", synthesize)
+    found = run_here("pipeline", path)
+    assert found.returncode == 1
+    assert "another job has made version" in last_error(found)
+    assert not list(tmp_path.rglob("student.json"))
