@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from dfkd.cluster.capacity import count_nodes, has_autoscaler
-from dfkd.cluster.ray_internals import quiet_authentication
+from dfkd.cluster.ray_internals import in_submitted_folder, quiet_authentication
 from dfkd.errors import InfrastructureError, ManifestError, one_line
 from dfkd.storage.base import BUCKET_ROOTS
 
@@ -128,12 +128,13 @@ def _check_reachable(address: str) -> None:
 
 
 def require_shared_storage(root: str) -> None:
-    """Raise `ManifestError` for a relative root on several nodes, which would not share it.
+    """Raise `ManifestError` for a relative root on several nodes, which would not share it, or in a
+    job of `ray job submit`, with whose folder Ray would remove it.
 
     A cluster with an autoscaler may begin with one node and get others later.
     """
     shared = count_nodes() > 1 or (ray.is_initialized() and has_autoscaler())
-    if shared and "://" not in root and not os.path.isabs(root):
+    if (shared or in_submitted_folder()) and "://" not in root and not os.path.isabs(root):
         raise ManifestError(
             "storage.root",
             f"must be {BUCKET_ROOTS}, or the absolute path of a folder that all nodes share",

@@ -6,6 +6,7 @@ minor release, and tests/cluster/test_ray_internals.py tests each use.
 
 import json
 import logging
+import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -55,6 +56,14 @@ def local_torch_trainer() -> Any:
             """Leave the handler as it is: the job ends what it has started."""
 
     return LocalTorchTrainer
+
+
+def in_submitted_folder() -> bool:
+    """Whether this process works in a folder that `ray job submit` has sent.
+
+    Ray unpacks it into a temporary folder, and removes it some time after the job.
+    """
+    return "/working_dir_files/" in os.getcwd()
 
 
 def draining_nodes() -> set[str]:

@@ -153,6 +153,15 @@ def test_a_stopped_job_is_resumed_by_the_next_submission(head: Head, root: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_submitted_job_refuses_a_root_in_the_folder_that_ray_removes(head: Head) -> None:
+    found = head.submit(command("synthesize", Path("runs/submitted")))
+    (line,) = {line for line in found.stdout.splitlines() if line.startswith("error: ")}
+    assert line.startswith("error: storage.root: must be s3://")
+    assert "failed with exit code 2" in found.stdout
+
+
+@pytest.mark.slow
 def test_a_submitted_driver_computes_on_all_cpus_of_its_node(head: Head) -> None:
     code = "from dfkd.utils.hardware import thread_limit; print(100, thread_limit(0).__enter__())"
     found = head.submit(f'python -c "{code}"')
