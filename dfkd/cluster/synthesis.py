@@ -32,7 +32,7 @@ from dfkd.config.plan import (
     units,
 )
 from dfkd.dataset.chain import Chain
-from dfkd.dataset.published import PublishedVersion, read_json, refuse_removal
+from dfkd.dataset.published import PublishedVersion, refuse_removal
 from dfkd.dataset.shards import Receipt
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
@@ -107,8 +107,7 @@ def build(
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
         published = _publish(manifest, version, quarantined, make_current)
-    prompts = read_json(version.storage, layout.PROMPTS_SUMMARY)
-    return BuiltVersion(manifest.method, published, prompts)
+    return BuiltVersion(manifest.method, published, published.prompts_summary())
 
 
 def _publish(

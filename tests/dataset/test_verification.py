@@ -127,5 +127,7 @@ def test_changed_prompts_are_found(tmp_path: Path) -> None:
     storage.put("prompts/00001.parquet", part)
     storage.put("prompts.json", sealed.replace(b"parts", b"ports"))
     assert ["prompts.json: is not" in line for line in verify(published)] == [True]
+    storage.delete("prompts.json")
+    assert ["synthesise again" in line for line in verify(published)] == [True]
     storage.put("prompts.json", sealed)
     assert verify(published) == []
