@@ -4,8 +4,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -108,6 +107,8 @@ class PublishedVersion:
     """The content of manifest.json."""
     shards: tuple[Receipt, ...]
     """Receipts in the order of tasks."""
+    _widths: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
+    """The lengths of the embeddings that `samples` has met."""
 
     @property
     def id(self) -> str:
@@ -128,11 +129,6 @@ class PublishedVersion:
     def storage(self) -> Storage:
         """The version's own objects."""
         return self.home.child(layout.version(self.id))
-
-    @cached_property
-    def _widths(self) -> set[int]:
-        """The lengths of the embeddings that `samples` has met."""
-        return set()
 
     def samples(self, receipt: Receipt) -> Iterator[Sample]:
         """Yield the samples of a shard, which is verified before the first one.
