@@ -83,10 +83,11 @@ class ActorGroup(Generic[T]):
 
     kind: type[Actor]
     arguments: tuple[Any, ...]
-    size: int
     attempts: int
     """Actors in a row that may die while they begin on a node, before it is given up."""
     resources: WorkerResources
+    size: int = 0
+    """The largest number of actors in the present run."""
     slots: list[ActorSlot[T]] = field(default_factory=list)
     """The actors, started or waiting for room."""
     nodes: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -111,9 +112,10 @@ class ActorGroup(Generic[T]):
     _finished_seconds: float = 0.0
     """Busy seconds of the tasks that are no longer in flight."""
 
-    def begin_run(self, assignment: tuple[Any, ...]) -> None:
+    def begin_run(self, size: int, assignment: tuple[Any, ...]) -> None:
         """Let the actors left of an earlier run begin anew, with another assignment."""
-        self._assignment, self.largest, self._finished_seconds = assignment, 0, 0.0
+        self.size, self._assignment = size, assignment
+        self.largest, self._finished_seconds = 0, 0.0
         self._last_placed, self._last_poll = time.monotonic(), 0.0
         for slot in [each for each in self.slots if not each.bad]:
             # One that is still beginning may hang.

@@ -37,6 +37,7 @@ class Pool(Closing, Generic[T]):
     arguments: tuple[Any, ...]
     """What each actor is made with."""
     size: int
+    """Actors at most; this, `timeout` and `assignment` may change between runs."""
     attempts: int
     resources: WorkerResources
     """The resources that an actor reserves."""
@@ -61,9 +62,7 @@ class Pool(Closing, Generic[T]):
     _actors: ActorGroup[T] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._actors = ActorGroup(
-            self.kind, self.arguments, self.size, self.attempts, self.resources
-        )
+        self._actors = ActorGroup(self.kind, self.arguments, self.attempts, self.resources)
 
     def run(
         self, tasks: Iterator[T | None], may_start: Callable[[T], bool] = lambda task: True
@@ -107,7 +106,7 @@ class Pool(Closing, Generic[T]):
         self.stopped, self._undrawn = False, undrawn
         self.quarantine, self._failures = [], Failures()
         self._next_tasks.clear()
-        self._actors.begin_run(self.assignment)
+        self._actors.begin_run(self.size, self.assignment)
 
     @property
     def in_flight(self) -> list[T]:

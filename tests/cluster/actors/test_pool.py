@@ -177,6 +177,19 @@ def test_lasting_actors_serve_run_after_run_until_an_error_or_the_end(cluster: N
         wait_for(lambda: gone(another))
 
 
+@pytest.mark.timeout(120)  # one actor alone would wait for ever
+def test_the_number_of_actors_may_change_between_runs(cluster: None, tmp_path: Path) -> None:
+    working = pool(tmp_path, {1: "meets", 2: "meets"}, size=1)
+    working.lasting = True
+    with working:
+        assert list(working.run(iter([Item(0)]))) == [0]
+        assert working.largest == 1
+        (tmp_path / "0").unlink()
+        working.size = 2
+        assert sorted(working.run(iter([Item(1), Item(2)]))) == [1, 2]
+        assert working.largest == 2
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["known number", "unknown number"])
 def test_an_actor_without_a_task_frees_what_it_has_reserved(
     cluster: None, tmp_path: Path, known: bool
