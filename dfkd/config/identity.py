@@ -1,9 +1,7 @@
 """The fingerprint: a hash of all settings and files that can change a pixel or a label."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
-
-from pydantic import AfterValidator, TypeAdapter
+from typing import Any
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import PromptMethod, prompt_method
@@ -48,25 +46,6 @@ REGENERATED = ("salt", "carried.")
 
 REGENERATION_KEYS = ("classes", "share")
 """Keys of `regeneration` that select the tasks which are made anew."""
-
-_READ: dict[str, TypeAdapter[Any]] = {
-    "salt": TypeAdapter(int),
-    "prompts.method": TypeAdapter(list[str]),
-    "synthesis.method": TypeAdapter(list[str]),
-    "synthesis.batch_norm_weight": TypeAdapter(list[float]),
-}
-"""The types of the keys that are read one by one from a stored identity."""
-
-
-def _checked(stored: dict[str, Any]) -> dict[str, Any]:
-    """The identity; `ValueError` if a key of `_READ` has another type."""
-    for key in _READ.keys() & stored:
-        _READ[key].validate_python(stored[key], strict=True)
-    return stored
-
-
-StoredIdentity = Annotated[dict[str, Any], AfterValidator(_checked)]
-"""An identity that pydantic reads from storage."""
 
 
 def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> dict[str, Any]:

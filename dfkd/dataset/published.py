@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from dfkd.config.hashing import fingerprint, sha256_file
-from dfkd.config.identity import StoredIdentity
+from dfkd.config.stored_identity import StoredIdentity
 from dfkd.dataset.prompt_tables import REQUIRED_COLUMNS
 from dfkd.dataset.shards import Receipt, Sample, SampleLocation, get_shard, read_shard, refuse
 from dfkd.errors import CorruptionError, DfkdError

@@ -20,9 +20,10 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from dfkd.config.hashing import fingerprint
-from dfkd.config.identity import StoredIdentity, refuse_difference
+from dfkd.config.identity import refuse_difference
 from dfkd.config.manifest import Manifest, Regeneration
 from dfkd.config.methods import method_of
+from dfkd.config.stored_identity import StoredIdentity
 from dfkd.dataset.published import PublishedVersion, current
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.prompts.diversity import pair_cosines

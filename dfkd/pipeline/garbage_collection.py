@@ -8,7 +8,6 @@ these refer to. It considers only keys of dfkd's own layout (`listing.py`).
 
 import contextlib
 import itertools
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from dfkd.dataset.published import open_version, pointers, read_json
 from dfkd.distillation.student_names import student_name
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.pipeline.attempts import Attempt, unfinished
-from dfkd.pipeline.listing import Listing, Objects
+from dfkd.pipeline.listing import VERSION_NAME, Listing, Objects
 from dfkd.storage import layout, lease
 from dfkd.storage.base import MissingObject, Storage, StoredObject, in_order
 
@@ -36,8 +35,6 @@ the removal goes last."""
 BEGUN = b"begun"
 """The content of a version's mark once its objects are being deleted: the removal must go on after
 a kill. Until then the mark only announces it, and is withdrawn if the version is in use."""
-NAME = re.compile("[a-z-]+/[0-9a-f]{16}")
-"""`{method}/{id}` of a version."""
 CURRENT = "current"
 """How the reason for keeping a version begins, if a pointer names it."""
 FENCE_SECONDS = 5.0
@@ -339,7 +336,7 @@ def _students(
             version = root.get(mark).decode(errors="replace")
         else:
             version = expected.get(name, "")
-        if not NAME.fullmatch(version):  # a damaged card or mark names none
+        if not VERSION_NAME.fullmatch(version):  # a damaged card or mark names none
             continue
         if version in kept:
             if marked:

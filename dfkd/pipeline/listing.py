@@ -24,6 +24,8 @@ FIELDS = {
     "FILE": "[^/]+",
 }
 """What a word in capitals stands for in the keys that `_pattern` takes."""
+VERSION_NAME = re.compile(f"{FIELDS['METHOD']}/{FIELDS['VERSION']}")
+"""`{method}/{id}` of a version."""
 
 
 def _pattern(folder: str, *names: str) -> re.Pattern[str]:

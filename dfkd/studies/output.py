@@ -163,8 +163,8 @@ def _size(row: StudyRow, ms: Mapping[str, float]) -> tuple[Entry, Entry]:
 
 def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
     """Yield the notes below the table."""
-    several = any(len(row.cells) > 1 for row in results.rows)
-    over = f", mean ± standard deviation over {_describe_repeats(results)}" if several else ""
+    repeats = _describe_repeats(results)
+    over = f", mean ± standard deviation over {repeats}" if repeats else ""
     of = f" of {described.pictures.classes[0]}" if described.pictures else ""
     scored = ", ".join(f"{name} {images}" for name, images in results.domains.items())
     by_class = results.average == "classes" and not described.pictures
@@ -227,10 +227,14 @@ def _missing(results: StudyResults) -> Iterator[str]:
 
 
 def _describe_repeats(results: StudyResults) -> str:
-    """What the standard deviation is taken over: students of one data set, or whole runs."""
+    """What the standard deviation is taken over: students of one data set, or whole runs; empty if
+    no row has one.
+    """
     # A row with a single cell has no deviation, so it says nothing about what that is over.
     rows = [row for row in results.rows if row.model == "student" and len(row.cells) > 1]
-    count = max(len(row.cells) for row in rows)
+    count = max((len(row.cells) for row in rows), default=0)
+    if not count:
+        return ""
     whole_runs = [row.label for row in rows if row.data_sets == len(row.cells)]
     if not whole_runs:
         return f"{count} students of one data set"

@@ -7,7 +7,7 @@ bytes.
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -268,15 +268,7 @@ def collect_results(
     Raises:
         CorruptionError: a stored cell has scores of other domains.
     """
-    cells = [cell for row in study_cells.students.values() for cell in row]
-    cells += [study_cells.teacher] if study_cells.teacher else []
-    for cell in cells:
-        if {score.domain for score in cell.outcome.scores} != domains.keys():
-            raise CorruptionError(
-                f"{cell.folder}: has scores of other domains than evaluation.data; delete it and "
-                "run the same command again, which makes it anew"
-            )
-    outcomes = [cell.outcome for cell in cells]
+    outcomes = _outcomes(study_cells, domains.keys())
     return StudyResults(
         study=study.described.name,
         size=study.described.size,
@@ -295,6 +287,20 @@ def collect_results(
         judge_accuracy=study_cells.judge_accuracy,
         average=study.manifest.evaluation.average,
     )
+
+
+def _outcomes(study_cells: StudyCells, domains: Set[str]) -> list[CellResult]:
+    """The results of all cells; `CorruptionError` if one has scores of other domains."""
+    cells = [cell for row in study_cells.students.values() for cell in row]
+    cells += [study_cells.teacher] if study_cells.teacher else []
+    for cell in cells:
+        # The root may be a stranger's.
+        if {score.domain for score in cell.outcome.scores} != domains:
+            raise CorruptionError(
+                f"{cell.folder}: has scores of other domains than evaluation.data; delete it and "
+                "run the same command again, which makes it anew"
+            )
+    return [cell.outcome for cell in cells]
 
 
 def _rows(

@@ -1,4 +1,4 @@
-"""Strict UTF-8 JSON: unique keys, finite numbers, integers of 64 bits, bounded nesting.
+"""Strict UTF-8 JSON: unique keys, finite numbers, short integers, bounded nesting.
 
 Python's own reader accepts NaN, and keeps the last of two equal keys. Another program may then read
 a different value from the same file.

@@ -64,11 +64,8 @@ def test_numbers_of_more_than_eight_digits_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_next_number_follows_that_of_the_current_version(tmp_path: Path) -> None:
-    root, manifest, base = (
-        open_storage(str(tmp_path)),
-        small_manifest.read(tmp_path),
-        fill(tmp_path),
-    )
+    root, manifest = open_storage(str(tmp_path)), small_manifest.read(tmp_path)
+    base = fill(tmp_path)
     assert next_number(root, base, manifest) == 1  # its identity has no salt
     assert next_number(root, regenerated(tmp_path, base, 7, TASKS[:1]), manifest) == 8
 

@@ -113,7 +113,7 @@ class ActorGroup(Generic[T]):
     """Busy seconds of the tasks that are no longer in flight."""
 
     def begin_run(self, size: int, assignment: tuple[Any, ...]) -> None:
-        """Let the actors left of an earlier run begin anew, with another assignment."""
+        """Let the actors left of an earlier run begin anew, for a run of at most `size` actors."""
         self.size, self._assignment = size, assignment
         self.largest, self._finished_seconds = 0, 0.0
         self._last_placed, self._last_poll = time.monotonic(), 0.0

@@ -44,9 +44,8 @@ def test_a_broken_gpu_costs_its_own_place_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Although it fails first, and the replacement of a dead actor would get it again."""
-    monkeypatch.setattr(
-        "dfkd.cluster.actors.group.has_autoscaler", lambda: True
-    )  # wants three actors
+    # So that it wants three actors.
+    monkeypatch.setattr("dfkd.cluster.actors.group.has_autoscaler", lambda: True)
     with own_ray(num_cpus=3, num_gpus=2):
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         pool: Pool[PromptPart] = Pool(OneBadGpu, (tmp_path,), 3, 3, WorkerResources(1.0, 1.0))

@@ -111,9 +111,8 @@ def test_a_node_is_asked_before_a_death_on_it_is_held_against_a_task(
     nodes["a"] = {"CPU": 1.0}
     working = pool(attempts=1)
     working._actors.refresh()
-    monkeypatch.setattr(
-        "dfkd.cluster.actors.pool.ping", lambda node: nodes.pop(node) if dies else None
-    )
+    ping = "dfkd.cluster.actors.pool.ping"
+    monkeypatch.setattr(ping, lambda node: nodes.pop(node) if dies else None)
     assert lose(working, "a") == dies
     assert [each.unit for each in working.quarantine] == ([] if dies else [ITEM])
 
