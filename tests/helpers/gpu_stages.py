@@ -1,0 +1,114 @@
+"""Take one run through its stages on an emulated CUDA device; `tests/test_gpu_rules.py` starts it.
+
+    python -m tests.helpers.gpu_stages RUN FOLDER
+
+prints a line for each stage, with the number of its operations on the device.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.helpers import emulated_cuda
+
+emulated_cuda.install()  # first, because modules of the package keep functions of torch
+
+import dfkd  # noqa: E402
+from dfkd.cluster.synthesis import identify  # noqa: E402
+from dfkd.cluster.worker import Worker  # noqa: E402
+from dfkd.config.manifest import Manifest  # noqa: E402
+from dfkd.config.plan import PromptPart, PromptSummary, part_count, tasks, units  # noqa: E402
+from dfkd.dataset.versions import begin  # noqa: E402
+from dfkd.storage import layout  # noqa: E402
+from dfkd.storage.local import open_storage  # noqa: E402
+from tests.helpers import inversion_runs, small_manifest  # noqa: E402
+from tests.helpers.inversion_runs import TREE  # noqa: E402
+
+METHODS = ["vanilla", "mix", "random", "contrastive"]
+IMAGES: dict[str, Any] = {
+    "images_per_class": 4, "shard_size": 4, "image_size": 64, "steps": 2, "precision": "bfloat16",
+    "learning_rate": 0.1, "views": 2, "view_noise": 0.1,
+}  # fmt: skip
+STUDENT: dict[str, Any] = {
+    "student": "timm:test_resnet", "weights": "miniature", "epochs": 1, "warmup_epochs": 1,
+    "batch_size": 4, "precision": "bfloat16",
+}  # fmt: skip
+VIEWS = ["flip", "crop", "affine", "turn", "colour", "grey", "invert", "noise", "blur", "erase"]
+SCORED: dict[str, Any] = {
+    "evaluation": {"models": ["teacher", "text-only", "student"], "domains": "mosaic"},
+    "text_only": {"styles": 2},
+    "fewshot": {"domains": "mosaic", "shots": 1, "seeds": 0, "epochs": 1},
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "diffusion": {
+        "generator": {
+            "kind": "diffusers",
+            "weights": "miniature",
+            "guidance": 2.0,
+            "refine_steps": 1,
+        },
+        "prompts": {"method": METHODS, "styles": "miniature", "contrastive": {"updates": 2}},
+        "synthesis": IMAGES,
+        "distillation": {**STUDENT, "target": "both", "augmentation": VIEWS},
+        **SCORED,
+    },
+    "vqgan": {
+        "prompts": {
+            "method": ["mix", "contrastive"],
+            "styles": "miniature",
+            "contrastive": {"updates": 2},
+        },
+        "synthesis": {**IMAGES, "batch_norm_weight": [0.0, 0.1]},
+        "distillation": {**STUDENT, "optimizer": "adamw", "texts": "styles"},
+        **SCORED,
+        "evaluation": {**SCORED["evaluation"], "models": ["teacher", "student"]},
+    },
+    **{
+        method: {
+            **{key: TREE[key] for key in ("prompts", "inversion")},
+            "synthesis": {**TREE["synthesis"], "method": method},
+            "distillation": {**STUDENT, "labels": "stored", "augmentation": []},
+        }
+        for method in ("deepinversion", "dfad", "cmi", "pre")
+    },
+}
+
+
+def synthesize(manifest: Manifest) -> None:
+    """The work of the actors and of the driver, in this process."""
+    for method in manifest.methods:
+        single = manifest.with_method(method)
+        home = open_storage(single.storage.root).child(layout.data(method))
+        version = begin(home, identify(single))
+        worker = Worker(single, version, 1.0)
+        for part in range(part_count(single)):
+            worker.make_prompts(PromptPart(part))
+        worker.make_prompts(PromptSummary())
+        for unit in units(single, ()):
+            worker.make_shards(unit)
+        version.publish(tasks(single), {})
+
+
+def stage(name: str, work: Callable[[], Any]) -> None:
+    """Do a stage and print how much of it was on the device."""
+    before = emulated_cuda.Operations.count
+    work()
+    print(f"{name}: {emulated_cuda.Operations.count - before} operations", flush=True)
+
+
+def main(name: str, folder: Path) -> None:
+    """Do the stages of a run under a folder."""
+    keys = {"classes": list(inversion_runs.CLASSES), "storage": {"root": str(folder / "run")}}
+    manifest = small_manifest.read(folder, **{**keys, **RUNS[name]})
+    stage("synthesize", lambda: synthesize(manifest))
+    stage("distill", lambda: dfkd.distill(manifest))
+    if "evaluation" in RUNS[name]:
+        stage("evaluate", lambda: dfkd.evaluate(manifest))
+        stage("few_shot", lambda: dfkd.few_shot(manifest))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
+    os._exit(0)
