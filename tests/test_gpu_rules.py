@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dfkd.models.generators.diffusers_folder import SCHEDULERS
 from tests.helpers import emulated_cuda
 
 pytestmark = [
@@ -36,6 +37,7 @@ def python(library: Path, *words: str) -> subprocess.CompletedProcess[str]:
     [
         ("diffusion", SCORED),
         ("vqgan", SCORED),
+        ("schedulers", list(SCHEDULERS)),
         *((name, SCORED[:2]) for name in ("deepinversion", "dfad", "cmi", "pre")),
     ],
 )

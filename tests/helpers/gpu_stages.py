@@ -8,6 +8,7 @@ prints a line for each stage, with the number of its operations on the device.
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from dfkd.cluster.worker import Worker  # noqa: E402
 from dfkd.config.manifest import Manifest  # noqa: E402
 from dfkd.config.plan import PromptPart, PromptSummary, part_count, tasks, units  # noqa: E402
 from dfkd.dataset.versions import begin  # noqa: E402
+from dfkd.models.generators.diffusers_folder import SCHEDULERS  # noqa: E402
 from dfkd.storage import layout  # noqa: E402
 from dfkd.storage.local import open_storage  # noqa: E402
-from tests.helpers import inversion_runs, small_manifest  # noqa: E402
+from tests.helpers import inversion_runs, small_manifest, tiny_pipeline  # noqa: E402
 from tests.helpers.inversion_runs import TREE  # noqa: E402
 
 METHODS = ["vanilla", "mix", "random", "contrastive"]
@@ -98,8 +100,21 @@ def stage(name: str, work: Callable[[], Any]) -> None:
     print(f"{name}: {emulated_cuda.Operations.count - before} operations", flush=True)
 
 
+def sample_with_each_scheduler(folder: Path) -> None:
+    """Synthesise with tiny diffusion models, one for each scheduler of diffusers that is read."""
+    teacher = tiny_pipeline.tiny_teacher(folder)
+    for name in SCHEDULERS:
+        pipeline = tiny_pipeline.write_pipeline(folder / name, teacher, name)
+        root = f"storage.root={folder / name / 'run'}"
+        manifest = tiny_pipeline.read_manifest(folder, pipeline, root, "prompts.method=mix")
+        stage(name, partial(synthesize, manifest))
+
+
 def main(name: str, folder: Path) -> None:
     """Do the stages of a run under a folder."""
+    if name == "schedulers":
+        sample_with_each_scheduler(folder)
+        return
     keys = {"classes": list(inversion_runs.CLASSES), "storage": {"root": str(folder / "run")}}
     manifest = small_manifest.read(folder, **{**keys, **RUNS[name]})
     stage("synthesize", lambda: synthesize(manifest))
