@@ -35,9 +35,9 @@ def python(library: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("run", "stages"),
     [
-        ("diffusion", SCORED),
-        ("vqgan", SCORED),
-        ("schedulers", list(SCHEDULERS)),
+        pytest.param("diffusion", SCORED, marks=pytest.mark.slow),
+        pytest.param("vqgan", SCORED, marks=pytest.mark.slow),
+        pytest.param("schedulers", list(SCHEDULERS), marks=pytest.mark.slow),
         *((name, SCORED[:2]) for name in ("deepinversion", "dfad", "cmi", "pre")),
     ],
 )
