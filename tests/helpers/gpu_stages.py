@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tests.helpers import emulated_cuda
 
@@ -19,7 +19,9 @@ emulated_cuda.install()  # first, because modules of the package keep functions 
 import dfkd  # noqa: E402
 from dfkd.cluster.synthesis import identify  # noqa: E402
 from dfkd.cluster.worker import Worker  # noqa: E402
+from dfkd.config.distillation import Augmentation  # noqa: E402
 from dfkd.config.manifest import Manifest  # noqa: E402
+from dfkd.config.methods import InversionMethod, PromptMethod  # noqa: E402
 from dfkd.config.plan import PromptPart, PromptSummary, part_count, tasks, units  # noqa: E402
 from dfkd.dataset.versions import begin  # noqa: E402
 from dfkd.models.generators.diffusers_folder import SCHEDULERS  # noqa: E402
@@ -28,7 +30,6 @@ from dfkd.storage.local import open_storage  # noqa: E402
 from tests.helpers import inversion_runs, small_manifest, tiny_pipeline  # noqa: E402
 from tests.helpers.inversion_runs import TREE  # noqa: E402
 
-METHODS = ["vanilla", "mix", "random", "contrastive"]
 IMAGES: dict[str, Any] = {
     "images_per_class": 4, "shard_size": 4, "image_size": 64, "steps": 2, "precision": "bfloat16",
     "learning_rate": 0.1, "views": 2, "view_noise": 0.1,
@@ -37,7 +38,6 @@ STUDENT: dict[str, Any] = {
     "student": "timm:test_resnet", "weights": "miniature", "epochs": 1, "warmup_epochs": 1,
     "batch_size": 4, "precision": "bfloat16",
 }  # fmt: skip
-VIEWS = ["flip", "crop", "affine", "turn", "colour", "grey", "invert", "noise", "blur", "erase"]
 SCORED: dict[str, Any] = {
     "evaluation": {"models": ["teacher", "text-only", "student"], "domains": "mosaic"},
     "text_only": {"styles": 2},
@@ -51,9 +51,17 @@ RUNS: dict[str, dict[str, Any]] = {
             "guidance": 2.0,
             "refine_steps": 1,
         },
-        "prompts": {"method": METHODS, "styles": "miniature", "contrastive": {"updates": 2}},
+        "prompts": {
+            "method": list(get_args(PromptMethod)),
+            "styles": "miniature",
+            "contrastive": {"updates": 2},
+        },
         "synthesis": IMAGES,
-        "distillation": {**STUDENT, "target": "both", "augmentation": VIEWS},
+        "distillation": {
+            **STUDENT,
+            "target": "both",
+            "augmentation": list(get_args(Augmentation)),
+        },
         **SCORED,
     },
     "vqgan": {
@@ -73,7 +81,7 @@ RUNS: dict[str, dict[str, Any]] = {
             "synthesis": {**TREE["synthesis"], "method": method},
             "distillation": {**STUDENT, "labels": "stored", "augmentation": []},
         }
-        for method in ("deepinversion", "dfad", "cmi", "pre")
+        for method in get_args(InversionMethod)
     },
 }
 
