@@ -33,7 +33,6 @@ from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.batch import Batch
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.labels import live_targets
-from dfkd.errors import ManifestError
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
@@ -298,7 +297,26 @@ def test_a_table_has_a_line_for_each_figure() -> None:
     ]  # fmt: skip
 
 
-def test_latent_optimisation_is_timed_only_with_a_vqgan(tmp_path: Path) -> None:
-    generator = {"kind": "diffusers", "weights": str(tmp_path)}
-    with pytest.raises(ManifestError, match=r"generator\.kind: must be vqgan, because this bench"):
-        synthesis.measure(small_manifest.read(tmp_path, generator=generator), QUICK)
+@pytest.mark.heavy
+def test_a_diffusion_model_is_timed_as_a_worker_samples() -> None:
+    """Guidance costs one more pass of the UNet in each step, and all else happens once."""
+    settings = "classes=[cat, clock]", "synthesis.batch_size=2"
+    found = {}
+    for steps, guidance in ((1, 1), (2, 1), (2, 3)):
+        more = f"synthesis.steps={steps}", f"generator.guidance={guidance}"
+        manifest = Manifest.read("manifests/miniature.yaml", (*settings, *more))
+        found[steps, guidance] = synthesis.measure(manifest, QUICK)
+    flop = {each: results["flop_per_unit"] for each, results in found.items()}
+    unet = flop[2, 1] - flop[1, 1]
+    assert flop[2, 3] - flop[2, 1] == 2 * unet
+    assert 0 < unet < flop[1, 1]
+    figures = {figure.name: figure for figure in found[2, 3]["figures"]}
+    assert list(figures) == [
+        "synthesis",
+        *(f"synthesis, batch of {size}" for size in (1, 4)),
+        "synthesis, float32",
+        "one image a call, float32",
+        "convolution, bfloat16",
+    ]
+    assert figures["synthesis"].peer == "one image a call, float32"
+    assert all(figure.values[0] > 0 for figure in figures.values())
