@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.benchmarks.measure import Call
-from dfkd.config.distillation import MOMENTUM, Training
+from dfkd.config.distillation import MOMENTUM, WEIGHT_DECAY, Training
 from dfkd.config.synthesis import Contrastive
 from dfkd.distillation.augmentation import augment
 from dfkd.models.generators.generator import to_pixels
@@ -196,7 +196,7 @@ def plain_distillation(
 
     rate, weights = config.learning_rate * config.finetune_factor, student.parameters()
     optimizer = (
-        torch.optim.SGD(weights, rate, MOMENTUM)
+        torch.optim.SGD(weights, rate, MOMENTUM, weight_decay=WEIGHT_DECAY)
         if config.optimizer == "sgd"
         else torch.optim.AdamW(weights, rate, weight_decay=0.0)
     )

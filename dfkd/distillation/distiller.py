@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dfkd.config.distillation import MOMENTUM, Distillation, Training
+from dfkd.config.distillation import MOMENTUM, WEIGHT_DECAY, Distillation, Training
 from dfkd.config.hashing import derive_seed
 from dfkd.dataset.batch import Batch
 from dfkd.distillation.augmentation import augment
@@ -240,5 +240,6 @@ def make_optimizer(config: Training, parameters: list[nn.Parameter]) -> torch.op
     """A new SGD or AdamW optimizer; the caller sets the learning rate at every step."""
     # `fused` updates all parameters in one kernel.
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, config.learning_rate, MOMENTUM, fused=True)
+        rate = config.learning_rate
+        return torch.optim.SGD(parameters, rate, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)

@@ -89,14 +89,16 @@ def test_each_step_has_the_learning_rate_of_the_schedule() -> None:
         assert optimizer.param_groups[0]["lr"] == SCHEDULE.rate(config, step)
 
 
-def test_sgd_has_momentum_and_adamw_no_weight_decay() -> None:
-    """Two equal gradients move a weight by the rate and by 1.9 times the rate."""
+def test_sgd_has_momentum_and_weight_decay_and_adamw_neither() -> None:
+    """The weight decay adds 0.0005 of a weight to its gradient."""
     moved, kept = (nn.Parameter(torch.ones(1)) for _ in range(2))
-    sgd = make_optimizer(CONFIG, [moved])
+    sgd, rate = make_optimizer(CONFIG, [moved]), CONFIG.learning_rate
     for _ in range(2):
         moved.grad = torch.ones(1)
         sgd.step()
-    assert moved.item() == pytest.approx(1 - 2.9 * CONFIG.learning_rate)
+    first = 1 + 0.0005
+    second = 0.9 * first + 1 + 0.0005 * (1 - rate * first)
+    assert moved.item() == pytest.approx(1 - rate * (first + second), abs=1e-7)
     kept.grad = torch.zeros(1)
     make_optimizer(LONG, [kept]).step()
     assert kept.item() == 1

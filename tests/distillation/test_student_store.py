@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from dfkd.config.distillation import Texts
+from dfkd.config.distillation import Distillation, Texts
 from dfkd.config.manifest import Manifest, StorageConfig
-from dfkd.distillation.student_names import student_name
+from dfkd.distillation.student_names import TRAINING_ONLY_KEYS, student_name
 from dfkd.distillation.student_store import (
     check_initial_weights,
     check_teacher,
@@ -45,19 +45,41 @@ def test_how_a_student_is_trained_does_not_rename_it(change: dict[str, Any]) -> 
     assert named(**change) == named()
 
 
-def test_whatever_can_change_a_weight_renames_it(tmp_path: Path) -> None:
+def test_the_same_initial_weights_at_another_path_are_the_same_student(tmp_path: Path) -> None:
     weights = [tmp_path / name for name in ("a.safetensors", "copy.safetensors", "b.safetensors")]
     for path, content in zip(weights, (b"1", b"1", b"2"), strict=True):
         path.write_bytes(content)
     same, moved, other = (named(weights=str(path)) for path in weights)
-    assert same == moved
+    assert same == moved != other
+
+
+CHANGED: dict[str, Any] = {
+    "warmup_epochs": 9,
+    "epochs": 9,
+    "learning_rate": 0.2,
+    "finetune_factor": 0.2,
+    "optimizer": "adamw",
+    "schedule": "constant",
+    "augmentation": ("flip",),
+    "precision": "bfloat16",
+    "student": "resnet50",
+    "weights": "none",
+    "batch_size": 64,
+    "target": "embedding",
+    "labels": "stored",
+    "texts": "styles",
+    "standardise": False,
+}
+
+
+def test_whatever_can_change_a_weight_renames_it() -> None:
+    keys = {field.name for field in dataclasses.fields(Distillation)} - {*TRAINING_ONLY_KEYS}
+    assert {*CHANGED} == keys
+    # Random weights allow no warm-up, and stored labels no augmentation.
+    base: dict[str, Any] = {"warmup_epochs": 0, "augmentation": ()}
     names = [
-        same,
-        other,
-        *(named(f, seed) for f in "fg" for seed in (0, 1)),
-        named(learning_rate=0.2),
-        named(batch_size=64),
-        named(target="embedding"),
+        *(named(fingerprint, seed, **base) for fingerprint in "fg" for seed in (0, 1)),
+        *(named(**base | {key: value}) for key, value in CHANGED.items()),
     ]
     assert len(set(names)) == len(names)
 
