@@ -136,7 +136,7 @@ def _teacher(teacher: Scores) -> str:
     return (
         _teacher_training(teacher)
         + 'Zero-shot accuracy with the prompt "A {class}" (%), on the images before their WebP '
-        "compression in `evaluation.tar`:\n\n"
+        "compression in `evaluation.tar` (other pages: after it):\n\n"
         + table(heads, rows)
         + "\n\nOf the official classes, the mean leaves out domains that lack one."
         + "\n\nThe official classes: "
