@@ -1,6 +1,6 @@
 """Check every shard, receipt and index row of each method's current version.
 
-An index or data card that is not what was published is made again from the shards.
+An identity, index or data card that is not what was published is made again.
 """
 
 import argparse

@@ -23,6 +23,7 @@ from dfkd.models.teacher import Teacher, distances, spherical_distance
 from dfkd.prompts.contrastive import DISTURBANCE, TEMPERATURE, Problem, contrastive_loss
 from dfkd.prompts.pseudo_words import PseudoWords, encode_whole
 from dfkd.utils.device import multiplies_bfloat16
+from dfkd.utils.pixels import from_batch
 from dfkd.utils.types import Precision
 
 SIDE = {"cpu": 1024, "cuda": 8192}
@@ -188,8 +189,7 @@ def plain_distillation(
     draws = torch.Generator(teacher.device).manual_seed(0)
 
     def loss() -> Tensor:
-        images = pixels.to(teacher.device, non_blocking=True).float() / 255
-        views = augment(images, ("flip", "crop"), draws)
+        views = augment(from_batch(pixels, teacher.device), ("flip", "crop"), draws)
         with torch.no_grad():
             targets = distances(_encode(teacher, views), texts)
         return F.l1_loss(student(views), targets)

@@ -18,7 +18,7 @@ from ray.exceptions import AuthenticationError
 from dfkd.cluster.capacity import count_nodes, has_autoscaler
 from dfkd.cluster.ray_internals import in_submitted_folder, quiet_authentication
 from dfkd.errors import InfrastructureError, ManifestError, one_line
-from dfkd.storage.base import BUCKET_ROOTS
+from dfkd.storage.base import BUCKET_ROOTS, Storage
 
 LOCAL_OBJECT_STORE = 128 << 20
 """Bytes of Ray's object store, which carries only small messages; shards go through storage."""
@@ -140,4 +140,17 @@ def require_shared_storage(root: str) -> None:
             f"must be {BUCKET_ROOTS}, or the absolute path of a folder that all nodes share",
             root,
             "name one, for example by --set storage.root=s3://bucket/prefix",
+        )
+
+
+def require_on_this_node(storage: Storage, key: str) -> None:
+    """Raise `ManifestError` if an object that the driver has seen is not there for this process,
+    because the root is a folder that its node does not share.
+    """
+    if not storage.exists(key):
+        raise ManifestError(
+            "storage.root",
+            "must be a folder that all nodes share, or a bucket",
+            f"no {storage.location(key)} on node {ray.util.get_node_ip_address()}",
+            "mount it there, or give a bucket",
         )

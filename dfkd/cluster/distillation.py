@@ -33,7 +33,7 @@ from dfkd.cluster.capacity import (
     plan_students,
     trains_here,
 )
-from dfkd.cluster.connection import require_shared_storage
+from dfkd.cluster.connection import require_on_this_node, require_shared_storage
 from dfkd.cluster.launch import PreemptedError, run_ranks
 from dfkd.cluster.rank import BarPlace, Job, open_stream, train
 from dfkd.config.manifest import Cluster, Manifest
@@ -236,6 +236,8 @@ class StudentDistiller(StudentActor):
     def train(self, task: StudentTask) -> tuple[StudentTask, Exception | None]:
         """Train a student; returns the task, with the error if a retry would only repeat it."""
         try:
+            home = open_storage(self.manifest.storage.root).child(layout.data(task.method))
+            require_on_this_node(home.child(layout.version(task.version)), layout.MANIFEST)
             target = locate_student(self.manifest, task.method, task.seed, task.version)
             check_initial_weights(self.manifest, target.version, task.method, task.seed, task.name)
             _train(self.manifest, target, _alone(self.cpus), self.bar)

@@ -247,14 +247,16 @@ def root_cause(failures: Sequence[Exception]) -> Exception | None:
 
 def _means_dead_rank(failure: Exception) -> bool:
     """Whether Ray found a rank dead, or a rank lost the connection to another rank."""
-    if type(failure).__module__.partition(".")[0] == "ray":
-        return True
     # gloo raises a plain RuntimeError whose text names gloo's source file.
-    return isinstance(failure, DistError) or "gloo/transport" in str(failure)
+    lost = isinstance(failure, DistError) or "gloo/transport" in str(failure)
+    return lost or _is_of_ray(failure)
+
+
+def _is_of_ray(failure: Exception) -> bool:
+    """Whether an exception is one of Ray's own."""
+    return type(failure).__module__.partition(".")[0] == "ray"
 
 
 def _ray_first(failures: Sequence[Exception]) -> str:
     """What one exception says, Ray's own if there is one; at most 300 characters."""
-    return ray_reason(
-        min(failures, key=lambda failure: type(failure).__module__.partition(".")[0] != "ray")
-    )
+    return ray_reason(max(failures, key=_is_of_ray))

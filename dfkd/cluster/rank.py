@@ -18,6 +18,7 @@ from ray.train import PreemptionInfo, get_preemption_info
 from torch import Tensor
 
 from dfkd.cluster.capacity import POLL_SECONDS, Ranks, enter_folder, node_id
+from dfkd.cluster.connection import require_on_this_node
 from dfkd.cluster.metrics import Pace, count_request
 from dfkd.cluster.ray_internals import draining_nodes, relayed_bar
 from dfkd.cluster.tracking import SAMPLES, Tracker
@@ -109,7 +110,9 @@ def _train(job: Job, hang_watch: HangWatch) -> bool:
     # If a rank died just after rank 0 wrote the student, all ranks restart and end here.
     if ray.train.collective.broadcast_from_rank_zero(folder.exists(CARD)):
         return False
-    version = open_version(root.child(layout.data(job.method)), job.version)
+    home = root.child(layout.data(job.method))
+    require_on_this_node(home.child(layout.version(job.version)), layout.MANIFEST)
+    version = open_version(home, job.version)
     # On each node, because each reads its own weight files.
     check_initial_weights(job.manifest, version, job.method, job.seed, job.name)
     if job.manifest.distillation.labels != "stored":

@@ -15,6 +15,7 @@ from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.metrics import count_request, report_quarantined, report_task
 from dfkd.cluster.tracking import ShardSummary, ShardTracker
+from dfkd.cluster.work_order import PromptProgress, ready_work
 from dfkd.cluster.worker import UnitResult, Worker, synthesis_pool
 from dfkd.config import identity as identities
 from dfkd.config.hashing import fingerprint
@@ -43,7 +44,6 @@ from dfkd.storage.base import Storage, require_root_space
 from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import SECONDS, other_holders, protecting
 from dfkd.storage.local import open_storage
-from dfkd.synthesis.schedule import PromptProgress, ready_work
 from dfkd.utils.hardware import environment
 from dfkd.utils.progress import LineBar, ScreenBar, bar, say
 
@@ -254,7 +254,10 @@ def write_missing(
         _refuse_over_budget(cost.images, pool.busy_seconds, worker_seconds)
     if chain and pool.quarantine:
         return chain.blocked(manifest, pool.quarantine[0].reason)
-    return {task.id: item.reason for item in pool.quarantine for task in item.unit.tasks}
+    failed_tasks = {task.id: item.reason for item in pool.quarantine for task in item.unit.tasks}
+    # Another driver may have finished what failed here.
+    done = version.done() if failed_tasks else ()
+    return {name: reason for name, reason in failed_tasks.items() if name not in done}
 
 
 def _refuse_over_budget(images: int, spent: float, limit: float) -> None:
@@ -312,12 +315,14 @@ def _assign(
     done: Container[str],
 ) -> None:
     """Let a pool's actors work on a version: how many, and how long for a unit."""
-    sizes = [len(unit.generated) for unit in units(manifest, done)]
+    count, largest = 0, 1
+    for unit in units(manifest, done):  # which may be millions, so they are not kept
+        count, largest = count + 1, max(largest, len(unit.generated))
     # A chained method makes one unit after another, so one actor is all that it can use.
     chained = has_dependent_parts(manifest.method)
-    size = 1 if chained else max(len(sizes), parts_at_once(manifest))
+    size = 1 if chained else max(count, parts_at_once(manifest))
     pool.size = min(size, manifest.cluster.workers or size)
-    pool.timeout = manifest.cluster.task_timeout * max(sizes, default=1)
+    pool.timeout = manifest.cluster.task_timeout * largest
     pool.assignment = (manifest, version, kind)
 
 

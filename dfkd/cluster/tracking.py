@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dfkd.dataset.shards import Sample
-from dfkd.storage.base import Storage, scratch_folder
+from dfkd.errors import DfkdError
+from dfkd.storage.base import CLEANUP_ATTEMPTS, Storage, scratch_folder
 from dfkd.utils.images import decode_image
 from dfkd.utils.progress import Bar, Closing
 
@@ -143,12 +144,15 @@ class ShardTracker(Board):
         self.started = self.uploaded = time.monotonic()
 
     def close(self) -> None:
-        """Upload what was recorded, then do what `Board.close` does."""
-        try:
+        """Upload what was recorded, then do what `Board.close` does.
+
+        No result depends on it, so a store that does not answer neither hides nor delays an error.
+        """
+        self.storage = self.storage.with_attempts(CLEANUP_ATTEMPTS)
+        with contextlib.suppress(DfkdError, OSError):
             if self.done > self.initial or self.failed:
                 self.upload()
-        finally:
-            super().close()
+        super().close()
 
     def record(self, summary: ShardSummary) -> None:
         """Add a shard's figures, and its images if its class is one of the first `CLASSES`."""

@@ -20,6 +20,7 @@ import torch
 from dfkd.cluster.actors.group import Actor
 from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import worker_resources
+from dfkd.cluster.connection import require_on_this_node
 from dfkd.cluster.metrics import WORKER_RATE, count_request
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.config.identity import weights_of
@@ -42,6 +43,7 @@ from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher, file_hashes
 from dfkd.prompts.maker import PromptMaker
 from dfkd.prompts.statistics import statistics
+from dfkd.storage import layout
 from dfkd.storage.base import disk_full_error, require_disk_space, scratch_folder
 from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.synthesis.sources import image_source
@@ -252,6 +254,7 @@ class SynthesisActor(Actor):
             torch.cuda.empty_cache()
             # What is compiled for models that are gone counts towards torch's limit.
             torch.compiler.reset()
+        require_on_this_node(version.storage, layout.IDENTITY)
         self._worker = kind(manifest, version, self.cpus, self._slot)
 
     def run(self, unit: Any) -> UnitResult[Any]:

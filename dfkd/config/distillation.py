@@ -97,7 +97,8 @@ class Distillation(Training):
     that the shard stores (literally equation 4)."""
     texts: Texts = "template"
     """Texts that the teacher compares images with: the class prompt, or each class' mean over
-    `prompts.styles` (an ensemble). Stored distances are to the class prompt."""
+    its class prompt and `prompts.styles` (an ensemble). Stored distances are to the class prompt
+    alone."""
     standardise: bool | tuple[float, Positive] = True
     """Train on labels that are rescaled to mean 0 and standard deviation 1 (of the stored distances
     to the class prompts; with `texts: styles` only nearly so), because a CLIP's distances differ

@@ -43,8 +43,8 @@ PAPER: dict[str, Any] = {
 """The paper's method: equation 12, and the students' training of A.2.
 
 A.2 states SGD, its rates, a momentum of 0.9, and 150 + 150 epochs. It does not state the initial
-weights ("the pre-trained model"), the schedule, the scale of the labels and the augmentation; their
-values here are our choice. `manifests/studies/recipe` compares schedules and scales.
+weights ("the pre-trained model"), the schedule, the weight decay, the scale of the labels and the
+augmentation; their values are our choice. `manifests/studies/recipe` compares schedules and scales.
 
 The paper does not mention views, but builds on VQGAN-CLIP, which shows CLIP 32 views per step. The
 expected gradient does not depend on the number of views. 8 is a compromise on cost: a step of an

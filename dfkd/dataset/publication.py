@@ -119,16 +119,18 @@ def publish(
 
 
 def repair(version: PublishedVersion) -> None:
-    """Write index and data card of a version again if they do not match its manifest.
+    """Write identity, index and data card of a version again if they do not match its manifest.
 
-    That happens when two publishers race: one writes the manifest, and the other overwrites the
-    files before it sees the manifest.
+    That happens to the latter two when two publishers race: one writes the manifest, and the other
+    overwrites the files before it sees the manifest.
 
     Raises:
         CorruptionError: this dfkd writes another card, or this pyarrow another index, than those of
             the manifest.
     """
     storage, damaged = version.storage, version.damaged_files()
+    if layout.IDENTITY in damaged:
+        storage.put(layout.IDENTITY, canonical(version.manifest["identity"]))
     if layout.CARD in damaged:
         card = data_card(version.manifest).encode()
         if hashlib.sha256(card).hexdigest() != version.files[layout.CARD]:

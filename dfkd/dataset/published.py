@@ -199,10 +199,8 @@ class PublishedVersion:
             CorruptionError: the file, or prompts.json, is not what was published.
         """
         key = layout.prompts(name)
-        data, where = self.storage.get(key), self.storage.location(key)
-        if self.prompt_digests().get(name) != hashlib.sha256(data).hexdigest():
-            raise CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
-        return parquet.read(data, REQUIRED_COLUMNS, where, PROMPTS_REMEDY)
+        data = self._prompts_object(key, self.prompt_digests().get(name))
+        return parquet.read(data, REQUIRED_COLUMNS, self.storage.location(key), PROMPTS_REMEDY)
 
     def prompt_digests(self) -> dict[str, str]:
         """The sha256 of each part of the prompts by its name, from prompts.json.
@@ -212,9 +210,7 @@ class PublishedVersion:
         """
         parts = self.prompts_summary().get("parts")
         # The names become keys, so they are checked too.
-        if not isinstance(parts, dict) or not all(
-            re.fullmatch(layout.PART, name) for name in parts
-        ):
+        if not isinstance(parts, dict) or not all(re.fullmatch(layout.PART, p) for p in parts):
             where = self.storage.location(layout.PROMPTS_SUMMARY)
             raise CorruptionError(f"{where}: names no parts; {PROMPTS_REMEDY}")
         return parts
@@ -225,14 +221,20 @@ class PublishedVersion:
         Raises:
             CorruptionError: prompts.json is not what was published.
         """
-        where = self.storage.location(layout.PROMPTS_SUMMARY)
+        key = layout.PROMPTS_SUMMARY
+        data = self._prompts_object(key, self.manifest.get("prompts"))
+        return parse_json(data, self.storage.location(key))
+
+    def _prompts_object(self, key: str, digest: str | None) -> bytes:
+        """The bytes of an object of the prompts; `CorruptionError` unless they have this sha256."""
         try:
-            data = self.storage.get(layout.PROMPTS_SUMMARY)
+            data = self.storage.get(key)
         except MissingObject:
             data = b""  # the same error: no job writes it again
-        if hashlib.sha256(data).hexdigest() != self.manifest.get("prompts"):
+        if hashlib.sha256(data).hexdigest() != digest:
+            where = self.storage.location(key)
             raise CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
-        return parse_json(data, where)
+        return data
 
     @property
     def files(self) -> dict[str, str]:
@@ -240,10 +242,10 @@ class PublishedVersion:
         return dict(self.manifest["files"])
 
     def damaged_files(self) -> list[str]:
-        """The keys in `files` whose objects are missing or not what was published."""
-        return [
-            key for key, digest in self.files.items() if sha256_object(self.storage, key) != digest
-        ]
+        """The keys of identity, index and data card that are missing or not what was published."""
+        identity = hashlib.sha256(canonical(self.manifest["identity"])).hexdigest()
+        expected = {layout.IDENTITY: identity, **self.files}
+        return [key for key in expected if sha256_object(self.storage, key) != expected[key]]
 
 
 def open_version(home: Storage, name: str, sha256: str | None = None) -> PublishedVersion:

@@ -18,6 +18,7 @@ from dfkd.dataset.shards import ARRAY_FILES, NPY_HEADER_BYTES, Receipt, refuse
 from dfkd.dataset.tar import member_slices
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
+from dfkd.storage.base import MissingObject
 
 INDEX_COLUMNS = pa.schema(
     [INDEX_SCHEMA.field(name) for name in ("shard", "class_index", "start", "sha256")]
@@ -111,7 +112,10 @@ class Examples:
         """
         receipt = self._receipt(samples[0])
         base = int(self._starts[samples[0]])
-        data = self.version.home.get_range(receipt.key, base, int(self._stops[samples[-1]]))
+        try:
+            data = self.version.home.get_range(receipt.key, base, int(self._stops[samples[-1]]))
+        except MissingObject:
+            refuse(receipt.key, "missing")
         starts = (self._starts[samples] - base).tolist()
         stops = (self._stops[samples] - base).tolist()
         digests = self._digests.take(samples).to_pylist()

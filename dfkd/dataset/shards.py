@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter
 from dfkd.dataset.tar import members
 from dfkd.errors import CorruptionError, as_utf8
 from dfkd.storage import layout
-from dfkd.storage.base import Storage
+from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils import strict_json
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import Sha256, Size
@@ -234,8 +234,14 @@ def get_shard(home: Storage, receipt: Receipt) -> bytes:
     """The stored bytes of a shard, unverified, from the storage of its method.
 
     Of a longer object it reads one byte more than the receipt says, which shows that it is longer.
+
+    Raises:
+        CorruptionError: there is no such object.
     """
-    return home.get(receipt.key, receipt.bytes + 1)
+    try:
+        return home.get(receipt.key, receipt.bytes + 1)
+    except MissingObject:
+        refuse(receipt.key, "missing")
 
 
 def read_shard(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:

@@ -7,7 +7,7 @@ from dfkd.dataset.published import PROMPTS_REMEDY, PublishedVersion, sha256_obje
 from dfkd.dataset.shards import Receipt, decode_receipt
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
-from dfkd.storage.base import MissingObject, in_order
+from dfkd.storage.base import in_order
 
 
 def verify(version: PublishedVersion) -> list[str]:
@@ -62,9 +62,6 @@ def _shard_problem(version: PublishedVersion, receipt: Receipt) -> str:
     try:
         for _ in version.samples(receipt):
             pass
-    except MissingObject:
-        where = version.home.location(receipt.key)
-        return f"{where}: is missing; restore it, or delete the version and synthesise it again"
     except CorruptionError as error:
         return str(error)
     return ""

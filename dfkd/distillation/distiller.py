@@ -22,6 +22,7 @@ from dfkd.errors import CorruptionError
 from dfkd.models.student import Student
 from dfkd.storage.checkpoints import below, moments, restore_moments
 from dfkd.utils.device import CPU, autocast, seeded
+from dfkd.utils.pixels import from_batch
 
 Distribute = Callable[[nn.Module], nn.Module]
 """Wraps a module so that its gradients are averaged over all ranks; the identity with one rank."""
@@ -150,7 +151,9 @@ class Distiller:
         assert self.model is not None  # noqa: S101 - for the type checker
         views = self.augmented(batch)
         targets = self._targets(views, batch)
-        with seeded(self._step_seed, self.device), autocast(self.device, self.config.precision):
+        # Not the seed of the views: on a GPU drop-path would draw the numbers of their crops again.
+        noise = derive_seed("drop-path", self._step_seed)
+        with seeded(noise, self.device), autocast(self.device, self.config.precision):
             outputs = self.model(views)
         loss = self.objective.loss(outputs.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
@@ -174,7 +177,7 @@ class Distiller:
         The same batch gives the same views until `advance` has done the step.
         """
         # `non_blocking`: the steps before go on while the images are copied to a GPU.
-        pixels = batch.pixels.to(self.device, non_blocking=True).float().div_(255)
+        pixels = from_batch(batch.pixels, self.device)
         if self.config.augmentation:
             generator = torch.Generator(self.device).manual_seed(self._step_seed)
             pixels = augment(pixels, self.config.augmentation, generator)

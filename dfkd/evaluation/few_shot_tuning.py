@@ -17,6 +17,7 @@ from dfkd.distillation.augmentation import augment
 from dfkd.evaluation.few_shot_split import FewShotSplit
 from dfkd.models.student import Student, rescale_output
 from dfkd.utils.device import seeded
+from dfkd.utils.pixels import from_batch
 
 BATCH = 32
 """Images in a step, or all of them if there are fewer."""
@@ -26,7 +27,8 @@ and at this rate they would spoil trained ones."""
 AUGMENTATION: tuple[Augmentation, ...] = ("flip", "crop")
 
 TEMPERATURE = 0.01
-"""CLIP's temperature, by which it divides cosines; here it divides a student's distances."""
+"""That of OpenAI's CLIP, which divides cosines; here it divides a student's distances, of any
+teacher."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,11 @@ def from_distances(student: Student) -> Student:
     """A copy whose outputs are logits with the same predictions: -distance / `TEMPERATURE`, or for
     a student of embeddings cosine x embedding length / `TEMPERATURE`.
 
-    A new head would lose what the student knows about its classes. The softmax of these logits is,
-    to first order, CLIP's softmax of scaled cosines, so training starts from calibrated
-    probabilities. The length of a student's embedding is about 1, and its products with the texts
-    follow from its features by one linear layer.
+    A new head would lose what the student knows about its classes. The softmax of these logits is
+    sharper than CLIP's of scaled cosines, because at CLIP's angles a distance changes 1.3 to 1.4
+    times as much as the cosine; only a linear function of distances can be a linear layer. The
+    length of a student's embedding is about 1, and its products with the texts follow from its
+    features by one linear layer.
     """
     if student.texts is None:
         return rescale_output(student, shift=0.0, scale=-1 / TEMPERATURE)
@@ -93,8 +96,7 @@ def predict(classifier: Student, pixels: Tensor, indices: Tensor, batch_size: in
 
 def _scaled(pixels: Tensor, device: torch.device) -> Tensor:
     """uint8 [B, 3, S, S] as float32 in [0, 1] on `device`, channels last."""
-    moved = pixels.to(device).float().div_(255)
-    return moved.contiguous(memory_format=torch.channels_last)
+    return from_batch(pixels, device).contiguous(memory_format=torch.channels_last)
 
 
 def batches(images: int, size: int, steps: int, seed: int) -> Tensor:
@@ -170,7 +172,8 @@ def _logits(classifier: Student, pixels: Tensor, seed: int) -> Tensor:
     device = classifier.mean.device
     generator = torch.Generator(device).manual_seed(seed)
     views = augment(_scaled(pixels, device), AUGMENTATION, generator)
-    # Drop-path draws from torch's global generator and takes no other.
-    with seeded(seed, device):
+    # Drop-path draws from torch's global generator and takes no other. Not with the seed of the
+    # views, because on a GPU it would draw the numbers of their crops again.
+    with seeded(derive_seed("drop-path", seed), device):
         logits: Tensor = classifier(views.contiguous(memory_format=torch.channels_last))
     return logits

@@ -51,7 +51,12 @@ def networks(manifest: Manifest) -> dict[str, TimedNetwork]:
         ManifestError, WeightsError: as `Teacher.load` and `student.build`.
     """
     makers = {"teacher": teacher, "text-only": text_only, "student": student}
-    return {model: makers[model](manifest) for model in manifest.evaluation.models}
+    found: dict[str, TimedNetwork] = {}
+    for model in manifest.evaluation.models:
+        # The text-only classifier has the teacher's tower if it is given no other.
+        shared = model == "text-only" and manifest.text_tower == manifest.teacher
+        found[model] = found.get("teacher" if shared else "") or makers[model](manifest)
+    return found
 
 
 def teacher(manifest: Manifest) -> TimedNetwork:

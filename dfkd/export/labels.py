@@ -1,8 +1,9 @@
 """`labels.json`: the class names of an exported student.
 
 For a student of distances it is a list of names. For a student of embeddings it is an object with
-the unit text embedding of each name, so another file gives it other classes
-(`dfkd.export.predict --labels`).
+the unit text embedding of each name. Another file gives it other classes
+(`dfkd.export.predict --labels`): {"teacher": sha256 of the teacher's weights, "labels": such an
+object}.
 """
 
 import json
@@ -14,7 +15,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.distillation.embedding import encode_classes
 from dfkd.distillation.student_store import locate_student, require_replaceable_classes
 from dfkd.errors import ManifestError
-from dfkd.export.predict import LABELS
+from dfkd.export.predict import LABELS, TEACHER
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 
@@ -56,7 +57,9 @@ def write_labels(manifest: Manifest, classes: tuple[str, ...]) -> str:
             manifest.distillation.target,
             "run jobs/pipeline.py with the same settings first",
         )
-    content = labels_json(classes, encode_classes(manifest, classes))
+    labels = labels_json(classes, encode_classes(manifest, classes)).rstrip()
+    teacher = student.version.manifest["weights"][TEACHER]
+    content = f'{{"teacher": {json.dumps(teacher)}, "labels": {labels}}}\n'
     folder = open_storage(manifest.storage.root).child(layout.OTHER_CLASSES)
     folder.put(LABELS, content.encode())
     return folder.location(LABELS)

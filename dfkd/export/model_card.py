@@ -22,7 +22,8 @@ picture = picture.resize([S * side // short for side in picture.size], Image.Res
 left, top = (round((side - S) / 2) for side in picture.size)
 pixels = np.float32(picture.crop((left, top, left + S, top + S))).transpose(2, 0, 1)[None] / 255
 distances = onnxruntime.InferenceSession("model.onnx").run(None, {"pixels": pixels})[0][0]
-scores = np.exp((distances.min() - distances) / rules["temperature"])
+cosines = np.cos(np.sqrt(2 * np.clip(distances, 0, np.pi**2 / 2)))
+scores = np.exp((cosines - cosines.max()) / rules["temperature"])
 for index in distances.argsort()[:3]:
     print(labels[index], round(float(scores[index] / scores.sum()), 3))
 """
@@ -110,8 +111,8 @@ image tower in float32.
 
 - It knows these {classes} classes and answers with one of them whatever the picture shows.\
 {other_classes}
-- Probabilities are softmax(-distances / {temperature:.4g}); the temperature is the teacher's own
-  (1 / its logit scale) and was fitted to nothing.{sure}
+- Probabilities are softmax(cosines / {temperature:.4g}), where a distance is half the square of an
+  angle; the temperature is the teacher's own (1 / its logit scale) and was fitted to nothing.{sure}
 - The int8 figures are those of this machine's processor and onnxruntime; others round differently.
 - It learned from images that a generator made after the teacher's idea of the class names, and
   inherits the teacher's errors and biases. Try it on pictures of your own before you rely on it.

@@ -25,13 +25,15 @@ from dfkd.utils import strict_json
 from dfkd.utils.images import Array, batch, decode_image, read_picture
 
 MODEL, INT8 = "model.onnx", "model.int8.onnx"
+TEACHER = "teacher.weights"
+"""The role of the teacher's weights among the hashes in `takehome.json`."""
 LABELS, RULES, FACTS = "labels.json", "preprocess.json", "takehome.json"
 """The files that programs read; the last one is written last, so the folder is complete with it."""
 
 MAX_SIZE = 4096
 """Largest input width in pixels; no classifier takes more, and more would fill the memory."""
 MIN_TEMPERATURE = 1e-6
-"""Smallest accepted temperature. Distances are of the order of 1; a softmax of less overflows."""
+"""Smallest accepted temperature. Cosines are of the order of 1; a softmax of less overflows."""
 MAX_MODEL = 1 << 31
 """Bytes at which ONNX files end, because protobuf has no longer messages."""
 MAX_JSON = 16 << 20
@@ -54,7 +56,7 @@ class Rules:
     output: str
     """Name of the model's output."""
     temperature: float
-    """Divides the distances before the softmax."""
+    """Divides the cosines before the softmax."""
 
 
 class Predictor:
@@ -71,11 +73,13 @@ class Predictor:
             ManifestError: the folder is not as `dfkd` wrote it, or the student is of distances and
                 knows only its own classes.
         """
-        hashes = _hashes(folder / FACTS)
+        facts = _mapping(_json(folder / FACTS, _read(folder / FACTS, MAX_JSON)))
+        hashes = {name: _mapping(file).get("sha256") for name, file in _part(facts, "files")}
         path = folder / LABELS
-        self.labels, self.texts = _labels(path, _verified(path, hashes, MAX_LABELS))
+        self.labels, self.texts = _labels(path, _json(path, _verified(path, hashes, MAX_LABELS)))
         if labels is not None:
-            self.labels, self.texts = _replaced(self.texts, labels)
+            teacher = dict(_part(_mapping(facts.get("data")), "weights")).get(TEACHER)
+            self.labels, self.texts = _replaced(self.texts, labels, teacher)
         path = folder / RULES
         self.rules = _rules(path, _verified(path, hashes, MAX_JSON))
         path = folder / (INT8 if int8 else MODEL)
@@ -122,8 +126,8 @@ class Predictor:
         return found
 
     def probabilities(self, encoded: bytes) -> npt.NDArray[np.float64]:
-        """softmax(-distances / temperature), float64 [M], of a picture; raises as `distances`."""
-        logits = -self.distances(encoded).astype(np.float64) / self.rules.temperature
+        """softmax(cosines / temperature), float64 [M], of a picture; raises as `distances`."""
+        logits = cosines(self.distances(encoded).astype(np.float64)) / self.rules.temperature
         weights = np.exp(logits - logits.max())  # the largest is 1, so nothing overflows
         probabilities: npt.NDArray[np.float64] = weights / weights.sum()
         return probabilities
@@ -144,15 +148,25 @@ def distances(embeddings: Array, texts: Array) -> Array:
     return found
 
 
-def _hashes(path: Path) -> dict[str, Any]:
-    """What `takehome.json` states as the sha256 of each file; None for one without."""
-    facts = _json(path, _read(path, MAX_JSON))
-    files = facts.get("files") if isinstance(facts, dict) else None
-    stated = files if isinstance(files, dict) else {}
-    return {
-        name: entry.get("sha256") if isinstance(entry, dict) else None
-        for name, entry in stated.items()
-    }
+def cosines(squared_distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The cosines of the angles that squared spherical distances stand for, of any shape.
+
+    A distance that a network estimates may lie outside [0, pi^2 / 2].
+    """
+    found: npt.NDArray[np.float64] = np.cos(
+        np.sqrt(2 * np.clip(squared_distances, 0, np.pi**2 / 2))
+    )
+    return found
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A value of a stranger's JSON if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def _part(tree: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:
+    """The entries of an object in a stranger's JSON; none if it is not there."""
+    return _mapping(tree.get(key)).items()
 
 
 def _verified(path: Path, hashes: dict[str, Any], limit: int) -> bytes:
@@ -165,9 +179,8 @@ def _verified(path: Path, hashes: dict[str, Any], limit: int) -> bytes:
     return data
 
 
-def _labels(path: Path, data: bytes) -> tuple[tuple[str, ...], Array | None]:
-    """The class names in a `labels.json`, in the order of the outputs, and their texts [M, E]."""
-    labels = _json(path, data)
+def _labels(path: Path, labels: Any) -> tuple[tuple[str, ...], Array | None]:
+    """The class names in labels, in the order of the outputs, and their texts [M, E]."""
     names = list(labels) if isinstance(labels, list | dict) else []
     texts = _vectors(labels.values()) if isinstance(labels, dict) else None
     # As in a manifest: with other names one could forge a line of output.
@@ -192,8 +205,13 @@ def _vectors(rows: Iterable[Any]) -> Array:
     return np.empty(0, np.float32)
 
 
-def _replaced(own: Array | None, path: Path) -> tuple[tuple[str, ...], Array]:
-    """Names and texts of the other classes in the file `path`, for a student with texts `own`."""
+def _replaced(own: Array | None, path: Path, teacher: object) -> tuple[tuple[str, ...], Array]:
+    """Names and texts of the other classes in the file `path`, for a student with texts `own`.
+
+    Args:
+        teacher: the sha256 of the weights of the student's teacher, whose text tower has encoded
+            its classes; the vectors of another one mean nothing to the student.
+    """
     if own is None:
         raise ManifestError(
             "--labels",
@@ -203,7 +221,8 @@ def _replaced(own: Array | None, path: Path) -> tuple[tuple[str, ...], Array]:
         )
     remedy = "write it with jobs/labels.py"
     try:
-        names, texts = _labels(path, _read(path, MAX_LABELS))
+        written = _mapping(_json(path, _read(path, MAX_LABELS)))
+        names, texts = _labels(path, written.get("labels"))
     except ManifestError as error:
         # Only what is wrong: field and remedy are those of a student folder.
         reason = str(error).removeprefix(f"{error.field}: ").removesuffix(f"; {REMEDY}")
@@ -212,6 +231,9 @@ def _replaced(own: Array | None, path: Path) -> tuple[tuple[str, ...], Array]:
     if texts is None or texts.shape[1] != own.shape[1]:
         rule = f"must have a vector of {own.shape[1]} numbers for each name"
         raise ManifestError("--labels", rule, str(path), remedy)
+    if teacher is None or written.get("teacher") != teacher:
+        rule = "must be of the student's own teacher"
+        raise ManifestError("--labels", rule, str(path), f"{remedy} in the run of the student")
     return names, texts
 
 

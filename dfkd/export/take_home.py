@@ -46,7 +46,7 @@ from dfkd.export.onnx_graphs import (
     load_graph,
     quantise,
 )
-from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES
+from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES, cosines
 from dfkd.export.predict import distances as class_distances
 from dfkd.models.student import Student, load_student
 from dfkd.models.teacher import Teacher
@@ -141,9 +141,8 @@ def preprocessing_rules(card: Mapping[str, Any], temperature: float) -> dict[str
 
     Args:
         card: the student's card.
-        temperature: the teacher's temperature, 1 / its logit scale. On unit vectors a squared
-            spherical distance is D = angle^2 / 2, so cosine = 1 - D to second order in the angle.
-            softmax(-D / temperature) is therefore CLIP's softmax of scaled cosines, to that order.
+        temperature: the teacher's temperature, 1 / its logit scale. A squared spherical distance is
+            D = angle^2 / 2, so cos(sqrt(2 D)) is the cosine that CLIP scales.
     """
     size, width = card["image_size"], card.get("embedding_dim")
     output = {
@@ -172,7 +171,8 @@ def preprocessing_rules(card: Mapping[str, Any], temperature: float) -> dict[str
         "normalisation": "none: the model does it",
         "input": {"name": INPUT, "dtype": "float32", "shape": ["N", 3, size, size]},
         "output": output,
-        "probabilities": "softmax(-distances / temperature)",
+        "probabilities": "softmax(cos(sqrt(2 * distances)) / temperature), distances cut to "
+        "[0, pi^2 / 2]",
         "temperature": temperature,
         "opset": OPSET,
     }
@@ -254,7 +254,8 @@ class Comparison:
             difference = float((found - expected).abs().max())
             self.largest[name] = max(self.largest[name], difference)
             self.equal[name] += int((found.argmin(1) == expected.argmin(1)).sum())
-        probabilities = (-self.distances[MODEL] / self.temperature).softmax(1)
+        scaled = cosines(self.distances[MODEL].double().numpy()) / self.temperature
+        probabilities = torch.from_numpy(scaled).softmax(1)
         self.confidence_sum += float(probabilities.amax(1).sum())
         return expected
 

@@ -30,7 +30,7 @@ def build_backbone(
     Random weights come from torch's global generator. Arguments and errors are those of
     `dfkd.models.student.build`.
     """
-    artifact = published(config)
+    artifact = library_file(config)
     if config.student.startswith("timm:"):
         backbone, mean, std = _timm(config, image_size)
     else:
@@ -47,7 +47,7 @@ def names_library(weights: str) -> bool:
     return weights != "none" and not weights_file(weights)
 
 
-def published(config: Distillation) -> Artifact | None:
+def library_file(config: Distillation) -> Artifact | None:
     """The file with torchvision's initial weights; None if the weights are not torchvision's.
 
     Raises:

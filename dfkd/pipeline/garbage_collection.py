@@ -35,8 +35,6 @@ the removal goes last."""
 BEGUN = b"begun"
 """The content of a version's mark once its objects are being deleted: the removal must go on after
 a kill. Until then the mark only announces it, and is withdrawn if the version is in use."""
-CURRENT = "current"
-"""How the reason for keeping a version begins, if a pointer names it."""
 FENCE_SECONDS = 5.0
 """Seconds of deletions after which a removal checks again that it holds its lease."""
 
@@ -54,6 +52,8 @@ class Removal:
     """Key of the object that is written before the removal and announces it."""
     begun: bool = False
     """Whether an earlier removal of this version was killed after its first deletion."""
+    of_student: bool = False
+    """Whether `mark` is that of a student, which names the student's version."""
 
     @property
     def bytes(self) -> int:
@@ -109,7 +109,9 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
     # A removal that was killed goes on, whatever is to be kept now. A job that leases the version
     # came later than its mark, and refuses to work on it.
     kept = {key: why for key, why in kept.items() if key not in begun}
-    _require_manifests(root, listing, kept)
+    _require_manifests(
+        root, listing, [key for key in _named_by_pointers(root, keep) if key in kept]
+    )
     referenced = {key for name in kept for key in _shard_keys(root, name)}
     versions = list(_versions(listing, kept, referenced, begun, grace))
     gone = [removal.version for removal in versions]
@@ -148,8 +150,7 @@ def remove(
     second = plan(root, manifest, keep, grace).removals
     fence()
     for removal in second:
-        # Not the mark of a student, which names the student's version.
-        if removal.mark in marks and removal.mark == _mark(removal.version):
+        if removal.mark in marks and not removal.of_student:
             root.put(removal.mark, BEGUN)
     # Of the second plan what was announced, with all that it holds now, and what was listed; and
     # the announcements of what is kept after all.
@@ -207,21 +208,22 @@ def referenced_versions(root: Storage, keep: int) -> dict[str, str]:
         found |= {f"{attempt.method}/{name}": why for name in names}
     for key, record in lease.held_leases(root).items():
         found |= dict.fromkeys(record.versions, f"held by {record.holder} ({key})")
+    return {name: f"current {n}" for name, n in _named_by_pointers(root, keep).items()} | found
+
+
+def _named_by_pointers(root: Storage, keep: int) -> dict[str, int]:
+    """The last `keep` different versions of each method, `{method}/{id}`, by their numbers in
+    `current`.
+    """
+    found: dict[str, int] = {}
     for method in root.folders(layout.DATA):
-        for number, version in _last_current(root.child(layout.data(method)), keep).items():
-            found.setdefault(f"{method}/{version}", f"{CURRENT} {number}")
-    return found
-
-
-def _last_current(home: Storage, keep: int) -> dict[int, str]:
-    """The last `keep` different versions by their highest numbers, the current one first."""
-    found: dict[int, str] = {}
-    for pointer in pointers(home):
-        # A roll-back gives a version a second, higher number; it counts once.
-        if pointer.version not in found.values():
-            found[pointer.number] = pointer.version
-        if len(found) == keep:
-            break
+        names: dict[str, int] = {}
+        for pointer in pointers(root.child(layout.data(method))):
+            # A roll-back gives a version a second, higher number, which comes first here.
+            names.setdefault(f"{method}/{pointer.version}", pointer.number)
+            if len(names) == keep:
+                break
+        found |= names
     return found
 
 
@@ -262,12 +264,13 @@ def _begun_removals(root: Storage, listing: Listing) -> set[str]:
     return begun
 
 
-def _require_manifests(root: Storage, listing: Listing, kept: Mapping[str, str]) -> None:
-    """Raise `CorruptionError` if a version that is or was current has lost its manifest.
+def _require_manifests(root: Storage, listing: Listing, published: Sequence[str]) -> None:
+    """Raise `CorruptionError` if one of these versions, which are or were current, has lost its
+    manifest.
 
     Without it nobody knows which shards in other folders it refers to.
     """
-    for key in (key for key, why in kept.items() if why.startswith(CURRENT)):
+    for key in published:
         objects = listing.versions.get(key, {})
         if layout.IDENTITY in objects and layout.MANIFEST not in objects:
             root.size(f"{_folder(key)}/{layout.MANIFEST}")  # raises `MissingObject`
@@ -347,7 +350,8 @@ def _students(
         due = marked or name in expected or _age(objects) >= grace
         if absent and due:
             why = f"of version {version}"
-            yield Removal(f"student {name}", why, tuple(objects.values()), version, mark)
+            entries = tuple(objects.values())
+            yield Removal(f"student {name}", why, entries, version, mark, of_student=True)
 
 
 def _expected_students(root: Storage, manifest: Manifest, gone: Sequence[str]) -> dict[str, str]:

@@ -68,7 +68,7 @@ def needs(manifest: Manifest) -> list[Need]:
             _check_tower(manifest.text_tower)
     by_field = [
         *_generator(manifest),
-        ("distillation.weights", backbone.published(manifest.distillation)),
+        ("distillation.weights", backbone.library_file(manifest.distillation)),
     ]
     files: dict[str, Need] = {}
     for field, artifact in by_field:

@@ -94,7 +94,8 @@ def optimise(
             text_embeddings, positives, problem.labels, remembered, TEMPERATURE, within_class
         )
         optimizer.zero_grad()
-        # The sum: each prompt's gradient is that of its own loss, whatever the batch size.
+        # The sum and not the mean, so that the batch size does not scale gradients. A prompt is a
+        # negative of the others too, so their losses also move it.
         loss.sum().backward()
         optimizer.step()
     # The last update has moved the pseudo-words away from the embeddings that are known so far.

@@ -6,9 +6,10 @@ request, so it is never in memory as a whole.
 
 import contextlib
 import mmap
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,18 +147,26 @@ class ObstoreStorage(BucketStorage):
         return (key for key, _ in self._items(prefix))
 
     def entries(self, prefix: str = "") -> Iterator[StoredObject]:
-        """See `Storage.entries`; one put and one head more, to learn the store's time."""
+        """See `Storage.entries`; the first call also asks for the store's time."""
         now = self._now()
         for key, item in self._items(prefix):
             age = (now - item["last_modified"]).total_seconds()
             yield StoredObject(key, item["size"], max(0.0, age))
 
     def _now(self) -> datetime:
-        """The store's time, from a new object, because obstore does not show an answer's date.
+        """The store's time, or this machine's if the store may only be read."""
+        elapsed, connection = timedelta(seconds=time.monotonic()), self.connection
+        if connection.epoch is None:
+            connection.epoch = self._probed() - elapsed
+        return connection.epoch + elapsed
 
-        It is this machine's time if the store may only be read.
+    def _probed(self) -> datetime:
+        """The time of an object that is written now, because obstore shows no answer's date.
+
+        It lies in the opened root: in the folder of a version it would stay when that is removed.
         """
-        name = self._head + PROBE
+        root = self if self.opened is None else replace(self, prefix=self.opened)
+        name = root._head + PROBE
         try:
             self._attempt("put", PROBE, lambda request: self._send(request, name, b"", 0))
         except ManifestError:

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError, DfkdError, one_line
 from dfkd.storage import layout
-from dfkd.storage.base import MissingObject, Storage
+from dfkd.storage.base import CLEANUP_ATTEMPTS, MissingObject, Storage
 from dfkd.utils.progress import say
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED, Natural
@@ -114,9 +114,10 @@ def record_cost(
                 "seconds": round(seconds, 3),
                 "worker_seconds": round(seconds * cost.workers if spent is None else spent, 3),
             }
-            # No result depends on it, and it must not hide an error of the block.
+            # No result depends on it, and it must neither hide an error of the block nor delay it.
+            record = CostRecord(stage=stage, method=method, seed=seed, **counts)
             try:
-                add(storage, CostRecord(stage=stage, method=method, seed=seed, **counts))
+                add(storage.with_attempts(CLEANUP_ATTEMPTS), record)
             except (DfkdError, OSError) as error:
                 say(f"{stage}: its cost was not recorded ({one_line(error)})")
 

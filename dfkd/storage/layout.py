@@ -16,6 +16,7 @@ data/{method}/
     current/{n:08d}.json            names a version; the highest number is current
 students/{name}/                    a student: checkpoints/, tensorboard/, then weights and card
 cells/{name}/                       the results of a study's cell
+cells/root/mark                     marks a root of studies, before it has a cell
 regenerations/{n:08d}/              one attempt at a better version
 other-classes/                      scores and labels of classes that replace the run's
 leases/, records/, tensorboard/, benchmarks/
@@ -28,6 +29,7 @@ VERSIONS = "versions/"
 CURRENT = "current/"
 STUDENTS = "students/"
 CELLS = "cells/"
+STUDIES = f"{CELLS}root/mark"
 REGENERATIONS = "regenerations/"
 LEASES = "leases/"
 RECORDS = "records/"

@@ -23,7 +23,7 @@ from dfkd.evaluation.data import Domains
 from dfkd.evaluation.scoring import BATCH, decode_items
 from dfkd.models.student import build
 from dfkd.models.weights.reading import load_into, match, read_state_dict
-from dfkd.utils.pixels import from_bytes
+from dfkd.utils.pixels import from_batch, from_bytes
 from dfkd.utils.types import Name, require_unique
 
 _REMEDY = "run jobs/pretrain.py with --only judge, which writes one"
@@ -78,7 +78,7 @@ class Judge:
         hits = []
         # Batches of one image, because a stream leaves out the images that do not fill a batch.
         for batch in Stream(version, image_size, 1, seed=0).batches(0):
-            logits = self.network(batch.pixels.to(self.device).float() / 255)
+            logits = self.network(from_batch(batch.pixels, self.device))
             hits.append(logits.argmax(1).cpu() == positions[batch.labels])
         return float(torch.cat(hits).double().mean())
 

@@ -25,6 +25,7 @@ from dfkd.studies.cells import CellResult, CellStore
 from dfkd.studies.study import Cell
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import describe_machine, environment
+from dfkd.utils.pixels import from_batch
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def agreement(student: nn.Module, images: Stream, device: torch.device) -> float
         images: with the teacher's stored distances.
     """
     same = [
-        student(batch.pixels.to(device).float() / 255).argmin(1).cpu() == batch.distances.argmin(1)
+        student(from_batch(batch.pixels, device)).argmin(1).cpu() == batch.distances.argmin(1)
         for batch in images.batches(0)
     ]
     return float(torch.cat(same).double().mean())

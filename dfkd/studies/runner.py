@@ -29,6 +29,7 @@ from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot import unknown_domain
 from dfkd.evaluation.footprint import TimedNetwork
 from dfkd.pipeline.preflight import check_batches, check_distillation, check_synthesis
+from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.lease import protecting
 from dfkd.storage.local import open_storage
@@ -101,6 +102,8 @@ def reproduce(
     size = manifest.synthesis.image_size
     judge = read_judge(study.described.chosen_judge, manifest.classes, size, device)
     root = open_storage(manifest.storage.root)
+    # Before any data set, because garbage collection would remove those that no cell protects yet.
+    root.put_if_absent(layout.STUDIES, b"")
     cell_jobs = list(_cell_jobs(study, root, data, judge.sha256 if judge else ""))
     # Only of unfinished cells, because the checks load models.
     _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])

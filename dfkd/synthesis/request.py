@@ -12,7 +12,7 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.synthesis import Synthesis
 
 CPU_BATCH_SIZE = 8
-"""Default batch size on a CPU; larger batches are not faster."""
+"""Batch size on a CPU with `synthesis.batch_size: 0`; larger batches are hardly faster."""
 
 OnStep = Callable[[int, Tensor], None]
 """Called with the step and the losses [B] of the batch."""

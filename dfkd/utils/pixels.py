@@ -16,6 +16,11 @@ def to_bytes(pixels: Tensor) -> Tensor:
     return levels.permute(0, 2, 3, 1).contiguous().cpu()
 
 
+def from_batch(pixels: Tensor, device: torch.device) -> Tensor:
+    """Pixels uint8 [N, C, H, W] of a batch as float32 in [0, 1] on a device."""
+    return pixels.to(device, non_blocking=True).float().div_(255)
+
+
 def from_bytes(images: Tensor) -> Tensor:
     """Images uint8 [N, H, W, C] as pixels float32 [N, C, H, W] in [0, 1], on the same device.
 

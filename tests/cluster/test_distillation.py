@@ -15,13 +15,16 @@ from dfkd.cluster import capacity, distillation, launch, rank
 from dfkd.cluster.capacity import (
     Ranks,
     WorkerResources,
-    cpus_per_rank,
-    divide_resources,
     plan_ranks,
-    plan_students,
 )
 from dfkd.cluster.connection import connected
-from dfkd.cluster.distillation import FinishedStudent, StudentActor, distill, student_pool
+from dfkd.cluster.distillation import (
+    FinishedStudent,
+    StudentDistiller,
+    StudentTask,
+    distill,
+    student_pool,
+)
 from dfkd.cluster.launch import await_room, run_ranks
 from dfkd.cluster.rank import Job, open_stream
 from dfkd.config.manifest import Cluster, Manifest, StorageConfig
@@ -188,21 +191,6 @@ def test_what_ray_would_wait_for_in_silence_is_refused(tmp_path: Path) -> None:
         distill(unknown, "vanilla", 0)
 
 
-def test_ranks_are_sized_by_nodes_and_never_span_two() -> None:
-    nodes = {"a": {"CPU": 3.0}, "b": {"CPU": 1.0}}
-    assert [cpus_per_rank(nodes, wanted, 0.0) for wanted in (1, 2, 4, 5)] == [3.0, 1.0, 1.0, 0.0]
-    nodes["a"]["GPU"] = 1.0
-    assert [cpus_per_rank(nodes, wanted, 1.0) for wanted in (1, 2)] == [3.0, 0.0]
-
-
-def test_ranks_with_gpus_fill_a_node_before_they_take_the_next_one() -> None:
-    nodes = {name: {"CPU": 96.0, "GPU": 8.0} for name in "abcd"}
-    assert [cpus_per_rank(nodes, wanted, 1.0) for wanted in (1, 4, 8, 32, 33)] == [12.0] * 4 + [0.0]
-    nodes |= {"e": {"CPU": 0.0, "GPU": 8.0}, "f": {"CPU": 4.0, "GPU": 1.0}, "g": {"CPU": 999.0}}
-    expected = [12.0] * 4 + [4.0, 0.0]
-    assert [cpus_per_rank(nodes, wanted, 1.0) for wanted in (1, 4, 8, 32, 33, 34)] == expected
-
-
 def test_a_connection_of_the_caller_is_used_and_left_open() -> None:
     before = ray.get_runtime_context().gcs_address
     with connected():
@@ -233,64 +221,6 @@ def test_elastic_ranks_wait_for_nodes_with_a_message_and_a_limit(
     with pytest.raises(InfrastructureError, match="no node had room"):
         await_room(workers, 3)
     assert "waiting for nodes for 3 ranks; there is room for 2" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("nodes", "students", "expected"),
-    [
-        ([{"CPU": 8.0}, {"CPU": 4.0}], 3, (3, WorkerResources(4.0))),
-        ([{"CPU": 16.0, "GPU": 4.0}, {"CPU": 64.0}], 30, (4, WorkerResources(4.0, 1.0))),
-        ([{}], 3, (1, WorkerResources(1.0))),
-    ],
-)
-def test_gpus_and_cpus_are_divided_among_students(
-    nodes: list[dict[str, float]], students: int, expected: tuple[int, WorkerResources]
-) -> None:
-    assert divide_resources(dict(zip("abc", nodes, strict=False)), students) == expected
-
-
-def test_a_student_with_a_gpu_leaves_cpus_to_other_jobs() -> None:
-    for share, reserved in ((8.0, 1.0), (1.0, 1.0)), ((8.0, 0.0), (8.0, 0.0)):
-        pool = student_pool(StudentActor, WorkerResources(*share), 1, Cluster())
-        assert pool.resources == WorkerResources(*reserved)
-
-
-def test_students_and_ranks_use_no_gpu_if_workers_shall_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(capacity, "schedulable_nodes", lambda: {"a": {"CPU": 8.0, "GPU": 1.0}})
-    cluster = Cluster(gpus_per_worker=0.0)
-    assert plan_students(cluster, 2) == WorkerResources(4.0)
-    assert plan_ranks((2, 2), cluster) == Ranks(2, 4.0, "cpu")
-    monkeypatch.setattr(capacity, "own_device", lambda: "a GPU")
-    monkeypatch.setattr(capacity, "trains_here", lambda ranks: ranks == (1, 1))
-    assert plan_ranks((1, 1), cluster).device == "cpu"
-    assert plan_ranks((1, 1), Cluster()).device == "a GPU"
-
-
-@pytest.mark.parametrize(
-    ("gpus", "nodes", "students", "cpus"),
-    [
-        (1.0, [{}, {"CPU": 8.0, "GPU": 4.0}], 6, 2.0),
-        (1.0, [{"CPU": 9.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 2.0}], 20, 4.0),
-        (0.0, [{"CPU": 64.0, "GPU": 1.0}, {"CPU": 2.0}], 2, 1.0),
-        (1.0, [{}], 3, 1.0),  # the node has gone again
-    ],
-)
-def test_an_autoscaler_is_asked_for_one_node_and_all_students_have_a_share_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-    gpus: float,
-    nodes: list[dict[str, float]],
-    students: int,
-    cpus: float,
-) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(capacity, "has_autoscaler", lambda: True)
-    monkeypatch.setattr(capacity, "wait_for_nodes", lambda *request: asked.append(request))
-    monkeypatch.setattr(capacity, "schedulable_nodes", lambda: dict(zip("ab", nodes, strict=False)))
-    cluster = Cluster(cpus_per_worker=0.5, gpus_per_worker=gpus / 2)
-    assert plan_students(cluster, students) == WorkerResources(cpus, float(gpus > 0))
-    assert asked == [(WorkerResources(1.0, gpus), 1)]
 
 
 def prepare_alone(folder: Path, **distillation: object) -> Manifest:
@@ -339,6 +269,22 @@ def test_students_of_one_rank_train_side_by_side(
     events = tmp_path.glob("run/students/*/tensorboard/events.*")
     # This process and its actors, of which the first may have trained all before others begin.
     assert len({file.name.split(".")[-2] for file in events}) > 1
+
+
+def test_a_student_that_fails_at_every_attempt_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unlucky(StudentDistiller):
+        """On a disk that is gone."""
+
+        def train(self, task: StudentTask) -> tuple[StudentTask, Exception | None]:
+            raise OSError("the disk is gone")
+
+    monkeypatch.setattr(distillation, "student_pool", lambda _, *rest: student_pool(Unlucky, *rest))
+    manifest = prepare_alone(tmp_path, seeds=[0, 1]).with_values(cluster={"attempts": 1})
+    found = r"vanilla student of seed \d: failed at every attempt \(.*the disk is gone"
+    with pytest.raises(InfrastructureError, match=found):
+        list(distillation.distill_all(manifest, [("vanilla", 0), ("vanilla", 1)]))
 
 
 def test_an_error_of_one_student_beside_others_is_that_error(tmp_path: Path) -> None:

@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 import ray.train
 import safetensors.torch
-from ray.train import WorkerGroupError
 
 from dfkd.cluster import distillation as module
-from dfkd.cluster import launch
 from dfkd.cluster.capacity import Ranks
 from dfkd.cluster.distillation import distill
 from dfkd.cluster.launch import run_ranks
@@ -175,35 +173,3 @@ def test_a_controller_that_dies_is_an_infrastructure_error() -> None:
 
     with pytest.raises(InfrastructureError, match=r"gave up on the ranks \(.*has died"):
         run_ranks(loop, {}, "student", Ranks(1, 1.0, "cpu"))
-
-
-@pytest.mark.parametrize(
-    ("checkpoints", "starts"),
-    [
-        ([0, 0, 0, 0], 3),
-        ([7, 7, 7, 7], 3),
-        ([0, 0, 5, 5, 9, 9, 9, 9], 7),
-        ([1, 2, 3, 4, 5, 6], 7),
-    ],
-    ids=["no checkpoint", "an old one", "some", "always a new one"],
-)
-def test_ranks_may_die_again_after_a_new_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, checkpoints: list[int], starts: int
-) -> None:
-    """`checkpoints` are the newest ones at each death; after them, the training ends well."""
-    left, started = iter(checkpoints), 0
-
-    def fit(*_: object) -> bool:
-        nonlocal started
-        started += 1
-        if started > len(checkpoints):
-            return False
-        raise WorkerGroupError("a rank died", {0: ray.exceptions.ActorDiedError()})
-
-    monkeypatch.setattr(launch, "_fit", fit)
-    given_up = False
-    try:
-        run_ranks(lambda config: False, {}, "student", Ranks(2, 1.0, "cpu"), lambda: next(left))
-    except InfrastructureError as error:
-        given_up = "died more than 2 times without a new checkpoint" in str(error)
-    assert (started, given_up) == (starts, starts <= len(checkpoints))

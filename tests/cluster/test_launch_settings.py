@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
+from ray.train import WorkerGroupError
 from torch.distributed import DistBackendError
 
 from dfkd.cluster import launch
 from dfkd.cluster.capacity import Ranks
 from dfkd.cluster.launch import WITHOUT_END, root_cause, run_ranks
-from dfkd.errors import CorruptionError
+from dfkd.errors import CorruptionError, InfrastructureError
 
 DEAD, GLOO = ActorDiedError(), RuntimeError("[../gloo/transport/tcp/pair.cc:534] closed by peer")
 NCCL, DAMAGE, DEFECT = DistBackendError("NCCL"), CorruptionError("x: cut; restore it"), KeyError(1)
@@ -84,3 +85,35 @@ def test_elastic_ranks_wait_for_room_before_each_start(monkeypatch: pytest.Monke
     monkeypatch.setattr(launch, "_fit", fit)
     run_ranks(lambda config: False, {}, "student", Ranks(3, 1.0, "cpu", (2, 4)))
     assert calls == ["room for 2", "start"] * 2
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "starts"),
+    [
+        ([0, 0, 0, 0], 3),
+        ([7, 7, 7, 7], 3),
+        ([0, 0, 5, 5, 9, 9, 9, 9], 7),
+        ([1, 2, 3, 4, 5, 6], 7),
+    ],
+    ids=["no checkpoint", "an old one", "some", "always a new one"],
+)
+def test_ranks_may_die_again_after_a_new_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: list[int], starts: int
+) -> None:
+    """`checkpoints` are the newest ones at each death; after them, the training ends well."""
+    left, started = iter(checkpoints), 0
+
+    def fit(*_: object) -> bool:
+        nonlocal started
+        started += 1
+        if started > len(checkpoints):
+            return False
+        raise WorkerGroupError("a rank died", {0: DEAD})
+
+    monkeypatch.setattr(launch, "_fit", fit)
+    given_up = False
+    try:
+        run_ranks(lambda config: False, {}, "student", Ranks(2, 1.0, "cpu"), lambda: next(left))
+    except InfrastructureError as error:
+        given_up = "died more than 2 times without a new checkpoint" in str(error)
+    assert (started, given_up) == (starts, starts <= len(checkpoints))

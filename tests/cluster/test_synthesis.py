@@ -1,6 +1,7 @@
 """A version is built within a budget, and the same call goes on where it stopped."""
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +15,18 @@ from dfkd.cluster import synthesis as making
 from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.synthesis import build, identify, is_published, write_missing
+from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import Worker, synthesis_pool
 from dfkd.config.manifest import Cluster, Manifest
-from dfkd.config.plan import PromptPart, PromptSummary, estimated_bytes, units
+from dfkd.config.plan import PromptPart, PromptSummary, Unit, estimated_bytes, units
 from dfkd.dataset.chain import Chain
-from dfkd.dataset.published import read_json
+from dfkd.dataset.published import current, read_json
+from dfkd.dataset.shards import Receipt
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import (
     BudgetError,
+    CorruptionError,
     DfkdError,
     Exit,
     FingerprintError,
@@ -31,10 +35,12 @@ from dfkd.errors import (
     WeightsError,
 )
 from dfkd.storage import layout
+from dfkd.storage.cost_records import record_cost
 from dfkd.storage.lease import held_leases
 from dfkd.storage.local import open_storage
 from tests.helpers import small_manifest
 from tests.helpers.inversion_runs import read as inversion
+from tests.helpers.jobs import run_here
 from tests.helpers.tiny_models import RESNET, model_config, write_teacher
 
 
@@ -121,6 +127,17 @@ def test_why_a_task_is_quarantined_is_known_until_it_is_tried_again(
     assert note["task"] == "0001-00001"
     assert note["reason"] in str(caught.value)
     assert list(version.storage.list("quarantined/")) == ["quarantined/0001-00001.json"]
+
+    shutil.copytree(tmp_path / "run", tmp_path / "partial")
+    there = f"storage.root={tmp_path}/partial"
+    options = "--set", "cluster.attempts=1", "--set", there, "--accept-partial"
+    assert run_here("synthesize", tmp_path / "manifest.yaml", *options).returncode == 0
+    published = current(open_storage(str(tmp_path / "partial")).child("data/vanilla"))
+    assert published is not None
+    tasks = [receipt.task for receipt in published.shards]
+    assert tasks == ["0000-00000", "0000-00001", "0001-00000"]
+    assert verify(published) == []
+
     version.storage.delete("shards/0001-00001.tar")
     assert build(manifest, identity).images == 8
     assert list(version.storage.list("quarantined/")) == []
@@ -215,6 +232,40 @@ def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, meth
         found.append([receipt.sha256 for receipt in version.receipts().values()])
     assert len(set(found[0])) == 6
     assert found[0] == found[1]
+
+
+def test_of_a_part_that_fails_at_every_attempt_all_later_tasks_are_quarantined(
+    actors: Pool[Any], tmp_path: Path
+) -> None:
+    class Stuck(Worker):
+        def make_shards(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+            raise CorruptionError("the state is damaged")
+
+    manifest, version = chain_of("dfad", tmp_path)
+    make_first(manifest, version)
+    with record_cost(open_storage(manifest.storage.root), "synthesize", "dfad") as cost:
+        found = write_missing(manifest, version, cost, actors, kind=Stuck)
+    assert sorted(found) == ["0000-00001", "0000-00002", "0001-00001", "0001-00002"]
+    assert set(found.values()) == {"the state is damaged"}
+
+
+def test_prompts_that_fail_at_every_attempt_end_the_run_with_their_error(
+    actors: Pool[Any], tmp_path: Path
+) -> None:
+    class Mute(Worker):
+        def make_prompts(self, unit: PromptPart | PromptSummary) -> int | None:
+            raise CorruptionError("part 0 is damaged")
+
+    manifest = read(tmp_path)
+    root = open_storage(manifest.storage.root)
+    version = begin(root.child("data/vanilla"), identify(manifest))
+    with (
+        record_cost(root, "synthesize", "vanilla") as cost,
+        pytest.raises(DfkdError, match="prompts: part 0 is damaged; fix it and run again") as found,
+    ):
+        write_missing(manifest, version, cost, actors, kind=Mute)
+    assert found.value.exit_code == Exit.FAILED
+    assert list(version.storage.list("quarantined/")) == ["quarantined/prompts.json"]
 
 
 def test_a_chained_method_goes_on_from_the_state_of_its_last_part(

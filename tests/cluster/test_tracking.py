@@ -3,6 +3,7 @@
 import io
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dfkd.cluster.tracking import CLASSES, SAMPLES, ShardSummary, ShardTracker, Tracker
 from dfkd.dataset.shards import Sample
+from dfkd.errors import InfrastructureError
+from dfkd.storage.base import CLEANUP_ATTEMPTS
 from dfkd.storage.local import open_storage
 from dfkd.utils.progress import LineBar
 from tests.helpers.partial_version import make_sample
@@ -144,6 +147,23 @@ def test_a_run_that_ends_with_an_error_keeps_what_it_showed(tmp_path: Path) -> N
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert points(events(tmp_path), "loss") == [(1, pytest.approx(0.2))]
+
+
+def test_a_store_that_is_gone_neither_hides_nor_delays_the_error_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(str(tmp_path))
+    gone = Mock(spec=storage)
+    gone.with_attempts.return_value.put.side_effect = InfrastructureError("storage: gone")
+
+    def interrupted() -> None:
+        with ShardTracker(gone, 16) as tracker:
+            tracker.record(ShardSummary.of("owl", [sample(0, 0.2, 0.9, RED)], 0, True))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    gone.with_attempts.assert_called_once_with(CLEANUP_ATTEMPTS)
 
 
 def test_nothing_made_leaves_no_file_and_what_is_shown_is_bounded(tmp_path: Path) -> None:

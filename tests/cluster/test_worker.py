@@ -8,7 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
 from dfkd.dataset.versions import begin
-from dfkd.errors import InfrastructureError
+from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher
 from dfkd.storage.local import open_storage
@@ -56,6 +56,16 @@ def test_a_teacher_is_read_once_to_load_it_and_by_each_worker_to_hash_it(tmp_pat
         assert slot.teacher is teacher
     assert 2 <= read[0] < 2.5
     assert 1 <= read[1] < 1.5
+
+
+def test_a_folder_that_this_node_does_not_share_is_named(tmp_path: Path) -> None:
+    manifest = Manifest.read(write_manifest(tmp_path))
+    version = begin(open_storage(manifest.storage.root), identity(manifest, {}))
+    elsewhere = replace(version, home=open_storage(str(tmp_path / "not mounted")))
+    with pytest.raises(
+        ManifestError, match=r"^storage\.root: must be a folder that all nodes share"
+    ):
+        SynthesisActor(1.0).work_on(manifest, elsewhere, Worker)
 
 
 def test_another_precision_loads_the_teacher_anew(tmp_path: Path) -> None:

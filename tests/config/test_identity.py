@@ -102,12 +102,32 @@ def test_other_methods_of_a_run_are_no_part_of_the_fingerprint(
     assert digest(read(tmp_path, override).with_method("mix")) == digest(read(tmp_path))
 
 
+INVERSIONS = {
+    "deepinversion": ["deepinversion.steps"],
+    "dfad": ["latent", "width", "snapshots", "dfad.rounds"],
+    "cmi": ["latent", "width", "cmi.steps"],
+    "pre": ["latent", "width", "snapshots", "pre.rounds"],
+}
+"""Of each conventional method keys of `inversion` that it reads; it reads none of the others'."""
+
+
+def of_inversion(tmp_path: Path, method: str, *overrides: str) -> str:
+    manifest = read(tmp_path, f"synthesis.method={method}", *overrides)
+    return fingerprint(identity(manifest, {"teacher.weights": "aa"}))
+
+
+@pytest.mark.parametrize("method", INVERSIONS)
+def test_an_inversion_depends_on_the_keys_that_it_reads(tmp_path: Path, method: str) -> None:
+    for key in {key for keys in INVERSIONS.values() for key in keys}:
+        changed = of_inversion(tmp_path, method, f"inversion.{key}=7")
+        assert (changed != of_inversion(tmp_path, method)) == (key in INVERSIONS[method]), key
+
+
 def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
     """The generator, prompts and latents do not matter, because it does not use them."""
-    teacher = {"teacher.weights": "aa"}
 
     def found(*overrides: str) -> str:
-        return fingerprint(identity(read(tmp_path, "synthesis.method=cmi", *overrides), teacher))
+        return of_inversion(tmp_path, "cmi", *overrides)
 
     for same in (
         "synthesis.steps=3",
@@ -116,8 +136,6 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
         "prompts.scale=5",
         "prompts.method=random",
         "generator.weights=/other.ckpt",
-        "inversion.dfad.rounds=7",
-        "inversion.snapshots=7",
         "distillation.epochs=3",
     ):
         assert found(same) == found(), same
@@ -127,9 +145,6 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
         "synthesis.image_size=64",
         "synthesis.precision=bfloat16",
         "synthesis.format=jpg",
-        "inversion.cmi.steps=7",
-        "inversion.latent=7",
-        "inversion.width=7",
         "synthesis.method=dfad",
         "salt=1",
     ):

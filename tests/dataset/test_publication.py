@@ -218,8 +218,9 @@ def test_files_of_a_publisher_that_lost_are_written_again(version: Version) -> N
     version.publish(TASKS, ENVIRONMENT, ["0001-00000"])
     version.storage.put("index.parquet", b"of another publisher")
     version.storage.delete("README.md")
+    version.storage.put("identity.json", b"damaged")
     published = current(version.home)
-    assert len(verify(published)) == 2
+    assert len(verify(published)) == 3
     version.publish(TASKS, ENVIRONMENT)
     assert verify(published) == []
 

@@ -111,6 +111,8 @@ def test_any_flipped_bit_of_a_published_file_is_found(tmp_path: Path, name: str)
         lambda m: {"files": {"index.parquet": m["files"]["index.parquet"]}},
         lambda m: {"files": m["files"] | {"../README.md": "0" * 64}},
         lambda m: {"shards": [m["shards"][0] | {"samples": 1 << 62}, *m["shards"][1:]]},
+        lambda m: {"shards": [m["shards"][0] | {"fingerprint": "0" * 64}, *m["shards"][1:]]},
+        lambda m: {"fingerprint": "0" * 64},
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused(
@@ -119,6 +121,15 @@ def test_a_manifest_that_contradicts_itself_is_refused(
     published = fill(tmp_path)
     altered = published.manifest | change(published.manifest)
     published.storage.put("manifest.json", json.dumps(altered).encode())
+    with pytest.raises(CorruptionError, match="is not the manifest that was published"):
+        open_version(home(tmp_path), ID)
+
+
+def test_the_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
+    published, other = fill(tmp_path), begin(home(tmp_path), IDENTITY | {"salt": 1})
+    commit_all(other)
+    other.publish(TASKS, ENVIRONMENT)
+    published.storage.put("manifest.json", other.storage.get("manifest.json"))
     with pytest.raises(CorruptionError, match="is not the manifest that was published"):
         open_version(home(tmp_path), ID)
 

@@ -110,7 +110,7 @@ def test_verify_names_each_problem(tmp_path: Path) -> None:
     reasons = [
         "receipts/0001-00001.json: no such",
         "0000-00000.tar: sha256",
-        "0001-00000.tar: is missing",
+        "0001-00000.tar: missing",
         "0000-00001.tar: 1024 bytes",
     ]
     for problem, reason in zip(verify(published), reasons, strict=True):

@@ -94,6 +94,59 @@ def test_a_turn_goes_up_to_a_right_angle_and_changes_no_shape() -> None:
     assert 45 < angles.std() < 60  # 52 if all angles are alike
 
 
+def test_an_affine_map_rotates_shears_scales_and_shifts_within_its_limits() -> None:
+    """Read from how a view's gradients of x and y go over the image, which are the linear map."""
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 96), indexing="xy")
+    maps = torch.stack([0.5 + x / 8, 0.5 + y / 8, 0 * x + 0.5]).expand(300, 3, 96, 96)
+    views = (augment(maps, ["affine"], generator()) - 0.5) * 8
+    step = 2 / 95
+    linear = torch.stack(
+        [(views[:, :2, 48, 52] - views[:, :2, 48, 44]) / 8 / step,
+         (views[:, :2, 52, 48] - views[:, :2, 44, 48]) / 8 / step], 2
+    )  # fmt: skip
+    # The first column is a rotation divided by the size, the second one is sheared along the first.
+    size = 1 / linear[:, :, 0].norm(dim=1)
+    angle = torch.atan2(linear[:, 1, 0], linear[:, 0, 0]).rad2deg()
+    shear = (linear[:, :, 0] * linear[:, :, 1]).sum(1) * size.square()
+    shift = views[:, :2, 47:49, 47:49].mean(dim=(2, 3))
+    for found, limit in ((size - 1, 0.2), (angle, 20), (shear, 0.15), *((s, 0.1) for s in shift.T)):
+        assert 0.9 * limit < found.abs().max() < 1.02 * limit
+        assert found.min() < 0 < found.max()
+
+
+def test_colours_change_by_contrast_about_mid_grey_and_brightness_alike_for_greys() -> None:
+    greys = torch.tensor([0.45, 0.5, 0.55]).view(3, 1, 1, 1).expand(200, 3, 3, 2, 2)
+    views = torch.stack([augment(greys[:, i], ["colour"], generator()) for i in range(3)], 1)
+    assert (views - views.mean(2, keepdim=True)).abs().max() < 1e-5  # greys stay grey
+    dark, middle, light = views[:, :, 0, 0, 0].unbind(1)
+    contrast, brightness = (light - dark) / 0.1, middle - 0.5
+    for found, low, high in ((contrast, 0.6, 1.4), (brightness, -0.3, 0.3)):
+        assert low - 1e-4 <= found.min() < low + 0.05
+        assert high - 0.05 < found.max() <= high + 1e-4
+
+
+def test_colours_turn_the_hue_by_a_twelfth_at_most_and_change_the_saturation() -> None:
+    red = torch.tensor([0.55, 0.475, 0.475]).view(1, 3, 1, 1).expand(300, 3, 2, 2)
+    views = augment(red, ["colour"], generator())[:, :, 0, 0]
+    chroma = views - views.mean(1, keepdim=True)
+    angle = torch.atan2(
+        3**0.5 * (chroma[:, 1] - chroma[:, 2]), 2 * chroma[:, 0] - chroma[:, 1] - chroma[:, 2]
+    ).rad2deg()
+    assert -30.1 < angle.min() < -28
+    assert 28 < angle.max() < 30.1
+    factor = chroma.norm(dim=1) / (red[0, :, 0, 0] - 0.5).norm()
+    assert factor.min() < 0.4  # saturation 0.2 to 1.8, times contrast
+    assert factor.max() > 1.8
+
+
+def test_noise_has_a_deviation_of_its_own_in_each_image() -> None:
+    noise = augment(torch.full((300, 3, 24, 24), 0.5), ["noise"], generator()) - 0.5
+    deviations = noise.flatten(1).std(dim=1)
+    assert deviations.min() < 0.005
+    assert 0.075 < deviations.max() < 0.082
+    assert noise.mean().abs() < 0.001
+
+
 def test_grey_and_invert_do_what_they_say() -> None:
     pixels = images(200, 8)
     grey = augment(pixels, ["grey"], generator())

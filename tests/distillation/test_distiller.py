@@ -13,7 +13,6 @@ from dfkd.distillation.distiller import Distiller, Schedule, make_optimizer
 from dfkd.distillation.objective import DistanceObjective
 from dfkd.errors import CorruptionError
 from dfkd.models.student import Student, build, rescale_output
-from dfkd.utils.device import multiplies_bfloat16
 
 pytestmark = pytest.mark.heavy
 
@@ -280,13 +279,17 @@ def test_agreement_is_the_share_of_equal_nearest_classes() -> None:
     assert run.advance(batch(0)).agreement == pytest.approx(4 / 12)
 
 
-def test_bfloat16_is_taken_where_the_device_multiplies_it() -> None:
+@pytest.mark.parametrize("able", [True, False])
+def test_bfloat16_is_taken_where_the_device_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    monkeypatch.setattr("dfkd.utils.device.multiplies_bfloat16", lambda device: able)
     config = dataclasses.replace(CONFIG, precision="bfloat16")
     run = distiller(config)
     dtypes = []
     run.student.backbone.conv1.register_forward_hook(lambda m, i, o: dtypes.append(o.dtype))
     outcome = run.advance(batch(0))
-    assert dtypes == [torch.bfloat16 if multiplies_bfloat16(run.device) else torch.float32]
+    assert dtypes == [torch.bfloat16 if able else torch.float32]
     assert outcome.loss.dtype == torch.float32
     assert all(p.dtype == torch.float32 for p in run.student.parameters())
 

@@ -83,7 +83,7 @@ def test_every_figure_is_that_of_the_facts() -> None:
         "| student's initial weights | `IMAGENET1K_V1` |",
         "| teacher.weights sha256 | `beef` |",
         "| generator.weights sha256 | `ace` |",
-        "softmax(-distances / 0.0571)",
+        "softmax(cosines / 0.0571)",
         "highest probability is 80 % on average, and 44 % of the answers are right.",
         "opset 18",
         "v1",

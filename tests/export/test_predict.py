@@ -56,7 +56,7 @@ def put_rules(folder: Path, **changes: object) -> None:
     rules = {
         "schema": 1,
         "size": SIZE,
-        "temperature": 0.1,
+        "temperature": 0.05,
         "input": {"name": "pixels"},
         "output": {"name": "distances"},
     }
@@ -84,8 +84,10 @@ def picture(tmp_path: Path) -> Path:
 def test_labels_come_by_probability(
     folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    put_rules(folder, temperature=0.5)
     assert main([str(folder), str(picture)]) == 0
-    weights = np.exp(np.array([0, 10, 2.0]))  # softmax(-distances / 0.1), distances 1, 0, 0.8
+    # softmax(cosines / 0.5) of the distances 1, 0 and 0.8, which are half of angles squared
+    weights = np.exp(np.cos([2**0.5, 0, 1.6**0.5]) / 0.5)
     red, green, blue = weights / weights.sum()
     expected = f"{picture}: green {green:.3f}, blue {blue:.3f}, red {red:.3f}\n"
     assert capsys.readouterr() == (expected, "")
@@ -160,7 +162,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         "labels.json: must have the sha256",
     ),
     "an edited temperature": (
-        lambda f: (f / RULES).write_text((f / RULES).read_text().replace("0.1", "0.2")),
+        lambda f: (f / RULES).write_text((f / RULES).read_text().replace("0.05", "0.06")),
         "preprocess.json: must have the sha256",
     ),
     "a label more": (text(LABELS, json.dumps([*NAMES, "x"])), r"must give float32 \[N, 4\]"),

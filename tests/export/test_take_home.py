@@ -24,7 +24,7 @@ from dfkd.evaluation.scoring import evaluate
 from dfkd.export import take_home
 from dfkd.export.model_card import EXAMPLE, model_card
 from dfkd.export.onnx_graphs import OPSET, load_graph
-from dfkd.export.predict import Predictor, main
+from dfkd.export.predict import Predictor, cosines, main
 from dfkd.models.student import load_student
 from dfkd.models.teacher import Teacher, distances
 from dfkd.storage.local import LocalStorage
@@ -228,14 +228,15 @@ def test_the_rules_say_how_to_read_the_output(run: Run) -> None:
 
 
 def test_the_temperature_makes_clip_s_probabilities_of_distances() -> None:
-    """softmax(-D / T) is softmax(scale * cosine) to the second order of the angle."""
-    noise = np.random.default_rng(0)
-    image = torch.from_numpy(noise.normal(size=(1, 64)))
-    texts = torch.nn.functional.normalize(image + torch.from_numpy(noise.normal(size=(5, 64))) / 3)
-    image, scale = torch.nn.functional.normalize(image), 20.0
+    """softmax(cos(sqrt(2 D)) / T) is CLIP's softmax, also at the angles of images and texts."""
+    noise = torch.Generator().manual_seed(0)
+    image, texts = (
+        torch.nn.functional.normalize(torch.randn(n, 64, generator=noise) + 0.6) for n in (1, 5)
+    )
+    scale = 20.0
     expected = (scale * image @ texts.T).softmax(1)
-    found = (-distances(image, texts) * scale).softmax(1)
-    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=0.02)
+    scaled = torch.from_numpy(cosines(distances(image, texts).double().numpy())) * scale
+    np.testing.assert_allclose(scaled.softmax(1), expected, atol=1e-5)
 
 
 def test_the_card_says_what_was_measured(run: Run) -> None:

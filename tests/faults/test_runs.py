@@ -5,7 +5,6 @@ Each test ends with the version of an undisturbed run, to the byte.
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from dfkd.dataset.published import PublishedVersion, current
 from dfkd.dataset.verification import verify
 from dfkd.storage.local import open_storage
 from tests.helpers import jobs, small_manifest
-from tests.helpers.jobs import contents, last_error
+from tests.helpers.jobs import contents
 from tests.helpers.machines import Nodes
 from tests.helpers.waiting import wait_for
 
@@ -105,37 +104,6 @@ def test_two_drivers_at_once_make_one_version(
     for process in both:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-    assert contents(tmp_path / "run/data") == expected
-
-
-def test_a_task_that_always_fails_is_quarantined_and_named(
-    nodes: Nodes, tmp_path: Path, expected: dict[str, bytes]
-) -> None:
-    """A foreign object lies where its shard belongs, as of a store that was damaged."""
-    manifest = write(tmp_path)
-    (name,) = {Path(key).parts[2] for key in expected if "/versions/" in f"/{key}"}
-    foreign = tmp_path / "run" / METHOD / "versions" / name / "shards/0001-00002.tar"
-    foreign.parent.mkdir(parents=True)
-    foreign.write_bytes(b"not a shard")
-    twice = ["--set", "cluster.attempts=2"]
-    found = run(nodes, manifest, *twice)
-    assert found.returncode == 3
-    assert "1 of 12 tasks quarantined (0001-00002: " in last_error(found)
-    assert version(tmp_path / "run") is None
-    shutil.copytree(tmp_path / "run", tmp_path / "partial")
-
-    partial = run(
-        nodes, manifest, *twice, "--accept-partial", "--set", f"storage.root={tmp_path}/partial"
-    )
-    assert partial.returncode == 0, partial.stderr
-    published = version(tmp_path / "partial")
-    assert published is not None
-    assert {receipt.task for receipt in published.shards}.isdisjoint({"0001-00002"})
-    assert len(published.shards) == 11
-    assert verify(published) == []
-
-    foreign.unlink()
-    assert run(nodes, manifest).returncode == 0
     assert contents(tmp_path / "run/data") == expected
 
 

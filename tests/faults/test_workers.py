@@ -1,7 +1,7 @@
 """Workers, drivers and nodes die at random moments, and the version is as if nothing had happened.
 
 The cheapest form: the real pool on a real cluster of several nodes, the real commits and the real
-publication, of tiny made-up samples. `test_synthesis` has the same with models.
+publication, of tiny made-up samples. `test_runs` has the same with models.
 """
 
 import os

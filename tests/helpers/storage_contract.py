@@ -56,6 +56,7 @@ class StorageTests:
         storage.put("a/b", b"12345")
         limits = (1, 5, 6, 1 << 50)  # the last one is of a stranger's receipt
         assert [storage.get("a/b", limit) for limit in limits] == [b"1", *3 * [b"12345"]]
+        assert storage.size("a/b") == 5
         with pytest.raises(MissingObject):
             storage.get("a/c", 1)
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dfkd.errors import Exit
+from dfkd.storage import layout
 from dfkd.studies import listing
 from tests.helpers import jobs
 from tests.helpers.tiny_judge import write_judge
@@ -234,6 +235,8 @@ def test_a_gallery_needs_no_student(made: Path, tmp_path: Path) -> None:
     assert out.splitlines()[-1] == f"wrote {tmp_path / 'figure.png'}"
     assert Image.open(tmp_path / "figure.png").width > 4 * 64
     assert not (tmp_path / "table.md").exists()
+    # It writes no cell, so only this mark keeps garbage collection from its data sets.
+    assert (made / "root" / layout.STUDIES).exists()
     versions = [row["cells"][0]["version"] for row in results(tmp_path)["rows"]]
     assert len(set(versions)) == 2
 

@@ -19,7 +19,8 @@ from dfkd.distillation.student_names import student_name
 from dfkd.pipeline.status.run import read_status
 from dfkd.storage import cost_records, lease
 from dfkd.storage.base import Request
-from dfkd.storage.local import open_storage, open_to_read
+from dfkd.storage.local import OPENING_ATTEMPTS, open_storage, open_to_read
+from dfkd.storage.retries import RetryPolicy
 from dfkd.utils.strict_json import canonical
 from tests.helpers import jobs, tiny_version
 from tests.helpers.jobs import contents, last_error, run_here
@@ -367,7 +368,10 @@ def test_an_unreachable_store_is_worth_a_retry(path: Path, monkeypatch: pytest.M
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
+    failed: list[int] = []
+    monkeypatch.setattr(RetryPolicy, "wait", lambda _, attempt: failed.append(attempt))
     found = run_here("status", path, "--set", "storage.root=s3://bucket/run")
+    assert failed == [*range(1, OPENING_ATTEMPTS)]
     assert (found.returncode, found.stdout) == (4, "")
     assert last_error(found).startswith("error: storage: s3://bucket/run")
 

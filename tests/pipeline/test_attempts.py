@@ -106,6 +106,16 @@ def test_a_student_that_loses_as_much_as_it_may_passes(
     assert (rules(config, decision)[0][-1] == "holds") == holds
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_images_that_are_too_much_alike_are_refused(tmp_path: Path, holds: bool) -> None:
+    version = fill(tmp_path)
+    floor = diversity(version) + (0 if holds else 1e-6)
+    config = Regeneration(diversity_floor=floor)
+    decision = gate(config, version, 0.5, version, 0.5)
+    assert [reason.split()[0] for reason in decision.reasons] == ([] if holds else ["diversity"])
+    assert (rules(config, decision)[2][-1] == "holds") == holds
+
+
 def test_a_class_without_shards_counts_as_alike(owls: PublishedVersion) -> None:
     samples = [sample for receipt in owls.shards for sample in owls.samples(receipt)]
     rows = np.stack([sample.arrays["embedding"].astype(np.float64) for sample in samples])

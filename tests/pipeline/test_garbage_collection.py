@@ -175,8 +175,9 @@ def test_methods_with_batch_norm_statistics_are_collected_too(run: Run) -> None:
     assert not any(versions[1].id in what for what in removed)
 
 
-def test_a_root_of_studies_is_left_alone(run: Run) -> None:
-    run.storage.put("cells/vanilla-s0-0123456789ab-0123456789ab/cell.json", b"{}")
+@pytest.mark.parametrize("key", [layout.STUDIES, "cells/vanilla-s0-0123456789ab-0123456789ab/x"])
+def test_a_root_of_studies_is_left_alone(run: Run, key: str) -> None:
+    run.storage.put(key, b"{}")
     with pytest.raises(ManifestError, match=r"storage\.root: must not hold studies"):
         run.plan()
 
@@ -210,8 +211,12 @@ def test_a_damaged_object_that_names_versions_is_an_error(
 
 def test_a_current_version_without_its_manifest_is_an_error(run: Run) -> None:
     """Its shards may lie in folders of others, which nobody else refers to."""
-    run.old_chain()[2].storage.delete(layout.MANIFEST)
+    chain = run.old_chain()
+    chain[2].storage.delete(layout.MANIFEST)
     with pytest.raises(MissingObject, match=r"manifest\.json: no such object"):
+        run.plan()
+    # Also if something else than the pointer is named as the reason for keeping it.
+    with lease.protecting(run.storage, [f"vanilla/{chain[2].id}"]), pytest.raises(MissingObject):
         run.plan()
 
 

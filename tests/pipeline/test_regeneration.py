@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,7 +17,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.published import PublishedVersion, advance, current_id
 from dfkd.distillation.student_names import student_name
-from dfkd.errors import DfkdError, GateError, LeaseError, ManifestError, PartialError
+from dfkd.errors import BudgetError, DfkdError, GateError, LeaseError, ManifestError, PartialError
 from dfkd.models.student import CARD
 from dfkd.pipeline import attempts, garbage_collection, regeneration
 from dfkd.pipeline.attempts import Attempt
@@ -26,7 +27,7 @@ from dfkd.storage.local import open_storage
 from tests.helpers.tiny_models import RESNET, model_config, write_teacher
 from tests.helpers.tiny_version import fill, publish, write_manifest
 
-SCORE = regeneration._Run.score
+BUILD, SCORE = regeneration._Run.build, regeneration._Run.score
 PAGE = "regenerations/{:08d}/comparison.html"
 
 
@@ -73,6 +74,26 @@ def test_images_that_could_not_be_read_decide_nothing(
 
 def regenerate(manifest: Manifest) -> None:
     regeneration.regenerate(manifest, "the command", abandon=False, accept_partial=False, threads=1)
+
+
+def test_images_of_other_settings_are_not_carried_over(manifest: Manifest) -> None:
+    first = publish(manifest)
+    other = manifest.with_values(regeneration={"share": 0.5}, synthesis={"steps": 99})
+    carried = rf"^synthesis\.steps: must be that of the current version {first.id} .*, got 99"
+    with pytest.raises(ManifestError, match=carried):
+        regenerate(other)
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(0, None), (36, 36)])
+def test_the_budget_is_that_of_the_synthesis(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, seconds: int, limit: int | None
+) -> None:
+    built = Mock(side_effect=BudgetError("spent"))
+    monkeypatch.setattr(regeneration._Run, "build", BUILD)
+    monkeypatch.setattr(regeneration, "build", built)
+    with pytest.raises(BudgetError, match="spent"):
+        regenerate(manifest.with_values(regeneration={"worker_seconds": seconds}))
+    assert built.call_args.kwargs["worker_seconds"] == limit
 
 
 def killed(*_: object) -> None:

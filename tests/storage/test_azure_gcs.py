@@ -105,6 +105,20 @@ def test_a_store_that_may_only_be_read_shows_its_objects(monkeypatch: pytest.Mon
     assert 0 <= entry.age < 60
 
 
+def test_the_store_is_asked_for_its_time_once_and_in_the_opened_root(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An object in the folder of a version would stay there when that is removed."""
+    memory = MemoryStore()
+    memory.put("run/versions/a/x", b"data")
+    monkeypatch.setitem(STORES, "az", lambda *_, **__: memory)
+    root = open_to_read("az://container/run")
+    for storage in (root.child("versions").child("a"), root):
+        (entry,) = storage.entries()
+        assert 0 <= entry.age < 60
+    assert [each["path"] for each in memory.list().collect()] == ["run/.probe", "run/versions/a/x"]
+
+
 @pytest.mark.parametrize("root", ["az://container/run", "gs://bucket/run"])
 def test_without_the_extra_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, root: str

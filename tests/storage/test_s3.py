@@ -22,7 +22,7 @@ from dfkd.storage.lease import protecting
 from dfkd.storage.local import open_storage
 from dfkd.storage.retries import Limits, RetryPolicy
 from dfkd.storage.s3 import S3Storage
-from dfkd.storage.s3_client import S3Connection
+from dfkd.storage.s3_client import BUSY_CODES, S3Connection
 from tests.helpers.loopback import Handler, Loopback
 from tests.helpers.storage_contract import S3FaultTests, StorageTests
 
@@ -175,7 +175,8 @@ def twice() -> S3Connection:
 @pytest.mark.parametrize(
     ("code", "status"),
     [
-        ("RequestTimeout", 400),
+        *((code, 400) for code in sorted(BUSY_CODES)),
+        *(("InternalError", status) for status in (500, 502, 503, 504)),
         ("ConditionalRequestConflict", 409),  # another write is in progress, and may fail
     ],
 )

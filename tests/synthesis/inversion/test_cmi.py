@@ -20,6 +20,7 @@ from dfkd.synthesis.inversion.cmi import (
     kl_divergence,
     student_loss,
 )
+from dfkd.synthesis.inversion.crops import random_shift
 from dfkd.synthesis.inversion.inverter import cosine_factor, stage_taps
 from dfkd.synthesis.request import PartRequest
 from tests.helpers.inversion_runs import problem, run_context
@@ -120,7 +121,8 @@ def test_the_loss_is_statistics_class_adversary_and_contrast(
 ) -> None:
     """Each weight alone, with the same random views, adds up to all together."""
     classifier, run = problem(teacher, 0, 1)
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    labels = run.labels.repeat(4)
     names = ("BATCH_NORM_WEIGHT", "CLASS_WEIGHT", "ADVERSARIAL_WEIGHT", "CONTRAST_WEIGHT")
     values = []
     with batch_norm_taps(teacher, "test") as moments, stage_taps(teacher) as features:
@@ -132,12 +134,17 @@ def test_the_loss_is_statistics_class_adversary_and_contrast(
             made.batch_norm_taps, made.stage_taps = moments, features
             made.learner.student.eval()
             made.rng = torch.Generator().manual_seed(3)
-            loss, seen = made._loss(images, run.labels)
+            loss, seen = made._loss(images, labels)
             values.append(loss.item())
     assert sum(values[:4]) == pytest.approx(values[4], rel=1e-4)
     assert values[0] > 1  # twice L_bn
-    assert values[3] > 0
-    assert seen.shape == (2, 2 * (32 + 128 + 256 + 512))
+    light = random_shift(images, torch.Generator().manual_seed(3))
+    logits = classifier.logits(light)
+    assert values[1] == pytest.approx(2 * F.cross_entropy(logits, labels).item(), rel=1e-4)
+    apart = disagreement(made.learner.student_logits(light), logits).mean().item()
+    assert values[2] == pytest.approx(2 * apart, rel=1e-4)
+    assert values[2] < 0 < values[3]
+    assert seen.shape == (8, 2 * (32 + 128 + 256 + 512))
 
 
 def test_each_batch_is_remembered_and_taught_before_the_next(

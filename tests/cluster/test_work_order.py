@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from dfkd.cluster.synthesis import identify
+from dfkd.cluster.work_order import PromptProgress, ready_work
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import PromptPart, PromptSummary, Unit, part_name, units
 from dfkd.dataset.versions import Version, begin
 from dfkd.storage.local import open_storage
-from dfkd.synthesis.schedule import PromptProgress, ready_work
 from tests.helpers.tiny_version import write_manifest
 
 
