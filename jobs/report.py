@@ -11,6 +11,7 @@ from typing import Any
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
 from dfkd.pipeline import command_line
+from dfkd.storage import layout
 from dfkd.storage.base import Storage, split_root
 from dfkd.storage.local import open_existing
 
@@ -82,12 +83,10 @@ def _place(root: str) -> str:
 
 def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """What would be written."""
-    from dfkd.report import compare, page
-
     runs = [run, *([read_other(run, options.other)] if options.other is not None else [])]
     for each in runs:
         each.open()  # which refuses what is no finished run
-    name = page.PAGE if options.other is None else compare.PAGE
+    name = layout.REPORT if options.other is None else layout.COMPARISON
     return {"runs": [each.root for each in runs], "page": name}
 
 

@@ -254,10 +254,10 @@ def write_missing(
         _refuse_over_budget(cost.images, pool.busy_seconds, worker_seconds)
     if chain and pool.quarantine:
         return chain.blocked(manifest, pool.quarantine[0].reason)
-    failed_tasks = {task.id: item.reason for item in pool.quarantine for task in item.unit.tasks}
+    reasons = {task.id: item.reason for item in pool.quarantine for task in item.unit.tasks}
     # Another driver may have finished what failed here.
-    done = version.done() if failed_tasks else ()
-    return {name: reason for name, reason in failed_tasks.items() if name not in done}
+    finished = version.done() if reasons else ()
+    return {name: reason for name, reason in reasons.items() if name not in finished}
 
 
 def _refuse_over_budget(images: int, spent: float, limit: float) -> None:

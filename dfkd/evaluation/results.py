@@ -40,6 +40,7 @@ from dfkd.config.distillation import Average, Model
 from dfkd.config.methods import Method
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains
+from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
 from dfkd.utils.strict_json import first_problem
@@ -266,13 +267,13 @@ def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
     Returns its location.
     """
     validate_results(results)
-    storage.put("results.json", strict_json.indented(results))
-    return storage.location("results.json")
+    storage.put(layout.RESULTS, strict_json.indented(results))
+    return storage.location(layout.RESULTS)
 
 
 def require_finished(storage: Storage) -> None:
     """Raise `ManifestError` if there is no `results.json` under a root."""
-    if not storage.exists("results.json"):
+    if not storage.exists(layout.RESULTS):
         raise ManifestError(
             "storage.root",
             "must hold a finished run, with results.json",
@@ -289,9 +290,9 @@ def read_results(storage: Storage) -> dict[str, Any]:
         CorruptionError: it is damaged.
     """
     require_finished(storage)
-    place = storage.location("results.json")
+    place = storage.location(layout.RESULTS)
     try:
-        content: dict[str, Any] = strict_json.parse(storage.get("results.json"))
+        content: dict[str, Any] = strict_json.parse(storage.get(layout.RESULTS))
     except ValueError as error:
         raise CorruptionError(f"{place}: {error}; score again with jobs/evaluate.py") from None
     validate_results(content, f"{place}: results")

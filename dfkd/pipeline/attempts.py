@@ -38,8 +38,6 @@ MAX_NUMBER = 10**8
 """Numbers of attempts have eight digits."""
 CANDIDATE, CURRENT = "candidate", "current"
 """Folders of an attempt with the results of the candidate and of the version that it challenges."""
-RESULTS = "results.json"
-"""File of either folder; that of an accepted candidate replaces the one of the root."""
 
 MINIMUM_PER_CLASS = 1
 """Images of every class that a candidate must have."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dfkd.errors import ManifestError
-from dfkd.pipeline.attempts import CANDIDATE, CURRENT, RESULTS
+from dfkd.pipeline.attempts import CANDIDATE, CURRENT
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, StoredObject
 
@@ -68,7 +68,7 @@ REGENERATION = _pattern(
     *(
         f"{folder}{name}"
         for folder in ("", f"{CANDIDATE}/", f"{CURRENT}/")
-        for name in (RESULTS, "report.json", "comparison.html", "contact-sheet.png")
+        for name in (layout.RESULTS, layout.REPORT_FACTS, layout.COMPARISON, layout.CONTACT_SHEET)
     ),
 )
 

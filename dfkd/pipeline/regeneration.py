@@ -97,7 +97,7 @@ def regenerate(
         # Stop here if another process took over the lease while the candidate was built.
         lease.fence()
         decision = attempt.decision or run.decide(candidate)
-        page = attempt.storage.location(compare.PAGE)
+        page = attempt.storage.location(layout.COMPARISON)
         if decision.current:
             print(f"old and new side by side {page}", flush=True)
         # Accept before finishing: if it is killed between the two, the same command accepts again.
@@ -202,7 +202,7 @@ class _Run:
             old = self.facts(current, attempts.CURRENT)
             new = self.facts(candidate, attempts.CANDIDATE)
             page = compare.render(old, new, attempts.rules(config, decision))
-            attempt.storage.put(compare.PAGE, page.encode())
+            attempt.storage.put(layout.COMPARISON, page.encode())
         return attempt.decide(decision)
 
     def facts(self, version: PublishedVersion, name: str) -> Facts:
@@ -244,8 +244,8 @@ class _Run:
         # Whoever has lost the lease meanwhile must not replace the results of a later attempt.
         self.lease.fence()
         print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
-        results = attempt.storage.get(f"{attempts.CANDIDATE}/{attempts.RESULTS}")
-        attempt.root.put(attempts.RESULTS, results)
+        results = attempt.storage.get(f"{attempts.CANDIDATE}/{layout.RESULTS}")
+        attempt.root.put(layout.RESULTS, results)
         version = open_version(home, attempt.candidate)
         write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
         with thread_limit(self.threads) as threads:

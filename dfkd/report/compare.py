@@ -8,9 +8,9 @@ from dfkd.config.identity import flatten
 from dfkd.report.facts import Facts, ScoredModel, collect
 from dfkd.report.page import accuracy_charts, slots_of, template
 from dfkd.report.wording import figures, headline
+from dfkd.storage import layout
 from dfkd.storage.base import Storage
 
-PAGE = "comparison.html"
 SECTIONS = [
     ("accuracy", "Accuracy"), ("charts", "Means"), ("settings", "What differs"),
     ("images", "Images"), ("provenance", "Provenance"),
@@ -42,8 +42,8 @@ def write(first: Storage, second: Storage) -> str:
         CorruptionError: an object of a run is damaged.
     """
     text = render(collect(first), collect(second))
-    first.put(PAGE, text.encode())
-    return first.location(PAGE)
+    first.put(layout.COMPARISON, text.encode())
+    return first.location(layout.COMPARISON)
 
 
 def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, str]] = ()) -> str:

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion
+from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.utils.images import open_image
 
@@ -45,8 +46,8 @@ def write_contact_sheet(
     blocks = {str(method): examples(version, count, shown) for method, version in versions.items()}
     title = f"{name}: images made from class names alone"
     footer = ", ".join(f"{method} version {version.id}" for method, version in versions.items())
-    storage.put("contact-sheet.png", contact_sheet(title, classes, blocks, footer))
-    return storage.location("contact-sheet.png")
+    storage.put(layout.CONTACT_SHEET, contact_sheet(title, classes, blocks, footer))
+    return storage.location(layout.CONTACT_SHEET)
 
 
 MARGIN, GAP, BLOCK_GAP = 28, 4, 24

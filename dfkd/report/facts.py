@@ -43,7 +43,6 @@ from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED
 
-ORIGIN = "report.json"
 """File with the facts that no other object of a run holds, so a page needs only the folder."""
 
 
@@ -171,7 +170,7 @@ def note_origin(storage: Storage, manifest: Manifest, command: str) -> None:
     before = _read_origin(storage)
     if before and before.manifest == origin.manifest:
         origin = replace(origin, commit=before.commit)
-    storage.put(ORIGIN, canonical(asdict(origin)))
+    storage.put(layout.REPORT_FACTS, canonical(asdict(origin)))
 
 
 def commit() -> str | None:
@@ -305,12 +304,12 @@ def _trained_students(
 
 def _read_origin(storage: Storage) -> RunOrigin | None:
     """The content of report.json; None if there is none, `CorruptionError` if it is damaged."""
-    if not storage.exists(ORIGIN):
+    if not storage.exists(layout.REPORT_FACTS):
         return None
     try:
-        return read_as(TypeAdapter(RunOrigin), storage.get(ORIGIN))
+        return read_as(TypeAdapter(RunOrigin), storage.get(layout.REPORT_FACTS))
     except ValueError as error:
         raise CorruptionError(
-            f"{storage.location(ORIGIN)}: {error}; delete it and run jobs/pipeline.py again, which "
-            "writes it anew"
+            f"{storage.location(layout.REPORT_FACTS)}: {error}; delete it and run "
+            "jobs/pipeline.py again, which writes it anew"
         ) from None

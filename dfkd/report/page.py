@@ -25,11 +25,11 @@ from dfkd.report.facts import Facts, collect, commit, note_origin
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
+from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.yaml import dump
 
-PAGE = "report.html"
 SLOTS = {"teacher": 0, "vanilla": 1, "mix": 2, "random": 3, "contrastive": 4}
 """The number of each model's colour on the page."""
 OTHER_SLOTS = (5, 6, 7)
@@ -97,8 +97,8 @@ def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
 
 def write_stored(storage: Storage) -> str:
     """Write report.html about the run under `storage`; see `write`."""
-    storage.put(PAGE, render(collect(storage)).encode())
-    return storage.location(PAGE)
+    storage.put(layout.REPORT, render(collect(storage)).encode())
+    return storage.location(layout.REPORT)
 
 
 def render(facts: Facts) -> str:

@@ -41,6 +41,7 @@ from dfkd.storage.lease import held_leases
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import cpu_count
 from tests.helpers import jobs
+from tests.helpers.published import flip_bit
 from tests.helpers.ranks import prepare
 from tests.helpers.tiny_models import model_config, write_teacher
 from tests.helpers.tiny_version import EMBEDDING, publish, write_manifest
@@ -290,10 +291,7 @@ def test_a_student_that_fails_at_every_attempt_ends_the_run(
 def test_an_error_of_one_student_beside_others_is_that_error(tmp_path: Path) -> None:
     manifest = prepare_alone(tmp_path)
     shard = next(iter(tmp_path.glob("run/data/vanilla/versions/*/shards/*.tar")))
-    data = bytearray(shard.read_bytes())
-    data[700] ^= 1
-    shard.unlink()
-    shard.write_bytes(data)
+    flip_bit(shard)
     with pytest.raises(CorruptionError, match=shard.name):
         dfkd.distill(manifest)
 

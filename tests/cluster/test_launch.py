@@ -22,6 +22,7 @@ from dfkd.distillation.distiller import Distiller
 from dfkd.errors import CorruptionError, Exit, InfrastructureError, WeightsError
 from dfkd.models.student import build
 from tests.helpers import jobs
+from tests.helpers.published import flip_bit
 from tests.helpers.ranks import prepare
 
 STEP = 2
@@ -81,9 +82,7 @@ def test_a_flipped_bit_ends_the_job_with_one_line(
 ) -> None:
     manifest = prepare(tmp_path)
     shard = sorted((tmp_path / "run").rglob("*.tar"))[0]
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
+    flip_bit(shard, shard.stat().st_size // 2)
     assert manifest.distillation.rank_limits == (2, 2)
     root = os.path.relpath(tmp_path / "run")  # which ranks are to find as well
     code = jobs.load("distill").main(

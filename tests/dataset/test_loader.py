@@ -199,6 +199,15 @@ def test_a_run_is_read_by_one_request(version: PublishedVersion) -> None:
     assert sum(each.bytes for each in seen) == total
 
 
+def test_a_request_is_no_longer_than_its_limit(
+    version: PublishedVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = sum(receipt.bytes for receipt in version.shards)
+    monkeypatch.setattr(loader, "MAX_RUN_BYTES", 3 * total // 30)
+    source = stream(version, cache_bytes=0, buffer_bytes=total)
+    assert max(np.diff(source.runs)) == 3
+
+
 def test_little_more_than_what_is_needed_is_read_ahead(version: PublishedVersion) -> None:
     observed, seen = watched(version)
     batches = stream(observed, 1, cache_bytes=0, buffer_bytes=1).batches(0)

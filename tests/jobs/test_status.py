@@ -18,8 +18,8 @@ from dfkd.dataset.versions import Version
 from dfkd.distillation.student_names import student_name
 from dfkd.pipeline.status.run import read_status
 from dfkd.storage import cost_records, lease
-from dfkd.storage.base import Request
-from dfkd.storage.local import OPENING_ATTEMPTS, open_storage, open_to_read
+from dfkd.storage.base import OPENING_ATTEMPTS, Request
+from dfkd.storage.local import open_storage, open_to_read
 from dfkd.storage.retries import RetryPolicy
 from dfkd.utils.strict_json import canonical
 from tests.helpers import jobs, tiny_version

@@ -40,7 +40,7 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
         return made.publish(tasks(run.manifest), {}, make_current=False)
 
     def score(run: regeneration._Run, version: PublishedVersion, name: str) -> float:
-        run.attempt.storage.put(f"{name}/{attempts.RESULTS}", b"{}")
+        run.attempt.storage.put(f"{name}/{layout.RESULTS}", b"{}")
         return 0.5
 
     monkeypatch.setattr(regeneration, "_check", lambda manifest: None)

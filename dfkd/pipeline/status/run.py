@@ -24,7 +24,6 @@ from dfkd.pipeline.status.versions import VersionStatus, read_versions
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 
-RESULTS, REPORT = "results.json", "report.html"
 CLOCK_SECONDS = 1.5
 """An object counts as newer only by more than this, because S3 tells times in whole seconds."""
 
@@ -106,7 +105,7 @@ def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Sta
     finished = [listed - (s.age_seconds or 0.0) for s in students if s.state == "finished"]
     # Without a manifest, the newest student may be one that jobs/regenerate.py has refused.
     trained = max(finished, default=0.0) if manifest or not known else 0.0
-    results = _written(root, RESULTS)
+    results = _written(root, layout.RESULTS)
     if not (manifest or versions or students or results):
         raise ManifestError(
             "manifest",
@@ -117,7 +116,7 @@ def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Sta
     evaluate, report = FileStatus(state="not planned"), FileStatus(state="not planned")
     if manifest is None or manifest.evaluation.scored:
         evaluate = _file(results, trained, not results or _scores_all(root, manifest, students))
-        report = _file(_written(root, REPORT), results or 0.0)
+        report = _file(_written(root, layout.REPORT), results or 0.0)
     take_home = FileStatus(state="not planned")
     if students and manifest is not None:
         exported = _written(root, layout.TAKE_HOME)

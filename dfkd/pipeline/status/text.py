@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from dfkd.errors import printable_line
 from dfkd.pipeline.status.advice import FileStatus
-from dfkd.pipeline.status.run import REPORT, RESULTS, RunStatus
+from dfkd.pipeline.status.run import RunStatus
 from dfkd.pipeline.status.students import StudentStatus
 from dfkd.pipeline.status.versions import VersionStatus
 from dfkd.storage import layout
@@ -43,7 +43,7 @@ def line(status: RunStatus) -> str:
     finished = sum(student.state == "finished" for student in status.distill)
     students = [f"{finished}/{len(status.distill)} students"]
     students += [f"{s.method} seed {s.seed} {_progress(s)}" for s in status.distill if s.step]
-    files = (f"{RESULTS} {status.evaluate.state}", f"{REPORT} {status.report.state}")
+    files = (f"{layout.RESULTS} {status.evaluate.state}", f"{layout.REPORT} {status.report.state}")
     remark = f" # {status.remark}" if status.remark else ""
     parts = [*versions, *students, *files, f"next: {status.next or 'nothing to do'}{remark}"]
     return printable_line("; ".join(parts))
@@ -61,8 +61,8 @@ def _rows(status: RunStatus) -> Iterator[Row]:
             yield "", more, "quarantined", "--json prints all of them"
     for student in status.distill:
         yield "distill", f"{student.method} seed {student.seed}", student.state, _student(student)
-    yield "evaluate", RESULTS, status.evaluate.state, _age(status.evaluate)
-    yield "report", REPORT, status.report.state, _age(status.report)
+    yield "evaluate", layout.RESULTS, status.evaluate.state, _age(status.evaluate)
+    yield "report", layout.REPORT, status.report.state, _age(status.report)
     yield "export", layout.TAKE_HOME, status.take_home.state, _age(status.take_home)
     for stage in dict.fromkeys(cost.stage for cost in status.cost):
         ended = [cost for cost in status.cost if cost.stage == stage]
