@@ -69,7 +69,10 @@ def file_hashes(config: TeacherConfig, cache: str = CACHE) -> dict[str, str]:
 
 
 def _preprocessing(stated: dict[str, Any]) -> dict[str, Any]:
-    """Mean, deviation and interpolation of an image tower's input, by default OpenAI's."""
+    """Mean, deviation and interpolation of an image tower's input, by default OpenAI's.
+
+    Pictures of the evaluation are resized bicubic in any case (`dfkd.utils.images.preprocess`).
+    """
     usual = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic"}
     used = {key: stated.get(key, value) for key, value in usual.items()}
     return used | {key: list(used[key]) for key in ("mean", "std")}
