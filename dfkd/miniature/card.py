@@ -1,6 +1,7 @@
 """The model card, and the notice of the icon sets that were used."""
 
 import json
+import statistics
 from pathlib import Path
 
 from dfkd.miniature import pretraining
@@ -176,7 +177,8 @@ def _generator(generator: Scores) -> str:
         (d, f"{psnr[d]}", _percent(before["accuracy"][d]), _percent(share))
         for d, share in after["accuracy"].items()
     ]
-    rows.append(("mean", f"{psnr['mean']}", _percent(before["mean"]), _percent(after["mean"])))
+    mean = statistics.fmean(psnr[domain] for domain in after["accuracy"])
+    rows.append(("mean", f"{mean:.2f}", _percent(before["mean"]), _percent(after["mean"])))
     return (
         f"{generator['parameters']:,} parameters ({generator['decoder_parameters']:,} in the "
         f"decoder), {generator['codes']} codes of which the bundled set uses "
