@@ -46,7 +46,7 @@ class Azurite:
     endpoint: str = field(init=False, default="")
     """The URL of the server, without the account."""
     _folder: Path = field(init=False)
-    _server: subprocess.Popen[bytes] = field(init=False)
+    _server: subprocess.Popen[bytes] | None = field(init=False, default=None)
 
     def __enter__(self) -> "Azurite":
         """Start it; returns when containers can be made."""
@@ -62,8 +62,9 @@ class Azurite:
 
     def __exit__(self, *_: object) -> None:
         """Stop it and remove its folder."""
-        self._server.kill()
-        self._server.wait()
+        if self._server:
+            self._server.kill()
+            self._server.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property

@@ -31,6 +31,8 @@ os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 # one without a token would be cancelled. `Cluster` uses tokens only if the environment asks for it.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# The tests ask what happens on a CPU, to the bit; those of a GPU are run with it made visible.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 pytest.register_assert_rewrite("tests.helpers.storage_contract")
 

@@ -140,17 +140,18 @@ def see_reserved_gpus() -> None:
     if not ray.get_gpu_ids():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
-    import torch  # here, because it takes seconds, and an actor without a GPU may need no torch
+    # Here, because torch takes seconds, and an actor without a GPU may need none.
+    from dfkd.utils.device import try_gpu
 
     try:
-        torch.cuda.init()
+        try_gpu()
     # A torch without CUDA says so by an AssertionError.
     except (AssertionError, RuntimeError) as error:
         node, reason = ray.util.get_node_ip_address(), one_line(error)
         raise InfrastructureError(
             f"cluster: torch cannot use the GPU that Ray has reserved on node {node} ({reason}); "
-            "install a driver there that fits torch's CUDA, or start Ray there without GPUs, and "
-            "run the same command again, it resumes"
+            "install a driver there that fits torch's CUDA, or start Ray there without GPUs (on "
+            "one machine by CUDA_VISIBLE_DEVICES=), and run the same command again, it resumes"
         ) from None
 
 

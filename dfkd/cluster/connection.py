@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
@@ -47,6 +49,8 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():  # whoever started Ray also stops it
         yield
         return
+    import torch  # here, because it takes seconds, and what only asks for an address needs none
+
     # Waiting threads that spin can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = cluster_address()
@@ -57,6 +61,8 @@ def connected() -> Iterator[None]:
     options: dict[str, Any] = {"address": address or "local", "logging_level": logging.WARNING}
     if not address:
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
+        options |= {} if torch.backends.cuda.is_built() else {"num_gpus": 0}  # torch could use none
+        _prepare_token()
     try:
         # Fail within seconds where Ray would retry for minutes.
         _check_reachable(address)
@@ -70,6 +76,23 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _prepare_token() -> None:
+    """See that Ray can keep the token of a local Ray, where only this user reads it.
+
+    Ray writes it into `~/.ray` for everyone to read who may enter there. A container's user may
+    have no home, and then the environment holds it.
+    """
+    try:
+        folder = Path.home() / ".ray"
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o700)
+        writable = os.access(folder, os.W_OK)
+    except (OSError, RuntimeError):
+        writable = False
+    if not writable:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @contextmanager

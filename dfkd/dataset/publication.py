@@ -21,6 +21,7 @@ from dfkd.dataset.shards import Receipt, get_shard, read_shard
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, in_order
+from dfkd.utils.markdown import escape
 from dfkd.utils.strict_json import canonical
 
 SCHEMA_VERSION = 2
@@ -205,7 +206,7 @@ def data_card(manifest: Mapping[str, Any]) -> str:
         INTRODUCTION.format(**counts),
         f"- version: `{manifest['fingerprint'][:16]}` (fingerprint `{manifest['fingerprint']}`)",
         f"- method: {method_of(identity)}",
-        f"- teacher: {identity.get('teacher.model', 'see its files below')}",
+        f"- teacher: {escape(str(identity.get('teacher.model', 'see its files below')))}",
         f"- labels: mean {manifest['label_mean']:.6f}, standard deviation "
         f"{manifest['label_std']:.6f} over all distances",
         f"- images that the teacher takes for another class than their own: "
@@ -242,7 +243,7 @@ def _carried_lines(shards: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _class_rows(manifest: Mapping[str, Any]) -> list[str]:
     """The rows of the table of images by class."""
-    names = [name.replace("|", "\\|") for name in manifest["classes"]]
+    names = [escape(name).replace("|", "\\|") for name in manifest["classes"]]
     samples, failed = [0] * len(names), [0] * len(names)
     for shard in manifest["shards"]:
         class_index = int(shard["task"].partition("-")[0])

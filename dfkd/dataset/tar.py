@@ -5,6 +5,8 @@ import struct
 import tarfile
 from collections.abc import Iterator
 
+KIND = 156
+"""Place of a header's byte for the kind of the member."""
 HEADER = struct.Struct("100s 24x 11s")
 """The member's name, padded with zeros, and its size: 11 octal digits."""
 
@@ -17,6 +19,7 @@ def members(data: bytes) -> Iterator[tuple[str, slice]]:
     """
     end = 0
     try:
+        _require_plain(data)
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
                 # Before the next header is read: a negative size would lead back to this one.
@@ -31,6 +34,18 @@ def members(data: bytes) -> Iterator[tuple[str, slice]]:
     # tarfile takes a header that it cannot read for the end of the archive.
     if data[end:].strip(b"\0"):
         raise ValueError("unreadable bytes after the last member")
+
+
+def _require_plain(data: bytes) -> None:
+    """Raise `ValueError` if a member is no plain file.
+
+    tarfile would first read the headers that describe another one, for which some releases of
+    Python need hours (CVE-2024-6232).
+    """
+    for name, content in member_slices(data):
+        if data[content.start - tarfile.BLOCKSIZE + KIND] not in b"0\0":
+            shown = name.decode(errors="replace")[:80]
+            raise ValueError(f"member {shown!r} is not a plain file")
 
 
 def member_slices(data: bytes | bytearray) -> Iterator[tuple[bytes, slice]]:

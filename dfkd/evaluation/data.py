@@ -214,10 +214,15 @@ def _select_domains(available: Iterable[str], requested: Sequence[str]) -> list[
 
 def _domains(config: Evaluation, classes: Sequence[str], content: _SourceContent) -> Domains:
     """The items of the selected domains in order, with notes."""
-    order = _select_domains({item.domain for item in content.items}, config.domains)
+    selected = _select_domains({item.domain for item in content.items}, config.domains)
+    for name in selected:
+        if not name.isprintable():
+            rule = "must name its domains in printable characters"
+            raise ManifestError("evaluation.data", rule, name, "rename the folder")
+    order = {name: number for number, name in enumerate(selected)}
     items = [item for item in content.items if item.domain in order]
     # File systems list names in any order, and few-shot splits refer to images by position.
-    items.sort(key=lambda item: (order.index(item.domain), item.class_index, item.name))
+    items.sort(key=lambda item: (order[item.domain], item.class_index, item.name))
     data = Domains(config.data, tuple(classes), tuple(items), ())
     return dataclasses.replace(data, notes=tuple(map(printable_line, _notes(data, content))))
 
@@ -234,12 +239,13 @@ def _notes(data: Domains, content: _SourceContent) -> Iterator[str]:
             f"{_join_names(content.foreign)}, and evaluation.data can point at a folder"
         )
     present = {(item.domain, item.class_index) for item in data.items}
+    unscored = frozenset(data.unscored)
     for domain in data.names:
         # The note above already names the classes that no domain has.
         missing = [
             name
             for index, name in enumerate(data.classes)
-            if (domain, index) not in present and name not in data.unscored
+            if (domain, index) not in present and name not in unscored
         ]
         if missing:
             yield f"domain {domain} has no image of {_join_names(missing)}"

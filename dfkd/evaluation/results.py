@@ -44,7 +44,7 @@ from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
 from dfkd.utils.strict_json import first_problem
-from dfkd.utils.types import CHECKED, Count, Fraction, Seed
+from dfkd.utils.types import CHECKED, Count, Fraction, Printable, Seed
 
 ZERO_SHOT, CLASSIFIER = "zero-shot", "classifier"
 """Values of `method` for models that need no synthesised images."""
@@ -58,9 +58,9 @@ class ResultRow(TypedDict):
     """The scores of a model on a domain; the module's docstring describes the fields."""
 
     model: Model
-    method: str
+    method: Printable
     seed: Seed
-    domain: str
+    domain: Printable
     images: Count
     accuracy: Fraction
     class_mean: Fraction
@@ -100,7 +100,7 @@ class _Results(TypedDict):
     """What a `results.json` must hold; the module's docstring describes the fields."""
 
     schema: Literal[1]
-    classes: list[str]
+    classes: list[Printable]
     average: Average
     data: _Data
     parameters: dict[str, Count]

@@ -43,7 +43,7 @@ NUMBERED = re.compile(rf"{layout.LEASES}(?P<name>[a-z]+)/(?P<number>[0-9]{{8}})\
 class LeaseRecord:
     """The content of a lease's object."""
 
-    holder: str
+    holder: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}:[0-9]{1,10}$")]
     """Host and process id, for messages."""
     since: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """When the holder acquired the lease, in seconds since 1970."""
@@ -241,7 +241,8 @@ def other_holders(storage: Storage, version: str) -> list[str]:
 
 def _holder() -> str:
     """Host and process id of this process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname())[:255] or "host"
+    return f"{host}:{os.getpid()}"
 
 
 def _refusal(name: str, record: LeaseRecord | None) -> LeaseError:

@@ -109,13 +109,16 @@ def read_judge(
         )
     config = Distillation(student=metadata.architecture, weights="none", warmup_epochs=0)
     try:
-        network = build(config, len(metadata.classes), image_size, seed=0)
+        # Without memory first: a small file may name an architecture of any size.
+        with torch.device("meta"):
+            expected = build(config, len(metadata.classes), image_size, seed=0)
     except ManifestError as error:  # it names the key of a student
         raise WeightsError(
             "judge", f"must have a student's architecture ({error})", str(path), _REMEDY
         ) from None
     state = read_state_dict("judge", path)
-    match("judge", path, state, network.state_dict(), _REMEDY)
+    match("judge", path, state, expected.state_dict(), _REMEDY)
+    network = build(config, len(metadata.classes), image_size, seed=0)
     load_into("judge", path, network, state)
     return Judge(network.eval().to(device), metadata.classes, sha256_file(path), device)
 

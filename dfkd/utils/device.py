@@ -22,6 +22,17 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def try_gpu() -> None:
+    """Compute one number on the GPU that `pick_device` gives.
+
+    Initialisation alone passes with a card that is too old for this torch's kernels.
+
+    Raises:
+        AssertionError, RuntimeError: torch cannot use it.
+    """
+    torch.ones(1, device="cuda").sum().item()
+
+
 def forbid_tf32() -> None:
     """Make a GPU compute float32 convolutions and matrix products in full float32.
 

@@ -24,6 +24,7 @@ LIBRARIES = (
     "taming-transformers",
     "diffusers",
     "timm",
+    "transformers",
     "pillow",
     "numpy",
     "pyarrow",

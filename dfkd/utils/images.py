@@ -86,7 +86,8 @@ def open_image(
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
-        if image.format == "JPEG" and len(SCAN.findall(encoded)) > MAX_SCANS:
+        # An MPO is a JPEG with more pictures behind the first one.
+        if image.format in ("JPEG", "MPO") and len(SCAN.findall(encoded)) > MAX_SCANS:
             raise ValueError(f"a JPEG of more than {MAX_SCANS} scans")
         yield image
 
@@ -104,7 +105,9 @@ def _value_errors(formats: tuple[str, ...] = FORMATS) -> Iterator[None]:
         raise ValueError(one_line(error)) from None
 
 
-_PNG_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_PNG_HEADER = _PNG_SIGNATURE + b"\0\0\0\rIHDR"
 """The bytes before width and height: PNG's signature, and length and name of its first chunk."""
 
 
@@ -118,9 +121,23 @@ def header_size(encoded: bytes | memoryview, kind: str) -> tuple[int, int]:
     size = len(_PNG_HEADER)
     if kind == "PNG" and encoded[:size] == _PNG_HEADER and len(encoded) >= size + 8:
         width, height = struct.unpack_from(">II", encoded, size)
+        _require_pixels_only(encoded)
         return width, height
     with open_image(encoded, (kind,)) as image:
         return image.size
+
+
+def _require_pixels_only(png: bytes | memoryview) -> None:
+    """Raise `ValueError` if a PNG has other chunks than those that dfkd writes.
+
+    A decoder inflates texts and profiles too, of which a thousand fit into one image.
+    """
+    start = len(_PNG_SIGNATURE)
+    while start + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, start)
+        if kind not in _PNG_CHUNKS:
+            raise ValueError(f"a PNG with a chunk {kind!r}")
+        start += length + 12  # with its length, kind and checksum
 
 
 def batch(images: Sequence[npt.NDArray[np.uint8]]) -> Array:

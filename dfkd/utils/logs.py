@@ -20,7 +20,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -58,9 +58,8 @@ class LogFile(logging.Handler):
         """See `logging.Handler.emit`; raises `OSError` if the file cannot be written."""
         # Not before the first line: a job that ends without a task leaves no empty file.
         if self.stream is None:
-            path = _new_file(self.job, self.root)
-            self.stream = path.open("a", encoding="utf-8")
-            say(f"a line of JSON for each task: {path}")
+            self.stream = _open_new(self.job, self.root)
+            say(f"a line of JSON for each task: {self.stream.name}")
         self.stream.write(f"{self.format(record)}\n")
         self.stream.flush()
 
@@ -71,25 +70,26 @@ class LogFile(logging.Handler):
         super().close()
 
 
-def _new_file(job: str, root: str) -> Path:
-    """The path of a new log file; deletes the oldest ones in its folder.
+def _open_new(job: str, root: str) -> TextIO:
+    """A new log file; deletes the oldest ones in its folder.
 
-    The file is `logs/{time}-{job}.jsonl` under `root`. If `root` is a bucket or empty, or has a
-    link in place of that folder, the file is in the temporary folder of this machine.
+    The file is `logs/{time}-{job}.jsonl` under `root`, or in this machine's temporary folder if
+    `root` is a bucket or empty, that folder is a link, or there is such a file already.
     """
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{job}"
-    # A run may come from a stranger, and its links must not lead to folders of this machine.
-    if not root or "://" in root or Path(root, FOLDER).is_symlink():
-        descriptor, path = tempfile.mkstemp(".jsonl", f"dfkd-{name}-")
-        os.close(descriptor)
-        return Path(path)
-    folder = Path(root, FOLDER)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Names begin with the time, so the first in order are the oldest. Other files are not ours.
-    own = (path for path in folder.glob("*.jsonl") if OWN.fullmatch(path.name))
-    for old in sorted(own)[: 1 - MAX_FILES]:
-        old.unlink(missing_ok=True)
-    return folder / f"{name}.jsonl"
+    # A run may come from a stranger, and its links must not lead to places of this machine.
+    if root and "://" not in root and not Path(root, FOLDER).is_symlink():
+        folder = Path(root, FOLDER)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Names begin with the time, so the first in order are the oldest. Other files are not ours.
+        own = (path for path in folder.glob("*.jsonl") if OWN.fullmatch(path.name))
+        for old in sorted(own)[: 1 - MAX_FILES]:
+            old.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            return (folder / f"{name}.jsonl").open("x", encoding="utf-8")
+    descriptor, path = tempfile.mkstemp(".jsonl", f"dfkd-{name}-")
+    os.close(descriptor)
+    return Path(path).open("w", encoding="utf-8")
 
 
 @contextmanager

@@ -16,6 +16,8 @@ MAX_BYTES = 1 << 31
 """Maximal size of a table in memory. A file of kilobytes can hold billions of equal rows."""
 MAX_VALUES = 1 << 28
 """Maximal number of values of a column in a row group; one row of lists can hold billions."""
+MAX_WIDTH = 64
+"""Maximal number of bytes of a value of fixed size, such as a hash."""
 BATCH_ROWS = 512
 """Rows that are decoded before their size is checked."""
 
@@ -95,6 +97,8 @@ def read_batches(
     # Two checks: the metadata bound the number of values, and the sum of lengths bounds texts.
     _refuse_huge(metadata, groups)
     schema = metadata.schema.to_arrow_schema()
+    for name in columns:
+        _require_bounded(name, schema.field(name).type)
     texts = [name for name in columns if pa.types.is_string(schema.field(name).type)]
     with pq.ParquetFile(source, metadata=metadata, pre_buffer=True, read_dictionary=texts) as file:
         for batch in file.iter_batches(rows, row_groups=groups, columns=columns):
@@ -103,6 +107,18 @@ def read_batches(
             fields = [schema.field(name) for name in batch.schema.names]
             decoded = [_decoded(each) for each in batch.columns]
             yield pa.RecordBatch.from_arrays(decoded, schema=pa.schema(fields))
+
+
+def _require_bounded(name: str, kind: pa.DataType) -> None:
+    """Raise `ValueError` unless the number of a column's values bounds their bytes, or it is one of
+    texts: of other kinds a row of bytes in the file may be gigabytes.
+    """
+    value = kind.value_type if pa.types.is_list(kind) else kind
+    text = kind.value_type if pa.types.is_dictionary(kind) else kind
+    numeric = pa.types.is_integer(value) or pa.types.is_floating(value)
+    digest = pa.types.is_fixed_size_binary(kind) and kind.byte_width <= MAX_WIDTH
+    if not (numeric or digest or pa.types.is_boolean(kind) or pa.types.is_string(text)):
+        raise ValueError(f"column {name} is of {kind}")
 
 
 def _decoded(values: pa.Array) -> pa.Array:

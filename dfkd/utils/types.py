@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from dfkd.errors import ManifestError
 
@@ -15,6 +15,16 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
+
+
+def _printable(text: str) -> str:
+    """The text; raises `ValueError` if it has characters that no page and no terminal shows."""
+    if not text.isprintable():
+        raise ValueError("must be printable")
+    return text
+
+
+Printable = Annotated[str, AfterValidator(_printable)]
 Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 """A number of bytes, within a signed integer of 64 bits."""
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]

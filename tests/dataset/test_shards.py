@@ -220,7 +220,7 @@ BROKEN_HEADERS = (
         # Some versions of tarfile take such a header for the end of the archive.
         (add("x.png", pax_headers={"size": "-512"}), "plain file|unreadable bytes"),
         (add_bytes(header("x.png", 0)[:-1] + b"x"), "unreadable bytes"),
-        (add("b.png", b"", type=tarfile.CONTTYPE), "and one image"),
+        (add("b.png", b"", type=tarfile.CONTTYPE), "not a plain file"),
         (add("new.png\0.npy"), "and one image"),
         (add(f"{SAMPLES[2].key}.png"), "is there twice"),
         (add(f"{SAMPLES[0].key}.png"), "are not side by side"),

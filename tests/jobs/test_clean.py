@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -61,17 +60,17 @@ def test_a_dry_run_says_exactly_what_the_next_call_removes(
     published(root)
 
 
-def test_no_holder_of_a_lease_moves_the_cursor(
-    root: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("holder", ["\x1b[2Jhost:1", "host:1$(id)", "host"])
+def test_a_holder_that_no_job_has_is_refused(
+    root: Path, capsys: pytest.CaptureFixture[str], holder: str
 ) -> None:
-    storage = open_storage(str(root))
-    kept = f"vanilla/{storage.folders('data/vanilla/versions/')[0]}"
-    record = lease.LeaseRecord(
-        holder="\x1b[2Jhost:1", since=0.0, expires=9e9, released=False, versions=(kept,)
-    )
-    storage.put("leases/readers/x.json", canonical(asdict(record)))
-    assert clean.main([str(root.parent / "manifest.yaml"), "--keep=1"]) == Exit.DONE
-    assert rf"keep {kept}: held by \x1b[2Jhost:1 (leases/" in capsys.readouterr().out
+    """It is shown on a terminal, and behind a command to paste."""
+    record = {"holder": holder, "since": 0.0, "expires": 9e9, "released": False, "versions": []}
+    open_storage(str(root)).put("leases/readers/x.json", canonical(record))
+    assert clean.main([str(root.parent / "manifest.yaml"), "--keep=1"]) == Exit.FAILED
+    told = capsys.readouterr().err
+    assert "leases/readers/x.json" in told.splitlines()[-1]
+    assert "\x1b" not in told
 
 
 def test_two_sweeps_do_not_run_at_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

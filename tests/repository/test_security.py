@@ -85,10 +85,22 @@ def endless_jpeg() -> bytes:
     return picture + 200 * scan + end
 
 
+def in_an_mpo(jpeg: bytes) -> bytes:
+    """The same with the segment by which a JPEG says that more pictures follow it."""
+    stream = io.BytesIO()
+    first, second = (Image.new("RGB", (32, 32)) for _ in range(2))
+    first.save(stream, "MPO", save_all=True, append_images=[second])
+    data = stream.getvalue()
+    begin = data.index(b"\xff\xe2")
+    length = int.from_bytes(data[begin + 2 : begin + 4]) + 2
+    return jpeg[:2] + data[begin : begin + length] + jpeg[2:]
+
+
 STRANGE = {
     "png bomb": png_bomb(60_000),
     "jpeg bomb": jpeg_bomb(),
     "jpeg of 209 scans": endless_jpeg(),
+    "several pictures in a jpeg of 209 scans": in_an_mpo(endless_jpeg()),
     "postscript": POSTSCRIPT,
     "tiff": encoded("TIFF"),
     "icon": encoded("ICO"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from dfkd.utils import images
@@ -111,6 +112,16 @@ def test_a_header_tells_width_and_height_of_its_own_format_alone() -> None:
         assert header_size(encoded, kind) == header_size(memoryview(encoded), kind) == (3, 5)
         with pytest.raises(ValueError, match=rf"{other} file"):
             header_size(encoded, other)
+
+
+def test_a_png_with_more_than_pixels_is_refused_where_it_would_be_inflated() -> None:
+    """A thousand texts of 8 MB each fit into one image."""
+    texts = PngInfo()
+    texts.add_text("comment", "x" * 1000, zip=True)
+    stream = io.BytesIO()
+    Image.new("RGB", (3, 5)).save(stream, "PNG", pnginfo=texts)
+    with pytest.raises(ValueError, match="a PNG with a chunk b'zTXt'"):
+        header_size(stream.getvalue(), "PNG")
 
 
 def test_a_truncated_image_is_refused_and_so_is_another_file() -> None:

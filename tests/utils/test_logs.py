@@ -11,6 +11,7 @@ import sys
 import termios
 from datetime import datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -132,9 +133,25 @@ def test_a_run_of_a_stranger_leads_no_lines_elsewhere(tmp_path: Path) -> None:
     private.mkdir()
     root.mkdir()
     (root / logs.FOLDER).symlink_to(private)
-    path = logs._new_file("synthesize", str(root))
+    with logs._open_new("synthesize", str(root)) as stream:
+        path = Path(stream.name)
     assert private not in path.resolve().parents
     path.unlink()
+
+
+def test_a_file_that_is_there_already_gets_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that a stranger has planted under the name of the next log, or another job's file."""
+    frozen = Mock(now=lambda zone: datetime(2026, 1, 2, 3, 4, 5, tzinfo=zone))
+    monkeypatch.setattr(logs, "datetime", frozen)
+    private, folder = tmp_path / "private", tmp_path / "run" / logs.FOLDER
+    folder.mkdir(parents=True)
+    (folder / "20260102T030405Z-clean.jsonl").symlink_to(private)
+    with logs._open_new("clean", str(tmp_path / "run")) as stream:
+        assert folder not in Path(stream.name).parents
+    assert not private.exists()
+    Path(stream.name).unlink()
 
 
 def test_the_newest_files_stay(tmp_path: Path) -> None:

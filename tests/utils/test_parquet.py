@@ -76,6 +76,22 @@ def repeated(text: str, rows: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), [text])
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([b"x"], pa.binary()),
+        pa.array([b"x" * 65], pa.binary(65)),
+        pa.array(["x"], pa.large_string()),
+        pa.array([["x"]], pa.list_(pa.string())),
+        pa.array([{"a": 1}]),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_columns_whose_values_may_be_of_any_size_are_refused(column: pa.Array) -> None:
+    data = encoded(pa.table({"index": [0], "text": ["x"], "odd": column}))
+    refused(data, "column odd is of")
+
+
 def test_a_file_that_decompresses_to_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some kilobytes that hold 64 MB; the limit, which is 2 GB, is made smaller for the test."""
     monkeypatch.setattr(parquet, "MAX_BYTES", 1 << 24)

@@ -18,7 +18,6 @@ import contextlib
 import datetime
 import gc
 import os
-import platform
 import sys
 import threading
 import time
@@ -32,7 +31,7 @@ from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.measure import figure_cells, profile_table, scaled
 from dfkd.errors import DfkdError, Exit, one_line
 from dfkd.storage.base import Storage
-from dfkd.utils.hardware import describe_machine
+from dfkd.utils.hardware import describe_machine, environment
 from dfkd.utils.strict_json import canonical
 
 JSON, PAGE = "gpu.json", "gpu.md"
@@ -98,11 +97,7 @@ class RunRecord:
             "command": command,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": describe_machine(),
-            "environment": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "cuda": str(torch.version.cuda),
-            },
+            "environment": environment() | {"cuda": str(torch.version.cuda)},
             "limit": limit,
         }
         self.write()

@@ -164,15 +164,17 @@ def rgba(path: Path) -> Pixels | None:
 
     Returns None for a file that cannot be drawn or is blank.
     """
-    if refers_outside(path.read_text("utf-8", errors="replace")):
+    # The text that was checked is drawn, because resvg would also read a compressed file.
+    text = path.read_text("utf-8", errors="replace")
+    if refers_outside(text):
         return None
     side = _RENDERED_WIDTH
     try:
         # With only its width given, a drawing may be of any height, so its shape is tried first.
-        small = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=side, height=side))
+        small = bytes(resvg_py.svg_to_bytes(svg_string=text, width=side, height=side))
         if min(Image.open(io.BytesIO(small)).size) * _MOST_SLENDER < side:
             return None
-        png = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=side))
+        png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=side))
     except ValueError:
         return None
     image = Image.open(io.BytesIO(png)).convert("RGBA")

@@ -5,7 +5,6 @@ which are read with `weights_only=True`. TorchScript is refused: `torch.jit.load
 and may run a `__setstate__` in it.
 """
 
-import mmap
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from dfkd.config.paths import local_path
 from dfkd.errors import DfkdError, WeightsError, one_line, shorten
+from dfkd.models.weights.pickles import CALLBACK, require_plain
 from dfkd.utils import strict_json
 
 MAX_CONFIGURATION = 1 << 20
@@ -185,10 +185,10 @@ def _read(field: str, path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)
     if zipped:
         _check_archive(field, path)
-    _refuse_buffers(path)
+    require_plain(path)
     # The published VQGANs hold a callback of the library that trained them. It is the only global
     # beyond torch's own list that a file may name, and it becomes an empty object.
-    with torch.serialization.safe_globals([(_Callback, _CALLBACK)]):
+    with torch.serialization.safe_globals([(_Callback, CALLBACK.replace(" ", "."))]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
@@ -203,23 +203,12 @@ def _check_archive(field: str, path: Path) -> None:
             # torch never compresses; a zip bomb does.
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{member.filename} is compressed")
+        # One member under many names would be read once for each of them.
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its members overlap")
         damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"bad CRC-32 of {damaged}")
-
-
-def _refuse_buffers(path: Path) -> None:
-    """Raise `ValueError` if a pickle in the file names `bytearray`.
-
-    torch lets a file call it, and with a number it fills so many bytes of memory. The name stands
-    in the file as it is, because a zip has passed `_check_archive`.
-    """
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data.find(b"\nbytearray\n") >= 0:
-            raise ValueError("it makes a bytearray, which has no place among weights")
-
-
-_CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 
 
 class _Callback:

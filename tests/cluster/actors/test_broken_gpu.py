@@ -46,6 +46,7 @@ def test_a_broken_gpu_costs_its_own_place_only(
     """Although it fails first, and the replacement of a dead actor would get it again."""
     # So that it wants three actors.
     monkeypatch.setattr("dfkd.cluster.actors.group.has_autoscaler", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # for Ray, which would refuse two of none
     with own_ray(num_cpus=3, num_gpus=2):
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         pool: Pool[PromptPart] = Pool(OneBadGpu, (tmp_path,), 3, 3, WorkerResources(1.0, 1.0))

@@ -70,7 +70,7 @@ def test_pickled_code_is_refused_and_never_runs(tmp_path: Path) -> None:
     torch.save({"state_dict": STATE, "hook": Mark(mark)}, tmp_path / "bomb.ckpt")
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Mark(mark)))
     for name in ("bomb.ckpt", "raw.pt"):
-        assert "must be a readable checkpoint (Unsupported " in refusal(tmp_path / name)
+        assert "must be a readable checkpoint (" in refusal(tmp_path / name)
     assert not mark.exists()
 
 
@@ -82,20 +82,27 @@ def test_content_other_than_a_state_dict_is_refused(content: Any, tmp_path: Path
     refusal(tmp_path / "odd.pt")
 
 
+def test_tensors_that_are_not_plain_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1), "b": torch.zeros(2) * 1j}, tmp_path / "odd.pt")
+    assert "must hold plain tensors only, not 'b'" in refusal(tmp_path / "odd.pt")
+
+
 @pytest.mark.parametrize(
     "value",
     [
         torch.zeros(2).to(torch.float8_e4m3fn),
-        torch.zeros(2, dtype=torch.complex64),
         torch.zeros(2, device="meta"),
         torch.eye(2).to_sparse(),
         torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)]),
+        bytes(9),
+        bytearray(9),
     ],
-    ids=["float8", "complex", "meta", "sparse", "nested"],
+    ids=["float8", "meta", "sparse", "nested", "bytes", "bytearray"],
 )
-def test_tensors_that_are_not_plain_are_refused(value: Tensor, tmp_path: Path) -> None:
+def test_what_no_weights_need_is_refused_before_it_is_made(value: object, tmp_path: Path) -> None:
+    """Some of it would fill as much memory as a number in the file says."""
     torch.save({"a": torch.zeros(1), "b": value}, tmp_path / "odd.pt")
-    assert "must hold plain tensors only, not 'b'" in refusal(tmp_path / "odd.pt")
+    assert "has no place among weights" in refusal(tmp_path / "odd.pt")
 
 
 @pytest.mark.parametrize(
@@ -133,21 +140,17 @@ def test_a_zip_whose_directory_is_damaged_is_refused(
     refusal(tmp_path / "odd.pt")
 
 
-def test_a_pickle_that_asks_for_a_buffer_is_refused(tmp_path: Path) -> None:
-    """torch would fill as many bytes of memory as a number in the file says."""
-    path = tmp_path / "odd.pt"
-    path.write_bytes(b"\x80\x02cbuiltins\nbytearray\nM\x10\x00\x85R.")
-    assert "makes a bytearray" in refusal(path)
-    torch.save({**STATE, "more": bytearray(9)}, path)
-    assert "makes a bytearray" in refusal(path)
-
-
-def test_a_key_of_nested_tuples_has_no_long_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_key_of_nested_tuples_is_refused_before_it_is_hashed(
+    tmp_path: Path, zipped: bool
+) -> None:
+    """Hashing takes twice as long with each level, and the file grows by some bytes."""
     key: object = ()
-    for _ in range(16):
+    for _ in range(64):
         key = (key, key)
-    torch.save({key: torch.zeros(1)}, tmp_path / "odd.pt")
-    assert "not a key that is a tuple" in refusal(tmp_path / "odd.pt")
+    path = tmp_path / "odd.pt"
+    torch.save([key], path, _use_new_zipfile_serialization=zipped)  # as a key it takes for ever
+    assert "tuples in each other" in refusal(path)
 
 
 def test_a_configuration_of_more_than_a_megabyte_is_refused(tmp_path: Path) -> None:
