@@ -19,7 +19,7 @@ from dfkd.dataset.prompt_tables import REQUIRED_COLUMNS
 from dfkd.dataset.shards import Receipt, Sample, SampleLocation, get_shard, read_shard, refuse
 from dfkd.errors import CorruptionError, DfkdError
 from dfkd.storage import layout
-from dfkd.storage.base import MissingObject, Storage, missing_object
+from dfkd.storage.base import SMALL_OBJECT, MissingObject, Storage, missing_object
 from dfkd.utils import parquet, strict_json
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import Sha256, Size
@@ -318,7 +318,7 @@ def pointers(home: Storage) -> Iterator[Pointer]:
     keys = [key for key in home.list(layout.CURRENT) if layout.POINTER.fullmatch(key)]
     for key in reversed(keys):
         try:
-            pointer = read_as(_POINTER, home.get(key))
+            pointer = read_as(_POINTER, home.get(key, SMALL_OBJECT))
         except ValueError:  # no JSON, or another one
             pointer = None
         if pointer is None or key != layout.pointer(pointer.number):
@@ -380,7 +380,7 @@ def sha256_object(storage: Storage, key: str) -> str | None:
 
 def read_json(storage: Storage, key: str) -> dict[str, Any]:
     """The mapping in a stored JSON file; `CorruptionError` if the file holds no mapping."""
-    return parse_json(storage.get(key), storage.location(key))
+    return parse_json(storage.get(key, SMALL_OBJECT), storage.location(key))
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:

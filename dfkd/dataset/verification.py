@@ -7,7 +7,7 @@ from dfkd.dataset.published import PROMPTS_REMEDY, PublishedVersion, sha256_obje
 from dfkd.dataset.shards import Receipt, decode_receipt
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
-from dfkd.storage.base import in_order
+from dfkd.storage.base import SMALL_OBJECT, in_order
 
 
 def verify(version: PublishedVersion) -> list[str]:
@@ -49,7 +49,8 @@ def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[s
     """Yield the problem of a stored receipt, if it has one."""
     key = layout.receipt(receipt.task)
     try:
-        stored = decode_receipt(version.storage.get(key), version.storage.location(key))
+        data = version.storage.get(key, SMALL_OBJECT)
+        stored = decode_receipt(data, version.storage.location(key))
     except CorruptionError as error:
         yield str(error)
         return

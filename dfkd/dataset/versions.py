@@ -27,7 +27,7 @@ from dfkd.dataset.published import (
 from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt, parse_shard, sample_key
 from dfkd.errors import CorruptionError, PartialError, conceal
 from dfkd.storage import layout
-from dfkd.storage.base import Storage, in_order
+from dfkd.storage.base import SMALL_OBJECT, Storage, in_order
 from dfkd.utils.strict_json import canonical
 
 
@@ -323,7 +323,7 @@ class Version:
 
 def _read_receipt(storage: Storage, key: str, fingerprint: str) -> Receipt:
     """The receipt at a key; `CorruptionError` if it is about another task or version."""
-    receipt = decode_receipt(storage.get(key), storage.location(key))
+    receipt = decode_receipt(storage.get(key, SMALL_OBJECT), storage.location(key))
     if key != layout.receipt(receipt.task) or receipt.fingerprint != fingerprint:
         raise CorruptionError(
             f"{storage.location(key)}: is about task {receipt.task} of version "

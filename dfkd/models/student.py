@@ -26,7 +26,7 @@ from dfkd.models.backbone import (
     feature_count,
 )
 from dfkd.storage import layout
-from dfkd.storage.base import MissingObject, Storage
+from dfkd.storage.base import SMALL_OBJECT, MissingObject, Storage
 from dfkd.utils.device import seeded
 from dfkd.utils.strict_json import canonical, parse, read_as
 from dfkd.utils.types import Name, Sha256, Size
@@ -246,7 +246,7 @@ def read_card(storage: Storage) -> dict[str, Any]:
     Raises:
         CorruptionError: the card is missing or differs from what was written.
     """
-    data = storage.get(CARD)
+    data = storage.get(CARD, SMALL_OBJECT)
     try:
         read_as(_CARD, data)
     except ValueError as error:

@@ -28,7 +28,7 @@ from dfkd.dataset.published import PublishedVersion, current
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.storage import layout
-from dfkd.storage.base import Storage
+from dfkd.storage.base import SMALL_OBJECT, Storage
 from dfkd.utils.strict_json import canonical, read_as
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ class Decision:
 def _read(storage: Storage, key: str, schema: type[T]) -> T:
     """The content of an attempt's object; `CorruptionError` if it is something else."""
     try:
-        return read_as(TypeAdapter(schema), storage.get(key))
+        return read_as(TypeAdapter(schema), storage.get(key, SMALL_OBJECT))
     except ValueError as error:
         raise CorruptionError(
             f"{storage.location(key)}: not what dfkd wrote ({error}); restore it, or delete its "

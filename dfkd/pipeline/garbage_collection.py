@@ -21,7 +21,7 @@ from dfkd.errors import CorruptionError, ManifestError
 from dfkd.pipeline.attempts import Attempt, unfinished
 from dfkd.pipeline.listing import VERSION_NAME, Listing, Objects
 from dfkd.storage import layout, lease
-from dfkd.storage.base import MissingObject, Storage, StoredObject, in_order
+from dfkd.storage.base import SMALL_OBJECT, MissingObject, Storage, StoredObject, in_order
 
 ORDER = {
     layout.MANIFEST: 0,
@@ -259,7 +259,7 @@ def _begun_removals(root: Storage, listing: Listing) -> set[str]:
     begun = set()
     for key, objects in listing.versions.items():
         with contextlib.suppress(MissingObject):  # a sweep has ended since the listing
-            if layout.REMOVING in objects and root.get(_mark(key)) == BEGUN:
+            if layout.REMOVING in objects and root.get(_mark(key), SMALL_OBJECT) == BEGUN:
                 begun.add(key)
     return begun
 
@@ -336,7 +336,7 @@ def _students(
             card = read_json(root, f"{layout.student(name)}/{layout.STUDENT_CARD}")
             version = f"{name.rsplit('-', 2)[0]}/{str(card.get('version'))[:16]}"
         elif marked:
-            version = root.get(mark).decode(errors="replace")
+            version = root.get(mark, SMALL_OBJECT).decode(errors="replace")
         else:
             version = expected.get(name, "")
         if not VERSION_NAME.fullmatch(version):  # a damaged card or mark names none

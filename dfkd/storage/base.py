@@ -44,6 +44,9 @@ WRITER_METADATA = "writer"
 """Metadata key for the id of the call that wrote an object.
 
 After a lost answer it shows whether this call or another writer created the object."""
+SMALL_OBJECT = 16 << 20
+"""Bytes at most that are read of an object that dfkd writes with some kilobytes. A stranger's file
+may claim any number, and take none of them on a disk."""
 MAX_UPLOADS = 4
 """Maximal number of bodies that a storage and its children send at the same time."""
 OPENING_ATTEMPTS = 5

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError, DfkdError, one_line
 from dfkd.storage import layout
-from dfkd.storage.base import CLEANUP_ATTEMPTS, MissingObject, Storage
+from dfkd.storage.base import CLEANUP_ATTEMPTS, SMALL_OBJECT, MissingObject, Storage
 from dfkd.utils.progress import say
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED, Natural
@@ -148,7 +148,7 @@ def read(storage: Storage) -> list[CostRecord]:
 def _entries(storage: Storage, key: str) -> tuple[CostRecord, ...]:
     """The entries of a record, none if it does not exist; `CorruptionError` if it is damaged."""
     try:
-        entries = read_as(_RECORD, storage.get(key)).entries
+        entries = read_as(_RECORD, storage.get(key, SMALL_OBJECT)).entries
     except MissingObject:
         return ()
     except ValueError as error:

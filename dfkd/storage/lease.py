@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError, DfkdError, LeaseError
 from dfkd.storage import layout
-from dfkd.storage.base import CLEANUP_ATTEMPTS, MissingObject, Storage
+from dfkd.storage.base import CLEANUP_ATTEMPTS, SMALL_OBJECT, MissingObject, Storage
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED
 
@@ -212,7 +212,7 @@ def read(storage: Storage, key: str) -> LeaseRecord:
         MissingObject: the object was deleted.
     """
     try:
-        return read_as(_RECORD, storage.get(key))
+        return read_as(_RECORD, storage.get(key, SMALL_OBJECT))
     except ValueError as error:
         raise CorruptionError(
             f"{storage.location(key)}: not a lease ({error}); delete it once nobody holds it"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,16 @@ def test_the_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
     published.storage.put("manifest.json", other.storage.get("manifest.json"))
     with pytest.raises(CorruptionError, match="is not the manifest that was published"):
         open_version(home(tmp_path), ID)
+
+
+def test_a_pointer_that_claims_gigabytes_is_not_read_whole(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with (tmp_path / "data/vanilla/current/00000002.json").open("wb") as file:
+        file.truncate(1 << 32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CorruptionError, match="names no version"):
+        current(home(tmp_path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # kilobytes
 
 
 def pointer(**changes: object) -> bytes:

@@ -162,7 +162,7 @@ class Memory:
     def put_if_absent(self, key: str, data: bytes) -> bool:
         return self.objects.setdefault(key, data) is data
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, limit: int | None = None) -> bytes:
         return self.objects[key]
 
     def list(self, prefix: str) -> list[str]:
