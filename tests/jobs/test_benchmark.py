@@ -163,7 +163,7 @@ def check_scale(results: dict[str, Any], root: Storage) -> None:
     steps = ["prompts and shards", "publish", "open", "check", "stream", "status", "plan a removal"]
     assert sorted(results["steps"]) == sorted(steps)
     # Each receipt and shard is read; index, data card, manifest and pointer are written.
-    assert results["steps"]["publish"]["requests"] == {"get": 2 * 8 + 6, "put": 4}
+    assert results["steps"]["publish"]["requests"] == {"get": 2 * 8 + 7, "put": 4}
     assert results["steps"]["status"]["requests"] == {"get": 3}  # of a folder, lists do not count
     for step in results["steps"].values():
         assert 0 < step["memory"]["driver_most"] < step["memory"]["tree_most"]
