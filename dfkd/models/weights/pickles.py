@@ -20,6 +20,9 @@ LEGACY_PICKLES = 5
 and keys of storages."""
 
 _GLOBALS = {
+    "__builtin__ set",
+    "builtins set",
+    "collections Counter",
     "collections OrderedDict",
     "torch Size",
     "torch device",
@@ -28,7 +31,8 @@ _GLOBALS = {
     "torch._utils _rebuild_tensor_v2",
     CALLBACK,
 }
-"""All that a file of weights names, beside storages and types of numbers."""
+"""All that a file of weights names, beside storages and types of numbers: containers, tensors, and
+what a training has left beside them."""
 _TYPES = ("float", "bfloat", "int", "uint", "bool", "complex")
 """What the names of torch's types of numbers begin with."""
 
