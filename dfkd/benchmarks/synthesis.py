@@ -21,8 +21,6 @@ STEPS = 4
 """Optimisation steps in one timed repeat; the cutout loop does one. Our loop also evaluates its
 final latents, as at the end of a real run; the plain loop does not.
 """
-BATCHES = (0.25, 0.5, 2)
-"""Other batch sizes, relative to the manifest's."""
 UNIT = "image-steps/s"
 PLAIN = "plain loop"
 
@@ -45,7 +43,7 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     batch = initial_batch_size(config, device)
     variants = {
         f"synthesis, batch of {size}": _ours(*models, config, text, size)
-        for size in (max(1, int(part * batch)) for part in BATCHES)
+        for size in (max(1, int(part * batch)) for part in sampling.BATCHES)
     }
     single = dataclasses.replace(config, precision="float32")
     full_precision = _models(manifest, device, single.precision)

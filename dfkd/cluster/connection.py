@@ -49,8 +49,6 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():  # whoever started Ray also stops it
         yield
         return
-    import torch  # here, because it takes seconds, and what only asks for an address needs none
-
     # Waiting threads that spin can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = cluster_address()
@@ -60,8 +58,7 @@ def connected() -> Iterator[None]:
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     options: dict[str, Any] = {"address": address or "local", "logging_level": logging.WARNING}
     if not address:
-        options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
-        options |= {} if torch.backends.cuda.is_built() else {"num_gpus": 0}  # torch could use none
+        options |= _local_options()
         _prepare_token()
     try:
         # Fail within seconds where Ray would retry for minutes.
@@ -76,6 +73,15 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _local_options() -> dict[str, Any]:
+    """What `ray.init` is told about a Ray of this machine only."""
+    import torch  # here, because it takes seconds, and only a local Ray needs it
+
+    options = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
+    # A torch without CUDA could use no GPU that Ray finds.
+    return options if torch.backends.cuda.is_built() else {**options, "num_gpus": 0}
 
 
 def _prepare_token() -> None:

@@ -254,6 +254,11 @@ def write_missing(
         _refuse_over_budget(cost.images, pool.busy_seconds, worker_seconds)
     if chain and pool.quarantine:
         return chain.blocked(manifest, pool.quarantine[0].reason)
+    return _quarantined(pool, version)
+
+
+def _quarantined(pool: Pool[Any], version: Version) -> dict[str, str]:
+    """The reason for each task that failed here and is not done, by task id."""
     reasons = {task.id: item.reason for item in pool.quarantine for task in item.unit.tasks}
     # Another driver may have finished what failed here.
     finished = version.done() if reasons else ()

@@ -55,7 +55,10 @@ def networks(manifest: Manifest) -> dict[str, TimedNetwork]:
     for model in manifest.evaluation.models:
         # The text-only classifier has the teacher's tower if it is given no other.
         shared = model == "text-only" and manifest.text_tower == manifest.teacher
-        found[model] = found.get("teacher" if shared else "") or makers[model](manifest)
+        if shared and "teacher" in found:
+            found[model] = found["teacher"]
+        else:
+            found[model] = makers[model](manifest)
     return found
 
 

@@ -75,11 +75,12 @@ class Predictor:
                 knows only its own classes.
         """
         facts = _mapping(_json(folder / FACTS, _read(folder / FACTS, MAX_JSON)))
-        hashes = {name: _mapping(file).get("sha256") for name, file in _part(facts, "files")}
+        files = _mapping(facts.get("files"))
+        hashes = {name: _mapping(file).get("sha256") for name, file in files.items()}
         path = folder / LABELS
         self.labels, self.texts = _labels(path, _json(path, _verified(path, hashes, MAX_LABELS)))
         if labels is not None:
-            teacher = dict(_part(_mapping(facts.get("data")), "weights")).get(TEACHER)
+            teacher = _mapping(_mapping(facts.get("data")).get("weights")).get(TEACHER)
             self.labels, self.texts = _replaced(self.texts, labels, teacher)
         path = folder / RULES
         self.rules = _rules(path, _verified(path, hashes, MAX_JSON))
@@ -163,11 +164,6 @@ def cosines(squared_distances: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
 def _mapping(value: Any) -> dict[str, Any]:
     """A value of a stranger's JSON if it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}
-
-
-def _part(tree: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:
-    """The entries of an object in a stranger's JSON; none if it is not there."""
-    return _mapping(tree.get(key)).items()
 
 
 def _verified(path: Path, hashes: dict[str, Any], limit: int) -> bytes:

@@ -103,15 +103,16 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
     # The listing comes before the references: a version that is begun or named after it is either
     # not in the listing or among the references.
     listing = Listing.read(root)
-    kept = referenced_versions(root, keep)
+    kept = _in_use(root)
+    # After the leases, because a version may be published and its lease end between the two.
+    current = _named_by_pointers(root, keep)
+    kept = {name: f"current {number}" for name, number in current.items()} | kept
     begun = _begun_removals(root, listing)
     _keep_unfinished(root, listing, kept, begun, grace)
     # A removal that was killed goes on, whatever is to be kept now. A job that leases the version
     # came later than its mark, and refuses to work on it.
     kept = {key: why for key, why in kept.items() if key not in begun}
-    _require_manifests(
-        root, listing, [key for key in _named_by_pointers(root, keep) if key in kept]
-    )
+    _require_manifests(root, listing, [key for key in current if key in kept])
     referenced = {key for name in kept for key in _shard_keys(root, name)}
     versions = list(_versions(listing, kept, referenced, begun, grace))
     gone = [removal.version for removal in versions]
@@ -199,8 +200,8 @@ def _folder(key: str) -> str:
     return f"{layout.data(method)}/{layout.version(name)}"
 
 
-def referenced_versions(root: Storage, keep: int) -> dict[str, str]:
-    """The versions that something names, by `{method}/{id}`, with what names them."""
+def _in_use(root: Storage) -> dict[str, str]:
+    """The versions that a job works with, by `{method}/{id}`, with what names them."""
     found: dict[str, str] = {}
     if attempt := unfinished(root):
         why = f"regeneration {attempt.number} is unfinished"
@@ -208,7 +209,7 @@ def referenced_versions(root: Storage, keep: int) -> dict[str, str]:
         found |= {f"{attempt.method}/{name}": why for name in names}
     for key, record in lease.held_leases(root).items():
         found |= dict.fromkeys(record.versions, f"held by {record.holder} ({key})")
-    return {name: f"current {n}" for name, n in _named_by_pointers(root, keep).items()} | found
+    return found
 
 
 def _named_by_pointers(root: Storage, keep: int) -> dict[str, int]:

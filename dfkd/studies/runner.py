@@ -27,7 +27,6 @@ from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot import unknown_domain
-from dfkd.evaluation.footprint import TimedNetwork
 from dfkd.pipeline.preflight import check_batches, check_distillation, check_synthesis
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
@@ -94,10 +93,7 @@ def reproduce(
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
     # Missing packages, weights and wrong sizes are refused now, not after hours of training.
-    if study.described.kind == "embedding":
-        require_tsne()
-    if study.described.compare:
-        require_scipy()
+    _require_packages(study)
     manifest, device = study.manifest, pick_device()
     size = manifest.synthesis.image_size
     judge = read_judge(study.described.chosen_judge, manifest.classes, size, device)
@@ -111,6 +107,14 @@ def reproduce(
     with contextlib.ExitStack() as runtime:
         found = _Runner(study, threads, at_once, on_cell, runtime, judge).run(cell_jobs)
         return dataclasses.replace(found, judge_accuracy=named)
+
+
+def _require_packages(study: Study) -> None:
+    """Raise `ManifestError` if a package that the study's result needs is not installed."""
+    if study.described.kind == "embedding":
+        require_tsne()
+    if study.described.compare:
+        require_scipy()
 
 
 @dataclass(frozen=True)
@@ -380,13 +384,13 @@ class _Runner:
         self.runtime.enter_context(connected())
 
 
-def networks(study: Study, study_cells: StudyCells) -> dict[str, TimedNetwork]:
+def networks(study: Study, study_cells: StudyCells) -> dict[str, footprint.TimedNetwork]:
     """The network of each row with a finished cell, by the row's label."""
-    rows: dict[str, TimedNetwork] = {}
+    rows: dict[str, footprint.TimedNetwork] = {}
     if study_cells.teacher:
         rows[study.described.teacher] = footprint.teacher(study.manifest)
     # Rows with the same shape share one network, so it is built and measured once.
-    shapes: dict[tuple[object, ...], TimedNetwork] = {}
+    shapes: dict[tuple[object, ...], footprint.TimedNetwork] = {}
     for row in (name for name, scored in study_cells.students.items() if scored):
         manifest = study.rows[row][0].manifest
         shape = _student_shape(manifest)

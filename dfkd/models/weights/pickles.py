@@ -37,13 +37,14 @@ _TYPES = ("float", "bfloat", "int", "uint", "bool", "complex")
 """What the names of torch's types of numbers begin with."""
 
 
-def require_plain(path: Path) -> None:
+def require_plain(path: Path, zipped: bool) -> None:
     """Raise `ValueError` if a torch file does more than to rebuild tensors.
 
     Args:
         path: a zip whose members are stored as they are, or a file of bare pickles.
+        zipped: whether it is the zip.
     """
-    if zipfile.is_zipfile(path):
+    if zipped:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.endswith(".pkl"):
@@ -63,7 +64,7 @@ def _walk(stream: Any) -> None:
         name = operation.name
         if name in ("GLOBAL", "INST"):
             _require_known(str(argument))
-        elif name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "REDUCE_EX"):
+        elif name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
             raise ValueError(f"a pickle with {name}, which torch does not write")
         if name in ("PUT", "BINPUT", "LONG_BINPUT"):
             memo[int(argument or 0)] = _top(stack)

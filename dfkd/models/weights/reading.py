@@ -185,7 +185,7 @@ def _read(field: str, path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)
     if zipped:
         _check_archive(field, path)
-    require_plain(path)
+    require_plain(path, zipped)
     # The published VQGANs hold a callback of the library that trained them. It is the only global
     # beyond torch's own list that a file may name, and it becomes an empty object.
     with torch.serialization.safe_globals([(_Callback, CALLBACK.replace(" ", "."))]):
