@@ -71,32 +71,38 @@ class FinishedStudent:
     """Whether an earlier run had finished it already."""
 
 
-def distill(
-    manifest: Manifest,
-    method: Method,
-    seed: int,
-    version: str = "",
-    actor_cpus: float | None = None,
+def distill(manifest: Manifest, method: Method, seed: int, version: str = "") -> FinishedStudent:
+    """`distill_located` for the student of a method and seed.
+
+    Args:
+        version: id of a published version; the current one if empty.
+
+    Raises:
+        ManifestError: nothing is published for this method.
+    """
+    return distill_located(manifest, locate_student(manifest, method, seed, version))
+
+
+def distill_located(
+    manifest: Manifest, target: StudentLocation, actor_cpus: float | None = None
 ) -> FinishedStudent:
-    """Train the student of a method and seed on a version, unless it is finished already.
+    """Train a student on its version, unless it is finished already.
 
     A lease protects the version from removal while it is read. The same call after a kill resumes
     from the newest checkpoint. One worker on one machine needs no running Ray; in all other cases
     the caller must have connected.
 
     Args:
-        version: id of a published version; the current one if empty.
         actor_cpus: CPUs of the calling actor, which then trains the only rank itself; None in a
             driver, which plans the ranks.
 
     Raises:
-        ManifestError: nothing is published, too few shards or images, or too small a cluster.
+        ManifestError: too few shards or images, or too small a cluster.
         CorruptionError: a shard does not match its receipt.
         PreemptedError: the only rank's node is about to be taken away.
         InfrastructureError: workers died too often; the same command resumes.
     """
     require_shared_storage(manifest.storage.root)
-    target = locate_student(manifest, method, seed, version)
     if target.finished:
         _checkpoints(target).clear()  # left by a run that was killed just after it finished
         return FinishedStudent(target, reused=True)
@@ -126,14 +132,14 @@ def distill_all(
     targets = []
     for target in locate_students(manifest, students):
         if target.finished:
-            yield distill(manifest, target.method, target.seed, target.version.id)
+            yield distill_located(manifest, target)
         else:
             targets.append(target)
     if len(targets) > 1 and manifest.distillation.rank_limits == (1, 1) and ray.is_initialized():
         yield from _distill_side_by_side(manifest, targets)
         return
     for target in targets:
-        yield distill(manifest, target.method, target.seed, target.version.id)
+        yield distill_located(manifest, target)
 
 
 def _distill_side_by_side(

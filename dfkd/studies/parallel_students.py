@@ -14,7 +14,12 @@ from dfkd.cluster.distillation import StudentActor, student_pool
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import open_version
-from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
+from dfkd.distillation.student_store import (
+    StudentLocation,
+    check_initial_weights,
+    load_located,
+    locate_student,
+)
 from dfkd.errors import DfkdError, InfrastructureError, PartialError
 from dfkd.evaluation.scoring import evaluate
 from dfkd.storage import layout
@@ -59,18 +64,22 @@ def run_job(job: StudentJob, threads: int, actor_cpus: float | None = None) -> S
 
     Args:
         threads: for decoding images while scoring; 0 uses one for each processor.
-        actor_cpus: as for `distillation.distill`.
+        actor_cpus: as for `distillation.distill_located`.
 
     Raises:
         InfrastructureError: a machine or the storage is lost, so that other cells would fail too.
     """
     cell = job.cell
     try:
-        trained = distillation.distill(
-            cell.manifest, cell.method, cell.seed, job.version, actor_cpus
+        student = locate_student(cell.manifest, cell.method, cell.seed, job.version)
+        # An actor's node may have another file of initial weights than the driver, which has named
+        # the student.
+        check_initial_weights(
+            cell.manifest, student.version, cell.method, cell.seed, job.store.model
         )
+        distillation.distill_located(cell.manifest, student, actor_cpus)
         # Before the scores: once the cell is stored, nothing is added to it.
-        agreed = measure_agreement(cell, trained.student, job.held_out) if job.held_out else None
+        agreed = measure_agreement(cell, student, job.held_out) if job.held_out else None
         return job, score(
             cell.manifest, job.store, job.version, threads, agreed, job.recognised, job.unseen
         )
@@ -211,6 +220,5 @@ def run_in_parallel(
 
 def _newest_checkpoint(job: StudentJob) -> int:
     """The step of a student's newest checkpoint; 0 without one."""
-    cell = job.cell
-    student = locate_student(cell.manifest, cell.method, cell.seed, job.version)
-    return Checkpoints(student.storage.child(layout.CHECKPOINTS)).newest()
+    student = job.store.storage.child(layout.student(job.store.model))
+    return Checkpoints(student.child(layout.CHECKPOINTS)).newest()

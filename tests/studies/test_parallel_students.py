@@ -88,22 +88,43 @@ def test_a_single_unseen_class_is_refused_before_any_student_is_trained(
     assert "error: unseen: must be empty, or name two classes or more" in capsys.readouterr().err
 
 
+def job_of(path: Path) -> StudentJob:
+    """The job of a study's first cell, whose data set is published."""
+    cell = read(path).cells[0]
+    version = publish(cell.manifest)
+    storage = open_storage(cell.manifest.storage.root)
+    store = cell_of_student(storage, cell, version.fingerprint, "2" * 64)
+    return StudentJob(cell, store, version.id)
+
+
 def test_a_driver_plans_the_ranks_and_an_actor_is_the_only_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = read(write(tmp_path, seeds=[0])).cells[0]
-    store = cell_of_student(open_storage(str(tmp_path / "root")), cell, "1" * 64, "2" * 64)
-    student_job = StudentJob(cell, store, "1" * 16)
+    student_job = job_of(write(tmp_path, seeds=[0]))
     given: list[float | None] = []
 
     def distill(*arguments: Any) -> None:
         given.append(arguments[-1])
         raise ManifestError("field", "rule", "value", "remedy")
 
-    monkeypatch.setattr(distillation, "distill", distill)
+    monkeypatch.setattr(distillation, "distill_located", distill)
     assert run_job(student_job, 1)[1] == "field: rule, got 'value'; remedy"
     StudentTrainer(2.0, 0).train(student_job)
     assert given == [None, 2.0]
+
+
+def test_a_node_with_other_initial_weights_trains_no_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be another student, which the cell would show as its own."""
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"those of the driver")
+    axes = [{"name": "Start", "values": {"W": {"distillation": {"weights": str(weights)}}}}]
+    student_job = job_of(write(tmp_path, axes=axes, seeds=[0]))
+    weights.write_bytes(b"those of another node")
+    monkeypatch.setattr(distillation, "distill_located", lambda *_: pytest.fail("it trains"))
+    reason = StudentTrainer(1.0, 0).train(student_job)[1]
+    assert reason.startswith("distillation.weights: must be the same on every node, got ")
 
 
 def batch(size: int) -> dict[str, dict[str, Any]]:
