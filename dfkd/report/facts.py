@@ -43,8 +43,6 @@ from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED
 
-"""File with the facts that no other object of a run holds, so a page needs only the folder."""
-
 
 @checked(frozen=True, config=CHECKED)
 class RunOrigin:
@@ -206,8 +204,9 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
     scored = _scored_models(results, rows, footprint.read(run).ms)
     methods = [s.summary["method"] for s in scored if s.summary["model"] == "student"]
     students = _trained_students(run, rows, results["students"])
-    # A page shows data only of methods with a scored student, but without students those of all.
-    versions = _published_versions(run, methods or run.folders(layout.DATA), classes, students)
+    # Never the current version of a method with a scored student: its scores are of another one.
+    versions = _learned_versions(run, students) if methods else _current_versions(run)
+    versions = {m: version for m, version in versions.items() if version.classes == classes}
     name, exported = origin.manifest.get("name") if origin else None, exported_student(storage)
     location = as_utf8(storage.location())
     return Facts(
@@ -241,27 +240,23 @@ def _scored_models(
     return models
 
 
-def _published_versions(
-    storage: Storage,
-    methods: Sequence[str],
-    classes: tuple[str, ...],
-    students: Sequence[TrainedStudent],
+def _learned_versions(
+    storage: Storage, students: Sequence[TrainedStudent]
 ) -> dict[str, PublishedVersion]:
-    """The version of each method that its students learned from; without students the current one.
-
-    Methods without such a version, or whose version has other classes, are left out.
-    """
-    learned_from = {student.method: student.card.get("version") for student in students}
-    opened = {}
-    for method in methods:
-        home = storage.child(layout.data(method))
-        version = learned_from.get(method)
-        opened[method] = open_version(home, version[:16]) if version else current(home)
+    """The version of each method that its students learned from, as their cards say."""
+    learned = {student.method: student.card.get("version") for student in students}
     return {
-        method: published
-        for method, published in opened.items()
-        if published is not None and published.classes == classes
+        method: open_version(storage.child(layout.data(method)), version[:16])
+        for method, version in learned.items()
+        if version
     }
+
+
+def _current_versions(storage: Storage) -> dict[str, PublishedVersion]:
+    """The current version of each method that has one."""
+    folders = storage.folders(layout.DATA)
+    opened = {method: current(storage.child(layout.data(method))) for method in folders}
+    return {method: version for method, version in opened.items() if version}
 
 
 def _method_images(

@@ -68,8 +68,9 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
     """Name, value and unit of the figures below the headline."""
     shown = [each for each in (facts.best, facts.teacher) if each] or facts.scored[:1]
     rows = [(f"{_mean(facts)}, {each.label}", share(each.summary["mean"]), "%") for each in shown]
-    made = sum(int(m.version.manifest["samples"]) for m in facts.method_images)
-    rows.append(("images synthesised", count(made), ""))
+    if facts.method_images:
+        made = sum(int(m.version.manifest["samples"]) for m in facts.method_images)
+        rows.append(("images synthesised", count(made), ""))
     if _saw_no_real_image(facts):
         rows.append(("real images used", "0", ""))
     if facts.entries:

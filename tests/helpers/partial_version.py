@@ -32,26 +32,41 @@ TASKS = tuple(Task(row, shard, shard * 3, 3) for shard in range(2) for row in ra
 ENVIRONMENT = {"torch": "2"}
 
 
-def make_sample(class_index: int, index: int, shift: float = 0.0) -> Sample:
-    """The sample that this class and index always give; `shift` makes another one."""
-    noise = np.random.default_rng([class_index, index])
-    metadata = {
-        "class": IDENTITY["classes"][class_index],
+def metadata(name: str, class_index: int, index: int, **own: object) -> dict[str, Any]:
+    """What a sample of the class `name` says of itself; `own` replaces values."""
+    return {
+        "class": name,
         "class_index": class_index,
         "index": index,
-        "seed": int(noise.integers(2**62)) * 2 + 1,
+        "seed": index,
         "method": "vanilla",
-        "prompt": f"A {IDENTITY['classes'][class_index]} in the style of ½ {index}",
-        "loss": 0.5 + shift,
-        "confidence": float(noise.random()),
-        "steps": 20,
+        "prompt": "A thing",
+        "loss": 0.5,
+        "confidence": 0.9,
+        "steps": 1,
         "attempt": 0,
+        **own,
     }
+
+
+def make_sample(class_index: int, index: int, shift: float = 0.0) -> Sample:
+    """The sample that this class and index always give; `shift` makes another one."""
+    noise, name = np.random.default_rng([class_index, index]), IDENTITY["classes"][class_index]
+    facts = metadata(
+        name,
+        class_index,
+        index,
+        seed=int(noise.integers(2**62)) * 2 + 1,
+        prompt=f"A {name} in the style of ½ {index}",
+        loss=0.5 + shift,
+        confidence=float(noise.random()),
+        steps=20,
+    )
     arrays = {
         "distances": noise.random(2, np.float32) + 1,
         "embedding": noise.random(4, np.float32).astype(np.float16),
     }
-    return Sample(sample_key(class_index, index), noise.bytes(700), "png", metadata, arrays)
+    return Sample(sample_key(class_index, index), noise.bytes(700), "png", facts, arrays)
 
 
 def write_task(task: Task, path: Path, failed: Collection[int] = (), shift: float = 0.0) -> Path:

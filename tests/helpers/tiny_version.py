@@ -18,6 +18,7 @@ from dfkd.dataset.versions import Version, begin
 from dfkd.storage.local import open_storage
 from dfkd.utils.yaml import merge
 from tests.helpers import small_manifest
+from tests.helpers.partial_version import metadata
 from tests.helpers.small_manifest import SMALLEST
 
 CLASSES = ("red", "green", "blue")
@@ -80,18 +81,8 @@ def _sample(manifest: Manifest, task: Task, index: int) -> Sample:
     Image.fromarray(pixels).save(stream, "PNG")
     distances = np.full(classes, 1.2, np.float32) + noise.normal(0, 0.01, classes).astype("f4")
     distances[task.class_index] -= 0.4
-    metadata = {
-        "class": manifest.classes[task.class_index],
-        "class_index": task.class_index,
-        "index": index,
-        "seed": index,
-        "method": manifest.prompts.method[0],
-        "prompt": "A thing",
-        "loss": 0.5,
-        "confidence": 0.9,
-        "steps": 1,
-        "attempt": 0,
-    }
+    name, method = manifest.classes[task.class_index], manifest.prompts.method[0]
+    facts = metadata(name, task.class_index, index, method=method)
     embedding = np.eye(EMBEDDING, dtype=np.float16)[task.class_index % EMBEDDING]
     arrays = {"distances": distances, "embedding": embedding}
-    return Sample(sample_key(task.class_index, index), stream.getvalue(), "png", metadata, arrays)
+    return Sample(sample_key(task.class_index, index), stream.getvalue(), "png", facts, arrays)

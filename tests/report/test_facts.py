@@ -104,6 +104,27 @@ def test_the_data_are_those_that_the_scored_students_learned_from(
     assert shown.id == facts.method_images[0].version.id != newest.id
 
 
+@pytest.mark.parametrize(("limit", "each"), [(12, 2), (1, 1)])
+def test_all_classes_and_methods_share_the_pictures_of_a_page(
+    run: Manifest, monkeypatch: pytest.MonkeyPatch, limit: int, each: int
+) -> None:
+    monkeypatch.setattr(facts_module, "MAX_PICTURES", limit)
+    shown = [
+        images.gallery.strips for images in collect(open_storage(run.storage.root)).method_images
+    ]
+    assert [len(strip) for strips in shown for strip in strips.values()] == [each] * 6
+
+
+def test_old_scores_are_not_shown_beside_new_images(copy: Storage, run: Manifest) -> None:
+    for key in list(copy.list("students/")):
+        copy.delete(key)
+    publish(dataclasses.replace(run.with_values(storage={"root": copy.location()}), salt=7))
+    facts = collect(copy)
+    assert [model.label for model in facts.scored] == ["teacher", *METHODS]
+    assert facts.method_images == []
+    assert "images synthesised" not in Path(page.write_stored(copy)).read_text()
+
+
 def test_a_manifest_of_other_students_than_the_scored_ones_is_refused(run: Manifest) -> None:
     other = run.with_values(distillation={"epochs": run.distillation.epochs + 1})
     with pytest.raises(ManifestError, match=r"results\.json scores.*run jobs/evaluate\.py"):

@@ -13,8 +13,6 @@ from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample
 from dfkd.report import gallery as module
 from dfkd.report.gallery import data_uri, evenly, gallery, read_index
-from dfkd.storage.local import open_storage
-from tests.helpers.large_run import large_version
 from tests.helpers.tiny_version import publish, write_manifest
 
 
@@ -118,14 +116,3 @@ def test_a_page_shows_small_images_whose_bytes_are_few() -> None:
     plain = encode(Image.new("RGB", (8, 8), "red"))
     flat = data_uri(plain)
     assert len(flat) <= len(base64.b64encode(plain)) + 30
-
-
-def test_of_100_000_images_a_page_opens_few_shards_and_stays_small(tmp_path: Path) -> None:
-    version = large_version(open_storage(str(tmp_path)))
-    index = read_index(version)
-    assert index.rows == 100_000
-    assert sum(array.nbytes for array in vars(index).values() if not isinstance(array, int)) < 4e6
-    found = gallery(version, index, module.MAX_PER_CLASS)
-    assert all(len(strip) == module.MAX_PER_CLASS for strip in found.strips.values())
-    assert [p.index for p in found.unsure] == [0] * 10
-    assert len(found.embeddings) == module.MAX_EMBEDDINGS

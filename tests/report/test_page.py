@@ -23,7 +23,6 @@ from dfkd.report.wording import figures, headline
 from dfkd.storage.local import open_storage
 from dfkd.utils.strict_json import canonical
 from tests.helpers.finished_run import CLASSES, SIZES, TEXT, finished
-from tests.helpers.large_run import large_run
 
 COMMAND = "python jobs/pipeline.py 'my <run>.yaml'"
 
@@ -213,15 +212,6 @@ def test_a_run_with_no_more_than_its_results_has_a_page(run: Manifest, tmp_path:
     assert "left no records of time" in outline.text
     assert "TensorBoard" not in outline.text
     assert "A student that" in outline.words
-
-
-def test_the_page_of_100_000_images_is_small(tmp_path: Path) -> None:
-    storage = open_storage(str(tmp_path))
-    large_run(storage)
-    html = Path(page.write_stored(storage)).read_bytes()
-    assert len(html) < 5_000_000
-    told = "Of 100,000 images the teacher takes 1,000 for another class"
-    assert told in Outline(html.decode()).words
 
 
 @pytest.mark.parametrize(
