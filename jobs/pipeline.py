@@ -38,9 +38,9 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         DfkdError: another job has made another version current meanwhile.
     """
     from dfkd.cluster.connection import connected
-    from dfkd.pipeline.preflight import check_run
+    from dfkd.pipeline.preflight import check_later_stages
 
-    check_run(manifest)  # all stages, before the hours of synthesis
+    check_later_stages(manifest)  # `synthesize.build` checks its own stage
     with connected():  # once for both
         built = synthesize.build(manifest, options)
         _require_current(built)

@@ -30,8 +30,8 @@ PROMPT_BYTES = 256
 """Bytes of a prompt's row without its vectors, rounded up."""
 
 
-def check_run(manifest: Manifest) -> None:
-    """Refuse what any stage of a run from class names to results would refuse.
+def check_later_stages(manifest: Manifest) -> None:
+    """Refuse what distillation and evaluation would refuse after the hours of synthesis.
 
     Raises:
         ManifestError: naming the field.
@@ -39,7 +39,6 @@ def check_run(manifest: Manifest) -> None:
     check_distillation(manifest)
     check_batches(manifest)
     check_evaluation(manifest)
-    check_synthesis(manifest)
 
 
 def check_synthesis(manifest: Manifest) -> None:

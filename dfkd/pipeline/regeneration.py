@@ -26,7 +26,7 @@ from dfkd.evaluation.scoring import evaluate
 from dfkd.export import take_home
 from dfkd.pipeline import attempts
 from dfkd.pipeline.attempts import Attempt, Decision
-from dfkd.pipeline.preflight import check_run, note_unknown_names
+from dfkd.pipeline.preflight import check_later_stages, check_synthesis, note_unknown_names
 from dfkd.report import compare, page
 from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.report.facts import Facts, collect, note_origin
@@ -124,7 +124,8 @@ def _refuse_rejected(attempt: Attempt, decision: Decision, page: str) -> None:
 def _check(manifest: Manifest) -> None:
     """Refuse a manifest whose candidate or students could not be made, trained or scored."""
     attempts.require_comparable(manifest)
-    check_run(manifest)
+    check_later_stages(manifest)
+    check_synthesis(manifest)
     note_unknown_names(manifest)
 
 

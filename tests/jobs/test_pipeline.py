@@ -1,5 +1,6 @@
 """Class names in, student out: the whole job as a user runs it, at the smallest size."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -10,10 +11,13 @@ import pytest
 import yaml
 
 import dfkd
+from dfkd.cluster import connection
 from dfkd.cluster.synthesis import identify
 from dfkd.config.identity import weights_of
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
+from dfkd.errors import DfkdError
+from dfkd.models.generators import kinds
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers import tiny_version
@@ -115,6 +119,22 @@ def test_evaluation_data_is_looked_at_before_anything_is_made(tmp_path: Path) ->
     words = settings(tmp_path / "run", f"evaluation.data={data}")
     assert refusal("pipeline", MANIFEST, *words).startswith("evaluation.data: ")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.heavy
+def test_the_generator_is_loaded_by_synthesize_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may have many gigabytes."""
+
+    def synthesize(*_: Any, **__: Any) -> Any:
+        raise DfkdError("begun")
+
+    monkeypatch.setattr(kinds, "load", None)
+    monkeypatch.setattr(connection, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(dfkd, "synthesize", synthesize)
+    assert load("pipeline").main([str(MANIFEST), *settings(tmp_path / "run")]) == 1
+    assert "begun" in capsys.readouterr().err
 
 
 @pytest.mark.heavy
