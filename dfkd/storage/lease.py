@@ -201,7 +201,11 @@ def _renewing(lease: Lease) -> Iterator[None]:
 def newest_lease(storage: Storage, name: str) -> tuple[str, LeaseRecord | None]:
     """Key and content of the lease with the highest number; ("", None) if there is none."""
     keys = [key for key in storage.list(f"{layout.LEASES}{name}/") if NUMBERED.fullmatch(key)]
-    return (keys[-1], read(storage, keys[-1])) if keys else ("", None)
+    for key in reversed(keys):
+        # A process that has backed out in favour of the holder before it has deleted its own.
+        with contextlib.suppress(MissingObject):
+            return key, read(storage, key)
+    return "", None
 
 
 def read(storage: Storage, key: str) -> LeaseRecord:
@@ -247,8 +251,8 @@ def _holder() -> str:
 
 def _refusal(name: str, record: LeaseRecord | None) -> LeaseError:
     """The error for a lease that another process holds."""
-    holder = record.holder if record else "another process"
-    until = datetime.fromtimestamp(record.expires if record else 0, UTC).isoformat(" ", "seconds")
-    return LeaseError(
-        f"lease {name}: is held by {holder} until {until}; run the same command when it has ended"
-    )
+    holder = "another process"
+    if record:
+        until = datetime.fromtimestamp(record.expires, UTC).isoformat(" ", "seconds")
+        holder = f"{record.holder} until {until}"
+    return LeaseError(f"lease {name}: is held by {holder}; run the same command when it has ended")

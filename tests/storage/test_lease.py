@@ -150,6 +150,28 @@ def test_a_newcomer_that_a_late_renewal_refuses_gives_its_own_lease_up(storage: 
     assert acquire(storage, "regenerate").key == "leases/regenerate/00000002.json"
 
 
+def test_a_lease_that_was_given_up_since_it_was_listed_counts_for_nothing(
+    storage: Storage,
+) -> None:
+    late = acquire(storage, "regenerate")
+
+    class Raced(type(storage)):
+        def list(self, prefix: str = "") -> Iterator[str]:
+            return iter([*super().list(prefix), "leases/regenerate/00000002.json"])
+
+    with pytest.raises(LeaseError, match=f"regenerate: is held by {late.holder} until"):
+        acquire(Raced(storage.root), "regenerate")  # type: ignore[attr-defined]
+
+
+def test_a_winner_that_has_vanished_is_not_named(storage: Storage) -> None:
+    class Lost(type(storage)):
+        def put_if_absent(self, key: str, data: bytes | Path) -> bool:
+            return False
+
+    with pytest.raises(LeaseError, match="regenerate: is held by another process; run"):
+        acquire(Lost(storage.root), "regenerate")  # type: ignore[attr-defined]
+
+
 @dataclass
 class Memory:
     """The objects of a storage in a dict: enough for leases, and fast."""
