@@ -32,8 +32,10 @@ def find(source: str, overrides: tuple[str, ...]) -> Study:
     Raises:
         ManifestError: there is no such study, or it breaks a rule.
     """
-    # A path first, so that a folder in the working directory may have the name of a study.
-    if Path(source).exists():
+    # A path first, so that a study of one's own may have the name of a shipped one. Other folders
+    # may have it too: `images` is the name of a study.
+    path = Path(source)
+    if path.exists() and (not path.is_dir() or (path / FILE).exists()):
         return read_study(source, overrides)
     names = [path.parent.name for path in files()]
     if source in names:
