@@ -22,7 +22,6 @@ from torch import Tensor
 from dfkd.cluster import distillation
 from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.distillation import FinishedStudent
-from dfkd.cluster.metrics import report_accuracy
 from dfkd.cluster.synthesis import BuiltVersion, build, identify, is_published, require_space
 from dfkd.cluster.worker import synthesis_pool
 from dfkd.config.manifest import Manifest
@@ -220,18 +219,14 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
             nothing has been scored.
         CorruptionError: a student is damaged.
         DfkdError: no image can be read.
-        InfrastructureError: RAY_ADDRESS names a cluster that does not answer.
     """
-    # The models run here; a cluster is joined only so that its Prometheus gets the accuracies.
-    joined = connected() if cluster_address() else contextlib.nullcontext()
-    with joined, thread_limit(threads) as thread_count:
+    with thread_limit(threads) as thread_count:
         folder = layout.OTHER_CLASSES if classes else ""
         scored = scoring.evaluate(manifest, thread_count, folder=folder, classes=tuple(classes))
         # The networks would fill memory for as long as the caller keeps the results.
         evaluated = dataclasses.replace(scored, networks={})
         if classes:
             return evaluated
-        report_accuracy(manifest.name, scored.results)
         root = open_storage(manifest.storage.root)
         ms = footprint.measure_and_write(root, scored.networks)
     versions = scored.versions

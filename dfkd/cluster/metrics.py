@@ -1,22 +1,21 @@
-"""Metrics of a running run: measures for Prometheus, exported by Ray, and log lines.
+"""Metrics of a running run: counts for Prometheus, exported by Ray, and log lines.
 
-Ray exports each measure on every node as `ray_NAME` (`ray_NAME_total` for a count) and adds labels
-of node and process to those given here. If Ray is not running, nothing is measured.
+Ray exports each count on every node as `ray_NAME_total` and adds labels of node and process to
+those given here. If Ray is not running, nothing is counted.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import ray
-from ray.util.metrics import Counter, Gauge
+from ray.util.metrics import Counter
 
 from dfkd.cluster.actors.failures import Quarantined
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Unit
 from dfkd.dataset.shards import Receipt
-from dfkd.evaluation.results import accuracy_of
 from dfkd.storage.base import Request
 from dfkd.utils import logs
 
@@ -24,16 +23,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A metric: its name, its help text, and the labels that each value needs."""
+class Count:
+    """A counter: its name, its help text, and the labels that each amount needs.
+
+    It only grows, so its rate is the figure of interest.
+    """
 
     name: str
     says: str
     labels: tuple[str, ...] = ()
-
-
-class Count(Measure):
-    """A counter: it only grows, so its rate is the figure of interest."""
 
     def add(self, amount: float, **labels: str) -> None:
         """Add `amount` to this process's count."""
@@ -42,24 +40,12 @@ class Count(Measure):
             Counter(self.name, self.says, self.labels).inc(amount, labels)
 
 
-class Level(Measure):
-    """A gauge: the last value that this process has set."""
-
-    def set(self, value: float, **labels: str) -> None:
-        """Set the current value."""
-        if ray.is_initialized():
-            Gauge(self.name, self.says, self.labels).set(value, labels)
-
-
 RUN = ("manifest", "method")
 
 IMAGES = Count(
     "dfkd_images",
     "images of ended tasks: done, failed (diverged at every try), or quarantined with their task",
     (*RUN, "outcome"),
-)
-WORKER_RATE = Level(
-    "dfkd_worker_images_per_second", "images a second of this worker in its last task", RUN
 )
 IMAGE_STEPS = Count("dfkd_synthesis_image_steps", "optimisation steps, counted for each image", RUN)
 TASK_SECONDS = Count("dfkd_synthesis_seconds", "workers' seconds on tasks that ended well", RUN)
@@ -73,14 +59,9 @@ STEP_SECONDS = Count("dfkd_distillation_step_seconds", "a rank's seconds in thes
 WAIT_SECONDS = Count(
     "dfkd_distillation_wait_seconds", "a rank's seconds between steps, waiting for data", RUN
 )
-ACCURACY = Level(
-    "dfkd_evaluation_accuracy",
-    "accuracy of a model on a domain (0-1), over images or classes as evaluation.average says",
-    ("manifest", "model", "method", "seed", "domain"),
-)
 
-ALL_MEASURES = tuple(value for value in list(vars().values()) if isinstance(value, Measure))
-"""The measures above; cluster/README.md and the dashboard show each of them."""
+ALL_COUNTS = tuple(value for value in list(vars().values()) if isinstance(value, Count))
+"""The counts above; cluster/README.md and the dashboard show each of them."""
 
 REPORT_SECONDS = 5.0
 """Seconds between two reports of a `Pace`. Ray exports every ten seconds."""
@@ -109,7 +90,7 @@ class Pace:
             requested = time.perf_counter()
 
     def report(self) -> None:
-        """Add the steps and seconds since the last report to the measures."""
+        """Add the steps and seconds since the last report to the counts."""
         SAMPLES.add(self.steps * self.images_per_step, **self.labels)
         STEPS.add(self.steps, **self.labels)
         STEP_SECONDS.add(self.worked, **self.labels)
@@ -128,13 +109,6 @@ def count_request(request: Request) -> None:
         UPLOAD_BYTES.add(request.bytes)
         if not request.error:
             UPLOADS.add(1)
-
-
-def report_accuracy(manifest: str, results: Mapping[str, Any]) -> None:
-    """Set the accuracy measure for each row of a `results.json`."""
-    for row in results["rows"]:
-        labels = {key: str(row[key]) for key in ("model", "method", "seed", "domain")}
-        ACCURACY.set(accuracy_of(row, results["average"]), manifest=manifest, **labels)
 
 
 def report_task(

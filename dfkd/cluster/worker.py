@@ -21,7 +21,7 @@ from dfkd.cluster.actors.group import Actor
 from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import worker_resources
 from dfkd.cluster.connection import require_on_this_node
-from dfkd.cluster.metrics import WORKER_RATE, count_request
+from dfkd.cluster.metrics import count_request
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.config.identity import weights_of
 from dfkd.config.manifest import Cluster, Manifest
@@ -179,7 +179,6 @@ class Worker:
         """Synthesise, write and commit a unit's tasks; returns receipt and summary of each."""
         # A maker that raises may be half-way through a part, so the next attempt loads a new one.
         maker, self._shard_maker = self._shard_maker or self._load_maker(unit), None
-        started = time.perf_counter()
         with scratch_folder("dfkd-shards-") as folder:
             committed = self._make_shards(maker, unit, folder)
         if has_dependent_parts(self.manifest.method):
@@ -187,8 +186,6 @@ class Worker:
             # receipts, so that a worker that dies before it makes the same part once more.
             Chain(self.version).keep(self.manifest, unit.part, maker.source.state())
         self._shard_maker = maker
-        rate = sum(summary.samples for _, summary in committed) / (time.perf_counter() - started)
-        WORKER_RATE.set(rate, manifest=self.manifest.name, method=self.manifest.method)
         return committed
 
     def _load_maker(self, unit: Unit) -> ShardMaker:
@@ -246,8 +243,6 @@ class SynthesisActor(Actor):
     def work_on(self, manifest: Manifest, version: Version, kind: type[Worker]) -> None:
         """Make prompts and shards of `version` by a worker of class `kind` from now on."""
         if self._worker:
-            before = self._worker.manifest
-            WORKER_RATE.set(0.0, manifest=before.name, method=before.method)
             self._worker = None  # its generator goes before the next worker loads its own
             # A synthesiser refers to its own method, so only a collection frees its networks.
             gc.collect()

@@ -7,8 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ import promql_parser
 import pytest
 import yaml
 from botocore.validate import ParamValidator
-from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from pydantic import ConfigDict, TypeAdapter
 from ray.autoscaler._private.aws.config import _configure_security_group
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -124,51 +121,15 @@ def test_the_image_takes_in_all_that_it_copies() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
-def checked(value: object, hint: Any) -> None:
-    """Compare an object of Grafana's SDK with its annotations, which the SDK itself does not."""
-    if isinstance(value, list):
-        (item,) = typing.get_args(next(iter(typing.get_args(hint)), hint)) or (Any,)
-        for each in value:
-            checked(each, item)
-    elif hasattr(value, "to_json"):
-        hints = typing.get_type_hints(type(value))
-        for name, inner in vars(value).items():
-            checked(inner, hints[name])
-    else:
-        loose = ConfigDict(arbitrary_types_allowed=True)
-        TypeAdapter(hint, config=loose).validate_python(value)
-
-
-def known(written: Any, read: Any, place: str = "dashboard") -> None:
-    """Every key that was written is one that Grafana reads, with the same value."""
-    if isinstance(written, dict):
-        assert written.keys() <= read.keys(), f"{place}: {written.keys() - read.keys()}"
-        for key, value in written.items():
-            known(value, read[key], f"{place}.{key}")
-    elif isinstance(written, list):
-        assert len(written) == len(read), place
-        for number, (one, other) in enumerate(zip(written, read, strict=True)):
-            known(one, other, f"{place}[{number}]")
-    else:
-        assert written == read, place
-
-
-def check_dashboard(tree: Tree) -> None:
-    register_default_plugins()
-    dashboard = Dashboard.from_json(copy.deepcopy(tree))
-    checked(dashboard, Dashboard)
-    known(tree, json.loads(json.dumps(dashboard, cls=JSONEncoder)))
-
-
 def the_dashboard() -> Tree:
     tree: Tree = json.loads((FOLDER / "dashboard.json").read_text())
     return tree
 
 
 def test_the_dashboard_is_what_grafana_reads() -> None:
-    tree = the_dashboard()
-    check_dashboard(tree)
-    panels = tree["panels"]
+    register_default_plugins()
+    Dashboard.from_json(the_dashboard())
+    panels = the_dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     places = [panel["gridPos"] for panel in panels]
     assert all(place["x"] + place["w"] <= 24 for place in places)
@@ -181,21 +142,6 @@ def test_the_dashboard_is_what_grafana_reads() -> None:
     assert len(cells) == len(set(cells)), "panels overlap"
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda tree: tree.update(refreshing="30s"),
-        lambda tree: tree["panels"][1].update(title=7),
-        lambda tree: tree["panels"][1]["targets"][0].update(expression="up"),
-    ],
-)
-def test_a_dashboard_with_a_slip_is_refused(spoil: Callable[[Tree], None]) -> None:
-    tree = the_dashboard()
-    spoil(tree)
-    with pytest.raises((AssertionError, ValueError)):
-        check_dashboard(tree)
-
-
 def queried(expression: str) -> set[str]:
     """The metrics of a PromQL expression; ValueError if Prometheus could not read it."""
     for variable, value in {"$__rate_interval": "1m", "$__range": "1h"}.items():
@@ -206,10 +152,7 @@ def queried(expression: str) -> set[str]:
 
 def exported() -> set[str]:
     """Names that Prometheus sees."""
-    return {
-        f"ray_{measure.name}" + "_total" * isinstance(measure, metrics.Count)
-        for measure in metrics.ALL_MEASURES
-    }
+    return {f"ray_{count.name}_total" for count in metrics.ALL_COUNTS}
 
 
 def test_the_dashboard_shows_every_metric_and_no_other() -> None:
@@ -226,9 +169,8 @@ def test_the_readme_documents_every_metric_and_no_other() -> None:
     text = (FOLDER / "README.md").read_text()
     rows = dict(re.findall(r"^\| `(ray_dfkd_\w+)` \| (.+?) \|", text, re.MULTILINE))
     assert set(rows) == exported()
-    for measure in metrics.ALL_MEASURES:
-        name = next(name for name in rows if name.removesuffix("_total") == f"ray_{measure.name}")
-        assert rows[name] == measure.says
+    for count in metrics.ALL_COUNTS:
+        assert rows[f"ray_{count.name}_total"] == count.says
 
 
 def test_prometheus_reads_its_file() -> None:

@@ -1,4 +1,4 @@
-"""Measures as Prometheus gets them, from a real Ray's endpoint: those of driver and actors."""
+"""Counts as Prometheus gets them, from a real Ray's endpoint: those of driver and actors."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from dfkd.cluster.actors.failures import Quarantined
 from dfkd.cluster.actors.group import Actor
 from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import WorkerResources
-from dfkd.cluster.metrics import ALL_MEASURES, Count, Level, Measure, Pace
+from dfkd.cluster.metrics import ALL_COUNTS, Count, Pace
 from dfkd.cluster.synthesis import _ShardReport
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import UnitResult
@@ -36,32 +36,22 @@ BOTH = ("uploads_total", "upload_bytes_total", "upload_seconds_total", "storage_
 """What driver and worker count."""
 
 
-def name_of(measure: Measure) -> str:
-    """As Prometheus has it."""
-    return f"ray_{measure.name}" + "_total" * isinstance(measure, Count)
+def add_to(count: Count) -> None:
+    labels = {key: f"some {key}" for key in count.labels}
+    count.add(2.0, **labels)
+    count.add(1.5, **labels)
 
 
-def say(measure: Measure) -> None:
-    labels = {key: f"some {key}" for key in measure.labels}
-    if isinstance(measure, Count):
-        measure.add(2.0, **labels)
-        measure.add(1.5, **labels)
-    elif isinstance(measure, Level):
-        measure.set(7.0, **labels)
-        measure.set(0.25, **labels)
-
-
-def test_without_ray_nothing_is_measured_and_nothing_started() -> None:
-    for measure in ALL_MEASURES:
-        say(measure)
+def test_without_ray_nothing_is_counted_and_nothing_started() -> None:
+    for count in ALL_COUNTS:
+        add_to(count)
     assert not ray.is_initialized()
 
 
-def test_the_endpoint_shows_what_processes_measure(endpoint: str, tmp_path: Path) -> None:
+def test_the_endpoint_shows_what_processes_count(endpoint: str, tmp_path: Path) -> None:
     @ray.remote(num_cpus=1)
     class Worker:
         def work(self) -> None:
-            metrics.WORKER_RATE.set(3.5, manifest="other", method="mix")
             storage = open_storage(str(tmp_path)).observed(metrics.count_request)
             storage.put("a", b"12345")
             storage.child("below").put("b", b"678")
@@ -69,28 +59,26 @@ def test_the_endpoint_shows_what_processes_measure(endpoint: str, tmp_path: Path
             metrics.count_request(Request("put", attempt=2, bytes=100, seconds=0.5))
             metrics.count_request(Request("put", attempt=3, error="SlowDown"))
 
-    for measure in ALL_MEASURES:
-        say(measure)
-    # Kept, because a level of a process that ended is no longer shown.
+    for count in ALL_COUNTS:
+        add_to(count)
     worker = Worker.remote()  # type: ignore[attr-defined]
     ray.get(worker.work.remote())
+    names = {f"ray_{count.name}_total" for count in ALL_COUNTS}
 
     def whole(found: Found) -> bool:
-        series = [found.get(f"ray_dfkd_{name}", ()) for name in ("worker_images_per_second", *BOTH)]
-        return found.keys() >= {name_of(m) for m in ALL_MEASURES} and {
-            len(each) for each in series
-        } == {2}
+        series = [found.get(f"ray_dfkd_{name}", ()) for name in BOTH]
+        return found.keys() >= names and {len(each) for each in series} == {2}
 
     found = wait_for(endpoint, whole)
-    (own,) = {labels["WorkerId"] for labels, _ in found["ray_dfkd_evaluation_accuracy"]}
-    for measure in ALL_MEASURES:
-        wanted = {key: f"some {key}" for key in measure.labels}
+    (own,) = {labels["WorkerId"] for labels, _ in found["ray_dfkd_images_total"]}
+    for count in ALL_COUNTS:
+        wanted = {key: f"some {key}" for key in count.labels}
         (value,) = [
             value
-            for labels, value in found[name_of(measure)]
+            for labels, value in found[f"ray_{count.name}_total"]
             if labels["WorkerId"] == own and wanted.items() <= labels.items()
         ]
-        assert value == (3.5 if isinstance(measure, Count) else 0.25), measure.name
+        assert value == 3.5, count.name
     others = {
         name: value
         for name, series in found.items()
@@ -99,7 +87,6 @@ def test_the_endpoint_shows_what_processes_measure(endpoint: str, tmp_path: Path
     }
     assert others.pop("ray_dfkd_upload_seconds_total") > 0.5
     assert others == {
-        "ray_dfkd_worker_images_per_second": 3.5,
         "ray_dfkd_uploads_total": 3,
         "ray_dfkd_upload_bytes_total": 108,
         "ray_dfkd_storage_retries_total": 2,

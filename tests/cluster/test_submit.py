@@ -184,9 +184,8 @@ def test_a_failing_job_gives_one_line_and_its_exit_code(head: Head, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.timeout(700)
 def test_what_submitted_jobs_measure_is_at_the_head_s_endpoint(head: Head, root: Path) -> None:
-    for job in ("distill", "evaluate"):
-        found = head.submit(command(job, root))
-        assert found.returncode == 0, found.stdout
+    found = head.submit(command("distill", root))
+    assert found.returncode == 0, found.stdout
     series = scraped(head.cluster.metrics)
     run = {"manifest": "miniature", "method": "vanilla"}
 
@@ -198,10 +197,6 @@ def test_what_submitted_jobs_measure_is_at_the_head_s_endpoint(head: Head, root:
     assert total("ray_dfkd_distillation_step_seconds_total", **run) > 0
     assert total("ray_dfkd_uploads_total") > 0
     assert total("ray_dfkd_upload_bytes_total") > 0
-    results = json.loads((root / "results.json").read_text())
-    told = {own["domain"]: value for own, value in series["ray_dfkd_evaluation_accuracy"]}
-    wanted = {row["domain"]: row["accuracy"] for row in results["rows"]}
-    assert told == pytest.approx(wanted)
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ import torch
 
 from dfkd.benchmarks.scale import ScaleWorker
 from dfkd.benchmarks.stand_in import put_prompts
-from dfkd.cluster.metrics import Level
 from dfkd.cluster.synthesis import identify
 from dfkd.cluster.worker import SynthesisActor, TeacherSlot, Worker
 from dfkd.config.identity import identity
@@ -115,21 +114,6 @@ def test_the_generator_of_one_method_is_gone_before_the_next_loads_its_own(tmp_p
     finally:
         gc.enable()
     assert [reference() for reference in generators] == [None]
-
-
-def test_an_actor_that_changes_its_work_is_no_longer_shown_at_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A level stays as it was set, so the rate of the first run would be shown for ever."""
-    rates: list[tuple[float, str]] = []
-    monkeypatch.setattr(Level, "set", lambda _, rate, **of: rates.append((rate, of["method"])))
-    manifest = Manifest.read(write_manifest(tmp_path))
-    version = begin(open_storage(manifest.storage.root), identity(manifest, {}))
-    actor = SynthesisActor(1.0)
-    actor.work_on(manifest, version, Worker)
-    assert rates == []
-    actor.work_on(manifest, version, Worker)
-    assert rates == [(0.0, "vanilla")]
 
 
 @contextmanager
