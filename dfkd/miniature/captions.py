@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
+import torch
 from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from dfkd.miniature.drawings.rendering import DrawingRow
 from dfkd.miniature.looks.look import Look
@@ -91,24 +93,22 @@ class Captioner:
     """
 
     def __init__(self, tokenizer: SimpleTokenizer, words: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
         self.encode: Callable[[str], list[int]] = cache(tokenizer.encode)
-        self.start, self.end = tokenizer.sot_token_id, tokenizer.eot_token_id
         self.words = list(words)
 
-    def tokens(self, captions: Sequence[Sequence[str]], at_most: int) -> npt.NDArray[np.int64]:
+    def tokens(self, captions: Sequence[Sequence[str]], at_most: int) -> Tensor:
         """Token ids int64 [N, L] of captions, each a list of words, padded with zeros.
 
         L is the length of the longest caption, which is cut to `at_most` tokens with start and
         end.
         """
+        start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
         rows = []
         for caption in captions:
             ids = [i for word in caption for i in self.encode(word)][: at_most - 2]
-            rows.append([self.start, *ids, self.end])
-        out = np.zeros((len(rows), max(map(len, rows))), np.int64)
-        for line, row in zip(out, rows, strict=True):
-            line[: len(row)] = row
-        return out
+            rows.append(torch.tensor([start, *ids, end]))
+        return pad_sequence(rows, batch_first=True)
 
     def caption(
         self, row: DrawingRow, look: Look, rng: np.random.Generator, easy: bool = False

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import nn
 
@@ -18,11 +17,13 @@ from dfkd.miniature import card, evaluation_set, pretraining, samples, scoring, 
 from dfkd.miniature.captions import Captioner
 from dfkd.miniature.drawings.nouns import common_nouns
 from dfkd.miniature.drawings.rendering import DrawingRow
+from dfkd.miniature.drawings.sampling import Batches, name_weights
 from dfkd.miniature.looks.domains import DOMAINS
 from dfkd.miniature.pretraining import DataSplit
 from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.scoring import Scores
 from dfkd.miniature.training import classifier, diffusion
+from dfkd.miniature.training.common import log
 from dfkd.miniature.training.generator import Autoencoder
 from dfkd.models.generators.text_tower import shape_of
 from dfkd.models.teacher import Teacher
@@ -48,9 +49,8 @@ Single = Classifier | Literal["diffusion"]
 class Models:
     """The two models that others are made with, as exported: in their users' half precision."""
 
-    tokenizer: SimpleTokenizer
-    words: list[str]
-    """The words of the teacher's captions."""
+    captioner: Captioner
+    """Of the teacher's captions."""
     teacher: nn.Module
     generator: Autoencoder
 
@@ -72,6 +72,7 @@ def make(recipe: Recipe, command: str) -> Path:
     backbone = _train_classifier(recipe, split, "backbone", output)
     _make_diffusion(recipe, split, models, output, command)
     evaluation_set.write(split.evaluation, output / "evaluation.tar")
+    tokenizer = models.captioner.tokenizer
     scores = {
         "schema": 1,
         "recipe": fingerprint(work_folder.identity(recipe, "models")),
@@ -79,9 +80,9 @@ def make(recipe: Recipe, command: str) -> Path:
         "seed": recipe.seed,
         "machine": scoring.machine_scores(),
         "data": scoring.data_scores(recipe, split),
-        "teacher": scoring.teacher_scores(lengths, models.teacher, models.tokenizer, split),
+        "teacher": scoring.teacher_scores(lengths, models.teacher, tokenizer, split),
         "generator": lengths["generator"]
-        | scoring.generator_scores(models.generator, models.teacher, models.tokenizer, split),
+        | scoring.generator_scores(models.generator, models.teacher, tokenizer, split),
         "backbone": backbone,
         "files": scoring.file_scores(output, FILES),
     }
@@ -127,19 +128,20 @@ def _train_models(
     recipe: Recipe, split: DataSplit, output: Path
 ) -> tuple[Models, dict[str, Scores]]:
     """Train and export teacher and generator; returns the lengths of the trainings, too."""
-    tokenizer, words = pretraining.write_tokenizer(recipe, split, output)
-    folder = pretraining.train_teacher(recipe, split, tokenizer, words)
-    first = scoring.exported_teacher(recipe.teacher, folder, tokenizer.vocab_size)
+    captioner = pretraining.write_captioner(recipe, split, output)
+    folder = pretraining.train_teacher(recipe, split, captioner)
+    vocab_size = captioner.tokenizer.vocab_size
+    first = scoring.exported_teacher(recipe.teacher, folder, vocab_size)
     generator_trainer = pretraining.train_generator(recipe, split, first, output)
-    tower_trainer = pretraining.train_tower(recipe, split, tokenizer, words, folder, output)
+    tower_trainer = pretraining.train_tower(recipe, split, captioner, folder, output)
     lengths = {
         "first": json.loads((folder / "scores.json").read_text("utf-8")),
-        "second": tower_trainer.scores(),
+        "second": tower_trainer.scores() | {"class_share": recipe.tower.class_share},
         "generator": generator_trainer.scores(),
     }
-    teacher = scoring.exported_teacher(recipe.teacher, output, tokenizer.vocab_size)
+    teacher = scoring.exported_teacher(recipe.teacher, output, vocab_size)
     generator = scoring.exported_generator(recipe.generator, output)
-    return Models(tokenizer, words, teacher, generator), lengths
+    return Models(captioner, teacher, generator), lengths
 
 
 def _exported_models(recipe: Recipe, split: DataSplit, folder: Path) -> Models | None:
@@ -157,32 +159,38 @@ def _exported_models(recipe: Recipe, split: DataSplit, folder: Path) -> Models |
         return None
     if scoring.file_scores(folder, names) != exported:
         return None
-    pretraining.log(f"teacher and generator of {folder}")
-    tokenizer, words = pretraining.read_tokenizer(recipe, split, folder)
-    teacher = scoring.exported_teacher(recipe.teacher, folder, tokenizer.vocab_size)
-    return Models(tokenizer, words, teacher, scoring.exported_generator(recipe.generator, folder))
+    log(f"teacher and generator of {folder}")
+    captioner = pretraining.read_captioner(recipe, split, folder)
+    teacher = scoring.exported_teacher(recipe.teacher, folder, captioner.tokenizer.vocab_size)
+    return Models(captioner, teacher, scoring.exported_generator(recipe.generator, folder))
 
 
 def _make_diffusion(
     recipe: Recipe, split: DataSplit, models: Models, output: Path, command: str
 ) -> Path:
     """Train the diffusion model and export it in diffusers' layout; returns its scores' path."""
-    tokenizer, folder = models.tokenizer, output / "diffusion"
-    # It learns the classes that the evaluation set has, from other drawings of them.
-    keep = diffusion.named_rows(split.training, split.keep, evaluation_set.NAMES)
+    folder, rows = output / "diffusion", split.training.rows
+    # The training drawings have 43,000 names. A model of this size learned hardly one of them in
+    # 200,000 images, because each was shown too rarely: "cat" in 100 of them. Of the 300 most
+    # frequent ones, it learned in 400,000 images those that many sets draw alike, such as a clock,
+    # and not "fish". So it learns the classes that the evaluation set has, from other drawings.
+    keep = np.array([i for i in split.keep if rows[i].concept in evaluation_set.NAMES])
+    # Another seed than those of teacher and generator, so that it does not see their batches.
+    batches = Batches(
+        split.training, keep, recipe.diffusion.batch_size, recipe.seed + 7, name_weights
+    )
     trainer = diffusion.DiffusionTrainer(
         recipe.diffusion,
         recipe.generator,
-        split.training,
-        keep,
+        batches,
         models.generator,
-        Teacher(models.teacher, tokenizer, MINIATURE, preprocess={}),
-        Captioner(tokenizer, models.words),
+        Teacher(models.teacher, models.captioner.tokenizer, MINIATURE, preprocess={}),
+        models.captioner,
         work_folder.claim(recipe, "diffusion"),
         recipe.seed,
-        pretraining.log,
     )
-    unet = trainer.run()
+    trainer.run()
+    unet = trainer.average
     vae = diffusion.autoencoder(recipe.generator, models.generator, trainer.space)
     diffusion.write_configurations(folder, unet, vae, shape_of(trainer.teacher, trainer.layers))
     for part, network in {"unet": unet, "vae": vae}.items():
@@ -208,14 +216,12 @@ def _train_classifier(recipe: Recipe, split: DataSplit, kind: Classifier, output
         split.training, list(by_class.values()), settings.default_share, recipe.seed
     )
     folder = work_folder.claim(recipe, kind)
-    network = classifier.ClassifierTrainer(
-        settings, batches, folder, recipe.seed, pretraining.log
-    ).run()
+    trainer = classifier.ClassifierTrainer(settings, batches, folder, recipe.seed)
+    trainer.run()
+    network = trainer.network.eval()
     images, labels = split.validation_set(list(by_class))
     accuracy = classifier.accuracy(network, images, labels)
-    pretraining.log(
-        f"{accuracy:.3f} of {len(labels)} validation icons named, of {len(by_class)} classes"
-    )
+    log(f"{accuracy:.3f} of {len(labels)} validation icons named, of {len(by_class)} classes")
     path = output / f"{kind}.safetensors"
     classifier.save(network, path, settings.architecture, list(by_class))
     return {

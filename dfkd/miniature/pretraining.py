@@ -4,7 +4,6 @@ Each stage stores its result in the work folder and reuses it there, so the same
 """
 
 import json
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfkd.miniature import evaluation_set
+from dfkd.miniature.captions import Captioner
 from dfkd.miniature.drawings import clipart, rendering, separation
 from dfkd.miniature.drawings.icons import EVALUATION, VALIDATION, Catalogue
 from dfkd.miniature.drawings.nouns import common_nouns, object_nouns
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow, plain
+from dfkd.miniature.drawings.sampling import Batches, class_weights
 from dfkd.miniature.drawings.separation import Floats, Match
 from dfkd.miniature.drawings.sources import clipart_folder, icon_package
 from dfkd.miniature.fidelity import psnr
@@ -31,6 +32,7 @@ from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.tokenizer import caption_words, merges, write_merges
 from dfkd.miniature.training import generator
 from dfkd.miniature.training import teacher as teacher_recipe
+from dfkd.miniature.training.common import log
 from dfkd.miniature.training.tower import TowerTrainer
 from dfkd.miniature.work_folder import claim, folder_of, write_whole
 from dfkd.utils.pixels import from_bytes
@@ -91,11 +93,6 @@ class DataSplit:
         selected = [row for row in self.validation if row.concept in classes]
         labels = torch.tensor([classes.index(row.concept) for row in selected])
         return plain(self.training, selected), labels
-
-
-def log(text: str) -> None:
-    """Print a line of progress with the time."""
-    print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def split_drawings(recipe: Recipe) -> DataSplit:
@@ -224,93 +221,87 @@ def _path_keys(catalogue: Catalogue, rows: Sequence[DrawingRow]) -> list[str]:
     return [keys.get((row.collection, row.name), "") for row in rows]
 
 
-def write_tokenizer(
-    recipe: Recipe, split: DataSplit, output: Path
-) -> tuple[SimpleTokenizer, list[str]]:
-    """Write the teacher's configuration and merges; returns its tokenizer and its words."""
+def write_captioner(recipe: Recipe, split: DataSplit, output: Path) -> Captioner:
+    """Write the teacher's configuration and merges; returns the captioner of `read_captioner`."""
     output.mkdir(parents=True, exist_ok=True)
     write_merges(output / _MERGES, merges(caption_words(split.rows, recipe.teacher.word_count)))
-    tokenizer, words = read_tokenizer(recipe, split, output)
-    config = teacher_recipe.config(recipe.teacher, tokenizer.vocab_size, _MERGES)
+    captioner = read_captioner(recipe, split, output)
+    config = teacher_recipe.config(recipe.teacher, captioner.tokenizer.vocab_size, _MERGES)
     write_whole(output / "teacher.json", json.dumps(config, indent=2) + "\n")
-    return tokenizer, words
+    return captioner
 
 
-def read_tokenizer(
-    recipe: Recipe, split: DataSplit, folder: Path
-) -> tuple[SimpleTokenizer, list[str]]:
-    """The tokenizer of the merges in a folder, and the words of captions."""
-    words = caption_words(split.rows, recipe.teacher.word_count)
+def read_captioner(recipe: Recipe, split: DataSplit, folder: Path) -> Captioner:
+    """The captioner with the tokenizer of the merges in a folder."""
     length = recipe.teacher.context_length
-    return SimpleTokenizer(str(folder / _MERGES), context_length=length), words
+    tokenizer = SimpleTokenizer(str(folder / _MERGES), context_length=length)
+    return Captioner(tokenizer, caption_words(split.rows, recipe.teacher.word_count))
 
 
-def train_teacher(
-    recipe: Recipe, split: DataSplit, tokenizer: SimpleTokenizer, words: Sequence[str]
-) -> Path:
+def train_teacher(recipe: Recipe, split: DataSplit, captioner: Captioner) -> Path:
     """Train both towers; returns the folder of the weights and of `scores.json`.
 
     It is a folder of the work, because the second training of the image tower follows.
     """
     folder = claim(recipe, "teacher")
     if not (folder / "scores.json").exists():
+        batches = Batches(split.training, split.keep, recipe.teacher.batch_size, recipe.seed)
         trainer = teacher_recipe.TeacherTrainer(
-            recipe.teacher, split.training, split.keep, tokenizer, words, folder, recipe.seed, log
+            recipe.teacher, batches, captioner, folder, recipe.seed
         )
-        _train_validated(trainer, split, tokenizer, folder)
+        _train_validated(trainer, split, folder)
         write_whole(folder / "scores.json", json.dumps(trainer.scores(), indent=2) + "\n")
     return folder
 
 
 def train_tower(
-    recipe: Recipe,
-    split: DataSplit,
-    tokenizer: SimpleTokenizer,
-    words: Sequence[str],
-    first: Path,
-    output: Path,
+    recipe: Recipe, split: DataSplit, captioner: Captioner, first: Path, output: Path
 ) -> TowerTrainer:
     """Train the image tower again; returns the trainer. The teacher is exported to `output`.
 
     Args:
         first: the folder of `train_teacher`.
     """
+    classes = evaluation_set.by_class(split.rows).values()
+    # Another seed than the first training's, so that it does not repeat its batches.
+    batches = Batches(
+        split.training,
+        split.keep,
+        recipe.teacher.batch_size,
+        recipe.seed + 3,
+        usual=lambda rows: class_weights(rows, classes, recipe.tower.class_share),
+    )
     trainer = TowerTrainer(
         recipe.tower,
         recipe.teacher,
         load_file(first / "teacher.safetensors"),
-        split.training,
-        split.keep,
-        evaluation_set.by_class(split.rows).values(),
-        tokenizer,
-        words,
+        batches,
+        captioner,
         claim(recipe, "tower"),
         recipe.seed,
-        log,
     )
-    _train_validated(trainer, split, tokenizer, output)
+    _train_validated(trainer, split, output)
     return trainer
 
 
 def _train_validated(
-    trainer: teacher_recipe.TeacherTrainer,
-    split: DataSplit,
-    tokenizer: SimpleTokenizer,
-    output: Path,
+    trainer: teacher_recipe.TeacherTrainer, split: DataSplit, output: Path
 ) -> None:
     """Run a training of the teacher. Each checkpoint's average is exported to `output`."""
     nouns = split.nouns()
     images, labels = split.validation_set(nouns)
 
-    def validate(model: nn.Module, step: int) -> float:
-        correct = teacher_recipe.zero_shot(model, tokenizer, images, labels, nouns)
+    def validate() -> float:
+        tokenizer = trainer.captioner.tokenizer
+        correct = teacher_recipe.zero_shot(trainer.average, tokenizer, images, labels, nouns)
         accuracy = float(correct.float().mean())
-        log(f"{trainer.name} step {step} validation: {accuracy:.4f} of {len(nouns)} nouns")
-        export(model.state_dict(), output / "teacher.safetensors")
+        log(f"{trainer.name} step {trainer.step} validation: {accuracy:.4f} of {len(nouns)} nouns")
+        export(trainer.average.state_dict(), output / "teacher.safetensors")
         return accuracy
 
+    trainer.run(lambda: trainer.note(validate()))
     # A run that resumes after its last step has exported nothing yet.
-    validate(trainer.run(validate), trainer.step)
+    validate()
 
 
 def train_generator(
@@ -325,19 +316,19 @@ def train_generator(
     write_whole(output / "generator.yaml", yaml.safe_dump(config, sort_keys=False))
     # At most 256 validation drawings. The evaluation set is reserved for the final scores.
     images = plain(split.training, split.validation[:: 1 + len(split.validation) // 256])
-
-    def validate(network: generator.Autoencoder, step: int) -> None:
-        network.eval()
-        quality = psnr(reconstruct(network, images), images)
-        log(f"generator step {step} validation icons: {quality:.2f} dB")
-        export(network.official(), output / "generator.safetensors")
-        network.train()
-
-    folder = claim(recipe, "generator")
+    # Another seed than the teacher's, so that the two do not see the same batches.
+    batches = Batches(split.training, split.keep, recipe.generator.batch_size, recipe.seed + 1)
     trainer = generator.GeneratorTrainer(
-        recipe.generator, split.training, split.keep, teacher, folder, recipe.seed, log
+        recipe.generator, batches, teacher, claim(recipe, "generator"), recipe.seed
     )
-    validate(trainer.run(validate), trainer.step)
+
+    def validate() -> None:
+        quality = psnr(reconstruct(trainer.network, images), images)
+        log(f"generator step {trainer.step} validation icons: {quality:.2f} dB")
+        export(trainer.network.official(), output / "generator.safetensors")
+
+    trainer.run(validate)
+    validate()
     return trainer
 
 

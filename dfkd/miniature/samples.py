@@ -13,7 +13,6 @@ from dfkd.config.synthesis import GeneratorConfig
 from dfkd.miniature.evaluation_set import OFFICIAL
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.looks.look import vocabulary
-from dfkd.miniature.training.common import training_scores
 from dfkd.miniature.training.diffusion import DiffusionTrainer
 from dfkd.models.generators.condition import Condition
 from dfkd.models.generators.diffusion import Diffusion
@@ -52,8 +51,7 @@ def scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
     return {
         "parameters": sum(weight.numel() for weight in trainer.network.parameters()),
         "names": sorted({row.concept for row in trainer.batches.rows}),
-        **training_scores(trainer.step, trainer.recipe.batch_size, trainer.seconds),
-        "curve": trainer.curve,
+        **trainer.scores(),
         "images": 2 * _COUNT * len(OFFICIAL),
         "sampling_steps": _STEPS,
         "guidance": _GUIDANCE,

@@ -6,15 +6,12 @@ can use the folders `world` and `teacher` of an earlier one.
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from dfkd.errors import FingerprintError
 from dfkd.miniature.recipe import Recipe
 
-Log = Callable[[str], None]
-"""Prints a line of progress."""
 Stage = Literal["world", "teacher", "tower", "generator", "diffusion", "backbone", "judge"]
 """A stage and its folder; `world` holds the rendered drawings."""
 _SECTIONS: dict[Stage | Literal["models"], tuple[str, ...]] = {

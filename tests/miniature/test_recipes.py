@@ -5,11 +5,9 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
-from torch import nn
 
 from dfkd.miniature import captions
 from dfkd.miniature.drawings import rendering, sampling
@@ -24,6 +22,7 @@ from dfkd.miniature.training.latent_space import LatentSpace
 from dfkd.miniature.training.teacher import CaptionedBatch, PaintedDrawing, positives
 from dfkd.models.teacher import Teacher
 from tests.helpers.drawings import WORDS, row, small_teacher
+from tests.helpers.training import interrupt_after_saving, same_weights
 
 RED = NAMES.index("red")
 
@@ -48,7 +47,7 @@ def test_captions_are_reproducible_and_fit(tokenizer: SimpleTokenizer) -> None:
     assert len({" ".join(caption.words) for caption in made[0]}) > 10
     ids = maker.tokens([caption.words for caption in made[0]], 12)
     assert ids.shape[1] <= 12
-    assert (ids.max(1) == tokenizer.eot_token_id).all()
+    assert (ids.amax(1) == tokenizer.eot_token_id).all()
 
 
 def test_captions_of_the_default_look_are_silent_about_it(tokenizer: SimpleTokenizer) -> None:
@@ -190,13 +189,12 @@ def test_training_text_path_equals_open_clip(tokenizer: SimpleTokenizer) -> None
 def test_interrupted_teacher_resumes(
     cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep: npt.NDArray[np.int64] = np.arange(8)
+    batches = sampling.Batches(cache, np.arange(8), small_teacher().batch_size, 0)
     painted: list[int] = []
 
     def trainer() -> teacher_recipe.TeacherTrainer:
-        made = teacher_recipe.TeacherTrainer(
-            small_teacher(), cache, keep, tokenizer, WORDS, tmp_path, 0, print
-        )
+        captioner = captions.Captioner(tokenizer, WORDS)
+        made = teacher_recipe.TeacherTrainer(small_teacher(), batches, captioner, tmp_path, 0)
         batch = made.batch
 
         def paint(step: int) -> CaptionedBatch:
@@ -208,41 +206,51 @@ def test_interrupted_teacher_resumes(
 
     steps: list[int] = []
 
-    def stop(model: nn.Module, step: int) -> float:
-        steps.append(step)
-        if len(steps) == 2:
-            raise KeyboardInterrupt
-        return 0.5
+    def run(made: teacher_recipe.TeacherTrainer) -> None:
+        def stop() -> None:
+            steps.append(made.step)
+            if len(steps) == 2:
+                raise KeyboardInterrupt
+            made.note(0.5)
+
+        made.run(stop)
 
     with pytest.raises(KeyboardInterrupt):
-        trainer().run(stop)
+        run(trainer())
     resumed = trainer()
-    model = resumed.run(stop)
+    run(resumed)
     # Each run paints one batch ahead, but none after the last step.
     assert painted == [0, 1, 2, 1, 2]
-    assert trainer().run(stop) is not None
+    run(trainer())
     assert painted == [0, 1, 2, 1, 2]
     # The step whose validation was interrupted is made again.
     assert steps == [1, 2, 2, 3]
     assert [(step, accuracy) for step, _, accuracy in resumed.curve] == [
         (1, 0.5), (2, 0.5), (3, 0.5)
     ]  # fmt: skip
-    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert all(torch.isfinite(p).all() for p in resumed.average.parameters())
 
 
-def test_generator_trains_with_codes_and_exports_official_names(
+def test_generator_trains_with_codes_resumes_and_exports_official_names(
     cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path
 ) -> None:
     recipe = GeneratorRecipe(
         channel_multipliers=(1, 1), latent_channels=32, codes=16, steps=3, free_steps=1,
-        batch_size=4, checkpoint_every=3, adversarial_from=1, critic_channels=8,
+        batch_size=4, checkpoint_every=2, adversarial_from=1, critic_channels=8,
     )  # fmt: skip
     teacher = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
-    trainer = generator.GeneratorTrainer(
-        recipe, cache, np.arange(8), teacher, tmp_path, 0, lambda text: None
+    batches = sampling.Batches(cache, np.arange(8), recipe.batch_size, 0)
+    trainer, begun, resumed = (
+        generator.GeneratorTrainer(recipe, batches, teacher, tmp_path / name, 0)
+        for name in ("whole", "parts", "parts")
     )
     before = [p.clone() for p in trainer.critic.parameters()]
-    network = trainer.run(lambda made, step: None)
+    trainer.run()
+    network = trainer.network
+    interrupt_after_saving(begun)
+    resumed.run()
+    assert same_weights(resumed.network, network)
+    assert same_weights(resumed.critic, trainer.critic)
     assert network.quantize.started
     pairs = zip(before, trainer.critic.parameters(), strict=True)
     assert any(not torch.equal(old, new) for old, new in pairs)
@@ -268,14 +276,12 @@ def diffusion_trainer(
     return diffusion.DiffusionTrainer(
         DiffusionRecipe(channels=(64, 64), steps=steps, batch_size=4, checkpoint_every=1),
         SMALL_VQ,
-        cache,
-        np.arange(8),
+        sampling.Batches(cache, np.arange(8), 4, 7, sampling.name_weights),
         generator.Autoencoder(SMALL_VQ).eval().requires_grad_(False),
         Teacher(clip, tokenizer, "small", preprocess={}),
         captions.Captioner(tokenizer, WORDS),
         folder,
         0,
-        print,
     )
 
 
@@ -309,13 +315,6 @@ def test_principal_components_are_those_of_the_most_variance() -> None:
     torch.testing.assert_close(back + space.mean[:, None, None], latents, rtol=1e-4, atol=1e-3)
 
 
-def test_a_diffusion_model_learns_drawings_that_may_be_learned_and_have_one_of_the_names(
-    cache: Cache,
-) -> None:
-    assert [*diffusion.named_rows(cache, np.arange(8), {"dog", "moon"})] == [0, 6, 7]
-    assert [*diffusion.named_rows(cache, np.arange(1, 8), {"dog"})] == [6, 7]
-
-
 def test_all_names_of_a_diffusion_model_are_equally_likely_at_each_step(
     cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,20 +335,13 @@ def test_a_diffusion_model_learns_and_resumes_to_the_same_weights(
     cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path
 ) -> None:
     whole = diffusion_trainer(cache, tokenizer, tmp_path / "whole", 3)
-    expected = whole.run().state_dict()
-    begun = diffusion_trainer(cache, tokenizer, tmp_path / "parts", 3)
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    begun.save, save = lambda: (save(), interrupt()), begun.save
-    with pytest.raises(KeyboardInterrupt):
-        begun.run()
+    whole.run()
+    interrupt_after_saving(diffusion_trainer(cache, tokenizer, tmp_path / "parts", 3))
     resumed = diffusion_trainer(cache, tokenizer, tmp_path / "parts", 3)
-    state = resumed.run().state_dict()
+    resumed.run()
     assert [step for step, _ in resumed.curve] == [1, 2, 3]
     assert resumed.curve == whole.curve
-    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert same_weights(resumed.average, whole.average)
 
 
 def test_the_noise_that_the_unet_learns_from_is_what_its_scheduler_removes(

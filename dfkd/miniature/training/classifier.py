@@ -22,7 +22,6 @@ from dfkd.miniature.drawings.rendering import Cache, DrawingRow, random_images
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.recipe import ClassifierRecipe
 from dfkd.miniature.training.common import Resumable, cosine, rise
-from dfkd.miniature.work_folder import Log
 from dfkd.models.student import build
 from dfkd.utils.device import CPU, autocast
 
@@ -57,10 +56,12 @@ class ClassifierTrainer(Resumable):
 
     parts = ("network", "optimizer")
 
+    recipe: ClassifierRecipe
+
     def __init__(
-        self, recipe: ClassifierRecipe, batches: LabelledBatches, folder: Path, seed: int, log: Log
+        self, recipe: ClassifierRecipe, batches: LabelledBatches, folder: Path, seed: int
     ) -> None:
-        self.recipe, self.batches, self.log, self.step = recipe, batches, log, 0
+        self.recipe, self.batches = recipe, batches
         config = Distillation(student=recipe.architecture, weights="none", warmup_epochs=0)
         network = build(config, len(batches.by_class), SIZE, seed)
         self.network: nn.Module = network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -69,24 +70,8 @@ class ClassifierTrainer(Resumable):
         )
         self.path = folder / "classifier.pt"
 
-    def run(self) -> nn.Module:
-        """Train to the end; returns the network in evaluation mode."""
-        self.resume()
-        recipe = self.recipe
-        accuracies: list[float] = []
-        while self.step < recipe.steps:
-            accuracies.append(self._advance())
-            if self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps:
-                correct = sum(accuracies) / len(accuracies)
-                self.log(
-                    f"{recipe.architecture} step {self.step}: {correct:.3f} of its drawings named"
-                )
-                self.save()
-                accuracies.clear()
-        return self.network.eval()
-
-    def _advance(self) -> float:
-        """One training step; returns the accuracy on its batch, 0-1."""
+    def update(self) -> str:
+        """One training step; returns the accuracy on its batch."""
         images, labels = self.batches.draw(self.step, self.recipe.batch_size)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate * _schedule(self.step, self.recipe)
@@ -97,8 +82,7 @@ class ClassifierTrainer(Resumable):
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        self.step += 1
-        return float((logits.argmax(1) == labels).float().mean())
+        return f"{(logits.argmax(1) == labels).float().mean():.3f} of its drawings named"
 
 
 @torch.no_grad()

@@ -13,27 +13,23 @@ import copy
 import dataclasses
 import json
 import re
-import time
-from collections.abc import Collection
+import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import UNet2DConditionModel, UniPCMultistepScheduler, VQModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.miniature.captions import Captioner
-from dfkd.miniature.drawings.rendering import Cache, painted
-from dfkd.miniature.drawings.sampling import Batches, name_weights
+from dfkd.miniature.drawings.rendering import painted
+from dfkd.miniature.drawings.sampling import Batches
 from dfkd.miniature.looks.look import LookSampler
 from dfkd.miniature.recipe import DiffusionRecipe, GeneratorRecipe
-from dfkd.miniature.training.common import Resumable, cosine, rise
+from dfkd.miniature.training.common import Resumable, cosine, move_average, rise
 from dfkd.miniature.training.generator import Autoencoder
 from dfkd.miniature.training.latent_space import LatentSpace
-from dfkd.miniature.work_folder import Log
 from dfkd.models.generators.diffusers_folder import ENCODING
 from dfkd.models.generators.text_tower import Shape
 from dfkd.models.teacher import Teacher
@@ -134,85 +130,58 @@ def _vq_name(key: str, levels: int) -> str:
     return re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{levels - 1 - int(m[1])}", key)
 
 
-def named_rows(
-    cache: Cache, keep: npt.NDArray[np.int64], names: Collection[str]
-) -> npt.NDArray[np.int64]:
-    """Those indices of `keep` whose drawings have one of some names.
-
-    The training drawings have 43,000 names. A model of this size learned hardly one of them in
-    200,000 images, because each was shown too rarely: "cat" in 100 of them. Of the 300 most
-    frequent ones, it learned in 400,000 images those that many sets draw alike, such as a clock,
-    and not "fish".
-    """
-    return np.array([i for i in keep if cache.rows[i].concept in names], np.int64)
-
-
 class DiffusionTrainer(Resumable):
     """Trains the UNet; `run` resumes from the last checkpoint in `folder`.
 
     Args:
-        cache: drawings.
-        keep: indices of the rows of `cache` that may be trained on.
+        batches: their first sampling probabilities are used at all steps.
         vqgan: the exported generator, of which `vq` is the recipe.
         teacher: the exported teacher.
-        log: called with lines of progress.
     """
 
     parts = ("space", "network", "average", "optimizer")
     saved = ("step", "seconds", "curve")
+    recipe: DiffusionRecipe
 
     def __init__(
         self,
         recipe: DiffusionRecipe,
         vq: GeneratorRecipe,
-        cache: Cache,
-        keep: npt.NDArray[np.int64],
+        batches: Batches,
         vqgan: Autoencoder,
         teacher: Teacher,
         captioner: Captioner,
         folder: Path,
         seed: int,
-        log: Log,
     ) -> None:
         self.recipe, self.vqgan, self.teacher, self.captioner = recipe, vqgan, teacher, captioner
-        self.log, self.path = log, folder / "diffusion.pt"
-        # Another seed than those of teacher and generator, so that it does not see their batches.
-        self.batches = Batches(cache, keep, recipe.batch_size, seed + 7, name_weights)
+        self.batches, self.path = batches, folder / "diffusion.pt"
         # Of batches with all looks, as the first ones show black on white alone.
         steps = range(recipe.easy_steps, recipe.easy_steps + _SPACE_BATCHES)
         self.space = LatentSpace(vq.latent_channels, recipe.components)
         self.space.fit(torch.cat([self.batch(step)[0] for step in steps]))
         torch.manual_seed(seed)
         self.network: Any = unet(recipe, vq, teacher.token_table.shape[1])
-        self.average: Any = copy.deepcopy(self.network).requires_grad_(False)
+        self.average: Any = copy.deepcopy(self.network).eval().requires_grad_(False)
+        """The averaged UNet, in evaluation mode."""
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), weight_decay=0.01, betas=(0.9, 0.99), foreach=True
         )
         self.alphas = scheduler().alphas_cumprod
-        self.step, self.seconds = 0, 0.0
+        self.losses: list[float] = []
+        """The losses since the last checkpoint."""
         self.curve: list[tuple[int, float]] = []
         """Step and mean loss since the last checkpoint, at each checkpoint."""
 
-    def run(self) -> Any:
-        """Train to the last step; returns the averaged UNet in evaluation mode."""
-        self.resume()
-        losses: list[float] = []
-        while self.step < self.recipe.steps:
-            begun = time.monotonic()
-            losses.append(self._update())
-            self.step += 1
-            self.seconds += time.monotonic() - begun
-            if self.step % 50 == 0:
-                self.log(
-                    f"diffusion step {self.step}/{self.recipe.steps} "
-                    f"loss {sum(losses[-50:]) / len(losses[-50:]):.4f} "
-                    f"{self.seconds / self.step:.2f} s/step"
-                )
-            if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
-                self.curve.append((self.step, round(sum(losses) / len(losses), 4)))
-                losses.clear()
-                self.save()
-        return self.average.eval()
+    def save(self) -> None:
+        """See `Resumable.save`; adds a point to the curve."""
+        self.curve.append((self.step, round(statistics.fmean(self.losses), 4)))
+        self.losses.clear()
+        super().save()
+
+    def scores(self) -> dict[str, Any]:
+        """The length of the training, and its curve, for `scores.json`."""
+        return super().scores() | {"curve": self.curve}
 
     @torch.no_grad()
     def batch(self, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
@@ -238,7 +207,7 @@ class DiffusionTrainer(Resumable):
         length = self.teacher.context_length
         ids = self.captioner.tokens(words, length)
         # Padded to the whole context, as every text is that conditions the model later.
-        padded = torch.from_numpy(np.pad(ids, ((0, 0), (0, length - ids.shape[1]))))
+        padded = F.pad(ids, (0, length - ids.shape[1]))
         states = self.teacher.hidden_states(self.teacher.embed_tokens(padded), self.layers)
         with torch.autocast("cpu", torch.bfloat16):
             latents = self.vqgan.encode(images * 2 - 1)
@@ -249,8 +218,8 @@ class DiffusionTrainer(Resumable):
         """Number of blocks of the teacher's text tower."""
         return len(self.teacher.text.transformer.resblocks)
 
-    def _update(self) -> float:
-        """One step of the optimizer and the average; returns the loss."""
+    def update(self) -> str:
+        """One step of the optimizer and the average; returns the mean of the last losses."""
         latents, states, gen = self.batch(self.step)
         clean = self.space(latents)
         noise = torch.randn(clean.shape, generator=gen)
@@ -269,12 +238,9 @@ class DiffusionTrainer(Resumable):
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        # A short memory at first, so that the average forgets the random initial weights.
-        weight = 1 - min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        averages, weights = list(self.average.parameters()), list(self.network.parameters())
-        with torch.no_grad():  # otherwise the average keeps the graph of every step
-            torch._foreach_lerp_(averages, weights, weight)
-        return float(loss.detach())
+        move_average(self.average, self.network, self.recipe.ema, self.step)
+        self.losses.append(float(loss.detach()))
+        return f"loss {statistics.fmean(self.losses[-50:]):.4f}"
 
 
 def write_configurations(folder: Path, network: Any, vae: Any, encoder: Shape) -> None:

@@ -5,32 +5,22 @@ discriminator), with the teacher's features instead of a VGG's, and one more for
 most drawings have little. The recipe and the checkpoints call the discriminator the critic.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.miniature.drawings.rendering import Cache, random_images
+from dfkd.miniature.drawings.rendering import random_images
 from dfkd.miniature.drawings.sampling import Batches
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.recipe import GeneratorRecipe
-from dfkd.miniature.training.common import (
-    Resumable,
-    cosine,
-    normalised,
-    rise,
-    training_scores,
-)
-from dfkd.miniature.work_folder import Log
+from dfkd.miniature.training.common import Resumable, cosine, normalised, rise
 
 _DECAY = 0.95
 """Decay of the codebook's running sums at each step."""
@@ -228,31 +218,24 @@ class GeneratorTrainer(Resumable):
     faster.
 
     Args:
-        cache: drawings.
-        keep: indices of the rows of `cache` to train on.
         teacher: an open_clip model with a ResNet image tower, for the perceptual loss.
-        log: called with lines of progress.
     """
 
     parts = ("network", "optimizer", "critic", "critic_optimizer")
-    saved = ("step", "seconds")
+    recipe: GeneratorRecipe
 
     def __init__(
         self,
         recipe: GeneratorRecipe,
-        cache: Cache,
-        keep: npt.NDArray[np.int64],
+        batches: Batches,
         teacher: nn.Module,
         folder: Path,
         seed: int,
-        log: Log,
     ) -> None:
-        self.recipe, self.log, self.path = recipe, log, folder / "generator.pt"
+        self.recipe, self.batches, self.path = recipe, batches, folder / "generator.pt"
         torch.manual_seed(seed)
         self.network = Autoencoder(recipe)
         self.perceptual_loss = PerceptualLoss(teacher)
-        # Another seed than the teacher's, so that the two do not see the same batches.
-        self.batches = Batches(cache, keep, recipe.batch_size, seed + 1)
         weights = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(weights, betas=(0.9, 0.99), foreach=True)
         # With two layers an output sees a patch of 34 px; with three, the default, 70 px.
@@ -260,32 +243,6 @@ class GeneratorTrainer(Resumable):
         self.critic_optimizer = torch.optim.Adam(
             self.critic.parameters(), lr=recipe.critic_rate, betas=(0.5, 0.9), foreach=True
         )
-        self.step, self.seconds = 0, 0.0
-
-    def run(self, export: Callable[[Autoencoder, int], None]) -> Autoencoder:
-        """Train to the last step; returns the network in evaluation mode.
-
-        Args:
-            export: called at each checkpoint with the network and the number of steps.
-        """
-        self.resume()
-        while self.step < self.recipe.steps:
-            begun = time.monotonic()
-            losses, reset = self._update()
-            self.step += 1
-            self.seconds += time.monotonic() - begun
-            if self.step % 50 == 0:
-                self.log(
-                    f"generator step {self.step}/{self.recipe.steps} L1 {losses.pixel:.4f} "
-                    f"colour {losses.chroma:.4f} features {losses.perceptual:.3f} "
-                    f"commitment {losses.commitment:.4f} adversarial {losses.adversarial:.3f} "
-                    f"codes reset {reset} "
-                    f"{self.seconds / self.step:.2f} s/step"
-                )
-            if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
-                self.save()
-                export(self.network, self.step)
-        return self.network.eval()
 
     @property
     def adversarial(self) -> bool:
@@ -324,8 +281,8 @@ class GeneratorTrainer(Resumable):
             index,
         )
 
-    def _update(self) -> tuple[Losses, int]:
-        """One step of autoencoder, critic and codes; returns also how many codes were reset."""
+    def update(self) -> str:
+        """One step of autoencoder, critic and codes; returns the losses."""
         r = self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = r.learning_rate * _schedule(self.step, r.steps)
@@ -345,7 +302,11 @@ class GeneratorTrainer(Resumable):
         # Codes must exist when the first step with quantisation begins.
         if self.step + 1 >= r.free_steps:
             reset = self.network.quantize.update(losses.z.detach(), losses.index, gen)
-        return losses, reset
+        return (
+            f"L1 {losses.pixel:.4f} colour {losses.chroma:.4f} features {losses.perceptual:.3f} "
+            f"commitment {losses.commitment:.4f} adversarial {losses.adversarial:.3f} "
+            f"codes reset {reset}"
+        )
 
     def _train_critic(self, real: Tensor, reconstructed: Tensor) -> None:
         """One step of the discriminator on the hinge loss, as in taming-transformers."""
@@ -362,10 +323,6 @@ class GeneratorTrainer(Resumable):
         rows, rng = self.batches.draw(step)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
         return random_images(self.batches.cache, rows, self.recipe.default_share, gen), gen
-
-    def scores(self) -> dict[str, Any]:
-        """The length of the training, for `scores.json`."""
-        return training_scores(self.step, self.recipe.batch_size, self.seconds)
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -6,15 +6,13 @@ share a few looks, so the towers must distinguish objects. The others form group
 different looks, with a loss within the group, for which the towers must distinguish looks.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import open_clip
 import torch
 import torch.nn.functional as F
@@ -22,19 +20,12 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from dfkd.miniature.captions import Caption, Captioner, names, truths
-from dfkd.miniature.drawings.rendering import Cache, DrawingRow, painted
+from dfkd.miniature.drawings.rendering import DrawingRow, painted
 from dfkd.miniature.drawings.sampling import GROUP_SIZE, Batches
 from dfkd.miniature.looks.look import Look, LookSampler
 from dfkd.miniature.looks.painting import smudged
 from dfkd.miniature.recipe import TeacherRecipe
-from dfkd.miniature.training.common import (
-    Resumable,
-    cosine,
-    normalised,
-    rise,
-    training_scores,
-)
-from dfkd.miniature.work_folder import Log
+from dfkd.miniature.training.common import Resumable, cosine, move_average, normalised, rise
 
 _GROUP_SCALE = 10.0
 """Logit scale of the loss within groups. CLIP's learned scale suits cosines of different objects.
@@ -156,41 +147,35 @@ class CaptionedBatch:
 
 
 class TeacherTrainer(Resumable):
-    """Trains the teacher; `run` resumes from the last checkpoint in `folder`.
-
-    Args:
-        cache: drawings.
-        keep: indices of the rows of `cache` to train on.
-        words: the tokenizer's words, from which captions draw noise.
-        log: called with lines of progress.
-        batches: other batches than the recipe's usual ones.
-    """
+    """Trains the teacher; `run` resumes from the last checkpoint in `folder`."""
 
     parts = ("model", "average", "optimizer")
     saved = ("step", "seconds", "curve")
     name = "teacher"
     """Name of what is trained, for the checkpoint and the log."""
+    recipe: TeacherRecipe
+    executor: ThreadPoolExecutor
+    """Of the thread that prepares batches, while `run` runs."""
+    following: Future[CaptionedBatch] | None = None
+    """The batch of the next step."""
+    last_loss: float
 
     def __init__(
         self,
         recipe: TeacherRecipe,
-        cache: Cache,
-        keep: npt.NDArray[np.int64],
-        tokenizer: SimpleTokenizer,
-        words: Sequence[str],
+        batches: Batches,
+        captioner: Captioner,
         folder: Path,
         seed: int,
-        log: Log,
-        batches: Batches | None = None,
     ) -> None:
-        self.recipe, self.log, self.path = recipe, log, folder / f"{self.name}.pt"
+        self.recipe, self.batches, self.captioner = recipe, batches, captioner
+        self.path = folder / f"{self.name}.pt"
         torch.manual_seed(seed)
-        self.model: Any = build(recipe, tokenizer.vocab_size)
-        self.average: Any = build(recipe, tokenizer.vocab_size)
+        self.model: Any = build(recipe, captioner.tokenizer.vocab_size)
+        self.average: Any = build(recipe, captioner.tokenizer.vocab_size).eval()
+        """The averaged model, in evaluation mode."""
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average.load_state_dict(self.model.state_dict())
-        self.captioner = Captioner(tokenizer, words)
-        self.batches = batches or Batches(cache, keep, recipe.batch_size, seed)
         # As in CLIP's training, biases, gains and the logit scale do not decay.
         decay = [p for p in self.model.parameters() if p.ndim > 1]
         rest = [p for p in self.model.parameters() if p.ndim <= 1]
@@ -203,57 +188,42 @@ class TeacherTrainer(Resumable):
             eps=1e-6,
             foreach=True,
         )
-        self.step, self.seconds = 0, 0.0
         self.curve: list[tuple[int, float, float]] = []
         """Step, loss and validation accuracy at each checkpoint."""
 
-    def run(self, validate: Callable[[nn.Module, int], float]) -> nn.Module:
-        """Train to the last step; returns the averaged model in evaluation mode.
+    @cached_property
+    def tower(self) -> Any:
+        """The image tower, compiled if the recipe says so."""
+        return torch.compile(self.model.visual) if self.recipe.compile else self.model.visual
 
-        Args:
-            validate: called at each checkpoint with the averaged model and the number of steps;
-                returns the model's accuracy, 0-1.
-        """
-        self.resume()
-        tower = self.model.visual
-        if self.recipe.compile:
-            tower = torch.compile(tower)
-        # A thread prepares the next batch while this one trains.
-        with ThreadPoolExecutor(1) as executor:
-            steps = range(self.step, self.recipe.steps)
-            batches = (executor.submit(self.batch, step) for step in steps)
-            following = next(batches, None)
-            while following is not None:
-                begun = time.monotonic()
-                batch, following = following.result(), next(batches, None)
-                loss = self._update(tower, batch)
-                self.step += 1
-                self.seconds += time.monotonic() - begun
-                if self.step % 20 == 0:
-                    self.log(
-                        f"{self.name} step {self.step}/{self.recipe.steps} loss {loss:.3f} "
-                        f"{self.seconds / self.step:.2f} s/step"
-                    )
-                if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
-                    accuracy = validate(self.average.eval(), self.step)
-                    self.curve.append((self.step, round(loss, 4), round(accuracy, 4)))
-                    self.save()
-        return self.average.eval()  # type: ignore[no-any-return]
+    def run(self, checked: Callable[[], None] = lambda: None) -> None:
+        """See `Resumable.run`; a thread prepares the next batch while this one trains."""
+        with ThreadPoolExecutor(1) as self.executor:
+            super().run(checked)
 
-    def _update(self, tower: Callable[[Tensor], Tensor], batch: CaptionedBatch) -> float:
+    def update(self) -> str:
         """One step of the optimiser and the average; returns the loss."""
+        following = self.following or self.executor.submit(self.batch, self.step)
+        last = self.step + 1 == self.recipe.steps
+        self.following = None if last else self.executor.submit(self.batch, self.step + 1)
+        batch = following.result()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.step)
         with torch.autocast("cpu", torch.bfloat16):
-            image = tower(batch.images)
+            image = self.tower(batch.images)
         image = F.normalize(image.float(), dim=1)
         loss = self.loss(image, batch)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self._update_average()
-        return float(loss.detach())
+        move_average(self.average, self.model, self.recipe.ema, self.step)
+        self.last_loss = float(loss.detach())
+        return f"loss {self.last_loss:.3f}"
+
+    def note(self, accuracy: float) -> None:
+        """Add a point to the curve: the validation accuracy, 0-1, after the last step."""
+        self.curve.append((self.step, round(self.last_loss, 4), round(accuracy, 4)))
 
     def texts(self, ids: Tensor) -> Tensor:
         """Embeddings float32 [B, E] of token ids [B, L], of length 1."""
@@ -328,25 +298,13 @@ class TeacherTrainer(Resumable):
         captions += [self.captioner.style_caption(s.row, s.look, rng) for s in described]
         # Long captions are rare and slow, so most steps cut them.
         length = r.context_length if step % 4 == 0 else r.usual_length
-        ids = torch.from_numpy(self.captioner.tokens([c.words for c in captions], length))
+        ids = self.captioner.tokens([c.words for c in captions], length)
         images = normalised(images).contiguous(memory_format=torch.channels_last)
         return CaptionedBatch(rows, images, ids, positives(samples, captions), groups)
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Move the exponential moving average of the weights towards the weights."""
-        # A short memory at first, so that the average forgets the random initial weights.
-        weight = 1 - min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
-        # Batch norm's statistics are averaged too; the attention mask is a buffer that is constant.
-        for average, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            if average.is_floating_point() and average.ndim == 1:
-                average.lerp_(new, weight)
-
     def scores(self) -> dict[str, Any]:
         """The length of the training, and its curve, for `scores.json`."""
-        length = training_scores(self.step, self.recipe.batch_size, self.seconds)
-        return length | {"curve": self.curve}
+        return super().scores() | {"curve": self.curve}
 
 
 @torch.no_grad()

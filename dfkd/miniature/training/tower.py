@@ -12,23 +12,17 @@ random looks it named 53 % of 70 classes, and 77 % in the default look.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from dfkd.miniature.captions import names
-from dfkd.miniature.drawings.rendering import Cache, DrawingRow
-from dfkd.miniature.drawings.sampling import Batches, class_weights
+from dfkd.miniature.captions import Captioner, names
+from dfkd.miniature.drawings.sampling import Batches
 from dfkd.miniature.recipe import TeacherRecipe, TowerRecipe
 from dfkd.miniature.training.teacher import CaptionedBatch, TeacherTrainer
-from dfkd.miniature.work_folder import Log
 
 
 @dataclass(frozen=True)
@@ -47,11 +41,6 @@ class TowerTrainer(TeacherTrainer):
     Args:
         teacher: of the first training.
         state: the exported weights of the first training.
-        cache: drawings.
-        keep: indices of the rows of `cache` to train on.
-        classes: the drawings of each class that is drawn more often.
-        words: the tokenizer's words, from which captions draw noise.
-        log: called with lines of progress.
     """
 
     name = "tower"
@@ -61,40 +50,20 @@ class TowerTrainer(TeacherTrainer):
         recipe: TowerRecipe,
         teacher: TeacherRecipe,
         state: dict[str, Tensor],
-        cache: Cache,
-        keep: npt.NDArray[np.int64],
-        classes: Iterable[Sequence[DrawingRow]],
-        tokenizer: SimpleTokenizer,
-        words: Sequence[str],
+        batches: Batches,
+        captioner: Captioner,
         folder: Path,
         seed: int,
-        log: Log,
     ) -> None:
         settings = dataclasses.replace(
             teacher, steps=recipe.steps, learning_rate=recipe.learning_rate
         )
-        classes = list(classes)
-        # Another seed than the first training's, so that it does not repeat its batches.
-        batches = Batches(
-            cache,
-            keep,
-            settings.batch_size,
-            seed + 3,
-            usual=lambda rows: class_weights(rows, classes, recipe.class_share),
-        )
-        super().__init__(settings, cache, keep, tokenizer, words, folder, seed, log, batches)
+        super().__init__(settings, batches, captioner, folder, seed)
         self.names_weight = recipe.names_weight
-        shown = {row for drawings in classes for row in drawings}
-        self.class_share = float(batches.usual[[row in shown for row in batches.rows]].sum())
-        """Share of the drawings that are of the classes; others are among the usual ones too."""
         for network in (self.model, self.average):
             network.load_state_dict(state)
         for name, weight in self.model.named_parameters():
             weight.requires_grad_(name.startswith("visual."))
-
-    def scores(self) -> dict[str, Any]:
-        """See `TeacherTrainer.scores`."""
-        return super().scores() | {"class_share": round(self.class_share, 4)}
 
     def strength(self, step: int) -> float:
         """Full difficulty from the start: the tower has learned before."""
@@ -110,7 +79,7 @@ class TowerTrainer(TeacherTrainer):
             # Synonyms of the own name are right too, if the batch has them.
             named[i, [place[name] for name in names(row) if name in place]] = 1
         words = [["a", *name.split()] for name in found]
-        ids = torch.from_numpy(self.captioner.tokens(words, self.recipe.usual_length))
+        ids = self.captioner.tokens(words, self.recipe.usual_length)
         fields: dict[str, Any] = dict(vars(batch))
         return NamedBatch(**fields, name_ids=ids, named=named)
 

@@ -14,6 +14,7 @@ from dfkd.miniature.training.classifier import ClassifierTrainer, LabelledBatche
 from dfkd.models.student import build
 from dfkd.studies.judge import read_judge
 from dfkd.utils.device import CPU
+from tests.helpers.training import interrupt_after_saving, same_weights
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,9 @@ def batches() -> LabelledBatches:
 
 def test_it_learns_what_tells_the_classes_apart(batches: LabelledBatches, tmp_path: Path) -> None:
     recipe = ClassifierRecipe(steps=30, rising_steps=5, batch_size=16)
-    network = ClassifierTrainer(recipe, batches, tmp_path, 0, print).run()
+    trainer = ClassifierTrainer(recipe, batches, tmp_path, 0)
+    trainer.run()
+    network = trainer.network.eval()
     assert accuracy(network, *batches.draw(1000, 64)) > 0.8
     path = save(network, tmp_path / "out" / "judge.safetensors", "resnet18", ["up", "flat"])
     student = build(Distillation(student="resnet18", weights=str(path)), 3, 64, 0)
@@ -53,15 +56,12 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
     batches: LabelledBatches, tmp_path: Path
 ) -> None:
     recipe = ClassifierRecipe(steps=4, batch_size=4, checkpoint_every=2)
-    whole = ClassifierTrainer(recipe, batches, tmp_path / "whole", 0, print).run()
-
-    def interrupt(text: str) -> None:
-        raise KeyboardInterrupt
-
-    trainer = ClassifierTrainer(recipe, batches, tmp_path / "parts", 0, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-    assert trainer.step == 2
-    parts = ClassifierTrainer(recipe, batches, tmp_path / "parts", 0, print).run()
-    for name, value in whole.state_dict().items():
-        assert torch.equal(parts.state_dict()[name], value), name
+    whole, begun, resumed = (
+        ClassifierTrainer(recipe, batches, tmp_path / name, 0)
+        for name in ("whole", "parts", "parts")
+    )
+    whole.run()
+    interrupt_after_saving(begun)
+    assert begun.step == 2
+    resumed.run()
+    assert same_weights(whole.network, resumed.network)
