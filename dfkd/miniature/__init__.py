@@ -3,8 +3,7 @@
 The assets are used like any other weights and data, by `dfkd.models.teacher`,
 `dfkd.models.generators`, `dfkd.models.backbone` and `dfkd.evaluation.data`;
 `assets/MODEL_CARD.md` describes them.
-All modules here belong to the recipe behind `jobs/pretrain.py`; besides it, only
-`dfkd.benchmarks.gpu` imports them, to measure the trainings:
+All modules here belong to the recipe behind `jobs/pretrain.py`, which alone imports them:
 
     recipe.py          the manifest                    -> settings of each stage
     drawings           icons and clip art              -> pixels, names, batches of rows

@@ -37,7 +37,6 @@ def all_rows(sizes: Sizes, gpu: bool) -> tuple[list[Row], list[Target]]:
     if gpu:
         rows += (_compiled(first, size) for size in sizes.compiled_batches)
         rows += map(_compiled_fastest, others)
-    rows += _pretraining()
     return rows, [
         Target(
             f"{IMAGES_PER_HOUR:,.0f} images/h at {synthesis.STEPS} steps", "median", IMAGES_PER_HOUR
@@ -150,12 +149,6 @@ def _students(sizes: Sizes) -> Iterator[Row]:
         yield Row(f"{student}, plain loop", partial(measure, precision="float32", plain=True))
         for precision in precisions:
             yield Row(f"{student}, {precision}", partial(measure, precision=precision))
-
-
-def _pretraining() -> Iterator[Row]:
-    """The miniature's trainings."""
-    for what in ("teacher", "generator"):
-        yield Row(f"miniature's {what}", partial(training.time_pretraining, what=what), 40)
 
 
 def _compiled_fastest(teacher: str) -> Row:

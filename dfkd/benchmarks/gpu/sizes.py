@@ -1,11 +1,10 @@
 """How much the kit measures: the real architectures at 224 px, or the miniature's in seconds."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dfkd.config.paths import GENERATOR_CONFIG, MINIATURE
 from dfkd.config.synthesis import Contrastive
-from dfkd.miniature.recipe import GeneratorRecipe, TeacherRecipe
 from dfkd.models.generators.vqgan_config import Decoder, Model, Params, read_model
 
 F16_16384 = Model(
@@ -119,12 +118,6 @@ class Sizes:
     training_steps: int
     """Steps of distillation in a window."""
     contrastive: Contrastive
-    drawings: int
-    """Made-up drawings from which the miniature's training batches are painted."""
-    pretraining_steps: int
-    """Timed steps of the miniature's trainings."""
-    teacher_recipe: TeacherRecipe = field(default_factory=TeacherRecipe)
-    generator_recipe: GeneratorRecipe = field(default_factory=GeneratorRecipe)
 
 
 FULL = Sizes(
@@ -143,8 +136,6 @@ FULL = Sizes(
     training_batch=128,
     training_steps=4,
     contrastive=Contrastive(updates=10),
-    drawings=4000,
-    pretraining_steps=4,
 )
 """For measurements."""
 
@@ -162,9 +153,5 @@ QUICK = Sizes(
     training_batch=2,
     training_steps=1,
     contrastive=Contrastive(updates=2, batch_size=4, bank=8),
-    drawings=200,
-    pretraining_steps=1,
-    teacher_recipe=TeacherRecipe(batch_size=16, groups=1, style_captions=2),
-    generator_recipe=GeneratorRecipe(batch_size=2),
 )
 """For a check within seconds, also on a CPU, that everything runs; its figures say little."""

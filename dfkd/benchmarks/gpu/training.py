@@ -1,13 +1,8 @@
-"""Rows about all that is not synthesis: limits, contrastive prompts, students, the miniature."""
+"""Rows about all that is not synthesis: limits, contrastive prompts and students."""
 
 import dataclasses
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from dfkd.benchmarks import prompts, reference, training_steps
 from dfkd.benchmarks.gpu.kit import Kit, Result
@@ -88,28 +83,3 @@ def _compared(kit: Kit, figure: dict[str, Any], peer: str, plain: bool) -> Resul
     elif peer in kit.plain:
         figure |= {"peer": peer, "ratio": figure["median"] / kit.plain[peer]}
     return {"figure": figure}
-
-
-def time_pretraining(kit: Kit, what: str) -> Result:
-    """Steps per second of the miniature's training, which is written for the CPU.
-
-    The first half of the steps is not timed. Nothing is compiled, because that needs a C++
-    compiler.
-
-    Args:
-        what: `teacher` or `generator`.
-    """
-    from dfkd.benchmarks.gpu.drawings import trainer  # here, because it needs scipy and resvg-py
-
-    seconds: list[float] = []
-    with tempfile.TemporaryDirectory() as folder:
-        training: Any = trainer(kit.sizes, what, Path(folder))
-
-        def record(network: nn.Module, step: int) -> float:
-            seconds.append(training.seconds)
-            return 0.0
-
-        training.run(record)
-    rate = kit.sizes.pretraining_steps / (seconds[-1] - seconds[0])
-    figure = Figure("", "steps/s", (rate,)).as_dict()
-    return {"figure": figure, "remark": f"on the CPU, {torch.get_num_threads()} threads"}
