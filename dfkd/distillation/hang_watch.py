@@ -8,19 +8,13 @@ import faulthandler
 import os
 import sys
 import threading
-import time
 
 from dfkd.errors import Exit
 from dfkd.utils.progress import Closing
 
 TICK_SECONDS = 1.0
 """Seconds between two looks at the training."""
-LEAST_SECONDS = 1200.0
-"""The smallest limit: a storage that does not answer raises an error within a quarter of an hour,
-and then says more than this watch."""
-FACTOR = 50.0
-"""Limit of a step, as a multiple of the slowest step so far."""
-LAST_SECONDS = 10.0
+MESSAGE_SECONDS = 10.0
 """Seconds for the message, which waits for ever if stderr is what hangs."""
 
 
@@ -30,31 +24,17 @@ class HangWatch(Closing):
     The end counts as that of a killed process: ranks, and students that train side by side, restart
     from the newest checkpoint, and a job that trains alone ends with exit code 4. The traceback of
     each thread is printed, because it shows what did not return.
-
-    Attributes:
-        limit: the longest time of the next step in seconds.
     """
 
-    def __init__(self, longest: float) -> None:
-        """`longest`: seconds that any step may take, also the first, which loads; 0: without end.
-
-        The limit of later steps is the larger of `FACTOR` x the slowest one and `LEAST_SECONDS`,
-        but at most `longest`.
-        """
-        self._longest = self.limit = longest
-        self._idle = self._slowest = 0.0
-        self._steps = 0
+    def __init__(self, limit: float) -> None:
+        """`limit`: seconds that a step may take, also the first, which loads; 0: without end."""
+        self._limit, self._idle = limit, 0.0
         self._closed = threading.Event()
-        if longest:
+        if limit:
             threading.Thread(target=self._watch, name="dfkd-hang-watch", daemon=True).start()
 
     def advanced(self) -> None:
         """Say that a step was made."""
-        # The time of the first one is that of loading too.
-        if self._steps:
-            self._slowest = max(self._slowest, self._idle)
-            self.limit = min(self._longest, max(LEAST_SECONDS, FACTOR * self._slowest))
-        self._steps += 1
         self._idle = 0.0
 
     def close(self) -> None:
@@ -67,25 +47,18 @@ class HangWatch(Closing):
         # process.
         while not self._closed.wait(TICK_SECONDS):
             self._idle += TICK_SECONDS
-            if self._idle >= self.limit:
+            if self._idle >= self._limit:
                 self._end()
 
     def _end(self) -> None:
         """End the process at once, because a thread that hangs cannot be interrupted."""
-        threading.Thread(target=_end_surely, daemon=True).start()
+        threading.Timer(MESSAGE_SECONDS, os._exit, [Exit.RETRY]).start()
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
         # Without tqdm, whose lock the thread that hangs may hold.
         print(
-            f"error: distillation: no step within {self._idle:g} seconds, {self._steps} steps were "
-            "made before; run the same command again, it resumes; if steps take so long, raise "
-            "cluster.task_timeout",
+            f"error: distillation: no step within {self._limit:g} seconds; run the same command "
+            "again, it resumes; if steps take so long, raise cluster.task_timeout",
             file=sys.__stderr__,
             flush=True,
         )
         os._exit(Exit.RETRY)
-
-
-def _end_surely() -> None:
-    """End the process after `LAST_SECONDS`."""
-    time.sleep(LAST_SECONDS)
-    os._exit(Exit.RETRY)

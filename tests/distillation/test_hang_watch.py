@@ -35,7 +35,7 @@ def test_a_process_without_steps_ends_and_shows_where_it_hangs() -> None:
     process = start(2, 1, 0.1, "read_from_a_dead_disk()")
     out, err = process.communicate(timeout=50)
     assert (process.returncode, out) == (Exit.RETRY, "")
-    assert "no step within 2 seconds, 1 steps were made before; run the same command again" in err
+    assert "no step within 2 seconds; run the same command again" in err
     assert "in read_from_a_dead_disk" in err
 
 
