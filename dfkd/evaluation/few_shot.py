@@ -53,6 +53,7 @@ from dfkd.evaluation.few_shot_tuning import (
     predict,
     tune_on_split,
 )
+from dfkd.evaluation.image_lists import FIELD
 from dfkd.evaluation.public_data_sets import normalise_name
 from dfkd.evaluation.scoring import BATCH, decode_items
 from dfkd.models.student import Student
@@ -173,7 +174,7 @@ def select_domains(manifest: Manifest) -> tuple[Domains, tuple[str, ...]]:
             raise unknown_domain("fewshot.domains", data, name)
         selected.add(known[normalise_name(name)])
     for name in sorted(selected):
-        _require_two(_counts(data, name), name)
+        require_trainable("fewshot.domains", data, name)
     return data, tuple(sorted(selected))
 
 
@@ -203,17 +204,22 @@ def _counts(data: Domains, name: str) -> Counter[int]:
     return Counter(item.class_index for item in _single_label_items(data, name))
 
 
-def _require_two(counts: Counter[int], name: str) -> None:
+def require_trainable(field: str, data: Domains, name: str) -> None:
+    """Raise `ManifestError` about `field` if a domain has too few images to train on."""
+    _require_two(field, _counts(data, name), name)
+
+
+def _require_two(field: str, counts: Counter[int], name: str) -> None:
     """Raise `ManifestError` unless two classes have training images.
 
     One class would leave nothing to distinguish and too few images for batch norm.
     """
     if sum(count > 1 for count in counts.values()) < 2:
         raise ManifestError(
-            "fewshot.domains",
-            "each needs two classes with two readable images or more",
+            field,
+            "a domain to train on needs two classes with two readable images or more",
             name,
-            "add images, or name the other domains",
+            "add images, or name another domain",
         )
 
 
@@ -261,7 +267,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
             labels.append(item.class_index)
             # The digest covers decoded pixels, because another decoder changes the scores.
             digest.update(image.tobytes() + item.class_index.to_bytes(4, "big"))
-    _require_two(Counter(labels), name)
+    _require_two(FIELD, Counter(labels), name)
     readable = torch.from_numpy(pixels[: len(labels)]).permute(0, 3, 1, 2)
     return Domain(
         name, LabelledImages(readable, torch.tensor(labels)), digest.hexdigest(), tuple(unreadable)

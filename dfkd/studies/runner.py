@@ -26,7 +26,7 @@ from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
-from dfkd.evaluation.few_shot import unknown_domain
+from dfkd.evaluation.few_shot import require_trainable, unknown_domain
 from dfkd.pipeline.preflight import check_batches, check_distillation, check_synthesis
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
@@ -58,14 +58,16 @@ def open_evaluation(study: Study) -> Domains | None:
     """The evaluation data of all students; None for a gallery.
 
     Raises:
-        ManifestError: unusable data, or data without the domain of an embedding.
+        ManifestError: unusable data, or without a domain that an embedding can train on.
     """
     if not study.trains:
         return None
     data = open_data(study.manifest.evaluation, study.manifest.classes)
     adaptation = study.described.adaptation
-    if adaptation and adaptation.domain not in data.names:
-        raise unknown_domain("adaptation.domain", data, adaptation.domain)
+    if adaptation:
+        if adaptation.domain not in data.names:
+            raise unknown_domain("adaptation.domain", data, adaptation.domain)
+        require_trainable("adaptation.domain", data, adaptation.domain)
     return data
 
 
@@ -147,14 +149,25 @@ class _CellJob:
     """Where the cell's result goes; None in a gallery, whose cells are data sets."""
     teacher: CellStore | None
     """Where the teacher's zero-shot result goes; None if it is not requested."""
+    mapped: bool
+    """Whether maps show the features of the cell's student, which must then be there too."""
+
+    @property
+    def stored(self) -> CellResult | None:
+        """The cell's result; None if it has yet to be made, or its student again for maps."""
+        if self.store is None:
+            return None
+        card = f"{layout.student(self.store.model)}/{layout.STUDENT_CARD}"
+        if self.mapped and not self.store.storage.exists(card):
+            return None
+        return self.store.read()
 
     @property
     def finished(self) -> bool:
         """Whether everything of the cell exists."""
-        stores = [store for store in (self.store, self.teacher) if store]
-        if not stores:
+        if self.store is None:
             return self.data.finished
-        return all(store.read() for store in stores)
+        return bool(self.stored and (self.teacher is None or self.teacher.read()))
 
 
 def _cell_jobs(study: Study, root: Storage, data: Domains | None, judge: str) -> Iterator[_CellJob]:
@@ -192,7 +205,8 @@ def _cell_jobs(study: Study, root: Storage, data: Domains | None, judge: str) ->
                 study.described.teacher,
                 "empty it, or move the teacher to settings",
             )
-        yield _CellJob(cell, images, held_out, store, teacher)
+        mapped = study.described.kind == "embedding" and cell is study.rows[cell.row][0]
+        yield _CellJob(cell, images, held_out, store, teacher, mapped)
 
 
 def _check_jobs(cell_jobs: list[_CellJob]) -> None:
@@ -293,7 +307,7 @@ class _Runner:
         if cell_job.store is None:
             return []
         # Before the data set: a finished cell needs none, even if it was deleted since.
-        if stored := cell_job.store.read():
+        if stored := cell_job.stored:
             self._take(cell.label, stored, reused=True)
             return []
         held_out = self._version(cell_job.held_out).id if cell_job.held_out else ""

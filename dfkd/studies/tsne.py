@@ -47,7 +47,7 @@ def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0)
     Args:
         study: of kind `embedding`; any other kind has no maps.
         data: the evaluation data, with the domain of `adaptation`.
-        study_cells: the finished cells; a row without one has no maps.
+        study_cells: the finished cells; a row whose first one is not finished has no maps.
         threads: threads that decode images; 0 means one for each processor.
     """
     root, device = open_storage(study.manifest.storage.root), pick_device()
@@ -56,7 +56,7 @@ def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0)
         return
     for row, finished in study_cells.students.items():
         # One student, because positions on several maps have no mean.
-        if finished:
+        if finished and finished[0].seed == study.rows[row][0].seed:
             folder = root.child(layout.student(finished[0].outcome.model))
             student, _ = load_student(folder, device)
             manifest = study.rows[row][0].manifest

@@ -231,7 +231,7 @@ def paint(manifest: Path, *images: int) -> Path:
 def test_a_domain_in_which_nothing_can_be_told_apart_is_refused(manifest: Path) -> None:
     words = [f"--set=evaluation.data={paint(manifest, 3, 1, 1)}", "--set=fewshot.domains=[]"]
     line = jobs.refusal("fewshot", manifest, *words)
-    assert "fewshot.domains: each needs two classes" in line
+    assert "fewshot.domains: a domain to train on needs two classes" in line
     assert "'flat'" in line
 
 

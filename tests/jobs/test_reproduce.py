@@ -217,6 +217,17 @@ def test_a_figure_is_drawn(made: Path, tmp_path: Path, kind: str) -> None:
         assert set(each["classes"]) == {"clock", "book"}
 
 
+def test_the_student_of_a_map_is_made_again_if_it_is_gone(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "root", tmp_path / "root")
+    cells = jobs.contents(tmp_path / "root" / "cells")
+    shutil.rmtree(tmp_path / "root" / "students")
+    shown = {"kind": "embedding", "adaptation": {"domain": "pixel_art", "shots": 2}}
+    out = finish(write(tmp_path, **shown))
+    assert (out.count(": found "), out.count(": finished ")) == (2, 2)  # one seed of each row
+    assert len(results(tmp_path)["maps"]) == 2 * 2
+    assert jobs.contents(tmp_path / "root" / "cells").keys() == cells.keys()
+
+
 def test_a_case_shows_one_class_made_and_real(made: Path, tmp_path: Path) -> None:
     pictures = {"classes": ["book"], "count": 3}
     out = finish(write_beside(made, tmp_path, kind="case", pictures=pictures))

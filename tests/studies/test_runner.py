@@ -1,11 +1,15 @@
-"""What a study knows of its rows' networks."""
+"""What a study knows of its rows' networks, and what it refuses before it starts."""
 
 from pathlib import Path
 
+import pytest
+
+from dfkd.errors import ManifestError
 from dfkd.evaluation import footprint
 from dfkd.studies.results import CellScore, StudyCells
-from dfkd.studies.runner import networks
+from dfkd.studies.runner import networks, open_evaluation
 from dfkd.studies.study import read
+from tests.evaluation.test_data import write as write_data
 from tests.helpers.tiny_study import write
 from tests.studies.test_results import outcome
 
@@ -24,3 +28,14 @@ def test_each_row_has_the_size_of_its_own_network(tmp_path: Path) -> None:
         assert (network.name, network.parameters) == (own.name, own.parameters)
     assert found["E"].parameters > found["D"].parameters
     assert found["Longer"] is found["D"]
+
+
+def test_a_map_of_a_domain_too_small_to_train_on_is_refused(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", "ink/clock/0.png", "ink/clock/1.png", "ink/book/0.png")
+    settings = {"evaluation": {"data": str(tmp_path / "data")}}
+    shown = {"kind": "embedding", "adaptation": {"domain": "ink"}}
+    study = read(write(tmp_path, settings=settings, **shown))
+    with pytest.raises(ManifestError, match=r"^adaptation\.domain: a domain to train on needs two"):
+        open_evaluation(study)
+    write_data(tmp_path / "data", "ink/book/1.png")
+    assert open_evaluation(study)
