@@ -94,7 +94,7 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
     Args:
         manifest: of the run; its settings tell whose students are unfinished.
         keep: number of versions of each method to keep, by their numbers in `current`.
-        grace: seconds, by the store's clock, for which everything that is written is left alone.
+        grace: seconds for which everything that is written is left alone.
 
     Raises:
         CorruptionError: an object that says what is to be kept is damaged.

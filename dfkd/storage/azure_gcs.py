@@ -6,10 +6,8 @@ request, so it is never in memory as a whole.
 
 import contextlib
 import mmap
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +17,6 @@ from dfkd.errors import ManifestError
 from dfkd.storage.azure_gcs_client import ObstoreConnection, explain, is_transient, reason
 from dfkd.storage.base import (
     KEY,
-    PROBE,
     WRITER_METADATA,
     MissingObject,
     Request,
@@ -147,32 +144,9 @@ class ObstoreStorage(BucketStorage):
         return (key for key, _ in self._items(prefix))
 
     def entries(self, prefix: str = "") -> Iterator[StoredObject]:
-        """See `Storage.entries`; the first call also asks for the store's time."""
-        now = self._now()
+        """See `Storage.entries`."""
         for key, item in self._items(prefix):
-            age = (now - item["last_modified"]).total_seconds()
-            yield StoredObject(key, item["size"], max(0.0, age))
-
-    def _now(self) -> datetime:
-        """The store's time, or this machine's if the store may only be read."""
-        elapsed, connection = timedelta(seconds=time.monotonic()), self.connection
-        if connection.epoch is None:
-            connection.epoch = self._probed() - elapsed
-        return connection.epoch + elapsed
-
-    def _probed(self) -> datetime:
-        """The time of an object that is written now, because obstore shows no answer's date.
-
-        It lies in the opened root: in the folder of a version it would stay when that is removed.
-        """
-        root = self if self.opened is None else replace(self, prefix=self.opened)
-        name = root._head + PROBE
-        try:
-            self._attempt("put", PROBE, lambda request: self._send(request, name, b"", 0))
-        except ManifestError:
-            return datetime.now(UTC)
-        head: dict[str, datetime] = self._attempt("head", PROBE, lambda _: self._client.head(name))
-        return head["last_modified"]
+            yield StoredObject(key, item["size"], item["last_modified"].timestamp())
 
     def _items(self, prefix: str) -> Iterator[tuple[str, Any]]:
         """Yield keys that begin with `prefix`, with obstore's descriptions, in ascending order."""

@@ -10,7 +10,6 @@ A forked process cannot use its parent's storage: obstore's threads do not survi
 import os
 import re
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import obstore.store
@@ -37,8 +36,6 @@ BAD_NAMES = ("EmptySegment", "BadSegment")
 class ObstoreConnection(BucketConnection):
     """The clients of a storage and all of its children."""
 
-    epoch: datetime | None = None
-    """The store's time at this machine's `time.monotonic()` of zero, once it is known."""
     _clients: dict[float, Any] = field(default_factory=dict)
     """Clients by their timeout for an answer."""
 

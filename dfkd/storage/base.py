@@ -75,8 +75,13 @@ class StoredObject:
     key: str
     size: int
     """Bytes."""
-    age: float
-    """Seconds since the object was written, by the store's own clock; at least 0."""
+    written: float
+    """When the object was written, in seconds since 1970 by the store's clock."""
+
+    @property
+    def age(self) -> float:
+        """Seconds since the object was written, at least 0; see `lease.py` about clocks."""
+        return max(0.0, time.time() - self.written)
 
 
 @dataclass
@@ -134,7 +139,7 @@ class Storage(Protocol):
         """All keys that begin with `prefix`, sorted by their characters."""
 
     def entries(self, prefix: str = "") -> Iterator[StoredObject]:
-        """The keys of `list` with sizes and ages; at most two requests more than `list` makes."""
+        """The keys of `list` with sizes and times, from the same requests."""
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """The names directly under `prefix` (empty, or ending in '/') that have keys below them."""

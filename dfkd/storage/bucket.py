@@ -57,8 +57,6 @@ class BucketStorage(Storage):
     connection: Any = field(default=None, repr=False, compare=False)
     scheme: str = field(kw_only=True)
     """One of `BUCKETS`."""
-    opened: str | None = field(default=None, kw_only=True, repr=False, compare=False)
-    """The prefix of the opened root whose child this is; None if it is that root itself."""
 
     max_put_bytes: ClassVar[int]
     """The store's maximal size of an object in a single request."""
@@ -158,8 +156,7 @@ class BucketStorage(Storage):
 
     def child(self, prefix: str) -> Self:
         """See `Storage.child`."""
-        opened = self.prefix if self.opened is None else self.opened
-        return replace(self, prefix=self._name(prefix.removesuffix("/")), opened=opened)
+        return replace(self, prefix=self._name(prefix.removesuffix("/")))
 
     def with_attempts(self, attempts: int) -> Self:
         """See `Storage.with_attempts`."""

@@ -5,7 +5,7 @@
 
 Each object is {holder, since, expires, released, versions}. A holder regularly writes a later
 `expires` into its own object. When it has died, another process creates the next number. The clocks
-of the machines that share a root must agree to well within the length of a lease.
+of the store and of the machines that share it must agree to well within the length of a lease.
 """
 
 import contextlib

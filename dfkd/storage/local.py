@@ -67,8 +67,7 @@ def open_to_read(root: str) -> Storage:
     """The storage at a root that is only read: it is neither created, tested nor cleaned.
 
     A directory need not exist, and then holds no keys. An unreachable store is an error within a
-    minute, or within five if it accepts connections and never answers. On Azure and Google Cloud,
-    `entries` writes the empty object `.probe`, whose time is the store's.
+    minute, or within five if it accepts connections and never answers.
 
     Raises:
         ManifestError: not such a root, or it needs an extra that is not installed.
@@ -283,26 +282,12 @@ class LocalStorage:
 
     def entries(self, prefix: str = "") -> Iterator[StoredObject]:
         """See `Storage.entries`."""
-        now = self._now()
         folder = str(self.root / self.prefix)
         # A listed key is a valid one, and a path from a text takes a third of the time of `_path`.
         for key in self.list(prefix):
             with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                 status = os.stat(f"{folder}/{key}")
-                yield StoredObject(key, status.st_size, max(0.0, now - status.st_mtime))
-
-    def _now(self) -> float:
-        """The file system's time; on a network file system it differs from this machine's.
-
-        It is this machine's time if the root may only be read.
-        """
-        try:
-            partial, stream = _open_partial(self.root / PARTIAL)
-        except OSError:
-            return time.time()
-        with stream:
-            partial.unlink()
-            return os.fstat(stream.fileno()).st_mtime
+                yield StoredObject(key, status.st_size, status.st_mtime)
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """See `Storage.folders`."""

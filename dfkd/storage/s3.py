@@ -3,8 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,7 +159,7 @@ class S3Storage(BucketStorage):
             for item in page.get("Contents", ()):
                 key = item["Key"].removeprefix(self._head)
                 if KEY.fullmatch(key):
-                    yield StoredObject(key, item["Size"], _age(page, item["LastModified"]))
+                    yield StoredObject(key, item["Size"], item["LastModified"].timestamp())
 
     def folders(self, prefix: str = "") -> tuple[str, ...]:
         """See `Storage.folders`."""
@@ -194,9 +192,3 @@ def _require_whole(answer: Any, request: Request) -> None:
     promised = int(answer["ContentLength"])
     if request.bytes != promised:
         raise boto.IncompleteReadError(actual_bytes=request.bytes, expected_bytes=promised)
-
-
-def _age(page: Any, written: datetime) -> float:
-    """Seconds between `written` and the answer `page`, both by the store's clock."""
-    now = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"])
-    return max(0.0, (now - written).total_seconds())

@@ -107,7 +107,7 @@ class StorageTests:
         dataclasses.replace(data, prefix=f"{data.prefix}/{name}").put("x", b"")
         assert storage.folders("data/") == ("mix",)
 
-    def test_entries_have_sizes_and_ages_by_the_clock_of_the_store(self, storage: Storage) -> None:
+    def test_entries_have_sizes_and_ages(self, storage: Storage) -> None:
         def ages() -> dict[str, float]:
             return {entry.key: entry.age for entry in storage.entries("b")}
 

@@ -20,7 +20,7 @@ from dfkd.storage.azure_gcs_client import (
     reason,
     status,
 )
-from dfkd.storage.local import open_storage, open_to_read
+from dfkd.storage.local import open_storage
 from dfkd.storage.retries import Limits, RetryPolicy
 
 
@@ -83,40 +83,6 @@ def test_a_listing_that_breaks_off_goes_on_behind_what_was_received(
     monkeypatch.setitem(STORES, "az", Breaking)
     assert list(ObstoreStorage("container", "run", scheme="az").list()) == keys
     assert offsets == [None, "run/a/1"]
-
-
-def test_a_store_that_may_only_be_read_shows_its_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    class ReadOnly:
-        """A store that refuses a put, as with the role of a reader."""
-
-        def __init__(self, *_: object, **__: object) -> None:
-            self.memory = MemoryStore()
-            self.memory.put("run/a", b"data")
-
-        def put(self, *_: object, **__: object) -> None:
-            raise GenericError("Server returned non-2xx status code: 403 Forbidden: ")
-
-        def list(self, *arguments: Any, **options: Any) -> Any:
-            return self.memory.list(*arguments, **options)
-
-    monkeypatch.setitem(STORES, "az", ReadOnly)
-    (entry,) = open_to_read("az://container/run").entries()
-    assert (entry.key, entry.size) == ("a", 4)
-    assert 0 <= entry.age < 60
-
-
-def test_the_store_is_asked_for_its_time_once_and_in_the_opened_root(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An object in the folder of a version would stay there when that is removed."""
-    memory = MemoryStore()
-    memory.put("run/versions/a/x", b"data")
-    monkeypatch.setitem(STORES, "az", lambda *_, **__: memory)
-    root = open_to_read("az://container/run")
-    for storage in (root.child("versions").child("a"), root):
-        (entry,) = storage.entries()
-        assert 0 <= entry.age < 60
-    assert [each["path"] for each in memory.list().collect()] == ["run/.probe", "run/versions/a/x"]
 
 
 @pytest.mark.parametrize("root", ["az://container/run", "gs://bucket/run"])

@@ -6,7 +6,6 @@ import subprocess
 import threading
 import traceback
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
@@ -216,18 +215,6 @@ def test_a_client_waits_as_long_as_it_is_told_and_is_of_its_process(
     assert connection.client is client
     monkeypatch.setattr(os, "getpid", lambda: 1)  # as in a fork
     assert connection.client is not client
-
-
-def test_an_age_is_by_the_clock_of_the_store(root: str) -> None:
-    storage = S3Storage("bucket", connection=twice())
-    with Stubber(storage.connection.client) as stub:
-        page = {
-            "Contents": [{"Key": "a", "Size": 3, "LastModified": datetime(2020, 1, 1, tzinfo=UTC)}],
-            "ResponseMetadata": {"HTTPHeaders": {"date": "Wed, 01 Jan 2020 00:01:30 GMT"}},
-        }
-        stub.add_response("list_objects_v2", page)
-        (entry,) = storage.entries()
-    assert (entry.key, entry.size, entry.age) == ("a", 3, 90.0)
 
 
 @pytest.fixture

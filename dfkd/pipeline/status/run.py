@@ -172,10 +172,8 @@ def _students(
 
 
 def _written(root: Storage, key: str) -> float | None:
-    """When an object was written, in seconds since 1970 by this machine; None if there is none."""
-    now = time.time()
-    ages = [entry.age for entry in root.entries(key) if entry.key == key]
-    return now - ages[0] if ages else None
+    """When an object was written, in seconds since 1970; None if there is none."""
+    return next((entry.written for entry in root.entries(key) if entry.key == key), None)
 
 
 def _file(written: float | None, sources: float, complete: bool = True) -> FileStatus:
