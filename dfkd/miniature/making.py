@@ -73,6 +73,11 @@ def make(recipe: Recipe, command: str) -> Path:
     _make_diffusion(recipe, split, models, output, command)
     evaluation_set.write(split.evaluation, output / "evaluation.tar")
     tokenizer = models.captioner.tokenizer
+    of_teacher = scoring.teacher_scores(lengths, models.teacher, tokenizer, split)
+    before = {
+        "all": of_teacher["zero_shot"]["mean"],
+        "official": of_teacher["zero_shot_official"]["mean"],
+    }
     scores = {
         "schema": 1,
         "recipe": fingerprint(work_folder.identity(recipe, "models")),
@@ -80,9 +85,9 @@ def make(recipe: Recipe, command: str) -> Path:
         "seed": recipe.seed,
         "machine": scoring.machine_scores(),
         "data": scoring.data_scores(recipe, split),
-        "teacher": scoring.teacher_scores(lengths, models.teacher, tokenizer, split),
+        "teacher": of_teacher,
         "generator": lengths["generator"]
-        | scoring.generator_scores(models.generator, models.teacher, tokenizer, split),
+        | scoring.generator_scores(models.generator, models.teacher, tokenizer, split, before),
         "backbone": backbone,
         "files": scoring.file_scores(output, FILES),
     }

@@ -1,5 +1,6 @@
 """Images of the exported diffusion model: what the teacher names of them, and a picture of some."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,23 @@ def scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
     """Scores of the model that was exported to `folder`; writes `samples.png` there.
 
     Returns:
-        Plain values. `teacher` has for each class the share, 0-1, of images whose class the
-        teacher names: of the `plain` class prompt, and of `styled` prompts.
+        Plain values. `teacher` has the share, 0-1, of images whose class the teacher names: of
+        the `plain` class prompts, and of `styled` ones.
     """
     teacher, model = trainer.teacher, _exported(folder)
     texts = teacher.encode_text([f"A {name}" for name in OFFICIAL])
     words = [word for word in vocabulary() if not word.endswith(" ground")]
     styles = [words[i * len(words) // _COUNT] for i in range(_COUNT)]
-    named: dict[str, dict[str, float]] = {}
+    named: dict[str, list[float]] = {"plain": [], "styled": []}
     strips = []
     for i, name in enumerate(OFFICIAL):
         images = {
             "plain": _sample(model, teacher, [f"A {name}"] * _COUNT),
             "styled": _sample(model, teacher, [f"{name} in the style of {s}" for s in styles]),
         }
-        nearest = {k: (teacher.encode_image(x) @ texts.T).argmax(1) for k, x in images.items()}
-        named[name] = {k: round(float((n == i).float().mean()), 4) for k, n in nearest.items()}
+        for kind, made in images.items():
+            nearest = (teacher.encode_image(made) @ texts.T).argmax(1)
+            named[kind].append(float((nearest == i).float().mean()))
         strips.append(strip(torch.cat(list(images.values()))))
     Image.fromarray(np.concatenate(strips)).save(folder / "samples.png", optimize=True)
     return {
@@ -55,7 +57,7 @@ def scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
         "images": 2 * _COUNT * len(OFFICIAL),
         "sampling_steps": _STEPS,
         "guidance": _GUIDANCE,
-        "teacher": named,
+        "teacher": {kind: round(statistics.fmean(shares), 4) for kind, shares in named.items()},
     }
 
 

@@ -7,8 +7,6 @@ Images of the evaluation set are scored before their WebP compression in `evalua
 import copy
 import datetime
 import hashlib
-import os
-import platform
 from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
@@ -33,22 +31,13 @@ from dfkd.miniature.training import teacher as teacher_recipe
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.prompts.pseudo_words import PseudoWords
-from dfkd.utils.hardware import processor_name
+from dfkd.utils.hardware import describe_machine, environment
 
 Scores = dict[str, Any]
 _SCALES = (1.0, 3.0, 10.0)
 """Scales e of random pseudo-words (Eq 8-11) that are scored."""
 _PROMPTS_PER_CLASS = 64
 """Random prompts, and pairs of mixed styles, of each official class."""
-_LIBRARIES = (
-    "torch",
-    "open_clip_torch",
-    "taming-transformers",
-    "diffusers",
-    "numpy",
-    "resvg-py",
-    "scipy",
-)
 
 
 def data_scores(recipe: Recipe, split: DataSplit) -> Scores:
@@ -167,28 +156,26 @@ def generator_scores(
     teacher: nn.Module,
     tokenizer: SimpleTokenizer,
     split: DataSplit,
+    before: dict[str, float],
 ) -> Scores:
     """Errors of reconstructions of the evaluation set, and the teacher's accuracy on them.
 
     Args:
         network, teacher: the exported generator and teacher.
+        before: the teacher's mean accuracy on the images, over `all` classes and the `official`
+            ones.
     """
     evaluation, images = split.evaluation, split.evaluation_pixels()
     reconstructed = reconstruct(network, images)
-    before, after = (
-        _accuracies(teacher, tokenizer, evaluation, pixels) for pixels in (images, reconstructed)
-    )
+    after = _accuracies(teacher, tokenizer, evaluation, reconstructed)
     return {
         "decoder_parameters": _size(network.decoder),
         "parameters": _size(network),
         "codes": len(network.quantize.mass),
         "codes_used_by_the_bundled_set": _codes_used(network, images),
         **_fidelity(evaluation, images, reconstructed),
-        "teacher_on_originals": before,
         "teacher_on_reconstructions": after,
-        "teacher_kept": {
-            k: round(after[k]["mean"] / max(before[k]["mean"], 1e-4), 4) for k in before
-        },
+        "teacher_kept": {k: round(after[k]["mean"] / max(before[k], 1e-4), 4) for k in before},
     }
 
 
@@ -215,15 +202,11 @@ def _fidelity(
 
 
 def machine_scores() -> Scores:
-    """The machine, the library versions and the date."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "processor": processor_name(),
-        "processors": os.cpu_count(),
-        "device": "cpu",
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in _LIBRARIES},
-    }
+    """The date, the machine and the versions of libraries."""
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    # What renders the drawings is needed nowhere else.
+    renderer = {"resvg-py": metadata.version("resvg-py")}
+    return {"date": date} | describe_machine() | environment() | renderer
 
 
 def file_scores(folder: Path, names: Sequence[str]) -> Scores:

@@ -76,10 +76,7 @@ def test_the_shipped_models_were_scored_as_good_enough() -> None:
     assert generator["chroma_kept"] >= 0.9
     assert min(generator["teacher_kept"].values()) >= 0.95
     assert generator["codes_used_by_the_bundled_set"] == generator["codes"]
-    named = DIFFUSION_SCORES["teacher"]
-    assert named.keys() == OFFICIAL
-    for kind in ("plain", "styled"):
-        assert sum(shares[kind] for shares in named.values()) / len(named) >= 0.6
+    assert min(DIFFUSION_SCORES["teacher"].values()) >= 0.6
 
 
 def test_the_bundled_diffusion_model_draws_most_classes(teacher: Teacher) -> None:
