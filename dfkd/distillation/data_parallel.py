@@ -21,14 +21,11 @@ def average_buffers(module: nn.Module) -> None:
     """
     if not torch.distributed.is_initialized():
         return
-    # One all_reduce for all buffers instead of one for each of them.
-    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    means = torch.cat([buffer.double().flatten() for buffer in buffers])
-    torch.distributed.all_reduce(means)
-    means /= torch.distributed.get_world_size()
-    sizes = [buffer.numel() for buffer in buffers]
-    for buffer, mean in zip(buffers, means.split(sizes), strict=True):
-        buffer.copy_(mean.view_as(buffer))
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            total = buffer.double()
+            torch.distributed.all_reduce(total)
+            buffer.copy_(total / torch.distributed.get_world_size())
 
 
 def share_batch_norm(student: Student) -> Student:
