@@ -259,13 +259,9 @@ def read_shard(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLo
 
 def _verify_bytes(data: bytes, receipt: Receipt) -> None:
     """Raise `CorruptionError` unless `data` has the receipt's size and sha256."""
-    if len(data) > receipt.bytes:
-        refuse(receipt.key, f"more than the {receipt.bytes} bytes that its receipt says")
-    if len(data) < receipt.bytes:
-        refuse(receipt.key, f"{len(data)} bytes, its receipt says {receipt.bytes}")
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != receipt.sha256:
-        refuse(receipt.key, f"sha256 {digest[:12]}.., its receipt says {receipt.sha256[:12]}..")
+    if len(data) != receipt.bytes or hashlib.sha256(data).hexdigest() != receipt.sha256:
+        expected = f"{receipt.bytes} bytes with sha256 {receipt.sha256[:12]}.."
+        refuse(receipt.key, f"is not what its receipt says, {expected}")
 
 
 def parse_shard(data: bytes, name: str) -> Iterator[Sample]:
@@ -280,11 +276,11 @@ def _samples_with_slices(
 
     `count` is the expected number of samples, which is checked before the first one.
     """
-    # tarfile ends silently at a truncated header, so the end mark is checked first.
+    # A tar that is cut between two members has no other mark of it.
     if not data or len(data) % tarfile.RECORDSIZE or data[-END_MARK_BYTES:].strip(b"\0"):
         refuse(name, f"{len(data)} bytes without the end mark of a tar")
     try:
-        groups = _groups(members(data), name)
+        groups = _groups(members(data), name, len(data))
     except ValueError as error:
         refuse(name, str(error))
     if count is not None and len(groups) != count:
@@ -298,8 +294,11 @@ def _samples_with_slices(
         start = stop
 
 
-def _groups(found: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str, slice]]:
-    """The slices of each sample's members: by key of the sample, then by suffix."""
+def _groups(found: Iterable[tuple[str, slice]], name: str, end: int) -> dict[str, dict[str, slice]]:
+    """The slices of each sample's members: by key of the sample, then by suffix.
+
+    `end` is that of the tar.
+    """
     groups: dict[str, dict[str, slice]] = {}
     last = None
     for member, span in found:
@@ -309,6 +308,8 @@ def _groups(found: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str
         if span.stop - span.start > MAX_MEMBER_BYTES:
             size = span.stop - span.start
             refuse(name, f"member {member!r} has {size} bytes, at most {MAX_MEMBER_BYTES}")
+        if span.stop > end:
+            refuse(name, f"member {member!r} is cut")
         # A sample is one range of bytes, so its members must be adjacent.
         if match["key"] in groups and match["key"] != last:
             refuse(name, f"the members of sample {match['key']!r} are not side by side")
@@ -322,7 +323,7 @@ def _groups(found: Iterable[tuple[str, slice]], name: str) -> dict[str, dict[str
 
 def _decode(data: bytes, name: str, key: str, slices: Mapping[str, slice]) -> Sample:
     """The sample in its members; `CorruptionError` if `write_shard` would not write it so."""
-    files = {suffix: _content(data, span, name, key) for suffix, span in slices.items()}
+    files = {suffix: data[span] for suffix, span in slices.items()}
     extensions = files.keys() & EXTENSIONS
     if len(extensions) != 1 or files.keys() - extensions != REQUIRED:
         refuse(name, f"sample {key!r}: {sorted(files)} are not {sorted(REQUIRED)} and one image")
@@ -336,14 +337,6 @@ def _decode(data: bytes, name: str, key: str, slices: Mapping[str, slice]) -> Sa
         refuse(name, f"sample {key!r}: {problem}")
     (extension,) = extensions
     return Sample(key, files[extension], extension, metadata, arrays)
-
-
-def _content(data: bytes, span: slice, name: str, key: str) -> bytes:
-    """The bytes of a member; `CorruptionError` if the tar ends within it."""
-    content, size = data[span], span.stop - span.start
-    if len(content) != size:
-        refuse(name, f"a member of sample {key!r} is cut at {len(content)} of {size} bytes")
-    return content
 
 
 def _npy(array: Array) -> bytes:
