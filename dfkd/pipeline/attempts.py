@@ -117,8 +117,20 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """A rule of the gate, and whether the candidate keeps it."""
+
+    text: str
+    before: str
+    """The value of the current version; empty if that does not matter."""
+    value: str
+    """The value of the candidate."""
+    holds: bool
+
+
+@dataclass(frozen=True)
 class Decision:
-    """The gate's numbers and verdict; accuracies are means over domains and seeds, 0-1."""
+    """The gate's rules and verdict; accuracies are means over domains and seeds, 0-1."""
 
     candidate: str
     """Id of the candidate."""
@@ -126,16 +138,12 @@ class Decision:
     """Id of the version that the candidate would replace; empty if there is none."""
     accuracy: float
     current_accuracy: float | None
-    fewest: int
-    """Number of images of the smallest class."""
-    diversity: float
-    reasons: tuple[str, ...]
-    """Why the candidate is refused; empty if it is accepted."""
+    rules: tuple[Rule, ...]
 
     @property
     def accepted(self) -> bool:
         """Whether the candidate becomes current."""
-        return not self.reasons
+        return all(rule.holds for rule in self.rules)
 
 
 def _read(storage: Storage, key: str, schema: type[T]) -> T:
@@ -251,66 +259,41 @@ def gate(
         current_version: the current version, if there is one.
         current_accuracy: accuracy of its students, measured in the same way.
     """
-    # All rules are checked, also after one has failed, so that a person reads all reasons at once.
+    least, before = -1.0, ""
+    if current_accuracy is not None:
+        # 0.14 - 0.02 is a little above 0.12, which must pass: no rounding is as large as this.
+        least = current_accuracy - config.tolerance - 1e-9
+        before = f"{100 * current_accuracy:.2f} %"
     fewest, class_name = fewest_images(candidate)
-    measured_diversity = diversity(candidate)
-    reasons = []
-    if current_accuracy is not None and accuracy < (least := _least(config, current_accuracy)):
-        reasons.append(
-            f"accuracy {accuracy:.4f}, at least {least:.4f} "
-            f"(current {current_accuracy:.4f} - tolerance {config.tolerance:g})"
-        )
-    if fewest < MINIMUM_PER_CLASS:
-        reasons.append(f"{fewest} images of {class_name}, at least {MINIMUM_PER_CLASS}")
-    if measured_diversity < config.diversity_floor:
-        reasons.append(f"diversity {measured_diversity:.4f}, at least {config.diversity_floor:g}")
+    measured = diversity(candidate)
+    # All rules are checked, also after one has failed, so that a person reads all reasons at once.
+    rules = (
+        Rule(
+            f"mean accuracy, at most {100 * config.tolerance:g} points less",
+            before,
+            f"{100 * accuracy:.2f} %",
+            accuracy >= least,
+        ),
+        Rule(
+            f"images of each class, at least {MINIMUM_PER_CLASS}",
+            "",
+            f"{fewest} of {class_name}",
+            fewest >= MINIMUM_PER_CLASS,
+        ),
+        Rule(
+            f"diversity, at least {config.diversity_floor:g}",
+            "",
+            f"{measured:.4f}",
+            measured >= config.diversity_floor,
+        ),
+    )
     return Decision(
         candidate=candidate.id,
         current=current_version.id if current_version else "",
         accuracy=accuracy,
         current_accuracy=current_accuracy,
-        fewest=fewest,
-        diversity=measured_diversity,
-        reasons=tuple(reasons),
+        rules=rules,
     )
-
-
-def _least(config: Regeneration, current_accuracy: float) -> float:
-    """The lowest accuracy that passes."""
-    # 0.14 - 0.02 is a little above 0.12, which must pass: no rounding is as large as this.
-    return current_accuracy - config.tolerance - 1e-9
-
-
-def rules(config: Regeneration, decision: Decision) -> list[tuple[str, str, str, str]]:
-    """Rows of the rules' table: rule, value of the current version, of the candidate, verdict."""
-    # All figures are the decision's, so the page shows what was decided on.
-    before = decision.current_accuracy
-    least = -1.0 if before is None else _least(config, before)
-    return [
-        (
-            f"mean accuracy, at most {100 * config.tolerance:g} points less",
-            "-" if before is None else f"{100 * before:.2f} %",
-            f"{100 * decision.accuracy:.2f} %",
-            _verdict(decision.accuracy >= least),
-        ),
-        (
-            f"images of each class, at least {MINIMUM_PER_CLASS}",
-            "",
-            str(decision.fewest),
-            _verdict(decision.fewest >= MINIMUM_PER_CLASS),
-        ),
-        (
-            f"diversity, at least {config.diversity_floor:g}",
-            "",
-            f"{decision.diversity:.4f}",
-            _verdict(decision.diversity >= config.diversity_floor),
-        ),
-    ]
-
-
-def _verdict(holds: bool) -> str:
-    """The word for whether a rule holds."""
-    return "holds" if holds else "refused"
 
 
 def fewest_images(version: PublishedVersion) -> tuple[int, str]:

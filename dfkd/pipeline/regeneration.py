@@ -114,10 +114,14 @@ def _refuse_rejected(attempt: Attempt, decision: Decision, page: str) -> None:
         return
     if decision.current:
         print(f"wrote {page}", flush=True)
+    reasons = (
+        f"{rule.text}: {rule.value}" + (f" after {rule.before}" if rule.before else "")
+        for rule in decision.rules
+        if not rule.holds
+    )
     raise GateError(
         f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
-        f"({'; '.join(decision.reasons)}); it stays for inspection until jobs/clean.py "
-        "removes it"
+        f"({'; '.join(reasons)}); it stays for inspection until jobs/clean.py removes it"
     )
 
 
@@ -202,7 +206,7 @@ class _Run:
         if current:
             old = self.facts(current, attempts.CURRENT)
             new = self.facts(candidate, attempts.CANDIDATE)
-            page = compare.render(old, new, attempts.rules(config, decision))
+            page = compare.render(old, new, [dataclasses.astuple(r) for r in decision.rules])
             attempt.storage.put(layout.COMPARISON, page.encode())
         return attempt.decide(decision)
 

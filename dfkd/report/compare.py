@@ -46,7 +46,7 @@ def write(first: Storage, second: Storage) -> str:
     return first.location(layout.COMPARISON)
 
 
-def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, str]] = ()) -> str:
+def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, bool]] = ()) -> str:
     """The page about two runs; the same facts give the same text.
 
     Args:
