@@ -89,7 +89,7 @@ class Summary(TypedDict):
 class _Data(TypedDict):
     """The scored data; the module's docstring describes the fields."""
 
-    source: NotRequired[str]
+    source: str
     domains: list[str]
     unscored: NotRequired[list[str]]
     notes: list[str]

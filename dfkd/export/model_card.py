@@ -90,7 +90,7 @@ or later.
 
 {accuracy}
 
-Over {check[images]:,} {compared} images the distances of `model.onnx`
+Over the {check[images]:,} synthesised images that calibrated int8 the distances of `model.onnx`
 differ from PyTorch's by at most {check[model.onnx][max_difference]:.2g}, those of \
 `model.int8.onnx`
 by at most {check[model.int8.onnx][max_difference]:.2g}; {equal[model.onnx]:.2f} % and \
@@ -112,7 +112,7 @@ image tower in float32.
 - It knows these {classes} classes and answers with one of them whatever the picture shows.\
 {other_classes}
 - Probabilities are softmax(cosines / {temperature:.4g}), where a distance is half the square of an
-  angle; the temperature is the teacher's own (1 / its logit scale) and was fitted to nothing.{sure}
+  angle; the temperature is the teacher's own (1 / its logit scale) and was fitted to nothing.
 - The int8 figures are those of this machine's processor and onnxruntime; others round differently.
 - It learned from images that a generator made after the teacher's idea of the class names, and
   inherits the teacher's errors and biases. Try it on pictures of your own before you rely on it.
@@ -132,12 +132,9 @@ In percent, on `{source}`, which neither synthesis nor distillation has read:
 {average}"""
 
 NOT_SCORED = """\
-Not measured, because the run had no labelled images (`evaluation.data: none`). If you get some,
-set `evaluation.data` and repeat `jobs/pipeline.py`: it scores the student and writes this folder
-anew."""
-
-SURE = """ On the evaluation data the
-  highest probability is {:.0f} % on average, and {:.0f} % of the answers are right."""
+Not measured, because the run has no labelled images (`evaluation.data: none`) or has not scored its
+students (`evaluation.models`). If you get some, set `evaluation.data` and repeat
+`jobs/pipeline.py`: it scores the student and writes this folder anew."""
 
 AVERAGES = {
     "images": "The mean is over domains.",
@@ -147,7 +144,7 @@ AVERAGES = {
 
 TITLES = {
     "teacher": "teacher zero-shot",
-    "torch": "student, PyTorch",
+    "student": "student, PyTorch",
     "onnx": "`model.onnx`",
     "int8": "`model.int8.onnx`",
 }
@@ -169,11 +166,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         output=OUTPUTS[target].format(**facts),
         other_classes=CLASSES[target],
         accuracy=_accuracy(evaluation) if evaluation else NOT_SCORED,
-        compared="evaluation" if evaluation else "synthesised",
         equal={name: 100 * check[name]["equal_predictions"] for name in (MODEL, INT8)},
-        sure=SURE.format(100 * facts["confidence"], 100 * evaluation["right"])
-        if evaluation
-        else "",
         speed=_speed(facts),
         origin=_origin(facts),
     )
@@ -184,7 +177,7 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
     domains = list(evaluation["images"])
     rows = []
     for name, title in TITLES.items():
-        if scores := evaluation["accuracy"][name]:
+        if scores := evaluation["accuracy"].get(name):
             figures = [scores["domains"].get(domain) for domain in domains] + [scores["mean"]]
             rows.append([title, *("-" if f is None else f"{100 * f:.1f}" for f in figures)])
     counts = [str(count) for count in evaluation["images"].values()]

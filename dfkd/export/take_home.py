@@ -8,8 +8,9 @@
     README.md          the model card, with an example
     takehome.json      schema 1, written last: the measured figures, as in the card
 
-The student is that of the manifest's last method and the first seed in `distillation.seeds`. Each
-call measures everything again, so the folder agrees with the results.
+The student is that of the manifest's last method and the first seed in `distillation.seeds`. Its
+accuracy is that of `results.json`. Whether the graphs answer alike is checked on the calibration
+images.
 """
 
 import json
@@ -22,18 +23,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from dfkd.config.distillation import Average
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.student_names import weights_identity
 from dfkd.distillation.student_store import StudentLocation, locate_student
-from dfkd.evaluation.data import open_data
 from dfkd.evaluation.footprint import FLOAT32, parameters
-from dfkd.evaluation.results import ResultRow, accuracy_of, summarise
-from dfkd.evaluation.scoring import BATCH, Candidate, DistanceFunction, score
+from dfkd.evaluation.results import ZERO_SHOT, accuracy_of, images_of, summarise
+from dfkd.evaluation.scoring import BATCH
 from dfkd.export.labels import labels_json
 from dfkd.export.model_card import model_card
 from dfkd.export.onnx_graphs import (
@@ -46,7 +44,7 @@ from dfkd.export.onnx_graphs import (
     load_graph,
     quantise,
 )
-from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES, cosines
+from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES
 from dfkd.export.predict import distances as class_distances
 from dfkd.models.student import Student, load_student
 from dfkd.models.teacher import Teacher
@@ -64,16 +62,16 @@ CPU = torch.device("cpu")
 
 
 def write_take_home(manifest: Manifest, results: Mapping[str, Any] | None, threads: int) -> str:
-    """Export the run's student to `student/`, whose location is returned, and score it.
+    """Export the run's student to `student/`, whose location is returned.
 
     Args:
         manifest: of a run whose students are finished.
-        results: the content of `results.json`, which has the accuracy of the teacher; None if the
-            manifest has no evaluation data; then synthesised images check the graphs.
-        threads: threads for decoding and for the models; the timing uses one core.
+        results: the content of `results.json`, which has the accuracies; None without evaluation
+            data.
+        threads: threads for the models; the timing uses one core.
 
     Raises:
-        ManifestError: nothing is published for the last method, or evaluation data are unusable.
+        ManifestError: nothing is published for the last method.
         CorruptionError: student or data set are missing or damaged.
     """
     location = locate_student(manifest, manifest.methods[-1], manifest.distillation.seeds[0])
@@ -93,30 +91,38 @@ def write_take_home(manifest: Manifest, results: Mapping[str, Any] | None, threa
             "calibration": {"images": len(images), "version": location.version.id},
             "temperature": rules["temperature"],
             "latency": _latency(folder, student, teacher, card["image_size"]),
+            "evaluation": results and _evaluation(results, location),
+            "check": check_graphs(student, folder, images, threads),
         }
-        comparison = Comparison(student, folder, rules["temperature"], threads)
-        if results is None:
-            comparison.compare_decoded(images)
-        # Scoring calls the comparison with every evaluation image, so the check of the graphs
-        # against PyTorch covers all of them and is complete only after this line.
-        facts["evaluation"] = results and _evaluate(manifest, comparison, results, card, threads)
-        facts["check"], facts["confidence"] = comparison.facts(), comparison.confidence
         return _publish(folder, facts, open_storage(manifest.storage.root).child(FOLDER))
 
 
-def _teacher_accuracy(
-    results: Mapping[str, Any], images: Mapping[str, int], average: Average
-) -> dict[str, Any] | None:
-    """The teacher's accuracy; None if it was not scored, or on other numbers of `images`."""
-    rows: list[ResultRow] = [row for row in results["rows"] if row["model"] == "teacher"]
-    counts = {row["domain"]: row["images"] for row in rows}
-    return _accuracy(rows, average) if counts == images else None
+def _evaluation(results: Mapping[str, Any], student: StudentLocation) -> dict[str, Any] | None:
+    """The scored data, and the accuracies of the student and of the teacher, if it was scored.
 
-
-def _accuracy(rows: Sequence[ResultRow], average: Average) -> dict[str, Any]:
-    """Accuracy (0-1) in each domain and the mean over domains, from the rows of one model."""
-    domains = {row["domain"]: accuracy_of(row, average) for row in rows}
-    return {"domains": domains, "mean": summarise(rows, average)[0]["mean"]}
+    None if the results are not of this student.
+    """
+    if student.name not in results["students"]:
+        return None
+    average = results["average"]
+    models = {
+        "teacher": ("teacher", ZERO_SHOT, 0),
+        "student": ("student", student.method, student.seed),
+    }
+    accuracy = {}
+    for name, key in models.items():
+        rows = [r for r in results["rows"] if (r["model"], r["method"], r["seed"]) == key]
+        if rows:
+            domains = {row["domain"]: accuracy_of(row, average) for row in rows}
+            mean = summarise(rows, average)[0]["mean"]
+            accuracy[name] = {"domains": domains, "mean": mean}
+    return {
+        "source": results["data"]["source"],
+        "images": images_of(results),
+        "unreadable": len(results["data"]["unreadable"]),
+        "average": average,
+        "accuracy": accuracy,
+    }
 
 
 def calibration_images(version: PublishedVersion, size: int) -> list[npt.NDArray[np.uint8]]:
@@ -227,96 +233,38 @@ def _giving_distances(graph: GraphFunction, student: Student) -> GraphFunction:
     return lambda pixels: class_distances(graph(pixels), texts)
 
 
-class Comparison:
-    """Compares both graphs with the student in PyTorch batch by batch, and sums what differs."""
+def check_graphs(
+    student: Student, folder: Path, images: Sequence[npt.NDArray[np.uint8]], threads: int
+) -> dict[str, Any]:
+    """How far both graphs in `folder` differ from the student in PyTorch.
 
-    def __init__(self, student: Student, folder: Path, temperature: float, threads: int) -> None:
-        """Load both graphs from `folder`; `temperature` turns distances into probabilities."""
-        self.student, self.temperature = student, temperature
-        self.graphs = {
-            name: _giving_distances(load_graph(folder / name, threads), student)
-            for name in (MODEL, INT8)
-        }
-        self.distances: dict[str, Tensor] = {}
-        """Distances [N, M] of each graph for the latest batch."""
-        self.images, self.confidence_sum = 0, 0.0
-        self.largest = dict.fromkeys(self.graphs, 0.0)
-        self.equal = dict.fromkeys(self.graphs, 0)
+    Args:
+        images: decoded images, [S, S, 3] uint8.
 
-    def compare(self, pixels: Tensor) -> Tensor:
-        """Run the student and both graphs on pixels [N, 3, S, S]; returns PyTorch's distances."""
-        expected: Tensor = self.student(pixels)
-        self.images += len(expected)
-        for name, graph in self.graphs.items():
-            found = self.distances[name] = torch.from_numpy(graph(pixels.numpy()))
+    Returns:
+        The number of images, and for each graph the largest difference of a distance and the
+        fraction of images for which the prediction is the same.
+    """
+    graphs = {
+        name: _giving_distances(load_graph(folder / name, threads), student)
+        for name in (MODEL, INT8)
+    }
+    largest, equal = dict.fromkeys(graphs, 0.0), dict.fromkeys(graphs, 0)
+    for start in range(0, len(images), BATCH):
+        pixels = batch(images[start : start + BATCH])
+        with torch.inference_mode():
+            expected = student(torch.from_numpy(pixels)).numpy()
+        for name, graph in graphs.items():
+            found = graph(pixels)
             # Two figures, because neither implies the other: a small difference can change the
             # answer for an image between two classes, and a large one often changes none.
-            difference = float((found - expected).abs().max())
-            self.largest[name] = max(self.largest[name], difference)
-            self.equal[name] += int((found.argmin(1) == expected.argmin(1)).sum())
-        scaled = cosines(self.distances[MODEL].double().numpy()) / self.temperature
-        probabilities = torch.from_numpy(scaled).softmax(1)
-        self.confidence_sum += float(probabilities.amax(1).sum())
-        return expected
-
-    def compare_decoded(self, images: Sequence[npt.NDArray[np.uint8]]) -> None:
-        """Compare on decoded images, [S, S, 3] uint8."""
-        for start in range(0, len(images), BATCH):
-            with torch.inference_mode():
-                self.compare(torch.from_numpy(batch(images[start : start + BATCH])))
-
-    @property
-    def confidence(self) -> float:
-        """The float graph's highest probability, averaged over the images."""
-        return self.confidence_sum / self.images
-
-    def facts(self) -> dict[str, Any]:
-        """Largest difference and fraction of equal predictions over all compared images."""
-        graphs = {
-            name: {
-                "max_difference": self.largest[name],
-                "equal_predictions": self.equal[name] / self.images,
-            }
-            for name in self.graphs
-        }
-        return {"images": self.images, **graphs}
-
-
-def _evaluate(
-    manifest: Manifest,
-    comparison: Comparison,
-    results: Mapping[str, Any],
-    card: Mapping[str, Any],
-    threads: int,
-) -> dict[str, Any]:
-    """The accuracy of the student and of both graphs, with that of the teacher from `results`."""
-    data = open_data(manifest.evaluation, manifest.classes)
-    size = card["image_size"]
-    # The forms are the methods of the rows. For each batch `score` calls models of one size in this
-    # order: the first one runs all three.
-    models: dict[str, DistanceFunction] = {
-        "torch": comparison.compare,
-        "onnx": lambda _: comparison.distances[MODEL],
-        "int8": lambda _: comparison.distances[INT8],
+            largest[name] = max(largest[name], float(np.abs(found - expected).max()))
+            equal[name] += int((found.argmin(1) == expected.argmin(1)).sum())
+    checks = {
+        name: {"max_difference": largest[name], "equal_predictions": equal[name] / len(images)}
+        for name in graphs
     }
-    candidates = [Candidate("student", name, 0, size, models[name], CPU) for name in models]
-    scores = score(candidates, data, BATCH, threads)
-    images = {row["domain"]: row["images"] for row in scores.rows}
-    by_form = {name: [row for row in scores.rows if row["method"] == name] for name in models}
-    # Over images, like the mean confidence that the card sets beside it.
-    right = sum(row["images"] * row["accuracy"] for row in by_form["onnx"])
-    average = manifest.evaluation.average
-    return {
-        "source": data.source,
-        "images": images,
-        "unreadable": len(scores.unreadable),
-        "average": average,
-        "right": right / sum(images.values()),
-        "accuracy": {
-            "teacher": _teacher_accuracy(results, images, average),
-            **{name: _accuracy(rows, average) for name, rows in by_form.items()},
-        },
-    }
+    return {"images": len(images), **checks}
 
 
 def _latency(folder: Path, student: Student, teacher: Teacher, size: int) -> dict[str, Any]:
