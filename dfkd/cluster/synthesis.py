@@ -45,7 +45,7 @@ from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import SECONDS, other_holders, protecting
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import environment
-from dfkd.utils.progress import LineBar, ScreenBar, bar, say
+from dfkd.utils.progress import Progress, bar, say
 
 REASONS = 3
 """Number of quarantined tasks whose reasons the error repeats."""
@@ -344,7 +344,7 @@ class _ShardReport:
     version: Version
     pool: Pool[Any]
     cost: CostCounter
-    progress: ScreenBar | LineBar
+    progress: Progress
     tracker: ShardTracker
     _quarantined: int = 0
     """The number of quarantined units reported so far."""
@@ -384,4 +384,5 @@ class _ShardReport:
             for task in item.unit.tasks:
                 self.version.quarantine(task.id, item.reason)
         counts = {"failed": self.tracker.failed, "quarantined": len(self.pool.quarantine)}
-        self.progress.note(", ".join(f"{n} {what}" for what, n in counts.items() if n))
+        shown = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+        self.progress.set_postfix_str(shown, refresh=False)

@@ -15,7 +15,7 @@ from dfkd.config.plan import (
 )
 from dfkd.dataset.versions import Version
 from dfkd.storage import layout
-from dfkd.utils.progress import Closing, LineBar, ScreenBar, bar
+from dfkd.utils.progress import Closing, Progress, bar
 
 _END: Any = object()
 """What `next` returns for an iterator that has ended; None means that nothing is ready."""
@@ -28,7 +28,7 @@ class PromptProgress(Closing):
     manifest: Manifest
     done: set[int]
     """Numbers of the stored parts."""
-    bar: ScreenBar | LineBar | None
+    bar: Progress | None
     """None if all parts and prompts.json were stored at the start."""
 
     @classmethod

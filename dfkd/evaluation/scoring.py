@@ -26,9 +26,8 @@ from dfkd.distillation.student_store import (
 )
 from dfkd.distillation.text_only import class_vectors, load_tower
 from dfkd.errors import DfkdError, ManifestError, as_utf8
-from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, Item, open_data
-from dfkd.evaluation.footprint import TimedNetwork
+from dfkd.evaluation.footprint import parameters
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
 from dfkd.prompts.styles import class_text_embeddings
@@ -62,6 +61,8 @@ class Candidate:
     """Side in pixels of the images that the model takes."""
     distances: DistanceFunction
     device: torch.device
+    parameters: int
+    """Of the student, or of the tower that answers."""
 
     @property
     def title(self) -> str:
@@ -78,6 +79,8 @@ class Scores:
     rows: tuple[ResultRow, ...]
     unreadable: tuple[str, ...]
     """`name: reason` of each image that no decoder could read, sorted."""
+    parameters: dict[str, int]
+    """Number of parameters by model; those of one model have the same."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,11 @@ class Evaluated:
     """Location of the contact sheet of these versions; empty if none was written."""
     ms: dict[str, float] = field(default_factory=dict)
     """Milliseconds for one image on one core, by model; empty if they were not measured."""
-    networks: dict[str, TimedNetwork] = field(default_factory=dict, repr=False)
-    """The networks by model on the CPU, to be timed; empty after `dfkd.evaluate`."""
 
 
 def evaluate(
     manifest: Manifest,
-    threads: int | None = None,
+    threads: int = 0,
     version: str = "",
     folder: str = "",
     classes: tuple[str, ...] = (),
@@ -113,7 +114,7 @@ def evaluate(
 
     Args:
         manifest: the run's manifest; all its students must be finished.
-        threads: threads that decode images; None means one for each processor.
+        threads: threads that decode images; 0 means one for each processor.
         version: id of the version whose students are scored; empty for the current ones.
         folder: folder under the root for the results; empty for the root itself.
         classes: classes to score instead of the manifest's, which need students of embeddings.
@@ -130,13 +131,11 @@ def evaluate(
     students = list(_finished_students(manifest, version, classes)) if "student" in wanted else []
     root = open_storage(manifest.storage.root)
     candidates = _load_candidates(scored, root, students, manifest.classes)
-    scores = score(candidates, data, BATCH, threads)
-    networks = footprint.networks(manifest)
-    sizes = {model: network.parameters for model, network in networks.items()}
+    scores = score(candidates, data, threads)
     names, average = [student.name for student in students], manifest.evaluation.average
-    content = results(data, scores.rows, scores.unreadable, sizes, names, average)
+    content = results(data, scores.rows, scores.unreadable, scores.parameters, names, average)
     location = write_results(root.child(folder) if folder else root, content)
-    return Evaluated(content, location, {s.method: s.version for s in students}, networks=networks)
+    return Evaluated(content, location, {s.method: s.version for s in students})
 
 
 def _finished_students(
@@ -184,7 +183,8 @@ def _load_candidates(
         if texts is not None:
             student = student.with_classes(texts)
         size = card["image_size"]
-        yield Candidate("student", location.method, location.seed, size, student, device)
+        about = location.method, location.seed, size, student, device, parameters(student)
+        yield Candidate("student", *about)
 
 
 def _teacher_candidate(manifest: Manifest, device: torch.device) -> Candidate:
@@ -219,22 +219,21 @@ def _tower_candidate(
         tower.image_size,
         lambda pixels: distances(tower.encode_image(pixels), vectors),
         tower.device,
+        parameters(tower.visual),
     )
 
 
 def score(
     candidates: Iterable[Candidate],
     data: Domains,
-    batch_size: int,
-    threads: int | None = None,
+    threads: int = 0,
 ) -> Scores:
     """Score models on every domain.
 
     Args:
         candidates: the models. Of a lazy iterable at most two groups of `GROUP` are held.
         data: the images, with classes in the order of the models' outputs.
-        batch_size: images of a batch.
-        threads: threads that decode images; None means one for each processor.
+        threads: threads that decode images; 0 means one for each processor.
 
     Returns:
         A row for each model and each domain with a readable image.
@@ -244,10 +243,12 @@ def score(
     """
     rows: list[ResultRow] = []
     unreadable: dict[str, str] = {}
+    sizes: dict[str, int] = {}
     for group in _groups(candidates):
-        counts = _confusions(group, data, batch_size, threads or cpu_count(), unreadable)
+        counts = _confusions(group, data, threads or cpu_count(), unreadable)
         for candidate, domains in zip(group, counts, strict=True):
             about = (candidate.model, candidate.method, candidate.seed)
+            sizes[candidate.model] = candidate.parameters
             rows += [
                 row(*about, domain, data.classes, confusion)
                 for domain, confusion in domains.items()
@@ -260,7 +261,7 @@ def score(
             f"{name} ({reason}); check {data.source}"
         )
     problems = (f"{name}: {reason}" for name, reason in sorted(unreadable.items()))
-    return Scores(tuple(rows), tuple(problems))
+    return Scores(tuple(rows), tuple(problems), sizes)
 
 
 def _groups(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, ...]]:
@@ -273,7 +274,6 @@ def _groups(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, ...]]:
 def _confusions(
     group: Sequence[Candidate],
     data: Domains,
-    batch_size: int,
     threads: int,
     unreadable: dict[str, str],
 ) -> list[dict[str, npt.NDArray[np.int64]]]:
@@ -285,7 +285,7 @@ def _confusions(
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
     title = group[0].title if len(group) == 1 else f"{len(group)} models from {group[0].title}"
     with bar(title, len(data.items), "img") as progress:
-        for chunk, images in decode_items(data.items, group[0].image_size, batch_size, threads):
+        for chunk, images in decode_items(data.items, group[0].image_size, threads):
             # An unreadable image comes as the text of its error.
             readable = []
             for item, image in zip(chunk, images, strict=True):
@@ -298,7 +298,8 @@ def _confusions(
                 for candidate, domains in zip(group, counts, strict=True):
                     for item, answer in zip(items, _predict(candidate, arrays, M), strict=True):
                         domains[item.domain][item.class_index, answer] += 1
-            progress.note(f"{len(unreadable)} unreadable" if unreadable else "")
+            failures = f"{len(unreadable)} unreadable" if unreadable else ""
+            progress.set_postfix_str(failures, refresh=False)
             progress.update(len(chunk))
     return counts
 
@@ -326,17 +327,17 @@ Decoded = npt.NDArray[np.uint8] | str
 
 
 def decode_items(
-    items: Sequence[Item], image_size: int, batch_size: int, threads: int
+    items: Sequence[Item], image_size: int, threads: int
 ) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
-    """Yield the items in batches, each with its pixels, in the order of `items`.
+    """Yield the items in batches of `BATCH`, each with its pixels, in the order of `items`.
 
     Threads decode up to `PREFETCH_BATCHES` batches in advance. An image is uint8 [S, S, 3] with
     S = `image_size`, or a text that says why it cannot be read.
     """
-    ahead = PREFETCH_BATCHES * batch_size
+    ahead = PREFETCH_BATCHES * BATCH
     decoded = in_order(lambda item: _decode(item, image_size), items, threads, ahead)
-    for start in range(0, len(items), batch_size):
-        chunk = items[start : start + batch_size]
+    for start in range(0, len(items), BATCH):
+        chunk = items[start : start + BATCH]
         yield chunk, list(islice(decoded, len(chunk)))
 
 

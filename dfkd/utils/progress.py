@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self, TypeAlias
 
 from tqdm import tqdm
 
@@ -40,37 +40,11 @@ def say(text: str) -> None:
     tqdm.write(printable(text), file=sys.stderr)
 
 
-class ScreenBar(Closing):
-    """A bar that redraws itself, on a terminal."""
-
-    def __init__(self, description: str, total: int, unit: str, done: int = 0) -> None:
-        self.inner = tqdm(
-            desc=description,
-            total=total,
-            initial=done,
-            unit=unit,
-            unit_scale=unit == "B",
-            mininterval=0.2,
-            maxinterval=1.0,
-            dynamic_ncols=True,
-            file=sys.stderr,
-        )
-
-    def update(self, n: int = 1) -> None:
-        """See `Bar.update`."""
-        self.inner.update(n)
-
-    def note(self, text: str) -> None:
-        """Show `text` behind the rate from the next update on."""
-        self.inner.set_postfix_str(text, refresh=False)
-
-    def close(self) -> None:
-        """See `Bar.close`."""
-        self.inner.close()
-
-
 class LineBar(Closing):
-    """Prints a line on stderr every ten seconds and at the end, for logs and pipes."""
+    """Prints a line on stderr every ten seconds and at the end, for logs and pipes.
+
+    It has the part of tqdm's interface that is used here.
+    """
 
     def __init__(self, description: str, total: int, unit: str, done: int = 0) -> None:
         self.description, self.total, self.unit = description, total, unit
@@ -85,8 +59,8 @@ class LineBar(Closing):
         if time.monotonic() - self.printed > QUIET_SECONDS:
             self._print()
 
-    def note(self, text: str) -> None:
-        """See `ScreenBar.note`."""
+    def set_postfix_str(self, text: str, refresh: Literal[False]) -> None:
+        """Show `text` behind the rate from the next line on."""
         self.text = text
 
     def close(self) -> None:
@@ -115,10 +89,24 @@ class LineBar(Closing):
         sys.stderr.flush()
 
 
-def bar(description: str, total: int, unit: str, done: int = 0) -> ScreenBar | LineBar:
+Progress: TypeAlias = tqdm | LineBar
+
+
+def bar(description: str, total: int, unit: str, done: int = 0) -> Progress:
     """A progress bar on stderr with rate and ETA; `done` units were finished earlier.
 
     Bytes (unit `B`) are shown as kB, MB and GB.
     """
-    kind = ScreenBar if sys.stderr.isatty() else LineBar
-    return kind(description, total, unit, done)
+    if not sys.stderr.isatty():
+        return LineBar(description, total, unit, done)
+    return tqdm(
+        desc=description,
+        total=total,
+        initial=done,
+        unit=unit,
+        unit_scale=unit == "B",
+        mininterval=0.2,
+        maxinterval=1.0,
+        dynamic_ncols=True,
+        file=sys.stderr,
+    )

@@ -52,7 +52,7 @@ import sys
 from dfkd.utils import logs
 from dfkd.utils.progress import bar
 with logs.json_log("synthesize", sys.argv[1]), bar("vanilla images", 9, "img") as shown:
-    shown.note("1 failed")
+    shown.set_postfix_str("1 failed", refresh=False)
     for number in range(3):
         logs.log_event("quarantined", run="0" * 16, task=f"0000-0000{number}", images=3,
                        reason="no luck")

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dfkd.utils.progress import LineBar, ScreenBar, bar
+from dfkd.utils.progress import LineBar, bar
 
 
 def work(monkeypatch: pytest.MonkeyPatch, count: int, seconds: float) -> None:
@@ -45,7 +45,7 @@ def test_a_log_of_short_work_is_one_line_with_its_failures(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with bar("mix prompts", 3, "part", done=1) as shown:
-        shown.note("2 failed, 1 quarantined")
+        shown.set_postfix_str("2 failed, 1 quarantined", refresh=False)
         shown.update(2)
     printed = capfd.readouterr()
     (line,) = printed.err.splitlines()
@@ -72,11 +72,11 @@ def test_the_rate_counts_only_what_was_done_here_and_the_end_shows_the_last_note
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
 
-    def fail(shown: LineBar | ScreenBar) -> None:
+    def fail(shown: LineBar) -> None:
         nonlocal now
         now = 200.0
         shown.update(20)
-        shown.note("1 failed")
+        shown.set_postfix_str("1 failed", refresh=False)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError), bar("mix images", 100, "img", done=60) as shown:
