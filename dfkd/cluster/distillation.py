@@ -159,18 +159,18 @@ def _distill_side_by_side(
     everything = contextlib.ExitStack()
     recorded: dict[StudentTask, contextlib.ExitStack] = {}
 
-    def record_first_attempt(task: StudentTask) -> bool:
-        """Record a task from its first attempt on; returns True, because it may start."""
+    def record_first_attempt(task: StudentTask) -> None:
+        """Record a task from its first attempt on."""
         # In the driver, because a killed actor would record nothing and leave its lease behind.
         if task not in recorded:
             recorded[task] = everything.enter_context(contextlib.ExitStack())
             recorded[task].enter_context(_lease_and_record(manifest, by_task[task], ranks))
-        return True
 
     pool = student_pool(StudentDistiller, share, count, cluster, manifest, bar)
+    pool.on_start = record_first_attempt
     pool.progress = lambda task: _checkpoints(by_task[task]).newest()
     with everything:
-        for task, error in pool.run(iter(by_task), record_first_attempt):
+        for task, error in pool.run(iter(by_task)):
             recorded[task].close()
             if error is not None:
                 raise error

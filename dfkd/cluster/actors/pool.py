@@ -49,6 +49,8 @@ class Pool(Closing, Generic[T]):
     """Whether a run without an error leaves its actors for the next one; `close` ends them."""
     progress: Callable[[T], int] = lambda task: 0
     """How far earlier attempts have brought a task. Once that grows, they no longer count."""
+    on_start: Callable[[T], None] = lambda task: None
+    """Called with a task when an actor is given it, at each attempt."""
     succeeded: set[type] = field(default_factory=set)
     """Kinds of tasks that have succeeded, here or in an earlier run that the caller knows of."""
     quarantine: list[Quarantined[T]] = field(default_factory=list)
@@ -146,7 +148,9 @@ class Pool(Closing, Generic[T]):
         for slot in self._actors.idle:
             if not self._has_next(tasks, may_start):
                 return
-            self._actors.give(slot, self._next_tasks.popleft())
+            task = self._next_tasks.popleft()
+            self.on_start(task)
+            self._actors.give(slot, task)
 
     def _collect(self) -> Iterator[Any]:
         """Wait a moment for one actor; yield its result if it succeeded."""

@@ -340,6 +340,16 @@ def test_a_pool_that_is_told_to_stop_finishes_what_flies(cluster: None, tmp_path
     assert working.busy_seconds > 0
 
 
+def test_a_task_is_told_of_when_an_actor_is_there_to_begin_it(
+    cluster: None, tmp_path: Path
+) -> None:
+    """Not while the first actors start, which would count as the cost of the first task."""
+    working, started = pool(tmp_path, {1: "fails once"}), []
+    working.on_start = lambda item: started.append((item.number, working.largest > 0))
+    assert sorted(working.run(iter([Item(0), Item(1)]))) == [0, 1]
+    assert sorted(started) == [(0, True), (1, True), (1, True)]
+
+
 def test_no_task_starts_no_actor(cluster: None, tmp_path: Path) -> None:
     working = pool(tmp_path, {})
     assert list(working.run(iter(()))) == []
