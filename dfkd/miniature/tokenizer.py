@@ -7,7 +7,6 @@ captions, so its token table is small. Other words are spelled in shorter pieces
 import gzip
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
@@ -37,40 +36,22 @@ def merges(words: Sequence[str]) -> str:
     full = SimpleTokenizer()
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as stream:
         lines = stream.read().split("\n")
-    ranked = {tuple(line.split()): rank for rank, line in enumerate(lines[1:]) if line}
-    # A symbol was merged from shorter ones, so their merges are needed too.
+    pairs = [tuple(line.split()) for line in lines[1:] if line]
+    # Each symbol of this file is made by one merge alone.
+    made = {"".join(pair): pair for pair in pairs}
     needed: set[tuple[str, ...]] = set()
-    for symbol in {s for word in words for s in full.bpe(word).split()}:
-        needed |= _history(symbol, ranked)
-    return "\n".join([lines[0], *(" ".join(pair) for pair in sorted(needed, key=ranked.get))])  # type: ignore[arg-type]
 
+    def need(symbol: str) -> None:
+        """Add the merge that makes a symbol, and those that make its two parts."""
+        if symbol in made:
+            needed.add(made[symbol])
+            for part in made[symbol]:
+                need(part)
 
-def _history(symbol: str, ranked: dict[tuple[str, ...], int]) -> set[tuple[str, ...]]:
-    """The merges that build a symbol from its letters; `</w>` marks the end of a word."""
-    parts = [*symbol.removesuffix("</w>")]
-    if symbol.endswith("</w>"):
-        parts[-1] += "</w>"
-    used: set[tuple[str, ...]] = set()
-    while len(parts) > 1:
-        pairs = [(ranked.get((a, b), len(ranked)), (a, b)) for a, b in pairwise(parts)]
-        # As in BPE, the merge that comes first in the file is applied first.
-        rank, pair = min(pairs)
-        if rank == len(ranked):
-            break
-        used.add(pair)
-        parts = _merged(parts, pair)
-    return used
-
-
-def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    """The parts after merging each occurrence of a pair, from left to right."""
-    out: list[str] = []
-    for part in parts:
-        if out and (out[-1], part) == pair:
-            out[-1] += part
-        else:
-            out.append(part)
-    return out
+    for word in words:
+        for symbol in full.bpe(word).split():
+            need(symbol)
+    return "\n".join([lines[0], *(" ".join(pair) for pair in pairs if pair in needed)])
 
 
 def write_merges(path: Path, text: str) -> None:
