@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jinja2
 
-from dfkd.miniature import pretraining
 from dfkd.miniature.drawings.icons import EVALUATION
 from dfkd.miniature.pretraining import DataSplit
 from dfkd.miniature.recipe import Recipe
@@ -33,7 +32,7 @@ def write_notice(recipe: Recipe, split: DataSplit, folder: Path) -> None:
     """Write `NOTICE`: every collection whose icons were used, with its author and licence."""
     described = split.catalogue.collections
     # Clip art is a collection of rows too, but none of the package.
-    used = pretraining.collections_of([*split.rows, *split.validation]).keys() & described.keys()
+    used = {row.collection for row in (*split.rows, *split.validation)} & described.keys()
     parts = [
         f"The models and images in this folder derive from icon sets of the npm package\n"
         f"{recipe.data.package} (https://iconify.design), all under permissive licences, and from\n"

@@ -63,7 +63,6 @@ def make(recipe: Recipe, command: str) -> Path:
 
     Raises:
         ManifestError: the icon package or the clip art is not where the recipe says.
-        FingerprintError: the work folder belongs to another recipe.
     """
     torch.set_num_threads(recipe.threads)
     output = Path(recipe.output)
@@ -191,7 +190,7 @@ def _make_diffusion(
         models.generator,
         Teacher(models.teacher, models.captioner.tokenizer, MINIATURE, preprocess={}),
         models.captioner,
-        work_folder.claim(recipe, "diffusion"),
+        work_folder.folder_of(recipe, "diffusion"),
         recipe.seed,
     )
     trainer.run()
@@ -220,7 +219,7 @@ def _train_classifier(recipe: Recipe, split: DataSplit, kind: Classifier, output
     batches = classifier.LabelledBatches(
         split.training, list(by_class.values()), settings.default_share, recipe.seed
     )
-    folder = work_folder.claim(recipe, kind)
+    folder = work_folder.folder_of(recipe, kind)
     trainer = classifier.ClassifierTrainer(settings, batches, folder, recipe.seed)
     trainer.run()
     network = trainer.network.eval()

@@ -4,10 +4,8 @@ Each stage stores its result in the work folder and reuses it there, so the same
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +19,10 @@ from torch import Tensor, nn
 from dfkd.miniature import evaluation_set
 from dfkd.miniature.captions import Captioner
 from dfkd.miniature.drawings import clipart, rendering, separation
-from dfkd.miniature.drawings.icons import EVALUATION, VALIDATION, Catalogue
+from dfkd.miniature.drawings.icons import EVALUATION, VALIDATION, Catalogue, package_folder
 from dfkd.miniature.drawings.nouns import common_nouns, object_nouns
 from dfkd.miniature.drawings.rendering import Cache, DrawingRow, plain
 from dfkd.miniature.drawings.sampling import Batches, class_weights
-from dfkd.miniature.drawings.separation import Floats, Match
-from dfkd.miniature.drawings.sources import clipart_folder, icon_package
 from dfkd.miniature.fidelity import psnr
 from dfkd.miniature.recipe import Recipe
 from dfkd.miniature.tokenizer import caption_words, merges, write_merges
@@ -34,7 +30,7 @@ from dfkd.miniature.training import generator
 from dfkd.miniature.training import teacher as teacher_recipe
 from dfkd.miniature.training.common import log
 from dfkd.miniature.training.tower import TowerTrainer
-from dfkd.miniature.work_folder import claim, folder_of, write_whole
+from dfkd.miniature.work_folder import folder_of, write_whole
 from dfkd.utils.pixels import from_bytes
 
 _CHUNK = 8000
@@ -43,11 +39,6 @@ _MERGES = "bpe.txt.gz"
 """File of the teacher's merges."""
 _NOUNS = 200
 """Number of classes with which the teacher is validated."""
-_FOLDERS = (
-    ("training", f"clipart/{clipart.TRAINING}"),
-    ("held-out", f"clipart/{clipart.EVALUATION}"),
-)
-"""Folders of the caches of training and of held-out drawings: first icons, then clip art."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +54,9 @@ class DataSplit:
     """Indices of the rows of `training` that are trained on."""
     validation: list[DrawingRow]
     """Rows of `training` of the validation collections."""
-    matches: list[Match]
-    """Rows of `training` that equal a held-out drawing: neither trained on nor in validation."""
+    matches: dict[int, str]
+    """Of rows of `training` that equal a held-out drawing, as of `find_matches`: neither trained on
+    nor in validation."""
     evaluation: list[evaluation_set.EvaluationImage]
     """The bundled evaluation set."""
     left_out: int
@@ -105,15 +97,13 @@ def split_drawings(recipe: Recipe) -> DataSplit:
     Raises:
         ManifestError: the icon package or the clip art is not where the recipe says.
     """
-    claim(recipe, "world")
-    catalogue = Catalogue(icon_package(recipe.data))
+    catalogue = Catalogue(package_folder(recipe.data))
     prefixes = [c.prefix for c in catalogue.training()]
     training, held_out = _rendered(catalogue, prefixes, recipe)
     matches = _matches(catalogue, training, held_out, recipe)
     log(f"{len(training.rows)} drawings rendered, {len(matches)} are of held-out sets")
-    matched = {m.training for m in matches}
     trained_on = {*prefixes, clipart.TRAINING} - VALIDATION
-    usable = [i for i, row in enumerate(training.rows) if i not in matched]
+    usable = [i for i, row in enumerate(training.rows) if i not in matches]
     keep = [i for i in usable if training.rows[i].collection in trained_on]
     validation = [training.rows[i] for i in usable if training.rows[i].collection in VALIDATION]
     left_out = _correlated(training, keep, held_out, recipe)
@@ -139,7 +129,7 @@ def _rendered(catalogue: Catalogue, prefixes: Sequence[str], recipe: Recipe) -> 
     held_out = rendering.build(catalogue, EVALUATION, work / "held-out", variants, processes)
     # Titles of clip art are free text, in which the names of icons tell what is an object.
     art, held_out_art = clipart.build(
-        clipart_folder(data),
+        Path(data.clipart),
         object_nouns(training.rows),
         evaluation_set.official_names(),
         work / "clipart",
@@ -154,23 +144,15 @@ def _correlated(
     """The held-out drawings of the evaluation classes that correlate with a training drawing."""
     groups = evaluation_set.by_class(held_out.rows)
     candidates = [row for rows in groups.values() for row in rows]
-    record = folder_of(recipe, "world") / f"alike-{recipe.data.max_likeness}.json"
-    if not record.exists():
-        evaluation = separation.unit_vectors(rendering.grey(held_out, row) for row in candidates)
-        # In chunks, because the correlations of all pairs would not fit into memory.
-        highest = np.full(len(candidates), -1.0, np.float32)
-        for start in range(0, len(keep), _CHUNK):
-            rows = [training.rows[i] for i in keep[start : start + _CHUNK]]
-            chunk = separation.unit_vectors(rendering.grey(training, row) for row in rows)
-            highest = np.maximum(highest, separation.max_correlation(evaluation, chunk))
-        names = [
-            [row.collection, row.name]
-            for row, correlation in zip(candidates, highest, strict=True)
-            if correlation >= recipe.data.max_likeness
-        ]
-        write_whole(record, json.dumps(names))
-    recorded = {(collection, name) for collection, name in json.loads(record.read_text("utf-8"))}
-    return frozenset(row for row in candidates if (row.collection, row.name) in recorded)
+    evaluation = separation.unit_vectors(rendering.grey(held_out, row) for row in candidates)
+    # In chunks, because the correlations of all pairs would not fit into memory.
+    highest = np.full(len(candidates), -1.0, np.float32)
+    for start in range(0, len(keep), _CHUNK):
+        rows = [training.rows[i] for i in keep[start : start + _CHUNK]]
+        chunk = separation.unit_vectors(rendering.grey(training, row) for row in rows)
+        highest = np.maximum(highest, separation.max_correlation(evaluation, chunk))
+    alike = highest >= recipe.data.max_likeness
+    return frozenset(row for row, same in zip(candidates, alike, strict=True) if same)
 
 
 def _matches(
@@ -178,36 +160,18 @@ def _matches(
     training: Cache,
     held_out: Cache,
     recipe: Recipe,
-) -> list[Match]:
-    """The training drawings that equal a held-out one, by path data or hash."""
-    work = folder_of(recipe, "world")
-    record = work / f"matches-{recipe.data.max_hash_distance}.json"
+) -> dict[int, str]:
+    """The training drawings that equal a held-out one, by path data or hash: `find_matches`."""
+    record = folder_of(recipe, "world") / "matches.json"
     if not record.exists():
-        bits = [
-            np.concatenate([_hashes(work / name, recipe.threads) for name in group])
-            for group in _FOLDERS
-        ]
-        paths = [_path_keys(catalogue, cache.rows) for cache in (training, held_out)]
+        caches = training, held_out
+        paths = [_path_keys(catalogue, cache.rows) for cache in caches]
+        bits = [separation.hashes(rendering.grey(c, row) for row in c.rows) for c in caches]
         matches = separation.find_matches(
             paths[0], bits[0], paths[1], bits[1], recipe.data.max_hash_distance
         )
-        write_whole(record, json.dumps([asdict(match) for match in matches]))
-    return [Match(**match) for match in json.loads(record.read_text("utf-8"))]
-
-
-def _hashes(folder: Path, processes: int) -> Floats:
-    """The hashes of all rows of a cache."""
-    starts = range(0, len(rendering.read(folder).rows), _CHUNK)
-    with ProcessPoolExecutor(processes) as pool:
-        parts = [pool.submit(_hash_part, folder, start) for start in starts]
-        return np.concatenate([part.result() for part in parts])
-
-
-def _hash_part(folder: Path, start: int) -> Floats:
-    """The hashes of a chunk of rows, in a process of its own."""
-    cache = rendering.read(folder)
-    rows = cache.rows[start : start + _CHUNK]
-    return separation.hashes(rendering.grey(cache, row) for row in rows)
+        write_whole(record, json.dumps(sorted(matches.items())))
+    return dict(json.loads(record.read_text("utf-8")))
 
 
 def _path_keys(catalogue: Catalogue, rows: Sequence[DrawingRow]) -> list[str]:
@@ -243,7 +207,7 @@ def train_teacher(recipe: Recipe, split: DataSplit, captioner: Captioner) -> Pat
 
     It is a folder of the work, because the second training of the image tower follows.
     """
-    folder = claim(recipe, "teacher")
+    folder = folder_of(recipe, "teacher")
     if not (folder / "scores.json").exists():
         batches = Batches(split.training, split.keep, recipe.teacher.batch_size, recipe.seed)
         trainer = teacher_recipe.TeacherTrainer(
@@ -277,7 +241,7 @@ def train_tower(
         load_file(first / "teacher.safetensors"),
         batches,
         captioner,
-        claim(recipe, "tower"),
+        folder_of(recipe, "tower"),
         recipe.seed,
     )
     _train_validated(trainer, split, output)
@@ -319,7 +283,7 @@ def train_generator(
     # Another seed than the teacher's, so that the two do not see the same batches.
     batches = Batches(split.training, split.keep, recipe.generator.batch_size, recipe.seed + 1)
     trainer = generator.GeneratorTrainer(
-        recipe.generator, batches, teacher, claim(recipe, "generator"), recipe.seed
+        recipe.generator, batches, teacher, folder_of(recipe, "generator"), recipe.seed
     )
 
     def validate() -> None:
@@ -346,8 +310,3 @@ def export(state: dict[str, Tensor], path: Path) -> None:
     save_file({key: value.contiguous() for key, value in halves.items()}, path)
     # safetensors creates files that only their owner may read.
     path.chmod(0o644)
-
-
-def collections_of(rows: Sequence[DrawingRow]) -> Counter[str]:
-    """Number of drawings of each collection."""
-    return Counter(row.collection for row in rows)

@@ -24,7 +24,7 @@ from dfkd.miniature.evaluation_set import OFFICIAL, EvaluationImage
 from dfkd.miniature.fidelity import colours_kept, psnr
 from dfkd.miniature.looks.domains import DOMAINS, SPARSE
 from dfkd.miniature.looks.look import vocabulary
-from dfkd.miniature.pretraining import DataSplit, collections_of, reconstruct
+from dfkd.miniature.pretraining import DataSplit, reconstruct
 from dfkd.miniature.recipe import GeneratorRecipe, Recipe, TeacherRecipe
 from dfkd.miniature.training import generator
 from dfkd.miniature.training import teacher as teacher_recipe
@@ -46,17 +46,17 @@ def data_scores(recipe: Recipe, split: DataSplit) -> Scores:
     return {
         "package": recipe.data.package,
         "training": {
-            "collections": len(collections_of(split.rows)),
+            "collections": len({row.collection for row in split.rows}),
             "icons": len(split.rows),
             "names": len({row.concept for row in split.rows}),
             "in_colour": sum(row.colour for row in split.rows),
         },
-        "validation": dict(sorted(collections_of(split.validation).items())),
+        "validation": dict(sorted(Counter(r.collection for r in split.validation).items())),
         "separation": {
             "held_out_icons_compared": len(split.held_out.rows),
             "training_icons_compared": len(split.training.rows),
             "max_hash_distance": recipe.data.max_hash_distance,
-            "removed_from_training": dict(Counter(m.how for m in split.matches)),
+            "removed_from_training": dict(Counter(split.matches.values())),
             "bundled_drawings_left_out": split.left_out,
         },
         "evaluation": {
@@ -226,17 +226,11 @@ def exported_teacher(recipe: TeacherRecipe, folder: Path, vocab_size: int) -> nn
 
 
 def exported_generator(recipe: GeneratorRecipe, folder: Path) -> generator.Autoencoder:
-    """The exported generator as the package loads it: half-precision values in float32.
-
-    Raises:
-        RuntimeError: the file has other weights than the recipe's network.
-    """
-    path = folder / "generator.safetensors"
+    """The exported generator as the package loads it: half-precision values in float32."""
     network = generator.Autoencoder(recipe)
-    # The codebook's running sums are not exported, so they are missing.
-    loaded = network.load_state_dict(load_file(path), strict=False)
-    if loaded.unexpected_keys or any(".weight" in key for key in loaded.missing_keys):
-        raise RuntimeError(f"{path} does not fit its recipe: {loaded}")
+    # The codebook's running sums are not exported, so they stay as they are.
+    exported = load_file(folder / "generator.safetensors")
+    network.load_state_dict(network.state_dict() | exported)
     return network.eval()
 
 

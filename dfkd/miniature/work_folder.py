@@ -1,15 +1,14 @@
-"""The work folder of a recipe: a folder for each stage, which records the recipe that made it.
+"""The work folder of recipes: a folder for each stage and for each choice of its settings.
 
 A stage's result depends on some sections of the recipe only. So a recipe with another generator
-can use the folders `world` and `teacher` of an earlier one.
+uses the drawings and the teacher of an earlier one.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal
 
-from dfkd.errors import FingerprintError
+from dfkd.config.hashing import fingerprint
 from dfkd.miniature.recipe import Recipe
 
 Stage = Literal["world", "teacher", "tower", "generator", "diffusion", "backbone", "judge"]
@@ -53,29 +52,10 @@ def identity(recipe: Recipe, stage: Stage | Literal["models"]) -> dict[str, Any]
 
 
 def folder_of(recipe: Recipe, stage: Stage) -> Path:
-    """The folder in which a stage keeps its work."""
-    return Path(recipe.data.work) / stage
-
-
-def claim(recipe: Recipe, stage: Stage) -> Path:
-    """Create a stage's folder, or check that this recipe can resume from it; returns the folder.
-
-    Raises:
-        FingerprintError: the folder holds the work of a recipe with another `identity`.
-    """
-    folder = folder_of(recipe, stage)
-    record = folder / "recipe.json"
-    expected = identity(recipe, stage)
-    if not record.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(record, json.dumps(expected, indent=2) + "\n")
-    stored = json.loads(record.read_text("utf-8"))
-    changed = sorted(key for key in expected | stored if stored.get(key) != expected.get(key))
-    if changed:
-        raise FingerprintError(
-            f"data.work: {folder} holds work of a recipe with other {', '.join(changed)}; "
-            "give another data.work or remove that folder"
-        )
+    """The folder in which a stage keeps its work, named by its `identity` and created here."""
+    name = f"{stage}-{fingerprint(identity(recipe, stage))[:12]}"
+    folder = Path(recipe.data.work) / name
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

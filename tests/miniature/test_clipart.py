@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfkd.errors import ManifestError
 from dfkd.miniature.drawings import clipart
 from tests.helpers import icon_package
 
@@ -56,6 +57,11 @@ def test_no_artist_is_in_training_and_in_evaluation(folder: Path, tmp_path: Path
     assert sorted(row.concept for row in training.rows) == ["cup", "lamp"]
     assert {row.collection for row in training.rows} == {clipart.TRAINING}
     assert training.colour.shape == (2, 64, 64, 4)
+
+
+def test_a_folder_without_clip_art_is_refused_with_the_package_s_name(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="openclipart-svg"):
+        clipart.build(tmp_path / "none", NOUNS, {"clock"}, tmp_path / "work", 1)
 
 
 def test_rendered_drawings_are_reused(folder: Path, tmp_path: Path) -> None:

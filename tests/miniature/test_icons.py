@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dfkd.errors import ManifestError
 from dfkd.miniature.drawings.icons import (
     EVALUATION,
     LICENCES,
@@ -15,8 +16,10 @@ from dfkd.miniature.drawings.icons import (
     Catalogue,
     Icon,
     choose,
+    package_folder,
     split_name,
 )
+from dfkd.miniature.recipe import IconData
 from tests.helpers import icon_package
 
 
@@ -54,9 +57,18 @@ def test_other_licences_logos_flags_and_hidden_sets_are_left_out(tmp_path: Path)
     assert not trained(tmp_path, offered)
 
 
-def test_reserved_collections_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="reserved"):
-        next(Catalogue(tmp_path).icons("openmoji"))
+@pytest.mark.parametrize("release", ["2.2.1", ""])
+def test_only_the_folder_of_the_release_is_taken(tmp_path: Path, release: str) -> None:
+    data = IconData(directory=str(icon_package.write(tmp_path / "package")))
+    assert package_folder(data) == tmp_path / "package"
+    description = tmp_path / "package/package.json"
+    if release:
+        description.write_text(json.dumps({"name": "@iconify/json", "version": release}))
+    else:
+        description.unlink()
+    found = "@iconify/json@2.2.1" if release else "no package"
+    with pytest.raises(ManifestError, match=rf"@iconify/json@2\.2\.535.*with {found}"):
+        package_folder(data)
 
 
 def test_trademarks_and_brands_are_left_out(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from dfkd.miniature.recipe import IconData, Recipe
-from dfkd.miniature.work_folder import claim, write_whole
+from dfkd.miniature.recipe import GeneratorRecipe, IconData, Recipe
+from dfkd.miniature.work_folder import Stage, folder_of, write_whole
 
 
 @contextmanager
@@ -39,8 +39,13 @@ def test_a_text_is_written_as_a_whole_or_not_at_all(tmp_path: Path, earlier: str
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_whose_claim_was_killed_can_be_claimed(tmp_path: Path) -> None:
-    recipe = Recipe(data=IconData(work=str(tmp_path)))
-    with killed():
-        claim(recipe, "world")
-    assert claim(recipe, "world") == claim(recipe, "world") == tmp_path / "world"
+@pytest.mark.parametrize("stage", get_args(Stage))
+def test_another_recipe_works_in_another_folder(tmp_path: Path, stage: Stage) -> None:
+    data = IconData(work=str(tmp_path))
+    own = folder_of(Recipe(data=data), stage)
+    assert own.is_dir()
+    assert own == folder_of(Recipe(data=data, output="elsewhere", threads=7), stage)
+    assert own != folder_of(Recipe(data=data, seed=1), stage)
+    # Another generator needs no other teacher.
+    other = folder_of(Recipe(data=data, generator=GeneratorRecipe(codes=16)), stage)
+    assert (other != own) == (stage in ("generator", "diffusion"))

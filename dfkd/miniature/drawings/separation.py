@@ -8,8 +8,7 @@ Two drawings count as the same if any of three comparisons says so:
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,7 @@ _SIDE = 24
 """Width of the drawings that are correlated, in pixels."""
 _VISIBLE = 32
 """Ink (0-255) that a row or column needs to belong to the drawing."""
-_CHUNK = 8192
+_CHUNK = 1024
 """Training drawings that are compared at once."""
 _PATH = re.compile(r'\sd="([^"]+)"')
 """The data of an SVG path, and a command or number in it."""
@@ -99,48 +98,34 @@ def perceptual_hash(grey: Pixels) -> Floats:
     return np.where(low > np.median(low), 1, -1).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Match:
-    """A training drawing that equals an evaluation drawing."""
-
-    training: int
-    """Row of the training drawing."""
-    evaluation: int
-    """Row of the evaluation drawing."""
-    how: str
-    """The comparison that found it: `path` or `hash`."""
-
-
 def find_matches(
-    train_paths: list[str],
+    train_paths: Sequence[str],
     train_bits: Floats,
-    eval_paths: list[str],
+    eval_paths: Sequence[str],
     eval_bits: Floats,
     max_distance: int,
-) -> list[Match]:
-    """Every training drawing that equals an evaluation drawing, each once, by its row.
+) -> dict[int, str]:
+    """The training drawings that equal an evaluation drawing.
 
     Args:
         train_paths, eval_paths: `path_key` of each drawing; "" equals nothing.
         train_bits, eval_bits: `perceptual_hash` of each drawing, [drawings, bits].
         max_distance: hashes that differ in at most this many bits count as the same drawing.
+
+    Returns:
+        By the index of the training drawing, the comparison that found it: `path` or `hash`.
     """
-    # Reversed, so that of several evaluation drawings with the same path the first is reported.
-    eval_by_path = {path: index for index, path in reversed(list(enumerate(eval_paths))) if path}
-    matches = {
-        i: Match(i, eval_by_path[p], "path") for i, p in enumerate(train_paths) if p in eval_by_path
-    }
-    bits = train_bits.shape[1]
+    known = {*eval_paths} - {""}
+    matches = {index: "path" for index, path in enumerate(train_paths) if path in known}
+    # For +-1 vectors the inner product is bits - 2 * Hamming distance.
+    least = train_bits.shape[1] - 2 * max_distance
     # In parts, which bounds memory.
     for start in range(0, len(train_bits), _CHUNK):
-        # For +-1 vectors the inner product is bits - 2 * Hamming distance.
-        distance = (bits - train_bits[start : start + _CHUNK] @ eval_bits.T) / 2
-        nearest = distance.argmin(1)
-        for offset in np.flatnonzero(distance.min(1) <= max_distance):
-            index = start + int(offset)
+        highest = (train_bits[start : start + _CHUNK] @ eval_bits.T).max(1)
+        for offset in np.flatnonzero(highest >= least):
             # A match by path data is the stronger evidence, so it is kept.
-            matches.setdefault(index, Match(index, int(nearest[offset]), "hash"))
-    return sorted(matches.values(), key=lambda match: match.training)
+            matches.setdefault(start + int(offset), "hash")
+    return matches
 
 
 def hashes(images: Iterable[Pixels]) -> Floats:
