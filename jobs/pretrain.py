@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from dfkd.errors import ManifestError
@@ -10,25 +11,19 @@ from dfkd.miniature.recipe import Recipe
 from dfkd.pipeline import command_line
 from dfkd.utils import yaml
 
-
-def read(path: str, overrides: tuple[str, ...]) -> Recipe:
-    """The recipe in file `path` with overrides applied."""
-    return yaml.load(Recipe, path, overrides)
-
-
 STAGES = ("teacher", "tower", "generator", "backbone", "diffusion")
 """Trainings of a run without --only, in their order."""
 
 
 def plan(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would do."""
-    planned: dict[str, Any] = {"package": recipe.data.directory}
-    for stage in [options.only] if options.only else STAGES:
-        settings = getattr(recipe, stage)
-        # The tower's batches are the teacher's.
-        size = getattr(settings, "batch_size", recipe.teacher.batch_size)
-        planned |= {f"{stage}_steps": settings.steps, f"{stage}_images": settings.steps * size}
-    return planned | {"work": recipe.data.work, "output": recipe.output}
+    stages = [options.only] if options.only else STAGES
+    return {
+        "package": recipe.data.directory,
+        **{f"{stage}_steps": getattr(recipe, stage).steps for stage in stages},
+        "work": recipe.data.work,
+        "output": recipe.output,
+    }
 
 
 def work(recipe: Recipe, options: argparse.Namespace) -> str:
@@ -37,6 +32,8 @@ def work(recipe: Recipe, options: argparse.Namespace) -> str:
     try:
         from dfkd.miniature.making import make, make_single
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("dfkd"):
+            raise
         raise ManifestError(
             "environment", "needs the extra pretrain", error.name, "pip install -e '.[pretrain]'"
         ) from None
@@ -55,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="train only one model: the backbone that a student may start from, a diffusion model "
         "in the latent space of the generator, or the judge of synthesised images",
     )
-    return command_line.run_with(read, arguments, work, plan, argv)
+    return command_line.run_with(partial(yaml.load, Recipe), arguments, work, plan, argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The manifest of `jobs/pretrain.py`: everything that determines the bundled models.
 
-A work folder records the names and values of its recipe's keys (`work_folder.identity`), so a job
-refuses to resume from a folder that was made before a key was renamed.
+The name of a work folder has a hash of the names and values of keys (`work_folder.identity`), so a
+job begins anew when a key was renamed.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from dfkd.errors import ManifestError
 from dfkd.utils.types import (
     CHECKED,
     Count,
@@ -92,6 +93,15 @@ class TeacherRecipe:
     checkpoint_every: Count = 100
     compile: bool = True
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 4 * self.groups:
+            raise ManifestError(
+                "teacher.batch_size",
+                f"must have room for {self.groups} groups of four images",
+                self.batch_size,
+                "raise it or lower teacher.groups",
+            )
+
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class TowerRecipe:
@@ -166,7 +176,7 @@ class DiffusionRecipe:
     """Share of drawings in one ink that are painted in the default look, black on white."""
     ema: Fraction = 0.999
     """Decay of the moving average of the weights, which is the model."""
-    checkpoint_every: Count = 500
+    checkpoint_every: Count = 100
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -175,15 +185,15 @@ class ClassifierRecipe:
 
     architecture: Name = "resnet18"
     """As `distillation.student`."""
-    steps: Count = 1200
+    steps: Count = 2500
     """Steps of AdamW. The learning rate rises in `rising_steps` and falls with a cosine."""
     rising_steps: Count = 50
-    batch_size: Count = 128
+    batch_size: Count = 64
     learning_rate: Positive = 2e-3
     weight_decay: NonNegative = 0.05
     default_share: Fraction = 0.4
     """Share of drawings in one ink that are painted in the default look, black on white."""
-    checkpoint_every: Count = 50
+    checkpoint_every: Count = 100
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -216,6 +226,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require_folder("output", self.output)
+        if self.generator.latent_channels < self.diffusion.components:
+            raise ManifestError(
+                "diffusion.components",
+                "must be at most generator.latent_channels",
+                self.diffusion.components,
+                "lower it or raise the other",
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain values, every key written out."""

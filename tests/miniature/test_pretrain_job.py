@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,9 @@ import safetensors
 import yaml
 
 from dfkd.config.manifest import Manifest
-from dfkd.errors import Exit, FingerprintError, ManifestError
+from dfkd.errors import Exit, ManifestError
 from dfkd.miniature.evaluation_set import OFFICIAL
-from dfkd.miniature.recipe import GeneratorRecipe, IconData, Recipe
-from dfkd.miniature.work_folder import Stage, claim
+from dfkd.miniature.recipe import Recipe
 from dfkd.models.generators import kinds
 from dfkd.models.generators.condition import Condition
 from dfkd.models.teacher import Teacher
@@ -22,9 +22,6 @@ from dfkd.utils.yaml import load
 from tests.helpers import icon_package, jobs
 
 MANIFEST = jobs.ROOT / "manifests" / "pretrain.yaml"
-STAGES: tuple[Stage, ...] = (
-    "world", "teacher", "tower", "generator", "diffusion", "backbone", "judge",
-)  # fmt: skip
 
 
 def small(tmp_path: Path) -> dict[str, object]:
@@ -50,10 +47,18 @@ def small(tmp_path: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_channels_must_suit_group_norm(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("generator: {channels: 40}", r"generator\.channels"),
+        ("teacher: {batch_size: 40, groups: 11}", r"teacher\.batch_size: .* 11 groups"),
+        ("generator: {latent_channels: 4}", r"diffusion\.components: .*latent_channels, got 8"),
+    ],
+)
+def test_sizes_must_suit_each_other(tmp_path: Path, recipe: str, message: str) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text("generator: {channels: 40}")
-    with pytest.raises(ManifestError, match=r"generator\.channels"):
+    path.write_text(recipe)
+    with pytest.raises(ManifestError, match=message):
         load(Recipe, path)
 
 
@@ -140,19 +145,12 @@ def classes_of(path: Path) -> list[str]:
     return names
 
 
-def test_another_recipe_does_not_resume_from_this_work(tmp_path: Path) -> None:
-    data = IconData(work=str(tmp_path))
-    for stage in STAGES:
-        claim(Recipe(data=data), stage)
-        claim(Recipe(data=data, output="elsewhere", threads=7), stage)
-        with pytest.raises(FingerprintError, match=r"other seed; give another data\.work"):
-            claim(Recipe(data=data, seed=1), stage)
-    # Another generator needs no other teacher.
-    other = Recipe(data=data, generator=GeneratorRecipe(codes=16))
-    claim(other, "world")
-    claim(other, "teacher")
-    with pytest.raises(FingerprintError, match=r"generator holds work .* other generator\.codes"):
-        claim(other, "generator")
+def test_a_missing_module_of_this_package_is_no_missing_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "dfkd.miniature.making", None)
+    with pytest.raises(ModuleNotFoundError):
+        run_here(MANIFEST)
 
 
 def test_dry_run_says_what_would_be_done() -> None:
