@@ -222,14 +222,12 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
     """
     with thread_limit(threads) as thread_count:
         folder = layout.OTHER_CLASSES if classes else ""
-        scored = scoring.evaluate(manifest, thread_count, folder=folder, classes=tuple(classes))
-        # The networks would fill memory for as long as the caller keeps the results.
-        evaluated = dataclasses.replace(scored, networks={})
+        evaluated = scoring.evaluate(manifest, thread_count, folder=folder, classes=tuple(classes))
         if classes:
             return evaluated
         root = open_storage(manifest.storage.root)
-        ms = footprint.measure_and_write(root, scored.networks)
-    versions = scored.versions
+        ms = footprint.measure_and_write(root, footprint.networks(manifest))
+    versions = evaluated.versions
     sheet = write_contact_sheet(root, manifest.name, versions) if versions else ""
     return dataclasses.replace(evaluated, ms=ms, sheet=sheet)
 

@@ -215,10 +215,6 @@ def _select_domains(available: Iterable[str], requested: Sequence[str]) -> list[
 def _domains(config: Evaluation, classes: Sequence[str], content: _SourceContent) -> Domains:
     """The items of the selected domains in order, with notes."""
     selected = _select_domains({item.domain for item in content.items}, config.domains)
-    for name in selected:
-        if not name.isprintable():
-            rule = "must name its domains in printable characters"
-            raise ManifestError("evaluation.data", rule, name, "rename the folder")
     order = {name: number for number, name in enumerate(selected)}
     items = [item for item in content.items if item.domain in order]
     # File systems list names in any order, and few-shot splits refer to images by position.

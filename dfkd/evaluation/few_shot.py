@@ -55,7 +55,7 @@ from dfkd.evaluation.few_shot_tuning import (
 )
 from dfkd.evaluation.image_lists import FIELD
 from dfkd.evaluation.public_data_sets import normalise_name
-from dfkd.evaluation.scoring import BATCH, decode_items
+from dfkd.evaluation.scoring import decode_items
 from dfkd.models.student import Student
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
@@ -100,12 +100,12 @@ class Domain:
     """`name: reason` of each image that could not be read."""
 
 
-def few_shot(manifest: Manifest, threads: int | None = None) -> FewShotResults:
+def few_shot(manifest: Manifest, threads: int = 0) -> FewShotResults:
     """Run every training that has no cell yet, and write the results of all.
 
     Args:
         manifest: the run's manifest; its students must be finished if they are among the starts.
-        threads: threads that decode images; None means one for each processor.
+        threads: threads that decode images; 0 means one for each processor.
 
     Returns:
         All results, also written to `fewshot/results.json` under the run's root.
@@ -130,7 +130,7 @@ def few_shot(manifest: Manifest, threads: int | None = None) -> FewShotResults:
     with bar("few-shot", len(names) * count_trainings(manifest), "training") as progress:
         # One domain at a time: only one is decoded, and its disk space is freed with it.
         for name in names:
-            domain = read_domain(manifest, data, name, threads or cpu_count())
+            domain = read_domain(manifest, data, name, threads)
             unreadable += domain.unreadable
             for seed, origin in origins:
                 experiment = _Experiment(manifest, root.child(CELLS), domain, origin, seed)
@@ -246,7 +246,7 @@ def count_trainings(manifest: Manifest) -> int:
 
 
 def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> Domain:
-    """Decode a domain's images into a temporary file.
+    """Decode a domain's images into a temporary file, with `threads` (0: one a processor).
 
     Raises:
         ManifestError: too few images can be read.
@@ -258,7 +258,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     labels: list[int] = []
     unreadable = []
     digest = hashlib.sha256()
-    for chunk, images in decode_items(items, size, BATCH, threads):
+    for chunk, images in decode_items(items, size, threads or cpu_count()):
         for item, image in zip(chunk, images, strict=True):
             if isinstance(image, str):
                 unreadable.append(as_utf8(f"{item.name}: {image}"))  # `image` is the reason
@@ -383,7 +383,7 @@ class _Experiment:
 
     def _answers(self, classifier: Student, indices: Tensor) -> Tensor:
         """The predicted class of some of the domain's images, int64."""
-        return predict(classifier, self.domain.images.pixels, indices, BATCH)
+        return predict(classifier, self.domain.images.pixels, indices)
 
     def _read(
         self, key: str, identity: tuple[Curve, str, int, int], tested: Sequence[int]

@@ -21,6 +21,8 @@ from dfkd.utils.pixels import from_batch
 
 BATCH = 32
 """Images in a step, or all of them if there are fewer."""
+ANSWERED = 64
+"""Images that a classifier answers at once; 64 of 224 px fit into any GPU's memory."""
 FRESH_FACTOR = 10.0
 """Learning rate of random weights, relative to that of trained ones. Random weights have far to go,
 and at this rate they would spoil trained ones."""
@@ -68,27 +70,27 @@ def from_distances(student: Student) -> Student:
 
 
 @torch.no_grad()
-def features_of(classifier: Student, pixels: Tensor, indices: Tensor, batch_size: int) -> Tensor:
+def features_of(classifier: Student, pixels: Tensor, indices: Tensor) -> Tensor:
     """Features float32 [P, F] of the classifier's backbone, on its device.
 
     Args:
         classifier: is put into eval mode.
-        pixels: uint8 [N, 3, S, S]; `batch_size` of them are on the device at a time.
+        pixels: uint8 [N, 3, S, S]; `ANSWERED` of them are on the device at a time.
         indices: int64 [P], the images in `pixels` to use.
     """
     classifier.eval()
     device = classifier.mean.device
-    parts = indices.split(batch_size)
+    parts = indices.split(ANSWERED)
     return torch.cat([classifier.features(_scaled(pixels[part], device)) for part in parts])
 
 
 @torch.no_grad()
-def predict(classifier: Student, pixels: Tensor, indices: Tensor, batch_size: int) -> Tensor:
+def predict(classifier: Student, pixels: Tensor, indices: Tensor) -> Tensor:
     """The predicted class int64 [P] on the CPU; -1 if the logits are not finite.
 
     The arguments are those of `features_of`.
     """
-    logits: Tensor = classifier.head(features_of(classifier, pixels, indices, batch_size))
+    logits: Tensor = classifier.head(features_of(classifier, pixels, indices))
     # `argmax` takes NaN for the largest logit, which would be an answer like any other.
     finite = torch.isfinite(logits).all(dim=1)
     return torch.where(finite, logits.argmax(dim=1), -1).cpu()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
+from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import CorruptionError
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
@@ -50,30 +51,23 @@ def networks(manifest: Manifest) -> dict[str, TimedNetwork]:
     Raises:
         ManifestError, WeightsError: as `Teacher.load` and `student.build`.
     """
-    makers = {"teacher": teacher, "text-only": text_only, "student": student}
     found: dict[str, TimedNetwork] = {}
     for model in manifest.evaluation.models:
         # The text-only classifier has the teacher's tower if it is given no other.
         shared = model == "text-only" and manifest.text_tower == manifest.teacher
         if shared and "teacher" in found:
             found[model] = found["teacher"]
+        elif model == "student":
+            found[model] = student(manifest)
         else:
-            found[model] = makers[model](manifest)
+            weights = manifest.teacher if model == "teacher" else manifest.text_tower
+            found[model] = tower(weights, manifest.cache)
     return found
 
 
-def teacher(manifest: Manifest) -> TimedNetwork:
-    """The teacher's image tower."""
-    return _tower(Teacher.load(manifest.teacher, CPU, cache=manifest.cache))
-
-
-def text_only(manifest: Manifest) -> TimedNetwork:
-    """The image tower of the text-only classifier; its class vectors are negligible."""
-    return _tower(Teacher.load(manifest.text_tower, CPU, cache=manifest.cache))
-
-
-def _tower(tower: Teacher) -> TimedNetwork:
-    """The image tower of a model; its text tower has no part in answering."""
+def tower(config: TeacherConfig, cache: str) -> TimedNetwork:
+    """The image tower of a teacher or text-only classifier; the rest has no part in answering."""
+    tower = Teacher.load(config, CPU, cache=cache)
     name = f"{tower.name}, {tower.image_size} px"
     return TimedNetwork(name, parameters(tower.visual), tower.image_size, tower.encode_image)
 

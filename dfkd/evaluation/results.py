@@ -266,7 +266,6 @@ def write_results(storage: Storage, results: Mapping[str, Any]) -> str:
 
     Returns its location.
     """
-    validate_results(results)
     storage.put(layout.RESULTS, strict_json.indented(results))
     return storage.location(layout.RESULTS)
 

@@ -227,7 +227,7 @@ class _Run:
                 f"{name} {version.id} seed {seed}: {action} {finished.student.location}", flush=True
             )
         folder = f"{self.attempt.folder}/{name}"
-        scored = evaluate(self.manifest, self.threads or None, version.id, folder)
+        scored = evaluate(self.manifest, self.threads, version.id, folder)
         note_origin(self.attempt.root.child(folder), self.manifest, self.command)
         if unreadable := scored.results["data"]["unreadable"]:
             # A disk that fails for a minute must not decide between two versions.

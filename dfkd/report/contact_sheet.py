@@ -1,5 +1,6 @@
 """The contact sheet: one picture with synthesised images of each class and method."""
 
+import functools
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,6 +130,7 @@ class _Sheet:
         return width, self.bottom + (14 + 12 if footer else 0) + MARGIN
 
 
+@functools.cache  # it decodes the typeface
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font, which is the same on every machine; it draws a box for a letter that it
     lacks, such as `é`.

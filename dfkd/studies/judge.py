@@ -20,9 +20,10 @@ from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.evaluation.data import Domains
-from dfkd.evaluation.scoring import BATCH, decode_items
+from dfkd.evaluation.scoring import decode_items
 from dfkd.models.student import build
 from dfkd.models.weights.reading import load_into, match, read_state_dict
+from dfkd.utils.hardware import cpu_count
 from dfkd.utils.pixels import from_batch, from_bytes
 from dfkd.utils.types import Name, require_unique
 
@@ -54,11 +55,11 @@ class Judge:
 
         Args:
             image_size: width and height at which it sees them, in pixels.
-            threads: threads that decode images.
+            threads: threads that decode images; 0 means one for each processor.
         """
         positions = [self.classes.index(name) for name in data.classes]
         hits = list[bool]()
-        for items, images in decode_items(data.items, image_size, BATCH, threads):
+        for items, images in decode_items(data.items, image_size, threads or cpu_count()):
             read = [(i, image) for i, image in enumerate(images) if not isinstance(image, str)]
             if read:
                 pixels = torch.from_numpy(np.stack([image for _, image in read]))

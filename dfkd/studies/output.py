@@ -227,23 +227,19 @@ def _missing(results: StudyResults) -> Iterator[str]:
 
 
 def _describe_repeats(results: StudyResults) -> str:
-    """What the standard deviation is taken over: students of one data set, or whole runs; empty if
-    no row has one.
+    """What the standard deviation is taken over: students of one data set, or whole runs, or seeds
+    if rows differ in that; empty if no row has one.
     """
     # A row with a single cell has no deviation, so it says nothing about what that is over.
     rows = [row for row in results.rows if row.model == "student" and len(row.cells) > 1]
     count = max((len(row.cells) for row in rows), default=0)
     if not count:
         return ""
-    whole_runs = [row.label for row in rows if row.data_sets == len(row.cells)]
-    if not whole_runs:
+    if all(row.data_sets == 1 for row in rows):
         return f"{count} students of one data set"
-    if len(whole_runs) == len(rows):
+    if all(row.data_sets == len(row.cells) for row in rows):
         return f"{count} whole runs (data set and student)"
-    return (
-        f"{count} seeds: whole runs (data set and student) of {', '.join(whole_runs)}, students of "
-        "one data set of the others"
-    )
+    return f"{count} seeds"
 
 
 def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:

@@ -130,7 +130,7 @@ def _complete_results(
     manifest: Manifest, threads: int, version: str, folder: str, classes: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The content of results.json; `PartialError` if there are images that could not be read."""
-    results = evaluate(manifest, threads or None, version, folder, classes).results
+    results = evaluate(manifest, threads, version, folder, classes).results
     # A cell that lacks images cannot be compared with the others, so none is stored.
     if unreadable := results["data"]["unreadable"]:
         raise PartialError(

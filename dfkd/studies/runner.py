@@ -105,7 +105,7 @@ def reproduce(
     cell_jobs = list(_cell_jobs(study, root, data, judge.sha256 if judge else ""))
     # Only of unfinished cells, because the checks load models.
     _check_jobs([cell_job for cell_job in cell_jobs if not cell_job.finished])
-    named = judge.accuracy(data, size, threads or cpu_count()) if judge and data else None
+    named = judge.accuracy(data, size, threads) if judge and data else None
     with contextlib.ExitStack() as runtime:
         found = _Runner(study, threads, at_once, on_cell, runtime, judge).run(cell_jobs)
         return dataclasses.replace(found, judge_accuracy=named)
@@ -402,7 +402,9 @@ def networks(study: Study, study_cells: StudyCells) -> dict[str, footprint.Timed
     """The network of each row with a finished cell, by the row's label."""
     rows: dict[str, footprint.TimedNetwork] = {}
     if study_cells.teacher:
-        rows[study.described.teacher] = footprint.teacher(study.manifest)
+        rows[study.described.teacher] = footprint.tower(
+            study.manifest.teacher, study.manifest.cache
+        )
     # Rows with the same shape share one network, so it is built and measured once.
     shapes: dict[tuple[object, ...], footprint.TimedNetwork] = {}
     for row in (name for name, scored in study_cells.students.items() if scored):

@@ -22,7 +22,6 @@ from dfkd.evaluation.few_shot_tuning import (
     from_distances,
     tune_on_split,
 )
-from dfkd.evaluation.scoring import BATCH
 from dfkd.models.student import Student, load_student
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
@@ -30,7 +29,6 @@ from dfkd.studies.results import Map, StudyCells
 from dfkd.studies.schema import Adaptation
 from dfkd.studies.study import Study
 from dfkd.utils.device import pick_device
-from dfkd.utils.hardware import cpu_count
 
 MAX_IMAGES = 1000
 """Maximum number of points of a map, because its cost grows with their square. If there are more
@@ -60,7 +58,7 @@ def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0)
             folder = root.child(layout.student(finished[0].outcome.model))
             student, _ = load_student(folder, device)
             manifest = study.rows[row][0].manifest
-            domain = read_domain(manifest, data, adaptation.domain, threads or cpu_count())
+            domain = read_domain(manifest, data, adaptation.domain, threads)
             yield from before_and_after(
                 row, student, domain.images, data.classes, adaptation, manifest.fewshot
             )
@@ -94,7 +92,7 @@ def before_and_after(
         torch.isin(shown, torch.tensor(split.train)).numpy(),
     )
     for trained_shots, model in ((0, student), (shots, tuned)):
-        features = features_of(model, images.pixels, shown, BATCH).cpu().numpy()
+        features = features_of(model, images.pixels, shown).cpu().numpy()
         positions = tsne(features)
         # Images that the training has learned from would make the classes look too compact.
         compactness = silhouette(features[~taught], labels[~taught])

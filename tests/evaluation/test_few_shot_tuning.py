@@ -30,6 +30,7 @@ CONFIG = FewShot(epochs=2, learning_rate=0.01)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of four images as they are."""
     monkeypatch.setattr(few_shot_tuning, "BATCH", 4)
+    monkeypatch.setattr(few_shot_tuning, "ANSWERED", 2)
     monkeypatch.setattr(few_shot_tuning, "AUGMENTATION", ())
 
 
@@ -96,7 +97,7 @@ def test_a_student_answers_as_before_once_its_distances_are_logits() -> None:
     distances, start = student(pixels), from_distances(student)
     assert torch.allclose(start(pixels), -distances / TEMPERATURE, atol=1e-3)
     places = torch.tensor([4, 0, 3])
-    assert torch.equal(predict(start, found.pixels, places, 2), distances.argmin(1)[places])
+    assert torch.equal(predict(start, found.pixels, places), distances.argmin(1)[places])
 
 
 def test_a_student_of_embeddings_answers_as_before_too() -> None:
@@ -182,17 +183,17 @@ def test_what_a_backbone_drops_follows_from_the_seed_alone() -> None:
 def test_a_few_images_teach_three_colours(start: Start) -> None:
     model = tuned(dataclasses.replace(CONFIG, epochs=20, learning_rate=0.001), start=start)
     unseen = shots(8)
-    found = predict(model, unseen.pixels, torch.arange(24), 5)
+    found = predict(model, unseen.pixels, torch.arange(24))
     assert (found == unseen.labels).float().mean() > 0.9
 
 
 def test_logits_that_are_not_finite_are_reported_as_no_class() -> None:
     model = linear()
     black = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
-    assert predict(model, black, torch.tensor([0]), 1).tolist() == [0]
+    assert predict(model, black, torch.tensor([0])).tolist() == [0]
     for broken in (math.nan, math.inf):
         model.head.weight.data[1] = broken
-        assert predict(model, black, torch.tensor([0]), 1).tolist() == [-1]
+        assert predict(model, black, torch.tensor([0])).tolist() == [-1]
 
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(1, 12), st.integers(0, 9))

@@ -29,6 +29,11 @@ def paint(root: Path, domain: str, name: str, colour: str, count: int, start: in
         Image.new("RGB", (20, 30), COLOURS[colour]).save(folder / f"{index}.png")
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "BATCH", 4)
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Domains:
     """Flat: all as labelled. Odd: of 4 red images one is blue, the only green one is red."""
@@ -46,11 +51,11 @@ def nearest_colour(pixels: Tensor) -> Tensor:
 
 
 def candidate(distances: Callable[[Tensor], Tensor] = nearest_colour) -> Candidate:
-    return Candidate("student", "mix", 7, 16, distances, torch.device("cpu"))
+    return Candidate("student", "mix", 7, 16, distances, torch.device("cpu"), 10)
 
 
 def test_the_class_with_the_smallest_distance_is_counted(data: Domains) -> None:
-    flat, odd = score([candidate()], data, batch_size=4, threads=2).rows
+    flat, odd = score([candidate()], data, threads=2).rows
     assert (flat["model"], flat["method"], flat["seed"]) == ("student", "mix", 7)
     assert (flat["domain"], flat["images"], flat["accuracy"]) == ("flat", 9, 1.0)
     assert flat["confusion"] == [[3, 0, 0], [0, 3, 0], [0, 0, 3]]
@@ -62,14 +67,17 @@ def test_the_class_with_the_smallest_distance_is_counted(data: Domains) -> None:
 
 @pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (3, 4), (64, 2)])
 def test_scores_do_not_depend_on_batches_or_threads(
-    data: Domains, batch_size: int, threads: int
+    data: Domains, monkeypatch: pytest.MonkeyPatch, batch_size: int, threads: int
 ) -> None:
-    assert score([candidate()], data, batch_size, threads) == score([candidate()], data, 5, 1)
+    expected = score([candidate()], data, 1)
+    assert expected.parameters == {"student": 10}
+    monkeypatch.setattr(scoring, "BATCH", batch_size)
+    assert score([candidate()], data, threads) == expected
 
 
-def test_models_get_their_own_size_in_the_unit_range_and_the_asked_batches(data: Domains) -> None:
+def test_models_get_their_own_size_in_the_unit_range_and_batches(data: Domains) -> None:
     model = Mock(wraps=nearest_colour)
-    score([candidate(model)], data, batch_size=4)
+    score([candidate(model)], data)
     seen = [pixels for (pixels,), _ in model.call_args_list]
     assert [tuple(batch.shape) for batch in seen] == [(4, 3, 16, 16)] * 3 + [(2, 3, 16, 16)]
     assert {batch.dtype for batch in seen} == {torch.float32}
@@ -79,6 +87,7 @@ def test_models_get_their_own_size_in_the_unit_range_and_the_asked_batches(data:
 
 def test_few_models_are_held_at_a_time(data: Domains, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "GROUP", 2)
+    monkeypatch.setattr(scoring, "BATCH", 64)
     events: list[str] = []
 
     def models() -> Iterator[Candidate]:
@@ -86,7 +95,7 @@ def test_few_models_are_held_at_a_time(data: Domains, monkeypatch: pytest.Monkey
             events.append(f"load {name}")
             yield candidate(lambda pixels, name=name: events.append(name) or nearest_colour(pixels))
 
-    score(models(), data, batch_size=64)
+    score(models(), data)
     assert events == ["load a", "load b", "a", "b", "load c", "c"]
 
 
@@ -96,12 +105,12 @@ def test_models_scored_together_decode_each_image_once(
     decode = Mock(wraps=decode_image)
     monkeypatch.setattr(scoring, "decode_image", decode)
     one, other = candidate(), candidate(lambda seen: 1 - nearest_colour(seen))
-    together = score([one, other], data, batch_size=4)
+    together = score([one, other], data)
     assert decode.call_count == len(data.items)
-    assert together.rows == score([one], data, 5).rows + score([other], data, 5).rows
+    assert together.rows == score([one], data).rows + score([other], data).rows
     assert together.rows[0] != together.rows[len(together.rows) // 2]
     decode.reset_mock()
-    score([dataclasses.replace(one, image_size=size) for size in (16, 16, 9)], data, batch_size=4)
+    score([dataclasses.replace(one, image_size=size) for size in (16, 16, 9)], data)
     sizes = [size for (_, size), _ in decode.call_args_list]
     assert sizes == [16] * len(data.items) + [9] * len(data.items)
 
@@ -113,7 +122,7 @@ def test_an_unreadable_image_is_named_and_left_out_of_every_count(
     broken.write_bytes(broken.read_bytes()[:60])
     gone = tmp_path / "flat" / "green" / "2.png"
     gone.unlink()
-    scores = score([candidate(), candidate()], data, batch_size=4)
+    scores = score([candidate(), candidate()], data)
     assert [row["images"] for row in scores.rows] == [7, 5, 7, 5]
     assert scores.rows[0]["confusion"] == [[2, 0, 0], [0, 2, 0], [0, 0, 3]]
     assert [name.split(": ")[0] for name in scores.unreadable] == [str(gone), str(broken)]
@@ -125,7 +134,7 @@ def test_an_unreadable_image_is_named_even_if_its_name_is_not_utf8(tmp_path: Pat
     (tmp_path / "flat" / "red" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"no image")
     data = open_data(Evaluation(data=str(tmp_path)), CLASSES)
     manifest = small_manifest.read(tmp_path, classes=list(CLASSES))
-    scored = score([candidate()], data, batch_size=4).unreadable
+    scored = score([candidate()], data).unreadable
     few_shot = read_domain(manifest, data, "flat", threads=1).unreadable
     name = str(tmp_path / "flat" / "red" / r"caf\udce9.png")
     assert [line.split(": ")[0] for line in (*scored, *few_shot)] == [name, name]
@@ -135,7 +144,7 @@ def test_data_without_a_readable_image_is_refused(data: Domains, tmp_path: Path)
     for item in data.items:
         Path(item.name).write_bytes(b"no image")
     with pytest.raises(DfkdError, match=r"evaluation\.data: none of 14 images"):
-        score([candidate()], data, batch_size=4)
+        score([candidate()], data)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +161,7 @@ def test_a_model_with_impossible_output_is_refused(
     data: Domains, wrong: Callable[[Tensor], Tensor]
 ) -> None:
     with pytest.raises(DfkdError, match=r"student mix seed 7: must give finite distances \(4, 3\)"):
-        score([candidate(wrong)], data, batch_size=4)
+        score([candidate(wrong)], data)
 
 
 def test_classes_that_the_teacher_would_cut_are_refused(tmp_path: Path) -> None:

@@ -160,6 +160,4 @@ def test_the_table_says_what_deviations_are_over(tmp_path: Path) -> None:
     three = results(row(baseline, 0.5, 0.6, 0.7), seeds=(0, 1, 2, 3))
     first_note, *_ = grid(study.described, three, {}).notes
     assert "standard deviation over 3 students" in first_note  # one of four failed
-    assert note(students, runs).startswith(
-        "2 seeds: whole runs (data set and student) of Random_Prompt, students of one data set of"
-    )
+    assert note(students, runs).startswith("2 seeds. Images")

@@ -52,6 +52,6 @@ def test_training_moves_the_features_and_pale_images_are_those_it_learns_from() 
     assert last.silhouette == pytest.approx(first.silhouette, abs=0.001)
     assert after.silhouette != pytest.approx(before.silhouette, abs=0.001)
     left = [number for number, taught in enumerate(first.taught) if not taught]
-    features = features_of(student, pixels, torch.tensor(left), 12).numpy()
+    features = features_of(student, pixels, torch.tensor(left)).numpy()
     compactness = silhouette(features, images.labels[left].numpy())
     assert first.silhouette == pytest.approx(compactness, abs=0.001)
