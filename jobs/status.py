@@ -27,7 +27,8 @@ def work(run: Run, options: argparse.Namespace) -> str:
         CorruptionError: an object that says how far the run is, is damaged.
         InfrastructureError: the store does not answer.
     """
-    from dfkd.pipeline.status.run import RunStatus, read_status
+    from dfkd.pipeline.status.run import read_status
+    from dfkd.pipeline.status.schema import RunStatus
     from dfkd.pipeline.status.show import show, watch
 
     root = open_to_read(run.root)

@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast
+from dataclasses import replace
+from typing import cast
 
 from dfkd.config.identity import as_stored
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.distillation.student_names import exported_student
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, read_results
+from dfkd.evaluation.results import read_results
 from dfkd.pipeline.attempts import Attempt, attempts
-from dfkd.pipeline.status.activity import Activity, Cost, Holder
-from dfkd.pipeline.status.advice import FileStatus, Stages
+from dfkd.pipeline.status.activity import Activity
+from dfkd.pipeline.status.advice import next_step
+from dfkd.pipeline.status.schema import FileStatus, RunStatus
 from dfkd.pipeline.status.students import (
     StudentStatus,
     expected_students,
@@ -31,34 +32,6 @@ Command = Callable[[str], str]
 """Gives the command line that runs a job, from the job's name."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunStatus:
-    """Where a run stands. `as_dict` is what `jobs/status.py --json` prints."""
-
-    schema: Literal[1] = 1
-    root: str
-    at_work: tuple[Holder, ...]
-    """The processes that hold leases. An evaluation or a report takes none."""
-    synthesize: tuple[VersionStatus, ...]
-    distill: tuple[StudentStatus, ...]
-    evaluate: FileStatus
-    """Of `results.json`."""
-    report: FileStatus
-    """Of `report.html`."""
-    take_home: FileStatus
-    """Of the exported student."""
-    cost: tuple[Cost, ...]
-    """One for each stage, method and seed, over all versions."""
-    next: str | None
-    """The command that goes on; None if there is nothing to do."""
-    remark: str
-    """What to know before running that command; may be empty."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """All fields as plain values."""
-        return asdict(self)
-
-
 def read_status(root: Storage, manifest: Manifest | None, command: Command) -> RunStatus:
     """Where the run under a root stands.
 
@@ -70,22 +43,20 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
         CorruptionError: an object that says how far the run is, is damaged.
         InfrastructureError: the store does not answer.
     """
-    activity = Activity.read(root)
-    stages = _stages(root, manifest, activity)
-    step = stages.next()
-    remarks = [step.remark, _wait(activity)] if step else []
-    return RunStatus(
-        root=root.location().rstrip("/"),
-        at_work=activity.holders,
-        synthesize=tuple(stages.versions),
-        distill=tuple(stages.students),
-        evaluate=stages.evaluate,
-        report=stages.report,
-        take_home=stages.take_home,
-        cost=activity.cost,
-        next=" ".join((command(step.job), *step.options)) if step else None,
-        remark="; ".join(filter(None, remarks)),
+    activity, known = Activity.read(root), attempts(root)
+    status = _status(root, manifest, activity, bool(known))
+    step = next_step(
+        status,
+        planned=manifest is not None,
+        # Only the newest attempt can be unfinished.
+        regenerating=bool(known) and not known[-1].finished and _is_resumed(known[-1], manifest),
+        study=manifest is None and any(root.folders(layout.CELLS)),
     )
+    if step is None:
+        return status
+    remarks = filter(None, (step.remark, _wait(activity)))
+    command_line = " ".join((command(step.job), *step.options))
+    return replace(status, next=command_line, remark="; ".join(remarks))
 
 
 def _wait(activity: Activity) -> str:
@@ -96,15 +67,20 @@ def _wait(activity: Activity) -> str:
     return f"once {names[0]} has ended" if names else ""
 
 
-def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Stages:
-    """The stages of a run; raises as `read_status`."""
-    known = attempts(root)
-    versions = _versions(root, manifest, activity, bool(known))
+def _status(
+    root: Storage, manifest: Manifest | None, activity: Activity, renewed: bool
+) -> RunStatus:
+    """The status without the next command; raises as `read_status`.
+
+    Args:
+        renewed: whether there are regenerations.
+    """
+    versions = _versions(root, manifest, activity, renewed)
     listed = time.time()
     students = _students(root, manifest, versions, activity)
     finished = [listed - (s.age_seconds or 0.0) for s in students if s.state == "finished"]
     # Without a manifest, the newest student may be one that jobs/regenerate.py has refused.
-    trained = max(finished, default=0.0) if manifest or not known else 0.0
+    trained = max(finished, default=0.0) if manifest or not renewed else 0.0
     results = _written(root, layout.RESULTS)
     if not (manifest or versions or students or results):
         raise ManifestError(
@@ -121,16 +97,15 @@ def _stages(root: Storage, manifest: Manifest | None, activity: Activity) -> Sta
     if students and manifest is not None:
         exported = _written(root, layout.TAKE_HOME)
         take_home = _file(exported, trained, not exported or _is_own(root, manifest, students))
-    return Stages(
-        planned=manifest is not None,
-        versions=versions,
-        students=students,
+    return RunStatus(
+        root=root.location().rstrip("/"),
+        at_work=activity.holders,
+        synthesize=versions,
+        distill=students,
         evaluate=evaluate,
         report=report,
         take_home=take_home,
-        # Only the newest attempt can be unfinished.
-        regenerating=bool(known) and not known[-1].finished and _is_resumed(known[-1], manifest),
-        study=manifest is None and any(root.folders(layout.CELLS)),
+        cost=activity.cost,
     )
 
 
@@ -209,18 +184,11 @@ def _scores_all(
     """
     if manifest is None:
         return True
-    seeds, models = manifest.distillation.seeds, manifest.evaluation.models
-    expected: set[tuple[str, str, int]] = set()
-    if "teacher" in models:
-        expected.add(("teacher", ZERO_SHOT, 0))
-    if "text-only" in models:
-        expected |= {("text-only", CLASSIFIER, seed) for seed in seeds}
-    if "student" in models:
-        expected |= {("student", method, seed) for method in manifest.methods for seed in seeds}
+    models = set(manifest.evaluation.models)
     try:
         results = read_results(root)
     except CorruptionError:
         return False  # jobs/evaluate.py writes them anew
     if "student" in models and set(results["students"]) != {each.name for each in students}:
         return False
-    return expected <= {(row["model"], row["method"], row["seed"]) for row in results["rows"]}
+    return models <= {row["model"] for row in results["rows"]}

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from dfkd.errors import InfrastructureError
 from dfkd.pipeline import command_line
-from dfkd.pipeline.status.run import RunStatus
+from dfkd.pipeline.status.schema import RunStatus
 from dfkd.pipeline.status.text import line, text
 
 CLEAR = "\x1b[2J\x1b[H"

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from dfkd.errors import printable_line
-from dfkd.pipeline.status.advice import FileStatus
-from dfkd.pipeline.status.run import RunStatus
+from dfkd.pipeline.status.schema import FileStatus, RunStatus
 from dfkd.pipeline.status.students import StudentStatus
 from dfkd.pipeline.status.versions import VersionStatus
 from dfkd.storage import layout
+from dfkd.utils.markdown import align
 
 MAX_REASONS = 10
 """Quarantined tasks of a version whose reasons are shown; `--json` has all."""
@@ -20,13 +20,7 @@ Row = tuple[str, str, str, str]
 
 def text(status: RunStatus) -> str:
     """The whole status, without a final newline; its last line is the next command."""
-    rows = list(_rows(status))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [status.root]
-    for row in rows:
-        *cells, details = row
-        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-        lines.append("  ".join((*padded, details)).rstrip())
+    lines = [status.root, *align(list(_rows(status)), left=4, gap="  ")]
     remark = f"   # {status.remark}" if status.remark else ""
     lines.append(f"next: {status.next or 'nothing to do'}{remark}")
     # Reasons and names of holders come from storage, and must not forge a line or move a cursor.
