@@ -42,7 +42,7 @@ from dfkd.models.generators import kinds
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, require_root_space
 from dfkd.storage.cost_records import CostCounter, record_cost
-from dfkd.storage.lease import SECONDS, other_holders, protecting
+from dfkd.storage.lease import protecting
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import environment
 from dfkd.utils.progress import Progress, bar, say
@@ -167,11 +167,6 @@ def _make_missing(
     """
     if version.published:
         return {}
-    if others := other_holders(root, f"{manifest.method}/{version.id}"):
-        say(
-            f"note: {manifest.method}: {', '.join(others)} makes the same images, unless it was "
-            f"killed in the last {SECONDS / 60:g} minutes; stop one of you"
-        )
     version.lift_quarantine()
     with (
         record_cost(root, "synthesize", manifest.method) as cost,

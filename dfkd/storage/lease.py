@@ -237,12 +237,6 @@ def held_leases(storage: Storage) -> dict[str, LeaseRecord]:
     return {key: record for key, record in records.items() if record.held(time.time())}
 
 
-def other_holders(storage: Storage, version: str) -> list[str]:
-    """The other processes that are at work on a version (`{method}/{id}`), as `host:pid`."""
-    records = held_leases(storage).values()
-    return sorted({r.holder for r in records if version in r.versions} - {_holder()})
-
-
 def _holder() -> str:
     """Host and process id of this process."""
     host = re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname())[:255] or "host"

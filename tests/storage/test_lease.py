@@ -27,7 +27,6 @@ from dfkd.storage.lease import (
     held_leases,
     holding,
     newest_lease,
-    other_holders,
     protecting,
     read,
 )
@@ -263,18 +262,6 @@ def test_any_number_of_readers(storage: Storage) -> None:
             assert len(held_leases(storage)) == 3
     assert held_leases(storage) == {}
     assert list(storage.list("leases/readers/")) == []
-
-
-def test_a_process_sees_the_others_that_work_on_its_version(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with protecting(storage, ["mix/a"]), monkeypatch.context() as patch:
-        assert other_holders(storage, "mix/a") == []
-        patch.setattr(lease, "_holder", lambda: "node-2:7")
-        with protecting(storage, ["mix/a", "mix/b"]):
-            patch.undo()
-            assert other_holders(storage, "mix/a") == ["node-2:7"]
-            assert other_holders(storage, "vanilla/a") == []
 
 
 def test_what_has_expired_or_was_superseded_is_not_held(storage: Storage) -> None:
