@@ -1,7 +1,6 @@
 """Write report.html about a finished run, or comparison.html about two."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,27 +62,9 @@ def read(source: str, overrides: tuple[str, ...]) -> Run:
     return Run(manifest.storage.root, manifest)
 
 
-def read_other(run: Run, other: str) -> Run:
-    """The run to compare with `run`.
-
-    Raises:
-        ManifestError: as `read`, or it is the same run.
-    """
-    second = read(other, ())
-    if _place(second.root) == _place(run.root):
-        raise ManifestError("OTHER", "must be another run than the first", other, "name another")
-    return second
-
-
-def _place(root: str) -> str:
-    """What two spellings of the same root have in common."""
-    scheme, bucket, prefix = split_root("storage.root", root)
-    return f"{scheme}://{bucket}/{prefix}" if scheme else os.path.realpath(root)
-
-
 def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """What would be written."""
-    runs = [run, *([read_other(run, options.other)] if options.other is not None else [])]
+    runs = [run, *([read(options.other, ())] if options.other is not None else [])]
     for each in runs:
         each.open()  # which refuses what is no finished run
     name = layout.REPORT if options.other is None else layout.COMPARISON
@@ -96,7 +77,7 @@ def work(run: Run, options: argparse.Namespace) -> str:
 
     storage = run.open()
     if options.other is not None:
-        return compare.write(storage, read_other(run, options.other).open())
+        return compare.write(storage, read(options.other, ()).open())
 
     if run.manifest is None:
         return page.write_stored(storage)

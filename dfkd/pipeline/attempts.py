@@ -207,11 +207,13 @@ def require_comparable(manifest: Manifest) -> None:
     """Refuse (`ManifestError`) a manifest with several methods or without students."""
     methods = manifest.methods
     if len(methods) != 1:
-        # What `latent` alone multiplies comes last.
-        prompts = len(manifest.prompts.method) > 1
-        latent = "prompts.method" if prompts else "synthesis.batch_norm_weight"
-        field = "synthesis.method" if len(manifest.synthesis.method) > 1 else latent
-        raise ManifestError(field, "must be one method to regenerate", list(methods), "name one")
+        raise ManifestError(
+            "synthesis.method",
+            "must give one method to regenerate, with prompts.method and "
+            "synthesis.batch_norm_weight",
+            list(methods),
+            "name one of each",
+        )
     if "student" not in manifest.evaluation.models:
         raise ManifestError(
             "evaluation.models",

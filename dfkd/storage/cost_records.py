@@ -148,20 +148,11 @@ def read(storage: Storage) -> list[CostRecord]:
 def _entries(storage: Storage, key: str) -> tuple[CostRecord, ...]:
     """The entries of a record, none if it does not exist; `CorruptionError` if it is damaged."""
     try:
-        entries = read_as(_RECORD, storage.get(key, SMALL_OBJECT)).entries
+        return read_as(_RECORD, storage.get(key, SMALL_OBJECT)).entries
     except MissingObject:
         return ()
     except ValueError as error:
-        raise _damaged(storage, key, str(error)) from None
-    # An object that was copied under another key would count the cost of another stage.
-    if any(entry.key != key for entry in entries):
-        raise _damaged(storage, key, "an entry belongs elsewhere")
-    return entries
-
-
-def _damaged(storage: Storage, key: str, problem: str) -> CorruptionError:
-    """The error for a record that `add` has not written."""
-    return CorruptionError(
-        f"{storage.location(key)}: not a record of cost ({problem}); delete it, "
-        "which loses nothing but these figures"
-    )
+        raise CorruptionError(
+            f"{storage.location(key)}: not a record of cost ({error}); delete it, "
+            "which loses nothing but these figures"
+        ) from None

@@ -45,19 +45,6 @@ PyYAML implements 1.1, where `1e-3` is a string, `no` is a boolean, and `1:30` i
 
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
-_INVALID = (
-    yaml.YAMLError,
-    AttributeError,
-    LookupError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-"""What PyYAML raises on a text that it cannot read. It leaves deep nesting, a list as a key, and a
-value that its tag contradicts (`!!bool foo`) or that is too large (`!!float 1:1:...`) to Python,
-which raises the others."""
-
 
 class _Loader(yaml.SafeLoader):
     """Reads plain YAML; refuses aliases and repeated keys.
@@ -247,7 +234,11 @@ def _parse(text: str, field: str) -> Any:
     """The value that a YAML text holds; `field` is what a message names."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except _INVALID as error:
+    except ManifestError:
+        raise
+    # PyYAML leaves deep nesting, a list as a key, and a value that its tag contradicts
+    # (`!!bool foo`) or that is too large (`!!float 1:1:...`) to Python, which raises many kinds.
+    except Exception as error:
         # Not its whole text, which repeats the line: a path may lead to a file of secrets.
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""

@@ -61,20 +61,6 @@ def test_two_runs_are_compared_whether_manifests_or_folders(tmp_path: Path) -> N
     assert not (tmp_path / "second" / "run" / "comparison.html").exists()
 
 
-@pytest.mark.parametrize("spelling", ["run", "../first/run/", "link", "manifest"])
-@pytest.mark.parametrize("more", [[], ["--dry-run"]])
-def test_a_run_is_not_compared_with_itself(tmp_path: Path, spelling: str, more: list[str]) -> None:
-    folder = tmp_path / "first"
-    manifest = write_run(folder, 9)
-    (folder / "link").symlink_to(folder / "run")
-    other = str(manifest) if spelling == "manifest" else f"{folder}/{spelling}"
-    code, out, err = report(folder / "run", other, *more)
-    assert (code, out) == (2, "")
-    rule = "must be another run than the first"
-    assert err == f"error: OTHER: {rule}, got '{other}'; name another\n"
-    assert not (folder / "run" / "comparison.html").exists()
-
-
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     manifest = write_run(tmp_path / "first", 9)
     write_run(tmp_path / "second", 7)

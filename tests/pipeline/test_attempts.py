@@ -78,11 +78,9 @@ def test_the_next_number_follows_that_of_the_current_version(tmp_path: Path) -> 
         "synthesis.batch_norm_weight=[0, 1]",
     ],
 )
-def test_several_methods_are_refused_at_the_key_that_gives_them(
-    tmp_path: Path, setting: str
-) -> None:
+def test_several_methods_are_refused(tmp_path: Path, setting: str) -> None:
     manifest = small_manifest.read(tmp_path, setting)
-    with pytest.raises(ManifestError, match=rf"^{setting.partition('=')[0]}: must be one method"):
+    with pytest.raises(ManifestError, match=r"^synthesis\.method: must give one method"):
         require_comparable(manifest)
 
 
