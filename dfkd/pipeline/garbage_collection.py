@@ -3,7 +3,7 @@
 The plan keeps the last versions of each method by their numbers in `current`; versions that a lease
 or an unfinished regeneration names; unfinished versions that are not abandoned, and the versions
 that they carry shards over from; everything younger than the grace; and all shards that any of
-these refer to. It considers only keys of dfkd's own layout (`listing.py`).
+these refer to. It considers only the folders that dfkd makes (`listing.py`).
 """
 
 import contextlib

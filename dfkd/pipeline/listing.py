@@ -1,6 +1,6 @@
 """The objects of a root, grouped by the version, student or regeneration that they belong to.
 
-Garbage collection removes only what is listed here, so a key must match the layout in full.
+Garbage collection removes only what is listed here.
 """
 
 import re
@@ -9,68 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dfkd.errors import ManifestError
-from dfkd.pipeline.attempts import CANDIDATE, CURRENT
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, StoredObject
 
-FIELDS = {
-    "METHOD": r"(?P<method>[a-z]+(?:-bn)?)",
-    "VERSION": r"(?P<id>[0-9a-f]{16})",
-    "STUDENT": r"(?P<id>(?P<method>[a-z]+(?:-bn)?)-s[0-9]+-[0-9a-f]{12})",
-    "ATTEMPT": "(?P<id>[0-9]{8})",
-    "STEP": "[0-9]{10}",
-    "TASK": layout.TASK,
-    "PART": layout.PART,
-    "FILE": "[^/]+",
-}
-"""What a word in capitals stands for in the keys that `_pattern` takes."""
-VERSION_NAME = re.compile(f"{FIELDS['METHOD']}/{FIELDS['VERSION']}")
+METHOD = "(?P<method>[a-z]+(?:-bn)?)"
+ID = "(?P<id>[0-9a-f]{16})"
+VERSION_NAME = re.compile(f"{METHOD}/{ID}")
 """`{method}/{id}` of a version."""
-
-
-def _pattern(folder: str, *names: str) -> re.Pattern[str]:
-    """Matches the keys of dfkd's own layout in `folder` that have one of `names` there."""
-
-    def expression(key: str) -> str:
-        """The regular expression for a key with words of `FIELDS` in it."""
-        return re.sub("|".join(FIELDS), lambda word: FIELDS[word[0]], re.escape(key))
-
-    choices = "|".join(map(expression, names))
-    return re.compile(f"{expression(folder)}/(?P<name>{choices})")
-
-
-VERSION = _pattern(
-    f"{layout.data('METHOD')}/{layout.version('VERSION')}",
-    layout.IDENTITY,
-    layout.MANIFEST,
-    layout.PROMPTS_SUMMARY,
-    layout.INDEX,
-    layout.CARD,
-    layout.ABANDONED,
-    layout.REMOVING,
-    layout.prompts("PART"),
-    f"{layout.STATES}STEP.safetensors",
-    layout.receipt("TASK"),
-    layout.shard("TASK"),
-    layout.quarantined("TASK"),
-    layout.quarantined("prompts"),
+VERSION = re.compile(f"{layout.DATA}{METHOD}/{layout.VERSIONS}{ID}/(?P<name>.+)")
+STUDENT = re.compile(f"{layout.STUDENTS}(?P<id>{METHOD}-s[0-9]+-[0-9a-f]{{12}})/(?P<name>.+)")
+REGENERATION = re.compile(
+    f"{layout.REGENERATIONS}(?P<id>[0-9]{{8}})/"
+    r"(?P<name>(?!(?:claim|decision|finished)\.json$).+)"
 )
-STUDENT = _pattern(
-    layout.student("STUDENT"),
-    layout.STUDENT_CARD,
-    layout.STUDENT_WEIGHTS,
-    layout.REMOVING,
-    f"{layout.CHECKPOINTS}STEP.safetensors",
-    f"{layout.TENSORBOARD}FILE",
-)
-REGENERATION = _pattern(
-    f"{layout.REGENERATIONS}ATTEMPT",
-    *(
-        f"{folder}{name}"
-        for folder in ("", f"{CANDIDATE}/", f"{CURRENT}/")
-        for name in (layout.RESULTS, layout.REPORT_FACTS, layout.COMPARISON, layout.CONTACT_SHEET)
-    ),
-)
+"""What an attempt has written about its candidate; its claim and its decision stay."""
 
 Objects = Mapping[str, StoredObject]
 """Entries by their names within a folder."""
@@ -94,7 +46,7 @@ class Listing:
     def read(cls, root: Storage) -> "Listing":
         """List a root once; raises `ManifestError` if it is one of studies."""
         found = cls()
-        # A key that matches nothing was not written by dfkd, so it is left out and never removed.
+        # Everything in a folder that dfkd makes belongs to it. All other keys are left alone.
         for entry in root.entries():
             if match := VERSION.fullmatch(entry.key):
                 found.versions[f"{match['method']}/{match['id']}"][match["name"]] = entry

@@ -10,7 +10,6 @@ from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import begin
 from dfkd.distillation.student_names import student_name
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.pipeline.listing import VERSION
 from dfkd.storage import layout, lease
 from dfkd.storage.base import MissingObject
 from tests.helpers.jobs import contents
@@ -183,9 +182,9 @@ def test_a_root_of_studies_is_left_alone(run: Run, key: str) -> None:
 
 
 def test_ended_leases_are_removed_and_foreign_files_stay(run: Run) -> None:
-    version, storage = fill(run.root), run.storage
+    fill(run.root)
+    storage = run.storage
     foreign = ["notes.txt", "data/vanilla/mine.json", "students/me/student.json", "results.json"]
-    foreign += [f"data/vanilla/versions/{version.id}/shards/mine.tar"]
     for key in foreign:
         storage.put(key, b"x")
     lease.acquire(storage, "gc").release()
@@ -218,15 +217,3 @@ def test_a_current_version_without_its_manifest_is_an_error(run: Run) -> None:
     # Also if something else than the pointer is named as the reason for keeping it.
     with lease.protecting(run.storage, [f"vanilla/{chain[2].id}"]), pytest.raises(MissingObject):
         run.plan()
-
-
-@pytest.mark.parametrize(
-    "name", ["shards/0001-00002.tar", "receipts/12345-123456.json", "quarantined/0001-00002.json"]
-)
-def test_keys_of_the_layout_are_listed_in_full_or_not_at_all(name: str) -> None:
-    """There may be more than 9,999 classes; a key that only resembles one is left alone."""
-    folder = "data/vanilla-bn/versions/0123456789abcdef"
-    match = VERSION.fullmatch(f"{folder}/{name}")
-    assert (match["method"], match["id"], match["name"]) == ("vanilla-bn", folder[-16:], name)
-    for other in (name.replace(".", "x"), f"{name}.old", f"more/{name}"):
-        assert not VERSION.fullmatch(f"{folder}/{other}")
