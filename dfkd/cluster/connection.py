@@ -11,7 +11,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
@@ -59,7 +58,9 @@ def connected() -> Iterator[None]:
     options: dict[str, Any] = {"address": address or "local", "logging_level": logging.WARNING}
     if not address:
         options |= _local_options()
-        _prepare_token()
+        # Otherwise Ray writes one into `~/.ray`, for everyone to read who may enter there, and a
+        # container's user may have no home.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         # Fail within seconds where Ray would retry for minutes.
         _check_reachable(address)
@@ -82,23 +83,6 @@ def _local_options() -> dict[str, Any]:
     options = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
     # A torch without CUDA could use no GPU that Ray finds.
     return options if torch.backends.cuda.is_built() else {**options, "num_gpus": 0}
-
-
-def _prepare_token() -> None:
-    """See that Ray can keep the token of a local Ray, where only this user reads it.
-
-    Ray writes it into `~/.ray` for everyone to read who may enter there. A container's user may
-    have no home, and then the environment holds it.
-    """
-    try:
-        folder = Path.home() / ".ray"
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o700)
-        writable = os.access(folder, os.W_OK)
-    except (OSError, RuntimeError):
-        writable = False
-    if not writable:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 @contextmanager

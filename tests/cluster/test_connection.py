@@ -2,9 +2,7 @@
 
 import os
 import signal
-import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,6 @@ import ray
 from ray._private.utils import check_version_info
 from ray.exceptions import AuthenticationError
 
-from dfkd.cluster import connection
 from dfkd.cluster.connection import _check_reachable, connected
 from dfkd.errors import InfrastructureError, ManifestError
 
@@ -104,20 +101,12 @@ def test_other_kinds_of_address_are_left_to_ray(address: str) -> None:
     _check_reachable(address)
 
 
-def test_the_token_of_a_local_ray_is_read_by_its_user_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("address", "digits"), [("", 64), ("auto", 0)])
+def test_a_local_ray_gets_a_token_and_a_cluster_has_its_own(
+    address: str, digits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    connection._prepare_token()
-    assert stat.S_IMODE((tmp_path / ".ray").stat().st_mode) == 0o700
-    assert "RAY_AUTH_TOKEN" not in os.environ
-
-
-def test_a_user_without_a_home_has_the_token_in_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.setenv("HOME", "/proc/none")
-    connection._prepare_token()
-    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    with connected():
+        assert len(os.environ.get("RAY_AUTH_TOKEN", "")) == digits
