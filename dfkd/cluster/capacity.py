@@ -101,13 +101,11 @@ def count_nodes() -> int:
 
 
 def wait_for_nodes(resources: WorkerResources, workers: int) -> None:
-    """Wait until `workers` workers have room at the same time; does nothing without an autoscaler.
+    """Wait until `workers` workers have free room at the same time.
 
     Raises:
-        InfrastructureError: the nodes did not come within `CAPACITY_WAIT_SECONDS`.
+        InfrastructureError: they had none within `CAPACITY_WAIT_SECONDS`.
     """
-    if not has_autoscaler():
-        return
     # A placement group is demand that an autoscaler sees, and it ends with its driver.
     group = placement_group([resources.bundle] * workers)
     try:
@@ -236,7 +234,7 @@ def plan_ranks(rank_limits: tuple[int, int], cluster: Cluster) -> Ranks:
             GPUs.
     """
     least, most = rank_limits
-    if ray.is_initialized():
+    if ray.is_initialized() and has_autoscaler():
         wait_for_nodes(rank_resources(cluster), least)
     if trains_here(rank_limits):
         from dfkd.utils.hardware import cpu_count  # here: torch takes seconds

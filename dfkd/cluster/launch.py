@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,7 @@ from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig
 from torch.distributed import DistError
 
-from dfkd.cluster.capacity import (
-    CAPACITY_WAIT_SECONDS,
-    POLL_SECONDS,
-    Ranks,
-    no_capacity_error,
-    schedulable_nodes,
-    wait_for_nodes,
-)
+from dfkd.cluster.capacity import Ranks, schedulable_nodes, wait_for_nodes
 from dfkd.cluster.ray_internals import (
     draining_nodes,
     local_torch_trainer,
@@ -113,7 +105,8 @@ def run_ranks(
     with thread_limit(0):
         while True:
             if ranks.elastic:
-                await_room(ranks, ranks.elastic[0])
+                # Ray itself would wait without a limit or a message.
+                wait_for_nodes(ranks.share, ranks.elastic[0])
             try:
                 if not _fit(loop, config, name, ranks, timeout):
                     return
@@ -127,24 +120,6 @@ def run_ranks(
                 deaths.add(failures)
             except (TrainingFailedError, RayActorError) as error:
                 raise _gave_up(error) from None
-
-
-def await_room(ranks: Ranks, least: int) -> None:
-    """Wait until the nodes can hold `least` ranks, because Ray waits without a limit or a message.
-
-    Raises:
-        InfrastructureError: they could not within `CAPACITY_WAIT_SECONDS`.
-    """
-    wait_for_nodes(ranks.share, least)  # an autoscaler adds them
-    started = time.monotonic()
-    told = False
-    while (room := ranks.share.count_fitting(schedulable_nodes())) < least:
-        if not told:
-            say(f"distillation: waiting for nodes for {least} ranks; there is room for {room}")
-            told = True
-        if time.monotonic() - started > CAPACITY_WAIT_SECONDS:
-            raise no_capacity_error(ranks.share)
-        time.sleep(POLL_SECONDS)
 
 
 def _gave_up(error: Exception) -> InfrastructureError:

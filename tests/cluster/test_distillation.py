@@ -16,6 +16,7 @@ from dfkd.cluster.capacity import (
     Ranks,
     WorkerResources,
     plan_ranks,
+    wait_for_nodes,
 )
 from dfkd.cluster.connection import connected
 from dfkd.cluster.distillation import (
@@ -25,7 +26,7 @@ from dfkd.cluster.distillation import (
     distill,
     student_pool,
 )
-from dfkd.cluster.launch import await_room, run_ranks
+from dfkd.cluster.launch import run_ranks
 from dfkd.cluster.rank import Job, open_stream
 from dfkd.config.manifest import Cluster, Manifest, StorageConfig
 from dfkd.distillation.distiller import Distiller, Schedule
@@ -179,6 +180,7 @@ def test_an_autoscaler_is_asked_for_what_ranks_need(
 ) -> None:
     """Workers may share a CPU or a GPU, ranks may not."""
     asked: list[object] = []
+    monkeypatch.setattr(capacity, "has_autoscaler", lambda: True)
     monkeypatch.setattr(capacity, "wait_for_nodes", lambda *request: asked.append(request))
     plan_ranks((2, 4), Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
     assert asked == [(each, 2)]
@@ -211,17 +213,16 @@ def test_elastic_ranks_are_as_many_as_fit() -> None:
     assert (workers.count, workers.cpus, workers.elastic) == (2, 1.0, (1, 4))
 
 
-def test_elastic_ranks_wait_for_nodes_with_a_message_and_a_limit(
+def test_who_waits_for_nodes_in_vain_is_told_so(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    workers = Ranks(2, 1.0, "cpu", (2, 4))
-    await_room(workers, 2)
+    wait_for_nodes(WorkerResources(1.0), 2)
     assert not capfd.readouterr().err
-    monkeypatch.setattr(launch, "CAPACITY_WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(capacity, "CAPACITY_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(capacity, "POLL_SECONDS", 0.01)
     with pytest.raises(InfrastructureError, match="no node had room"):
-        await_room(workers, 3)
-    assert "waiting for nodes for 3 ranks; there is room for 2" in capfd.readouterr().err
+        wait_for_nodes(WorkerResources(1.0), 3)
+    assert "waiting for nodes for 3 workers, each takes {'CPU': 1.0}" in capfd.readouterr().err
 
 
 def prepare_alone(folder: Path, **distillation: object) -> Manifest:

@@ -81,7 +81,9 @@ def test_elastic_ranks_wait_for_room_before_each_start(monkeypatch: pytest.Monke
         calls.append("start")
         return next(restarts)
 
-    monkeypatch.setattr(launch, "await_room", lambda _, least: calls.append(f"room for {least}"))
+    monkeypatch.setattr(
+        launch, "wait_for_nodes", lambda _, least: calls.append(f"room for {least}")
+    )
     monkeypatch.setattr(launch, "_fit", fit)
     run_ranks(lambda config: False, {}, "student", Ranks(3, 1.0, "cpu", (2, 4)))
     assert calls == ["room for 2", "start"] * 2

@@ -35,7 +35,6 @@ def test_nodes_are_asked_for_all_workers_and_no_longer_than_needed(
         return answers[len(waited) - 1]
 
     group = SimpleNamespace(wait=wait)
-    monkeypatch.setattr(capacity, "has_autoscaler", lambda: True)
     monkeypatch.setattr(capacity, "placement_group", lambda each: asked.append(each) or group)
     monkeypatch.setattr(capacity, "remove_placement_group", removed.append)
     if answers[-1]:
@@ -46,12 +45,6 @@ def test_nodes_are_asked_for_all_workers_and_no_longer_than_needed(
     assert asked == [[{"CPU": 2.0, "GPU": 1.0}] * 3]
     assert waited == waits
     assert removed == [group]  # else it would hold what the workers need
-
-
-def test_without_an_autoscaler_nobody_is_asked_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "has_autoscaler", lambda: False)
-    monkeypatch.setattr(capacity, "placement_group", lambda _: pytest.fail("asked"))
-    wait_for_nodes(WorkerResources(1.0), 1)
 
 
 Answer = tuple[str, InfrastructureError | None]
