@@ -57,8 +57,8 @@ def work(study: Study, options: argparse.Namespace) -> str:
     from dfkd.evaluation import footprint
     from dfkd.report.facts import commit
     from dfkd.studies import output as report
-    from dfkd.studies.results import collect_results, scored_images
-    from dfkd.studies.runner import networks, open_evaluation, reproduce
+    from dfkd.studies.results import collect_results, networks, scored_images
+    from dfkd.studies.runner import open_evaluation, reproduce
     from dfkd.studies.tables import markdown
     from dfkd.studies.tsne import maps
 

@@ -17,13 +17,12 @@ from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.distillation import Average
 from dfkd.config.hashing import fingerprint
-from dfkd.distillation.student_names import student_name
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.results import ResultRow, selected
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
-from dfkd.studies.study import Cell, Study
+from dfkd.studies.study import Study
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED, Fraction, Sha256
 
@@ -151,28 +150,6 @@ class CellStore:
         if self.storage.put_if_absent(key, canonical(asdict(outcome))):
             return outcome
         return self.read() or outcome
-
-
-def cell_of_student(
-    storage: Storage,
-    cell: Cell,
-    version: str,
-    data: str,
-    held_out: str = "",
-    judge: str = "",
-    unseen_data: str = "",
-) -> CellStore:
-    """Where the result of a cell's student is stored.
-
-    Args:
-        version: fingerprint of the data set.
-        data: from `evaluation_digest`.
-        held_out: fingerprint of the data set that measures agreement; empty without one.
-        judge: sha256 of the judge's file; empty without one.
-        unseen_data: digest of the images of unseen classes; empty without any.
-    """
-    name = student_name(cell.manifest, version, cell.method, cell.seed)
-    return CellStore(storage, name, version, data, held_out, judge, unseen_data)
 
 
 def cell_of_teacher(

@@ -151,7 +151,7 @@ def _differences(described: StudyFile, results: StudyResults) -> dict[str, Diffe
             for name, compared in zip(names, axes, strict=True)
         )
         if other in students and other != names:
-            differences[row.label] = row.against(students[other])
+            differences[row.label] = row.against(students[other], results.average)
     return {label: each for label, each in differences.items() if each}
 
 

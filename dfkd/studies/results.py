@@ -1,6 +1,6 @@
 """The results of a study: its cells by row, with mean and standard deviation over seeds.
 
-`results.json` (schema 1) holds the fields of `StudyResults`; accuracies are 0-1. Tables and charts
+`results.json` (schema 2) holds the fields of `StudyResults`; accuracies are 0-1. Tables and charts
 are made from it alone. It does not contain the time of writing, so the same cells give the same
 bytes.
 """
@@ -9,17 +9,19 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from dfkd.config.distillation import Average, Model
+from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError
+from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains
 from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
-from dfkd.studies.cells import CellResult
+from dfkd.studies.cells import CellResult, Score
 from dfkd.studies.paired import Difference, difference
 from dfkd.studies.study import Study
-from dfkd.utils.strict_json import canonical
+from dfkd.utils.strict_json import indented
 
 FILE = "results.json"
 
@@ -37,44 +39,14 @@ class CellScore:
     """Folder relative to the root."""
     outcome: CellResult
 
+    @property
+    def by_domain(self) -> dict[str, Score]:
+        """The scores by domain."""
+        return {score.domain: score for score in self.outcome.scores}
 
-@dataclass(frozen=True)
-class CellMeasurement:
-    """The scores of one cell (a student or the teacher); in a gallery only its data set."""
-
-    seed: int
-    cell: str
-    """Folder relative to the root; empty in a gallery."""
-    version: str
-    """Fingerprint of the data set; empty for a teacher."""
-    accuracy: dict[str, float]
-    """Accuracy by domain; with `evaluation.average: classes` the mean over the classes."""
-    class_mean: dict[str, float]
-    """Mean over the classes, by domain."""
-    per_class: dict[str, dict[str, float]]
-    """Accuracy by domain and class."""
-    agreement: float | None = None
-    """Share of held-out images for which student and teacher choose the same class."""
-    recognised: float | None = None
-    """Share of the data set's images that the judge puts into the class they were made for."""
-    unseen: float | None = None
-    """Accuracy on images of classes that the student did not learn."""
-
-    @classmethod
-    def of(cls, cell: CellScore, average: Average) -> "CellMeasurement":
-        """The measurement of a finished cell, with the accuracy that `average` selects."""
-        scores = cell.outcome.scores
-        return cls(
-            seed=cell.seed,
-            cell=cell.folder,
-            version=cell.outcome.version,
-            accuracy={score.domain: score.averaged(average) for score in scores},
-            class_mean={score.domain: score.class_mean for score in scores},
-            per_class={score.domain: score.per_class for score in scores},
-            agreement=cell.outcome.agreement,
-            recognised=cell.outcome.recognised,
-            unseen=cell.outcome.unseen,
-        )
+    def accuracies(self, average: Average) -> dict[str, float]:
+        """Accuracy by domain, over images or over classes as `average` says; 0-1."""
+        return {name: score.averaged(average) for name, score in self.by_domain.items()}
 
 
 @dataclass(frozen=True)
@@ -84,27 +56,28 @@ class StudyRow:
     names: tuple[str, ...]
     """One value of each axis; for the teacher its name, then blanks."""
     model: Model
-    cells: tuple[CellMeasurement, ...]
+    cells: tuple[CellScore, ...]
+    """At least one; in a gallery none."""
     domains: dict[str, Spread]
     """Accuracy by domain, over seeds; `StudyResults.domains` has the order of the columns."""
     mean: Spread | None
     """Mean accuracy over domains, over seeds; None in a gallery."""
     parameters: int | None = None
     """Number of parameters of the student or the teacher's image tower; None in a gallery."""
+    version: str = ""
+    """Fingerprint of the data set that a gallery shows; empty in other studies."""
 
     @classmethod
     def of(
         cls,
         names: tuple[str, ...],
         model: Model,
-        cells: tuple[CellMeasurement, ...],
+        cells: tuple[CellScore, ...],
+        average: Average,
         parameters: int | None = None,
     ) -> "StudyRow":
-        """A row of one cell or more; all were scored on the same domains, or on none."""
-        # The cells of a gallery are data sets, which have no scores.
-        if not cells[0].accuracy:
-            return cls(names, model, cells, {}, None, parameters)
-        domains, mean = over_seeds({cell.seed: cell.accuracy for cell in cells})
+        """A row of one cell or more, all scored on the same domains."""
+        domains, mean = over_seeds({cell.seed: cell.accuracies(average) for cell in cells})
         return cls(names, model, cells, domains, mean, parameters)
 
     @property
@@ -115,40 +88,43 @@ class StudyRow:
     @property
     def data_sets(self) -> int:
         """Number of different data sets that the row's students learned from."""
-        return len({cell.version for cell in self.cells})
+        return len({cell.outcome.version for cell in self.cells})
 
-    def against(self, other: "StudyRow") -> Difference | None:
+    def against(self, other: "StudyRow", average: Average) -> Difference | None:
         """Paired difference of the means over domains; None if no seed is finished in both rows."""
         ours, theirs = (
-            domain_means({cell.seed: cell.accuracy for cell in row.cells}) for row in (self, other)
+            domain_means({cell.seed: cell.accuracies(average) for cell in row.cells})
+            for row in (self, other)
         )
         return difference(ours, theirs)
 
     @property
     def agreement(self) -> Spread | None:
         """Agreement with the teacher on held-out images, over seeds; None if not measured."""
-        return _spread_of_measured(cell.agreement for cell in self.cells)
+        return _spread_of_measured(cell.outcome.agreement for cell in self.cells)
 
     @property
     def unseen(self) -> Spread | None:
         """Accuracy on unseen classes, over seeds; None if not measured."""
-        return _spread_of_measured(cell.unseen for cell in self.cells)
+        return _spread_of_measured(cell.outcome.unseen for cell in self.cells)
 
     @property
     def recognised(self) -> Spread | None:
         """Share of images that the judge recognises, over data sets; None if not measured."""
         # Students of one data set share its value, which must count once.
-        by_version = {cell.version: cell.recognised for cell in self.cells}
+        by_version = {cell.outcome.version: cell.outcome.recognised for cell in self.cells}
         return _spread_of_measured(by_version.values())
 
     def of_class(self, domain: str, name: str) -> Spread | None:
         """Accuracy of a class over seeds; None if the domain has no image of it."""
-        return _spread_of_measured(cell.per_class[domain].get(name) for cell in self.cells)
+        return _spread_of_measured(
+            cell.by_domain[domain].per_class.get(name) for cell in self.cells
+        )
 
     def of_class_everywhere(self, name: str) -> Spread | None:
         """Accuracy of a class over seeds, averaged over the domains that have it."""
         by_cell = [
-            [classes[name] for classes in cell.per_class.values() if name in classes]
+            [each.per_class[name] for each in cell.outcome.scores if name in each.per_class]
             for cell in self.cells
         ]
         # All cells were scored on the same images, so either all of them have the class or none.
@@ -156,7 +132,7 @@ class StudyRow:
 
     def class_mean(self, domain: str) -> Spread:
         """Mean over a domain's classes, over seeds."""
-        return spread([cell.class_mean[domain] for cell in self.cells])
+        return spread([cell.by_domain[domain].class_mean for cell in self.cells])
 
 
 @dataclass(frozen=True)
@@ -179,15 +155,6 @@ def _spread_of_measured(values: Iterable[float | None]) -> Spread | None:
     """Mean and deviation of the values that there are; None without any."""
     measured = [value for value in values if value is not None]
     return spread(measured) if measured else None
-
-
-@dataclass(frozen=True)
-class StudyOrigin:
-    """When, where and with what software the cells were made; each value once, sorted."""
-
-    dates: tuple[str, ...]
-    machines: tuple[dict[str, Any], ...]
-    environments: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -227,7 +194,6 @@ class StudyResults:
     rows: tuple[StudyRow, ...]
     """The rows with at least one finished cell, the teacher first."""
     failed: dict[str, str]
-    made: StudyOrigin
     maps: tuple[Map, ...] = ()
     judge: str = ""
     """The sha256 of the judge's file; empty without one."""
@@ -235,11 +201,37 @@ class StudyResults:
     """Share of the evaluation images, 0-1, that the judge names."""
     average: Average = "images"
     """Whether accuracies are over images, or means over the classes."""
-    schema: int = field(default=1)
+    schema: int = field(default=2)
 
     def encode(self) -> bytes:
         """The content of results.json."""
-        return canonical(asdict(self))
+        return indented(asdict(self))
+
+
+def networks(study: Study, study_cells: StudyCells) -> dict[str, footprint.TimedNetwork]:
+    """The network of each row with a finished cell, by the row's label."""
+    rows: dict[str, footprint.TimedNetwork] = {}
+    if study_cells.teacher:
+        rows[study.described.teacher] = footprint.tower(
+            study.manifest.teacher, study.manifest.cache
+        )
+    # Rows with the same shape share one network, so it is built and measured once.
+    shapes: dict[tuple[object, ...], footprint.TimedNetwork] = {}
+    for row in (name for name, scored in study_cells.students.items() if scored):
+        manifest = study.rows[row][0].manifest
+        shape = student_shape(manifest)
+        if shape not in shapes:
+            shapes[shape] = footprint.student(manifest)
+        rows[row] = shapes[shape]
+    return rows
+
+
+def student_shape(manifest: Manifest) -> tuple[object, ...]:
+    """Everything that decides whether a student can be built, and how large it is."""
+    config = manifest.distillation
+    # The teacher's name too, because a student of embeddings has an output for each dimension.
+    target = config.target, manifest.teacher.model
+    return config.student, config.weights, *target, manifest.synthesis.image_size
 
 
 def scored_images(study: Study, data: Domains) -> dict[str, int]:
@@ -281,7 +273,6 @@ def collect_results(
         notes=outcomes[0].notes if outcomes else (),
         rows=tuple(_rows(study, study_cells, parameters)),
         failed=dict(study_cells.failed),
-        made=_study_origin(outcomes, study_cells.versions.values()),
         maps=tuple(maps),
         judge=next((outcome.judge for outcome in outcomes if outcome.judge), ""),
         judge_accuracy=study_cells.judge_accuracy,
@@ -319,39 +310,17 @@ def _scored_rows(
     average = study.manifest.evaluation.average
     if study_cells.teacher:
         name = study.described.teacher
-        zero_shot = CellMeasurement.of(study_cells.teacher, average)
         # Blanks, because every row of a table has a cell for each axis.
         names = (name, *("",) * (len(study.described.chosen_axes) - 1))
-        yield StudyRow.of(names, "teacher", (zero_shot,), parameters.get(name))
+        yield StudyRow.of(names, "teacher", (study_cells.teacher,), average, parameters.get(name))
     for name, cells in study_cells.students.items():
         if cells:
-            measured = tuple(CellMeasurement.of(cell, average) for cell in cells)
             names = study.rows[name][0].names
-            yield StudyRow.of(names, "student", measured, parameters.get(name))
+            yield StudyRow.of(names, "student", cells, average, parameters.get(name))
 
 
 def _gallery_rows(study: Study, study_cells: StudyCells) -> Iterable[StudyRow]:
     """Yield a row for each data set of a gallery, which has no scores."""
     for name, version in study_cells.versions.items():
-        cell = study.rows[name][0]
-        shown = CellMeasurement(cell.seed, "", version.fingerprint, {}, {}, {})
-        yield StudyRow.of(cell.names, "student", (shown,))
-
-
-def _study_origin(
-    outcomes: Iterable[CellResult], versions: Iterable[PublishedVersion]
-) -> StudyOrigin:
-    """Collect dates, machines and library versions, each different one once."""
-    cells = list(outcomes)
-    # Key by content, so that equal machines and environments are listed once.
-    machines = {canonical(cell.machine): cell.machine for cell in cells}
-    libraries = [
-        *(cell.environment for cell in cells),
-        *(version.manifest["environment"] for version in versions),
-    ]
-    environments = {canonical(each): each for each in libraries}
-    return StudyOrigin(
-        tuple(sorted({cell.date for cell in cells})),
-        tuple(machines[key] for key in sorted(machines)),
-        tuple(environments[key] for key in sorted(environments)),
-    )
+        names = study.rows[name][0].names
+        yield StudyRow(names, "student", (), {}, None, version=version.fingerprint)

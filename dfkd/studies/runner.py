@@ -23,8 +23,8 @@ from dfkd.config.hashing import fingerprint
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
+from dfkd.distillation.student_names import student_name
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot import require_trainable, unknown_domain
 from dfkd.pipeline.preflight import check_batches, check_distillation, check_synthesis
@@ -43,7 +43,7 @@ from dfkd.studies.parallel_students import (
     run_job,
     score,
 )
-from dfkd.studies.results import CellScore, StudyCells
+from dfkd.studies.results import CellScore, StudyCells, student_shape
 from dfkd.studies.study import Cell, Study
 from dfkd.studies.tsne import require_tsne
 from dfkd.utils.device import pick_device
@@ -191,9 +191,9 @@ def _cell_jobs(study: Study, root: Storage, data: Domains | None, judge: str) ->
             measured = held_out.fingerprint if held_out else ""
             # Students of distances know only their own classes.
             unseen = unseen_data if cell.manifest.distillation.embeds else ""
-            store = cells.cell_of_student(
-                root, cell, images.fingerprint, digest, measured, judge, unseen
-            )
+            version = images.fingerprint
+            name = student_name(cell.manifest, version, cell.method, cell.seed)
+            store = CellStore(root, name, version, digest, measured, judge, unseen)
         if study.described.teacher and study.trains:
             teacher = cells.cell_of_teacher(root, images.identity, digest, unseen_data)
             teachers.add(teacher.model)
@@ -219,20 +219,12 @@ def _check_jobs(cell_jobs: list[_CellJob]) -> None:
     for manifest in data_sets.values():
         check_synthesis(manifest)
     students = {
-        _student_shape(cell_job.cell.manifest): cell_job.cell.manifest
+        student_shape(cell_job.cell.manifest): cell_job.cell.manifest
         for cell_job in cell_jobs
         if cell_job.store
     }
     for manifest in students.values():
         check_distillation(manifest)
-
-
-def _student_shape(manifest: Manifest) -> tuple[object, ...]:
-    """Everything that decides whether a student can be built, and how large it is."""
-    config = manifest.distillation
-    # The teacher's name too, because a student of embeddings has an output for each dimension.
-    target = config.target, manifest.teacher.model
-    return config.student, config.weights, *target, manifest.synthesis.image_size
 
 
 @dataclass
@@ -396,21 +388,3 @@ class _Runner:
     def _connect(self) -> None:
         """Join a cluster or start a local one, unless that has been done."""
         self.runtime.enter_context(connected())
-
-
-def networks(study: Study, study_cells: StudyCells) -> dict[str, footprint.TimedNetwork]:
-    """The network of each row with a finished cell, by the row's label."""
-    rows: dict[str, footprint.TimedNetwork] = {}
-    if study_cells.teacher:
-        rows[study.described.teacher] = footprint.tower(
-            study.manifest.teacher, study.manifest.cache
-        )
-    # Rows with the same shape share one network, so it is built and measured once.
-    shapes: dict[tuple[object, ...], footprint.TimedNetwork] = {}
-    for row in (name for name, scored in study_cells.students.items() if scored):
-        manifest = study.rows[row][0].manifest
-        shape = _student_shape(manifest)
-        if shape not in shapes:
-            shapes[shape] = footprint.student(manifest)
-        rows[row] = shapes[shape]
-    return rows

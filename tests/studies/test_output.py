@@ -1,15 +1,16 @@
 """Tables in the paper's shapes, and what a chart is drawn from."""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dfkd.studies.output import SIZES, _lines, grid
-from dfkd.studies.results import CellMeasurement, StudyOrigin, StudyResults, StudyRow
+from dfkd.studies.results import CellScore, StudyResults, StudyRow
 from dfkd.studies.study import read
 from tests.helpers.tiny_study import EPOCHS, METHODS, write
+from tests.studies.test_results import outcome
 
 
 def row(names: tuple[str, ...], *accuracy: float, whole: bool = False) -> StudyRow:
@@ -17,18 +18,29 @@ def row(names: tuple[str, ...], *accuracy: float, whole: bool = False) -> StudyR
 
     The seeds are students of one data set or, if `whole`, have one each.
     """
-    cells = tuple(
-        CellMeasurement(
-            seed=seed,
-            cell="",
-            version=str(seed) if whole else "",
-            accuracy={"photo": value, "sketch": value / 2},
-            class_mean={"photo": value, "sketch": value / 2},
-            per_class={"photo": {"clock": value, "book": value / 10}, "sketch": {"clock": value}},
+    cells = []
+    for seed, value in enumerate(accuracy):
+        scores = outcome("d", photo=value, sketch=value / 2).scores
+        per_class = {"clock": value, "book": value / 10}, {"clock": value}
+        made = replace(
+            outcome("d", photo=value),
+            version=f"{seed if whole else 0}" * 64,
+            scores=tuple(
+                replace(score, class_mean=score.accuracy, per_class=each)
+                for score, each in zip(scores, per_class, strict=True)
+            ),
         )
-        for seed, value in enumerate(accuracy)
+        cells.append(CellScore(seed, "", made))
+    return StudyRow.of(names, "student", tuple(cells), "images", parameters=2_500_000)
+
+
+def measured(row: StudyRow, *changes: dict[str, float]) -> StudyRow:
+    """The row with further figures of its cells."""
+    cells = (
+        replace(cell, outcome=replace(cell.outcome, **change))
+        for cell, change in zip(row.cells, changes, strict=True)
     )
-    return StudyRow.of(names, "student", cells, parameters=2_500_000)
+    return replace(row, cells=tuple(cells))
 
 
 def results(*rows: StudyRow, **changes: Any) -> StudyResults:
@@ -44,7 +56,6 @@ def results(*rows: StudyRow, **changes: Any) -> StudyResults:
         "notes": (),
         "rows": rows,
         "failed": {},
-        "made": StudyOrigin((), (), ()),
     }
     return StudyResults(**{**found, **changes})
 
@@ -95,7 +106,7 @@ def test_each_row_is_compared_with_the_row_that_is_otherwise_alike(tmp_path: Pat
     axes = [{"name": "Epochs", "values": EPOCHS}, {"name": "Method", "values": METHODS}]
     study = read(write(tmp_path, axes=axes, compare="Baseline"))
     rows = [
-        dataclasses.replace(row(("CLIP", ""), 0.9), model="teacher"),
+        replace(row(("CLIP", ""), 0.9), model="teacher"),
         row(("1", "Baseline"), 0.2, 0.4),
         row(("1", "Random_Prompt"), 0.4),  # its other seed failed
         row(("2", "Random_Prompt"), 0.9, 0.9),  # whose reference failed
@@ -104,7 +115,7 @@ def test_each_row_is_compared_with_the_row_that_is_otherwise_alike(tmp_path: Pat
     assert found.head[2:] == ("photo", "sketch", "mean", "vs Baseline", *SIZES)
     teacher, baseline, random, alone = (line[-3] for line in found.rows)
     assert teacher is baseline is alone is None
-    assert random == rows[2].against(rows[1])
+    assert random == rows[2].against(rows[1], "images")
     assert random.mean == pytest.approx(0.15)  # type: ignore[union-attr]
     # A single pair has no interval.
     assert random.low is None  # type: ignore[union-attr]
@@ -116,16 +127,14 @@ def test_each_row_is_compared_with_the_row_that_is_otherwise_alike(tmp_path: Pat
 def test_agreement_has_a_column_where_it_was_measured(tmp_path: Path) -> None:
     study, plain = read(write(tmp_path)), row(("Baseline",), 0.5, 0.7)
     assert "agreement" not in grid(study.described, results(plain), {}).head
-    one, two = plain.cells
-    cells = dataclasses.replace(one, agreement=0.6), dataclasses.replace(two, agreement=0.8)
-    found = grid(study.described, results(dataclasses.replace(plain, cells=cells)), {})
+    compared = measured(plain, {"agreement": 0.6}, {"agreement": 0.8})
+    found = grid(study.described, results(compared), {})
     assert texts(found.rows[0])[found.head.index("agreement")] == 70
 
 
 def test_accuracy_on_unseen_classes_has_a_column_and_a_note(tmp_path: Path) -> None:
     study, plain = read(write(tmp_path, unseen=["house", "tree"])), row(("Baseline",), 0.5, 0.7)
-    cells = tuple(dataclasses.replace(cell, unseen=0.25) for cell in plain.cells)
-    rows = dataclasses.replace(plain, cells=cells), row(("Random_Prompt",), 0.5, 0.7)
+    rows = measured(plain, *2 * [{"unseen": 0.25}]), row(("Random_Prompt",), 0.5, 0.7)
     found = grid(study.described, results(*rows), {})
     column = found.head.index("unseen")
     assert [each[column] for each in found.rows] == [{"mean": 0.25, "std": 0.0}, None]
@@ -138,8 +147,7 @@ def test_students_of_one_data_set_count_once_in_what_a_judge_recognises(
 ) -> None:
     study, plain = read(write(tmp_path)), row(("Baseline",), 0.5, 0.7, whole=whole)
     assert "recognised" not in grid(study.described, results(plain), {}).head
-    cells = tuple(dataclasses.replace(cell, recognised=0.0) for cell in plain.cells)
-    judged = results(dataclasses.replace(plain, cells=cells), judge="4" * 64)
+    judged = results(measured(plain, *2 * [{"recognised": 0.0}]), judge="4" * 64)
     found = grid(study.described, judged, {})
     assert found.rows[0][found.head.index("recognised")] == {"mean": 0.0, "std": std}
 

@@ -14,9 +14,10 @@ from dfkd.cluster import distillation
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.batch import Batch
 from dfkd.dataset.loader import Stream
+from dfkd.distillation.student_names import student_name
 from dfkd.errors import Exit, ManifestError
 from dfkd.storage.local import open_storage
-from dfkd.studies.cells import cell_of_student
+from dfkd.studies.cells import CellStore
 from dfkd.studies.parallel_students import StudentJob, StudentTrainer, agreement, run_job
 from dfkd.studies.study import read
 from dfkd.utils.device import CPU
@@ -47,20 +48,22 @@ def test_students_are_made_side_by_side_and_a_bad_one_stops_no_other(
     assert [len(row["cells"]) for row in made["rows"]] == [1, 1, 1]
     teacher, distances, embedding = (row["cells"][0] for row in made["rows"])
     for cell in (distances, embedding):
-        assert cell["agreement"] in (0.0, 0.5, 1.0)  # of two classes, an image each
+        assert cell["outcome"]["agreement"] in (0.0, 0.5, 1.0)  # of two classes, an image each
     # The student of distances knows only its own classes.
-    assert distances["unseen"] is None
-    assert teacher["unseen"] > 0.7  # of two classes
-    scored = json.loads((tmp_path / "root" / embedding["cell"] / "unseen/results.json").read_text())
+    assert distances["outcome"]["unseen"] is None
+    assert teacher["outcome"]["unseen"] > 0.7  # of two classes
+    scored = json.loads(
+        (tmp_path / "root" / embedding["folder"] / "unseen/results.json").read_text()
+    )
     assert scored["classes"] == ["house", "tree"]
     # All images count alike, and the domains have different numbers of them.
     total = sum(row["images"] for row in scored["rows"])
     right = sum(row["accuracy"] * row["images"] for row in scored["rows"])
-    assert embedding["unseen"] == pytest.approx(right / total)
+    assert embedding["outcome"]["unseen"] == pytest.approx(right / total)
     assert "| agreement |" in (tmp_path / "table.md").read_text()
     # Of the students; the teacher is scored by this process.
     for cell in (distances, embedding):
-        stored = json.loads((tmp_path / "root" / cell["cell"] / "cell.json").read_text())
+        stored = json.loads((tmp_path / "root" / cell["folder"] / "cell.json").read_text())
         assert stored["machine"]["torch_threads"] == 1
 
     again = write(tmp_path, axes=axes[:1], seeds=[0], **more)
@@ -93,7 +96,8 @@ def job_of(path: Path) -> StudentJob:
     cell = read(path).cells[0]
     version = publish(cell.manifest)
     storage = open_storage(cell.manifest.storage.root)
-    store = cell_of_student(storage, cell, version.fingerprint, "2" * 64)
+    name = student_name(cell.manifest, version.fingerprint, cell.method, cell.seed)
+    store = CellStore(storage, name, version.fingerprint, "2" * 64)
     return StudentJob(cell, store, version.id)
 
 

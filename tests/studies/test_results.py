@@ -10,7 +10,6 @@ from dfkd.evaluation.data import Domains, Item
 from dfkd.studies.cells import CellResult, Score
 from dfkd.studies.output import chart, grid
 from dfkd.studies.results import (
-    CellMeasurement,
     CellScore,
     StudyCells,
     StudyRow,
@@ -40,28 +39,28 @@ def outcome(date: str, **accuracy: float) -> CellResult:
     )
 
 
-def cells(*values: tuple[float, float]) -> tuple[CellMeasurement, ...]:
+def cells(*values: tuple[float, float]) -> tuple[CellScore, ...]:
     return tuple(
-        CellMeasurement.of(
-            CellScore(seed, "cells/m", outcome("d", photo=photo, sketch=sketch)), "images"
-        )
+        CellScore(seed, "cells/m", outcome("d", photo=photo, sketch=sketch))
         for seed, (photo, sketch) in enumerate(values)
     )
 
 
 def test_a_row_has_the_mean_over_seeds_of_the_mean_over_domains() -> None:
-    row = StudyRow.of(("Mix", ""), "student", cells((0.5, 0.1), (0.7, 0.5)))
+    row = StudyRow.of(("Mix", ""), "student", cells((0.5, 0.1), (0.7, 0.5)), "images")
     assert row.label == "Mix"
     assert row.domains["photo"]["mean"] == pytest.approx(0.6)
     assert row.domains["photo"]["std"] == pytest.approx(0.02**0.5)
     assert row.mean["mean"] == pytest.approx(0.45)  # of 0.3 and 0.6
     assert row.mean["std"] == pytest.approx(0.045**0.5)
     assert row.class_mean("sketch")["mean"] == pytest.approx(0.15)
-    assert StudyRow.of(("x",), "teacher", cells((0.5, 0.1))).domains["photo"]["std"] is None
+    assert (
+        StudyRow.of(("x",), "teacher", cells((0.5, 0.1)), "images").domains["photo"]["std"] is None
+    )
 
 
 def test_a_class_is_averaged_over_the_domains_that_have_it() -> None:
-    row = StudyRow.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5)))
+    row = StudyRow.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5)), "images")
     found = row.of_class_everywhere("clock")
     assert found["mean"] == pytest.approx(0.45)
     assert found["std"] == pytest.approx(0.045**0.5)
@@ -94,14 +93,13 @@ def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: P
     assert [row.names for row in results.rows] == [("CLIP",), ("Random_Prompt",)]
     assert [row.model for row in results.rows] == ["teacher", "student"]
     assert [row.parameters for row in results.rows] == [3, 2]
-    assert [cell.cell for cell in results.rows[1].cells] == ["cells/a", "cells/b"]
+    assert [cell.folder for cell in results.rows[1].cells] == ["cells/a", "cells/b"]
     assert results.domains == {"photo": 4}
     assert results.notes == ("a note",)
-    assert results.made.dates == ("2026-11-25", "2026-11-26")
-    assert results.made.machines == ({"cpus": 2},)
-    assert len(results.made.environments) == 2
     tree = json.loads(results.encode())
-    assert (tree["schema"], tree["failed"], tree["commit"]) == (1, {"x": "why"}, "abc")
+    dates = [cell["outcome"]["date"] for cell in tree["rows"][1]["cells"]]
+    assert dates == ["2026-11-25", "2026-11-26"]
+    assert (tree["schema"], tree["failed"], tree["commit"]) == (2, {"x": "why"}, "abc")
 
 
 def test_figures_are_means_over_classes_if_the_manifest_says_so(tmp_path: Path) -> None:
@@ -150,9 +148,9 @@ def test_a_case_is_about_the_images_of_its_class_alone(tmp_path: Path) -> None:
 
 def test_rows_are_compared_seed_by_seed() -> None:
     """The means over domains are 0.3 and 0.6, less 0.2 and 0.3: differences of 10 and 30 points."""
-    ours = StudyRow.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5), (0.9, 0.9)))
-    theirs = StudyRow.of(("y",), "student", cells((0.2, 0.2), (0.2, 0.4)))
-    found = ours.against(theirs)
+    ours = StudyRow.of(("x",), "student", cells((0.5, 0.1), (0.7, 0.5), (0.9, 0.9)), "images")
+    theirs = StudyRow.of(("y",), "student", cells((0.2, 0.2), (0.2, 0.4)), "images")
+    found = ours.against(theirs, "images")
     half = 12.7062 * 0.2 / 2  # s = 0.2 / sqrt(2), divided by sqrt(2)
     assert found.mean == pytest.approx(0.2)
     assert (found.low, found.high) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-5)
