@@ -7,7 +7,6 @@ compares size, sha256 and sample count with the receipt before it yields the fir
 import functools
 import hashlib
 import io
-import math
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,32 +16,41 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from dfkd.dataset.tar import members
-from dfkd.errors import CorruptionError, as_utf8
+from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
-from dfkd.utils import strict_json
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import Sha256, Size
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 
-METADATA: dict[str, type] = {
-    "class": str,
-    "class_index": int,
-    "index": int,
-    "seed": int,
-    "method": str,
-    "prompt": str,
-    "loss": float,
-    "confidence": float,
-    "steps": int,
-    "attempt": int,
-}
-"""Required metadata keys of a sample with their types; further keys are allowed."""
+# The columns of `published.INDEX_SCHEMA` have 32 or 64 bits; that module imports this one.
+Int32 = Annotated[int, Field(gt=-(1 << 31), lt=1 << 31)]
+Int64 = Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Metadata = TypedDict(
+    "Metadata",
+    {
+        "class": str,
+        "class_index": Int32,
+        "index": Int64,
+        "seed": Int64,
+        "method": str,
+        "prompt": str,
+        "loss": Finite,
+        "confidence": Finite,
+        "steps": Int32,
+        "attempt": Int32,
+    },
+)
+"""Required metadata of a sample; further keys are allowed."""
+Metadata.__pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[attr-defined]
+_METADATA: TypeAdapter[Any] = TypeAdapter(Metadata)
 
 ARRAYS: dict[str, np.dtype[Any]] = {"distances": np.dtype("<f4"), "embedding": np.dtype("<f2")}
 """Arrays of a sample: the teacher's distances [M] and its image embedding [E]."""
@@ -73,7 +81,7 @@ class Sample:
     extension: str
     """`png` or `jpg`."""
     metadata: dict[str, Any]
-    """JSON values, with at least the keys of `METADATA`."""
+    """JSON values, with at least the keys of `Metadata`."""
     arrays: dict[str, Array]
     """`distances` float32 [M], `embedding` float16 [E]."""
 
@@ -191,10 +199,9 @@ def write_shard(samples: Iterable[Sample], path: Path) -> int:
 
 def _encode(sample: Sample) -> dict[str, bytes]:
     """The members of a sample by suffix; `ValueError` if it breaks the format."""
-    problem = _problem(sample.metadata, sample.arrays)
-    if problem:
-        raise ValueError(f"sample {sample.key!r}: {problem}")
-    members = {sample.extension: sample.image, "json": canonical(sample.metadata)}
+    _check_arrays(sample.arrays)
+    metadata = canonical(_METADATA.validate_python(sample.metadata))
+    members = {sample.extension: sample.image, "json": metadata}
     for name, array in sample.arrays.items():
         members[f"{name}.npy"] = _npy(np.ascontiguousarray(array))
     for suffix, data in members.items():
@@ -205,29 +212,16 @@ def _encode(sample: Sample) -> dict[str, bytes]:
     return members
 
 
-def _problem(metadata: Mapping[str, Any], arrays: Mapping[str, Array]) -> str | None:
-    """The first violation of the sample format, or None; writers and readers use this check."""
-    for key, kind in METADATA.items():
-        value = metadata.get(key)
-        if type(value) is not kind:
-            return f"metadata {key!r} must be {kind.__name__}, is {value!r}"
-        if isinstance(value, float) and not math.isfinite(value):
-            return f"metadata {key!r} must be finite, is {value!r}"
-        # The columns of `published.INDEX_SCHEMA` have 64 or 32 bits; that module imports this one.
-        bits = 63 if key in ("index", "seed") else 31
-        if isinstance(value, int) and value.bit_length() > bits:
-            return f"metadata {key!r} must have at most {bits} bits, is {value!r}"
-        if isinstance(value, str) and value != as_utf8(value):
-            return f"metadata {key!r} must be UTF-8, is {value!r}"
+def _check_arrays(arrays: Mapping[str, Array]) -> None:
+    """Raise `ValueError` unless the arrays of a sample are as in `ARRAYS`, and finite."""
     if arrays.keys() != ARRAYS.keys():
-        return f"arrays must be {sorted(ARRAYS)}, are {sorted(arrays)}"
+        raise ValueError(f"arrays must be {sorted(ARRAYS)}, are {sorted(arrays)}")
     for name, dtype in ARRAYS.items():
         if arrays[name].dtype != dtype or arrays[name].ndim != 1:
             actual = f"{arrays[name].dtype} with {arrays[name].ndim} axes"
-            return f"array {name!r} must be {dtype} with 1 axis, is {actual}"
+            raise ValueError(f"array {name!r} must be {dtype} with 1 axis, is {actual}")
         if not np.isfinite(arrays[name]).all():
-            return f"array {name!r} must be finite"
-    return None
+            raise ValueError(f"array {name!r} must be finite")
 
 
 def get_shard(home: Storage, receipt: Receipt) -> bytes:
@@ -328,13 +322,11 @@ def _decode(data: bytes, name: str, key: str, slices: Mapping[str, slice]) -> Sa
     if len(extensions) != 1 or files.keys() - extensions != REQUIRED:
         refuse(name, f"sample {key!r}: {sorted(files)} are not {sorted(REQUIRED)} and one image")
     try:
-        metadata = strict_json.parse(files["json"])
+        metadata = read_as(_METADATA, files["json"])
         arrays = {kind: _array(kind, files[f"{kind}.npy"]) for kind in ARRAYS}
+        _check_arrays(arrays)
     except ValueError as error:
         refuse(name, f"sample {key!r}: {error}")
-    is_mapping = isinstance(metadata, dict)
-    if problem := _problem(metadata, arrays) if is_mapping else "metadata is not a mapping":
-        refuse(name, f"sample {key!r}: {problem}")
     (extension,) = extensions
     return Sample(key, files[extension], extension, metadata, arrays)
 

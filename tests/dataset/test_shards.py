@@ -375,8 +375,9 @@ ARRAYS, LARGE = SAMPLES[0].arrays, MAX_MEMBER_BYTES + 1
         ({"key": "a.b"}, "no such member"),
         ({"key": "../a"}, "no such member"),
         ({"extension": "gif"}, "no such member"),
-        ({"metadata": SAMPLES[0].metadata | {"seed": "1"}}, "'seed' must be int"),
-        ({"metadata": SAMPLES[0].metadata | {"loss": float("nan")}}, "'loss' must be finite"),
+        ({"metadata": SAMPLES[0].metadata | {"seed": "1"}}, r"seed\n.*valid integer"),
+        ({"metadata": SAMPLES[0].metadata | {"loss": float("nan")}}, r"loss\n.*finite number"),
+        ({"metadata": SAMPLES[0].metadata | {"prompt": "\ud800"}}, "surrogates not allowed"),
         ({"arrays": {}}, "arrays must be .*, are"),
         (
             {"arrays": ARRAYS | {"distances": np.zeros(2)}},
