@@ -30,7 +30,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Remove the objects, print what was removed, and write clean.json; returns its location."""
-    from dfkd.pipeline import garbage_collection
+    from dfkd.pipeline import garbage_collection, sweep
     from dfkd.storage.lease import holding
     from dfkd.utils.strict_json import canonical
 
@@ -42,9 +42,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         for removal in planned.removals:
             what = f"{len(removal.entries)} objects, {removal.bytes} bytes"
             print(printable_line(f"remove {removal.what}: {removal.why}, {what}"))
-        objects, size = garbage_collection.remove(
-            root, manifest, planned, keep, options.grace, lease.fence
-        )
+        objects, size = sweep.remove(root, manifest, planned, keep, options.grace, lease.fence)
         print(f"removed {objects} objects, {size} bytes", flush=True)
         # What has come into use since the plan is not removed.
         removed = {"objects": objects, "bytes": size}

@@ -64,3 +64,15 @@ class Listing:
                     "remove it as a whole once they are done",
                 )
         return found
+
+
+def folder(version: str) -> str:
+    """The folder of the version `{method}/{id}`, relative to the root."""
+    method, _, name = version.partition("/")
+    return f"{layout.data(method)}/{layout.version(name)}"
+
+
+def age(objects: Objects) -> float:
+    """Age of the youngest object in seconds; a mark of removal does not count."""
+    ages = (entry.age for name, entry in objects.items() if name != layout.REMOVING)
+    return min(ages, default=0.0)

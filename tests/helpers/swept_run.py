@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
-from dfkd.pipeline import garbage_collection
+from dfkd.pipeline import garbage_collection, sweep
 from dfkd.pipeline.attempts import Attempt
 from dfkd.pipeline.garbage_collection import RemovalPlan
 from dfkd.storage.base import Storage
@@ -66,7 +66,7 @@ class Run:
     ) -> tuple[int, int]:
         """Carry a plan out; the number of objects and of bytes."""
         root = storage or self.storage
-        return garbage_collection.remove(root, self.manifest, planned, keep, GRACE, fence)
+        return sweep.remove(root, self.manifest, planned, keep, GRACE, fence)
 
     def sweep(self, keep: int = 1) -> RemovalPlan:
         """Plan and remove; what went is exactly what was planned."""

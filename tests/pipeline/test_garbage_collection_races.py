@@ -15,7 +15,7 @@ from dfkd.dataset.published import PublishedVersion, advance, current, open_vers
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import begin
 from dfkd.errors import LeaseError
-from dfkd.pipeline import garbage_collection
+from dfkd.pipeline import kept_versions, sweep
 from dfkd.storage import layout, lease
 from dfkd.storage.base import MissingObject
 from dfkd.storage.local import LocalStorage
@@ -106,7 +106,7 @@ def test_a_long_removal_checks_its_lease_again_and_again(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.old_chain()
-    monkeypatch.setattr(garbage_collection, "FENCE_SECONDS", 0.0)  # so each deletion is a long one
+    monkeypatch.setattr(sweep, "FENCE_SECONDS", 0.0)  # so each deletion is a long one
     checks = itertools.count()
     removed, _ = run.remove(run.plan(), fence=lambda: next(checks))
     assert next(checks) > removed > 0
@@ -171,7 +171,7 @@ def test_a_killed_sweep_is_finished_by_the_next_one(run: Run, steps: int, keep: 
 def test_a_killed_removal_goes_on_although_an_object_is_young(run: Run) -> None:
     """A worker that took very long has stored it since."""
     first = run.old_chain()[0]
-    first.storage.put(layout.REMOVING, garbage_collection.BEGUN)
+    first.storage.put(layout.REMOVING, kept_versions.BEGUN)
     first.storage.delete(layout.MANIFEST)
     os.utime(first.storage.location(layout.receipt(TASKS[0].id)))
     assert f"version vanilla/{first.id}" in run.removed()

@@ -19,7 +19,7 @@ from dfkd.dataset.published import PublishedVersion, advance, current_id
 from dfkd.distillation.student_names import student_name
 from dfkd.errors import BudgetError, DfkdError, GateError, LeaseError, ManifestError, PartialError
 from dfkd.models.student import CARD
-from dfkd.pipeline import attempts, garbage_collection, regeneration
+from dfkd.pipeline import attempts, garbage_collection, regeneration, sweep
 from dfkd.pipeline.attempts import Attempt
 from dfkd.storage import layout, lease
 from dfkd.storage.base import Storage
@@ -152,7 +152,7 @@ def test_a_roll_back_after_a_kill_is_not_undone(
     if cleaned:  # the number of the candidate is not one of those to keep
         root = open_storage(manifest.storage.root)
         planned = garbage_collection.plan(root, manifest, 1, 0)
-        garbage_collection.remove(root, manifest, planned, 1, 0, lambda: None)
+        sweep.remove(root, manifest, planned, 1, 0, lambda: None)
     with pytest.raises(GateError, match=f"was current and is not any more; {first.id} stays"):
         regenerate(manifest)
     assert current_id(home) == first.id
