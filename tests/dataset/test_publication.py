@@ -236,8 +236,6 @@ def test_a_damaged_shard_is_not_published(version: Version, damage: str) -> None
     else:
         del data[-512:]
     version.storage.put("shards/0001-00001.tar", bytes(data))
-    with pytest.raises(
-        CorruptionError, match=r"shards/0001-00001\.tar: (sha256|more than|\d+ bytes)"
-    ):
+    with pytest.raises(CorruptionError, match=r"shards/0001-00001\.tar: is not what its receipt"):
         version.publish(TASKS, ENVIRONMENT)
     assert current(version.home) is None
