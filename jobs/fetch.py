@@ -20,19 +20,12 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Fetch missing files and verify all; returns the cache's path."""
     from dfkd.pipeline import fetching
 
-    return fetching.fetch(manifest, options.mirror)
+    return fetching.fetch(manifest)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
-    arguments = command_line.parser(__doc__ or "")
-    arguments.add_argument(
-        "--mirror",
-        default="",
-        metavar="DIRECTORY",
-        help="take the files, under their names in --dry-run, from here",
-    )
-    return command_line.run(arguments, work, plan, argv)
+    return command_line.run(command_line.parser(__doc__ or ""), work, plan, argv)
 
 
 if __name__ == "__main__":

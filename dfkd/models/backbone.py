@@ -36,7 +36,7 @@ def build_backbone(
     else:
         backbone, mean, std = _resnet(config.student)
     if artifact:
-        _load_backbone(backbone, cached(FIELD, config.weights, artifact, cache))
+        _load_backbone(backbone, cached(FIELD, config.weights, artifact.file, cache))
     elif file := weights_file(config.weights):
         _load_backbone(backbone, file)
     return backbone, mean, std

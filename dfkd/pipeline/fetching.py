@@ -1,40 +1,74 @@
 """The work of `jobs/fetch.py`: download published weights into the cache."""
 
+import socket
+import ssl
+import urllib.error
 from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import torch
+from huggingface_hub import hf_hub_download
 from open_clip.pretrained import get_pretrained_cfg
 
+from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.paths import local_path
-from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.errors import (
+    CorruptionError,
+    DfkdError,
+    InfrastructureError,
+    ManifestError,
+    WeightsError,
+    one_line,
+)
 from dfkd.models.teacher_architecture import download_tag
-from dfkd.models.weights.download import Fetched, Fetcher
-from dfkd.models.weights.http import TRANSIENT_STATUSES
+from dfkd.models.weights.artifacts import PIPELINE_FILES, Artifact
 from dfkd.pipeline.preflight import check_distillation
-from dfkd.pipeline.required_weights import HubModel, Need, hub_models, needs, towers
+from dfkd.pipeline.required_weights import (
+    HubModel,
+    hub_models,
+    needs,
+    published_pipeline,
+    towers,
+)
+from dfkd.storage.base import Request, disk_full_error, require_disk_space
+from dfkd.storage.retries import RetryPolicy
 from dfkd.utils.progress import say
 
+RETRIES = RetryPolicy(attempts=5, pause=5.0)
+"""Few, because each one downloads the file from its start."""
+TIMEOUT = 60.0
+"""Seconds without a byte after which a connection counts as dead."""
+NETWORK_ERRORS = (
+    urllib.error.URLError,
+    ConnectionError,
+    TimeoutError,
+    ssl.SSLError,
+    HTTPException,
+)
+"""Errors of Python's HTTP client; those of a disk are other kinds of OSError."""
+TRANSIENT_STATUSES = (408, 425, 429)
+"""HTTP statuses below 500 after which the same request may succeed later."""
 
-def fetch(manifest: Manifest, mirror: str) -> str:
+
+def fetch(manifest: Manifest) -> str:
     """Download missing files, verify all of them, and print the result; returns the cache's path,
     or an empty text if the manifest names no published file.
 
-    Args:
-        mirror: directory with the files by name; empty for the published addresses.
-
     Raises:
-        InfrastructureError: the network, a hub or the disk failed; the same call resumes.
+        CorruptionError: a file has not its published hash.
+        DfkdError: an address does not serve its file.
+        InfrastructureError: the network, a hub or the disk failed; the same call goes on.
     """
-    # Progress goes to stderr, apart from the result on stdout.
-    fetcher = Fetcher(manifest.cache, mirror, report=say)
     files, models = needs(manifest), hub_models(manifest)
     if not (files or models):
         print("nothing to fetch: all weights are bundled or files of this machine")
         return ""
     for need in files:
-        fetched = fetcher.fetch(need.artifact, need.check)
-        print(f"{need.field}: {_describe_fetched(need, fetched)}", flush=True)
+        print(f"{need.field}: {_fetch_file(need.artifact, manifest.cache)}", flush=True)
     for model in models:
         try:
             print(f"{model.field}: {_fetch_from_hub(manifest, model)}", flush=True)
@@ -47,8 +81,70 @@ def fetch(manifest: Manifest, mirror: str) -> str:
     return str(local_path(manifest.cache))
 
 
+def _fetch_file(artifact: Artifact, cache: str) -> str:
+    """Download a file unless it is in the cache, and verify it; returns what is known about it."""
+    target = artifact.within(cache)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    reused = target.is_file()
+    if not reused:
+        _download(artifact, target)
+    # A file in the cache is verified too, because people also copy files there by hand.
+    digest = sha256_file(target)
+    if not digest.startswith(artifact.sha256):
+        raise CorruptionError(
+            f"{target}: sha256 {digest} is not {artifact.sha256} that was published; "
+            "delete it and run again"
+        )
+    size, status = target.stat().st_size, "was there" if reused else "fetched"
+    digits = len(artifact.sha256)
+    prefix_note = "" if digits == 64 else f"in its first {digits} digits "
+    verdict = f"{prefix_note}as stated by {artifact.stated_by}"
+    return f"{target.name} {status}, {size} bytes, sha256 {digest} {verdict}"
+
+
+def _download(artifact: Artifact, target: Path) -> None:
+    """Download a file to `target`, where it appears only when it is complete and verified."""
+    host, before = urlsplit(artifact.address).hostname, socket.getdefaulttimeout()
+
+    def send(request: Request) -> None:
+        torch.hub.download_url_to_file(artifact.address, str(target), artifact.sha256)
+
+    def observe(request: Request) -> None:
+        if request.error:
+            say(f"{artifact.file}: {host}: {request.error}")
+
+    require_disk_space(target, artifact.bytes or 0)
+    socket.setdefaulttimeout(TIMEOUT)  # torch's function has no argument for it
+    try:
+        with disk_full_error(target, artifact.bytes or 0):
+            RETRIES.attempt("download", send, one_line, _may_pass, observe)
+    except RuntimeError:
+        rule = f"{host} sends a file whose sha256 is not {artifact.sha256}"
+        remedy = f"run again, or copy the file to {target}"
+        raise CorruptionError(f"{artifact.file}: {rule}; {remedy}") from None
+    except (*NETWORK_ERRORS, ValueError) as error:  # a redirection may lead to no address
+        reason = f"{artifact.file}: {host}: {one_line(error)}"
+        if _may_pass(error):
+            raise InfrastructureError(f"{reason}; run the same command again") from None
+        raise DfkdError(f"{reason}; copy the file to {target}") from None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt of a download from an address may succeed."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= 500 or error.code in TRANSIENT_STATUSES
+    if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
+        return False
+    # torch takes a body that was cut off for the whole one, and then complains of its hash.
+    return isinstance(error, (*NETWORK_ERRORS, RuntimeError))
+
+
 def _fetch_from_hub(manifest: Manifest, model: HubModel) -> str:
-    """Make a library download a model into its own cache; returns a description."""
+    """Make a hub's client download a model; returns a description."""
+    if model.library == "diffusers":
+        return _fetch_pipeline(manifest)
     # These libraries know only their own caches, so they download by loading.
     if model.library == "open_clip":
         tower = towers(manifest)[model.field]
@@ -57,6 +153,27 @@ def _fetch_from_hub(manifest: Manifest, model: HubModel) -> str:
         return f"{model.id}, fetched by open_clip: {path}"
     check_distillation(manifest)  # building the student is what makes timm download it
     return f"{model.id}, fetched by {model.library}"
+
+
+def _fetch_pipeline(manifest: Manifest) -> str:
+    """Download the files of a published diffusion model into a folder of the cache."""
+    pipeline, name = published_pipeline(manifest), manifest.generator.weights
+    assert pipeline is not None  # noqa: S101 - `hub_models` has found it
+    folder = local_path(manifest.cache) / name
+    for file in PIPELINE_FILES:
+        say(f"{file} of {pipeline.repository}")  # the client's own bars are only on terminals
+        try:
+            with disk_full_error(folder, 1):
+                hf_hub_download(
+                    pipeline.repository, file, revision=pipeline.commit, local_dir=folder
+                )
+        except DfkdError:
+            raise
+        except Exception as error:  # the errors of the hub's client have no common base
+            rule = f"the hub does not give {file} of {pipeline.repository} ({one_line(error)})"
+            remedy = f"run again where there is a network, or copy the file into {folder}"
+            raise WeightsError("generator.weights", rule, name, remedy) from None
+    return f"{pipeline.repository} at {pipeline.commit} ({pipeline.licence}): {folder}"
 
 
 def _is_outage(error: BaseException) -> bool:
@@ -86,17 +203,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _describe_fetched(need: Need, fetched: Fetched) -> str:
-    """What is known about a file in the cache: its size, its hash, and who states the hash."""
-    size, status = fetched.path.stat().st_size, "was there" if fetched.reused else "fetched"
-    artifact = need.artifact
-    prefix_note = "" if artifact.certain else f"in its first {len(artifact.sha256)} digits "
-    verdict = f"{prefix_note}as stated by {artifact.stated_by}"
-    if not artifact.sha256:
-        verdict = f"NOT VERIFIED, as nobody states it; pinned in {fetched.pin}"
-    return f"{fetched.path.name} {status}, {size} bytes, sha256 {fetched.sha256} {verdict}"
-
-
 def plan(manifest: Manifest) -> dict[str, Any]:
     """The files that a run needs, with what is known of each, and which of them are missing now."""
     required = [(each.field, each.artifact) for each in needs(manifest)]
@@ -107,8 +213,8 @@ def plan(manifest: Manifest) -> dict[str, Any]:
             artifact.file: {
                 "key": field,
                 "bytes": artifact.bytes,
-                "sha256": artifact.sha256 or None,
-                "stated_by": artifact.stated_by if artifact.sha256 else None,
+                "sha256": artifact.sha256,
+                "stated_by": artifact.stated_by,
                 "licence": artifact.licence,
                 "address": artifact.address,
             }

@@ -1,7 +1,6 @@
 """What a manifest needs from outside: published weights, and models of hubs."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from open_clip.pretrained import get_pretrained_cfg
 
@@ -12,15 +11,14 @@ from dfkd.distillation.text_only import errors_name_own_keys
 from dfkd.models import backbone
 from dfkd.models.generators.diffusers_folder import find_folder
 from dfkd.models.generators.vqgan import find_file
-from dfkd.models.generators.vqgan_config import read_model
 from dfkd.models.teacher_architecture import find_weights, read_architecture, require_activation
 from dfkd.models.weights.artifacts import (
     PUBLISHED_PIPELINES,
     Artifact,
+    Pipeline,
     hub_id,
     published,
 )
-from dfkd.models.weights.reading import read_json, read_state_dict
 
 
 @dataclass(frozen=True)
@@ -31,27 +29,15 @@ class Need:
     """Key of the manifest."""
     artifact: Artifact
 
-    def check(self, path: Path) -> None:
-        """Read a file to check that it has the expected format.
-
-        Raises:
-            WeightsError: the file is something else, or damaged.
-        """
-        if self.field == "generator.config":
-            read_model(path)
-        elif self.artifact.file.endswith(".json"):
-            read_json(self.field, path, "run it again")
-        else:
-            read_state_dict(self.field, path)
-
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model that a library downloads from its hub by itself."""
+    """A model that a hub's own client downloads."""
 
     field: str
     """Key of the manifest."""
     library: str
+    """The library that reads it."""
     id: str
 
 
@@ -98,8 +84,7 @@ def _generator(manifest: Manifest) -> list[tuple[str, Artifact | None]]:
     if config.kind == "diffusers":
         if config.weights not in PUBLISHED_PIPELINES:
             find_folder(config.weights)
-        files = PUBLISHED_PIPELINES.get(config.weights, ())
-        return [("generator.weights", artifact) for artifact in files]
+        return []
     if config.kind != "vqgan":
         return []  # a kind of which nothing is published
     named = {"generator.config": config.config, "generator.weights": config.weights}
@@ -107,6 +92,14 @@ def _generator(manifest: Manifest) -> list[tuple[str, Artifact | None]]:
         if not published(field, value):
             find_file(field, value)
     return [(field, published(field, value)) for field, value in named.items()]
+
+
+def published_pipeline(manifest: Manifest) -> Pipeline | None:
+    """The published diffusion model that a manifest names and one of its methods uses."""
+    config = manifest.generator
+    if config.kind != "diffusers" or not any(map(prompt_method, manifest.methods)):
+        return None
+    return PUBLISHED_PIPELINES.get(config.weights)
 
 
 def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
@@ -118,13 +111,15 @@ def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
 
 
 def hub_models(manifest: Manifest) -> list[HubModel]:
-    """The models that a manifest names and that a library downloads from its hub."""
+    """The models that a manifest names and that a hub's own client downloads."""
     config = manifest.distillation
     models = []
     for field, tower in towers(manifest).items():
         tag = get_pretrained_cfg(tower.model, tower.weights)
         if hub_id(tag):
             models.append(HubModel(field, "open_clip", hub_id(tag)))
+    if pipeline := published_pipeline(manifest):
+        models.append(HubModel("generator.weights", "diffusers", pipeline.repository))
     if config.student.startswith("timm:") and backbone.names_library(config.weights):
         models.append(HubModel("distillation.weights", "timm", config.student))
     return models

@@ -5,6 +5,7 @@ What happens to a request is a script (`inject`); nothing waits longer than it t
 
 import contextlib
 import hashlib
+import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler
@@ -23,8 +24,7 @@ class Publisher(Loopback):
     """Serves `files` by the end of a path, with ranges; use as a context.
 
     Faults, one for a request each: `cut N` ends the connection after N bytes of the body, `busy` is
-    503, `gone` 404, `whole` ignores a range, `shifted` gives another one, `silent` never answers,
-    `held` stops in the middle until `released`, `endless` sends without end, `away URL` redirects.
+    503, `gone` 404, `silent` never answers, `endless` sends without end, `away URL` redirects.
     """
 
     def __init__(self, **files: bytes) -> None:
@@ -32,13 +32,8 @@ class Publisher(Loopback):
         self.files = dict(files)
         self.seen: list[tuple[str, str]] = []
         """Path and range of each request."""
-        self.held, self.released = threading.Event(), threading.Event()
         self._script: list[str] = []
         self._lock = threading.Lock()
-
-    def __exit__(self, *_: object) -> None:
-        self.released.set()
-        super().__exit__()
 
     def inject(self, *faults: str) -> None:
         """These, one for each of the next requests."""
@@ -50,9 +45,9 @@ class Publisher(Loopback):
         """What each request asked for; empty is the whole file."""
         return [asked for _, asked in self.seen]
 
-    def artifact(self, file: str, known: bool = True) -> Artifact:
-        """A file as a catalogue has it, with or without its hash."""
-        digest = hashlib.sha256(self.files[file]).hexdigest() if known else ""
+    def artifact(self, file: str) -> Artifact:
+        """A file as a catalogue has it."""
+        digest = hashlib.sha256(self.files[file]).hexdigest()
         return Artifact(file, f"{self.address}/{file}", "MIT", digest)
 
     def publish(self, folder: Path) -> None:
@@ -109,38 +104,24 @@ class Publisher(Loopback):
                     self.wfile.write(b"1000\r\n" + bytes(0x1000) + b"\r\n")
 
             def _file(self, kind: str, detail: str, body: bytes) -> None:
-                start = self._start(kind)
-                if start >= len(body) > 0:
-                    self._plain(416, **{"Content-Range": f"bytes */{len(body)}"})
-                    return
-                start = min(start + 1, len(body) - 1) if kind == "shifted" else start
+                asked = self.headers.get("Range", "").removeprefix("bytes=").removesuffix("-")
+                start = int(asked or 0)
                 rest = body[start:]
                 self.send_response_only(206 if start else 200)
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
                 self.send_header("Content-Length", str(len(rest)))
-                self.send_header("X-Repo-Commit", "0" * 40)
+                commit = re.search("/resolve/([0-9a-f]{40})/", self.path)
+                self.send_header("X-Repo-Commit", commit[1] if commit else "0" * 40)
                 self.send_header("ETag", hashlib.sha256(body).hexdigest())
                 self.end_headers()
                 if self.command == "HEAD":
                     pass
-                elif kind == "held":
-                    self.wfile.write(rest[: len(rest) // 2])
-                    publisher.held.set()
-                    publisher.released.wait()
-                    self._cut()
                 elif kind == "cut":
                     self.wfile.write(rest[: int(detail)])
                     self._cut()
                 else:
                     self.wfile.write(rest)
-
-            def _start(self, kind: str) -> int:
-                """Where the answer begins: 0 unless a range is asked for."""
-                asked = self.headers.get("Range", "")
-                if kind == "whole" or not asked:
-                    return 0
-                return int(asked.removeprefix("bytes=").removesuffix("-"))
 
             def _cut(self) -> None:
                 self.close_connection = True

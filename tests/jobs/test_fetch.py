@@ -1,9 +1,7 @@
-"""`jobs/fetch.py`: official formats with random weights, from a server and from a directory."""
+"""`jobs/fetch.py`: official formats with random weights, from a server and copied."""
 
-import dataclasses
-import hashlib
 import re
-import subprocess
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,22 +33,24 @@ GENERATOR = SMALLEST["generator"]
 
 
 @pytest.fixture(scope="module")
-def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a VQGAN in the official files, under the names of the cache."""
-    folder = tmp_path_factory.mktemp("mirror")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a VQGAN in the official files, under the names of the cache."""
+    folder = tmp_path_factory.mktemp("official")
     write_published(folder, official_yaml(codes=16384, **F16))
     return folder
 
 
 @pytest.fixture
-def known(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hashes and sizes of the mirror's files, in place of those of the published ones."""
-    files = {}
-    for field, artifact in PUBLISHED_VQGANS[NAME].items():
-        body = (mirror / artifact.file).read_bytes()
-        digest = hashlib.sha256(body).hexdigest()
-        files[field] = dataclasses.replace(artifact, sha256=digest, bytes=len(body))
-    monkeypatch.setitem(PUBLISHED_VQGANS, NAME, files)
+def publisher(official: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
+    """A server with these files, whose addresses and hashes are in the catalogue."""
+    with Publisher() as server:
+        server.publish(official)
+        files = {
+            field: server.artifact(artifact.file)
+            for field, artifact in PUBLISHED_VQGANS[NAME].items()
+        }
+        monkeypatch.setitem(PUBLISHED_VQGANS, NAME, files)
+        yield server
 
 
 def write_manifest(folder: Path, **sections: Any) -> Path:
@@ -76,74 +76,69 @@ UNET = f"{TURBO}/unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> tuple[Path, Path]:
-    """A directory with a tiny SD-Turbo, and a manifest that names the published one."""
-    write_pipeline(tmp_path / "mirror" / TURBO, tiny_teacher(tmp_path))
+    """A folder with a tiny SD-Turbo, and a manifest that names the published one."""
+    write_pipeline(tmp_path / "hub" / TURBO, tiny_teacher(tmp_path))
     teacher = {
         "model": str(tmp_path / "model.json"),
         "weights": str(tmp_path / "model.safetensors"),
     }
     generator = {"kind": "diffusers", "weights": TURBO}
     path = write_manifest(tmp_path, teacher=teacher, generator=generator, synthesis={"steps": 2})
-    return tmp_path / "mirror", path
+    return tmp_path / "hub", path
 
 
-def test_a_diffusion_model_arrives_over_a_bad_line_and_is_pinned(
+def test_a_diffusion_model_arrives_over_a_bad_line(
     pipeline: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """The whole job as a user starts it, with another hub; nobody states hashes of these files."""
-    mirror, path = pipeline
+    """The whole job as a user starts it, with another hub."""
+    published, path = pipeline
     with Publisher() as server:
-        server.publish(mirror / TURBO)
-        server.inject("busy", "", "cut 4000", "cut 1000")
+        server.publish(published / TURBO)
+        server.inject("busy", *["cut 100"] * 4)
         endpoint = {"HF_ENDPOINT": server.address}
         done = jobs.run("fetch", path, env=jobs.environment() | endpoint)
         assert done.returncode == Exit.DONE, done.stderr
-        assert server.ranges == [""] * 11  # without a hash nothing is resumed
-    *lines, last = done.stdout.splitlines()
+        asked = [path for path, _ in server.seen if "/resolve/" in path]
+        assert all(re.match(r"/stabilityai/sd-turbo/resolve/[0-9a-f]{40}/", p) for p in asked)
+        server.seen.clear()
+        assert jobs.run("fetch", path, env=jobs.environment() | endpoint).returncode == Exit.DONE
+        assert not [path for path, _ in server.seen if "/resolve/" in path]
+    line, last = done.stdout.splitlines()
+    assert line.startswith("generator.weights: stabilityai/sd-turbo at ")
+    assert "Stability AI Community License" in line
     assert last == f"wrote {tmp_path / 'cache'}"
-    assert len(lines) == 8
-    assert all("NOT VERIFIED, as nobody states it; pinned in" in line for line in lines)
-    assert f"{UNET}: 100%" in done.stderr
-    for file in (each for each in (mirror / TURBO).rglob("*") if each.is_file()):
-        copied = tmp_path / "cache" / file.relative_to(mirror)
+    assert "text_encoder/model.safetensors of stabilityai/sd-turbo" in done.stderr
+    for file in (each for each in (published / TURBO).rglob("*") if each.is_file()):
+        copied = tmp_path / "cache" / file.relative_to(published)
         assert copied.read_bytes() == file.read_bytes()
-        pin = [f"{copied.name}.sha256"]
-        subprocess.run(["sha256sum", "--check", *pin], cwd=copied.parent, check=True)
     check_synthesis(Manifest.read(path))
 
 
-def test_a_diffusion_model_is_taken_from_a_directory(
+def test_the_files_of_a_diffusion_model_can_be_copied(
     pipeline: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Each of its files is pinned, and what is something else is refused."""
-    mirror, path = pipeline
-    address = jobs.plan("fetch", path)["files"][UNET]["address"]
-    of_a_commit = r"https://huggingface\.co/stabilityai/sd-turbo/resolve/[0-9a-f]{40}/unet/"
-    assert re.fullmatch(rf"{of_a_commit}diffusion_pytorch_model\.safetensors", address)
-    fetch(path, "--mirror", str(mirror))
-    fetch(path)  # all are there
+    published, path = pipeline
+    shutil.copytree(published / TURBO, tmp_path / "cache" / TURBO)
+    offline = jobs.environment() | {"HF_HUB_OFFLINE": "1"}
+    assert jobs.run("fetch", path, env=offline).returncode == Exit.DONE
     check_synthesis(Manifest.read(path))
-
     (tmp_path / "cache" / UNET).unlink()
     with pytest.raises(WeightsError, match=r"pytorch_model\.safetensors, which is not in"):
         check_synthesis(Manifest.read(path))
-    (mirror / UNET).write_text("<html>")
-    assert f"{UNET}: sha256 " in fetch(path, "--mirror", str(mirror), code=Exit.FAILED)
+    failed = jobs.run("fetch", path, env=offline)
+    assert failed.returncode == Exit.USAGE
+    assert "does not give unet/diffusion_pytorch_model.safetensors" in failed.stderr
 
 
-@pytest.mark.usefixtures("known")
-def test_what_was_fetched_is_verified_again_and_goes_on_to_the_next_machine(
-    mirror: Path, tmp_path: Path
-) -> None:
-    path, cache, other = write_manifest(tmp_path), tmp_path / "cache", str(tmp_path / "other")
-    printed = fetch(path, "--mirror", str(mirror)) + fetch(path)
-    printed += fetch(path, "--mirror", str(cache), "--set", f"cache={other}")
-    lines = printed.splitlines()
-    assert [" fetched, " in line for line in lines if ".ckpt" in line] == [True, False, True]
-    assert all("sha256 " in line and " as stated by others" in line for line in lines[:2])
-    assert lines[-1] == f"wrote {other}"
+def test_what_was_fetched_is_verified_again(publisher: Publisher, tmp_path: Path) -> None:
+    path, cache = write_manifest(tmp_path), tmp_path / "cache"
+    lines = (fetch(path) + fetch(path)).splitlines()
+    assert [" fetched, " in line for line in lines if ".ckpt" in line] == [True, False]
+    assert len(publisher.seen) == 2
+    assert all("sha256 " in line and " as stated by its" in line for line in lines[:2])
+    assert lines[-1] == f"wrote {cache}"
     config = GeneratorConfig(config=NAME, weights=NAME)
-    generator = VQGAN.load(config, torch.device("cpu"), cache=other)
+    generator = VQGAN.load(config, torch.device("cpu"), cache=str(cache))
     assert (generator.downsampling, len(generator.codebook)) == (16, 16384)
     (cache / f"{NAME}.ckpt").write_bytes(b"damaged")
     assert "delete it and run again" in fetch(path, code=Exit.FAILED)
@@ -179,10 +174,10 @@ def test_a_plan_has_the_facts_of_each_file_and_fetches_nothing(tmp_path: Path) -
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_plan_knows_what_is_there(mirror: Path, tmp_path: Path) -> None:
+def test_a_plan_knows_what_is_there(official: Path, tmp_path: Path) -> None:
     path = write_manifest(tmp_path)
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / f"{NAME}.yaml").write_bytes((mirror / f"{NAME}.yaml").read_bytes())
+    (tmp_path / "cache" / f"{NAME}.yaml").write_bytes((official / f"{NAME}.yaml").read_bytes())
     found = jobs.plan("fetch", path)
     assert found["missing"] == [f"{NAME}.ckpt"]
     assert (found["missing_bytes"], found["missing_of_unknown_size"]) == (980_092_370, 0)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dfkd.config.manifest import Manifest
-from dfkd.errors import ManifestError, WeightsError
+from dfkd.errors import ManifestError
 from dfkd.pipeline.required_weights import HubModel, hub_models, needs
 from tests.helpers import small_manifest
 from tests.helpers.tiny_models import (
@@ -79,6 +79,13 @@ def test_models_of_a_hub_are_told_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_a_diffusion_model_of_the_hub_is_needed_by_methods_with_prompts(tmp_path: Path) -> None:
+    generator = {"kind": "diffusers", "weights": "sd-turbo"}
+    config = small_manifest.read(tmp_path, generator=generator, distillation=OTHERS["distillation"])
+    found = [HubModel("generator.weights", "diffusers", "stabilityai/sd-turbo")]
+    assert (wanted(config), hub_models(config)) == ({}, found)
+
+
 @pytest.mark.parametrize(
     ("sections", "reason"),
     [
@@ -101,17 +108,3 @@ def test_models_of_a_hub_are_told_apart(tmp_path: Path) -> None:
 def test_unknown_names_are_refused(sections: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=reason):
         needs(manifest(tmp_path, **sections))
-
-
-def test_a_fetched_file_must_be_of_its_kind(tmp_path: Path) -> None:
-    config = manifest(tmp_path, generator={"config": VQGAN, "weights": VQGAN})
-    yaml_need, weights_need = needs(config)
-    files = write_generator(tmp_path / "generator", official_yaml())
-    yaml_need.check(Path(files.config))
-    weights_need.check(Path(files.weights))
-    page = tmp_path / "page"
-    page.write_text("<html>Please log in</html>")
-    with pytest.raises(WeightsError, match=r"official VQGAN model\.yaml"):
-        yaml_need.check(page)
-    with pytest.raises(WeightsError, match="readable checkpoint"):
-        weights_need.check(page)

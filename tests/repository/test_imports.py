@@ -188,7 +188,7 @@ HEAVY = {"torch", "torchvision", "ray", "open_clip", "boto3"}
         "dfkd.config.identity",
         "dfkd.storage.local",
         "dfkd.evaluation.data",
-        "dfkd.models.weights.download",
+        "dfkd.models.weights.artifacts",
         "dfkd.evaluation.few_shot_split",
         "dfkd.studies.study",
     ],

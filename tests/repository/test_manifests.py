@@ -20,6 +20,7 @@ from dfkd.config.synthesis import Prompts, Synthesis, TeacherConfig
 from dfkd.dataset.published import current
 from dfkd.evaluation import footprint
 from dfkd.models.teacher import Teacher
+from dfkd.models.weights.artifacts import PUBLISHED_PIPELINES
 from dfkd.pipeline.required_weights import hub_models, needs
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.request import even_batches
@@ -57,16 +58,6 @@ DATA_SETS = {
 """Name and domain folders of the data set of each manifest."""
 DIFFUSION = {"pacs_sd15": "PNDMScheduler", "pacs_turbo": "EulerDiscreteScheduler"}
 """The scheduler of each manifest with a diffusion model."""
-PIPELINE = (
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "tokenizer/special_tokens_map.json",
-)
 VIT_B, RN50 = "timm/vit_base_patch32_clip_224.openai", "timm/resnet50_clip.openai"
 TEACHERS = {
     "pacs_conventional": RN50,
@@ -169,19 +160,11 @@ def test_table_5_has_the_settings_of_table_1_and_those_of_the_publications() -> 
 def test_every_weight_file_has_a_known_source(name: str) -> None:
     manifest = read(name)
     vqgan = "vqgan-imagenet-f16-16384"
-    generator = [f"{vqgan}.yaml", f"{vqgan}.ckpt"]
+    files, models = [f"{vqgan}.yaml", f"{vqgan}.ckpt"], {TEACHERS.get(name, VIT_B), RN50}
     if name in DIFFUSION:
-        generator = [f"{manifest.generator.weights}/{file}" for file in PIPELINE]
-    assert [need.artifact.file for need in needs(manifest)] == [
-        *generator,
-        "resnet18-f37072fd.pth",
-    ]
-    assert {model.id for model in hub_models(manifest)} == {TEACHERS.get(name, VIT_B), RN50}
-    unknown = {need.artifact.file for need in needs(manifest) if not need.artifact.sha256}
-    # Hubs state no hashes of small files; those of SD-Turbo's weights are nowhere else.
-    weights = {each for each in generator if each.endswith(".safetensors")}
-    unstated = {"pacs_turbo": set(generator), "pacs_sd15": set(generator) - weights}
-    assert unknown == unstated.get(name, set())
+        files, models = [], models | {PUBLISHED_PIPELINES[manifest.generator.weights].repository}
+    assert [need.artifact.file for need in needs(manifest)] == [*files, "resnet18-f37072fd.pth"]
+    assert {model.id for model in hub_models(manifest)} == models
 
 
 @pytest.mark.parametrize("name", DIFFUSION)

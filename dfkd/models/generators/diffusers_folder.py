@@ -14,7 +14,7 @@ import torch
 
 from dfkd.config.paths import CACHE, DIFFUSION, MINIATURE, local_path
 from dfkd.errors import ManifestError, WeightsError, one_line
-from dfkd.models.weights.artifacts import FETCH, PUBLISHED_PIPELINES, cached
+from dfkd.models.weights.artifacts import FETCH, PIPELINE_FILES, PUBLISHED_PIPELINES, cached
 from dfkd.models.weights.reading import load_into, match, read_json, read_state_dict
 from dfkd.utils.strict_json import numbers
 
@@ -60,9 +60,9 @@ def find_folder(value: str, cache: str = CACHE) -> Path:
     """
     if value == MINIATURE:
         return DIFFUSION
-    if artifacts := PUBLISHED_PIPELINES.get(value):
-        for artifact in artifacts:
-            cached(FIELD, value, artifact, cache)
+    if value in PUBLISHED_PIPELINES:
+        for each in PIPELINE_FILES:
+            cached(FIELD, value, f"{value}/{each}", cache)
         return local_path(cache) / value
     folder = local_path(value)
     if not folder.is_dir():

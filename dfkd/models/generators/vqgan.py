@@ -48,7 +48,7 @@ def find_file(field: str, value: str, cache: str = CACHE) -> Path:
     if value == MINIATURE:
         return existing_file(field, _MINIATURE[field])
     if artifact := published(field, value):
-        return cached(field, value, artifact, cache)
+        return cached(field, value, artifact.file, cache)
     path = local_path(value)
     if not path.is_file():
         names = ", ".join(PUBLISHED_VQGANS)

@@ -1,5 +1,5 @@
-"""Published weights: their addresses, their download and verification, and their reading.
+"""Published weights: their addresses, which `jobs/fetch.py` downloads, and their reading.
 
-In: an entry of `artifacts.py` or a path. Out: a verified file in the cache and a state dict, read
-without unpickling code. Begin with `reading.py`; `download.py` is behind jobs/fetch.py.
+In: an entry of `artifacts.py` or a path. Out: a file in the cache and a state dict, read without
+unpickling code. Begin with `reading.py`.
 """

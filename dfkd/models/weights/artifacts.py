@@ -3,19 +3,15 @@
 `jobs/fetch.py` fills the cache once, so that workers do not wait for the network or load it all at
 the same time. Loading a model reads these files from the cache and never downloads them. What a
 library takes from a hub by itself (the tags of open_clip, the models of timm) has no entry here.
-Addresses, sizes and hashes are from public sources, which comments name. If no source states a
-hash, `dfkd.models.weights.download` pins the hash of the first download.
+Addresses, sizes and hashes are from public sources, which comments name.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
-
-from huggingface_hub import hf_hub_url
 
 from dfkd.config.paths import local_path
 from dfkd.errors import WeightsError
@@ -31,31 +27,37 @@ class Artifact:
     """A published file."""
 
     file: str
-    """Unique path of the file in the cache and in a mirror, with slashes if it is in a folder."""
+    """Unique name of the file in the cache."""
     address: str
     licence: str
-    sha256: str = ""
-    """Published hash: 64 hexadecimal digits or the first of them; empty if none is published."""
+    sha256: str
+    """Published hash: 64 hexadecimal digits or the first of them."""
     bytes: int | None = None
     """Published size; None if none is published."""
     stated_by: str = "its publisher"
     """The source of hash and size."""
 
-    @property
-    def certain(self) -> bool:
-        """Whether the whole hash is published."""
-        return len(self.sha256) == 64
-
-    def within(self, cache: str | Path) -> Path:
+    def within(self, cache: str) -> Path:
         """The file's path in the folder `cache`, whether it exists or not."""
         return local_path(cache) / self.file
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A diffusion model on the hub, in diffusers' layout."""
+
+    repository: str
+    commit: str
+    """Of the repository, because its branches can move, and most files have no published hash."""
+    licence: str
 
 
 def at_address(address: str, licence: str) -> Artifact:
     """The file at an address of torchvision, with the hash from its name."""
     path = urlsplit(address).path
     match = HASH_IN_ADDRESS.search(path)
-    return Artifact(PurePath(path).name, address, licence, match[1] if match else "")
+    assert match is not None  # noqa: S101 - every file of torchvision has one, as a test shows
+    return Artifact(PurePath(path).name, address, licence, match[1])
 
 
 def hub_id(tag: Mapping[str, Any]) -> str:
@@ -68,19 +70,20 @@ def published(field: str, name: str) -> Artifact | None:
     return PUBLISHED_VQGANS.get(name, {}).get(field)
 
 
-def cached(field: str, value: str, artifact: Artifact, cache: str | Path) -> Path:
+def cached(field: str, value: str, file: str, cache: str) -> Path:
     """The path of a fetched file.
 
     Args:
         field: the manifest key that names it, for errors.
         value: the value of that key.
+        file: its path within the cache.
 
     Raises:
         WeightsError: the file is not in the cache.
     """
-    path = artifact.within(cache)
+    path = local_path(cache) / file
     if not path.is_file():
-        rule = f"needs {artifact.file}, which is not in the cache {cache}"
+        rule = f"needs {file}, which is not in the cache {cache}"
         raise WeightsError(field, rule, value, f"run {FETCH}")
     return path
 
@@ -114,7 +117,7 @@ PUBLISHED_VQGANS = {
 }
 """Configuration and weights of each VQGAN by manifest key."""
 
-_PIPELINE = (
+PIPELINE_FILES = (
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
     "vae/config.json",
@@ -126,55 +129,14 @@ _PIPELINE = (
 )
 """What is used of a folder in diffusers' layout. The text encoder's weights are only compared."""
 
-
-def _pipeline(
-    name: str,
-    repository: str,
-    commit: str,
-    licence: str,
-    known: Mapping[str, tuple[str, int | None]] = MappingProxyType({}),
-) -> tuple[Artifact, ...]:
-    """The files of a diffusion model on the hub, with hash and size of the `known` ones.
-
-    Args:
-        commit: of the repository. Its branches can move, and most files have no published hash.
-    """
-    return tuple(
-        Artifact(
-            f"{name}/{each}",
-            hf_hub_url(repository, each, revision=commit),
-            licence,
-            *known.get(each, ("", None)),
-            _COPIES,
-        )
-        for each in _PIPELINE
-    )
-
-
 # Commits: those at which several public projects pin these repositories.
 PUBLISHED_PIPELINES = {
-    "stable-diffusion-v1-5": _pipeline(
-        "stable-diffusion-v1-5",
+    "stable-diffusion-v1-5": Pipeline(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         "CreativeML Open RAIL-M, see its model card",
-        {
-            "unet/diffusion_pytorch_model.safetensors": (
-                "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1",
-                3_438_167_540,
-            ),
-            "vae/diffusion_pytorch_model.safetensors": (
-                "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c",
-                334_643_276,
-            ),
-            "text_encoder/model.safetensors": (
-                "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334",
-                492_265_874,
-            ),
-        },
     ),
-    "sd-turbo": _pipeline(
-        "sd-turbo",
+    "sd-turbo": Pipeline(
         "stabilityai/sd-turbo",
         "b261bac6fd2cf515557d5d0707481eafa0485ec2",
         "Stability AI Community License, see its model card",

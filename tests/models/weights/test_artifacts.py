@@ -38,12 +38,9 @@ def test_artifacts_have_valid_names_hashes_and_addresses() -> None:
     [
         ("https://a.org/models/resnet18-f37072fd.pth", "f37072fd"),
         ("https://a.org/resnet18-f37072fd.pth?x=y", "f37072fd"),
-        ("https://a.org/resnet18.pth", ""),
-        ("https://a.org/f37072fd/model.pt", ""),
-        ("https://a.org/model-decade.pt", ""),
     ],
 )
-def test_an_address_may_hold_the_hash(address: str, digest: str) -> None:
+def test_an_address_holds_the_hash(address: str, digest: str) -> None:
     assert at_address(address, "MIT").sha256 == digest
 
 
@@ -55,10 +52,9 @@ def test_a_hub_has_every_tag_of_open_clip() -> None:
 
 
 def test_a_file_missing_from_the_cache_is_one_line_with_the_command(tmp_path: Path) -> None:
-    artifact = Artifact("w.pt", "https://a.org/w.pt", "MIT")
     with pytest.raises(WeightsError, match=r"^teacher\.weights: .*jobs/fetch\.py") as caught:
-        cached("teacher.weights", "openai", artifact, tmp_path)
+        cached("teacher.weights", "openai", "w.pt", str(tmp_path))
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == Exit.USAGE
     (tmp_path / "w.pt").write_bytes(b"x")
-    assert cached("teacher.weights", "openai", artifact, str(tmp_path)) == tmp_path / "w.pt"
+    assert cached("teacher.weights", "openai", "w.pt", str(tmp_path)) == tmp_path / "w.pt"
