@@ -34,7 +34,7 @@ from dfkd.miniature.work_folder import folder_of, write_whole
 from dfkd.utils.pixels import from_bytes
 
 _CHUNK = 8000
-"""Drawings that are compared or hashed at once."""
+"""Drawings that are compared at once."""
 _MERGES = "bpe.txt.gz"
 """File of the teacher's merges."""
 _NOUNS = 200
