@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from dfkd.evaluation.few_shot_results import CURVES, Curve, FewShotResults, gains
 from dfkd.evaluation.results import Spread
-from dfkd.report.figures import Series
+from dfkd.report.figures import RenderedChart, Series
 from dfkd.report.figures import curve as curve_chart
-from dfkd.report.svg import RenderedChart
 from dfkd.report.tables import HEADS, ruled
 from dfkd.utils.markdown import align, escape
 from dfkd.utils.markdown import table as markdown_table

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
+import vl_convert
 
 from dfkd.evaluation.results import Spread
-from dfkd.report.svg import RenderedChart, axis_style, band, data_chart, files
 
 COLOURS = (
     "#4b5563", "#0072b2", "#d98e04", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d31",
@@ -40,6 +40,21 @@ class Scatter:
     """Whether each point is drawn pale."""
 
 
+@dataclass(frozen=True)
+class RenderedChart:
+    """A chart as the bytes of an SVG and a PNG file; the same chart gives the same bytes."""
+
+    svg: bytes
+    png: bytes
+    """Has twice the resolution of the SVG."""
+
+
+def band(mean: float, std: float | None) -> tuple[float, float]:
+    """One standard deviation below and above an accuracy 0-1, in percent; None counts as 0."""
+    # A band that leaves 0 to 100 % would stretch the axis.
+    return 100 * max(mean - (std or 0), 0), 100 * min(mean + (std or 0), 1)
+
+
 def _rendered(chart: Any) -> RenderedChart:
     """Set the common style of all charts and draw the files."""
     chart = chart.configure(background="white", padding=12).configure_view(stroke=None)
@@ -47,8 +62,12 @@ def _rendered(chart: Any) -> RenderedChart:
     legend = {"title": None, "labelColor": INK, "labelFontSize": 11, "labelLimit": 0}
     chart = chart.configure_legend(symbolOpacity=1, **legend)
     chart = chart.configure_title(color=INK, fontSize=13, anchor="start")
-    axis = axis_style(GREY, LINE, labelFontSize=11, titleFontSize=12)
-    return files(chart.configure_axis(**axis))
+    chart = chart.configure_axis(
+        labelColor=GREY, titleColor=GREY, titleFontWeight="normal", labelFontSize=11,
+        titleFontSize=12, gridColor=LINE, domainColor=LINE, tickColor=LINE,
+    )  # fmt: skip
+    svg = vl_convert.vegalite_to_svg(chart.to_dict(), allowed_base_urls=[])
+    return RenderedChart(svg.encode(), vl_convert.svg_to_png(svg, scale=2))
 
 
 def _rows(series_list: Sequence[Series]) -> list[dict[str, Any]]:
@@ -81,7 +100,7 @@ def curve(
     # Ticks at the measured values only: the lines between them are no measurements. Without a
     # format a short axis would show a count as 1.0.
     ticks = alt.Axis(values=xs, grid=False, format=",~g")
-    base = data_chart(rows).encode(
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("x:Q", title=x, scale=_scale(xs), axis=ticks),
         color=_colour([series.name for series in series_list]),
     )
@@ -107,7 +126,9 @@ def bars(title: str, y_title: str, series_list: Sequence[Series]) -> RenderedCha
     """Bars grouped by x, one for each series, with lines of ± one standard deviation."""
     rows, names = _rows(series_list), [series.name for series in series_list]
     x = alt.X("x:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, ticks=False))
-    base = data_chart(rows).encode(x=x, xOffset=alt.XOffset("series:N", sort=names))
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        x=x, xOffset=alt.XOffset("series:N", sort=names)
+    )
     scale = alt.Scale(domain=[0, 100])
     bar = base.mark_bar().encode(y=alt.Y("y:Q", title=y_title, scale=scale), color=_colour(names))
     rules = base.mark_rule(color=INK).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
@@ -134,7 +155,7 @@ def _plot(scatter: Scatter, labels: Sequence[str]) -> alt.Chart:
     shapes = [SHAPES[number // len(COLOURS) % len(SHAPES)] for number in range(len(labels))]
     hidden = alt.Axis(title=None, labels=False, ticks=False, domain=False, grid=False)
     chart: alt.Chart = (
-        data_chart(rows)
+        alt.Chart(alt.InlineData(values=rows))
         .mark_point(filled=True, size=28)
         .encode(
             opacity=alt.condition(alt.datum.pale, alt.value(0.3), alt.value(0.9)),

@@ -6,6 +6,7 @@
 
 import functools
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from importlib import metadata, resources
 from typing import Any
 
@@ -20,8 +21,8 @@ from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
 from dfkd.evaluation.results import read_results
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
-from dfkd.report import charts
 from dfkd.report.facts import Facts, collect, commit, note_origin
+from dfkd.report.figures import band
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
@@ -181,21 +182,38 @@ def shade(share: float) -> str:
     return f"{5 + round(45 * share)}%"
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A model's accuracy in a bar chart, in percent."""
+
+    name: str
+    slot: int
+    """Number of its colour."""
+    mean: float
+    std: float | None
+    low: float
+    high: float
+    """Ends of the line of ± one standard deviation."""
+
+
 def accuracy_charts(
     facts: Facts, slots: Mapping[str, int], panels: int = PANELS
-) -> list[tuple[str, str, Markup]]:
-    """Title, remark and bar chart of the mean and of at most `panels` domains."""
+) -> list[tuple[str, str, list[Bar]]]:
+    """Title, remark and bars of the mean and of at most `panels` domains."""
     domains = list(facts.images)
     chart_list = []
     for domain in ["", *domains[:panels]]:
-        bars = [
-            charts.ModelBar(model.label, slots[model.label], spread["mean"], spread["std"])
-            for model in facts.scored
-            if (spread := model.on(domain))
-        ]
+        bars = []
+        for model in facts.scored:
+            if found := model.on(domain):
+                mean, std = found["mean"], found["std"]
+                low, high = band(mean, std)
+                percent = None if std is None else 100 * std
+                slot = slots[model.label]
+                bars.append(Bar(model.label, slot, 100 * mean, percent, low, high))
         title = domain.replace("_", " ") if domain else f"Mean of {len(domains)} domains"
         aside = f"{facts.images[domain]:,} images" if domain else ""
-        chart_list.append((title, aside, charts.bars(title, bars)))
+        chart_list.append((title, aside, bars))
     return chart_list
 
 

@@ -15,8 +15,7 @@ from dfkd.evaluation.data import Domains
 from dfkd.evaluation.footprint import megabytes
 from dfkd.report import figures
 from dfkd.report.contact_sheet import contact_sheet, examples
-from dfkd.report.figures import Scatter, Series
-from dfkd.report.svg import RenderedChart
+from dfkd.report.figures import RenderedChart, Scatter, Series
 from dfkd.report.tables import HEADS
 from dfkd.storage.base import Storage
 from dfkd.studies.paired import Difference

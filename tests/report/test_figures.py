@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from dfkd.evaluation.results import Spread
-from dfkd.report.figures import COLOURS, Scatter, Series, bars, curve, maps
-from dfkd.report.svg import RenderedChart
+from dfkd.report.figures import COLOURS, RenderedChart, Scatter, Series, bars, curve, maps
 
 NAME = "<b>&\"'"
 

@@ -72,6 +72,19 @@ def test_the_headline_and_its_numbers_follow_from_the_results(
     assert "±3.5" in words
 
 
+def test_a_bar_is_as_long_as_its_accuracy_and_its_line_as_the_deviation(facts: Facts) -> None:
+    (_, _, bars), *_ = page.accuracy_charts(facts, page.slots_of(facts))
+    assert [(bar.name, bar.slot, round(bar.mean, 6)) for bar in bars] == [
+        ("teacher", 0, 80.0), ("vanilla", 1, 42.5), ("contrastive", 4, 62.5),
+    ]  # fmt: skip
+    chart = page.render(facts).partition('<div class="bars">')[2].partition("ticks")[0]
+    assert chart.count('class="track') == 3
+    assert '<div style="width:62.50%"></div><i style="left:58.96%;right:33.96%"></i>' in chart
+    assert '<b style="left:66.04%">62.5</b>' in chart
+    assert 'title="contrastive on Mean of 3 domains: 62.5 % ± 3.5"' in chart
+    assert chart.count("<i ") == 2  # the teacher has no deviation
+
+
 def test_every_part_is_there(written: tuple[Manifest, str]) -> None:
     outline = Outline(written[1])
     sections = [attributes.get("id") for attributes in outline.all("section")]
@@ -80,7 +93,7 @@ def test_every_part_is_there(written: tuple[Manifest, str]) -> None:
     assert {"student/", "student/README.md"} <= {a["href"] for a in outline.all("a")}
     assert COMMAND in outline.text
     assert "1 h 00 min" in outline.words
-    assert len(outline.all("svg")) == 1 + 3
+    assert [a.get("class") for a in outline.all("div")].count("bars") == 1 + 3
     assert "in TensorBoard's files" in outline.text
 
 
