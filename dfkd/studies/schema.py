@@ -71,7 +71,7 @@ class Adaptation:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Quick:
-    """What `--quick` changes: the same study, smaller, with seed 0 and under its own root."""
+    """What `--quick` changes: the same study, smaller, with seed 0 and, as a rule, its own root."""
 
     settings: Settings
     """Settings applied before those of the axes; they must include storage.root."""
@@ -95,7 +95,9 @@ class StudyFile:
     base: Name
     """Path of the manifest that all cells start from, relative to the study's file."""
     settings: Settings = dataclasses.field(default_factory=dict)
-    """Settings of all cells, applied to the base."""
+    """Settings of all cells, applied to the base. `name`, `distillation.seeds`, `evaluation.models`
+    and, with `repeat: run`, `salt` are the study's own, whatever these or other settings say.
+    """
     axes: Annotated[tuple[Axis, ...], Field(min_length=1)]
     skip: tuple[dict[Name, Name], ...] = ()
     """Rows to leave out: a row is skipped if it has all values of an entry, given by axis."""

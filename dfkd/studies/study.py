@@ -19,7 +19,6 @@ from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS
-from dfkd.distillation.student_names import TRAINING_ONLY_KEYS
 from dfkd.errors import ManifestError
 from dfkd.studies.schema import Settings, StudyFile
 from dfkd.utils.yaml import check, expand_preset, load, merge, read_tree
@@ -133,7 +132,6 @@ def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     if described.size == "full":
         _check_paper(study)
         _check_compared(study)
-    _check_root(described, base)
     return study
 
 
@@ -143,15 +141,9 @@ def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
     if described.size == "quick":
         # Beneath the axes, so that the rows differ in the small study as in the full one.
         common.append(described.quick.settings)
-    # Refused and not overwritten, because an ignored setting would mislead whoever wrote it.
-    study_settings = _study_settings(described, described.chosen_seeds[0])
-    _refuse_study_settings("settings", described.settings, study_settings)
-    _refuse_study_settings("quick.settings", described.quick.settings, study_settings)
     for names, alternatives in _rows(described):
         for number, seed in enumerate(described.chosen_seeds):
             settings = [_settings_of_seed(names, each, number) for each in alternatives]
-            for each in settings:
-                _refuse_study_settings(f"axes: {' '.join(names)}", each, study_settings)
             yield Cell(
                 names,
                 seed,
@@ -201,31 +193,13 @@ def _settings_of_seed(
 
 
 def _study_settings(described: StudyFile, seed: int) -> Settings:
-    """The manifest keys of a cell that the study sets itself."""
+    """The manifest keys of a cell that the study sets itself, whatever its settings say."""
     settings: Settings = {
         "name": described.name,
         "distillation": {"seeds": [seed]},
         "evaluation": {"models": ["student"]},
     }
     return settings | ({"salt": seed} if described.repeat == "run" else {})
-
-
-def _refuse_study_settings(
-    field: str, settings: Any, study_settings: Settings, parent: str = ""
-) -> None:
-    """Refuse settings that the study would overwrite."""
-    for name, value in study_settings.items():
-        if not isinstance(settings, dict) or name not in settings:
-            continue
-        key = f"{parent}{name}"
-        if not isinstance(value, dict):
-            raise ManifestError(
-                field,
-                f"must not hold {key}, which the study gives",
-                settings[name],
-                "remove it; seeds are a key of the study",
-            )
-        _refuse_study_settings(field, settings[name], value, f"{key}.")
 
 
 def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Settings) -> Manifest:
@@ -277,22 +251,12 @@ def _check_common_settings(study: Study) -> None:
 
 
 def _check_distinct_rows(study: Study) -> None:
-    """Refuse rows with the same name, or with the same images and student: mistakes, all."""
-    seen: dict[str, str] = {}
+    """Refuse rows with the same name."""
     for cell in study.cells:
         # Names of values may hold spaces, so other values can join to the same name.
         if study.rows[cell.row][0].names != cell.names:
             raise ManifestError(
                 "axes", "must give each row a name of its own", cell.row, "rename a value"
-            )
-        # Rows may differ in keys that change no result, and would be one cell, shown twice.
-        twin = seen.setdefault(fingerprint(_what_is_made(study, cell)), cell.row)
-        if twin != cell.row:
-            raise ManifestError(
-                f"axes: {cell.row}",
-                "must differ from the other rows in images or student",
-                f"the same as {twin}",
-                "remove one",
             )
 
 
@@ -310,20 +274,6 @@ def _check_measures(study: Study) -> None:
             described.held_out_images,
             "set it to 0",
         )
-
-
-def _what_is_made(study: Study, cell: Cell) -> dict[str, Any]:
-    """All that decides a cell's images and, unless it is of a gallery, its student."""
-    manifest = cell.manifest
-    made: dict[str, Any] = {"images": identity(manifest, {})}
-    if not study.trains:
-        return made
-    student = dataclasses.asdict(manifest.distillation)
-    for key in TRAINING_ONLY_KEYS:
-        del student[key]
-    styles = manifest.prompts.styles if manifest.distillation.texts == "styles" else ()
-    few_shot = dataclasses.asdict(manifest.fewshot)
-    return {**made, "student": student, "seed": cell.seed, "styles": styles, "fewshot": few_shot}
 
 
 def _check_pictures(study: Study) -> None:
@@ -357,16 +307,4 @@ def _check_compared(study: Study) -> None:
             f"must be a value of one axis, among {', '.join(values)}",
             described.compare,
             "name one of them, or remove it",
-        )
-
-
-def _check_root(described: StudyFile, base: Settings) -> None:
-    """Refuse a quick study under the root of the full one, where garbage would mix with results."""
-    full = merge(base, described.settings)
-    if merge(full, described.quick.settings).get("storage") == full.get("storage"):
-        raise ManifestError(
-            "quick.settings.storage.root",
-            "must be another than that of the full study",
-            full.get("storage"),
-            "name another root",
         )
