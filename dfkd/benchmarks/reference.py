@@ -30,8 +30,6 @@ SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the multiplied matrices, by device."""
 CONVOLUTION_IMAGES = {"cpu": 8, "cuda": 64}
 """Batch size of the convolution, by device."""
-COPIED = {"cpu": 1 << 26, "cuda": 1 << 30}
-"""Bytes that are copied, by device; more than its caches hold."""
 CHANNELS, CELLS = 128, 32
 """Channels in and out of the convolution, and width and height of its maps."""
 BATCH = 8
@@ -48,18 +46,6 @@ def product(device: torch.device, precision: Precision = "float32") -> Call:
     def call() -> float:
         torch.mm(left, right)
         return 2.0 * side**3
-
-    return call
-
-
-def copy(device: torch.device) -> Call:
-    """A call that copies memory; its units are bytes, each counted as it is read and written."""
-    source = torch.ones(COPIED[device.type], dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-
-    def call() -> float:
-        target.copy_(source)
-        return 2.0 * len(source)
 
     return call
 

@@ -1,7 +1,6 @@
 """The kit for a GPU: that it runs where little is installed, its rows and its checks."""
 
 import dataclasses
-import itertools
 import json
 import subprocess
 import sys
@@ -14,11 +13,10 @@ import pytest
 import torch
 
 from dfkd.benchmarks.gpu import checks, rows, synthesis
-from dfkd.benchmarks.gpu.command import main
+from dfkd.benchmarks.gpu.__main__ import main
 from dfkd.benchmarks.gpu.kit import Kit
 from dfkd.benchmarks.gpu.record import JSON, PAGE, Row
 from dfkd.benchmarks.gpu.sizes import F16_16384, FULL, QUICK
-from dfkd.benchmarks.gpu.traffic import traffic
 from dfkd.models.generators.vqgan import VQGAN, Network
 from dfkd.models.teacher_architecture import read_architecture
 from dfkd.synthesis.request import Synthesised
@@ -45,23 +43,20 @@ def test_the_kit_runs_with_the_packages_of_a_bare_machine_and_the_wheels(tmp_pat
     record = json.loads((out / JSON).read_bytes())
     states = {row["name"]: row["state"] for row in record["rows"]}
     assert set(states.values()) == {"done"}, record["rows"]
-    planned, _ = rows.all_rows(QUICK, torch.cuda.is_available())
+    planned = rows.all_rows(QUICK, torch.cuda.is_available())
     assert list(states) == [row.name for row in planned]
     judged = [row["passed"] for row in record["rows"] if "passed" in row]
-    assert judged == [True] * 6
+    assert judged == [True] * 5
     loop = next(row for row in record["rows"] if row["name"] == "miniature, bfloat16, batch of 2")
-    assert loop["usual"]
     assert loop["step_flop"] > 1e9
     assert loop["figure"]["share"] > 0
     assert loop["figure"]["ratio"] > 0
-    assert loop["bandwidth_share"] > 0
     sampled = [row for row in record["rows"] if row["name"].startswith("tiny diffusion")]
     assert [row["batch"] for row in sampled] == [1, 1, 2]
     assert len({row["image_flop"] for row in sampled}) == 1  # whatever batch and precision
     assert all(row["figure"]["share"] > 0 for row in sampled)
     assert {row["figure"]["peer"] for row in sampled} == {"float32, batch of 1"}
     assert sampled[0]["figure"]["ratio"] == 1
-    assert [target["measured"] > 0 for target in record["targets"]] == [True] * 3
     lines = (out / PAGE).read_text().splitlines()
     for name in states:
         assert sum(line.startswith(f"| {name} |") for line in lines) == 1, name
@@ -84,15 +79,15 @@ def test_the_real_architectures_are_the_published_ones() -> None:
 
 def test_rows_have_names_of_their_own_and_the_compiled_ones_come_after_eager_ones() -> None:
     for sizes in (QUICK, FULL):
-        planned, _ = rows.all_rows(sizes, gpu=True)
+        planned = rows.all_rows(sizes, gpu=True)
         names = [row.name for row in planned]
         assert len(set(names)) == len(names)
     compiled = [row.name for row in planned if row.seconds >= rows.COMPILATION]
     first = names.index(compiled[0])
     assert names.index("ViT-B-32-quickgelu, bfloat16, batch of 64") < first
-    assert first < names.index("resnet50, bfloat16")  # the targets are judged by compiled rows
+    assert first < names.index("resnet50, bfloat16")  # late rows may find no time
     assert len(compiled) == 4
-    on_a_cpu, _ = rows.all_rows(FULL, gpu=False)
+    on_a_cpu = rows.all_rows(FULL, gpu=False)
     assert not [row.name for row in on_a_cpu if "compiled" in row.name]
 
 
@@ -148,7 +143,7 @@ def test_the_exit_code_says_whether_checks_are_passed_and_rows_made(
     code: int,
     told: str,
 ) -> None:
-    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: (planned, []))
+    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: planned)
     assert main(["--quick", "--out", str(tmp_path), "--limit", "500"]) == code
     printed = capsys.readouterr()
     assert told in printed.out + printed.err
@@ -158,7 +153,7 @@ def test_the_exit_code_says_whether_checks_are_passed_and_rows_made(
 def test_without_a_gpu_only_the_quick_kit_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: ([FINE], []))
+    monkeypatch.setattr(rows, "all_rows", lambda sizes, gpu: [FINE])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
@@ -176,53 +171,6 @@ def test_images_are_compared_by_pixels_and_by_distances() -> None:
         found = checks._within(made(0, 0.5), made(levels, distance), 3, 0.02)
         assert found["passed"] == passed
     assert f"{4:.3f} levels (< 3)" in checks._within(made(0, 0.5), made(4, 0.5), 3, 0.02)["remark"]
-    one, two = made(0, 0).pixels, made(-2, 0).pixels
-    equal, different = "equal to the bit", "not equal, by up to 2 levels"
-    kit = Kit(QUICK, CPU)
-    assert checks._equal(kit, one, one) == {"passed": True, "remark": equal}
-    assert checks._equal(kit, one, two) == {"passed": False, "remark": different}
-
-
-@pytest.mark.parametrize(
-    ("device", "repeat", "company"), [("cpu", False, False), ("cuda", None, True)]
-)
-def test_equality_to_the_bit_is_judged_on_a_cpu_only(
-    monkeypatch: pytest.MonkeyPatch, device: str, repeat: bool | None, company: bool
-) -> None:
-    """Every second batch is a level brighter."""
-    level = itertools.cycle((100, 101))
-
-    class Loop:
-        teacher = None
-
-        def __call__(self, targets: torch.Tensor, seeds: Any) -> Synthesised:
-            pixels = torch.full((len(targets), 2, 2, 3), next(level), dtype=torch.uint8)
-            return Synthesised(pixels, targets, targets, targets > 0)
-
-    monkeypatch.setattr(checks, "_bundled", lambda kit: Loop())
-    monkeypatch.setattr(checks, "_make", lambda loop: loop(torch.ones(4), range(4)))
-    kit = Kit(QUICK, torch.device(device))
-    monkeypatch.setattr(kit, "targets", lambda teacher, count: torch.ones(count))
-    found = checks.check_repeat(kit)
-    assert found.get("passed") == repeat
-    assert found["remark"] == "not equal, by up to 1 levels"
-    found = checks.check_batch_independence(kit)
-    assert found["passed"] == company
-    assert "in another batch not equal" in found["remark"]
-
-
-def test_traffic_is_what_operations_read_and_write() -> None:
-    left, right = torch.ones(4, 5), torch.ones(5, 6)
-    assert traffic(lambda: left @ right) == 4 * (4 * 5 + 5 * 6 + 4 * 6)
-    assert traffic(lambda: left.t()) == 0
-    assert traffic(lambda: left.add_(1)) == 4 * (20 + 20)
-    assert traffic(lambda: torch.empty(9)) == 0
-    assert traffic(lambda: torch.ones(1).expand(8) + torch.ones(8)) == 4 * (1 + 8 + 1 + 8 + 8)
-    left.requires_grad_()
-    forward = traffic(lambda: (left @ right).sum())
-    both = traffic(lambda: (left @ right).sum().backward())
-    # The gradient of a sum is one number, repeated (`ones_like`, `expand`), times `right`.
-    assert both == forward + 4 * (1 + 1) + 4 * (1 + 5 * 6 + 4 * 5)
 
 
 def test_a_step_is_timed_without_what_comes_before_and_after(
@@ -253,7 +201,7 @@ def test_a_step_is_timed_without_what_comes_before_and_after(
 def test_a_compiled_row_times_and_profiles_one_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Callable[..., Any]] = []
     monkeypatch.setattr(torch, "compile", lambda loop, **options: made.append(loop) or loop)
-    monkeypatch.setattr(synthesis, "_cost", lambda kit, variant: (1.0, 1.0))
+    monkeypatch.setattr(synthesis, "_cost", lambda kit, variant: 1.0)
     kit = Kit(dataclasses.replace(QUICK, windows=1, window_steps=1), CPU)
     row = rows._compiled_fastest("miniature")
     with pytest.raises(RuntimeError, match="no eager row of this teacher"):

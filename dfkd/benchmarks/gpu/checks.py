@@ -7,7 +7,6 @@ pass is compared.
 """
 
 import torch
-from torch import Tensor
 
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.config.paths import MINIATURE
@@ -56,29 +55,20 @@ def check_pass(kit: Kit, teacher: str) -> Result:
     return _within(one, two, LEVELS, DISTANCE)
 
 
-def check_repeat(kit: Kit) -> Result:
-    """The same batch made twice, where it must be equal to the bit (`_equal`)."""
-    synthesiser = _bundled(kit)
-    return _equal(kit, _make(synthesiser).pixels, _make(synthesiser).pixels)
-
-
 def check_batch_independence(kit: Kit) -> Result:
-    """One image in two batches, where it must be equal to the bit (`_equal`), and alone.
+    """One image in a batch and alone, which may differ by rounding.
 
-    Alone it may differ by rounding, in a share of its pixels below `MAX_SHARE`.
+    It may do so in a share of its pixels below `MAX_SHARE`.
     """
     synthesiser = _bundled(kit)
     targets = kit.targets(synthesiser.teacher, BATCH)
     together = synthesiser(targets, range(BATCH)).pixels[1]
-    # Row 1 keeps its prompt and its seed; all others get new ones.
-    in_another = synthesiser(targets[[2, 1, 0, 2]], [9, 1, 8, 7]).pixels[1]
     alone = synthesiser(targets[1:2], [1]).pixels[0]
     share = float(((together.int() - alone.int()).abs() > 1).float().mean())
-    found = _equal(kit, together, in_another)
     return {
-        "passed": found.get("passed", True) and share < MAX_SHARE,
-        "remark": f"in another batch {found['remark']}; alone {share:.2%} of the values differ by "
-        f"more than one level (< {MAX_SHARE:.0%})",
+        "passed": share < MAX_SHARE,
+        "remark": f"alone {share:.2%} of the values differ by more than one level "
+        f"(< {MAX_SHARE:.0%})",
     }
 
 
@@ -118,17 +108,6 @@ def _sampled(device: torch.device, precision: Precision) -> Synthesised:
 def _make(synthesiser: Synthesiser) -> Synthesised:
     """A batch of some classes."""
     return synthesiser(synthesiser.teacher.encode_text(TEXTS), range(BATCH))
-
-
-def _equal(kit: Kit, one: Tensor, two: Tensor) -> Result:
-    """Whether two images are the same to the bit, which is judged on a CPU only.
-
-    On a GPU torch's backward pass of `grid_sample` adds in any order.
-    """
-    same = torch.equal(one, two)
-    most = int((one.int() - two.int()).abs().max())
-    words = "equal to the bit" if same else f"not equal, by up to {most} levels"
-    return {"remark": words} | ({"passed": same} if kit.device.type == "cpu" else {})
 
 
 def _within(one: Synthesised, two: Synthesised, levels: float, distance: float) -> Result:

@@ -36,19 +36,18 @@ class Kit:
 
     Attributes:
         matrix_rate: bfloat16 operations per second of a large matrix product; 0 before its row.
-        bandwidth: bytes per second of a large copy; 0 before its row.
         plain: speed of each plain loop by what it does; by a teacher's name images per hour.
         fastest: images per hour and batch size of the fastest eager bfloat16 row, by the teacher's
             name.
-        costs: operations and bytes of a step of one image, by what they depend on.
+        costs: operations of a step of one image, by what they depend on.
     """
 
     def __init__(self, sizes: Sizes, device: torch.device) -> None:
         self.sizes, self.device = sizes, device
-        self.matrix_rate = self.bandwidth = 0.0
+        self.matrix_rate = 0.0
         self.plain: dict[str, float] = {}
         self.fastest: dict[str, tuple[float, int]] = {}
-        self.costs: dict[Hashable, tuple[float, float]] = {}
+        self.costs: dict[Hashable, float] = {}
         # Bound to this object, so that two kits share no network.
         self._clip = cache(self._build_clip)
         self.published = cache(self._build_published)

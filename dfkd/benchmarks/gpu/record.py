@@ -1,15 +1,13 @@
 """Runs rows within a time limit; writes `gpu.json` and `gpu.md` anew after each of them.
 
 A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `environment`, `limit`
-(seconds), `rows` and `targets`. A row has `name`, `state` and `seconds`, and what it has found:
+(seconds) and `rows`. A row has `name`, `state` and `seconds`, and what it has found:
 
-    figure            as `dfkd.benchmarks.measure.Figure.as_dict`
-    bandwidth_share   share of the bandwidth of a large copy
-    memory            most bytes that tensors took on the GPU
-    usual             whether it is our loop with a job's default settings; targets apply to it
-    passed            of a check
-    profile           seconds by kernel
-    remark            a sentence for the table
+    figure    as `dfkd.benchmarks.measure.Figure.as_dict`
+    memory    most bytes that tensors took on the GPU
+    passed    of a check
+    profile   seconds by kernel
+    remark    a sentence for the table
 
 `error` is the error of a row that failed, or why a row was skipped.
 """
@@ -22,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,9 +37,11 @@ JSON, PAGE = "gpu.json", "gpu.md"
 WAITING, RUNNING, DONE, FAILED, SKIPPED = "waiting", "running", "done", "failed", "skipped"
 """States of a row."""
 HEAD = (
-    *("row", "median", "least", "most", "unit", "of its limit", "of the bandwidth", "memory"),
-    *("of its peer", "seconds", "remark"),
+    *("row", "median", "least", "most", "unit", "of its limit", "memory", "of its peer"),
+    *("seconds", "remark"),
 )
+WRITE_SECONDS = 5.0
+"""Seconds at the limit after which a folder that hangs is not waited for."""
 MAX_NAME = 90
 """Most characters of a kernel's name; those of templates have hundreds."""
 
@@ -58,16 +58,6 @@ class Row:
     """Whether later rows can be trusted only if it passes."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """What the fastest row of our loop has to reach."""
-
-    name: str
-    key: str
-    """Key of the row's figure."""
-    least: float
-
-
 class RunRecord:
     """The rows of a run and what they have found; it outlives whatever stops the process."""
 
@@ -75,7 +65,6 @@ class RunRecord:
         self,
         storage: Storage,
         rows: Sequence[Row],
-        targets: Sequence[Target],
         command: str,
         limit: float,
         begun: float,
@@ -88,9 +77,9 @@ class RunRecord:
             limit: seconds from `begun` until the process ends by itself.
             begun: the start of the run on the clock `time.monotonic`.
         """
-        self.storage, self.planned, self.targets = storage, rows, targets
+        self.storage, self.planned = storage, rows
         self.limit, self.begun = limit, begun
-        self.lock = threading.RLock()
+        self.lock = threading.Lock()
         self.rows: list[dict[str, Any]] = [{"name": row.name, "state": WAITING} for row in rows]
         self.facts = {
             "benchmark": "gpu",
@@ -154,18 +143,21 @@ class RunRecord:
 
     def _stop(self) -> None:
         """End the process at the limit; all finished rows are on the disk."""
-        with self.lock:
+        # Nothing is waited for without end: a folder may hang, and keeps the lock of its writer.
+        if self.lock.acquire(timeout=WRITE_SECONDS):
             for entry in self.rows:
                 if entry["state"] in (WAITING, RUNNING):
                     entry.update(state=SKIPPED, error="the time of --limit was over")
-            self.write()
-            try:
-                self.require_passed()
-            except DfkdError as error:
-                # stdout stays as it is, because the thread that hangs may hold its lock.
-                print(f"error: {error}", file=sys.stderr, flush=True)
-                os._exit(Exit.FAILED)
-            os._exit(Exit.PARTIAL)
+            writing = threading.Thread(target=self.write, daemon=True)
+            writing.start()
+            writing.join(WRITE_SECONDS)
+        try:
+            self.require_passed()
+        except DfkdError as error:
+            # stdout stays as it is, because the thread that hangs may hold its lock.
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(Exit.FAILED)
+        os._exit(Exit.PARTIAL)
 
     def require_passed(self) -> None:
         """Raise `DfkdError` if a check has not passed, or could not be made."""
@@ -184,22 +176,9 @@ class RunRecord:
 
     def write(self) -> None:
         """Write both files, each at once."""
-        with self.lock:
-            tree = {**self.facts, "rows": self.rows, "targets": self._judged()}
-            self.storage.put(JSON, canonical(tree))
-            self.storage.put(PAGE, page(tree).encode())
-
-    def _judged(self) -> list[dict[str, Any]]:
-        """Each target with the value of the fastest row that is `usual`; None without such rows."""
-        figures: list[dict[str, Any]]
-        figures = [entry["figure"] for entry in self.rows if entry.get("usual")]
-        fastest = max(figures, key=lambda figure: float(figure["median"]), default={})
-        judged = []
-        for target in self.targets:
-            value = fastest.get(target.key)
-            met = value is not None and value >= target.least
-            judged.append({**asdict(target), "measured": value, "met": met})
-        return judged
+        tree = {**self.facts, "rows": self.rows}
+        self.storage.put(JSON, canonical(tree))
+        self.storage.put(PAGE, page(tree).encode())
 
 
 def _with_memory(measure: Callable[[Kit], Result], kit: Kit) -> Result:
@@ -212,7 +191,7 @@ def _with_memory(measure: Callable[[Kit], Result], kit: Kit) -> Result:
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """Markdown: the targets, a table of all rows, and the profiles."""
+    """Markdown: a table of all rows, and the profiles."""
     machine = record["machine"]
     lines = [
         "# GPU",
@@ -220,10 +199,6 @@ def page(record: Mapping[str, Any]) -> str:
         f"`{record['command']}`, {record['date']}, {machine.get('gpu', 'no GPU')}, "
         f"{machine['processor']} with {machine['cpus']} CPUs, "
         f"torch {record['environment']['torch']}, CUDA {record['environment']['cuda']}",
-        "",
-        "| target | measured | met? |",
-        "|---|---:|---|",
-        *(f"| {' | '.join(_target(target))} |" for target in record["targets"]),
         "",
         f"| {' | '.join(HEAD)} |",
         f"|---|{'---:|' * 3}{'---|' * (len(HEAD) - 4)}",
@@ -237,21 +212,10 @@ def page(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _target(target: Mapping[str, Any]) -> Iterator[str]:
-    """The cells of a target."""
-    yield target["name"]
-    if target["measured"] is None:
-        yield from ("-", "not measured")
-        return
-    yield scaled(target["measured"])
-    yield "yes" if target["met"] else "no"
-
-
 def cells(row: Mapping[str, Any]) -> Iterator[str]:
     """Yield the cells of a row, below `HEAD`."""
     *numbers_and_unit, share, peer = figure_cells(row["figure"]) if "figure" in row else ["-"] * 6
     yield from (row["name"], *numbers_and_unit, share)
-    yield f"{row['bandwidth_share']:.0%}" if "bandwidth_share" in row else "-"
     yield f"{scaled(row['memory'])}B" if "memory" in row else "-"
     yield peer
     yield f"{row['seconds']:.1f}" if "seconds" in row else "-"

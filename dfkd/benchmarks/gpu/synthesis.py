@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dfkd.benchmarks import reference
 from dfkd.benchmarks.gpu.kit import Kit, Result
-from dfkd.benchmarks.gpu.traffic import traffic
 from dfkd.benchmarks.measure import Figure, operations, profile
 from dfkd.config.synthesis import Synthesis
 from dfkd.synthesis.latents import Synthesiser
@@ -83,27 +82,24 @@ def time_variant(kit: Kit, variant: Variant, profiled: bool = False) -> Result:
         profiled: add what `profile_variant` finds, of the same loop.
 
     Returns:
-        `figure`; `batch`; `usual`; `step_seconds`; `rest_seconds`, those of a call that are in no
-        step; `step_flop`, operations of a step; and for an eager loop `bandwidth_share`.
+        `figure`; `batch`; `step_seconds`; `rest_seconds`, those of a call that are in no step; and
+        `step_flop`, operations of a step.
     """
     synthesiser = variant.synthesiser(kit)
     targets = kit.targets(synthesiser.teacher, variant.batch)
     synthesiser(targets, range(variant.batch))  # kernel selection and compilation
     steps, rest = _step_seconds(kit, synthesiser, targets)
     step = statistics.median(steps)
-    flop, moved = (variant.batch * each for each in _cost(kit, variant))
+    flop = variant.batch * _cost(kit, variant)
     hourly = [3600 * variant.batch / (rest + (STEPS - 1) * seconds) for seconds in steps]
     figure = _figure(kit, variant, hourly, flop / step)
     found: Result = {
         "figure": figure,
         "batch": variant.batch,
-        "usual": variant.usual and variant.teacher == kit.sizes.teachers[0],
         "step_seconds": step,
         "rest_seconds": rest,
         "step_flop": flop,
     }
-    if kit.bandwidth and not variant.compile:
-        found["bandwidth_share"] = moved / step / kit.bandwidth
     # Later rows use the batch size of the fastest eager loop.
     if variant.usual and not variant.compile:
         best = figure["median"], variant.batch
@@ -162,27 +158,22 @@ def _step_seconds(kit: Kit, synthesiser: Synthesiser, targets: Tensor) -> tuple[
     return steps, whole - (marks[-1] - marks[0])
 
 
-def _cost(kit: Kit, variant: Variant) -> tuple[float, float]:
-    """Operations and bytes of a step of one image, counted in an eager loop."""
+def _cost(kit: Kit, variant: Variant) -> float:
+    """Operations of a step of one image, counted in an eager loop."""
     key = variant.teacher, variant.precision, variant.views
     if key not in kit.costs:
         eager = replace(variant, batch=kit.sizes.batches[0], compile=False)
         few, more = (_counted(kit, eager, steps) for steps in (2, 3))
         # The first pass and the final image are in both, so the difference is one whole step.
-        flop, moved = (large - small for small, large in zip(few, more, strict=True))
-        kit.costs[key] = flop / eager.batch, moved / eager.batch
+        kit.costs[key] = (more - few) / eager.batch
     return kit.costs[key]
 
 
-def _counted(kit: Kit, variant: Variant, steps: int) -> tuple[int, int]:
-    """Operations and bytes of a call with so many steps."""
-    synthesiser, moved = variant.synthesiser(kit, steps), list[int]()
+def _counted(kit: Kit, variant: Variant, steps: int) -> int:
+    """Operations of a call with so many steps."""
+    synthesiser = variant.synthesiser(kit, steps)
     targets = kit.targets(synthesiser.teacher, variant.batch)
-
-    def call() -> None:
-        moved.append(traffic(lambda: synthesiser(targets, range(variant.batch))))
-
-    return operations(call), moved[0]
+    return operations(lambda: synthesiser(targets, range(variant.batch)))
 
 
 def profile_variant(kit: Kit, variant: Variant) -> Result:

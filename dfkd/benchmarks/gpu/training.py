@@ -27,13 +27,6 @@ def limit_matrix_rate(kit: Kit, precision: Precision) -> Result:
     return {"figure": found}
 
 
-def limit_bandwidth(kit: Kit) -> Result:
-    """Bytes per second of a large copy, read and written."""
-    found = _limit(kit, "B/s", reference.copy(kit.device))
-    kit.bandwidth = found["median"]
-    return {"figure": found}
-
-
 def _limit(kit: Kit, unit: str, call: Call) -> dict[str, Any]:
     """The figure of a call that takes a millisecond on a GPU, and is therefore repeated."""
     end = time.perf_counter() + (WARM_SECONDS if kit.device.type == "cuda" else 0.0)
