@@ -30,9 +30,8 @@ def read(
     select_groups: Callable[[pq.FileMetaData], Iterable[int]] = lambda file: range(
         file.num_row_groups
     ),
-    columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """The table in `data`, or some of its row groups and columns.
+    """The table in `data`, or some of its row groups.
 
     Args:
         data: a Parquet file, as bytes or as a seekable stream. Only the selected row groups of a
@@ -40,7 +39,6 @@ def read(
         needed: columns that must exist.
         where, remedy: the object's location, and how to fix a damaged one, for messages.
         select_groups: the indices of the row groups to read; by default all.
-        columns: the columns to read, in the file's order; None for all.
 
     Raises:
         CorruptionError: not Parquet, a column is missing or repeated, or the table is too large.
@@ -51,9 +49,8 @@ def read(
         schema = metadata.schema.to_arrow_schema()
         _require_columns(schema.names, needed)
         groups = list(select_groups(metadata))
-        names = [name for name in schema.names if columns is None or name in columns]
-        batches = _bounded(read_batches(source, metadata, groups, names))
-        return pa.Table.from_batches(list(batches), pa.schema(map(schema.field, names)))
+        batches = _bounded(read_batches(source, metadata, groups, schema.names))
+        return pa.Table.from_batches(list(batches), schema)
     except (pa.ArrowException, OSError, ValueError) as error:
         # Arrow's errors about the content have no errno; one of the disk says nothing about it.
         if isinstance(error, OSError) and error.errno:

@@ -26,12 +26,9 @@ def test_a_table_is_read_as_it_was_written() -> None:
     assert parquet.read(io.BytesIO(encoded()), (), "here", "fix it") == TABLE
 
 
-def test_only_the_chosen_groups_and_columns_are_read_in_the_order_of_the_file() -> None:
-    found = parquet.read(
-        encoded(), ("other",), "here", "fix it", lambda file: [0, 2], ("index", "text")
-    )
-    assert found.to_pydict() == {"text": ["a", "c"], "index": [0, 2]}
-    assert found.column_names == ["text", "index"]
+def test_only_the_chosen_groups_are_read() -> None:
+    found = parquet.read(encoded(), ("other",), "here", "fix it", lambda file: [0, 2])
+    assert found == TABLE.take([0, 2])
 
 
 def refused(data: bytes, reason: str) -> None:
