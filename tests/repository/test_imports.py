@@ -135,7 +135,7 @@ def test_nothing_in_the_package_imports_a_job() -> None:
         ("obstore", r"dfkd\.storage\.azure_gcs(_client)?"),
         ("altair", r"dfkd\.report\..+"),
         ("vl_convert", r"dfkd\.report\..+"),
-        ("jinja2", r"dfkd\.report\.page"),
+        ("jinja2", r"dfkd\.(report\.page|miniature\.card)"),
         ("onnxruntime", r"dfkd\.export\.(onnx_graphs|predict)"),
         ("onnx", r"dfkd\.export\.onnx_graphs"),
     ],
