@@ -38,12 +38,10 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some images could not be read; everything else was used and written.
     """
-    from dfkd.report.few_shot import table
+    from dfkd.report.few_shot import markdown
 
     curves = dfkd.few_shot(manifest, threads=options.threads)
-    print(table(curves.results))
-    for note in curves.results.data.notes:
-        print(f"note: {note}")
+    print(markdown(curves.results))
     print(f"curves {curves.chart}")
     command_line.refuse_unreadable(curves.results.data.unreadable, curves.location)
     return curves.location

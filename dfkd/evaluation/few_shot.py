@@ -6,7 +6,7 @@ under the run's root,
 
     fewshot/cells/{curve}-k{shots}-s{seed}-{hash16}.json
 
-    {"schema": 1, curve, domain, shots, seed, right: [count by class, ...]}
+    [correctly classified test images of a class, ...]
 
 whose hash covers everything that can change its counts: weights, pixels, split and settings. The
 same command after a kill therefore makes only the missing cells and ends in the same results.
@@ -19,15 +19,14 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import TypeAdapter
-from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
@@ -63,28 +62,18 @@ from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
 from dfkd.utils.progress import Bar, bar
 from dfkd.utils.strict_json import canonical, read_as
-from dfkd.utils.types import CHECKED, Natural
+from dfkd.utils.types import Natural
 
 CELLS = f"{FOLDER}/cells"
 CELL_LIMIT = 1 << 20
 """Largest accepted cell in bytes."""
 
 
-@checked(frozen=True, config=CHECKED)
-class FewShotCell:
-    """The stored result of one training, or of the untouched student."""
+SCHEMA = 2
+"""Part of each cell's hash; increase it with every code change that changes counts."""
 
-    curve: Curve
-    domain: str
-    shots: int
-    seed: int
-    right: tuple[Natural, ...]
-    """Correctly classified test images of each class."""
-    schema: Literal[1] = 1
-    """Part of the cell's hash; increase it with every code change that changes results."""
-
-
-CELL_ADAPTER = TypeAdapter(FewShotCell)
+RIGHT = TypeAdapter(tuple[Natural, ...])
+"""The content of a cell."""
 
 
 @dataclass(frozen=True)
@@ -275,17 +264,10 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
 
 
 def _mapped(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """A zero array in an unnamed file, deleted with the array.
-
-    Raises:
-        OSError: the disk is full; macOS does not tell.
-    """
+    """A zero array in an unnamed file, deleted with the array; `OSError` if the disk is full."""
     with tempfile.TemporaryFile(prefix="dfkd-fewshot-") as stream:
         # Reserve the space now: a full disk would kill the process at a later write to the map.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
-        else:  # macOS cannot reserve it
-            stream.truncate(math.prod(shape))
+        os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
         return np.memmap(stream, np.uint8, "r+", shape=shape)
 
 
@@ -336,20 +318,20 @@ class _Experiment:
             torch.bincount(labels[list(part)], minlength=len(classes)).tolist()
             for part in (split.train, split.test)
         )
-        identity = (curve, self.domain.name, shots, self.seed)
         key = self._key(curve, shots, settings)
         # The key covers all that changes the counts, so an existing cell needs no training.
         if not self.cells.exists(key):
             right = labels[self._correct(curve, split, shots)]
-            counts = tuple(torch.bincount(right, minlength=len(classes)).tolist())
-            self.cells.put_if_absent(key, canonical(asdict(FewShotCell(*identity, counts))))
+            counts = torch.bincount(right, minlength=len(classes)).tolist()
+            self.cells.put_if_absent(key, canonical(counts))
         # Read back in any case, so a new and an old cell give the same row.
-        return row(*identity, trained, tested, self._read(key, identity, tested))
+        stored = self._read(key, tested)
+        return row(curve, self.domain.name, shots, self.seed, trained, tested, stored)
 
     def _key(self, curve: Curve, shots: int, settings: dict[str, Any]) -> str:
         """The cell's key, with a hash of everything that can change its counts."""
         identity = {
-            "schema": FewShotCell.schema,
+            "schema": SCHEMA,
             "settings": settings,
             "architecture": self.manifest.distillation.student,
             "weights": self.origin.weights,
@@ -385,15 +367,13 @@ class _Experiment:
         """The predicted class of some of the domain's images, int64."""
         return predict(classifier, self.domain.images.pixels, indices)
 
-    def _read(
-        self, key: str, identity: tuple[Curve, str, int, int], tested: Sequence[int]
-    ) -> list[int]:
-        """The correct counts of a cell; `CorruptionError` unless it belongs to this training."""
+    def _read(self, key: str, tested: Sequence[int]) -> tuple[int, ...]:
+        """The correct counts of a cell; `CorruptionError` unless `tested` images can have them."""
+        counts: tuple[int, ...] = ()
         data = self.cells.get(key, CELL_LIMIT)
         try:
-            cell = read_as(CELL_ADAPTER, data)
-            possible = all(right <= total for right, total in zip(cell.right, tested, strict=True))
-            fits = possible and (cell.curve, cell.domain, cell.shots, cell.seed) == identity
+            counts = read_as(RIGHT, data)
+            fits = all(right <= total for right, total in zip(counts, tested, strict=True))
         except ValueError:  # no such cell, or counts of another number of classes
             fits = False
         if not fits:
@@ -401,4 +381,4 @@ class _Experiment:
                 f"{self.cells.location(key)}: is not the cell that was written; delete it and run "
                 "the same command again, which makes it anew"
             )
-        return list(cell.right)
+        return counts

@@ -1,4 +1,4 @@
-"""Few-shot accuracies as a text table, as Markdown, and as the curves of Fig. 5."""
+"""Few-shot accuracies as Markdown, and as the curves of Fig. 5."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,9 +6,8 @@ from dfkd.evaluation.few_shot_results import CURVES, Curve, FewShotResults, gain
 from dfkd.evaluation.results import Spread
 from dfkd.report.figures import RenderedChart, Series
 from dfkd.report.figures import curve as curve_chart
-from dfkd.report.tables import HEADS, ruled
-from dfkd.utils.markdown import align, escape
-from dfkd.utils.markdown import table as markdown_table
+from dfkd.report.tables import HEADS
+from dfkd.utils.markdown import escape, table
 
 LABELS = ("images a class", "gain", "trained on", "tested on")
 """Labels of the rows that are not curves."""
@@ -20,20 +19,12 @@ Grid = list[list[str]]
 """Rows of cells, the label first: shots, each curve, gains, and two rows of image counts."""
 
 
-def table(results: FewShotResults) -> str:
-    """Mean accuracy over domains in percent, with the standard deviation over seeds.
+def markdown(results: FewShotResults) -> str:
+    """Mean accuracy over domains in percent, the same of each domain, and notes, as Markdown.
 
-    There is one column for each number of shots. The last rows show the gain of training over the
+    A table has a column for each number of shots. Its last rows are the gain of training over the
     untrained student, and how many images one seed's trainings used and were tested on.
     """
-    names = results.data.domains
-    lines = align(_grid(results, _bands(results), _ticks(results), names))
-    title = f"few-shot {HEADS[results.average]}, {_averaged_over(names)}"
-    return f"{title}\n{ruled(lines, 1)}"
-
-
-def markdown(results: FewShotResults) -> str:
-    """The same table as Markdown, then one for each domain, and notes."""
     ticks, names = _ticks(results), results.data.domains
     means = _grid(results, _bands(results), ticks, names)
     parts = [
@@ -45,11 +36,11 @@ def markdown(results: FewShotResults) -> str:
         "difference.",
         "\n".join(f"- {c}: {escape(results.curves[c])}" for c in CURVES if c in results.curves),
         f"## {_averaged_over(names).capitalize()}",
-        markdown_table(means[0], means[1:]),
+        table(means[0], means[1:]),
     ]
     for name in names if len(names) > 1 else ():
         grid = _grid(results, _bands(results, name), ticks, [name])
-        parts += [f"## {escape(name)}", markdown_table(grid[0], grid[1:])]
+        parts += [f"## {escape(name)}", table(grid[0], grid[1:])]
     remarks = [*results.data.notes, *(f"unreadable: {line}" for line in results.data.unreadable)]
     if remarks:
         parts += ["## Notes", "\n".join(f"- {escape(remark)}" for remark in remarks)]

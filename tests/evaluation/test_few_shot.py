@@ -1,7 +1,6 @@
 """Domains that are chosen, and the pixels of one, in parts that need no student."""
 
 import dataclasses
-import os
 import unicodedata
 from pathlib import Path
 
@@ -61,13 +60,7 @@ def test_an_image_of_two_classes_is_neither_trained_on_nor_tested(tmp_path: Path
     assert [line for line in notes(manifest, data, names) if "entries" in line] == [note]
 
 
-@pytest.mark.parametrize("reserves", [True, False])
-def test_pixels_are_zero_and_can_be_written(
-    monkeypatch: pytest.MonkeyPatch, reserves: bool
-) -> None:
-    """Also on macOS, which cannot reserve the space of a file."""
-    if not reserves:
-        monkeypatch.delattr(os, "posix_fallocate")
+def test_pixels_are_zero_and_can_be_written() -> None:
     pixels = _mapped((2, 4, 4, 3))
     assert not pixels.any()
     pixels[1] = 7

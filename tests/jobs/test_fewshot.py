@@ -1,6 +1,5 @@
 """The job on the bundled set with a tiny architecture, as a user runs it."""
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -99,7 +98,8 @@ def test_a_run_leaves_results_table_and_curves(undisturbed: Path) -> None:
     *table, drawn, last = (undisturbed.parent / "stdout").read_text().splitlines()
     assert last == f"wrote {folder / 'results.json'}"
     assert drawn == f"curves {folder / 'curves.svg'}"
-    assert [line.split()[0] for line in table[3:8]] == [*CURVES, "gain"]
+    starts = [line.split()[1] for line in table if line.startswith("|")]
+    assert starts[2:7] == [*CURVES, "gain"]
     found = results(undisturbed)
     assert {row.domain for row in found.rows} == {"neon", "chalk"}
     assert len(found.rows) == len(cells(undisturbed)) == 2 * 2 * (3 + 2 + 2 + 2)
@@ -154,16 +154,13 @@ def test_the_same_command_again_trains_nothing_and_changes_no_byte(
     before = contents(tmp_path / "run")
     assert fewshot(path).returncode == 0
     assert contents(tmp_path / "run") == before
-    cell = next((tmp_path / "run/fewshot/cells").glob("scratch-k1-s0-*"))
-    tree = json.loads(cell.read_text())
-    cell.write_text(json.dumps(tree | {"right": [0, 0, 0]}))
+    for cell in (tmp_path / "run/fewshot/cells").glob("scratch-k1-s0-*"):
+        cell.write_text("[0, 0, 0]")
     assert fewshot(path).returncode == 0
-    (row,) = (
-        row
-        for row in results(path).rows
-        if (row.curve, row.domain, row.shots, row.seed) == ("scratch", tree["domain"], 1, 0)
-    )
-    assert row.accuracy == 0
+    read = [
+        row for row in results(path).rows if (row.curve, row.shots, row.seed) == ("scratch", 1, 0)
+    ]
+    assert [row.accuracy for row in read] == [0, 0]
 
 
 @pytest.mark.faults
@@ -258,14 +255,13 @@ def test_an_unreadable_image_ends_partial_with_everything_else_written(manifest:
     [
         b"",
         b"{}",
-        b'{"schema": 1, "curve": "scratch", "domain": "neon", "shots": 1, "seed": 0, '
-        b'"right": [99, 0, 0]}',
+        b"[0, 0]",
+        b"[99, 0, 0]",
     ],
 )
 def test_a_damaged_cell_is_named(undisturbed: Path, tmp_path: Path, damage: bytes) -> None:
     path = copied(undisturbed, tmp_path)
-    found = (tmp_path / "run/fewshot/cells").glob("scratch-k1-s0-*")
-    cell = next(each for each in found if b'"neon"' in each.read_bytes())
+    cell = next((tmp_path / "run/fewshot/cells").glob("scratch-k1-s0-*"))
     cell.write_bytes(damage)
     job = fewshot(path)
     assert job.returncode == 1
