@@ -175,14 +175,13 @@ def distill(
     """
     # Refuse a method without a published version before the students of another one are trained.
     located = locate_students(manifest)
-    names = [(each.method, each.seed) for each in located]
     missing = [each for each in located if not each.finished]
     students = {}
     with connected() if _needs_ray(manifest, len(missing)) else contextlib.nullcontext():
-        for finished in distillation.distill_all(manifest, names):
+        for finished in distillation.distill_all(manifest, located):
             students[finished.student.method, finished.student.seed] = finished
             on_student(finished)
-    return [students[name] for name in names]
+    return [students[each.method, each.seed] for each in located]
 
 
 def _needs_ray(manifest: Manifest, students: int) -> bool:

@@ -46,7 +46,6 @@ from dfkd.distillation.student_store import (
     check_initial_weights,
     check_teacher,
     locate_student,
-    locate_students,
     require_replaceable_classes,
 )
 from dfkd.errors import DfkdError, InfrastructureError
@@ -118,19 +117,19 @@ def distill_located(
 
 
 def distill_all(
-    manifest: Manifest, students: Sequence[tuple[Method, int]]
+    manifest: Manifest, students: Sequence[StudentLocation]
 ) -> Iterator[FinishedStudent]:
-    """Train students of the current versions, given by method and seed; yield each as it finishes.
+    """Train students that are not finished yet; yield each of all as it finishes.
 
     Students of one rank train side by side if Ray runs: as many as there are GPUs or, without any,
     CPUs, and at most `cluster.workers`. Students of several ranks train one after the other.
 
     Raises:
-        ManifestError, CorruptionError, InfrastructureError: as `distill`. Other students in
-            training end at once; the same call resumes them.
+        ManifestError, CorruptionError, InfrastructureError: as `distill_located`. Other students
+            in training end at once; the same call resumes them.
     """
     targets = []
-    for target in locate_students(manifest, students):
+    for target in students:
         if target.finished:
             yield distill_located(manifest, target)
         else:

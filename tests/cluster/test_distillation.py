@@ -32,7 +32,7 @@ from dfkd.config.manifest import Cluster, Manifest, StorageConfig
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.embedding import embedding_objective
 from dfkd.distillation.objective import DistanceObjective, Objective
-from dfkd.distillation.student_store import StudentLocation, locate_student
+from dfkd.distillation.student_store import StudentLocation, locate_student, locate_students
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError
 from dfkd.models.student import Student, build, load_student
 from dfkd.models.teacher import file_hashes
@@ -286,7 +286,7 @@ def test_a_student_that_fails_at_every_attempt_ends_the_run(
     manifest = prepare_alone(tmp_path, seeds=[0, 1]).with_values(cluster={"attempts": 1})
     found = r"vanilla student of seed \d: failed at every attempt \(.*the disk is gone"
     with pytest.raises(InfrastructureError, match=found):
-        list(distillation.distill_all(manifest, [("vanilla", 0), ("vanilla", 1)]))
+        list(distillation.distill_all(manifest, locate_students(manifest)))
 
 
 def test_an_error_of_one_student_beside_others_is_that_error(tmp_path: Path) -> None:

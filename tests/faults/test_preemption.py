@@ -24,7 +24,7 @@ from dfkd.cluster.rank import train
 from dfkd.cluster.ray_internals import draining_nodes
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller
-from dfkd.distillation.student_store import StudentLocation
+from dfkd.distillation.student_store import StudentLocation, locate_students
 from dfkd.models.student import load_student
 from dfkd.storage.checkpoints import Checkpoints
 from tests.helpers.draining import drain
@@ -220,7 +220,7 @@ def test_of_students_side_by_side_the_one_whose_node_goes_moves_and_loses_no_ste
 
     with ThreadPoolExecutor(1) as aside:
         watching = aside.submit(give_notice)
-        students = list(distill_all(manifest, [("vanilla", 0), ("vanilla", 1)]))
+        students = list(distill_all(manifest, locate_students(manifest)))
         watching.result()
     seeds = [each.student.seed for each in students]
     assert seeds == [1, 0]
