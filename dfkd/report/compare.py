@@ -1,7 +1,6 @@
 """`comparison.html`: two runs next to each other, and their differences."""
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import Any
 
 from dfkd.config.identity import flatten
@@ -17,21 +16,6 @@ SECTIONS = [
 ]  # fmt: skip
 MARKS = ("A", "B")
 """Names of the first and the second run on the page."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A figure of the first and of the second run; None for a run that does not have it."""
-
-    first: float | None
-    second: float | None
-
-    @property
-    def points(self) -> float | None:
-        """Of accuracies (0-1): the second minus the first, in percentage points."""
-        if self.first is None or self.second is None:
-            return None
-        return 100 * (self.second - self.first)
 
 
 def write(first: Storage, second: Storage) -> str:
@@ -92,28 +76,24 @@ def _measured(facts: Facts) -> tuple[Any, ...]:
     return facts.images, facts.classes, facts.average
 
 
-@dataclass(frozen=True)
-class ComparedModel:
-    """A model that at least one of two runs has scored."""
-
-    label: str
-    accuracies: list[Pair]
-    """Accuracy on each domain, 0-1."""
-    sizes: tuple[Pair, Pair]
-    """Megabytes, and milliseconds for one image."""
+ComparedModel = tuple[str, list[tuple[float | None, float | None]]]
+"""A model's label, and its accuracy (0-1) in the first and the second run on each domain; None for
+a run that did not score it there."""
 
 
 def compared_models(first: Facts, second: Facts, domains: Sequence[str]) -> list[ComparedModel]:
     """Each model of the two runs, on these domains; the domain '' stands for their mean."""
     scored = [{model.label: model for model in facts.scored} for facts in (first, second)]
-    models = []
-    for label in dict.fromkeys([*scored[0], *scored[1]]):
-        pair = [by_label.get(label) for by_label in scored]
-        accuracies = [Pair(*(_accuracy(model, domain) for model in pair)) for domain in domains]
-        megabytes = Pair(*(model.megabytes if model else None for model in pair))
-        ms = Pair(*(model.ms if model else None for model in pair))
-        models.append(ComparedModel(label, accuracies, (megabytes, ms)))
-    return models
+    return [
+        (
+            label,
+            [
+                (_accuracy(scored[0].get(label), domain), _accuracy(scored[1].get(label), domain))
+                for domain in domains
+            ],
+        )
+        for label in dict.fromkeys([*scored[0], *scored[1]])
+    ]
 
 
 def _accuracy(model: ScoredModel | None, domain: str) -> float | None:

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -17,24 +18,26 @@ def better(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     return collect(open_storage(manifest.storage.root))
 
 
-def accuracies(first: Facts, second: Facts, domains: list[str]) -> dict[str, list[compare.Pair]]:
-    models = compare.compared_models(first, second, domains)
-    return {model.label: model.accuracies for model in models}
+def differences(first: Facts, second: Facts) -> list[str]:
+    """What the table of accuracies shows in percentage points, cell by cell."""
+    table = compare.render(first, second).partition('<section id="accuracy">')[2]
+    cells = re.findall(r'<td class="n">(.*?)<br>', table.partition("</section>")[0])
+    return [re.sub("<.*?>", "", cell) for cell in cells]
 
 
 def test_differences_are_percentage_points(facts: Facts, better: Facts) -> None:
-    found = accuracies(facts, better, [*facts.images, ""])
+    found = dict(compare.compared_models(facts, better, [*facts.images, ""]))
     assert list(found) == ["teacher", *METHODS]
-    assert [cell.points for cell in found["teacher"]] == [0.0] * 4
-    assert [cell.points for cell in found["vanilla"]] == pytest.approx([10.0] * 4)
+    assert found["vanilla"] == [pytest.approx((0.425, 0.525))] * 4
+    assert differences(facts, better) == 4 * ["+0.0"] + 8 * ["+10.0"]
 
 
 def test_what_only_one_run_has_scored_has_no_difference(facts: Facts) -> None:
     less = dataclasses.replace(facts, scored=facts.scored[:2])
-    found = accuracies(facts, less, ["elsewhere", ""])
-    assert found["vanilla"][0].points is None
-    assert found["contrastive"][1].points is None
-    assert found["contrastive"][1].first is not None
+    found = dict(compare.compared_models(facts, less, ["elsewhere", ""]))
+    assert found["vanilla"][0] == (None, None)
+    assert found["contrastive"][1] == (pytest.approx(0.625), None)
+    assert differences(facts, less) == 8 * ["+0.0"] + 4 * ["-"]
 
 
 def test_what_differs_in_the_data_sets_is_named(facts: Facts, better: Facts) -> None:
