@@ -52,10 +52,6 @@ class Rules:
 
     size: int
     """Input width and height in pixels."""
-    input: str
-    """Name of the model's input."""
-    output: str
-    """Name of the model's output."""
     temperature: float
     """Divides the cosines before the softmax."""
 
@@ -93,9 +89,9 @@ class Predictor:
         size, width = self.rules.size, self._width
         inputs = [_signature(port) for port in self._session.get_inputs()]
         outputs = [_signature(port) for port in self._session.get_outputs()]
-        if inputs != [(self.rules.input, "tensor(float)", (3, size, size))]:
+        if inputs != [("tensor(float)", (3, size, size))]:
             _refuse("model", f"must take float32 [N, 3, {size}, {size}] as its one input", inputs)
-        if outputs != [(self.rules.output, "tensor(float)", (width,))]:
+        if outputs != [("tensor(float)", (width,))]:
             _refuse("model", f"must give float32 [N, {width}], as its labels say", outputs)
 
     @property
@@ -111,9 +107,10 @@ class Predictor:
             ManifestError: the model fails, or its output is neither finite distances nor an
                 embedding that has a direction.
         """
-        feed = {self.rules.input: batch([decode_image(encoded, self.rules.size)])}
+        name = self._session.get_inputs()[0].name
+        feed = {name: batch([decode_image(encoded, self.rules.size)])}
         try:
-            output: Array = self._session.run([self.rules.output], feed)[0]
+            output: Array = self._session.run(None, feed)[0]
         except Exception as error:  # onnxruntime's errors have no narrower base class
             _refuse("model", "must run on one picture", _short(one_line(error)))
         width = self._width
@@ -135,9 +132,9 @@ class Predictor:
         return probabilities
 
 
-def _signature(port: Any) -> tuple[str, str, tuple[Any, ...]]:
-    """Name, type, and shape without the batch dimension."""
-    return port.name, port.type, tuple(port.shape[1:])
+def _signature(port: Any) -> tuple[str, tuple[Any, ...]]:
+    """Type, and shape without the batch dimension."""
+    return port.type, tuple(port.shape[1:])
 
 
 def distances(embeddings: Array, texts: Array) -> Array:
@@ -247,17 +244,7 @@ def _rules(path: Path, data: bytes) -> Rules:
     if type(temperature) not in (int, float) or temperature < MIN_TEMPERATURE:
         rule = f"must be a number from {MIN_TEMPERATURE} on"
         _refuse(f"{path} temperature", rule, _short(temperature))
-    source, target = (_port_name(path, rules, key) for key in ("input", "output"))
-    return Rules(size, source, target, float(temperature))
-
-
-def _port_name(path: Path, rules: dict[str, Any], key: str) -> str:
-    """The name of the model's input or output."""
-    port = rules.get(key)
-    name = port.get("name") if isinstance(port, dict) else None
-    if not isinstance(name, str) or not name:
-        _refuse(f"{path} {key}.name", "must be a name", _short(name))
-    return name
+    return Rules(size, float(temperature))
 
 
 def _session(path: Path, data: bytes) -> onnxruntime.InferenceSession:

@@ -57,8 +57,6 @@ def put_rules(folder: Path, **changes: object) -> None:
         "schema": 1,
         "size": SIZE,
         "temperature": 0.05,
-        "input": {"name": "pixels"},
-        "output": {"name": "distances"},
     }
     put(folder, json.dumps({**rules, **changes}).encode(), RULES)
 
@@ -177,8 +175,6 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "nan": (lambda f: put_rules(f, temperature=float("nan")), "preprocess.json: must be JSON"),
     "endless heat": (lambda f: put_rules(f, temperature=10**400), "preprocess.json: must be JSON"),
     "text heat": (lambda f: put_rules(f, temperature="1"), "temperature: must be a number"),
-    "no input": (lambda f: put_rules(f, input="pixels"), "input.name: must be a name"),
-    "foreign input": (lambda f: put_rules(f, input={"name": "x"}), "as its one input"),
     "a flipped bit": (lambda f: (f / MODEL).write_bytes(colours()[:-1] + b"\1"), "sha256"),
     "endless graph": (lambda f: os.truncate(f / MODEL, 1 << 40), "at most 2147483648 bytes"),
     "no graph": (lambda f: put(f, b"no model at all"), "must be an ONNX model"),
