@@ -118,26 +118,25 @@ def time_loop(
     peer: str,
     limit: tuple[str, Call],
     repeats: int,
-    counted: Call | None = None,
 ) -> Results:
     """Time one of our loops in turns with variants of it, a plain loop, and what bounds it.
 
     Args:
         name: name of our loop's figure.
+        ours: not compiled: one whose first call is counted stays uncompiled
+            (pytorch/pytorch#190286).
         unit: unit of the rates.
         variants: other loops by name, among them the plain loop.
         peer: the key of the plain loop in `variants`.
         limit: name and call of what bounds our loop; its units are floating-point operations.
         repeats: number of counted turns.
-        counted: our loop without compilation, if it is compiled.
 
     Returns:
         `figures`; `flop_per_unit`, counted in our loop; and `profile`, the seconds of one call of
         our loop and of the plain loop by operation, without those that the profiler cannot see.
     """
     units: list[float] = []
-    # A compiled loop whose first call is counted stays uncompiled (pytorch/pytorch#190286).
-    flop_per_unit = operations(lambda: units.append((counted or ours)())) / units[0]
+    flop_per_unit = operations(lambda: units.append(ours())) / units[0]
     limit_name, limit_call = limit
     # The limit takes turns with the loops, so that a share compares speeds of the same minutes.
     rates = time_in_turns({name: ours, **variants, limit_name: limit_call}, repeats)

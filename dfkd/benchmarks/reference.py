@@ -34,8 +34,6 @@ CHANNELS, CELLS = 128, 32
 """Channels in and out of the convolution, and width and height of its maps."""
 BATCH = 8
 """The paper's batch size."""
-CUTOUTS = 32
-"""Number of cutouts in VQGAN-CLIP."""
 
 
 def product(device: torch.device, precision: Precision = "float32") -> Call:
@@ -101,26 +99,6 @@ def plain_loop(
         return spherical_distance(_encode(teacher, _decode(generator, latents)), targets)
 
     return _minimise(losses, torch.optim.Adam([latents], lr=0.15), steps)
-
-
-def cutout_loop(
-    teacher: Teacher, generator: VQGAN, target: Tensor, image_size: int, steps: int
-) -> Tensor:
-    """The loop of VQGAN-CLIP: one image; in each step 32 random crops at the teacher's image size.
-
-    Returns the loss of the last step.
-
-    Args:
-        target: a unit text embedding [E].
-    """
-    latent = generator.init_latents([0], image_size).requires_grad_()
-    draws = torch.Generator().manual_seed(0)
-
-    def loss() -> Tensor:
-        crops = _crops(_decode(generator, latent), teacher.image_size, draws)
-        return spherical_distance(_encode(teacher, crops), target).mean()
-
-    return _minimise(loss, torch.optim.Adam([latent], lr=0.15), steps)
 
 
 def plain_prompts(
@@ -231,16 +209,3 @@ def _encode(teacher: Teacher, pixels: Tensor) -> Tensor:
     model: Any = teacher.model
     features: Tensor = model.encode_image((pixels - teacher.mean) / teacher.std)
     return F.normalize(features, dim=-1)
-
-
-def _crops(image: Tensor, size: int, draws: torch.Generator) -> Tensor:
-    """Random squares [32, 3, size, size] of an image [1, 3, H, W], with a little noise."""
-    side = image.shape[-1]
-    resized_crops = []
-    for _ in range(CUTOUTS):
-        extent = int((0.5 + 0.5 * float(torch.rand((), generator=draws))) * side)
-        top, left = (int(torch.randint(side - extent + 1, (), generator=draws)) for _ in range(2))
-        crop = image[:, :, top : top + extent, left : left + extent]
-        resized_crops.append(F.adaptive_avg_pool2d(crop, size))
-    crops = torch.cat(resized_crops)
-    return crops + 0.1 * torch.randn(crops.shape, generator=draws).to(crops)

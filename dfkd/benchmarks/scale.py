@@ -56,14 +56,15 @@ class ScaleWorker(Worker):
 
 
 def sized(manifest: Manifest, classes: int) -> Manifest:
-    """The manifest with one method and, unless `classes` is 0, that many made-up classes.
+    """The manifest with the method `vanilla` and, unless `classes` is 0, that many made-up classes.
 
-    The root is a separate folder, so that no reader of the run ever sees a stand-in.
+    A chained method would ask for the state of a model, and here is none. The root is a separate
+    folder, so that no reader of the run ever sees a stand-in.
 
     Raises:
         ManifestError: `classes` is 1, or more than `MAX_CLASSES`.
     """
-    single = manifest.with_method(manifest.method)
+    single = manifest.with_method("vanilla")
     if classes > MAX_CLASSES:
         raise ManifestError("--classes", f"must be at most {MAX_CLASSES}", classes, "lower it")
     if classes:

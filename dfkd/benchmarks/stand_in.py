@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from PIL import Image
-from torch import Tensor
 
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
@@ -69,10 +67,6 @@ class StandInMaker:
             write_shard(samples, folder / f"{task.id}.tar")
             made[task] = MadeShard(samples)
         return made
-
-    def state(self) -> dict[str, Tensor]:
-        """The state for the next part of a chained method: a dummy tensor."""
-        return {"nothing": torch.zeros(1)}
 
     def _samples(self, task: Task, prompts: pa.Table) -> list[Sample]:
         """Samples with the metadata of real ones."""

@@ -53,7 +53,6 @@ def test_versions_of_few_classes_hold_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "SIZES", (64,))
-    monkeypatch.setattr(loading, "CLASSES", {})
     path = write_manifest(tmp_path)
     manifest = Manifest.read(path, ("classes=[cat, dog]",))
     names = [figure.name for figure in loading.measure(manifest, QUICK)["figures"]]
@@ -68,6 +67,8 @@ def test_made_up_classes_take_nothing_of_the_manifest_s_own(tmp_path: Path) -> N
     manifest = Manifest.read(path)
     assert scale.sized(manifest, 2).classes == ("thing 0", "thing 1")
     assert scale.sized(manifest, 0).classes == manifest.classes
+    chained = Manifest.read(path, ("synthesis.method=dfad",))
+    assert scale.sized(chained, 0).method == "vanilla"
     with pytest.raises(ManifestError, match="classes: must be two or more"):
         scale.sized(manifest, 1)
     with pytest.raises(ManifestError, match="--classes: must be at most 1000000, got 1000001"):
