@@ -41,7 +41,7 @@ class ConditionEncoder:
         self.manifest, self.teacher, self.text = manifest, teacher, text
         self.method = prompt_method(manifest.method)
         self.words = PseudoWords(teacher, manifest.prompts.template)
-        self.end = teacher.tokenize([""])[0, 1]
+        self.end = teacher.tokenizer.eot_token_id
         self.empty = self._of_texts([""])
 
     @torch.no_grad()

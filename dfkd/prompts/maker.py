@@ -230,7 +230,7 @@ class PromptMaker:
 
     @functools.cached_property
     def words(self) -> PseudoWords:
-        """Created lazily, because some methods and tokenizers have no pseudo-words."""
+        """Created lazily, because some methods have no pseudo-words."""
         return PseudoWords(self.teacher, self.manifest.prompts.template)
 
 

@@ -11,8 +11,9 @@ update computes only the tokens from the pseudo-word on.
 """
 
 import functools
+import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,8 @@ class PseudoWords:
     def __init__(self, teacher: Teacher, template: str) -> None:
         self.teacher = teacher
         self.template = template
-        # The tokens of an empty text are the start token, the end token and the padding.
-        frame = teacher.tokenize([""])[0].cpu()
-        self._start, self._end = frame[:2].tolist()
-        if int(frame.count_nonzero()) != 2 or frame[2:].any():
-            raise ManifestError(
-                "teacher.model",
-                "pseudo-words need a tokenizer that frames a text by a start and an end token",
-                teacher.name,
-                "choose a CLIP teacher, or prompts.method vanilla or mix",
-            )
+        self._start = teacher.tokenizer.sot_token_id
+        self._end = teacher.tokenizer.eot_token_id
         # Contrastive prompts tokenise a disturbed template for every prompt at every update. The
         # beginnings and ends repeat, and the tokenizer, in Python, takes longer than the lookup.
         self._content = functools.lru_cache(maxsize=65536)(self._content_tokens)
@@ -297,9 +290,9 @@ def disturb(template: str, kind: str, share: float, generator: np.random.Generat
         share: share of the letters to change, rounded to at least two letters, because a single one
             cannot be shuffled. A shuffle may change fewer if too few letters differ.
     """
-    positions = [
-        position for position in _fixed_positions(template) if template[position].isalpha()
-    ]
+    # A slot is one match, which begins with a brace; so the letters are those outside slots.
+    found = re.finditer(r"\{\w+\}|.", template)
+    positions = [match.start() for match in found if match[0].isalpha()]
     count = max(2, round(share * len(positions)))
     order = generator.permutation(positions).tolist()
     if kind == "shuffle":
@@ -307,15 +300,6 @@ def disturb(template: str, kind: str, share: float, generator: np.random.Generat
     else:
         changes = {i: _other_letter(template[i], generator) for i in order[:count]}
     return "".join(changes.get(position, letter) for position, letter in enumerate(template))
-
-
-def _fixed_positions(template: str) -> Iterator[int]:
-    """Yield the positions outside `{...}`."""
-    depth = 0  # 1 inside a slot; the closing brace itself is no letter
-    for position, letter in enumerate(template):
-        depth += (letter == "{") - (letter == "}")
-        if not depth:
-            yield position
 
 
 def _derangement(template: str, order: Sequence[int], count: int) -> dict[int, str]:

@@ -31,30 +31,6 @@ def test_the_embedding_of_a_real_word_gives_the_sentence_with_that_word(
     assert torch.allclose(encoded, teacher.encode_text([written]), atol=1e-6)
 
 
-class OnDevice(torch.Tensor):
-    """Stands for a tensor in a GPU's memory, where nothing may be read but by a copy."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> torch.Tensor:
-        if func is torch.Tensor.cpu:
-            return args[0].as_subclass(torch.Tensor)
-        assert func in (torch.Tensor.__getitem__, torch.Tensor.as_subclass), func
-        result: torch.Tensor = super().__torch_function__(func, types, args, kwargs or {})
-        return result
-
-
-def test_sentences_are_tokenised_without_waiting_for_a_gpu(
-    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain, _ = PseudoWords(teacher, TEMPLATE).tokens(["dog"], [TEMPLATE])
-    tokenize = teacher.tokenize
-    monkeypatch.setattr(teacher, "tokenize", lambda texts: tokenize(texts).as_subclass(OnDevice))
-    tokens, _ = PseudoWords(teacher, TEMPLATE).tokens(["dog"], [TEMPLATE])
-    assert torch.equal(tokens, plain)
-
-
 FROZEN = st.text(st.sampled_from("abcdeE é,!"), max_size=20)
 """Texts of few letters, so that some occur often, in upper and lower case."""
 

@@ -1,9 +1,9 @@
 """Forward and backward pass of taming-transformers' VQGAN decoder with channels last in memory.
 
-Convolutions are fastest so. But torch's group norm is not: on a CPU its backward pass takes about
-forty times as long, and on a GPU it copies each map to another order and, under autocast, to
-float32 and back. Here group norm is a multiplication and an addition per channel, in one function
-with the swish that follows it.
+Convolutions are fastest so. But torch's group norm is not: on a CPU its backward pass takes several
+times as long, above all in bfloat16, and on a GPU it copies each map to another order and, under
+autocast, to float32 and back. Here group norm is a multiplication and an addition per channel, in
+one function with the swish that follows it.
 """
 
 from typing import Any
