@@ -183,7 +183,7 @@ def shade(share: float) -> str:
 
 
 @dataclass(frozen=True)
-class Bar:
+class ModelBar:
     """A model's accuracy in a bar chart, in percent."""
 
     name: str
@@ -198,7 +198,7 @@ class Bar:
 
 def accuracy_charts(
     facts: Facts, slots: Mapping[str, int], panels: int = PANELS
-) -> list[tuple[str, str, list[Bar]]]:
+) -> list[tuple[str, str, list[ModelBar]]]:
     """Title, remark and bars of the mean and of at most `panels` domains."""
     domains = list(facts.images)
     chart_list = []
@@ -210,7 +210,7 @@ def accuracy_charts(
                 low, high = band(mean, std)
                 percent = None if std is None else 100 * std
                 slot = slots[model.label]
-                bars.append(Bar(model.label, slot, 100 * mean, percent, low, high))
+                bars.append(ModelBar(model.label, slot, 100 * mean, percent, low, high))
         title = domain.replace("_", " ") if domain else f"Mean of {len(domains)} domains"
         aside = f"{facts.images[domain]:,} images" if domain else ""
         chart_list.append((title, aside, bars))
