@@ -15,7 +15,7 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
 from ray._private.worker import get_dashboard_url
 from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.experimental import tqdm_ray
 from ray.experimental.internal_kv import _internal_kv_get
 
@@ -94,6 +94,9 @@ def ray_reason(error: Exception) -> str:
 
     A dead actor's text has a general line, then indented ids, then why it died.
     """
+    if isinstance(error, OutOfMemoryError):
+        # Ray's own text is a page whose last line tells where to read on.
+        return "Ray ended it because the node's memory is nearly full (other programs count too)"
     lines = str(error).strip().splitlines()
     if isinstance(error, RayActorError):
         lines = [line for line in lines[1:] if not line.startswith("\t")] or lines

@@ -89,17 +89,23 @@ def _fetch_file(artifact: Artifact, cache: str) -> str:
     if not reused:
         _download(artifact, target)
     # A file in the cache is verified too, because people also copy files there by hand.
-    digest = sha256_file(target)
-    if not digest.startswith(artifact.sha256):
-        raise CorruptionError(
-            f"{target}: sha256 {digest} is not {artifact.sha256} that was published; "
-            "delete it and run again"
-        )
+    digest = _verify(target, artifact.sha256)
     size, status = target.stat().st_size, "was there" if reused else "fetched"
     digits = len(artifact.sha256)
     prefix_note = "" if digits == 64 else f"in its first {digits} digits "
     verdict = f"{prefix_note}as stated by {artifact.stated_by}"
     return f"{target.name} {status}, {size} bytes, sha256 {digest} {verdict}"
+
+
+def _verify(path: Path, published: str) -> str:
+    """The sha256 of a file; raises `CorruptionError` if it does not begin with `published`."""
+    digest = sha256_file(path)
+    if not digest.startswith(published):
+        raise CorruptionError(
+            f"{path}: sha256 {digest} is not {published} that was published; "
+            "delete it and run again"
+        )
+    return digest
 
 
 def _download(artifact: Artifact, target: Path) -> None:
@@ -156,7 +162,10 @@ def _fetch_from_hub(manifest: Manifest, model: HubModel) -> str:
 
 
 def _fetch_pipeline(manifest: Manifest) -> str:
-    """Download the files of a published diffusion model into a folder of the cache."""
+    """Download the files of a published diffusion model into a folder of the cache.
+
+    The hub's client compares sizes only, so files with a published hash are verified here.
+    """
     pipeline, name = published_pipeline(manifest), manifest.generator.weights
     assert pipeline is not None  # noqa: S101 - `hub_models` has found it
     folder = local_path(manifest.cache) / name
@@ -173,6 +182,7 @@ def _fetch_pipeline(manifest: Manifest) -> str:
             rule = f"the hub does not give {file} of {pipeline.repository} ({one_line(error)})"
             remedy = f"run again where there is a network, or copy the file into {folder}"
             raise WeightsError("generator.weights", rule, name, remedy) from None
+        _verify(folder / file, pipeline.sha256.get(file, ""))
     return f"{pipeline.repository} at {pipeline.commit} ({pipeline.licence}): {folder}"
 
 

@@ -3,17 +3,20 @@
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 
+from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import Exit, WeightsError
 from dfkd.models.generators.vqgan import VQGAN
-from dfkd.models.weights.artifacts import PUBLISHED_VQGANS
+from dfkd.models.weights.artifacts import PUBLISHED_PIPELINES, PUBLISHED_VQGANS
 from dfkd.pipeline.preflight import check_synthesis
 from tests.helpers import jobs, small_manifest
 from tests.helpers.http_server import Publisher, give_tag, keep_hub_model
@@ -128,6 +131,22 @@ def test_the_files_of_a_diffusion_model_can_be_copied(
     failed = jobs.run("fetch", path, env=offline)
     assert failed.returncode == Exit.USAGE
     assert "does not give unet/diffusion_pytorch_model.safetensors" in failed.stderr
+
+
+def test_a_file_of_a_diffusion_model_has_its_published_hash(
+    pipeline: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published, path = pipeline
+    shutil.copytree(published / TURBO, tmp_path / "cache" / TURBO)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    file = UNET.removeprefix(f"{TURBO}/")
+    known = {file: sha256_file(published / UNET)}
+    monkeypatch.setitem(
+        PUBLISHED_PIPELINES, TURBO, replace(PUBLISHED_PIPELINES[TURBO], sha256=known)
+    )
+    fetch(path)
+    (tmp_path / "cache" / UNET).write_bytes(b"damaged")
+    assert f"is not {known[file]} that was published" in fetch(path, code=Exit.FAILED)
 
 
 def test_what_was_fetched_is_verified_again(publisher: Publisher, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ Addresses, sizes and hashes are from public sources, which comments name.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -50,6 +50,8 @@ class Pipeline:
     commit: str
     """Of the repository, because its branches can move, and most files have no published hash."""
     licence: str
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    """Published hashes by file."""
 
 
 def at_address(address: str, licence: str) -> Artifact:
@@ -135,6 +137,17 @@ PUBLISHED_PIPELINES = {
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         "CreativeML Open RAIL-M, see its model card",
+        {
+            "unet/diffusion_pytorch_model.safetensors": (
+                "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1"
+            ),
+            "vae/diffusion_pytorch_model.safetensors": (
+                "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c"
+            ),
+            "text_encoder/model.safetensors": (
+                "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334"
+            ),
+        },
     ),
     "sd-turbo": Pipeline(
         "stabilityai/sd-turbo",
