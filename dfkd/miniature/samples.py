@@ -15,8 +15,8 @@ from dfkd.miniature.evaluation_set import OFFICIAL
 from dfkd.miniature.looks.fields import SIZE
 from dfkd.miniature.looks.look import vocabulary
 from dfkd.miniature.training.diffusion import DiffusionTrainer
-from dfkd.models.generators.condition import Condition
 from dfkd.models.generators.diffusion import Diffusion
+from dfkd.models.generators.generator import Condition
 from dfkd.models.teacher import Teacher
 from dfkd.utils.pixels import to_bytes
 
@@ -64,7 +64,7 @@ def scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
 def _exported(folder: Path) -> Diffusion:
     """The model in diffusers' layout, with the half-precision values that its users get."""
     config = GeneratorConfig(kind="diffusers", weights=str(folder), guidance=_GUIDANCE)
-    return Diffusion.read(config, _STEPS, torch.device("cpu"))
+    return Diffusion.load(config, torch.device("cpu"), steps=_STEPS)
 
 
 def _sample(model: Diffusion, teacher: Teacher, prompts: list[str]) -> Tensor:

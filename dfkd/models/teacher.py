@@ -112,17 +112,14 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.text: Any = getattr(model, "text", model)  # CLIP itself holds the text layers
-        separate = self.text is not model  # CustomTextCLIP
-        self._pool_type = self.text.pool_type if separate else self.text.text_pool_type
-        self._eos_id = self.text.eos_id if separate else self.text.text_eos_id
-        self.causal = self.text.attn_mask is not None and self._pool_type in ("argmax", "eos")
+        self.causal = self.text.attn_mask is not None
         visual: Any = model.visual
         self.visual = visual.to(memory_format=torch.channels_last)
         self.image_size = _square(name, self.visual.image_size)
         self.token_table: Tensor = self.text.token_embedding.weight
         self.device = self.token_table.device
         self.context_length = int(self.text.context_length)
-        self.embedding_dim = _embedding_dim(self.text)
+        self.embedding_dim = int(self.text.text_projection.shape[1])
         self.logit_scale = float(model.get_parameter("logit_scale").exp())
         used = _preprocessing(preprocess)
         self.mean, self.std = (
@@ -218,14 +215,10 @@ class Teacher:
 
     def pool(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Text embeddings [N, E], not normalised, from the last block's output [N, L, D]."""
-        pooled: Tensor = text_global_pool(
-            self.text.ln_final(hidden), tokens, self._pool_type, eos_token_id=self._eos_id
-        )
-        projection = self.text.text_projection
-        if isinstance(projection, nn.Linear):
-            projected: Tensor = projection(pooled)
-            return projected
-        return pooled if projection is None else pooled @ projection
+        # The state of the token with the highest id, which is the end.
+        pooled = text_global_pool(self.text.ln_final(hidden), tokens)
+        embeddings: Tensor = pooled @ self.text.text_projection
+        return embeddings
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -351,13 +344,3 @@ def _square(name: str, size: int | tuple[int, int]) -> int:
     if height != width:
         raise ManifestError("teacher.model", "must see square images", name, "choose another")
     return height
-
-
-def _embedding_dim(text: Any) -> int:
-    """The dimension of text embeddings; towers have no common attribute for it."""
-    projection = text.text_projection
-    if projection is None:
-        return int(text.ln_final.weight.shape[0])
-    if isinstance(projection, nn.Linear):
-        return projection.out_features
-    return int(projection.shape[1])

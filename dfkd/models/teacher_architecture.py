@@ -85,8 +85,8 @@ def read_architecture(model: str) -> Architecture:
             `miniature`.
 
     Raises:
-        ManifestError: the architecture is unknown or unreadable, has a tokenizer other than CLIP's,
-            or a text tower that cannot start from token embeddings.
+        ManifestError: the architecture is unknown or unreadable, or has a tokenizer or a text tower
+            unlike CLIP's.
     """
     given = local_path(model)
     path: Path | None = None

@@ -31,6 +31,9 @@ class _Preprocess(TypedDict, total=False):
     interpolation: Literal["bicubic", "bilinear"]
 
 
+_POOLING = {"pool_type": "argmax", "proj_type": "linear", "proj_bias": False}
+"""How a CLIP makes a text embedding, which is also open_clip's default."""
+
 _TOKENIZER_KEYS = {"bpe_path", "clean"}
 
 
@@ -66,7 +69,8 @@ def refuse_unsupported(model: str, config: dict[str, Any]) -> None:
             f"must name timm's own architectures; this one names a hub's or a folder's ({name!r})",
         )
     # Eq 7 feeds token embeddings to the text tower. Towers that also need token ids inside, or that
-    # are made of another library's modules, cannot do that.
+    # are made of another library's modules, cannot do that. And only CLIP's way from the last block
+    # to an embedding is known here: a matrix that projects the state of the end token.
     reason = None
     if "multimodal_cfg" in config or text.get("embed_cls"):
         reason = "a class embedding (CoCa, cls_emb)"
@@ -74,13 +78,11 @@ def refuse_unsupported(model: str, config: dict[str, Any]) -> None:
         reason = "a padding mask (use_pad_mask)"
     elif text.get("hf_model_name"):
         reason = "a Hugging Face encoder (hf_model_name)"
-    elif text.get("pool_type", "argmax") not in ("argmax", "eos", "first", "last"):
-        reason = f"pool_type {text['pool_type']!r}"
+    for key, usual in _POOLING.items():
+        if text.get(key, usual) != usual:
+            reason = f"{key} {text[key]!r}"
     if reason:
-        raise _unsupported(
-            model,
-            f"must have a text tower that can start from token embeddings; this one has {reason}",
-        )
+        raise _unsupported(model, f"must have a text tower like CLIP's; this one has {reason}")
     # These are passed to a constructor of open_clip, so only known ones are.
     unknown = (text.get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_KEYS
     if unknown:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
-from dfkd.models.generators.condition import Condition, TextInput
+from dfkd.models.generators.generator import Condition, TextInput
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.pseudo_words import PseudoWords, embed_with
 from dfkd.prompts.styles import dictionary, mixture, styled_prompt

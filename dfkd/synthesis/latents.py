@@ -22,8 +22,7 @@ from torch.nn import functional as F
 from dfkd.config.hashing import derive_seed
 from dfkd.config.synthesis import Synthesis
 from dfkd.models.batch_norm import Taps, batch_norm_loss
-from dfkd.models.generators.condition import Condition
-from dfkd.models.generators.generator import Generator
+from dfkd.models.generators.generator import Condition, Generator
 from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
 from dfkd.synthesis.request import OnStep, Synthesised, synthesised
 from dfkd.synthesis.views import ViewParameters, Views, apply_views

@@ -26,10 +26,6 @@ KL: dict[str, Any] = {
     "block_out_channels": (8, 16), "norm_num_groups": 4, "latent_channels": 4,
     "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
 }  # fmt: skip
-TINY: dict[str, Any] = {
-    "encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8),
-    "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1), "latent_channels": 4,
-}  # fmt: skip
 NOISE = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
 }  # fmt: skip
@@ -52,7 +48,6 @@ def write_pipeline(
     folder: Path,
     teacher: Teacher,
     scheduler: str = "LCMScheduler",
-    vae: str = "AutoencoderKL",
     layers: int | None = None,
     pad: Any = "<|endoftext|>",
     **unet: Any,
@@ -65,7 +60,7 @@ def write_pipeline(
     diffusers: Any = importlib.import_module("diffusers")
     with seeded(0):
         model = diffusers.UNet2DConditionModel(**UNET | {"cross_attention_dim": width} | unet)
-        decoder = getattr(diffusers, vae)(**(KL if vae == "AutoencoderKL" else TINY))
+        decoder = diffusers.AutoencoderKL(**KL)
     # As they are initialised, neither the prompt nor the noise would be seen in an image.
     for name, value in model.named_parameters():
         if "attn2" in name:

@@ -20,7 +20,7 @@ from dfkd.miniature import card, evaluation_set, recipe
 from dfkd.miniature.drawings import clipart, icons
 from dfkd.miniature.looks.domains import DOMAINS, SPARSE
 from dfkd.models.generators import kinds
-from dfkd.models.generators.condition import Condition
+from dfkd.models.generators.generator import Condition
 from dfkd.models.teacher import Teacher
 from dfkd.utils.yaml import load
 

@@ -14,7 +14,7 @@ from dfkd.errors import Exit, ManifestError
 from dfkd.miniature.evaluation_set import OFFICIAL
 from dfkd.miniature.recipe import Recipe
 from dfkd.models.generators import kinds
-from dfkd.models.generators.condition import Condition
+from dfkd.models.generators.generator import Condition
 from dfkd.models.teacher import Teacher
 from dfkd.utils.device import CPU
 from dfkd.utils.hardware import thread_limit

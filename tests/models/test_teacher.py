@@ -40,15 +40,9 @@ TOWERS = {
     "clip-vit": model_config(VIT),
     "clip-resnet": model_config(RESNET),
     "clip-quickgelu": model_config(VIT, quick=True),
-    "clip-eos": model_config(VIT, pool_type="eos", eos_id=49407),
-    "clip-last": model_config(VIT, pool_type="last"),
     "custom-vit": model_config(VIT, custom=True),
     "custom-resnet": model_config(RESNET, custom=True),
-    "custom-eos": model_config(VIT, custom=True, pool_type="eos", eos_id=49407),
-    "custom-siglip": model_config(
-        VIT, custom=True, pool_type="last", no_causal_mask=True, proj_bias=True
-    ),
-    "custom-unprojected": model_config(VIT, custom=True, proj_type="none", width=16),
+    "custom-not-causal": model_config(VIT, custom=True, no_causal_mask=True),
 }
 
 

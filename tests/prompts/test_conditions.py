@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
-from dfkd.models.generators.condition import TextInput
+from dfkd.models.generators.generator import TextInput
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.conditions import ConditionEncoder, StoredPrompt
 from dfkd.prompts.maker import PromptMaker

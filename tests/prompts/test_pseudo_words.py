@@ -100,7 +100,7 @@ def test_a_disturbed_sentence_always_fits(
     assert bool((places < ends).all())
 
 
-@pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}, {"pool_type": "last"}])
+@pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}])
 def test_tokens_after_the_end_are_left_out_unless_they_are_read(
     text: dict[str, Any], tmp_path: Path
 ) -> None:

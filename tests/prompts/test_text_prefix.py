@@ -17,12 +17,10 @@ TEMPLATES = ["{class} in the style of {style}", "{style} {class} here", "a {clas
 SPLIT: dict[str, dict[str, Any]] = {
     "clip": model_config(VIT),
     "quickgelu": model_config(VIT, quick=True),
-    "eos": model_config(VIT, pool_type="eos", eos_id=49407),
     "custom": model_config(VIT, custom=True),
     "scaled": model_config(VIT, ls_init_value=0.5),
 }
 WHOLE: dict[str, dict[str, Any]] = {
-    "last": model_config(VIT, pool_type="last"),
     "not causal": model_config(VIT, custom=True, no_causal_mask=True),
     "other blocks": model_config(VIT, custom=True, qk_norm=True),
 }

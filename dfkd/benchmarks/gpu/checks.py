@@ -11,8 +11,8 @@ import torch
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.config.paths import MINIATURE
 from dfkd.config.synthesis import GeneratorConfig, Synthesis, TeacherConfig
-from dfkd.models.generators.condition import Condition
 from dfkd.models.generators.diffusion import Diffusion
+from dfkd.models.generators.generator import Condition
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.request import Synthesised
@@ -97,7 +97,7 @@ def _sampled(device: torch.device, precision: Precision) -> Synthesised:
     """A batch of some classes from the bundled diffusion model, guided as in the demo."""
     teacher = Teacher.load(TeacherConfig(model=MINIATURE, weights=MINIATURE), device)
     config = GeneratorConfig(kind="diffusers", weights=MINIATURE, guidance=GUIDANCE)
-    generator = Diffusion.read(config, SAMPLING_STEPS, device, precision)
+    generator = Diffusion.load(config, device, precision, steps=SAMPLING_STEPS)
     layers = generator.encoder.input.layers
     states = teacher.hidden_states(teacher.embed_tokens(teacher.tokenize(["", *TEXTS])), layers)
     synthesiser = Synthesiser(teacher, generator, Synthesis(image_size=SIZE), steps=0)

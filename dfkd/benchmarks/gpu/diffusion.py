@@ -14,8 +14,8 @@ from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.benchmarks.gpu.sizes import Sampler
 from dfkd.benchmarks.measure import Call, Figure, operations, profile
 from dfkd.config.synthesis import Synthesis
-from dfkd.models.generators.condition import Condition, TextInput
 from dfkd.models.generators.diffusion import Diffusion
+from dfkd.models.generators.generator import Condition, TextInput
 from dfkd.models.generators.text_tower import Shape, TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import build, build_tokenizer, read_architecture
@@ -83,7 +83,7 @@ def time_labels(kit: Kit, name: str, batch: int) -> Result:
 
 
 def build_generator(kit: Kit, sampler: Sampler, precision: Precision) -> Diffusion:
-    """The generator with random weights, as `Diffusion.read` gives it with trained ones."""
+    """The generator with random weights, as `Diffusion.load` gives it with trained ones."""
     import diffusers  # here, because without it only these rows fail
 
     library: Any = diffusers

@@ -23,7 +23,7 @@ FIELD = "generator.weights"
 REMEDY = "give an intact folder in diffusers' layout"
 
 UNETS = ("UNet2DConditionModel",)
-VAES = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
+VAES = ("AutoencoderKL", "VQModel")
 SCHEDULERS = (
     "DDIMScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -39,9 +39,10 @@ OTHER_CONDITIONS = (
     "class_embed_type",
     "encoder_hid_dim_type",
     "num_class_embeds",
+    "time_cond_proj_dim",
 )
-"""Keys of a UNet that needs more than the hidden states of one text tower, as Stable Diffusion XL
-does."""
+"""Keys of a UNet that needs more than the hidden states of one text tower, as those of Stable
+Diffusion XL and of consistency models do."""
 
 ENCODING = ("encoder.", "quant_conv.")
 """Tensors of a VAE that only encode."""

@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfkd.config.manifest import Manifest
 from dfkd.config.paths import CACHE
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import WeightsError
-from dfkd.models.generators.condition import Condition, TextInput
 from dfkd.models.generators.diffusers_folder import (
     FIELD,
     REMEDY,
@@ -33,7 +31,7 @@ from dfkd.models.generators.diffusers_folder import (
     require_fitting,
     weights_file,
 )
-from dfkd.models.generators.generator import to_pixels
+from dfkd.models.generators.generator import Condition, TextInput, to_pixels
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.utils.device import multiplies_bfloat16
@@ -72,10 +70,6 @@ class Diffusion:
             _round_weights(unet, vae)
         # Some schedulers add noise at each step.
         self._noisy = "generator" in inspect.signature(self.scheduler.step).parameters
-        # A consistency model takes the guidance scale as input, so it needs no second pass.
-        size: int | None = self.unet.config.time_cond_proj_dim
-        self._scale = scale_embedding(guidance - 1, size).to(self.device) if size else None
-        self._guided = guidance > 1 and self._scale is None
 
     @classmethod
     def files(cls, config: GeneratorConfig, cache: str = CACHE) -> dict[str, Path]:
@@ -99,26 +93,16 @@ class Diffusion:
         return {f"{FIELD}/{part}": path for part, path in files.items()}
 
     @classmethod
-    def of(cls, manifest: Manifest, device: torch.device, precision: Precision) -> "Diffusion":
-        """See `Generator.of` and `read`."""
-        steps, cache = manifest.synthesis.steps, manifest.cache
-        return cls.read(manifest.generator, steps, device, precision, cache)
-
-    @classmethod
-    def read(
+    def load(
         cls,
         config: GeneratorConfig,
-        steps: int,
         device: torch.device,
         precision: Precision = "float32",
         cache: str = CACHE,
+        *,
+        steps: int,
     ) -> "Diffusion":
-        """The model that `config` names.
-
-        Raises:
-            ManifestError: the scheduler cannot do so many steps.
-            WeightsError: a file is missing, corrupt or hostile, or the parts do not fit.
-        """
+        """See `Generator.load`."""
         files = cls.files(config, cache)
         folder = find_folder(config.weights, cache)
         encoder = TextEncoder.read(folder)
@@ -161,15 +145,15 @@ class Diffusion:
     def _predict(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """The UNet's output float32 [B, C, h, w], guided away from the empty text."""
         states = condition.prompts
-        if self._guided:
+        guided = self.guidance > 1
+        if guided:
             states = torch.cat([condition.empty.expand_as(states), states])
             latents = torch.cat([latents, latents])
-        scale = None if self._scale is None else self._scale.expand(len(latents), -1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
             output: Tensor = self.unet(
-                latents, time, encoder_hidden_states=states, timestep_cond=scale, return_dict=False
+                latents, time, encoder_hidden_states=states, return_dict=False
             )[0]
-        if not self._guided:
+        if not guided:
             return output.float()
         empty, prompted = output.float().chunk(2)
         return empty + self.guidance * (prompted - empty)
@@ -199,15 +183,3 @@ def _round_weights(*networks: nn.Module) -> None:
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 layer.to(torch.bfloat16)
-
-
-def scale_embedding(scale: float, size: int) -> Tensor:
-    """The guidance scale w as input of a consistency model, float32 [1, size].
-
-    It is a sinusoidal embedding of 1000 w, written as in diffusers' `get_guidance_scale_embedding`
-    so that it rounds alike.
-    """
-    half = size // 2
-    rate = torch.log(torch.tensor(10000.0)) / (half - 1)
-    angles = torch.tensor([[scale]]) * 1000.0 * torch.exp(torch.arange(half) * -rate)
-    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, size % 2))

@@ -8,17 +8,37 @@ A generator gives each image a latent and decodes it. What makes the latent depe
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from dfkd.config.manifest import Manifest
+from dfkd.config.paths import CACHE
 from dfkd.config.synthesis import GeneratorConfig
-from dfkd.models.generators.condition import Condition, TextInput
 from dfkd.models.teacher import Teacher
 from dfkd.utils.types import Precision
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """The hidden states of a text tower that a generator was trained on."""
+
+    layers: int
+    """Blocks of the tower, from the first on; the final layer norm follows."""
+    pads_with_end: bool
+    """Whether texts are padded with the end token; if not, with token 0, as open_clip does."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The texts that condition a generator, as hidden states of the teacher's text tower."""
+
+    prompts: Tensor
+    """Of the prompt of each image, float32 [B, L, D]."""
+    empty: Tensor
+    """Of the empty text, float32 [1, L, D]; guidance leads away from it."""
 
 
 class Generator(Protocol):
@@ -39,11 +59,26 @@ class Generator(Protocol):
         """
 
     @classmethod
-    def of(cls, manifest: Manifest, device: torch.device, precision: Precision) -> Self:
-        """Load the generator that a manifest names.
+    def load(
+        cls,
+        config: GeneratorConfig,
+        device: torch.device,
+        precision: Precision = "float32",
+        cache: str = CACHE,
+        *,
+        steps: int,
+    ) -> Self:
+        """The generator that a manifest names.
+
+        Args:
+            config: the section of the manifest.
+            device: where its weights are put.
+            precision: `bfloat16` autocasts its networks on devices with such instructions.
+            cache: the folder with published files.
+            steps: `synthesis.steps`, of a generator that samples its latents.
 
         Raises:
-            ManifestError: a setting does not fit the generator.
+            ManifestError: the generator cannot do so many steps.
             WeightsError: a file is missing, corrupt or hostile, or of another architecture.
         """
 

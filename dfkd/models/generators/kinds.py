@@ -34,10 +34,6 @@ def file_hashes(config: GeneratorConfig, cache: str = CACHE) -> dict[str, str]:
 
 
 def load(manifest: Manifest, device: torch.device, precision: Precision = "float32") -> Generator:
-    """The generator that a manifest names, see `Generator.of`.
-
-    Args:
-        device: where its weights are put.
-        precision: `bfloat16` autocasts its networks on devices with such instructions.
-    """
-    return KINDS[manifest.generator.kind].of(manifest, device, precision)
+    """The generator that a manifest names, see `Generator.load`."""
+    config, steps = manifest.generator, manifest.synthesis.steps
+    return KINDS[config.kind].load(config, device, precision, manifest.cache, steps=steps)

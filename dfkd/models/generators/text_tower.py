@@ -16,8 +16,8 @@ from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.models.generators.condition import TextInput
 from dfkd.models.generators.diffusers_folder import FIELD, REMEDY, weights_file
+from dfkd.models.generators.generator import TextInput
 from dfkd.models.teacher import Teacher
 from dfkd.models.weights.reading import read_json, read_state_dict
 from dfkd.utils.strict_json import first_problem

@@ -11,12 +11,10 @@ import torch
 from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor, nn
 
-from dfkd.config.manifest import Manifest
 from dfkd.config.paths import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS, MINIATURE, local_path
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.models.generators.condition import Condition, TextInput
-from dfkd.models.generators.generator import to_pixels
+from dfkd.models.generators.generator import Condition, TextInput, to_pixels
 from dfkd.models.generators.vqgan_config import Model, read_model
 from dfkd.models.generators.vqgan_decoder import decode
 from dfkd.models.teacher import Teacher
@@ -89,19 +87,13 @@ class VQGAN:
         device: torch.device,
         precision: Precision = "float32",
         cache: str = CACHE,
+        *,
+        steps: int = 0,
     ) -> "VQGAN":
-        """The generator that a manifest names.
+        """See `Generator.load`; the nearest codes are always searched in float32.
 
         Args:
-            config: the section of the manifest.
-            device: where its weights are put.
-            precision: `bfloat16` autocasts the decoder on devices with such instructions; the
-                nearest codes are always searched in float32.
-            cache: the folder with the files of published VQGANs.
-
-        Raises:
-            WeightsError: a file is missing, corrupt or hostile, or they are of different
-                architectures.
+            steps: not used, because the latents are optimised elsewhere.
         """
         files = cls.files(config, cache)
         network, state = _read(files)
@@ -114,11 +106,6 @@ class VQGAN:
         """Configuration and checkpoint; see `Generator.files`."""
         values = {"generator.config": config.config, "generator.weights": config.weights}
         return {field: find_file(field, value, cache) for field, value in values.items()}
-
-    @classmethod
-    def of(cls, manifest: Manifest, device: torch.device, precision: Precision) -> "VQGAN":
-        """See `Generator.of`."""
-        return cls.load(manifest.generator, device, precision, manifest.cache)
 
     def require(self, teacher: Teacher, image_size: int) -> None:
         """Refuse a size that is not a multiple of `downsampling`; any teacher has a gradient."""

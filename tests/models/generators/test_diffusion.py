@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.errors import Exit, ManifestError
 from dfkd.models.generators import diffusion, kinds
-from dfkd.models.generators.condition import Condition
 from dfkd.models.generators.diffusers_folder import SCHEDULERS
-from dfkd.models.generators.diffusion import Diffusion, scale_embedding
+from dfkd.models.generators.diffusion import Diffusion
+from dfkd.models.generators.generator import Condition
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.pipeline.preflight import check_synthesis
@@ -107,20 +106,6 @@ def test_guidance_goes_past_the_prompt_away_from_the_empty_text(home: Path, pipe
     torch.testing.assert_close(predicted(4.0, prompts), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_consistency_model_takes_the_guidance_scale_as_input(
-    home: Path, clip: Teacher, tmp_path: Path
-) -> None:
-    """As sines and cosines of 1000 w at rates from 1 to 1 / 10000, where w counts from 1."""
-    angles = [math.sin(3.0), math.sin(3e-4), math.cos(3.0), math.cos(3e-4), 0.0]
-    torch.testing.assert_close(scale_embedding(0.003, 5), torch.tensor([angles]))
-    folder = write_pipeline(tmp_path, clip, time_cond_proj_dim=16)
-    low, high = (load(read_manifest(home, folder, guidance=scale)) for scale in (1.0, 8.0))
-    assert high._scale is not None
-    assert torch.equal(high._scale, scale_embedding(7.0, 16))
-    latents = [each.init_latents(SEEDS, SIZE, condition()) for each in (low, high)]
-    assert not torch.allclose(*latents)
-
-
 def test_the_decoder_gets_a_latent_over_its_scaling_factor(home: Path, pipeline: Path) -> None:
     """0.18215, as Stable Diffusion's; its output in [-1, 1] is moved to [0, 1]."""
     generator = load(read_manifest(home, pipeline))
@@ -170,13 +155,6 @@ def test_weights_are_rounded_once_to_what_autocast_rounds_them_to_at_each_call(
         assert {value.dtype for value in state.values() if value.ndim > 1} == {torch.bfloat16}
         assert {value.dtype for key, value in state.items() if "norm" in key} == {torch.float32}
         assert {value.dtype for value in other.state_dict().values()} == {torch.float32}
-
-
-def test_a_tiny_autoencoder_decodes_too(home: Path, clip: Teacher, tmp_path: Path) -> None:
-    folder = write_pipeline(tmp_path, clip, vae="AutoencoderTiny")
-    generator = load(read_manifest(home, folder))
-    pixels = generator.decode(generator.init_latents(SEEDS, SIZE, condition()))
-    assert pixels.shape == (3, 3, SIZE, SIZE)
 
 
 def test_every_file_that_changes_a_pixel_is_hashed(home: Path, pipeline: Path) -> None:
@@ -370,6 +348,7 @@ def test_a_configuration_that_cannot_be_used_is_refused(
     [
         ({"num_class_embeds": 3}, "this one has num_class_embeds"),
         ({"class_embed_type": "identity"}, "this one has class_embed_type"),
+        ({"time_cond_proj_dim": 16}, "this one has time_cond_proj_dim"),
         ({"in_channels": 9}, "as many channels as the VAE has"),
         ({"sample_size": (8, 16)}, "a UNet for square images of one size"),
         ({"cross_attention_dim": 64}, "a UNet for hidden states of width 32"),
