@@ -2,11 +2,11 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,17 +16,13 @@ from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import has_dependent_images
-from dfkd.config.plan import (
-    Task,
-    Unit,
-    image_seed,
-)
+from dfkd.config.plan import Task, Unit, image_seed
 from dfkd.dataset.shards import MadeShard, Sample, sample_key, write_shard
 from dfkd.errors import DfkdError
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
-from dfkd.synthesis.request import Synthesised, initial_batch_size
+from dfkd.synthesis.request import ImageSource, initial_batch_size
 from dfkd.utils.device import is_out_of_memory
 from dfkd.utils.pixels import from_bytes
 
@@ -35,32 +31,6 @@ MAX_ATTEMPTS = 2
 
 JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 """Encoder options, close to lossless; labels are computed from the stored pixels in any case."""
-
-
-class ImageSource(Protocol):
-    """Makes the pixels of images.
-
-    Attributes:
-        section: section of the manifest whose `batch_size` bounds the memory of a batch.
-        whole_part: whether `make` must get all images of a part in one call (inversion methods).
-    """
-
-    section: str
-    whole_part: bool
-
-    def make(self, prompts: Sequence[StoredPrompt], seeds: Sequence[int]) -> Synthesised:
-        """The images of a batch; each seed belongs to one image."""
-        ...
-
-    def limit(self, size: int) -> None:
-        """Expect at most `size` images in a batch from here on."""
-
-    def state(self) -> dict[str, Tensor]:
-        """The state that the next part of a chained method needs; empty for other methods."""
-        ...
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from the `state()` after an earlier part."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,13 @@ from dfkd.synthesis.inversion.dfad import DfadInverter
 from dfkd.synthesis.inversion.inverter import Classifier, Inverter
 from dfkd.synthesis.inversion.pre import PreInverter
 from dfkd.synthesis.latents import Synthesiser
-from dfkd.synthesis.request import PartRequest, RunContext, Synthesised, initial_batch_size
-from dfkd.synthesis.shard_maker import ImageSource
+from dfkd.synthesis.request import (
+    ImageSource,
+    PartRequest,
+    RunContext,
+    Synthesised,
+    initial_batch_size,
+)
 
 METHODS: dict[str, type[Inverter]] = {
     method.name: method for method in (DeepInverter, DfadInverter, CmiInverter, PreInverter)
@@ -29,7 +34,7 @@ METHODS: dict[str, type[Inverter]] = {
 """The conventional methods by their names in the manifest."""
 
 
-class LatentSource:
+class LatentSource(ImageSource):
     """Decodes latents of a generator, which are optimised for each prompt, or sampled."""
 
     section = "synthesis"
@@ -60,15 +65,8 @@ class LatentSource:
         """See `ImageSource.limit`."""
         self.synthesiser.full_batch = size
 
-    def state(self) -> dict[str, Tensor]:
-        """Nothing: no image depends on another one."""
-        return {}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """There is nothing to restore."""
-
-
-class InversionSource:
+class InversionSource(ImageSource):
     """Makes the images of a whole part together, by a conventional method."""
 
     whole_part = True
@@ -91,9 +89,6 @@ class InversionSource:
         # Only the last part is smaller, so all earlier ones have this many images.
         before = part * size * len(self.manifest.classes)
         return self.inverter.make(PartRequest(labels, seeds, part, before))
-
-    def limit(self, size: int) -> None:
-        """Do nothing: the method cuts a part into batches itself."""
 
     def state(self) -> dict[str, Tensor]:
         """See `ImageSource.state`."""

@@ -100,9 +100,9 @@ class CmiInverter(Inverter):
         """Networks, optimisers and bank."""
         return super().state() | {"bank": self.bank.features.cpu().clone()}
 
-    def _restore(self, state: Mapping[str, Tensor]) -> None:
-        """Networks, optimisers and bank; see `Inverter._restore`."""
-        super()._restore(state)
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Networks, optimisers and bank; see `Inverter.restore`."""
+        super().restore(state)
         self.bank.features = state["bank"].to(self.device)
 
     def images(self, request: PartRequest) -> Synthesised:

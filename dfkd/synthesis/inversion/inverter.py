@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from dfkd.config.distillation import Distillation
 from dfkd.config.inversion import Inversion
-from dfkd.errors import CorruptionError, DfkdError, one_line
+from dfkd.errors import DfkdError
 from dfkd.models.batch_norm import Taps, layers
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
@@ -155,17 +155,7 @@ class Inverter(ABC):
         return {key: value.detach().cpu().clone() for key, value in tensors.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a `state()`; `CorruptionError` if it belongs to other networks."""
-        try:
-            self._restore(state)
-        except (LookupError, ValueError, RuntimeError) as error:
-            raise CorruptionError(
-                f"a state is not of this {self.name} ({one_line(error)}); delete the folder state/ "
-                "of the version and run again"
-            ) from None
-
-    def _restore(self, state: Mapping[str, Tensor]) -> None:
-        """Load a `state()`; raises whatever a state of other networks causes."""
+        """Continue from a `state()`."""
         for name, network in self.networks.items():
             network.load_state_dict(below(state, f"{NETWORK_PREFIX}{name}."))
         for name, optimizer in self.optimizers.items():
