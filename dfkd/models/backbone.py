@@ -95,16 +95,6 @@ def _resnet(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]
     return model, IMAGENET_MEAN, IMAGENET_STD
 
 
-def _not_loaded(config: Distillation, error: Exception) -> WeightsError:
-    """The error about a library that has not given its weights."""
-    return WeightsError(
-        FIELD,
-        f"the library could not load them ({one_line(error)})",
-        config.weights,
-        "download them elsewhere and give the path of a safetensors file, or do without",
-    )
-
-
 def _timm(
     config: Distillation, image_size: int
 ) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
@@ -129,7 +119,12 @@ def _timm(
     # Of an impossible size some models say so by a ValueError or an AssertionError.
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         if library:
-            raise _not_loaded(config, error) from None
+            raise WeightsError(
+                FIELD,
+                f"the library could not load them ({one_line(error)})",
+                config.weights,
+                "download them elsewhere and give the path of a safetensors file, or do without",
+            ) from None
         raise ManifestError(
             "distillation.student",
             f"cannot be built for {image_size} px ({one_line(error)})",

@@ -71,7 +71,7 @@ class PseudoWords:
     ) -> "Sentences":
         """Tokenise sentences once, for repeated encoding; the arguments are those of `encode`."""
         tokens, positions = self.tokens(names, templates or [self.template] * len(names))
-        return Sentences(self.teacher, tokens, positions, self._end)
+        return Sentences(self.teacher, tokens, positions)
 
     def tokens(self, names: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids [N, context] and the position [N] of the pseudo-word; both are on the CPU.
@@ -132,16 +132,16 @@ class PseudoWords:
 class Sentences:
     """N tokenised sentences, which are encoded with other pseudo-words each time."""
 
-    def __init__(self, teacher: Teacher, tokens: Tensor, positions: Tensor, end: int) -> None:
+    def __init__(self, teacher: Teacher, tokens: Tensor, positions: Tensor) -> None:
         """Prepare sentences of token ids [N, context], which are on the CPU.
 
         Args:
             positions: position [N] of the pseudo-word in each sentence, on the CPU.
-            end: id of the end token.
         """
         # On the CPU, because contrastive prompts come here at each update, and to read a number
         # from a GPU is to wait for it.
-        device, ends = teacher.token_table.device, (tokens == end).int().argmax(dim=1)
+        device, end = teacher.token_table.device, teacher.tokenizer.eot_token_id
+        ends = (tokens == end).int().argmax(dim=1)
         if teacher.causal:
             # The tokens behind the longest sentence cannot change the embedding.
             tokens = tokens[:, : int(ends.max()) + 1]
