@@ -49,8 +49,10 @@ class Kubernetes:
         request = urllib.request.Request(  # noqa: S310 - the operator gives the address
             f"{self.url}/apis/ray.io/v1/namespaces/{namespace}/rayjobs/{name}".rstrip("/"),
             None if body is None else json.dumps(body).encode(),
-            {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+            {"Content-Type": "application/json"},
         )
+        # Python would send an ordinary header to wherever an answer redirects the request.
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
         context = ssl.create_default_context(cafile=self.account / "ca.crt")
         with urllib.request.urlopen(request, timeout=30, context=context) as answer:  # noqa: S310
             found: dict[str, Any] = json.load(answer)

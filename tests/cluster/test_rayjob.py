@@ -23,8 +23,8 @@ class Api(Loopback):
     """Keeps what was created; its RayJob goes through `states`, the last of which stays.
 
     It is deleted when a state is None. The next answers fail as `faults` says: `busy` is 503,
-    `silent` closes the connection without an answer, `cut` within one. The next requests of any
-    kind get the codes in `refusals`, but for 0, which is none.
+    `silent` closes the connection without an answer, `cut` within one, `away URL` redirects. The
+    next requests of any kind get the codes in `refusals`, but for 0, which is none.
     """
 
     def __init__(self, states: list[dict[str, str] | None]) -> None:
@@ -33,7 +33,7 @@ class Api(Loopback):
         self.faults: list[str] = []
         self.refusals: list[int] = []
         self.created: dict[str, dict[str, Any]] = {}
-        self.tokens: set[str] = set()
+        self.tokens: set[str | None] = set()
 
 
 class ApiHandler(Handler, BaseHTTPRequestHandler):
@@ -83,6 +83,11 @@ class ApiHandler(Handler, BaseHTTPRequestHandler):
     def fail(self, fault: str) -> None:
         if fault == "busy":
             self.reply(503, {})
+        elif fault.startswith("away "):
+            self.server.tokens.add(self.headers["Authorization"])
+            self.send_response(302)
+            self.send_header("Location", fault.removeprefix("away "))
+            self.end_headers()
         elif fault == "cut":
             self.send_response(200)
             self.send_header("Content-Length", "100")
@@ -130,6 +135,15 @@ def test_the_pod_creates_a_rayjob_of_its_own_job_and_waits_for_its_end(
     assert printed.out.splitlines() == [f"{name}: Running", f"{name}: Complete"]
     assert [line.partition(":")[0] for line in printed.err.splitlines()] == ["waiting"] * 3
     assert "a-token" not in printed.out + printed.err
+
+
+def test_the_token_does_not_follow_a_redirect(api: Api, account: Path) -> None:
+    api.states = [SUCCEEDED]
+    with Api([]) as elsewhere:
+        api.faults = [f"away {elsewhere.address}/"]
+        assert run(api, account) == 1  # it answers 404
+        assert elsewhere.tokens == {None}
+    assert api.tokens == {"Bearer a-token"}
 
 
 def test_a_pod_that_replaces_another_finds_its_rayjob(api: Api, account: Path) -> None:
