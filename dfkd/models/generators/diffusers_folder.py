@@ -39,10 +39,9 @@ OTHER_CONDITIONS = (
     "class_embed_type",
     "encoder_hid_dim_type",
     "num_class_embeds",
-    "time_cond_proj_dim",
 )
-"""Keys of a UNet that needs more than the hidden states of one text tower, as those of Stable
-Diffusion XL and of consistency models do."""
+"""Keys of a UNet that needs more than the hidden states of one text tower, as Stable Diffusion XL
+does."""
 
 ENCODING = ("encoder.", "quant_conv.")
 """Tensors of a VAE that only encode."""

@@ -70,6 +70,10 @@ class Diffusion:
             _round_weights(unet, vae)
         # Some schedulers add noise at each step.
         self._noisy = "generator" in inspect.signature(self.scheduler.step).parameters
+        # A consistency model takes the guidance scale as input, so it needs no second pass.
+        size: int | None = self.unet.config.time_cond_proj_dim
+        self._scale = scale_embedding(guidance - 1, size).to(self.device) if size else None
+        self._guided = guidance > 1 and self._scale is None
 
     @classmethod
     def files(cls, config: GeneratorConfig, cache: str = CACHE) -> dict[str, Path]:
@@ -145,15 +149,15 @@ class Diffusion:
     def _predict(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """The UNet's output float32 [B, C, h, w], guided away from the empty text."""
         states = condition.prompts
-        guided = self.guidance > 1
-        if guided:
+        if self._guided:
             states = torch.cat([condition.empty.expand_as(states), states])
             latents = torch.cat([latents, latents])
+        scale = None if self._scale is None else self._scale.expand(len(latents), -1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
             output: Tensor = self.unet(
-                latents, time, encoder_hidden_states=states, return_dict=False
+                latents, time, encoder_hidden_states=states, timestep_cond=scale, return_dict=False
             )[0]
-        if not guided:
+        if not self._guided:
             return output.float()
         empty, prompted = output.float().chunk(2)
         return empty + self.guidance * (prompted - empty)
@@ -183,3 +187,15 @@ def _round_weights(*networks: nn.Module) -> None:
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 layer.to(torch.bfloat16)
+
+
+def scale_embedding(scale: float, size: int) -> Tensor:
+    """The guidance scale w as input of a consistency model, float32 [1, size].
+
+    It is a sinusoidal embedding of 1000 w, written as in diffusers' `get_guidance_scale_embedding`
+    so that it rounds alike.
+    """
+    half = size // 2
+    rate = torch.log(torch.tensor(10000.0)) / (half - 1)
+    angles = torch.tensor([[scale]]) * 1000.0 * torch.exp(torch.arange(half) * -rate)
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, size % 2))

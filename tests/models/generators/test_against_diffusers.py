@@ -36,9 +36,11 @@ SEEDS = [5, 6, 2**62]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_images_are_those_of_the_pipeline(scheduler: str, guidance: float, tmp_path: Path) -> None:
-    folder = write_pipeline(tmp_path / "pipeline", tiny_teacher(tmp_path), scheduler)
+@pytest.mark.parametrize("kind", [*SCHEDULERS, "consistency"])
+def test_images_are_those_of_the_pipeline(kind: str, guidance: float, tmp_path: Path) -> None:
+    scheduler = kind if kind in SCHEDULERS else "LCMScheduler"
+    unet = {"time_cond_proj_dim": 16} if kind == "consistency" else {}
+    folder = write_pipeline(tmp_path / "pipeline", tiny_teacher(tmp_path), scheduler, **unet)
     manifest = read_manifest(tmp_path, folder, "synthesis.steps=4", guidance=guidance)
     ours = kinds.load(manifest, torch.device("cpu"))
     assert isinstance(ours, Diffusion)

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.errors import Exit, ManifestError
 from dfkd.models.generators import diffusion, kinds
 from dfkd.models.generators.diffusers_folder import SCHEDULERS
-from dfkd.models.generators.diffusion import Diffusion
+from dfkd.models.generators.diffusion import Diffusion, scale_embedding
 from dfkd.models.generators.generator import Condition
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
@@ -104,6 +105,20 @@ def test_guidance_goes_past_the_prompt_away_from_the_empty_text(home: Path, pipe
     empty, prompted = predicted(1.0, noise(1).expand_as(prompts)), predicted(1.0, prompts)
     expected = 4 * prompted - 3 * empty
     torch.testing.assert_close(predicted(4.0, prompts), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_consistency_model_takes_the_guidance_scale_as_input(
+    home: Path, clip: Teacher, tmp_path: Path
+) -> None:
+    """As sines and cosines of 1000 w at rates from 1 to 1 / 10000, where w counts from 1."""
+    angles = [math.sin(3.0), math.sin(3e-4), math.cos(3.0), math.cos(3e-4), 0.0]
+    torch.testing.assert_close(scale_embedding(0.003, 5), torch.tensor([angles]))
+    folder = write_pipeline(tmp_path, clip, time_cond_proj_dim=16)
+    low, high = (load(read_manifest(home, folder, guidance=scale)) for scale in (1.0, 8.0))
+    assert high._scale is not None
+    assert torch.equal(high._scale, scale_embedding(7.0, 16))
+    latents = [each.init_latents(SEEDS, SIZE, condition()) for each in (low, high)]
+    assert not torch.allclose(*latents)
 
 
 def test_the_decoder_gets_a_latent_over_its_scaling_factor(home: Path, pipeline: Path) -> None:
@@ -348,7 +363,6 @@ def test_a_configuration_that_cannot_be_used_is_refused(
     [
         ({"num_class_embeds": 3}, "this one has num_class_embeds"),
         ({"class_embed_type": "identity"}, "this one has class_embed_type"),
-        ({"time_cond_proj_dim": 16}, "this one has time_cond_proj_dim"),
         ({"in_channels": 9}, "as many channels as the VAE has"),
         ({"sample_size": (8, 16)}, "a UNet for square images of one size"),
         ({"cross_attention_dim": 64}, "a UNet for hidden states of width 32"),
