@@ -82,7 +82,7 @@ class Cluster:
     ten times at most."""
     task_timeout: NonNegative = 3600.0
     """Seconds after which a worker that has not finished its task counts as hung, or a student that
-    has not made its next step; 0: never.
+    has not made its first step (a later one may take at most 20 minutes); 0: never.
 
     The prompts of one shard of every class are one task, so raise it for a thousand classes."""
 

@@ -14,6 +14,9 @@ from dfkd.utils.progress import Closing
 
 TICK_SECONDS = 1.0
 """Seconds between two looks at the training."""
+LATER_SECONDS = 1200.0
+"""Seconds for a step after the first: it loads nothing, and no request to a store is tried for so
+long."""
 MESSAGE_SECONDS = 10.0
 """Seconds for the message, which waits for ever if stderr is what hangs."""
 
@@ -26,16 +29,21 @@ class HangWatch(Closing):
     each thread is printed, because it shows what did not return.
     """
 
-    def __init__(self, limit: float) -> None:
-        """`limit`: seconds that a step may take, also the first, which loads; 0: without end."""
-        self._limit, self._idle = limit, 0.0
+    def __init__(self, limit: float, later: float = LATER_SECONDS) -> None:
+        """Begin to watch.
+
+        Args:
+            limit: seconds that a step may take, also the first, which loads; 0: without end.
+            later: seconds that a step after the first may take, if `limit` is longer.
+        """
+        self._limit, self._later, self._idle = limit, later, 0.0
         self._closed = threading.Event()
         if limit:
             threading.Thread(target=self._watch, name="dfkd-hang-watch", daemon=True).start()
 
     def advanced(self) -> None:
         """Say that a step was made."""
-        self._idle = 0.0
+        self._idle, self._limit = 0.0, min(self._limit, self._later)
 
     def close(self) -> None:
         """End the watch."""
@@ -54,10 +62,11 @@ class HangWatch(Closing):
         """End the process at once, because a thread that hangs cannot be interrupted."""
         threading.Timer(MESSAGE_SECONDS, os._exit, [Exit.RETRY]).start()
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+        hint = "; if a step takes so long, raise cluster.task_timeout"
         # Without tqdm, whose lock the thread that hangs may hold.
         print(
             f"error: distillation: no step within {self._limit:g} seconds; run the same command "
-            "again, it resumes; if steps take so long, raise cluster.task_timeout",
+            f"again, it resumes{hint if self._limit < self._later else ''}",
             file=sys.__stderr__,
             flush=True,
         )

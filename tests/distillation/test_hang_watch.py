@@ -15,7 +15,7 @@ from dfkd.distillation.hang_watch import HangWatch
 def read_from_a_dead_disk():
     time.sleep(60)
 
-with HangWatch({limit}) as watch:
+with HangWatch({limit}, {later}) as watch:
     for _ in range({steps}):
         time.sleep({pause})
         watch.advanced()
@@ -24,15 +24,18 @@ print("done")
 """
 
 
-def start(limit: float, steps: int, pause: float, end: str = "") -> subprocess.Popen[str]:
+def start(
+    limit: float, steps: int, pause: float, end: str = "", later: float = 60
+) -> subprocess.Popen[str]:
     """A process with a watch that makes some steps."""
-    program = BUSY.format(limit=limit, steps=steps, pause=pause, end=end)
+    program = BUSY.format(limit=limit, later=later, steps=steps, pause=pause, end=end)
     return subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, encoding="utf-8")
 
 
 @pytest.mark.heavy
-def test_a_process_without_steps_ends_and_shows_where_it_hangs() -> None:
-    process = start(2, 1, 0.1, "read_from_a_dead_disk()")
+@pytest.mark.parametrize(("limit", "later"), [(2, 60), (60, 2)])
+def test_a_process_without_steps_ends_and_shows_where_it_hangs(limit: float, later: float) -> None:
+    process = start(limit, 1, 0.1, "read_from_a_dead_disk()", later)
     out, err = process.communicate(timeout=50)
     assert (process.returncode, out) == (Exit.RETRY, "")
     assert "no step within 2 seconds; run the same command again" in err
