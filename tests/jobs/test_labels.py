@@ -1,5 +1,6 @@
 """Classes that nobody trained: scored by the evaluation, and named by the student taken home."""
 
+import io
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.scoring import evaluate
 from dfkd.export.model_card import EMBEDDING_EXAMPLE
 from dfkd.export.predict import Predictor, main
-from dfkd.export.take_home import write_take_home
+from dfkd.export.take_home import calibration_images, write_take_home
 from dfkd.models.student import build, card, load_student, save_student
 from dfkd.models.teacher import file_hashes
 from tests.helpers import jobs
@@ -115,15 +116,23 @@ def test_what_cannot_be_named_is_refused_in_one_line(job: str, run: Path, tmp_pa
             assert message in jobs.refusal(job, run, *options, *more)
 
 
+def png(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "png")
+    return stream.getvalue()
+
+
 def test_both_graphs_agree_with_the_student(run: Path) -> None:
     facts = json.loads((taken_home(run) / "takehome.json").read_text())
     check = facts["check"]
     assert check["images"] == 24
     assert check["model.onnx"]["max_difference"] < 1e-5
-    student, _ = load_student(locate_student(Manifest.read(run), "vanilla", 0).storage)
-    images = torch.tensor(list(PURE.values())).float()[:, :, None, None].expand(3, 3, 32, 32) / 255
-    expected = student(images).argmin(1).tolist()
-    encoded = [(run.parent / "data" / "flat" / name / "0.png").read_bytes() for name in OTHERS]
+    location = locate_student(Manifest.read(run), "vanilla", 0)
+    student, _ = load_student(location.storage)
+    images = calibration_images(location.version, 32)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    expected = student(pixels).argmin(1).tolist()
+    encoded = [png(image) for image in images]
     for name, int8 in (("model.onnx", False), ("model.int8.onnx", True)):
         predictor = Predictor(taken_home(run), int8=int8)
         nearest = [int(predictor.distances(image).argmin()) for image in encoded]
