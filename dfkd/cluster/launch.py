@@ -65,7 +65,14 @@ class _Deaths:
     """The newest checkpoint at the last death."""
 
     def add(self, failures: Sequence[Exception]) -> None:
-        """Count a death; raises `InfrastructureError` if there were too many."""
+        """Count a death, after which ranks start again from the checkpoint.
+
+        Raises:
+            InfrastructureError: there were too many.
+            Exception: a rank raised it. An error of the code or of the data would come again.
+        """
+        if (cause := root_cause(failures)) is not None:
+            raise cause from None
         before, self.reached = self.reached, self.newest()
         self.count = 1 if self.reached > before else self.count + 1
         if self.count > MAX_RANK_FAILURES:
@@ -112,12 +119,7 @@ def run_ranks(
                     return
                 _refuse_local_restart(ranks)
             except WorkerGroupError as error:
-                failures = list(error.worker_failures.values())
-                # An error of the code or of the data would come again, so it is not tried again.
-                if (cause := root_cause(failures)) is not None:
-                    raise cause from None
-                # A dead process, not an error of the code: try again from the checkpoint.
-                deaths.add(failures)
+                deaths.add(list(error.worker_failures.values()))
             except (TrainingFailedError, RayActorError) as error:
                 raise _gave_up(error) from None
 

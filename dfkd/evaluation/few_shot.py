@@ -59,7 +59,6 @@ from dfkd.models.student import Student
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import pick_device
-from dfkd.utils.hardware import cpu_count
 from dfkd.utils.progress import Bar, bar
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import Natural
@@ -247,7 +246,7 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     labels: list[int] = []
     unreadable = []
     digest = hashlib.sha256()
-    for chunk, images in decode_items(items, size, threads or cpu_count()):
+    for chunk, images in decode_items(items, size, threads):
         for item, image in zip(chunk, images, strict=True):
             if isinstance(image, str):
                 unreadable.append(as_utf8(f"{item.name}: {image}"))  # `image` is the reason

@@ -245,7 +245,7 @@ def score(
     unreadable: dict[str, str] = {}
     sizes: dict[str, int] = {}
     for group in _groups(candidates):
-        counts = _confusions(group, data, threads or cpu_count(), unreadable)
+        counts = _confusions(group, data, threads, unreadable)
         for candidate, domains in zip(group, counts, strict=True):
             about = (candidate.model, candidate.method, candidate.seed)
             sizes[candidate.model] = candidate.parameters
@@ -331,11 +331,13 @@ def decode_items(
 ) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
     """Yield the items in batches of `BATCH`, each with its pixels, in the order of `items`.
 
-    Threads decode up to `PREFETCH_BATCHES` batches in advance. An image is uint8 [S, S, 3] with
-    S = `image_size`, or a text that says why it cannot be read.
+    Threads, as many as there are processors if `threads` is 0, decode up to `PREFETCH_BATCHES`
+    batches in advance. An image is uint8 [S, S, 3] with S = `image_size`, or a text that says why
+    it cannot be read.
     """
     ahead = PREFETCH_BATCHES * BATCH
-    decoded = in_order(lambda item: _decode(item, image_size), items, threads, ahead)
+    workers = threads or cpu_count()
+    decoded = in_order(lambda item: _decode(item, image_size), items, workers, ahead)
     for start in range(0, len(items), BATCH):
         chunk = items[start : start + BATCH]
         yield chunk, list(islice(decoded, len(chunk)))

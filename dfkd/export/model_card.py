@@ -176,10 +176,10 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
     """The text with a row for each model that was scored, and a column for each domain."""
     domains = list(evaluation["images"])
     rows = []
-    for name, title in TITLES.items():
-        if scores := evaluation["accuracy"].get(name):
-            figures = [scores["domains"].get(domain) for domain in domains] + [scores["mean"]]
-            rows.append([title, *("-" if f is None else f"{100 * f:.1f}" for f in figures)])
+    for name, scores in evaluation["accuracy"].items():
+        figures = [scores["domains"].get(domain) for domain in domains] + [scores["mean"]]
+        cells = ("-" if figure is None else f"{100 * figure:.1f}" for figure in figures)
+        rows.append([TITLES[name], *cells])
     counts = [str(count) for count in evaluation["images"].values()]
     rows.append(["images", *counts, str(sum(evaluation["images"].values()))])
     return ACCURACY.format(

@@ -173,20 +173,11 @@ def _make_diffusion(
     recipe: Recipe, split: DataSplit, models: Models, output: Path, command: str
 ) -> Path:
     """Train the diffusion model and export it in diffusers' layout; returns its scores' path."""
-    folder, rows = output / "diffusion", split.training.rows
-    # The training drawings have 43,000 names. A model of this size learned hardly one of them in
-    # 200,000 images, because each was shown too rarely: "cat" in 100 of them. Of the 300 most
-    # frequent ones, it learned in 400,000 images those that many sets draw alike, such as a clock,
-    # and not "fish". So it learns the classes that the evaluation set has, from other drawings.
-    keep = np.array([i for i in split.keep if rows[i].concept in evaluation_set.NAMES])
-    # Another seed than those of teacher and generator, so that it does not see their batches.
-    batches = Batches(
-        split.training, keep, recipe.diffusion.batch_size, recipe.seed + 7, name_weights
-    )
+    folder = output / "diffusion"
     trainer = diffusion.DiffusionTrainer(
         recipe.diffusion,
         recipe.generator,
-        batches,
+        _named_batches(recipe, split),
         models.generator,
         Teacher(models.teacher, models.captioner.tokenizer, MINIATURE, preprocess={}),
         models.captioner,
@@ -210,6 +201,18 @@ def _make_diffusion(
         "files": scoring.file_scores(output, names),
     }
     return write_scores(scores, folder)
+
+
+def _named_batches(recipe: Recipe, split: DataSplit) -> Batches:
+    """Batches of the training drawings that show a class of the evaluation set."""
+    rows = split.training.rows
+    # The training drawings have 43,000 names. A model of this size learned hardly one of them in
+    # 200,000 images, because each was shown too rarely: "cat" in 100 of them. Of the 300 most
+    # frequent ones, it learned in 400,000 images those that many sets draw alike, such as a clock,
+    # and not "fish". So it learns the classes that the evaluation set has, from other drawings.
+    keep = np.array([i for i in split.keep if rows[i].concept in evaluation_set.NAMES])
+    # Another seed than those of teacher and generator, so that it does not see their batches.
+    return Batches(split.training, keep, recipe.diffusion.batch_size, recipe.seed + 7, name_weights)
 
 
 def _train_classifier(recipe: Recipe, split: DataSplit, kind: Classifier, output: Path) -> Scores:

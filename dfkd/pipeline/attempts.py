@@ -261,21 +261,36 @@ def gate(
         current_version: the current version, if there is one.
         current_accuracy: accuracy of its students, measured in the same way.
     """
-    least, before = -1.0, ""
-    if current_accuracy is not None:
-        # 0.14 - 0.02 is a little above 0.12, which must pass: no rounding is as large as this.
-        least = current_accuracy - config.tolerance - 1e-9
-        before = f"{100 * current_accuracy:.2f} %"
+    return Decision(
+        candidate=candidate.id,
+        current=current_version.id if current_version else "",
+        accuracy=accuracy,
+        current_accuracy=current_accuracy,
+        # All rules, also after one has failed, so that a person reads all reasons at once.
+        rules=(
+            _accuracy_rule(config.tolerance, accuracy, current_accuracy),
+            *_image_rules(config.diversity_floor, candidate),
+        ),
+    )
+
+
+def _accuracy_rule(tolerance: float, accuracy: float, current: float | None) -> Rule:
+    """The students may be worse than the current ones by no more than `tolerance`."""
+    # 0.14 - 0.02 is a little above 0.12, which must pass: no rounding is as large as this.
+    least = -1.0 if current is None else current - tolerance - 1e-9
+    return Rule(
+        f"mean accuracy, at most {100 * tolerance:g} points less",
+        "" if current is None else f"{100 * current:.2f} %",
+        f"{100 * accuracy:.2f} %",
+        accuracy >= least,
+    )
+
+
+def _image_rules(diversity_floor: float, candidate: PublishedVersion) -> tuple[Rule, Rule]:
+    """The images are enough of each class, and diverse enough."""
     fewest, class_name = fewest_images(candidate)
     measured = diversity(candidate)
-    # All rules are checked, also after one has failed, so that a person reads all reasons at once.
-    rules = (
-        Rule(
-            f"mean accuracy, at most {100 * config.tolerance:g} points less",
-            before,
-            f"{100 * accuracy:.2f} %",
-            accuracy >= least,
-        ),
+    return (
         Rule(
             f"images of each class, at least {MINIMUM_PER_CLASS}",
             "",
@@ -283,18 +298,11 @@ def gate(
             fewest >= MINIMUM_PER_CLASS,
         ),
         Rule(
-            f"diversity, at least {config.diversity_floor:g}",
+            f"diversity, at least {diversity_floor:g}",
             "",
             f"{measured:.4f}",
-            measured >= config.diversity_floor,
+            measured >= diversity_floor,
         ),
-    )
-    return Decision(
-        candidate=candidate.id,
-        current=current_version.id if current_version else "",
-        accuracy=accuracy,
-        current_accuracy=current_accuracy,
-        rules=rules,
     )
 
 

@@ -202,13 +202,11 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
     classes, rows = tuple(results["classes"]), sort_rows(results["rows"])
     run = root or storage
     scored = _scored_models(results, rows, footprint.read(run).ms)
-    methods = [s.summary["method"] for s in scored if s.summary["model"] == "student"]
     students = _trained_students(run, rows, results["students"])
-    # Never the current version of a method with a scored student: its scores are of another one.
-    versions = _learned_versions(run, students) if methods else _current_versions(run)
+    versions = _shown_versions(run, scored, students)
     versions = {m: version for m, version in versions.items() if version.classes == classes}
-    name, exported = origin.manifest.get("name") if origin else None, exported_student(storage)
-    location = as_utf8(storage.location())
+    name = origin.manifest.get("name") if origin else None
+    location, exported = as_utf8(storage.location()), exported_student(storage)
     return Facts(
         location=location,
         name=str(name or Path(location).name),
@@ -238,6 +236,15 @@ def _scored_models(
         total = np.array(confusions, dtype=np.int64).sum(axis=0)
         models.append(ScoredModel(summary, total, results["parameters"][model], ms.get(model)))
     return models
+
+
+def _shown_versions(
+    storage: Storage, scored: Sequence[ScoredModel], students: Sequence[TrainedStudent]
+) -> dict[str, PublishedVersion]:
+    """The version of each method that a page shows."""
+    # Never the current version of a method with a scored student: its scores are of another one.
+    has_students = any(model.summary["model"] == "student" for model in scored)
+    return _learned_versions(storage, students) if has_students else _current_versions(storage)
 
 
 def _learned_versions(

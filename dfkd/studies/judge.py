@@ -23,7 +23,6 @@ from dfkd.evaluation.data import Domains
 from dfkd.evaluation.scoring import decode_items
 from dfkd.models.student import build
 from dfkd.models.weights.reading import load_into, match, read_state_dict
-from dfkd.utils.hardware import cpu_count
 from dfkd.utils.pixels import from_batch, from_bytes
 from dfkd.utils.types import Name, require_unique
 
@@ -59,7 +58,7 @@ class Judge:
         """
         positions = [self.classes.index(name) for name in data.classes]
         hits = list[bool]()
-        for items, images in decode_items(data.items, image_size, threads or cpu_count()):
+        for items, images in decode_items(data.items, image_size, threads):
             read = [(i, image) for i, image in enumerate(images) if not isinstance(image, str)]
             if read:
                 pixels = torch.from_numpy(np.stack([image for _, image in read]))

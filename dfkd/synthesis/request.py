@@ -1,8 +1,7 @@
 """What a method of synthesis is asked for, and what it returns."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from dfkd.config.hashing import derive_seed
 from dfkd.config.synthesis import Synthesis
-from dfkd.prompts.conditions import StoredPrompt
 
 CPU_BATCH_SIZE = 8
 """Batch size on a CPU with `synthesis.batch_size: 0`; larger batches are hardly faster."""
@@ -33,32 +31,6 @@ class Synthesised:
     """Steps that each image took, int64 [B]."""
     diverged: Tensor
     """bool [B], true if a loss was not finite; such an image must not be used."""
-
-
-class ImageSource(ABC):
-    """Makes the pixels of images.
-
-    Attributes:
-        section: section of the manifest whose `batch_size` bounds the memory of a batch.
-        whole_part: whether `make` must get all images of a part in one call (inversion methods).
-    """
-
-    section: str
-    whole_part: bool
-
-    @abstractmethod
-    def make(self, prompts: Sequence[StoredPrompt], seeds: Sequence[int]) -> Synthesised:
-        """The images of a batch; each seed belongs to one image."""
-
-    def limit(self, size: int) -> None:  # noqa: B027 - may stay empty
-        """Expect at most `size` images in a batch from here on."""
-
-    def state(self) -> dict[str, Tensor]:
-        """The state that the next part of a chained method needs; empty for other methods."""
-        return {}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - may stay empty
-        """Continue from the `state()` after an earlier part."""
 
 
 def initial_batch_size(config: Synthesis, device: torch.device) -> int:

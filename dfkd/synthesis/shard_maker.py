@@ -22,7 +22,8 @@ from dfkd.errors import DfkdError
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
-from dfkd.synthesis.request import ImageSource, initial_batch_size
+from dfkd.synthesis.image_source import ImageSource
+from dfkd.synthesis.request import initial_batch_size
 from dfkd.utils.device import is_out_of_memory
 from dfkd.utils.pixels import from_bytes
 

@@ -14,6 +14,7 @@ from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.conditions import ConditionEncoder, StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
+from dfkd.synthesis.image_source import ImageSource
 from dfkd.synthesis.inversion.cmi import CmiInverter
 from dfkd.synthesis.inversion.deepinversion import DeepInverter
 from dfkd.synthesis.inversion.dfad import DfadInverter
@@ -21,7 +22,6 @@ from dfkd.synthesis.inversion.inverter import Classifier, Inverter
 from dfkd.synthesis.inversion.pre import PreInverter
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.request import (
-    ImageSource,
     PartRequest,
     RunContext,
     Synthesised,
