@@ -23,7 +23,7 @@ from dfkd.errors import CorruptionError
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import read_architecture
-from dfkd.storage.base import Storage
+from dfkd.storage.base import SMALL_OBJECT, Storage
 from dfkd.utils.hardware import processor_name, time_on_one_core
 from dfkd.utils.strict_json import canonical, read_as
 
@@ -116,7 +116,7 @@ def read(storage: Storage) -> Latency:
     if not storage.exists(FILE):
         return Latency(ms={}, machine="")
     try:
-        return read_as(TypeAdapter(Latency), storage.get(FILE))
+        return read_as(TypeAdapter(Latency), storage.get(FILE, SMALL_OBJECT))
     except ValueError as error:
         raise CorruptionError(
             f"{storage.location(FILE)}: {error}; delete it and run the same job again, which "

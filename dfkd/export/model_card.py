@@ -90,7 +90,8 @@ or later.
 
 {accuracy}
 
-Over the {check[images]:,} synthesised images that calibrated int8 the distances of `model.onnx`
+Over {check[images]:,} synthesised images, none of which calibrated int8, the distances of \
+`model.onnx`
 differ from PyTorch's by at most {check[model.onnx][max_difference]:.2g}, those of \
 `model.int8.onnx`
 by at most {check[model.int8.onnx][max_difference]:.2g}; {equal[model.onnx]:.2f} % and \

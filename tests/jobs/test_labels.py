@@ -18,7 +18,7 @@ from dfkd.distillation.student_store import locate_student
 from dfkd.evaluation.scoring import evaluate
 from dfkd.export.model_card import EMBEDDING_EXAMPLE
 from dfkd.export.predict import Predictor, main
-from dfkd.export.take_home import calibration_images, write_take_home
+from dfkd.export.take_home import synthesised_images, write_take_home
 from dfkd.models.student import build, card, load_student, save_student
 from dfkd.models.teacher import file_hashes
 from tests.helpers import jobs
@@ -125,11 +125,11 @@ def png(image: np.ndarray) -> bytes:
 def test_both_graphs_agree_with_the_student(run: Path) -> None:
     facts = json.loads((taken_home(run) / "takehome.json").read_text())
     check = facts["check"]
-    assert check["images"] == 24
+    assert check["images"] == 12
     assert check["model.onnx"]["max_difference"] < 1e-5
     location = locate_student(Manifest.read(run), "vanilla", 0)
     student, _ = load_student(location.storage)
-    images = calibration_images(location.version, 32)
+    _, images = synthesised_images(location.version, 32)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
     expected = student(pixels).argmin(1).tolist()
     encoded = [png(image) for image in images]

@@ -32,7 +32,7 @@ from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError
-from dfkd.export.take_home import calibration_images
+from dfkd.export.take_home import synthesised_images
 from dfkd.report.contact_sheet import examples
 from dfkd.report.gallery import data_uri, gallery, read_index
 from dfkd.storage import layout
@@ -157,7 +157,7 @@ def first_batch(version: PublishedVersion, cache_bytes: int) -> None:
 @pytest.mark.parametrize("name", ["png bomb", "postscript"])
 def test_no_reader_of_few_images_decodes_such_ones(tmp_path: Path, name: str) -> None:
     version = hostile_version(tmp_path, image=STRANGE[name])
-    for read in (lambda: calibration_images(version, 32), lambda: examples(version)):
+    for read in (lambda: synthesised_images(version, 32), lambda: examples(version)):
         with pytest.raises(CorruptionError, match="cannot be read"):
             read()
 
