@@ -59,7 +59,7 @@ lint: setup ## Format check, lint, types
 	$(BIN)/mypy
 
 docs: setup ## API reference from the docstrings, in build/docs
-	$(BIN)/python -W ignore::UserWarning -m pdoc -d google -o build/docs dfkd dfkd.api \
+	$(BIN)/python -W ignore::UserWarning -m pdoc -d google -o build/docs dfkd dfkd.api dfkd.errors \
 	  $(patsubst dfkd/%/__init__.py,dfkd.%,$(wildcard dfkd/*/__init__.py))
 
 format: setup ## Apply the formatter and the safe fixes

@@ -37,14 +37,12 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         PartialError: some evaluation images could not be read; everything is written.
         DfkdError: another job has made another version current meanwhile.
     """
-    from dfkd.cluster.connection import connected
     from dfkd.pipeline.preflight import check_later_stages
 
     check_later_stages(manifest)  # `synthesize.build` checks its own stage
-    with connected():  # once for both
-        built = synthesize.build(manifest, options)
-        _require_current(built)
-        distill.work(manifest, options)
+    built = synthesize.build(manifest, options)
+    _require_current(built)
+    distill.work(manifest, options)
     _require_current(built)
     if not manifest.evaluation.scored:
         return _show_unscored(manifest, options)

@@ -15,8 +15,9 @@ from dfkd.utils.progress import Closing
 TICK_SECONDS = 1.0
 """Seconds between two looks at the training."""
 LATER_SECONDS = 1200.0
-"""Seconds for a step after the first: it loads nothing, and no request to a store is tried for so
-long."""
+"""Seconds that any step after the first may take: no request to a store is tried for so long."""
+FACTOR = 10.0
+"""A step may also take so many times as long as the slowest one before it."""
 MESSAGE_SECONDS = 10.0
 """Seconds for the message, which waits for ever if stderr is what hangs."""
 
@@ -34,16 +35,18 @@ class HangWatch(Closing):
 
         Args:
             limit: seconds that a step may take, also the first, which loads; 0: without end.
-            later: seconds that a step after the first may take, if `limit` is longer.
+            later: seconds that any step after the first may take, if `limit` is longer.
         """
-        self._limit, self._later, self._idle = limit, later, 0.0
+        self._longest = self._limit = limit
+        self._later, self._idle, self._slowest = later, 0.0, 0.0
         self._closed = threading.Event()
         if limit:
             threading.Thread(target=self._watch, name="dfkd-hang-watch", daemon=True).start()
 
     def advanced(self) -> None:
         """Say that a step was made."""
-        self._idle, self._limit = 0.0, min(self._limit, self._later)
+        self._slowest, self._idle = max(self._slowest, self._idle), 0.0
+        self._limit = min(self._longest, max(self._later, FACTOR * self._slowest))
 
     def close(self) -> None:
         """End the watch."""
@@ -66,7 +69,7 @@ class HangWatch(Closing):
         # Without tqdm, whose lock the thread that hangs may hold.
         print(
             f"error: distillation: no step within {self._limit:g} seconds; run the same command "
-            f"again, it resumes{hint if self._limit < self._later else ''}",
+            f"again, it resumes{hint if self._limit == self._longest else ''}",
             file=sys.__stderr__,
             flush=True,
         )

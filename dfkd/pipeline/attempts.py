@@ -65,6 +65,11 @@ class Attempt:
         """Folder of the attempt, relative to the root."""
         return layout.regeneration(self.number)
 
+    @property
+    def claimed(self) -> bool:
+        """Whether this number is an attempt's."""
+        return self.storage.exists("claim.json")
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Identity of the candidate, from `claim.json`."""

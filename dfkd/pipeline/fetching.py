@@ -2,6 +2,8 @@
 
 import socket
 import ssl
+import sys
+import tempfile
 import urllib.error
 from collections.abc import Iterator
 from http.client import HTTPException
@@ -30,6 +32,7 @@ from dfkd.pipeline.preflight import check_distillation
 from dfkd.pipeline.required_weights import (
     HubModel,
     hub_models,
+    missing_of_pipeline,
     needs,
     published_pipeline,
     towers,
@@ -86,10 +89,8 @@ def _fetch_file(artifact: Artifact, cache: str) -> str:
     target = artifact.within(cache)
     target.parent.mkdir(parents=True, exist_ok=True)
     reused = target.is_file()
-    if not reused:
-        _download(artifact, target)
     # A file in the cache is verified too, because people also copy files there by hand.
-    digest = _verify(target, artifact.sha256)
+    digest = _verify(target, artifact.sha256) if reused else _download(artifact, target)
     size, status = target.stat().st_size, "was there" if reused else "fetched"
     digits = len(artifact.sha256)
     prefix_note = "" if digits == 64 else f"in its first {digits} digits "
@@ -108,33 +109,61 @@ def _verify(path: Path, published: str) -> str:
     return digest
 
 
-def _download(artifact: Artifact, target: Path) -> None:
-    """Download a file to `target`, where it appears only when it is complete and verified."""
+def _download(artifact: Artifact, target: Path) -> str:
+    """Download a file to `target`, where it appears only when it is complete and verified; returns
+    its sha256.
+    """
     host, before = urlsplit(artifact.address).hostname, socket.getdefaulttimeout()
+    remedy = f"or copy the file to {target}"
+    require_disk_space(target, artifact.bytes or 0)
+    socket.setdefaulttimeout(TIMEOUT)  # torch's function has no argument for it
+    try:
+        with (
+            disk_full_error(target, artifact.bytes or 0),
+            tempfile.TemporaryDirectory(prefix="fetch-", dir=target.parent) as folder,
+        ):
+            return _attempt_download(artifact, Path(folder, target.name), target)
+    except (*NETWORK_ERRORS, ValueError) as error:  # a redirection may lead to no address
+        reason = f"{artifact.file}: {host}: {one_line(error)}"
+        if _may_pass(error):
+            raise InfrastructureError(f"{reason}; run the same command again, {remedy}") from None
+        raise DfkdError(f"{reason}; check the address, {remedy}") from None
+    finally:
+        socket.setdefaulttimeout(before)
 
-    def send(request: Request) -> None:
-        torch.hub.download_url_to_file(artifact.address, str(target), artifact.sha256)
+
+def _attempt_download(artifact: Artifact, part: Path, target: Path) -> str:
+    """Download a file to `part`, several times if need be, then move it to `target`; returns its
+    sha256.
+    """
+    host = urlsplit(artifact.address).hostname
+
+    def send(request: Request) -> str:
+        # Without the hash, because torch takes a body that was cut off for the whole one and then
+        # complains of its hash.
+        bar = sys.stderr.isatty()
+        torch.hub.download_url_to_file(artifact.address, str(part), progress=bar)
+        digest, size = sha256_file(part), part.stat().st_size
+        if digest.startswith(artifact.sha256):
+            return digest
+        if size == artifact.bytes:
+            raise CorruptionError(
+                f"{artifact.file}: {host} sends a file whose sha256 is not {artifact.sha256}; "
+                f"copy the right one to {target}"
+            )
+        whole = artifact.bytes or "an unknown number of"
+        raise ConnectionError(
+            f"sent {size} of {whole} bytes, whose sha256 is not {artifact.sha256}"
+        )
 
     def observe(request: Request) -> None:
         if request.error:
             say(f"{artifact.file}: {host}: {request.error}")
 
-    require_disk_space(target, artifact.bytes or 0)
-    socket.setdefaulttimeout(TIMEOUT)  # torch's function has no argument for it
-    try:
-        with disk_full_error(target, artifact.bytes or 0):
-            RETRIES.attempt("download", send, one_line, _may_pass, observe)
-    except RuntimeError:
-        rule = f"{host} sends a file whose sha256 is not {artifact.sha256}"
-        remedy = f"run again, or copy the file to {target}"
-        raise CorruptionError(f"{artifact.file}: {rule}; {remedy}") from None
-    except (*NETWORK_ERRORS, ValueError) as error:  # a redirection may lead to no address
-        reason = f"{artifact.file}: {host}: {one_line(error)}"
-        if _may_pass(error):
-            raise InfrastructureError(f"{reason}; run the same command again") from None
-        raise DfkdError(f"{reason}; copy the file to {target}") from None
-    finally:
-        socket.setdefaulttimeout(before)
+    say(f"{artifact.file} from {host}")  # torch's own bar is only for terminals
+    digest: str = RETRIES.attempt("download", send, one_line, _may_pass, observe)
+    part.replace(target)
+    return digest
 
 
 def _may_pass(error: Exception) -> bool:
@@ -143,8 +172,7 @@ def _may_pass(error: Exception) -> bool:
         return error.code >= 500 or error.code in TRANSIENT_STATUSES
     if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
         return False
-    # torch takes a body that was cut off for the whole one, and then complains of its hash.
-    return isinstance(error, (*NETWORK_ERRORS, RuntimeError))
+    return isinstance(error, NETWORK_ERRORS)
 
 
 def _fetch_from_hub(manifest: Manifest, model: HubModel) -> str:
@@ -172,13 +200,15 @@ def _fetch_pipeline(manifest: Manifest) -> str:
     for file in PIPELINE_FILES:
         say(f"{file} of {pipeline.repository}")  # the client's own bars are only on terminals
         try:
-            with disk_full_error(folder, 1):
+            with disk_full_error(folder):
                 hf_hub_download(
                     pipeline.repository, file, revision=pipeline.commit, local_dir=folder
                 )
         except DfkdError:
             raise
         except Exception as error:  # the errors of the hub's client have no common base
+            if isinstance(error, OSError) and error.filename:
+                raise  # of this machine's disk
             rule = f"the hub does not give {file} of {pipeline.repository} ({one_line(error)})"
             remedy = f"run again where there is a network, or copy the file into {folder}"
             raise WeightsError("generator.weights", rule, name, remedy) from None
@@ -214,9 +244,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def plan(manifest: Manifest) -> dict[str, Any]:
-    """The files that a run needs, with what is known of each, and which of them are missing now."""
+    """The files that a run needs, with what is known of each, and which of them are missing now.
+
+    The files of open_clip's and timm's models are not among them: these libraries know them, and
+    keep them in caches of their own.
+    """
     required = [(each.field, each.artifact) for each in needs(manifest)]
     missing = [each for _, each in required if not each.within(manifest.cache).is_file()]
+    of_pipeline = missing_of_pipeline(manifest)
     return {
         "cache": manifest.cache,
         "files": {
@@ -230,8 +265,10 @@ def plan(manifest: Manifest) -> dict[str, Any]:
             }
             for field, artifact in required
         },
-        "missing": [each.file for each in missing],
+        "missing": [*(each.file for each in missing), *of_pipeline],
         "missing_bytes": sum(each.bytes or 0 for each in missing),
-        "missing_of_unknown_size": sum(each.bytes is None for each in missing),
-        "from_hubs": {each.id: each.field for each in hub_models(manifest)},
+        "missing_of_unknown_size": sum(not each.bytes for each in missing) + len(of_pipeline),
+        "from_hubs": {
+            each.id: {"key": each.field, "licence": each.licence} for each in hub_models(manifest)
+        },
     }

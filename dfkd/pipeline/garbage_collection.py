@@ -179,6 +179,8 @@ class _Planner:
         """Results and pages about candidates that are gone; claims and decisions stay."""
         for number, objects in self.listing.regenerations.items():
             attempt = Attempt(self.root, int(number))
+            if not attempt.claimed:
+                continue  # so the folder is not dfkd's
             version = f"{attempt.method}/{attempt.candidate}"
             unused = attempt.finished and version not in self.kept.reasons
             if unused and age(objects) >= self.grace:

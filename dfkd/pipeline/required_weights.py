@@ -6,6 +6,7 @@ from open_clip.pretrained import get_pretrained_cfg
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
+from dfkd.config.paths import local_path
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.distillation.text_only import errors_name_own_keys
 from dfkd.models import backbone
@@ -13,6 +14,7 @@ from dfkd.models.generators.diffusers_folder import find_folder
 from dfkd.models.generators.vqgan import find_file
 from dfkd.models.teacher_architecture import find_weights, read_architecture, require_activation
 from dfkd.models.weights.artifacts import (
+    PIPELINE_FILES,
     PUBLISHED_PIPELINES,
     Artifact,
     Pipeline,
@@ -39,6 +41,7 @@ class HubModel:
     library: str
     """The library that reads it."""
     id: str
+    licence: str = "see its model card"
 
 
 def needs(manifest: Manifest) -> list[Need]:
@@ -102,6 +105,15 @@ def published_pipeline(manifest: Manifest) -> Pipeline | None:
     return PUBLISHED_PIPELINES.get(config.weights)
 
 
+def missing_of_pipeline(manifest: Manifest) -> list[str]:
+    """The files of the published diffusion model that are not in the cache, by their paths there;
+    none if the manifest names no such model.
+    """
+    names = [f"{manifest.generator.weights}/{file}" for file in PIPELINE_FILES]
+    missing = [name for name in names if not (local_path(manifest.cache) / name).is_file()]
+    return missing if published_pipeline(manifest) else []
+
+
 def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
     """The CLIP models that a manifest names, by the key of their weights."""
     configs = {"teacher.weights": manifest.teacher}
@@ -119,7 +131,8 @@ def hub_models(manifest: Manifest) -> list[HubModel]:
         if hub_id(tag):
             models.append(HubModel(field, "open_clip", hub_id(tag)))
     if pipeline := published_pipeline(manifest):
-        models.append(HubModel("generator.weights", "diffusers", pipeline.repository))
+        names = pipeline.repository, pipeline.licence
+        models.append(HubModel("generator.weights", "diffusers", *names))
     if config.student.startswith("timm:") and backbone.names_library(config.weights):
         models.append(HubModel("distillation.weights", "timm", config.student))
     return models

@@ -281,11 +281,11 @@ def sync_directory(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def disk_full_error(target: Path, size: int) -> Iterator[None]:
+def disk_full_error(target: Path, size: int = 0) -> Iterator[None]:
     """Turn the error of a full disk into `InfrastructureError` while `target` is written.
 
     Args:
-        size: bytes that are written, for the message.
+        size: bytes that are written, for the message; 0: unknown.
     """
     try:
         yield
@@ -304,8 +304,9 @@ def require_disk_space(target: Path, size: int) -> None:
 
 def _full(target: Path, size: int, reason: str) -> InfrastructureError:
     """The error for a disk without room; freeing some is enough for the same command to resume."""
+    known = f"{size} bytes, " if size else ""
     return InfrastructureError(
-        f"storage: no room for {target} ({size} bytes, {reason}); "
+        f"storage: no room for {target} ({known}{reason}); "
         "free disk space and run the same command again, it resumes"
     )
 

@@ -9,7 +9,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from dfkd.config.distillation import Average, Model
 from dfkd.config.manifest import Manifest
@@ -66,6 +66,8 @@ class StudyRow:
     """Number of parameters of the student or the teacher's image tower; None in a gallery."""
     version: str = ""
     """Fingerprint of the data set that a gallery shows; empty in other studies."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Versions of Python and libraries that published this data set; empty in other studies."""
 
     @classmethod
     def of(
@@ -323,4 +325,5 @@ def _gallery_rows(study: Study, study_cells: StudyCells) -> Iterable[StudyRow]:
     """Yield a row for each data set of a gallery, which has no scores."""
     for name, version in study_cells.versions.items():
         names = study.rows[name][0].names
-        yield StudyRow(names, "student", (), {}, None, version=version.fingerprint)
+        fingerprint, environment = version.fingerprint, version.manifest["environment"]
+        yield StudyRow(names, "student", (), {}, None, None, fingerprint, environment)

@@ -74,7 +74,7 @@ class Quick:
     """What `--quick` changes: the same study, smaller, with seed 0 and, as a rule, its own root."""
 
     settings: Settings
-    """Settings applied before those of the axes; they must include storage.root."""
+    """Settings applied before those of the axes, as a rule with another storage.root."""
     axes: tuple[Axis, ...] = ()
     """Axes that replace the study's; empty keeps the study's."""
 
@@ -96,7 +96,7 @@ class StudyFile:
     """Path of the manifest that all cells start from, relative to the study's file."""
     settings: Settings = dataclasses.field(default_factory=dict)
     """Settings of all cells, applied to the base. `name`, `distillation.seeds`, `evaluation.models`
-    and, with `repeat: run`, `salt` are the study's own, whatever these or other settings say.
+    and, with `repeat: run`, `salt` are the study's own: neither these nor other settings hold them.
     """
     axes: Annotated[tuple[Axis, ...], Field(min_length=1)]
     skip: tuple[dict[Name, Name], ...] = ()

@@ -141,9 +141,15 @@ def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
     if described.size == "quick":
         # Beneath the axes, so that the rows differ in the small study as in the full one.
         common.append(described.quick.settings)
+    # Refused and not overwritten, because an ignored setting would mislead whoever wrote it.
+    study_settings = _study_settings(described, described.chosen_seeds[0])
+    _refuse_study_settings("settings", described.settings, study_settings)
+    _refuse_study_settings("quick.settings", described.quick.settings, study_settings)
     for names, alternatives in _rows(described):
         for number, seed in enumerate(described.chosen_seeds):
             settings = [_settings_of_seed(names, each, number) for each in alternatives]
+            for each in settings:
+                _refuse_study_settings(f"axes: {' '.join(names)}", each, study_settings)
             yield Cell(
                 names,
                 seed,
@@ -193,13 +199,31 @@ def _settings_of_seed(
 
 
 def _study_settings(described: StudyFile, seed: int) -> Settings:
-    """The manifest keys of a cell that the study sets itself, whatever its settings say."""
+    """The manifest keys of a cell that the study sets itself."""
     settings: Settings = {
         "name": described.name,
         "distillation": {"seeds": [seed]},
         "evaluation": {"models": ["student"]},
     }
     return settings | ({"salt": seed} if described.repeat == "run" else {})
+
+
+def _refuse_study_settings(
+    field: str, settings: Any, study_settings: Settings, parent: str = ""
+) -> None:
+    """Refuse settings that the study would overwrite."""
+    for name, value in study_settings.items():
+        if not isinstance(settings, dict) or name not in settings:
+            continue
+        key = f"{parent}{name}"
+        if not isinstance(value, dict):
+            raise ManifestError(
+                field,
+                f"must not hold {key}, which the study gives",
+                settings[name],
+                "remove it; seeds are a key of the study",
+            )
+        _refuse_study_settings(field, settings[name], value, f"{key}.")
 
 
 def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Settings) -> Manifest:

@@ -33,21 +33,30 @@ def start(
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("limit", "later"), [(2, 60), (60, 2)])
-def test_a_process_without_steps_ends_and_shows_where_it_hangs(limit: float, later: float) -> None:
-    process = start(limit, 1, 0.1, "read_from_a_dead_disk()", later)
+@pytest.mark.parametrize(
+    ("limit", "later", "steps", "may_be_raised"),
+    [(2, 60, 1, True), (2, 1, 0, True), (60, 2, 1, False)],
+)
+def test_a_process_without_steps_ends_and_shows_where_it_hangs(
+    limit: float, later: float, steps: int, may_be_raised: bool
+) -> None:
+    process = start(limit, steps, 0.1, "read_from_a_dead_disk()", later)
     out, err = process.communicate(timeout=50)
     assert (process.returncode, out) == (Exit.RETRY, "")
     assert "no step within 2 seconds; run the same command again" in err
+    assert ("raise cluster.task_timeout" in err) == may_be_raised
     assert "in read_from_a_dead_disk" in err
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("limit", "steps", "pause"), [(3, 8, 0.5), (0, 1, 1.5)])
+@pytest.mark.parametrize(
+    ("limit", "steps", "pause", "later"), [(3, 8, 0.5, 60), (0, 1, 1.5, 60), (60, 3, 3.5, 2)]
+)
 def test_a_process_that_makes_steps_or_may_take_any_time_goes_on(
-    limit: float, steps: int, pause: float
+    limit: float, steps: int, pause: float, later: float
 ) -> None:
-    process = start(limit, steps, pause)
+    """The last process makes steps that are as long as its first."""
+    process = start(limit, steps, pause, later=later)
     assert process.communicate(timeout=50) == ("done\n", "")
     assert process.returncode == Exit.DONE
 

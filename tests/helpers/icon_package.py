@@ -39,7 +39,7 @@ def described(prefix: str, licence: str = "MIT", **more: Any) -> dict[str, Any]:
 
 def write(root: Path, more: dict[str, dict[str, str]] | None = None) -> Path:
     """Write the package into `root`; `more` adds drawings (name -> SVG body) to collections."""
-    (root / "json").mkdir(parents=True)
+    (root / "json").mkdir(parents=True, exist_ok=True)
     release = {"name": "@iconify/json", "version": "2.2.535"}
     (root / "package.json").write_text(json.dumps(release))
     prefixes = (*EVALUATION, *TRAINING)

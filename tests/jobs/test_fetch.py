@@ -117,6 +117,17 @@ def test_a_diffusion_model_arrives_over_a_bad_line(
     check_synthesis(Manifest.read(path))
 
 
+def test_a_fault_of_this_machine_is_not_told_as_the_hub_s(
+    pipeline: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, path = pipeline
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / TURBO).touch()
+    found = jobs.run_here("fetch", path)
+    assert "Not a directory" in found.stderr
+    assert "the hub" not in found.stderr
+
+
 def test_the_files_of_a_diffusion_model_can_be_copied(
     pipeline: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -126,6 +137,9 @@ def test_the_files_of_a_diffusion_model_can_be_copied(
     assert jobs.run("fetch", path, env=offline).returncode == Exit.DONE
     check_synthesis(Manifest.read(path))
     (tmp_path / "cache" / UNET).unlink()
+    plan = jobs.plan("fetch", path)
+    assert (plan["missing"], plan["missing_of_unknown_size"]) == ([UNET], 1)
+    assert "Community License" in plan["from_hubs"]["stabilityai/sd-turbo"]["licence"]
     with pytest.raises(WeightsError, match=r"pytorch_model\.safetensors, which is not in"):
         check_synthesis(Manifest.read(path))
     failed = jobs.run("fetch", path, env=offline)
@@ -189,7 +203,7 @@ def test_a_plan_has_the_facts_of_each_file_and_fetches_nothing(tmp_path: Path) -
     assert student["licence"].startswith("BSD-3-Clause")
     assert student["address"]
     hub = "timm/vit_base_patch32_clip_224.laion400m_e32"
-    assert plan["from_hubs"] == {hub: "teacher.weights"}
+    assert plan["from_hubs"] == {hub: {"key": "teacher.weights", "licence": "see its model card"}}
     assert not (tmp_path / "cache").exists()
 
 
@@ -211,7 +225,7 @@ def test_a_hubs_model_is_left_to_the_library(
     written = write_teacher(tmp_path / "files", model_config(VIT))
     teacher = {"model": written.model, "weights": "tiny"}
     path = write_manifest(tmp_path, teacher=teacher, generator=GENERATOR)
-    assert jobs.plan("fetch", path)["from_hubs"] == {"someone/tiny": "teacher.weights"}
+    assert jobs.plan("fetch", path)["from_hubs"].keys() == {"someone/tiny"}
     assert "the hub does not give someone/tiny" in fetch(path, code=Exit.USAGE)
     keep_hub_model(tmp_path / "cache", "someone/tiny", Path(written.weights))
     assert "someone/tiny, fetched by open_clip: " in fetch(path)

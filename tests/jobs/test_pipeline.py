@@ -1,6 +1,5 @@
 """Class names in, student out: the whole job as a user runs it, at the smallest size."""
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -11,17 +10,16 @@ import pytest
 import yaml
 
 import dfkd
-from dfkd.cluster import connection
 from dfkd.cluster.synthesis import identify
 from dfkd.config.identity import weights_of
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
-from dfkd.errors import DfkdError
+from dfkd.errors import DfkdError, Exit
 from dfkd.models.generators import kinds
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers import tiny_version
-from tests.helpers.jobs import contents, last_error, load, plan, refusal, run, run_here
+from tests.helpers.jobs import contents, environment, last_error, load, plan, refusal, run, run_here
 from tests.helpers.tiny_version import write_manifest
 
 SMALL = [
@@ -122,6 +120,16 @@ def test_evaluation_data_is_looked_at_before_anything_is_made(tmp_path: Path) ->
 
 
 @pytest.mark.heavy
+def test_a_manifest_is_refused_before_a_cluster_is_joined(tmp_path: Path) -> None:
+    """Exit code 4 would make a scheduler repeat what no repetition cures."""
+    words = settings(tmp_path / "run", "synthesis.shard_size=1000000")
+    dead = environment() | {"RAY_ADDRESS": "127.0.0.1:9"}
+    refused = run("pipeline", MANIFEST, *words, env=dead)
+    assert refused.returncode == Exit.USAGE
+    assert last_error(refused).startswith("error: synthesis.shard_size: ")
+
+
+@pytest.mark.heavy
 def test_the_generator_is_loaded_by_synthesize_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,7 +139,6 @@ def test_the_generator_is_loaded_by_synthesize_alone(
         raise DfkdError("begun")
 
     monkeypatch.setattr(kinds, "load", None)
-    monkeypatch.setattr(connection, "connected", contextlib.nullcontext)
     monkeypatch.setattr(dfkd, "synthesize", synthesize)
     assert load("pipeline").main([str(MANIFEST), *settings(tmp_path / "run")]) == 1
     assert "begun" in capsys.readouterr().err

@@ -57,18 +57,21 @@ def test_other_licences_logos_flags_and_hidden_sets_are_left_out(tmp_path: Path)
     assert not trained(tmp_path, offered)
 
 
-@pytest.mark.parametrize("release", ["2.2.1", ""])
-def test_only_the_folder_of_the_release_is_taken(tmp_path: Path, release: str) -> None:
-    data = IconData(directory=str(icon_package.write(tmp_path / "package")))
-    assert package_folder(data) == tmp_path / "package"
-    description = tmp_path / "package/package.json"
-    if release:
-        description.write_text(json.dumps({"name": "@iconify/json", "version": release}))
-    else:
-        description.unlink()
-    found = "@iconify/json@2.2.1" if release else "no package"
-    with pytest.raises(ManifestError, match=rf"@iconify/json@2\.2\.535.*with {found}"):
-        package_folder(data)
+def test_only_the_whole_package_of_the_release_is_taken(tmp_path: Path) -> None:
+    root = icon_package.write(tmp_path / "package")
+    data = IconData(directory=str(root))
+    assert package_folder(data) == root
+    description, none = root / "package.json", "no package of icons"
+    older = json.dumps({"name": "@iconify/json", "version": "2.2.1"})
+    for content, found in ((older, "@iconify/json@2.2.1"), ("[]", none), ("{", none)):
+        description.write_text(content)
+        with pytest.raises(ManifestError, match=rf"@iconify/json@2\.2\.535.*with {found}"):
+            package_folder(data)
+    for name in ("collections.json", "package.json"):  # as an unpacking that was killed leaves it
+        icon_package.write(root)
+        (root / name).unlink()
+        with pytest.raises(ManifestError, match=none):
+            package_folder(data)
 
 
 def test_trademarks_and_brands_are_left_out(tmp_path: Path) -> None:

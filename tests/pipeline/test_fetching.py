@@ -66,7 +66,7 @@ def test_a_bad_line_is_tried_again(
     assert (tmp_path / FILE).read_bytes() == BODY
     told = capsys.readouterr().err
     assert f"{FILE}: 127.0.0.1: HTTP Error 503" in told
-    assert "100%" in told
+    assert f"{FILE} from 127.0.0.1" in told
 
 
 def test_a_silent_server_is_asked_again(
@@ -80,12 +80,26 @@ def test_a_silent_server_is_asked_again(
 
 
 def test_a_file_with_another_hash_is_refused(server: Publisher, tmp_path: Path) -> None:
-    artifact = server.artifact(FILE)
-    server.files[FILE] = b"<html>Please log in</html>"
+    artifact = replace(server.artifact(FILE), bytes=len(BODY))
+    server.files[FILE] = BODY[::-1]
     error = failure(tmp_path, artifact)
     assert isinstance(error, CorruptionError)
     assert f"127.0.0.1 sends a file whose sha256 is not {artifact.sha256}" in str(error)
-    failure(tmp_path, replace(artifact, sha256="0123abcd"))
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("size", [len(BODY), None])
+def test_a_part_of_a_file_or_an_error_page_is_worth_another_run(
+    server: Publisher, tmp_path: Path, size: int | None
+) -> None:
+    """Whether a file is whole is known by its published size or, without one, by its hash alone."""
+    artifact = replace(server.artifact(FILE), bytes=size)
+    server.inject(*["cut 100"] * HASTE.attempts)
+    told = str(failure(tmp_path, artifact))
+    assert f"sent 100 of {size or 'an unknown number of'} bytes, whose sha256 is not" in told
+    server.files[FILE] = b"<html>Please log in</html>"
+    assert isinstance(failure(tmp_path, artifact), InfrastructureError)
+    assert len(server.seen) == 2 * HASTE.attempts
 
 
 def test_an_address_without_the_file_is_a_failure_and_not_tried_again(

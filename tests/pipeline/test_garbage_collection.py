@@ -114,6 +114,7 @@ def test_an_unfinished_regeneration_keeps_its_candidate_and_base_and_a_finished_
     regenerated(run.root, base, 2, TASKS)
     attempt, both = run.claim(candidate), {f"vanilla/{each.id}" for each in (base, candidate)}
     attempt.storage.put("candidate/results.json", b"{}")
+    run.storage.put("regenerations/00000007/notes.txt", b"of somebody else")
     age(run.root)
     kept = run.sweep().kept
     assert {kept[name] for name in both} == {"regeneration 1 is unfinished"}

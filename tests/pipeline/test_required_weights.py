@@ -82,8 +82,10 @@ def test_models_of_a_hub_are_told_apart(tmp_path: Path) -> None:
 def test_a_diffusion_model_of_the_hub_is_needed_by_methods_with_prompts(tmp_path: Path) -> None:
     generator = {"kind": "diffusers", "weights": "sd-turbo"}
     config = small_manifest.read(tmp_path, generator=generator, distillation=OTHERS["distillation"])
-    found = [HubModel("generator.weights", "diffusers", "stabilityai/sd-turbo")]
-    assert (wanted(config), hub_models(config)) == ({}, found)
+    (model,) = hub_models(config)
+    assert (model.field, model.library) == ("generator.weights", "diffusers")
+    assert (model.id, model.licence[:12]) == ("stabilityai/sd-turbo", "Stability AI")
+    assert wanted(config) == {}
 
 
 @pytest.mark.parametrize(

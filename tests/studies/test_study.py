@@ -47,15 +47,6 @@ def test_skipped_rows_are_left_out(tmp_path: Path) -> None:
     assert list(study.rows) == ["Baseline 1", "Random_Prompt 1", "Random_Prompt 2"]
 
 
-def test_what_a_study_sets_itself_wins_over_its_settings(tmp_path: Path) -> None:
-    ignored = {"name": "q", "salt": 3, "distillation": {"seeds": [5]}}
-    models = axis(x={"evaluation": {"models": "teacher"}})
-    study = read(write(tmp_path, settings=ignored, repeat="run", **models))
-    manifest = study.cells[1].manifest
-    assert (manifest.name, manifest.salt, manifest.distillation.seeds) == ("tiny", 1, (1,))
-    assert manifest.evaluation.models == ("student",)
-
-
 def test_each_seed_uses_the_next_entry_of_a_list_of_settings(tmp_path: Path) -> None:
     words = [["a", "b"], ["c", "d"]]
     lists = [{"prompts": {"method": "mix", "styles": each}} for each in words]
@@ -172,6 +163,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (axis(x={"storage": {"root": "y"}}, y={}), "axes: y: storage must be the same in all rows"),
     (axis(x={"classes": ["a", "b"]}, y={}), "axes: y: classes must be the same"),
     (axis(x=[{"seed": 3}]), "axes: x: a list of settings must have one for each seed, got 1"),
+    (axis(x={"evaluation": {"models": "teacher"}}), "axes: x: must not hold evaluation.models"),
+    ({"settings": {"distillation": {"seeds": [1]}}}, "settings: must not hold distillation.seeds"),
+    ({"repeat": "run", "settings": {"salt": 3}}, "settings: must not hold salt, which the study"),
+    ({"quick": {"settings": {"name": "q"}}}, "quick.settings: must not hold name"),
     (
         {"compare": "Mix"},
         "compare: must be a value of one axis, among Baseline, Random_Prompt, got 'Mix'",

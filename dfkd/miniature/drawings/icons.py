@@ -129,8 +129,9 @@ def package_folder(data: IconData) -> Path:
     Raises:
         ManifestError: the folder holds no package, or another release of it.
     """
-    description = Path(data.directory) / "package.json"
-    found = json.loads(description.read_text("utf-8")) if description.is_file() else {}
+    folder = Path(data.directory)
+    whole = (folder / "collections.json").is_file() and (folder / "json").is_dir()
+    found = _description(folder / "package.json") if whole else {}
     # The model card names the release, so another one must not be taken for it.
     if (release := f"{found.get('name')}@{found.get('version')}") != data.package:
         raise ManifestError(
@@ -139,7 +140,16 @@ def package_folder(data: IconData) -> Path:
             f"{data.directory} with {release if found else 'no package of icons'}",
             "give its folder; manifests/pretrain.yaml says how to get it",
         )
-    return Path(data.directory)
+    return folder
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """The content of a package's `package.json`; nothing if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Catalogue:
