@@ -82,7 +82,8 @@ class Cluster:
     ten times at most."""
     task_timeout: NonNegative = 3600.0
     """Seconds after which a worker that has not finished its task counts as hung, or a student that
-    has not made its first step (a later one may take at most 20 minutes); 0: never.
+    has not made a step; 0: never. After the first step the limit is at most 20 minutes, or ten times the
+    slowest step so far if that is longer.
 
     The prompts of one shard of every class are one task, so raise it for a thousand classes."""
 
