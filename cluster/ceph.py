@@ -3,6 +3,7 @@
 `python cluster/ceph.py` starts one, prints the variables to export, and stops it at Ctrl-C.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -224,10 +225,17 @@ class Ceph:
 
 def main() -> int:
     """Serve until Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--persistent",
+        action="store_true",
+        help="keep objects in files, which survive a restart, instead of in memory",
+    )
+    options = parser.parse_args()
     if absent := missing():
         print(f"error: {absent}", file=sys.stderr)
         return 1
-    return serve(Ceph(persistent="--persistent" in sys.argv), "s3://dfkd")
+    return serve(Ceph(persistent=options.persistent), "s3://dfkd")
 
 
 if __name__ == "__main__":

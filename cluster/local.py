@@ -33,8 +33,17 @@ FIXED = {"storage.root": f"s3://{BUCKET}/demonstration", "prompts.method": "vani
 def main() -> int:
     """Run the demonstration; returns the exit code of the job, or else of the verification."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("manifest", nargs="?", default="manifests/miniature.yaml")
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument(
+        "manifest", nargs="?", default="manifests/miniature.yaml", help="%(default)s"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="another value for a key of the manifest",
+    )
     options = parser.parse_args()
     try:
         _refuse_fixed(options.overrides)

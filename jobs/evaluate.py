@@ -61,7 +61,8 @@ def tell(evaluated: dfkd.Evaluated) -> None:
     if evaluated.sheet:
         print(f"contact sheet {evaluated.sheet}")
     print(table(evaluated.results, evaluated.ms))
-    print(SIZES)
+    if evaluated.ms:
+        print(SIZES)
     for note in evaluated.results["data"]["notes"]:
         print(f"note: {note}")
 

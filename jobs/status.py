@@ -15,7 +15,7 @@ SECONDS = 10.0
 
 def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """What would be looked at."""
-    methods = ", ".join(run.manifest.methods) if run.manifest else "all that are found"
+    methods = list(run.manifest.methods) if run.manifest else "all that are found"
     return {"root": run.root, "methods": methods}
 
 

@@ -22,7 +22,7 @@ REMEDY = "run jobs/synthesize.py first"
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be read."""
     require_existing(manifest.storage.root, REMEDY)
-    return {"methods": ", ".join(manifest.methods), "root": manifest.storage.root}
+    return {"methods": list(manifest.methods), "root": manifest.storage.root}
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:

@@ -69,8 +69,8 @@ class Cluster:
 
     0: as many as fit, also on nodes that join later.
 
-    An autoscaler adds nodes for that number. With 0 it adds them for one worker per task, at most
-    a few hundred; its own maximum then caps the cost."""
+    An autoscaler adds nodes for that many workers. With 0 it is asked for one worker per task, at
+    most 256; then only its own maximum limits the cost."""
     cpus_per_worker: Positive = 1.0
     """CPUs that a worker reserves, and its torch threads. Raise it on nodes with many CPUs and no
     GPU."""
@@ -82,8 +82,8 @@ class Cluster:
     ten times at most."""
     task_timeout: NonNegative = 3600.0
     """Seconds after which a worker that has not finished its task counts as hung, or a student that
-    has not made a step; 0: never. After the first step the limit is at most 20 minutes, or ten times the
-    slowest step so far if that is longer.
+    has not made a step; 0: never. After the first step the limit is at most 20 minutes, or ten
+    times the slowest step so far if that is longer.
 
     The prompts of one shard of every class are one task, so raise it for a thousand classes."""
 

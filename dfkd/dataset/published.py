@@ -110,6 +110,9 @@ class PublishedVersion:
     _widths: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
     """The lengths of the embeddings that `samples` has met."""
 
+    def __repr__(self) -> str:
+        return f"PublishedVersion({self.storage.location()!r})"
+
     @property
     def id(self) -> str:
         """The name of the version: the first 16 digits of its fingerprint."""
@@ -386,11 +389,9 @@ def read_json(storage: Storage, key: str) -> dict[str, Any]:
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
     """The mapping in JSON bytes; `CorruptionError` that names `where` if they hold no mapping."""
     try:
-        tree = strict_json.parse(data)
+        tree, problem = strict_json.parse(data), ""
     except ValueError as error:
         tree, problem = None, f" ({error})"
-    else:
-        problem = ""
     if not isinstance(tree, dict):
         raise CorruptionError(
             f"{where}: no readable JSON mapping{problem}; restore it, "

@@ -208,5 +208,5 @@ def require_embeddings(manifest: Manifest) -> None:
             "distillation.target",
             "must be embedding or both for other classes: a student of distances has only its own",
             manifest.distillation.target,
-            "distil with distillation.target=embedding, or score its own classes without --classes",
+            "distil with distillation.target=embedding or both",
         )

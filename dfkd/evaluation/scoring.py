@@ -283,7 +283,7 @@ def _confusions(
     """
     M = len(data.classes)
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
-    title = group[0].title if len(group) == 1 else f"{len(group)} models from {group[0].title}"
+    title = group[0].title if len(group) == 1 else f"scores of {len(group)} models"
     with bar(title, len(data.items), "img") as progress:
         for chunk, images in decode_items(data.items, group[0].image_size, threads):
             # An unreadable image comes as the text of its error.

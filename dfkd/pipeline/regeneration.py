@@ -61,7 +61,7 @@ def plan(manifest: Manifest) -> dict[str, Any]:
         "method": manifest.method,
         "tasks": task_count(manifest),
         "salt": salt,
-        "current": current.id if current else "none",
+        "current": current.id if current else None,
         "fresh_tasks": fresh_count,
         "fresh_images": fresh_images,
         "worker_seconds_cap": config.worker_seconds,
@@ -115,7 +115,7 @@ def _refuse_rejected(attempt: Attempt, decision: Decision, page: str) -> None:
     if decision.current:
         print(f"wrote {page}", flush=True)
     reasons = (
-        f"{rule.text}: {rule.value}" + (f" after {rule.before}" if rule.before else "")
+        f"{rule.text}, got {rule.value}" + (f" after {rule.before}" if rule.before else "")
         for rule in decision.rules
         if not rule.holds
     )
@@ -236,7 +236,7 @@ class _Run:
                 f"{unreadable[0]}; fix or remove them and run the same command again, it resumes"
             )
         (summary,) = [s for s in scored.results["summary"] if s["model"] == "student"]
-        print(f"{name} {version.id}: accuracy {summary['mean']:.4f}", flush=True)
+        print(f"{name} {version.id}: accuracy {100 * summary['mean']:.2f} %", flush=True)
         return float(summary["mean"])
 
     def accept(self, decision: Decision) -> str:

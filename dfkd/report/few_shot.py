@@ -35,7 +35,7 @@ def markdown(results: FewShotResults) -> str:
         "The gain is what training adds to the student, with the standard deviation of that "
         "difference.",
         "\n".join(f"- {c}: {escape(results.curves[c])}" for c in CURVES if c in results.curves),
-        f"## {_averaged_over(names).capitalize()}",
+        f"## {escape(names[0]) if len(names) == 1 else f'Mean of {len(names)} domains'}",
         table(means[0], means[1:]),
     ]
     for name in names if len(names) > 1 else ():
@@ -64,7 +64,7 @@ def _bands(results: FewShotResults, domain: str | None = None) -> Bands:
 
 def _averaged_over(names: Sequence[str]) -> str:
     """What the means are over."""
-    return "one domain" if len(names) == 1 else f"mean of {len(names)} domains"
+    return names[0] if len(names) == 1 else f"mean of {len(names)} domains"
 
 
 def _grid(

@@ -46,7 +46,7 @@ PANELS = 24
 
 SECTIONS = {
     "accuracy": "Accuracy", "confusion": "Confusions", "classes": "Classes",
-    "images": "Images", "doubtful": "Worst and rejected", "prompts": "Diversity",
+    "images": "Images", "doubtful": "Least certain images", "prompts": "Diversity",
     "cost": "Time and cost", "takehome": "Take-home student", "provenance": "Provenance",
 }  # fmt: skip
 """Anchor and heading of each section, in the order of the page."""
@@ -127,6 +127,9 @@ def render(facts: Facts) -> str:
         diversities=_diversities(facts),
         twin=NEAR_DUPLICATE_COSINE,
         heads=HEADS,
+        entries=sorted(
+            facts.entries, key=lambda each: (each.stage != "synthesize", slots.get(each.method, 0))
+        ),
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
         **_provenance(facts),
     )

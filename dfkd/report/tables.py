@@ -22,7 +22,7 @@ def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
 
     Args:
         results: the content of `results.json`.
-        ms: milliseconds by model, for those that were measured.
+        ms: milliseconds by model, for those that were measured; none: no such line.
     """
     summaries, images = results["summary"], images_of(results)
     models = [line["model"] for line in summaries]
@@ -38,7 +38,8 @@ def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
         lines.append(["± over seeds", *("-" if s is None else f"{100 * s:.1f}" for s in stds), ""])
     parameters = results["parameters"]
     lines.append(["MB", *(f"{megabytes(parameters[model]):.1f}" for model in models), ""])
-    lines.append(["ms", *(f"{ms[model]:.1f}" if model in ms else "-" for model in models), ""])
+    if ms:
+        lines.append(["ms", *(f"{ms[model]:.1f}" if model in ms else "-" for model in models), ""])
     return ruled(align(lines), 2)
 
 

@@ -74,11 +74,11 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
     if _saw_no_real_image(facts):
         rows.append(("real images used", "0", ""))
     if facts.entries:
-        hours = sum(entry.seconds for entry in facts.entries) / 3600
-        spent = sum(entry.worker_seconds for entry in facts.entries) / 3600
+        taken = sum(entry.seconds for entry in facts.entries)
+        spent = sum(entry.worker_seconds for entry in facts.entries)
         # Records have durations and no dates, so what ran side by side cannot be told apart.
-        rows.append(("time, summed over jobs", f"{hours:.2f}", "h"))
-        rows.append(("cost, summed over jobs", f"{spent:.2f}", "worker-hours"))
+        rows.append(("time, summed over jobs", duration(taken), ""))
+        rows.append(("worker time, summed over jobs", duration(spent), ""))
     return rows
 
 

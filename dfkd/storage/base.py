@@ -224,7 +224,7 @@ def split_root(field: str, root: str) -> tuple[str, str, str]:
     if not BUCKETS[scheme].fullmatch(bucket):
         raise ManifestError(
             field,
-            "must name a bucket or container, and hold no credentials",
+            "must name a bucket or container as its store allows, and hold no credentials",
             root,
             f"write {BUCKET_ROOTS}; credentials come from the environment or the machine",
         )

@@ -180,7 +180,7 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
 def _notes_on_columns(described: StudyFile, results: StudyResults) -> Iterator[str]:
     """Yield what each column beside the accuracies means."""
     yield (
-        "MB: parameters of what answers an image, in float32. ms: one image on one core of the "
+        "MB: size of the model's parameters in float32. ms: one image on one core of the "
         "machine that wrote this table."
     )
     if results.size == "quick":

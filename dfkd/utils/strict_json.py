@@ -144,7 +144,8 @@ def first_problem(error: "ValidationError") -> tuple[str, str, object]:
     """The field, the rule that it breaks and the value of the first problem of a file."""
     first = error.errors(include_url=False)[0]
     field = ".".join(map(str, first["loc"])) or "the whole"
-    return field, first["msg"].removeprefix("Input "), first["input"]
+    rule = first["msg"].removeprefix("Input ").replace("should", "must", 1)
+    return field, rule, first["input"]
 
 
 def numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:

@@ -54,7 +54,7 @@ def require_unique(field: str, values: tuple[object, ...]) -> None:
     """Raise `ManifestError` if a value occurs twice."""
     for value, times in Counter(values).items():
         if times > 1:
-            raise ManifestError(field, "every entry once", value, "remove the repetition")
+            raise ManifestError(field, "must have every entry once", value, "remove the repetition")
 
 
 def require_folder(field: str, path: str) -> None:

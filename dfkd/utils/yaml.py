@@ -219,7 +219,12 @@ def _require_plain(field: str, value: Any) -> None:
 def _read(path: Path) -> str:
     """The text of a manifest file."""
     if not path.is_file():
-        raise ManifestError("manifest", "must be an existing file", str(path), "check the path")
+        raise ManifestError(
+            "manifest",
+            "must be an existing file",
+            str(path),
+            "give the path of a manifest, such as manifests/miniature.yaml",
+        )
     if path.stat().st_size > MAX_BYTES:
         raise ManifestError(
             "manifest", f"at most {MAX_BYTES} bytes", path.stat().st_size, "check the path"
@@ -283,7 +288,8 @@ def _first_problem(schema: type[Any], error: ValidationError, tree: Tree) -> Man
         return ManifestError(field, "is not a key of the manifest", problem["input"], remedy)
     if problem["type"] in ("missing_argument", "missing"):
         return ManifestError(field, "is required", None, f"add {field} to the manifest")
-    rule, remedy = problem["msg"].removeprefix("Input "), "change the value"
+    rule = problem["msg"].removeprefix("Input ").replace("should", "must", 1)
+    remedy = "change the value"
     if problem["type"] == "too_short":
         rule, remedy = f"must have {problem['ctx']['min_length']} or more entries", "add some"
     elif problem["type"] == "string_pattern_mismatch":

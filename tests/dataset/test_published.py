@@ -43,7 +43,7 @@ def test_integers_as_large_as_the_index_takes_are_read(key: str) -> None:
         text = json.dumps(FACTS | {key: value})
         assert list(parse_shard(with_sample(text.encode()), "x"))[3].metadata[key] == value
     text = json.dumps(FACTS | {key: limit})
-    with pytest.raises(CorruptionError, match=rf"sample 'z': {key}: should be less than"):
+    with pytest.raises(CorruptionError, match=rf"sample 'z': {key}: must be less than"):
         list(parse_shard(with_sample(text.encode()), "x"))
 
 

@@ -94,7 +94,7 @@ def test_dry_run_reads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path = tiny_version.write_manifest(tmp_path)
     (tmp_path / "run").mkdir()
     assert job.main([str(path), "--dry-run"]) == Exit.DONE
-    assert json.loads(capsys.readouterr().out)["methods"] == "vanilla"
+    assert json.loads(capsys.readouterr().out)["methods"] == ["vanilla"]
     assert not list((tmp_path / "run").iterdir())
 
 

@@ -99,7 +99,7 @@ def test_the_table_follows_from_the_cells(made: Path) -> None:
         "- Accuracy in percent, mean ± standard deviation over 2 students of one data set. Images "
         f"scored: {images}.",
         "- mean: over domains, each with the same weight.",
-        "- MB: parameters of what answers an image, in float32. ms: one image on one core of the "
+        "- MB: size of the model's parameters in float32. ms: one image on one core of the "
         "machine that wrote this table.",
         "- (PACS, paper): printed in Table 1 of the paper, about its own data, teacher and "
         "students; not part of any mean here.",

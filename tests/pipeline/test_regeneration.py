@@ -121,7 +121,7 @@ def test_a_kill_before_the_decision_leaves_the_page(
     new = f"{attempts.CANDIDATE} {Attempt(root, 1).candidate}"
     old = f"{attempts.CURRENT} {first.id}"
     assert root.get(PAGE.format(1)).decode() == f"{old} | {new}"
-    with pytest.raises(GateError, match="at least 9: 8 of red"):
+    with pytest.raises(GateError, match="at least 9, got 8 of red"):
         regenerate(manifest)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"wrote {root.location(PAGE.format(1))}"
@@ -130,7 +130,7 @@ def test_a_kill_before_the_decision_leaves_the_page(
 def test_a_refused_first_version_has_no_page(
     manifest: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(GateError, match="at least 9: 8 of red"):
+    with pytest.raises(GateError, match="at least 9, got 8 of red"):
         regenerate(manifest)
     assert not open_storage(manifest.storage.root).exists(PAGE.format(0))
     assert "comparison.html" not in capsys.readouterr().out
@@ -289,5 +289,5 @@ def test_finished_students_of_another_teacher_s_version_are_compared(
     name = student_name(manifest, version.fingerprint, "vanilla", 0)
     root = open_storage(manifest.storage.root)
     root.child(layout.student(name)).put(CARD, b"{}")
-    with pytest.raises(GateError, match="at least 9: 8 of red"):
+    with pytest.raises(GateError, match="at least 9, got 8 of red"):
         regenerate(manifest)

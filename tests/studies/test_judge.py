@@ -55,7 +55,7 @@ def test_its_accuracy_is_over_the_images_that_can_be_read(tmp_path: Path) -> Non
         ({**GOOD, "architecture": "vit_h_14"}, "judge: must have a student's architecture"),
         ({"architecture": "resnet18"}, "classes, a JSON list"),
         ({**GOOD, "classes": "red"}, "classes, a JSON list"),
-        ({**GOOD, "classes": '["red", "red"]'}, "judge: classes of .*: every entry once"),
+        ({**GOOD, "classes": '["red", "red"]'}, "judge: classes of .*: must have every entry once"),
         ({**GOOD, "classes": '["red"]'}, r"judge: must know every class .* red, got \['blue'\]; "),
         (GOOD, "judge: must match the architecture, but it lacks backbone.bn1.bias"),
     ],

@@ -61,9 +61,9 @@ class Entry:
         (b'{"name": NaN}', "^not strict JSON: NaN is no finite number"),
         (b'{"name": 1e999}', "^not strict JSON: 1e999 is no finite number"),
         (b'{"name": 1%s}' % (b"0" * 400), "^not strict JSON: 10+... has more than 64 bits"),
-        (b"[]", "^the whole: should be"),
-        (b'{"name": 3}', "^name: should be a valid string"),
-        (b'{"name": "a", "sizes": ["1"]}', r"^sizes\.0: should be a valid integer"),
+        (b"[]", "^the whole: must be"),
+        (b'{"name": 3}', "^name: must be a valid string"),
+        (b'{"name": "a", "sizes": ["1"]}', r"^sizes\.0: must be a valid integer"),
     ],
 )
 def test_a_value_that_is_not_of_its_type_is_refused(data: bytes, reason: str) -> None:
