@@ -213,9 +213,8 @@ def require_comparable(manifest: Manifest) -> None:
     methods = manifest.methods
     if len(methods) != 1:
         raise ManifestError(
-            "synthesis.method",
-            "must give one method to regenerate, with prompts.method and "
-            "synthesis.batch_norm_weight",
+            "prompts.method, synthesis.method and synthesis.batch_norm_weight",
+            "must make one method to regenerate",
             list(methods),
             "name one of each",
         )

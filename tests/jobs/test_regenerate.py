@@ -135,7 +135,10 @@ def test_a_second_regeneration_is_refused_while_one_is_at_work(
 @pytest.mark.parametrize(
     ("setting", "complaint"),
     [
-        ("prompts.method=[vanilla, mix]", "synthesis.method: must give one method"),
+        (
+            "prompts.method=[vanilla, mix]",
+            "prompts.method, synthesis.method and synthesis.batch_norm_weight: must make one",
+        ),
         ("evaluation.models=teacher", "evaluation.models: must name student"),
         ("evaluation.data=none", "evaluation.data: must be labelled images to regenerate"),
         ("regeneration.classes=[owl]", "regeneration.classes: must be among classes"),

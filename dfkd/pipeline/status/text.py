@@ -65,8 +65,9 @@ def _rows(status: RunStatus) -> Iterator[Row]:
             for values in zip(*((cost.seconds, cost.worker_seconds) for cost in ended), strict=True)
         )
         size = tqdm.format_sizeof(sum(cost.bytes for cost in ended), "B")
-        images = sum(cost.images for cost in ended)
-        yield "cost", stage, "so far", f"{spent}, workers {worked}, images {images}, {size}"
+        made = "images made" if stage == "synthesize" else "images seen"
+        images = f"{made} {sum(cost.images for cost in ended)}"
+        yield "cost", stage, "so far", f"{spent}, workers {worked}, {images}, {size}"
     for holder in status.at_work:
         details = ", ".join((f"for {_time(holder.since_seconds)}", *holder.versions))
         lease = f"lease ends in {_time(holder.expires_seconds)} unless it is renewed"
