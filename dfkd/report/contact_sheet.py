@@ -53,6 +53,11 @@ def write_contact_sheet(
 
 MARGIN, GAP, BLOCK_GAP = 28, 4, 24
 """Pixels around the sheet, between two images, and between two blocks."""
+MAX_WIDTH = 1800
+"""Pixels of blocks side by side; further blocks go below, as on a page that is much wider than a
+screen nobody recognises an image."""
+HEADING = 44
+"""Pixels above a line of blocks, for their names."""
 MAX_CLASSES = 48
 """Maximum number of rows; many viewers cannot open a much taller picture."""
 INK, GREY, LINE, PAPER = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#ffffff"
@@ -61,7 +66,7 @@ INK, GREY, LINE, PAPER = "#1a1a1a", "#6b6b6b", "#d9d9d9", "#ffffff"
 def contact_sheet(
     title: str, classes: Sequence[str], blocks: Mapping[str, Examples], footer: str = ""
 ) -> bytes:
-    """A PNG with one row for each class and one block of images for each method.
+    """A PNG with one block of images for each method, in which a row is a class.
 
     Args:
         title: first line.
@@ -79,15 +84,16 @@ def contact_sheet(
     canvas = Image.new("RGB", sheet.size(title, footer), PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN), title, INK, _font(22))
-    for method, x in sheet.block_edges():
-        draw.text((x, sheet.top - 10), method, INK, _font(16), anchor="ls")
+    for method, x, y in sheet.corners():
+        draw.text((x, y - 10), method, INK, _font(16), anchor="ls")
         for row, images in enumerate(blocks[method][: len(shown)]):
             for column, image in enumerate(images):
-                corner = (x + column * sheet.step, sheet.top + row * sheet.step)
+                corner = (x + column * sheet.step, y + row * sheet.step)
                 _paste(canvas, draw, image, corner, sheet.cell)
-    for row, name in enumerate(shown):
-        middle = sheet.top + row * sheet.step + sheet.cell // 2
-        draw.text((MARGIN + sheet.label, middle), name, INK, _font(15), anchor="rm")
+    for line in range(len(sheet.lines)):
+        for row, name in enumerate(shown):
+            middle = sheet.top(line) + row * sheet.step + sheet.cell // 2
+            draw.text((MARGIN + sheet.label, middle), name, INK, _font(15), anchor="rm")
     draw.text((MARGIN, sheet.bottom + 14), footer, GREY, _font(12))
     stream = io.BytesIO()
     canvas.save(stream, "PNG", optimize=True)
@@ -104,28 +110,38 @@ class _Sheet:
         self.cell = 64 if max(sizes, default=64) <= 64 else 96
         self.step = self.cell + GAP
         self.label = max(_width(name, 15) for name in classes)
-        self.top = MARGIN + 74
-        self.bottom = self.top + len(classes) * self.step - GAP
-        self.columns = {
-            method: max((len(row) for row in block), default=0) for method, block in blocks.items()
+        self.height = len(classes) * self.step - GAP
+        # A block is at least as wide as its heading.
+        self.widths = {
+            method: max(max(map(len, block), default=0) * self.step - GAP, _width(method, 16))
+            for method, block in blocks.items()
         }
+        self.lines = self._lines()
+        self.bottom = self.top(len(self.lines) - 1) + self.height
 
-    def block_edges(self) -> Iterator[tuple[str, int]]:
-        """Yield each method and the left edge of its block."""
-        x = MARGIN + self.label + 14
-        for method, columns in self.columns.items():
-            yield method, x
-            x += self.width(method, columns) + BLOCK_GAP
+    def _lines(self) -> list[list[str]]:
+        """The methods of each line of blocks, about as many in each."""
+        methods = list(self.widths)
+        fit = max(1, MAX_WIDTH // (max(self.widths.values()) + BLOCK_GAP))
+        count = math.ceil(len(methods) / math.ceil(len(methods) / fit))
+        return [methods[start : start + count] for start in range(0, len(methods), count)]
 
-    def width(self, method: str, columns: int) -> int:
-        """Width of a block, which is at least as wide as its heading."""
-        return max(columns * self.step - GAP, _width(method, 16))
+    def top(self, line: int) -> int:
+        """The upper edge of the images of a line of blocks."""
+        return MARGIN + 30 + HEADING + line * (self.height + HEADING)
+
+    def corners(self) -> Iterator[tuple[str, int, int]]:
+        """Yield each method with the left and the upper edge of its images."""
+        for line, methods in enumerate(self.lines):
+            x = MARGIN + self.label + 14
+            for method in methods:
+                yield method, x, self.top(line)
+                x += self.widths[method] + BLOCK_GAP
 
     def size(self, title: str, footer: str) -> tuple[int, int]:
         """Width and height of the whole sheet."""
-        blocks = sum(self.width(*item) for item in self.columns.items())
-        gaps = BLOCK_GAP * (len(self.columns) - 1)
-        body = self.label + 14 + blocks + gaps
+        widest = max(sum(self.widths[m] + BLOCK_GAP for m in line) for line in self.lines)
+        body = self.label + 14 + widest - BLOCK_GAP
         width = max(body, _width(title, 22), _width(footer, 12)) + 2 * MARGIN
         return width, self.bottom + (14 + 12 if footer else 0) + MARGIN
 

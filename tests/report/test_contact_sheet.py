@@ -91,3 +91,19 @@ def test_a_sheet_of_many_classes_and_large_images_stays_a_picture() -> None:
 def test_a_class_without_images_keeps_its_row() -> None:
     sheet = drawn(("cat", "dog"), {"mix": [[], [plain("#ff0000")]]})
     assert np.argwhere((sheet == (255, 0, 0)).all(axis=2)).min(axis=0)[0] > 64 + 28
+
+
+def test_blocks_that_do_not_fit_beside_each_other_stand_in_lines_of_equal_length() -> None:
+    colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255))
+    names = ("vanilla", "random", "mix", "contrastive")
+    blocks = {
+        name: [[Image.new("RGB", (64, 64), colour)] * 8]
+        for name, colour in zip(names, colours, strict=True)
+    }
+    sheet = drawn(("cat",), blocks)
+    first, second, third, fourth = (
+        np.argwhere((sheet == colour).all(axis=2)).min(axis=0) for colour in colours
+    )
+    assert first[0] == second[0] < third[0] == fourth[0]
+    assert first[1] == third[1] < second[1] == fourth[1]
+    assert sheet.shape[1] < 1300
