@@ -77,9 +77,16 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
         taken = sum(entry.seconds for entry in facts.entries)
         spent = sum(entry.worker_seconds for entry in facts.entries)
         # Records have durations and no dates, so what ran side by side cannot be told apart.
-        rows.append(("time, summed over jobs", duration(taken), ""))
-        rows.append(("worker time, summed over jobs", duration(spent), ""))
+        rows.append(("time, summed over jobs", *_clock(taken)))
+        rows.append(("worker time, summed over jobs", *_clock(spent)))
     return rows
+
+
+def _clock(seconds: float) -> tuple[str, str]:
+    """3723 as `1:02` and `h`, 62 as `1:02` and `min`."""
+    large, unit = (seconds / 60, "h") if seconds >= 3600 else (seconds, "min")
+    whole, rest = divmod(int(large), 60)
+    return f"{whole}:{rest:02}", unit
 
 
 def count(value: int) -> str:

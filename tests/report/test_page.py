@@ -67,7 +67,7 @@ def test_the_headline_and_its_numbers_follow_from_the_results(
     assert "over 3 domains." in words
     assert "mean accuracy, contrastive 62.5 %" in words
     assert "images synthesised 48 real images used 0" in words
-    assert "time, summed over jobs 1 h 00 min worker time, summed over jobs 1 h 56 min" in words
+    assert "time, summed over jobs 1:00 h worker time, summed over jobs 1:56 h" in words
     assert "total adds up processes that ran side by side" in words
     assert "±3.5" in words
 
