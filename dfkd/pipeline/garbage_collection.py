@@ -180,7 +180,7 @@ class _Planner:
         for number, objects in self.listing.regenerations.items():
             attempt = Attempt(self.root, int(number))
             if not attempt.claimed:
-                continue  # so the folder is not dfkd's
+                continue  # this folder is not dfkd's
             version = f"{attempt.method}/{attempt.candidate}"
             unused = attempt.finished and version not in self.kept.reasons
             if unused and age(objects) >= self.grace:
