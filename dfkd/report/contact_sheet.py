@@ -54,7 +54,7 @@ def write_contact_sheet(
 MARGIN, GAP, BLOCK_GAP = 28, 4, 24
 """Pixels around the sheet, between two images, and between two blocks."""
 MAX_WIDTH = 1800
-"""Pixels of blocks side by side. Viewers shrink a much wider picture, so further blocks go below."""
+"""Pixels of blocks side by side; more go below, because viewers shrink a much wider picture."""
 HEADING = 44
 """Pixels above a line of blocks, for their names."""
 MAX_CLASSES = 48
