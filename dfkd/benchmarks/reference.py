@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.benchmarks.measure import Call
-from dfkd.config.distillation import MOMENTUM, WEIGHT_DECAY, Training
+from dfkd.config.distillation import MOMENTUM, Distillation
 from dfkd.config.synthesis import Contrastive
 from dfkd.distillation.augmentation import augment
 from dfkd.models.generators.generator import to_pixels
@@ -140,7 +140,7 @@ def plain_distillation(
     teacher: Teacher,
     texts: Tensor,
     pixels: Tensor,
-    config: Training,
+    config: Distillation,
     steps: int,
 ) -> Tensor:
     """Equations 4 and 5 as stated, on a batch; returns the last step's loss.
@@ -160,9 +160,9 @@ def plain_distillation(
 
     rate, weights = config.learning_rate * config.finetune_factor, student.parameters()
     optimizer = (
-        torch.optim.SGD(weights, rate, MOMENTUM, weight_decay=WEIGHT_DECAY)
+        torch.optim.SGD(weights, rate, MOMENTUM, weight_decay=config.weight_decay)
         if config.optimizer == "sgd"
-        else torch.optim.AdamW(weights, rate, weight_decay=0.0)
+        else torch.optim.AdamW(weights, rate, weight_decay=config.weight_decay)
     )
     return _minimise(loss, optimizer, steps)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dfkd.config.distillation import MOMENTUM, WEIGHT_DECAY, Distillation, Training
+from dfkd.config.distillation import MOMENTUM, Distillation
 from dfkd.config.hashing import derive_seed
 from dfkd.dataset.batch import Batch
 from dfkd.distillation.augmentation import augment
@@ -39,12 +39,12 @@ class Schedule:
     """Steps of both phases."""
 
     @classmethod
-    def of(cls, config: Training, steps_per_epoch: int) -> "Schedule":
+    def of(cls, config: Distillation, steps_per_epoch: int) -> "Schedule":
         """The schedule with `warmup_epochs` epochs of warm-up, followed by `epochs` epochs."""
         warmup = config.warmup_epochs * steps_per_epoch
         return cls(steps_per_epoch, warmup, warmup + config.epochs * steps_per_epoch)
 
-    def rate(self, config: Training, step: int) -> float:
+    def rate(self, config: Distillation, step: int) -> float:
         """The learning rate of `step` (from 0): constant in each phase, or a cosine from its peak.
 
         A cosine would reach zero one step after the last step of its phase.
@@ -239,10 +239,10 @@ class Distiller:
             raise ValueError(f"no moments after step {self.step}")
 
 
-def make_optimizer(config: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(config: Distillation, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """A new SGD or AdamW optimizer; the caller sets the learning rate at every step."""
     # `fused` updates all parameters in one kernel.
+    rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
-        rate = config.learning_rate
-        return torch.optim.SGD(parameters, rate, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
+        return torch.optim.SGD(parameters, rate, MOMENTUM, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)

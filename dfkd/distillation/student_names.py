@@ -7,7 +7,7 @@ settings find the finished student or its checkpoints, others get a new folder.
 import dataclasses
 import hashlib
 
-from dfkd.config.distillation import WEIGHT_DECAY, weights_file
+from dfkd.config.distillation import weights_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
@@ -43,7 +43,7 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
         "seed": seed,
     }
     if config.optimizer == "sgd":
-        identity["weight_decay"] = WEIGHT_DECAY  # without it, another student
+        identity["weight_decay"] = config.weight_decay  # without it, another student
     if config.texts == "styles":
         # Imported here and below, because these modules import torch and most names need neither.
         from dfkd.prompts.styles import dictionary

@@ -88,15 +88,17 @@ def test_each_step_has_the_learning_rate_of_the_schedule() -> None:
         assert optimizer.param_groups[0]["lr"] == SCHEDULE.rate(config, step)
 
 
-def test_sgd_has_momentum_and_weight_decay_and_adamw_neither() -> None:
-    """The weight decay adds 0.0005 of a weight to its gradient."""
+@pytest.mark.parametrize(("weights", "decay"), [("none", 0.002), ("IMAGENET1K_V1", 0.0005)])
+def test_sgd_has_momentum_and_weight_decay_and_adamw_neither(weights: str, decay: float) -> None:
+    """The weight decay adds a share of a weight to its gradient."""
     moved, kept = (nn.Parameter(torch.ones(1)) for _ in range(2))
-    sgd, rate = make_optimizer(CONFIG, [moved]), CONFIG.learning_rate
+    config = dataclasses.replace(CONFIG, weights=weights, warmup_epochs=0)
+    sgd, rate = make_optimizer(config, [moved]), config.learning_rate
     for _ in range(2):
         moved.grad = torch.ones(1)
         sgd.step()
-    first = 1 + 0.0005
-    second = 0.9 * first + 1 + 0.0005 * (1 - rate * first)
+    first = 1 + decay
+    second = 0.9 * first + 1 + decay * (1 - rate * first)
     assert moved.item() == pytest.approx(1 - rate * (first + second), abs=1e-7)
     kept.grad = torch.zeros(1)
     make_optimizer(LONG, [kept]).step()
