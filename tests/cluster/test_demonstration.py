@@ -8,7 +8,7 @@ from local import main
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nope.yaml"], "manifest: must be an existing file, got 'nope.yaml'; check the path"),
+        (["nope.yaml"], "manifest: must be an existing file, got 'nope.yaml'; give the path"),
         (["--set", "synthesis.stepz=1"], "synthesis.stepz: "),
         (
             ["--set", "storage.root=runs/mine"],
