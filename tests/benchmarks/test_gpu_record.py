@@ -127,7 +127,7 @@ def test_the_process_ends_at_the_limit_and_finished_rows_outlive_it(
     tmp_path: Path, check: str, code: int, states: list[str]
 ) -> None:
     """Whatever hangs: a row, or the folder."""
-    command = [sys.executable, "-c", HANGING, str(tmp_path), "2", check]
+    command = [sys.executable, "-c", HANGING, str(tmp_path), "6", check]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
