@@ -81,7 +81,7 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
         found = regenerate(manifest, place, "regeneration.tolerance=1.0")
     assert found.returncode == Exit.PARTIAL
     line = found.stderr.strip().splitlines()[-1]
-    assert "does not become current (images of each class, at least 5: 4 of clock)" in line
+    assert "does not become current (images of each class, at least 5, got 4 of clock)" in line
     assert published(place).id == first
     assert root.get("results.json") == results
     refused = json.loads(root.get("regenerations/00000001/decision.json"))
