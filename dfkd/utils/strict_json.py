@@ -144,8 +144,12 @@ def first_problem(error: "ValidationError") -> tuple[str, str, object]:
     """The field, the rule that it breaks and the value of the first problem of a file."""
     first = error.errors(include_url=False)[0]
     field = ".".join(map(str, first["loc"])) or "the whole"
-    rule = first["msg"].removeprefix("Input ").replace("should", "must", 1)
-    return field, rule, first["input"]
+    return field, rule_of(first["msg"]), first["input"]
+
+
+def rule_of(message: str) -> str:
+    """The rule in a message of pydantic, in the words of this project's errors."""
+    return message.removeprefix("Input ").replace("should", "must", 1)
 
 
 def numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dfkd.errors import SECRET_PATTERN, ManifestError, as_utf8, conceal
+from dfkd.utils.strict_json import rule_of
 
 T = TypeVar("T")
 
@@ -288,8 +289,7 @@ def _first_problem(schema: type[Any], error: ValidationError, tree: Tree) -> Man
         return ManifestError(field, "is not a key of the manifest", problem["input"], remedy)
     if problem["type"] in ("missing_argument", "missing"):
         return ManifestError(field, "is required", None, f"add {field} to the manifest")
-    rule = problem["msg"].removeprefix("Input ").replace("should", "must", 1)
-    remedy = "change the value"
+    rule, remedy = rule_of(problem["msg"]), "change the value"
     if problem["type"] == "too_short":
         rule, remedy = f"must have {problem['ctx']['min_length']} or more entries", "add some"
     elif problem["type"] == "string_pattern_mismatch":
