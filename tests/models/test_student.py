@@ -71,6 +71,19 @@ def test_timm_students_take_the_run_s_image_size(name: str) -> None:
     assert student(pixels(64)).shape == (2, 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("resnet18", "bn2"), ("resnet50", "bn3"), ("timm:resnet18", "bn2"), ("timm:resnet50", "bn3")],
+)
+def test_residual_blocks_of_random_weights_start_as_the_identity(name: str, norm: str) -> None:
+    """Without it a ResNet-50 of torchvision hardly learns in a few hundred steps."""
+    backbone = build(Distillation(student=name, **RANDOM), 4, 32, 0).backbone
+    for layer in (backbone.layer1, backbone.layer4):
+        features = torch.rand(2, layer[1].conv1.in_channels, 4, 4)
+        assert torch.equal(layer[1](features), features)
+        assert not getattr(layer[1], norm).weight.any()
+
+
 def test_a_model_that_cannot_have_the_image_size_is_refused() -> None:
     with pytest.raises(ManifestError, match=r"distillation\.student: cannot be built for 50 px"):
         build(Distillation(student="timm:nest_tiny", **RANDOM), 4, 50, 0)
