@@ -90,8 +90,9 @@ def _require_resnet(student: str) -> None:
 def _resnet(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     """A torchvision ResNet without its head, and mean and deviation of its input's channels."""
     _require_resnet(name)
-    # A block of random weights starts as the identity, as timm's do (arXiv:1706.02677, section 5.1).
-    # After 300 steps of `jobs/pretrain.py` a ResNet-50 knew 69 % of other drawings, without it 35 %.
+    # Blocks of random weights start as the identity, as timm's do (arXiv:1706.02677, section 5.1).
+    # After 300 steps of `jobs/pretrain.py` a ResNet-50 named 69 % of validation icons, without it
+    # 35 %.
     model = torchvision.models.get_model(name, weights=None, zero_init_residual=True)
     model.fc = nn.Identity()
     return model, IMAGENET_MEAN, IMAGENET_STD
