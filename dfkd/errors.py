@@ -5,6 +5,7 @@ object), the rule, the value and the remedy. `dfkd.pipeline.command_line` prints
 with `exit_code`.
 """
 
+import errno
 import re
 from enum import IntEnum
 from typing import Any
@@ -25,6 +26,14 @@ MAX_VALUE_LENGTH = 300
 
 DEFECTS = (TypeError, AttributeError, LookupError, NameError, AssertionError)
 """Errors of a program, which a repetition meets again."""
+
+PERMANENT_ERRORS = frozenset(
+    {
+        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS),
+    }
+)
+"""Errors of the operating system that the same command would meet again."""
 
 
 def conceal(text: str) -> str:
@@ -88,6 +97,13 @@ class DfkdError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(conceal(printable(message)))
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a repetition may succeed after an error of code, of a machine or of a library."""
+    if isinstance(error, OSError):
+        return error.errno not in PERMANENT_ERRORS
+    return not isinstance(error, (DfkdError, *DEFECTS))
 
 
 class _Shown(str):

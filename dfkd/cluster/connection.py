@@ -103,7 +103,10 @@ def _refuse_address(address: str, error: Exception) -> NoReturn:
     """Raise what it means that the cluster of RAY_ADDRESS could not be joined."""
     if isinstance(error, ValueError):
         raise ManifestError(
-            "RAY_ADDRESS", "must be an address of Ray", address, "give host:port, or unset it"
+            "RAY_ADDRESS",
+            "must be host:port or auto, and not an address of Ray's client",
+            address,
+            "give one of the two, or unset it",
         ) from None
     if "Version mismatch" in str(error) or isinstance(error, AuthenticationError):
         raise ManifestError(
@@ -132,10 +135,15 @@ def _refuse_here(error: Exception) -> NoReturn:
 
 
 def _check_reachable(address: str) -> None:
-    """Raise `OSError` if `address` is host:port and nothing listens there.
+    """Raise `OSError` if `address` is host:port and nothing listens there; other words (auto,
+    local) are left to Ray.
 
-    Other forms (auto, local, ray://...) are left to Ray.
+    Raises:
+        ValueError: it has a scheme (ray://...). A job needs a process of its own in the cluster,
+            which Ray's client does not give it.
     """
+    if "://" in address:
+        raise ValueError(address)
     if match := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
         socket.create_connection((match[1], int(match[2])), timeout=CONNECT_SECONDS).close()
 

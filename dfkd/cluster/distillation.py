@@ -127,6 +127,7 @@ def distill_all(
     Raises:
         ManifestError, CorruptionError, InfrastructureError: as `distill_located`. Other students
             in training end at once; the same call resumes them.
+        DfkdError: a student failed at every attempt, of something that stays.
     """
     targets = []
     for target in students:
@@ -176,10 +177,9 @@ def _distill_side_by_side(
             yield FinishedStudent(by_task[task], reused=False)
     if pool.quarantine:
         item = pool.quarantine[0]
-        raise InfrastructureError(
-            f"{item.unit.id}: failed at every attempt ({item.reason}); run the same command "
-            "again, it resumes"
-        )
+        problem = f"{item.unit.id}: failed at every attempt ({item.reason})"
+        told = f"{problem}; fix that and run the same command again, it resumes"
+        raise InfrastructureError(told) if item.curable else DfkdError(told)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray.train
+import torch
 from ray.exceptions import RayActorError
 from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig
@@ -19,7 +20,7 @@ from dfkd.cluster.ray_internals import (
     local_torch_trainer,
     ray_reason,
 )
-from dfkd.errors import DfkdError, InfrastructureError
+from dfkd.errors import DfkdError, InfrastructureError, one_line
 from dfkd.storage.base import scratch_folder
 from dfkd.utils.hardware import thread_limit
 from dfkd.utils.progress import say
@@ -103,7 +104,8 @@ def run_ranks(
     Raises:
         DfkdError: a rank raised it.
         PreemptedError: the rank runs in this process, whose node is about to be taken away.
-        InfrastructureError: ranks died too often or did not fit, or what watches them died.
+        InfrastructureError: ranks died too often or did not fit, or what watches them died; or the
+            GPU of the only rank failed.
         Exception: any other exception of a rank, with that rank's traceback as a note.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -122,6 +124,11 @@ def run_ranks(
                 deaths.add(list(error.worker_failures.values()))
             except (TrainingFailedError, RayActorError) as error:
                 raise _gave_up(error) from None
+            except torch.AcceleratorError as error:  # of a rank in this process
+                raise InfrastructureError(
+                    f"distillation: the GPU failed ({one_line(error)}); run the same command "
+                    "again, it resumes"
+                ) from None
 
 
 def _gave_up(error: Exception) -> InfrastructureError:
@@ -223,10 +230,10 @@ def root_cause(failures: Sequence[Exception]) -> Exception | None:
 
 
 def _means_dead_rank(failure: Exception) -> bool:
-    """Whether Ray found a rank dead, or a rank lost the connection to another rank."""
+    """Whether Ray found a rank dead, or a rank lost its GPU or the connection to another rank."""
     # gloo raises a plain RuntimeError whose text names gloo's source file.
-    lost = isinstance(failure, DistError) or "gloo/transport" in str(failure)
-    return lost or _is_of_ray(failure)
+    lost = isinstance(failure, DistError | torch.AcceleratorError)
+    return lost or "gloo/transport" in str(failure) or _is_of_ray(failure)
 
 
 def _is_of_ray(failure: Exception) -> bool:

@@ -228,15 +228,23 @@ class _Leader:
         # Reading the loss waits for the device, so it is done every `LOG_STEPS` only.
         in_epoch = distiller.step % schedule.steps_per_epoch
         if in_epoch == 0 or in_epoch % LOG_STEPS == 0:
-            rate = schedule.rate(distiller.config, distiller.step - 1)
-            self.means.update(self.tracker.log(distiller.step, rate))
-            # Before the checkpoint, from which another call would go on to the same end.
-            if not math.isfinite(self.means["loss"]):
-                told = f"distillation: the loss is no number at step {distiller.step}"
-                raise DfkdError(f"{told}; lower distillation.learning_rate")
+            self._log()
+
+    def _log(self) -> None:
+        """Log the steps since the last call; raises `DfkdError` if their loss is no number."""
+        distiller = self.distiller
+        rate = distiller.schedule.rate(distiller.config, distiller.step - 1)
+        self.means.update(self.tracker.log(distiller.step, rate))
+        if not math.isfinite(self.means["loss"]):
+            told = f"distillation: the loss is no number at step {distiller.step}"
+            raise DfkdError(f"{told}; lower distillation.learning_rate")
 
     def save(self) -> None:
-        """Upload the curves and write a checkpoint."""
+        """Upload the curves and write a checkpoint, unless the loss is no number."""
+        # From the checkpoint of such weights another call would go on to the same end. After a
+        # notice of preemption the last steps are not logged yet.
+        if self.tracker.pending:
+            self._log()
         # The curves first: a kill in between repeats their points, and loses none.
         self.tracker.upload()
         self.checkpoints.write(self.distiller.step, self.distiller.state())

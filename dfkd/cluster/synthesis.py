@@ -244,7 +244,7 @@ def write_missing(
     if failed := _failed_prompts(pool):
         version.quarantine("prompts", failed[0].reason)
         told = f"prompts: {failed[0].reason}; fix it and run again"
-        raise InfrastructureError(told) if failed[0].may_pass else DfkdError(told)
+        raise InfrastructureError(told) if failed[0].curable else DfkdError(told)
     if pool.stopped:
         _refuse_over_budget(cost.images, pool.busy_seconds, worker_seconds)
     if chain and pool.quarantine:

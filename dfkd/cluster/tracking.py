@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ class Board(Closing):
         """Copy the event files to storage, where `tensorboard --logdir` finds them."""
         self.writer.flush()
         for file in self.folder.iterdir():
-            self.storage.put(file.name, file)
+            # TensorBoard puts the host's name into it, which may have letters that no key has.
+            self.storage.put(re.sub(r"[^A-Za-z0-9._=-]", "_", file.name), file)
 
 
 class Tracker(Board):

@@ -15,7 +15,8 @@ from dfkd.utils.progress import Closing
 TICK_SECONDS = 1.0
 """Seconds between two looks at the training."""
 LATER_SECONDS = 1200.0
-"""Seconds that any step after the first may take: no request to a store is tried for so long."""
+"""Seconds that any step after the first may take. An upload to Azure or Google may use 900 of them
+for an attempt, see `dfkd.storage.retries`."""
 FACTOR = 10.0
 """A step may also take so many times as long as the slowest one before it."""
 MESSAGE_SECONDS = 10.0

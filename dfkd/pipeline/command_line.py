@@ -1,7 +1,6 @@
 """The command line that all jobs share: manifest, overrides, exit codes and the last line."""
 
 import argparse
-import errno
 import io
 import json
 import os
@@ -16,7 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
-from dfkd.errors import DfkdError, Exit, InfrastructureError, PartialError, as_utf8
+from dfkd.errors import DfkdError, Exit, InfrastructureError, PartialError, as_utf8, may_pass
 from dfkd.utils import logs
 from dfkd.utils.yaml import dump
 
@@ -46,14 +45,6 @@ something. Raises `DfkdError` for anything that the user can fix.
 Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
 """What the job would do, for `--dry-run`: a mapping that is printed as JSON."""
 
-
-PERMANENT_ERRORS = frozenset(
-    {
-        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
-        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS),
-    }
-)
-"""Errors of the operating system that the same command would meet again."""
 
 MAX_COUNT = 10**6
 """Largest whole number of an option. Torch takes no more threads than 32 bits can count."""
@@ -226,13 +217,11 @@ def _prepare_output() -> None:
 def _of_the_system(error: OSError) -> DfkdError:
     """What it means that the operating system refused something."""
     if isinstance(error, BrokenPipeError):
-        told = "stdout: its reader has gone, so the job has stopped"
-        return DfkdError(f"{told}; run the same command again, it resumes")
+        gone = "stdout: its reader has gone, so the job has stopped"
+        return DfkdError(f"{gone}; run the same command again, it resumes")
     # Most failures pass, so the same command may succeed; a wrong path stays wrong.
-    remedy = "fix that and run the same command again, it resumes"
-    if error.errno in PERMANENT_ERRORS:
-        return DfkdError(f"operating system: {error}; {remedy}")
-    return InfrastructureError(f"operating system: {error}; {remedy}")
+    told = f"operating system: {error}; fix that and run the same command again, it resumes"
+    return InfrastructureError(told) if may_pass(error) else DfkdError(told)
 
 
 def _stopped(stop: KeyboardInterrupt | SystemExit, terminated: bool) -> Exit:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from dfkd.errors import ManifestError
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, StoredObject
+from dfkd.storage.lease import LEASE
 
 METHOD = "(?P<method>[a-z]+(?:-bn)?)"
 ID = "(?P<id>[0-9a-f]{16})"
@@ -54,7 +55,7 @@ class Listing:
                 found.students[match["id"]][match["name"]] = entry
             elif match := REGENERATION.fullmatch(entry.key):
                 found.regenerations[match["id"]][match["name"]] = entry
-            elif entry.key.startswith(layout.LEASES):
+            elif LEASE.fullmatch(entry.key):
                 found.leases.append(entry)
             elif entry.key.startswith(layout.CELLS):
                 raise ManifestError(

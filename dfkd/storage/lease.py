@@ -37,6 +37,9 @@ RENEWALS_PER_LEASE = 3
 """Renewals within the length of a lease, so that one of them may fail."""
 
 NUMBERED = re.compile(rf"{layout.LEASES}(?P<name>[a-z]+)/(?P<number>[0-9]{{8}})\.json")
+OF_READER = re.compile(rf"{layout.LEASES}{READERS}/[0-9a-f]{{32}}\.json")
+LEASE = re.compile(f"{NUMBERED.pattern}|{OF_READER.pattern}")
+"""Matches the key of any lease."""
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
@@ -227,7 +230,7 @@ def held_leases(storage: Storage) -> dict[str, LeaseRecord]:
     """All leases that are held now, by key: the highest number of each name, and all readers."""
     # Keys are listed in ascending order, so the last one of a name has the highest number.
     last: dict[str, str] = {}
-    for key in storage.list(layout.LEASES):
+    for key in filter(LEASE.fullmatch, storage.list(layout.LEASES)):
         last[key.rpartition("/")[0] if NUMBERED.fullmatch(key) else key] = key
     records = {}
     for key in last.values():

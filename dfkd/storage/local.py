@@ -6,6 +6,7 @@ S3 is in `dfkd.storage.s3`; Azure Blob and Google Cloud Storage are in `dfkd.sto
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -197,7 +198,7 @@ class LocalStorage:
         """Yield a synced file with `data`, locked against `prepare` in other processes."""
         size = byte_count(data)
         with self._observed("put", size), disk_full_error(target, size):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(target.parent)
             partial, stream = _open_partial(self.root / PARTIAL)
             try:
                 with stream:
@@ -205,6 +206,14 @@ class LocalStorage:
                     yield partial
             finally:
                 partial.unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder below the root, whose name is then on the disk as those of its objects."""
+        above = itertools.takewhile(lambda each: each != self.root, (folder, *folder.parents))
+        missing = [each for each in above if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for each in missing:
+            sync_directory(each.parent)
 
     @contextlib.contextmanager
     def _observed(self, operation: str, size: int) -> Iterator[None]:

@@ -289,16 +289,16 @@ def _first_problem(schema: type[Any], error: ValidationError, tree: Tree) -> Man
         return ManifestError(field, "is not a key of the manifest", problem["input"], remedy)
     if problem["type"] in ("missing_argument", "missing"):
         return ManifestError(field, "is required", None, f"add {field} to the manifest")
-    rule, remedy = rule_of(problem["msg"]), "change the value"
+    rule, change = rule_of(problem["msg"]), "change the value"
     if problem["type"] == "too_short":
-        rule, remedy = f"must have {problem['ctx']['min_length']} or more entries", "add some"
+        rule, change = f"must have {problem['ctx']['min_length']} or more entries", "add some"
     elif problem["type"] == "string_pattern_mismatch":
-        rule = f"must match the pattern {problem['ctx']['pattern']}"
+        rule, change = f"must match the pattern {problem['ctx']['pattern']}", "change the value"
     elif problem["type"] == "string_type":
-        rule, remedy = "must be text", "put it in quotes"
+        rule, change = "must be text", "put it in quotes"
     elif problem["type"] == "tuple_type":
-        rule, remedy = "must be a list", "write it as [A, B]"
-    return ManifestError(field, rule, problem["input"], remedy)
+        rule, change = "must be a list", "write it as [A, B]"
+    return ManifestError(field, rule, problem["input"], change)
 
 
 def _known_path(problem: Mapping[str, Any], tree: Tree) -> list[str | int]:

@@ -51,7 +51,7 @@ def test_a_handler_of_sigterm_survives_the_start_of_ray(monkeypatch: pytest.Monk
 
 def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
-    with pytest.raises(ManifestError, match="RAY_ADDRESS: must be an address"), connected():
+    with pytest.raises(ManifestError, match="RAY_ADDRESS: must be host:port or auto"), connected():
         pass
 
 
@@ -96,9 +96,20 @@ def test_a_ray_that_does_not_start_here_is_no_matter_of_an_address(
     assert "RAY_ADDRESS" not in str(found.value)
 
 
-@pytest.mark.parametrize("address", ["", "auto", "local", "ray://127.0.0.1:1", "anyscale://x"])
+@pytest.mark.parametrize("address", ["", "auto", "local"])
 def test_other_kinds_of_address_are_left_to_ray(address: str) -> None:
     _check_reachable(address)
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "anyscale://x"])
+def test_ray_s_client_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has connected when its process finds out that it knows nothing of the nodes."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(ManifestError, match=r"^RAY_ADDRESS: must be host:port or auto"),
+        connected(),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("address", "digits"), [("", 64), ("auto", 0)])

@@ -27,7 +27,7 @@ from dfkd.cluster.distillation import (
     student_pool,
 )
 from dfkd.cluster.launch import run_ranks
-from dfkd.cluster.rank import Job, open_stream
+from dfkd.cluster.rank import Job, LocalPreemptionWatch, open_stream
 from dfkd.config.manifest import Cluster, Manifest, StorageConfig
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.embedding import embedding_objective
@@ -310,3 +310,15 @@ def test_a_training_that_diverges_ends_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(DfkdError, match=r"loss is no number at step \d+; lower distillation"):
         distill(manifest, "vanilla", 0)
     assert not locate_student(manifest, "vanilla", 0).finished
+
+
+def test_a_notice_leaves_no_checkpoint_of_a_training_that_has_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another call would go on from it to the same end."""
+    manifest = prepare(tmp_path, workers=1, warmup_epochs=0, learning_rate=1e30)
+    answers = iter([False, False, True])  # the loss of the first step is still a number
+    monkeypatch.setattr(LocalPreemptionWatch, "received", lambda watch: next(answers))
+    with pytest.raises(DfkdError, match="loss is no number at step 3; lower distillation"):
+        distill(manifest, "vanilla", 0)
+    assert not list(tmp_path.rglob("checkpoints/*"))

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from torch.distributed import DistBackendError
@@ -14,6 +15,7 @@ from dfkd.cluster.launch import WITHOUT_END, root_cause, run_ranks
 from dfkd.errors import CorruptionError, InfrastructureError
 
 DEAD, GLOO = ActorDiedError(), RuntimeError("[../gloo/transport/tcp/pair.cc:534] closed by peer")
+GPU = torch.AcceleratorError("CUDA error: unspecified launch failure")
 NCCL, DAMAGE, DEFECT = DistBackendError("NCCL"), CorruptionError("x: cut; restore it"), KeyError(1)
 
 
@@ -24,6 +26,7 @@ NCCL, DAMAGE, DEFECT = DistBackendError("NCCL"), CorruptionError("x: cut; restor
         ([GLOO, DEAD], None),
         ([GLOO], None),  # before Ray has noticed the death
         ([NCCL], None),
+        ([GPU], None),
         ([DEFECT, DEAD], None),
         ([DEFECT, NCCL], None),
         ([DEFECT], DEFECT),
@@ -119,3 +122,11 @@ def test_ranks_may_die_again_after_a_new_checkpoint(
     except InfrastructureError as error:
         given_up = "died more than 2 times without a new checkpoint" in str(error)
     assert (started, given_up) == (starts, starts <= len(checkpoints))
+
+
+def test_a_gpu_that_fails_in_this_process_is_worth_a_repetition() -> None:
+    def loop(config: dict[str, Any]) -> bool:
+        raise GPU
+
+    with pytest.raises(InfrastructureError, match=r"^distillation: the GPU failed \(CUDA error"):
+        run_ranks(loop, {}, "student", Ranks(0, 1.0, "a GPU"))

@@ -1,6 +1,7 @@
 """Scalars and images arrive as event files that TensorBoard reads."""
 
 import io
+import socket
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -72,6 +73,14 @@ def test_images_a_second_are_those_since_the_last_point(tmp_path: Path, clock: l
             tracker.log(int(now), rate=0.1)
         tracker.upload()
     assert points(events(tmp_path), "images_per_second") == [(4, 5.0), (5, 10.0)]
+
+
+def test_the_host_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "b\u00fcro+1 (none)")
+    with Tracker(LineBar("student", 1, "img"), open_storage(str(tmp_path)), 1) as tracker:
+        tracker.scalars({"loss": 2.0}, 3)
+        tracker.upload()
+    assert points(events(tmp_path), "loss") == [(3, 2.0)]
 
 
 def test_images_lie_side_by_side(tmp_path: Path) -> None:

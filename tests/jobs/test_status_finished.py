@@ -21,6 +21,7 @@ from dfkd.config.plan import tasks
 from dfkd.errors import InfrastructureError
 from dfkd.pipeline.status import show
 from dfkd.pipeline.status.run import read_status
+from dfkd.storage.base import MissingObject
 from dfkd.storage.local import open_storage, open_to_read
 from tests.helpers import finished_run, jobs, tiny_version
 from tests.jobs.test_status import age, status, text
@@ -185,12 +186,13 @@ def test_a_watch_ends_when_everything_is_finished(finished: Path) -> None:
     assert json.loads(line)["next"] is None
 
 
-def test_a_watch_outlives_a_store_that_is_away(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("error", [InfrastructureError("away"), MissingObject("away")])
+def test_a_watch_outlives_a_store_that_is_away_and_a_removal(
+    finished: Path, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     root, manifest = open_to_read(str(finished.parent / "run")), Manifest.read(finished)
     done = read_status(root, manifest, str)
-    looks = [dataclasses.replace(done, next="more"), InfrastructureError("it is away"), done]
+    looks = [dataclasses.replace(done, next="more"), error, done]
 
     def look() -> Any:
         found = looks.pop(0)
@@ -202,7 +204,7 @@ def test_a_watch_outlives_a_store_that_is_away(
     printed = capsys.readouterr()
     shown = [line.rpartition("next: ")[2] for line in printed.out.splitlines()]
     assert shown == ["more", "nothing to do"]
-    assert printed.err.strip().endswith("it is away")
+    assert printed.err.strip().endswith("away")
 
 
 @pytest.mark.heavy

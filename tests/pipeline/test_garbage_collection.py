@@ -185,7 +185,13 @@ def test_a_root_of_studies_is_left_alone(run: Run, key: str) -> None:
 def test_ended_leases_are_removed_and_foreign_files_stay(run: Run) -> None:
     fill(run.root)
     storage = run.storage
-    foreign = ["notes.txt", "data/vanilla/mine.json", "students/me/student.json", "results.json"]
+    foreign = [
+        "notes.txt",
+        "leases/notes.txt",
+        "data/vanilla/mine.json",
+        "students/me/student.json",
+        "results.json",
+    ]
     for key in foreign:
         storage.put(key, b"x")
     lease.acquire(storage, "gc").release()

@@ -26,7 +26,7 @@ from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.loader import Stream
-from dfkd.dataset.published import PublishedVersion, current
+from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion, current
 from dfkd.dataset.random_access import Examples
 from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.verification import verify
@@ -262,7 +262,8 @@ def test_prompts_of_another_schema_are_refused(tmp_path: Path, table: pa.Table) 
 def test_an_unreadable_index_is_refused(tmp_path: Path) -> None:
     """The manifest states the hash of the damaged index."""
     version = fill(tmp_path)
-    for content in (b"PAR1", table_bytes(GOOD)):
+    rows = table_bytes(INDEX_SCHEMA.empty_table())
+    for content in (b"PAR1", table_bytes(GOOD), rows):
         version.storage.put(layout.INDEX, content)
         files = version.manifest["files"] | {layout.INDEX: hashlib.sha256(content).hexdigest()}
         forged = PublishedVersion(version.home, version.manifest | {"files": files}, version.shards)

@@ -31,7 +31,7 @@ class Quarantined(Generic[T]):
 
     unit: T
     reason: str
-    may_pass: bool = True
+    curable: bool = True
     """Whether a repetition of the run might cure it."""
 
 
@@ -96,20 +96,18 @@ class Failures(Generic[T]):
         """The number of failures in a row that count, where `nodes` are those still there."""
         return _count(self._in_a_row, nodes)
 
-    def require_success(
-        self, nodes: Container[str], most: int, reason: str, may_pass: bool
-    ) -> None:
+    def require_success(self, nodes: Container[str], most: int, reason: str, curable: bool) -> None:
         """Raise an error if `most` attempts in a row have failed, the last one for `reason`.
 
         Raises:
-            InfrastructureError: a repetition of the run may cure it (`may_pass`); else `DfkdError`.
+            InfrastructureError: a repetition of the run may cure it (`curable`); else `DfkdError`.
         """
         if (failures := self.in_a_row(nodes)) >= most:
             told = (
                 f"workers: {failures} tries in a row failed, the last with {reason}; "
                 "fix that and run the same command again, it resumes"
             )
-            raise InfrastructureError(told) if may_pass else DfkdError(told)
+            raise InfrastructureError(told) if curable else DfkdError(told)
 
     def of(self, task: T, nodes: Container[str]) -> int:
         """The number of failures of a task that count, where `nodes` are those still there."""

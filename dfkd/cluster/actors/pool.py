@@ -13,7 +13,14 @@ from dfkd.cluster.actors.failures import Failures, Quarantined, T
 from dfkd.cluster.actors.group import Actor, ActorGroup, ActorSlot
 from dfkd.cluster.capacity import WorkerResources, ping
 from dfkd.cluster.ray_internals import ray_reason
-from dfkd.errors import DEFECTS, DfkdError, InfrastructureError, ManifestError, conceal, shorten
+from dfkd.errors import (
+    DfkdError,
+    InfrastructureError,
+    ManifestError,
+    conceal,
+    may_pass,
+    shorten,
+)
 from dfkd.utils.progress import Closing, say
 
 _END: Any = object()
@@ -218,10 +225,10 @@ class Pool(Closing, Generic[T]):
         if not (died or known or self._failures.in_a_row(self._actors.nodes)):
             say(conceal(str(error)))
         reason = ray_reason(error) if died else shorten(str(cause) if known else repr(cause), 300)
-        may_pass = not isinstance(cause, (DfkdError, *DEFECTS))
+        curable = may_pass(cause)
         if slot.beginning:
             told = f"workers: none can begin on a node, the last ended with {reason}; fix that and "
-            kind = InfrastructureError if may_pass else DfkdError
+            kind = InfrastructureError if curable else DfkdError
             self._actors.count_failed_begin(slot, kind(f"{told}run the same command again"))
             return
         # An unexpected exception may be the actor's fault: an actor whose GPU is lost would fail
@@ -229,20 +236,18 @@ class Pool(Closing, Generic[T]):
         if died or task is None or not known:
             self._actors.remove(slot)
         self._actors.refresh()
-        self._record_failure(task, reason, slot.node if died else "", may_pass)
+        self._record_failure(task, reason, slot.node if died else "", curable)
 
-    def _record_failure(
-        self, task: T | None, reason: str, node: str, may_pass: bool = True
-    ) -> None:
+    def _record_failure(self, task: T | None, reason: str, node: str, curable: bool = True) -> None:
         """Retry a task or quarantine it; `node` is the node of an actor that died, else empty.
 
-        `may_pass`: whether a repetition of the run might cure it.
+        `curable`: whether a repetition of the run might cure it.
         """
         self._failures.add(task, node, self.progress(task) if task is not None else 0)
         # A broken cluster would quarantine task after task, so the run ends instead. Even if every
         # actor had a bad task, one of these attempts should have succeeded.
         most = self.attempts * (max(1, self._actors.fitting) + 1)
-        self._failures.require_success(self._actors.nodes, most, reason, may_pass)
+        self._failures.require_success(self._actors.nodes, most, reason, curable)
         if task is None:
             return
         # Before quarantining, make sure that the actor did not die with its node: Ray may report
@@ -251,6 +256,6 @@ class Pool(Closing, Generic[T]):
             ping(node)
             self._actors.refresh()
         if self._failures.exhausted(task, self._actors.nodes, self.attempts):
-            self.quarantine.append(Quarantined(task, reason, may_pass))
+            self.quarantine.append(Quarantined(task, reason, curable))
         else:
             self._next_tasks.append(task)

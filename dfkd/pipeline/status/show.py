@@ -10,6 +10,7 @@ from dfkd.errors import InfrastructureError
 from dfkd.pipeline import command_line
 from dfkd.pipeline.status.schema import RunStatus
 from dfkd.pipeline.status.text import line, text
+from dfkd.storage.base import MissingObject
 
 CLEAR = "\x1b[2J\x1b[H"
 """Clears a terminal."""
@@ -45,7 +46,8 @@ def watch(look: Look, as_json: bool, seconds: float) -> None:
             time.sleep(seconds)
             try:
                 status = look()
-            except (InfrastructureError, OSError) as error:
+            # An object is missing if jobs/clean.py removes its version during the look.
+            except (InfrastructureError, MissingObject, OSError) as error:
                 print(f"{_clock()} {error}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print(flush=True)  # ends the line with the ^C of a terminal

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchvision.models.resnet import BasicBlock
 
 from dfkd.config.distillation import Distillation
 from dfkd.config.inversion import Inversion
@@ -185,6 +186,10 @@ class InnerStudentTrainer:
         config = Distillation(student=ARCHITECTURE, weights="none", warmup_epochs=0)
         seed = context.seed_of("student")
         student = build(config, len(classifier.texts), context.image_size, seed)
+        # The code bases of these methods start from blocks that are not the identity.
+        for module in student.modules():
+            if isinstance(module, BasicBlock):
+                nn.init.ones_(module.bn2.weight)
         self.student, self.loss = student.to(classifier.texts.device).train(), loss
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), lr=rate, momentum=MOMENTUM, weight_decay=decay

@@ -1,5 +1,6 @@
 """When a pool gives up, waits or tries again; no process is started."""
 
+import errno
 import time
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -154,23 +155,24 @@ def test_failures_with_successes_between_them_are_no_broken_cluster(
 
 
 @pytest.mark.parametrize(
-    ("error", "may_pass"),
+    ("error", "curable"),
     [
         (ActorDiedError(), True),
         (RayTaskError("run", "", OSError("no luck")), True),
+        (RayTaskError("run", "", PermissionError(errno.EACCES, "no entry")), False),
         (RayTaskError("run", "", KeyError("a defect")), False),
         (RayTaskError("run", "", CorruptionError("x: cut; restore it")), False),
     ],
-    ids=["death", "disk", "defect", "damage"],
+    ids=["death", "disk", "permission", "defect", "damage"],
 )
 def test_what_a_repetition_of_the_run_might_cure_is_noted(
-    nodes: Nodes, error: RayError, may_pass: bool
+    nodes: Nodes, error: RayError, curable: bool
 ) -> None:
     working = pool(attempts=1)
     slot = ActorSlot(start(), None, 0.0, "", True, task=ITEM)
     working._actors.slots = [slot]
     working._handle_error(slot, ITEM, error)
-    assert [each.may_pass for each in working.quarantine] == [may_pass]
+    assert [each.curable for each in working.quarantine] == [curable]
 
 
 def test_the_time_of_an_attempt_that_was_lost_counts(nodes: Nodes) -> None:

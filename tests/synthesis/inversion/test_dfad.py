@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,6 +44,16 @@ def test_the_generators_loss_is_minus_the_mean_difference_of_images_and_classes(
 
 def learner(classifier: Classifier, rate: float = 0.1) -> InnerStudentTrainer:
     return InnerStudentTrainer(classifier, run_context(), F.l1_loss, rate, 5e-4)
+
+
+def test_the_student_starts_as_a_plain_resnet_of_torchvision(teacher: Teacher) -> None:
+    """As in the code bases of these methods; a student of `dfkd.models.student` does not."""
+    classifier, _ = problem(teacher, 0, 1)
+    plain = torchvision.models.resnet18().state_dict()
+    start = learner(classifier).student.backbone.state_dict()
+    norms = [key for key, weight in plain.items() if weight.ndim == 1]
+    assert norms
+    assert all(torch.equal(start[key], plain[key]) for key in norms if not key.startswith("fc."))
 
 
 def test_the_student_learns_the_logits_of_the_teacher(teacher: Teacher) -> None:
