@@ -141,9 +141,9 @@ class Synthesis:
     """Optimisation steps of each image; with `generator.kind: diffusers` its sampling steps, of
     which few-step models need 1 to 8."""
     batch_size: Natural = 8
-    """Images optimised together. 0: the largest batch up to `shard_size` that a GPU's memory holds,
-    and 8 on a CPU. A batch that is too large for the memory is halved; with L_bn, where that would
-    change the images, it is an error."""
+    """Images optimised together. 0: `shard_size`, and 8 on a CPU. A batch that is too large for a
+    GPU's memory is halved until it fits; with L_bn, where that would change the images, it is an
+    error."""
     learning_rate: Positive = 0.15
     """Adam's learning rate, which stays constant."""
     pace: Annotated[float, Field(ge=1)] = 1.0

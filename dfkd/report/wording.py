@@ -1,6 +1,7 @@
 """The headline of a page, the figures below it, and the format of every number."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -52,16 +53,16 @@ def _student(trained: TrainedStudent | None, parameters: int) -> str:
 
 def _origin(facts: Facts) -> str:
     """What the headline says about the images that the student was trained on."""
-    if _saw_no_real_image(facts):
+    if _initial_weights(facts) == "none":
         return "has never seen a real image"
     return "was distilled from synthesised images alone"
 
 
-def _saw_no_real_image(facts: Facts) -> bool:
-    """Whether it is certain that no student saw a real image."""
-    # Library weights are trained on ImageNet, and a file's are of unknown origin.
+def _initial_weights(facts: Facts) -> str:
+    """`distillation.weights` of the students; empty if it is not known."""
     section = facts.origin.manifest.get("distillation") if facts.origin else None
-    return isinstance(section, Mapping) and section.get("weights") == "none"
+    weights = section.get("weights") if isinstance(section, Mapping) else None
+    return weights if isinstance(weights, str) else ""
 
 
 def figures(facts: Facts) -> list[tuple[str, str, str]]:
@@ -70,15 +71,17 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
     rows = [(f"{_mean(facts)}, {each.label}", share(each.summary["mean"]), "%") for each in shown]
     if facts.method_images:
         made = sum(int(m.version.manifest["samples"]) for m in facts.method_images)
-        rows.append(("images synthesised", count(made), ""))
-    if _saw_no_real_image(facts):
+        of = ", all methods" if len(facts.method_images) > 1 else ""
+        rows.append((f"images synthesised{of}", count(made), ""))
+    # Library weights are trained on ImageNet, and a file's are of unknown origin.
+    if (weights := _initial_weights(facts)) == "none":
         rows.append(("real images used", "0", ""))
+    elif weights:
+        rows.append(("initial weights", Path(weights).name, ""))
     if facts.entries:
-        taken = sum(entry.seconds for entry in facts.entries)
+        # Of workers, because records have durations and no dates: what ran side by side is unknown.
         spent = sum(entry.worker_seconds for entry in facts.entries)
-        # Records have durations and no dates, so what ran side by side cannot be told apart.
-        rows.append(("time, summed over jobs", *_clock(taken)))
-        rows.append(("worker time, summed over jobs", *_clock(spent)))
+        rows.append(("worker time, all stages", *_clock(spent)))
     return rows
 
 

@@ -66,8 +66,8 @@ def test_the_headline_and_its_numbers_follow_from_the_results(
     assert "that has never seen a real image keeps 78.1 % of its teacher's accuracy over" in words
     assert "over 3 domains." in words
     assert "mean accuracy, contrastive 62.5 %" in words
-    assert "images synthesised 48 real images used 0" in words
-    assert "time, summed over jobs 1:00 h worker time, summed over jobs 1:56 h" in words
+    assert "images synthesised, all methods 48 real images used 0" in words
+    assert "worker time, all stages 1:56 h" in words
     assert "total adds up processes that ran side by side" in words
     assert "±3.5" in words
 
@@ -181,7 +181,7 @@ def test_a_folder_without_its_manifest_claims_less(facts: Facts) -> None:
     text = Outline(page.render(facts)).words
     assert "of 250,000 parameters" in text  # as results.json says
     assert text.count(", 250,000 parameters,") == len(facts.trained_students)
-    assert "was distilled from synthesised images alone" in text
+    assert "parameters that was distilled from synthesised images alone" in text
     assert "never seen a real image" not in text
     assert "real images used" not in text
     assert "command that made it was not kept" in text
@@ -198,10 +198,12 @@ def test_a_page_without_student_and_teacher_is_about_what_was_scored(facts: Fact
 def test_a_student_with_pretrained_weights_has_seen_real_images(facts: Facts) -> None:
     def claimed(weights: str) -> str:
         origin = RunOrigin(1, COMMAND, None, {"distillation": {"weights": weights}})
-        return headline(dataclasses.replace(facts, origin=origin))
+        shown = dataclasses.replace(facts, origin=origin)
+        return str(headline(shown)) + str(figures(shown))
 
     assert "never seen a real image" in claimed("none")
     assert "never seen a real image" not in claimed("IMAGENET1K_V1")
+    assert "('initial weights', 'IMAGENET1K_V1', '')" in claimed("IMAGENET1K_V1")
 
 
 def test_a_run_that_is_not_finished_is_refused_and_nothing_written(

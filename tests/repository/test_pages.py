@@ -20,8 +20,12 @@ from tests.repository import manifest_keys
 from tests.repository.pages import PAGES, Command, anchors, blocks, commands, links, prose
 
 MINIATURE = ROOT / "manifests" / "miniature.yaml"
-MINE = "manifests/mine.yaml"
-"""The reader writes it: the first manifest of README.md."""
+MUGS = next(code for code in blocks(ROOT / "manifests/README.md", "yaml") if "mugs" in code)
+WRITTEN = {
+    "manifests/mine.yaml": blocks(ROOT / "README.md", "yaml")[0],
+    "manifests/mugs.yaml": MUGS,
+}
+"""The manifests that pages tell their reader to write."""
 
 ELSEWHERE = {
     "aws": "an account at AWS",
@@ -65,7 +69,7 @@ def test_commands_are_fenced(page: Path) -> None:
 def mine(tmp_path: Path) -> Path:
     """The manifest that README.md tells its reader to write."""
     path = tmp_path / "mine.yaml"
-    path.write_text(blocks(ROOT / "README.md", "yaml")[0])
+    path.write_text(WRITTEN["manifests/mine.yaml"])
     return path
 
 
@@ -93,7 +97,6 @@ def exit_code(job: str, words: list[str]) -> object:
 @pytest.mark.parametrize("command", JOBS, ids=str)
 def test_every_job_takes_its_command(
     command: Command,
-    mine: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -104,10 +107,31 @@ def test_every_job_takes_its_command(
     (tmp_path / "manifests").symlink_to(ROOT / "manifests")
     found = script(command.words)
     path, words = found
-    words = [str(mine) if word == MINE else word for word in words]
+    for manifest, content in WRITTEN.items():
+        own = tmp_path / Path(manifest).name
+        own.write_text(content)
+        words = [str(own) if word == manifest else word for word in words]
     for run in (word for word in words if word.startswith("runs/")):  # of the reader
         (tmp_path / run).mkdir(parents=True)
     assert exit_code(Path(path).stem, [*words, "--print-manifest"]) == 0, capsys.readouterr().err
+
+
+LOOK = next(each for each in JOBS if "storage.root=runs/look" in each.words)
+
+
+def test_the_short_run_of_the_mugs_has_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the miniature's models in place of 6 GB of weights, and their size of images."""
+    monkeypatch.chdir(tmp_path)
+    small = yaml.safe_load(MINIATURE.read_text())
+    mugs = yaml.safe_load(MUGS)
+    mugs |= {"teacher": small["teacher"], "generator": small["generator"]}
+    mugs["synthesis"]["image_size"] = 64
+    mugs["distillation"] |= {"student": "timm:test_resnet", "weights": "miniature"}
+    Path("mugs.yaml").write_text(yaml.safe_dump(mugs))
+    words = ["mugs.yaml" if word in WRITTEN else word for word in LOOK.words[2:]]
+    assert exit_code("pipeline", [*words, "--dry-run"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [each for each in ALL if each not in JOBS], ids=str)
@@ -186,7 +210,7 @@ def test_every_manifest_job_and_package_has_its_line() -> None:
     def mentioned(page: str) -> str:
         return (ROOT / page / "README.md").read_text()
 
-    for path in {*(ROOT / "manifests").glob("*.yaml")} - {ROOT / MINE}:
+    for path in {*(ROOT / "manifests").glob("*.yaml")} - {ROOT / manifest for manifest in WRITTEN}:
         assert f"[{path.name}]({path.name})" in mentioned("manifests")
     for path in (ROOT / "jobs").glob("*.py"):
         assert f"| `{path.name}` |" in mentioned("jobs")

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="the miniature's networks, also without a GPU: it runs, in seconds",
+        help="the miniature's networks, also without a GPU: it runs, in a minute",
     )
     options = parser.parse_args(words)
     command = shlex.join(["python", "-m", "dfkd.benchmarks.gpu", *words])

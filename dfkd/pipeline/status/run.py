@@ -93,10 +93,11 @@ def _status(
     if manifest is None or manifest.evaluation.scored:
         evaluate = _file(results, trained, not results or _scores_all(root, manifest, students))
         report = _file(_written(root, layout.REPORT), results or 0.0)
-    take_home = FileStatus(state="not planned")
+    take_home, exported = FileStatus(state="not planned"), _written(root, layout.TAKE_HOME)
     if students and manifest is not None:
-        exported = _written(root, layout.TAKE_HOME)
         take_home = _file(exported, trained, not exported or _is_own(root, manifest, students))
+    elif exported:
+        take_home = _file(exported, trained)
     return RunStatus(
         root=root.location().rstrip("/"),
         at_work=activity.holders,

@@ -14,7 +14,8 @@ class FileStatus:
 
     state: Literal["absent", "outdated", "finished", "not planned"]
     """`outdated`: it lacks a model of the manifest, or what it is made from was written later.
-    `not planned`: the manifest has no images to score models on.
+    `not planned`: the manifest has no images to score models on; or of a run without a manifest
+    there is no such object.
     """
     age_seconds: float | None = None
 
