@@ -37,6 +37,10 @@ from dfkd.models.teacher import Teacher
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.types import Precision
 
+DECODED_PIXELS = 8 * 512 * 512
+"""Pixels that are decoded at once where no gradient is needed: eight images of Stable Diffusion 1.
+"""
+
 
 class Diffusion:
     """UNet, VAE and scheduler of Stable Diffusion 1 or 2, or of a model distilled from one.
@@ -168,6 +172,16 @@ class Diffusion:
         Args:
             quantise: not used, because the latents have no codes.
         """
+        if torch.is_grad_enabled():
+            return self._decode_at_once(latent)
+        # The images of a batch that has been sampled may not fit: at 512 px the VAE's widest layer
+        # takes 0.7 GB of each, and with 32 it has more elements than some kernels can number.
+        side = latent.shape[-1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        parts = latent.split(max(1, DECODED_PIXELS // side**2))
+        return torch.cat([self._decode_at_once(part) for part in parts])
+
+    def _decode_at_once(self, latent: Tensor) -> Tensor:
+        """Pixels as `decode` gives them."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
             image = self.vae.decode(latent / self.vae.config.scaling_factor, return_dict=False)[0]
         return to_pixels(image.float())

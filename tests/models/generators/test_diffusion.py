@@ -129,6 +129,27 @@ def test_the_decoder_gets_a_latent_over_its_scaling_factor(home: Path, pipeline:
     torch.testing.assert_close(generator.decode(latent), ((image + 1) / 2).clamp(0, 1))
 
 
+def test_a_large_batch_is_decoded_in_parts(
+    home: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = load(read_manifest(home, pipeline))
+    latent = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    decoded: list[int] = []
+    decode = generator.vae.decode
+
+    def watched(part: torch.Tensor, **options: Any) -> Any:
+        decoded.append(len(part))
+        return decode(part, **options)
+
+    monkeypatch.setattr(generator.vae, "decode", watched)
+    whole = generator.decode(latent)
+    side = whole.shape[-1]
+    monkeypatch.setattr(diffusion, "DECODED_PIXELS", 2 * side**2)
+    with torch.no_grad():
+        torch.testing.assert_close(generator.decode(latent), whole.detach())
+    assert decoded == [5, 2, 2, 1]
+
+
 def test_pixels_are_differentiable_in_the_latent(home: Path, pipeline: Path) -> None:
     generator = load(read_manifest(home, pipeline))
     latent = generator.init_latents(SEEDS, SIZE, condition()).requires_grad_()
