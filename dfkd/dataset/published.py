@@ -306,10 +306,8 @@ def current(home: Storage) -> PublishedVersion | None:
 
 
 def current_id(home: Storage) -> str | None:
-    """The id of the version that readers use, without reading the version; None if there is none.
-
-    Raises:
-        CorruptionError: the pointer names no version.
+    """The id of the version that readers use, which is not read itself; None if there is none.
+    Errors are those of `pointers`.
     """
     pointer = next(pointers(home), None)
     return pointer.version if pointer else None

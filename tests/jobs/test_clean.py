@@ -66,10 +66,10 @@ def test_a_holder_that_no_job_has_is_refused(
 ) -> None:
     """It is shown on a terminal, and behind a command to paste."""
     record = {"holder": holder, "since": 0.0, "expires": 9e9, "released": False, "versions": []}
-    open_storage(str(root)).put("leases/readers/x.json", canonical(record))
+    open_storage(str(root)).put(f"leases/readers/{'0' * 32}.json", canonical(record))
     assert clean.main([str(root.parent / "manifest.yaml"), "--keep=1"]) == Exit.FAILED
     told = capsys.readouterr().err
-    assert "leases/readers/x.json" in told.splitlines()[-1]
+    assert f"leases/readers/{'0' * 32}.json" in told.splitlines()[-1]
     assert "\x1b" not in told
 
 

@@ -76,7 +76,7 @@ def age(file: Path, seconds: float) -> None:
 def at_work(root: Path, version: str, seconds: float, number: int = 7) -> Iterator[None]:
     """A lease that another process took so many seconds ago."""
     storage, since, names = open_storage(str(root)), time.time() - seconds, (f"vanilla/{version}",)
-    key, holder = f"leases/readers/{number}.json", f"far:{number}"
+    key, holder = f"leases/readers/{number:032x}.json", f"far:{number}"
     held = lease.Lease(storage, key, holder, since, names)
     held.renew()
     yield

@@ -78,7 +78,7 @@ def test_a_lease_keeps_what_it_names_until_it_expires(
         assert "held by" in run.sweep().kept[names[0]]
         assert verify(versions[0]) == []
     monkeypatch.setattr(lease, "SECONDS", 0.0)
-    lease.Lease(run.storage, "leases/readers/dead.json", "host:1", 0.0, names).renew()
+    lease.Lease(run.storage, f"leases/readers/{'d' * 32}.json", "host:1", 0.0, names).renew()
     assert names[0] not in run.sweep().kept
     assert verify(versions[2]) == []
 
