@@ -48,7 +48,7 @@ from dfkd.distillation.student_store import (
     locate_student,
     require_replaceable_classes,
 )
-from dfkd.errors import DfkdError, InfrastructureError
+from dfkd.errors import DfkdError, InfrastructureError, one_line
 from dfkd.models.student import CARD, build
 from dfkd.storage import layout
 from dfkd.storage.base import CLEANUP_ATTEMPTS
@@ -99,7 +99,7 @@ def distill_located(
         ManifestError: too few shards or images, or too small a cluster.
         CorruptionError: a shard does not match its receipt.
         PreemptedError: the only rank's node is about to be taken away.
-        InfrastructureError: workers died too often; the same command resumes.
+        InfrastructureError: workers died too often, or a driver's GPU failed; the call resumes.
     """
     require_shared_storage(manifest.storage.root)
     if target.finished:
@@ -112,7 +112,13 @@ def distill_located(
             _raise_errors_of_ranks(manifest, target)
         ranks = plan_ranks(manifest.distillation.rank_limits, manifest.cluster)
     with _lease_and_record(manifest, target, ranks):
-        _train(manifest, target, ranks, bar_place(ranks.local))
+        try:
+            _train(manifest, target, ranks, bar_place(ranks.local))
+        except torch.AcceleratorError as error:
+            if actor_cpus is not None:  # the pool replaces the actor, and the task resumes
+                raise
+            told = f"distillation: the GPU failed ({one_line(error)})"
+            raise InfrastructureError(f"{told}; run the same command again, it resumes") from None
     return FinishedStudent(target, reused=False)
 
 

@@ -20,7 +20,7 @@ from dfkd.cluster.ray_internals import (
     local_torch_trainer,
     ray_reason,
 )
-from dfkd.errors import DfkdError, InfrastructureError, one_line
+from dfkd.errors import DfkdError, InfrastructureError
 from dfkd.storage.base import scratch_folder
 from dfkd.utils.hardware import thread_limit
 from dfkd.utils.progress import say
@@ -104,8 +104,7 @@ def run_ranks(
     Raises:
         DfkdError: a rank raised it.
         PreemptedError: the rank runs in this process, whose node is about to be taken away.
-        InfrastructureError: ranks died too often or did not fit, or what watches them died; or the
-            GPU of the only rank failed.
+        InfrastructureError: ranks died too often or did not fit, or what watches them died.
         Exception: any other exception of a rank, with that rank's traceback as a note.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -124,11 +123,6 @@ def run_ranks(
                 deaths.add(list(error.worker_failures.values()))
             except (TrainingFailedError, RayActorError) as error:
                 raise _gave_up(error) from None
-            except torch.AcceleratorError as error:  # of a rank in this process
-                raise InfrastructureError(
-                    f"distillation: the GPU failed ({one_line(error)}); run the same command "
-                    "again, it resumes"
-                ) from None
 
 
 def _gave_up(error: Exception) -> InfrastructureError:

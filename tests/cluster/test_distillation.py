@@ -24,6 +24,7 @@ from dfkd.cluster.distillation import (
     StudentDistiller,
     StudentTask,
     distill,
+    distill_located,
     student_pool,
 )
 from dfkd.cluster.launch import run_ranks
@@ -322,3 +323,19 @@ def test_a_notice_leaves_no_checkpoint_of_a_training_that_has_diverged(
     with pytest.raises(DfkdError, match="loss is no number at step 3; lower distillation"):
         distill(manifest, "vanilla", 0)
     assert not list(tmp_path.rglob("checkpoints/*"))
+
+
+def test_a_driver_s_gpu_that_fails_is_worth_a_repetition_and_an_actor_s_another_actor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool ends the whole run after an `InfrastructureError`, and goes on after this one."""
+    manifest = prepare(tmp_path, workers=1)
+
+    def train(config: dict[str, Any]) -> bool:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(distillation, "train", train)
+    with pytest.raises(InfrastructureError, match=r"^distillation: the GPU failed \(CUDA error"):
+        distill(manifest, "vanilla", 0)
+    with pytest.raises(torch.AcceleratorError):
+        distill_located(manifest, locate_student(manifest, "vanilla", 0), actor_cpus=1.0)

@@ -122,11 +122,3 @@ def test_ranks_may_die_again_after_a_new_checkpoint(
     except InfrastructureError as error:
         given_up = "died more than 2 times without a new checkpoint" in str(error)
     assert (started, given_up) == (starts, starts <= len(checkpoints))
-
-
-def test_a_gpu_that_fails_in_this_process_is_worth_a_repetition() -> None:
-    def loop(config: dict[str, Any]) -> bool:
-        raise GPU
-
-    with pytest.raises(InfrastructureError, match=r"^distillation: the GPU failed \(CUDA error"):
-        run_ranks(loop, {}, "student", Ranks(0, 1.0, "a GPU"))

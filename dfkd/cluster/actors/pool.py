@@ -13,14 +13,7 @@ from dfkd.cluster.actors.failures import Failures, Quarantined, T
 from dfkd.cluster.actors.group import Actor, ActorGroup, ActorSlot
 from dfkd.cluster.capacity import WorkerResources, ping
 from dfkd.cluster.ray_internals import ray_reason
-from dfkd.errors import (
-    DfkdError,
-    InfrastructureError,
-    ManifestError,
-    conceal,
-    may_pass,
-    shorten,
-)
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError, conceal, may_pass, shorten
 from dfkd.utils.progress import Closing, say
 
 _END: Any = object()

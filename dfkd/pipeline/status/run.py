@@ -94,10 +94,9 @@ def _status(
         evaluate = _file(results, trained, not results or _scores_all(root, manifest, students))
         report = _file(_written(root, layout.REPORT), results or 0.0)
     take_home, exported = FileStatus(state="not planned"), _written(root, layout.TAKE_HOME)
-    if students and manifest is not None:
-        take_home = _file(exported, trained, not exported or _is_own(root, manifest, students))
-    elif exported:
-        take_home = _file(exported, trained)
+    if exported or (students and manifest):
+        of_others = exported and students and manifest and not _is_own(root, manifest, students)
+        take_home = _file(exported, trained, not of_others)
     return RunStatus(
         root=root.location().rstrip("/"),
         at_work=activity.holders,
