@@ -1,6 +1,6 @@
 """Check every shard, receipt and index row of each method's current version.
 
-An identity, index or data card that is not what was published is made again.
+An identity, block of the index or data card that is not what was published is made again.
 """
 
 import argparse
@@ -56,11 +56,15 @@ def _report(root: Storage, method: str) -> dict[str, Any]:
         # Not jobs/synthesize.py, which would make an older version current after a regeneration.
         if damaged := version.damaged_files():
             publication.repair(version)
+        for block in version.damaged_blocks():
+            publication.repair_block(version, block)
+            damaged += [block.receipts_key, block.index_key]
+        if damaged:
             print(f"{method}: version {version.id}: restored {', '.join(damaged)}", flush=True)
         problems = verification.verify(version)
     except CorruptionError as error:
         return report | {"problems": [str(error)]}
-    report |= {"version": version.id, "shards": len(version.shards)}
+    report |= {"version": version.id, "shards": version.manifest["shards"]}
     report |= {"samples": version.manifest["samples"], "problems": problems}
     print(
         f"{method}: version {version.id}, {report['shards']} shards, {report['samples']} samples, "

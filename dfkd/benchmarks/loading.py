@@ -40,7 +40,7 @@ def _reading_figures(version: PublishedVersion, size: int, repeats: int) -> list
     stream = Stream(version, size, BATCH, seed=0, cache_bytes=0)
     images = [
         torch.frombuffer(bytearray(sample.image), dtype=torch.uint8)
-        for receipt in version.shards
+        for receipt in version.receipts()
         for sample in version.samples(receipt)
     ]
 

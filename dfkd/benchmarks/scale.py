@@ -5,6 +5,7 @@ files of a version.
 """
 
 import dataclasses
+import itertools
 import threading
 import time
 from collections import Counter
@@ -19,10 +20,10 @@ from dfkd.cluster.synthesis import identify, write_missing
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import Worker, synthesis_pool
 from dfkd.config.manifest import Manifest, StorageConfig
-from dfkd.config.plan import Unit, image_count, task_count, tasks
+from dfkd.config.plan import Unit, blocks, image_count, task_count
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion, current
-from dfkd.dataset.shards import Receipt
+from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.versions import begin
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.pipeline import garbage_collection
@@ -128,7 +129,7 @@ def _build_and_read(manifest: Manifest) -> Results:
         raise InfrastructureError(
             f"benchmark: {len(failed)} tasks failed; run it again, it resumes"
         )
-    steps.do("publish", lambda: unfinished.publish(tasks(manifest), environment()))
+    steps.do("publish", lambda: unfinished.publish(blocks(manifest), environment()))
     version = steps.do("open", lambda: current(home))
     assert version is not None  # noqa: S101 - it has just been published
     steps.do("check", lambda: _check(version))
@@ -149,16 +150,22 @@ def _sizes(manifest: Manifest, version: PublishedVersion) -> dict[str, Any]:
         "tasks": task_count(manifest),
         "samples": version.manifest["samples"],
         "shard_bytes": version.manifest["bytes"],
-        "manifest_bytes": version.storage.size("manifest.json"),
-        "index_bytes": version.storage.size("index.parquet"),
+        "manifest_bytes": version.storage.size(layout.MANIFEST),
+        "receipt_bytes": _bytes_below(version, layout.RECEIPTS),
+        "index_bytes": _bytes_below(version, layout.INDEX),
         "embedding": EMBEDDING,
     }
 
 
+def _bytes_below(version: PublishedVersion, folder: str) -> int:
+    """The bytes of all objects of a version in a folder."""
+    return sum(entry.size for entry in version.storage.entries(folder))
+
+
 def _check(version: PublishedVersion) -> None:
     """Read some shards as a reader does, including verification."""
-    interval = max(1, len(version.shards) // CHECKED_SHARDS)
-    for receipt in version.shards[::interval]:
+    interval = max(1, version.manifest["shards"] // CHECKED_SHARDS)
+    for receipt in itertools.islice(version.receipts(), 0, None, interval):
         for _ in version.samples(receipt):
             pass
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import Task, Unit, image_seed, part_count, part_name, part_rows, tasks
+from dfkd.config.plan import Task, Unit, blocks, image_seed, part_count, part_name, part_rows, tasks
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import MadeShard, Sample, sample_key, write_shard
 from dfkd.dataset.versions import Version, begin
@@ -108,7 +108,7 @@ def put_version(manifest: Manifest) -> PublishedVersion:
     version = begin(home, identity(manifest, {}))
     put_prompts(manifest, version)
     put_shards(StandInMaker(manifest, noisy=True), version, list(tasks(manifest)))
-    return version.publish(tasks(manifest), {})
+    return version.publish(blocks(manifest), {})
 
 
 def put_prompts(manifest: Manifest, version: Version) -> None:

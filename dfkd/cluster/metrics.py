@@ -15,7 +15,7 @@ from ray.util.metrics import Counter
 from dfkd.cluster.actors.failures import Quarantined
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Unit
-from dfkd.dataset.shards import Receipt
+from dfkd.dataset.receipts import Receipt
 from dfkd.storage.base import Request
 from dfkd.utils import logs
 

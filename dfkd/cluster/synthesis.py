@@ -24,6 +24,7 @@ from dfkd.config.methods import Method, has_dependent_parts, prompt_method
 from dfkd.config.plan import (
     PromptPart,
     Unit,
+    blocks,
     estimated_bytes,
     fresh_tasks,
     image_count,
@@ -34,7 +35,7 @@ from dfkd.config.plan import (
 )
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.published import PublishedVersion, refuse_removal
-from dfkd.dataset.shards import Receipt
+from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
 from dfkd.models import teacher
@@ -116,7 +117,7 @@ def _publish(
     """Publish a version, and delete the states of a chained method, which nothing needs now."""
     # Checked again, because a driver that was suspended may have lost its lease meanwhile.
     refuse_removal(version.home, version.id)
-    published = version.publish(tasks(manifest), environment(), quarantined, make_current)
+    published = version.publish(blocks(manifest), environment(), quarantined, make_current)
     if has_dependent_parts(manifest.method):
         Chain(version).states.clear()
     return published

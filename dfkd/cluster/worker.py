@@ -35,7 +35,7 @@ from dfkd.config.plan import (
     part_name,
 )
 from dfkd.dataset.chain import Chain
-from dfkd.dataset.shards import Receipt
+from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.versions import Version
 from dfkd.errors import WeightsError
 from dfkd.models.generators import kinds

@@ -1,5 +1,6 @@
 """The tasks and seeds of a run, as pure functions that every worker can call."""
 
+import itertools
 import math
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -94,6 +95,30 @@ def parts(manifest: Manifest) -> Iterator[tuple[Task, ...]]:
     """The tasks of each part: one shard index, every class."""
     classes = (_class_tasks(manifest, index) for index in range(len(manifest.classes)))
     return zip(*classes, strict=True)
+
+
+BLOCK_TASKS = 1000
+"""About so many tasks are a block."""
+
+
+def block_name(part: int, classes: int) -> str:
+    """The name of the block to which the tasks of a part belong, of a run with so many classes.
+
+    A block is some consecutive parts, so it has images of every class. A version stores together
+    what is known of the shards and images of a block.
+    """
+    return part_name(part // max(1, BLOCK_TASKS // classes))
+
+
+def blocks(manifest: Manifest) -> Iterator[tuple[str, list[Task]]]:
+    """The name and the tasks of each block of a run, its tasks in the order of class and shard."""
+
+    def name(part: tuple[Task, ...]) -> str:
+        return block_name(part[0].shard_index, len(manifest.classes))
+
+    for block, chosen in itertools.groupby(parts(manifest), name):
+        members = (task for part in chosen for task in part)
+        yield block, sorted(members, key=lambda task: (task.class_index, task.shard_index))
 
 
 def fresh_tasks(manifest: Manifest) -> Iterator[Task]:

@@ -5,8 +5,9 @@ version's receipts. Caching and the number of threads change the speed only.
 """
 
 import contextlib
+import dataclasses
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from dfkd.config.plan import MAX_EMBEDDING_DIM
 from dfkd.dataset.batch import Batch
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.random_access import Example, Examples
-from dfkd.dataset.sampling_order import Indices, reading_order, run_bounds, run_length, shuffled
+from dfkd.dataset.sampling_order import Indices, reading_order, run_length, runs_of, shuffled
 from dfkd.dataset.shards import ARRAYS
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import in_order
@@ -36,10 +37,25 @@ BUFFER_BYTES = 128 << 20
 """Encoded bytes in a streaming rank's shuffle buffer, which mixes the one-class shards."""
 MAX_RUN_BYTES = 1 << 20
 """Bytes of one request at most; enough that transfer takes longer than the look-up in the store."""
+WINDOW_IMAGES = 1 << 21
+"""About so many images are shuffled together, so that the memory of a rank has a bound. Nearly all
+data sets are a single window."""
 CACHE_BYTES = 256 << 20
 """A rank may keep this many bytes of decoded images in memory on any machine; see `cache_limit`."""
 PREFETCH_BATCHES = 2
 """Batches decoded ahead of the training step."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a rank reads of some blocks."""
+
+    begins: Indices
+    """The first sample of each run, in ascending order, int64 [R]; all ranks have the same."""
+    lengths: Indices
+    """The number of samples in each run, int64 [R]."""
+    samples: Indices
+    """The samples in the order in which this rank shows them, int64 [N]."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,8 @@ class Stream:
     Attributes:
         steps: steps of an epoch, the same on every rank.
         rank_batch_size: images of one step on this rank.
-        runs: start of each run of samples that one request reads, and the last end, int64 [R + 1].
+        run_length: samples that one request reads, at most.
+        window_blocks: blocks of a window.
         buffer: samples in the shuffle buffer.
         cached: whether decoded images stay in memory after their first use.
     """
@@ -103,7 +120,7 @@ class Stream:
         cache_bytes: int = CACHE_BYTES,
         buffer_bytes: int = BUFFER_BYTES,
     ) -> None:
-        """Read the index.
+        """Plan the batches; nothing is read yet.
 
         Args:
             batch_size: images of one step over all ranks.
@@ -111,11 +128,12 @@ class Stream:
 
         Raises:
             ManifestError: the version holds fewer images than a batch.
-            CorruptionError: the version's index is not what was published.
         """
         self.version, self.image_size, self.seed, self.share = version, image_size, seed, share
-        self.examples = Examples(version)
-        images, shards = len(self.examples), self.examples.shards
+        images, blocks = version.manifest["samples"], len(version.blocks)
+        self.window_blocks = max(1, blocks * WINDOW_IMAGES // max(1, images))
+        # The reads of a window may still go on when the next one begins.
+        self.examples = Examples(version, 2 * self.window_blocks)
         self.steps = steps_per_epoch(images, batch_size)
         # The first `remainder` ranks take one image more, so any world size gives the same batch.
         quotient, remainder = divmod(batch_size, share.world)
@@ -123,10 +141,10 @@ class Stream:
         self._offset = share.rank * quotient + min(share.rank, remainder)
         # The rows of the first rank, because all ranks must have the same runs.
         rows = quotient + (remainder > 0)
-        mean_bytes = sum(receipt.bytes for receipt in shards) / images
+        mean_bytes = version.manifest["bytes"] / images
         self.buffer = max(2 * rows, int(buffer_bytes / mean_bytes))
-        length = min(run_length(self.buffer, rows), max(1, int(MAX_RUN_BYTES / mean_bytes)))
-        self.runs = run_bounds([receipt.samples for receipt in shards], length)
+        longest = max(1, int(MAX_RUN_BYTES / mean_bytes))
+        self.run_length = min(run_length(self.buffer, rows), longest)
         label_bytes = 4 * len(version.classes) + 2 * MAX_EMBEDDING_DIM
         self.cached = images * (3 * image_size**2 + label_bytes) <= cache_bytes
         self._embedding_width: int | None = None
@@ -138,14 +156,42 @@ class Stream:
 
     def order(self, epoch: int) -> Indices:
         """The sample numbers that this rank sees in `epoch`, int64 [steps * rows]."""
-        rank, world, start = self.share.rank, self.share.world, self.steps * self._offset
-        # All ranks draw the same order of runs and cut it into disjoint pieces.
-        run_generator = np.random.default_rng(derive_seed("runs", self.seed, epoch))
-        own = reading_order(self.runs, run_generator)[
-            start : start + self.steps * self.rank_batch_size
-        ]
-        sample_seed = derive_seed("samples", self.seed, epoch, rank, world)
-        return shuffled(own, self.buffer, np.random.default_rng(sample_seed))
+        return np.concatenate([window.samples for window in self.windows(epoch)])
+
+    def windows(self, epoch: int, skipped: int = 0) -> Iterator[Window]:
+        """Yield what this rank reads in `epoch`, without its first `skipped` samples.
+
+        Raises:
+            CorruptionError: a block of the index is not what was published.
+        """
+        # All ranks draw the same windows, and in each the same order of runs. They cut the whole
+        # into disjoint pieces, so a rank reads the blocks of its own piece.
+        begin = self.steps * self._offset
+        end = begin + self.steps * self.rank_batch_size
+        rank, world = self.share.rank, self.share.world
+        blocks = len(self.version.blocks)
+        drawn = np.random.default_rng(derive_seed("blocks", self.seed, epoch)).permutation(blocks)
+        count = -(-blocks // self.window_blocks)
+        bounds, stop = self.examples.bounds, 0
+        for number in range(count):
+            chosen = np.sort(drawn[number * self.window_blocks :][: self.window_blocks])
+            start, stop = stop, stop + int((bounds[chosen + 1] - bounds[chosen]).sum())
+            piece = slice(max(begin, start) - start, min(end, stop) - start)
+            if (held := max(0, piece.stop - piece.start)) <= skipped:
+                skipped -= held
+                continue
+            runs = [
+                runs_of(bounds[block] + self.examples.rows(block).bounds, self.run_length)
+                for block in chosen.tolist()
+            ]
+            begins, lengths = map(np.concatenate, zip(*runs, strict=True))
+            window = epoch * count + number  # the epoch, if there is one window
+            run_generator = np.random.default_rng(derive_seed("runs", self.seed, window))
+            own = reading_order(begins, lengths, run_generator)[piece]
+            sample_seed = derive_seed("samples", self.seed, window, rank, world)
+            samples = shuffled(own, self.buffer, np.random.default_rng(sample_seed))
+            yield Window(begins, lengths, samples[skipped:])
+            skipped = 0
 
     def batches(self, epoch: int, step: int = 0) -> Generator[Batch]:
         """Yield the batches of `epoch`, beginning with `step`.
@@ -153,56 +199,88 @@ class Stream:
         Raises:
             CorruptionError: a sample is not what was published; no sample of its run was used.
         """
-        batch_samples = _split(
-            self.order(epoch)[step * self.rank_batch_size :], self.rank_batch_size
-        )
-        batches = (
-            self._from_cache(batch_samples) if self.cached else self._from_storage(batch_samples)
-        )
+        windows = self.windows(epoch, step * self.rank_batch_size)
+        sizes = itertools.repeat(self.rank_batch_size)
+        batches = self._from_cache(windows) if self.cached else self._read(windows, sizes)
         # From pinned memory the copy to the GPU runs beside the computation (`non_blocking`).
         pinned = torch.cuda.is_available()
-        prepared = (batch.pinned() if pinned else batch for batch in batches)
+        prepared = (batch.pinned() if pinned else batch for _, batch in batches)
         with contextlib.closing(batches), contextlib.closing(_ahead(prepared)) as ready:
             yield from ready
 
-    def _from_storage(self, batch_samples: Sequence[Indices]) -> Generator[Batch]:
-        """Yield the batch of each entry, whose samples are read and decoded for it."""
-        with contextlib.closing(self._decoded(batch_samples)) as decoded:
-            for samples in batch_samples:
-                yield self._batch(samples, *next(decoded))
-
-    def _from_cache(self, batch_samples: Sequence[Indices]) -> Generator[Batch]:
-        """Yield the batch of each entry from the cache, which first gets the samples it lacks.
+    def _from_cache(self, windows: Iterator[Window]) -> Generator[tuple[Indices, Batch]]:
+        """Yield samples and batches from the cache, which first gets the samples it lacks.
 
         So only the first epoch reads; a resumed one reads what it needs, and the next one the rest.
         """
+        planned = list(windows)
+        order, rows = np.concatenate([w.samples for w in planned]), self.rank_batch_size
+        parts = [order[start : start + rows] for start in range(0, len(order), rows)]
         # An epoch shows each sample once, so none of these is added for an earlier batch.
-        missing = [samples[~self._cache.filled[samples]] for samples in batch_samples]
-        with contextlib.closing(self._decoded([each for each in missing if len(each)])) as decoded:
-            for samples, lacking in zip(batch_samples, missing, strict=True):
-                if len(lacking):
-                    self._cache.keep(lacking, *next(decoded))
-                yield self._batch(samples, *self._cache.take(samples))
+        filled = self._cache.filled.copy()
+        lacking = [dataclasses.replace(w, samples=w.samples[~filled[w.samples]]) for w in planned]
+        sizes = (int((~filled[part]).sum()) for part in parts)
+        with contextlib.closing(self._read(iter(lacking), filter(None, sizes))) as read:
+            for part in parts:
+                if not filled[part].all():
+                    self._cache.keep(*next(read))
+                yield part, self._cache.take(part)
 
-    def _batch(
-        self, samples: Indices, pixels: Tensor, distances: Tensor, embeddings: Tensor
-    ) -> Batch:
-        """The batch of some samples from pixels [B, H, W, 3], which stay channels-last."""
-        labels = torch.from_numpy(self.examples.labels[samples])
-        return Batch(pixels.permute(0, 3, 1, 2), distances, labels, embeddings)
+    def _read(
+        self, windows: Iterator[Window], sizes: Iterator[int]
+    ) -> Generator[tuple[Indices, Batch]]:
+        """Yield samples and batches of these sizes, which are read and decoded for it."""
+        with (
+            # Parsing is Python and decoding is not, so a thread parses while this one decodes.
+            contextlib.closing(_ahead(self._examples(windows, sizes))) as parsed,
+            ThreadPoolExecutor(max(1, self.share.decode_threads), "dfkd-decode") as pool,
+        ):
+            apply = pool.map if self.share.decode_threads else map
+            for samples, examples in parsed:
+                images = list(apply(lambda example: decode(example, self.image_size), examples))
+                # Pixels stay channels-last in memory.
+                pixels = torch.stack(images).permute(0, 3, 1, 2)
+                labels = torch.from_numpy(self.examples.labels(samples))
+                distances, embeddings = _arrays(examples)
+                yield samples, Batch(pixels, distances, labels, embeddings)
 
-    def _read(self, order: Indices) -> Generator[dict[int, bytearray]]:
+    def _examples(
+        self, windows: Iterator[Window], sizes: Iterator[int]
+    ) -> Generator[tuple[Indices, list[Example]]]:
+        """Yield samples and examples of batches of these sizes.
+
+        A run is fetched when its first sample is due. Each sample is dropped after its use, so
+        memory holds about one shuffle buffer of encoded images.
+        """
+        numbers: list[int] = []
+        examples: list[Example] = []
+        size = next(sizes, 0)
+        for window in windows:
+            fetched: dict[int, bytearray] = {}
+            with contextlib.closing(self._fetch(window)) as runs:
+                for sample in itertools.chain.from_iterable(_lists(window.samples)):
+                    # `runs` follows the order of first uses, so the next run holds this sample.
+                    if sample not in fetched:
+                        fetched |= next(runs)
+                    numbers.append(sample)
+                    # Each sample comes once in an epoch, so its bytes are not needed again.
+                    examples.append(self._example(sample, fetched.pop(sample)))
+                    if len(examples) == size:
+                        yield np.array(numbers), examples
+                        numbers, examples, size = [], [], next(sizes, 0)
+
+    def _fetch(self, window: Window) -> Generator[dict[int, bytearray]]:
         """Yield the bytes of the needed samples of each run, runs in order of their first use."""
-        needed = np.zeros(len(self.examples), bool)
-        needed[order] = True
-        runs = np.searchsorted(self.runs, order, "right") - 1
+        runs = np.searchsorted(window.begins, window.samples, "right") - 1
         _, first_uses = np.unique(runs, return_index=True)
+        # A resumed epoch skips the samples of earlier steps, so a run may be needed in part.
+        needed = np.sort(window.samples)
 
         def fetch(run: int) -> dict[int, bytearray]:
             """The needed samples of a run, with one request."""
-            # A resumed epoch skips the samples of earlier steps, so a run may be needed in part.
-            begin, end = self.runs[run : run + 2]
-            samples = begin + np.flatnonzero(needed[begin:end])
+            begin = window.begins[run]
+            first, last = np.searchsorted(needed, (begin, begin + window.lengths[run]))
+            samples = needed[first:last]
             return dict(zip(samples.tolist(), self.examples.read(samples), strict=True))
 
         with contextlib.closing(in_order(fetch, runs[np.sort(first_uses)].tolist())) as fetched:
@@ -227,38 +305,6 @@ class Stream:
             raise _unusable(example, "embedding.npy", rule)
         return example
 
-    def _decoded(
-        self, batch_samples: Sequence[Indices]
-    ) -> Generator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield pixels uint8 [B, H, W, 3], distances and embeddings of the samples of each part."""
-        with (
-            # Parsing is Python and decoding is not, so a thread parses while this one decodes.
-            contextlib.closing(_ahead(self._examples(batch_samples))) as parsed,
-            ThreadPoolExecutor(max(1, self.share.decode_threads), "dfkd-decode") as pool,
-        ):
-            apply = pool.map if self.share.decode_threads else map
-            for examples in parsed:
-                images = list(apply(lambda example: decode(example, self.image_size), examples))
-                yield torch.stack(images), *_arrays(examples)
-
-    def _examples(self, batch_samples: Sequence[Indices]) -> Generator[list[Example]]:
-        """Yield the examples of each part.
-
-        A run is fetched when its first sample is due. Each sample is dropped after its use, so
-        memory holds about one shuffle buffer of encoded images.
-        """
-        fetched: dict[int, bytearray] = {}
-        with contextlib.closing(self._read(np.concatenate(batch_samples))) as runs:
-            for samples in batch_samples:
-                examples = []
-                for sample in samples.tolist():
-                    # `runs` follows the order of first uses, so the next run holds this sample.
-                    if sample not in fetched:
-                        fetched |= next(runs)
-                    # Each sample comes once in an epoch, so its bytes are not needed again.
-                    examples.append(self._example(sample, fetched.pop(sample)))
-                yield examples
-
 
 class _Cache:
     """All decoded images of a version in one tensor; each is decoded at its first use."""
@@ -266,25 +312,28 @@ class _Cache:
     def __init__(self, images: int, image_size: int, classes: int) -> None:
         self.pixels = torch.empty(images, image_size, image_size, 3, dtype=torch.uint8)
         self.distances = torch.empty(images, classes)
+        self.labels = torch.empty(images, dtype=torch.int64)
         # The first example tells the dimension of embeddings.
         self.embeddings = torch.empty(0)
         self.filled = np.zeros(images, bool)
 
-    def keep(self, samples: Indices, pixels: Tensor, distances: Tensor, embeddings: Tensor) -> None:
-        """Keep some samples; the tensors are those that `take` returns."""
+    def keep(self, samples: Indices, batch: Batch) -> None:
+        """Keep the batch of some samples."""
         if not len(self.embeddings):
-            self.embeddings = embeddings.new_empty(len(self.filled), embeddings.shape[1])
-        self.pixels[samples] = pixels
-        self.distances[samples], self.embeddings[samples] = distances, embeddings
+            self.embeddings = batch.embeddings.new_empty(
+                len(self.filled), batch.embeddings.shape[1]
+            )
+        self.pixels[samples] = batch.pixels.permute(0, 2, 3, 1)
+        self.distances[samples], self.labels[samples] = batch.distances, batch.labels
+        self.embeddings[samples] = batch.embeddings
         self.filled[samples] = True
 
-    def take(self, samples: Indices) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels uint8 [B, H, W, 3], distances float32 [B, M] and embeddings float16 [B, E] of
-        samples that are kept.
-        """
+    def take(self, samples: Indices) -> Batch:
+        """The batch of samples that are kept."""
         # Several times as fast as an index in brackets.
-        pixels = self.pixels.index_select(0, torch.from_numpy(samples))
-        return pixels, self.distances[samples], self.embeddings[samples]
+        pixels = self.pixels.index_select(0, torch.from_numpy(samples)).permute(0, 3, 1, 2)
+        distances, labels = self.distances[samples], self.labels[samples]
+        return Batch(pixels, distances, labels, self.embeddings[samples])
 
 
 def _arrays(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
@@ -298,9 +347,9 @@ def _arrays(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
     return distances, embeddings
 
 
-def _split(order: Indices, rows: int) -> list[Indices]:
-    """The sample numbers of each batch; `order` holds whole batches only."""
-    return [order[start : start + rows] for start in range(0, len(order), rows)]
+def _lists(samples: Indices) -> Iterator[list[int]]:
+    """The numbers as Python's, some thousand at a time: all of them would take gigabytes."""
+    return (samples[start : start + 4096].tolist() for start in range(0, len(samples), 4096))
 
 
 def decode(example: Example, image_size: int) -> Tensor:

@@ -1,86 +1,34 @@
-"""Write the files of a published version: index, data card and manifest, all byte-deterministic."""
+"""Write the files of a published version, all byte-deterministic: blocks, data card, manifest."""
 
 import hashlib
+import io
 import math
-import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dfkd.config.hashing import sha256_file
 from dfkd.config.identity import weights_of
 from dfkd.config.methods import method_of
-from dfkd.dataset.published import INDEX_ROWS, INDEX_SCHEMA, PublishedVersion, index_row
-from dfkd.dataset.shards import Receipt, get_shard, read_shard
-from dfkd.errors import CorruptionError
+from dfkd.config.plan import Task, block_name
+from dfkd.dataset.published import INDEX_ROWS, INDEX_SCHEMA, Block, PublishedVersion
+from dfkd.dataset.receipts import COLUMNS, Images, Receipt
+from dfkd.dataset.receipts import read as read_receipt
+from dfkd.dataset.shards import sample_key
+from dfkd.errors import CorruptionError, PartialError
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, in_order
 from dfkd.utils.markdown import escape
 from dfkd.utils.strict_json import canonical
 
-SCHEMA_VERSION = 2
-"""Format version of manifest.json and index.parquet; raised with every incompatible change."""
+SCHEMA_VERSION = 3
+"""Format version of manifest.json and its blocks; raised with every incompatible change."""
 
-
-@dataclass
-class LabelMoments:
-    """Running mean and standard deviation of all distances, in float64.
-
-    Samples are added in the order of shards, so the result is the same to the last bit.
-    """
-
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-    inconsistent: int = 0
-    """Number of images whose nearest class text is not that of their own class."""
-
-    def add(self, distances: np.ndarray[Any, Any], class_index: int) -> None:
-        """Add the distances [M] of one image of class `class_index`."""
-        self.inconsistent += int(not distances.size or distances.argmin() != class_index)
-        values = distances.astype(np.float64)
-        self.count += values.size
-        self.total += float(values.sum())
-        self.squares += float((values**2).sum())
-
-    @property
-    def mean(self) -> float:
-        """Mean distance; 0 if there is none."""
-        return self.total / self.count if self.count else 0.0
-
-    @property
-    def std(self) -> float:
-        """Population standard deviation; 0 if there is none."""
-        spread = self.squares / self.count - self.mean**2 if self.count else 0.0
-        return math.sqrt(max(spread, 0.0))
-
-
-def write_index(home: Storage, receipts: Sequence[Receipt], path: Path) -> LabelMoments:
-    """Write index.parquet at `path` from verified shards; returns the statistics of the labels.
-
-    `home` is the storage of the method, because shards may lie in the folders of several versions.
-    """
-    moments = LabelMoments()
-    rows: list[dict[str, Any]] = []
-    with pq.ParquetWriter(path, INDEX_SCHEMA, compression="zstd") as writer:
-        shards = in_order(lambda each: get_shard(home, each), receipts, ahead=4)
-        for receipt, data in zip(receipts, shards, strict=True):
-            for sample, location in read_shard(data, receipt):
-                moments.add(sample.arrays["distances"], sample.metadata["class_index"])
-                rows.append(index_row(sample, location, receipt.shard))
-            # Rows are written in groups, so that memory stays bounded for any number of samples.
-            if len(rows) >= INDEX_ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
-                rows.clear()
-        if rows:
-            writer.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA))
-    return moments
+Entry = tuple[Receipt, Images]
+"""What a worker has stored about a shard."""
 
 
 def publish(
@@ -88,95 +36,214 @@ def publish(
     identity: Mapping[str, Any],
     fingerprint: str,
     environment: Mapping[str, Any],
-    receipts: Sequence[Receipt],
-    quarantined: Sequence[str],
+    blocks: Iterable[tuple[str, Sequence[Task]]],
+    done: Container[str],
+    quarantined: Collection[str],
 ) -> None:
-    """Write the index, the data card and, last and only once, manifest.json with their sha256.
+    """Write the blocks, the data card and, last and only once, manifest.json with their hashes.
 
-    The manifest also holds the sha256 of prompts.json, which holds the sha256 of each part of the
-    prompts. `home` is the storage of the method.
+    It reads receipts, and no shard. Every value is known to the last bit from the receipts, so the
+    same work gives the same bytes whoever publishes it.
+
+    Args:
+        home: the storage of the method.
+        blocks: name and tasks of each block.
+        done: the ids of the tasks that have a receipt.
+        quarantined: ids of tasks that may lack one.
+
+    Raises:
+        PartialError: a task that is not quarantined has no receipt.
+        CorruptionError: a receipt is missing or damaged.
     """
     storage = home.child(layout.version(fingerprint[:16]))
-    manifest = _describe(identity, fingerprint, environment, receipts, quarantined)
+    names, method = list(identity["classes"]), method_of(identity)
+    written: list[Block] = []
+    totals: Counter[str] = Counter()
+    samples, failed = [0] * len(names), [0] * len(names)
+    carried: Counter[str] = Counter()
+    sums: list[tuple[float, float]] = []
+    planned, missing, unexpected = 0, [], []
+    for name, tasks in blocks:
+        planned += len(tasks)
+        lacking = [task.id for task in tasks if task.id not in done]
+        missing += lacking
+        unexpected += [task for task in lacking if task not in quarantined]
+        if unexpected:
+            continue  # only counted from here on
+        keys = (layout.receipt(task.id) for task in tasks if task.id in done)
+        entries = in_order(lambda key: read_receipt(storage, key, fingerprint), keys)
+        receipts, index = block_files(entries, names, method)
+        if not receipts:
+            continue  # all of its tasks are quarantined
+        written.append(put_block(storage, name, receipts, index))
+        for receipt in receipts:
+            samples[receipt.class_index] += receipt.samples
+            failed[receipt.class_index] += len(receipt.failed)
+            for total in ("samples", "bytes", "labels", "inconsistent"):
+                totals[total] += getattr(receipt, total)
+            if receipt.version:
+                carried[receipt.version] += 1
+        sums.append(
+            (
+                math.fsum(receipt.label_sum for receipt in receipts),
+                math.fsum(receipt.label_squares for receipt in receipts),
+            )
+        )
+    if unexpected:
+        shown = ", ".join(unexpected[:5]) + (", ..." if len(unexpected) > 5 else "")
+        raise PartialError(
+            f"version {fingerprint[:16]}: {len(unexpected)} of {planned} tasks have no receipt "
+            f"({shown}); run the same command again, it resumes"
+        )
+    count = max(1, totals["labels"])
+    mean = math.fsum(each for each, _ in sums) / count
+    spread = math.fsum(each for _, each in sums) / count - mean**2
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA_VERSION,
+        "fingerprint": fingerprint,
+        "identity": dict(identity),
+        "environment": dict(environment),
+        "weights": weights_of(identity),
+        "classes": names,
+        "shards": sum(block.shards for block in written),
+        "samples": totals["samples"],
+        "bytes": totals["bytes"],
+        "failed": sum(failed),
+        "inconsistent": totals["inconsistent"],
+        "class_samples": samples,
+        "class_failed": failed,
+        "carried": dict(carried),
+        "quarantined": sorted(missing),
+        "blocks": [asdict(block) for block in written],
+        "label_mean": mean,
+        "label_std": math.sqrt(max(spread, 0.0)),
+    }
+    # It holds the sha256 of each part of the prompts.
     if storage.exists(layout.PROMPTS_SUMMARY):
         manifest["prompts"] = hashlib.sha256(storage.get(layout.PROMPTS_SUMMARY)).hexdigest()
-    with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder, layout.INDEX)
-        moments = write_index(home, receipts, index)
-        manifest |= {"label_mean": moments.mean, "label_std": moments.std}
-        manifest["inconsistent"] = moments.inconsistent
-        card = data_card(manifest).encode()
-        manifest["files"] = {
-            layout.CARD: hashlib.sha256(card).hexdigest(),
-            layout.INDEX: sha256_file(index),
-        }
-        # Reading the shards takes long, and another publisher may have been faster.
-        if storage.exists(layout.MANIFEST):
-            return
-        # The manifest makes the version published, so everything it refers to is written before.
-        storage.put(layout.INDEX, index)
-        storage.put(layout.CARD, card)
-        storage.put_if_absent(layout.MANIFEST, canonical(manifest))
+    card = data_card(manifest).encode()
+    manifest["card"] = hashlib.sha256(card).hexdigest()
+    # Another publisher may have been faster, and this one must not replace its card.
+    if storage.exists(layout.MANIFEST):
+        return
+    # The manifest makes the version published, so everything it refers to is written before.
+    storage.put(layout.CARD, card)
+    storage.put_if_absent(layout.MANIFEST, canonical(manifest))
+
+
+def block_files(
+    entries: Iterable[Entry], classes: Sequence[str], method: str
+) -> tuple[list[Receipt], bytes]:
+    """The receipts of a block, and its part of the index as a Parquet file.
+
+    Args:
+        entries: what workers have stored, in the order of class and shard.
+        classes: class names by class index.
+        method: the version's.
+    """
+    receipts: list[Receipt] = []
+    sink = io.BytesIO()
+    rows: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
+    with pq.ParquetWriter(sink, INDEX_SCHEMA, compression="zstd") as writer:
+        for receipt, images in entries:
+            receipts.append(receipt)
+            for name in COLUMNS:
+                values = getattr(images, name)
+                rows[name] += map(bytes.fromhex, values) if name == "sha256" else values
+            own = receipt.class_index
+            rows["key"] += (sample_key(own, index) for index in images.index)
+            shared = {"shard": receipt.shard, "class": classes[own], "class_index": own}
+            for name, value in (shared | {"method": method}).items():
+                rows[name] += [value] * receipt.samples
+            # Rows are written in groups, so that memory stays bounded for any size of shards.
+            if len(rows["key"]) >= INDEX_ROWS:
+                writer.write_table(pa.table(rows, INDEX_SCHEMA))
+                rows = {name: [] for name in rows}
+        if rows["key"]:
+            writer.write_table(pa.table(rows, INDEX_SCHEMA))
+    return receipts, sink.getvalue()
+
+
+def put_block(storage: Storage, name: str, receipts: Sequence[Receipt], index: bytes) -> Block:
+    """Store a block of a version; returns what manifest.json says of it."""
+    listed = canonical([asdict(receipt) for receipt in receipts])
+    block = Block(
+        name=name,
+        receipts=hashlib.sha256(listed).hexdigest(),
+        index=hashlib.sha256(index).hexdigest(),
+        shards=len(receipts),
+        samples=sum(receipt.samples for receipt in receipts),
+    )
+    storage.put_if_absent(block.receipts_key, listed)
+    storage.put_if_absent(block.index_key, index)
+    return block
+
+
+def block_entries(version: PublishedVersion, block: Block) -> Iterator[Entry]:
+    """Yield what workers had stored about the shards of a published block.
+
+    Raises:
+        CorruptionError: the block is not what was published.
+    """
+    table = version.block_index(block, COLUMNS)
+    start = 0
+    for receipt in version.block_receipts(block):
+        rows = table.slice(start, receipt.samples)
+        columns = {name: rows[name].to_pylist() for name in COLUMNS}
+        columns["sha256"] = [digest.hex() for digest in columns["sha256"]]
+        yield receipt, Images(**columns)
+        start += receipt.samples
 
 
 def repair(version: PublishedVersion) -> None:
-    """Write identity, index and data card of a version again if they do not match its manifest.
+    """Write identity and data card of a version again if they do not match its manifest.
 
-    That happens to the latter two when two publishers race: one writes the manifest, and the other
-    overwrites the files before it sees the manifest.
+    That happens to the card when two publishers race: one writes the manifest, and the other
+    replaces the card before it sees the manifest.
 
     Raises:
-        CorruptionError: this dfkd writes another card, or this pyarrow another index, than those of
-            the manifest.
+        CorruptionError: this dfkd writes another card than that of the manifest.
     """
     storage, damaged = version.storage, version.damaged_files()
     if layout.IDENTITY in damaged:
         storage.put(layout.IDENTITY, canonical(version.manifest["identity"]))
     if layout.CARD in damaged:
         card = data_card(version.manifest).encode()
-        if hashlib.sha256(card).hexdigest() != version.files[layout.CARD]:
+        if hashlib.sha256(card).hexdigest() != version.manifest["card"]:
             made = version.manifest["environment"].get("dfkd", "another version")
             raise CorruptionError(
                 f"{storage.location(layout.CARD)}: is damaged, and this dfkd writes it otherwise "
                 f"than dfkd {made}, which made it; restore it from a copy"
             )
         storage.put(layout.CARD, card)
-    if layout.INDEX not in damaged:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        index = Path(folder, layout.INDEX)
-        write_index(version.home, version.shards, index)
-        if sha256_file(index) != version.files[layout.INDEX]:
+
+
+def repair_block(version: PublishedVersion, block: Block) -> None:
+    """Write the files of a block again, from the receipts that workers have stored.
+
+    Raises:
+        CorruptionError: a receipt is missing or damaged, or this pyarrow writes the index otherwise
+            than the one that made it.
+    """
+    storage, classes = version.storage, len(version.classes)
+    found = filter(None, map(layout.RECEIPT.fullmatch, storage.list(layout.RECEIPTS)))
+    own = (match for match in found if block_name(int(match[2]), classes) == block.name)
+    keys = [match[0] for match in sorted(own, key=lambda match: (int(match[1]), int(match[2])))]
+    entries = in_order(lambda key: read_receipt(storage, key, version.fingerprint), keys)
+    receipts, index = block_files(entries, version.classes, method_of(version.manifest["identity"]))
+    listed = canonical([asdict(receipt) for receipt in receipts])
+    for key, data, digest in (
+        (block.receipts_key, listed, block.receipts),
+        (block.index_key, index, block.index),
+    ):
+        if hashlib.sha256(data).hexdigest() != digest:
             made = version.manifest["environment"].get("pyarrow", "another version")
             raise CorruptionError(
-                f"{storage.location(layout.INDEX)}: is damaged, and pyarrow {pa.__version__} "
+                f"{storage.location(key)}: is damaged, and this dfkd with pyarrow {pa.__version__} "
                 f"writes it otherwise than pyarrow {made}, which made it; restore it from a copy, "
                 "or run once more with that pyarrow"
             )
-        storage.put(layout.INDEX, index)
-
-
-def _describe(
-    identity: Mapping[str, Any],
-    fingerprint: str,
-    environment: Mapping[str, Any],
-    receipts: Sequence[Receipt],
-    quarantined: Sequence[str],
-) -> dict[str, Any]:
-    """The content of manifest.json that is known before the shards are read."""
-    return {
-        "schema": SCHEMA_VERSION,
-        "fingerprint": fingerprint,
-        "identity": dict(identity),
-        "environment": dict(environment),
-        "weights": weights_of(identity),
-        "classes": list(identity["classes"]),
-        "samples": sum(receipt.samples for receipt in receipts),
-        "bytes": sum(receipt.bytes for receipt in receipts),
-        "failed": sum(len(receipt.failed) for receipt in receipts),
-        "quarantined": sorted(quarantined),
-        "shards": [receipt.as_dict() for receipt in receipts],
-    }
+        storage.put(key, data)
 
 
 INTRODUCTION = """\
@@ -191,15 +258,18 @@ The images derive from these weights and fall under whatever terms the weights c
 training material for a student, not pictures of real things: they inherit the teacher's biases, and
 how a class looks is the teacher's idea of its name.
 
-`manifest.json` holds the full configuration, library versions and the sha256 of each shard;
-`index.parquet` one row per image with its prompt, seed, loss and confidence.
+`manifest.json` holds the full configuration, library versions and the hashes of the files in
+`index/`: Parquet with a row for each image (its prompt, seed, loss and confidence), and JSON with
+the sha256 of each shard.
 """
 
 
 def data_card(manifest: Mapping[str, Any]) -> str:
     """The data card of a version (its README.md) as Markdown, from its manifest only."""
-    identity, shards = manifest["identity"], len(manifest["shards"])
-    counts = {"samples": manifest["samples"], "shards": shards, "bytes": manifest["bytes"]}
+    identity = manifest["identity"]
+    counts = {name: manifest[name] for name in ("samples", "shards", "bytes")}
+    names = [escape(name).replace("|", "\\|") for name in manifest["classes"]]
+    rows = zip(names, manifest["class_samples"], manifest["class_failed"], strict=True)
     lines = [
         f"# Synthetic images of {len(manifest['classes'])} classes",
         "",
@@ -213,13 +283,16 @@ def data_card(manifest: Mapping[str, Any]) -> str:
         f"{manifest['inconsistent']}",
         f"- images that diverged and were left out: {manifest['failed']}",
         f"- tasks quarantined and left out: {', '.join(manifest['quarantined']) or 'none'}",
-        *_carried_lines(manifest["shards"]),
+        *(
+            f"- shards that lie in `versions/{version}`, from which they were carried over: {count}"
+            for version, count in sorted(manifest["carried"].items())
+        ),
         "",
         "## Images per class",
         "",
         "| class | images | failed |",
         "|---|---|---|",
-        *_class_rows(manifest),
+        *(f"| {name} | {samples} | {failed} |" for name, samples, failed in rows),
         "",
         "## Provenance and licence",
         "",
@@ -230,23 +303,3 @@ def data_card(manifest: Mapping[str, Any]) -> str:
         TERMS,
     ]
     return "\n".join(lines)
-
-
-def _carried_lines(shards: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines that say which shards lie in the folders of other versions."""
-    counts = Counter(shard["version"] for shard in shards if shard.get("version"))
-    return [
-        f"- shards that lie in `versions/{version}`, from which they were carried over: {count}"
-        for version, count in sorted(counts.items())
-    ]
-
-
-def _class_rows(manifest: Mapping[str, Any]) -> list[str]:
-    """The rows of the table of images by class."""
-    names = [escape(name).replace("|", "\\|") for name in manifest["classes"]]
-    samples, failed = [0] * len(names), [0] * len(names)
-    for shard in manifest["shards"]:
-        class_index = int(shard["task"].partition("-")[0])
-        samples[class_index] += shard["samples"]
-        failed[class_index] += len(shard["failed"])
-    return [f"| {name} | {samples[row]} | {failed[row]} |" for row, name in enumerate(names)]

@@ -1,4 +1,8 @@
-"""Read published versions: the current one or one by name, with everything verified on reading."""
+"""Read published versions: the current one or one by name, with everything verified on reading.
+
+What is known of a version's shards and images lies in blocks of about a thousand shards, of which
+manifest.json holds only the hashes. So a reader takes no more memory than the blocks that it needs.
+"""
 
 import hashlib
 import re
@@ -16,13 +20,14 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from dfkd.config.hashing import fingerprint, sha256_file
 from dfkd.config.stored_identity import StoredIdentity
 from dfkd.dataset.prompt_tables import REQUIRED_COLUMNS
-from dfkd.dataset.shards import Receipt, Sample, SampleLocation, get_shard, read_shard, refuse
-from dfkd.errors import CorruptionError, DfkdError
+from dfkd.dataset.receipts import Receipt
+from dfkd.dataset.shards import Sample, get_shard, read_shard, refuse
+from dfkd.errors import CorruptionError, DfkdError, one_line
 from dfkd.storage import layout
 from dfkd.storage.base import SMALL_OBJECT, MissingObject, Storage, missing_object
 from dfkd.utils import parquet, strict_json
 from dfkd.utils.strict_json import canonical, read_as
-from dfkd.utils.types import Sha256, Size
+from dfkd.utils.types import Finite, Sha256, Size
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -43,11 +48,11 @@ INDEX_SCHEMA = pa.schema(
         pa.field("sha256", pa.binary(32), nullable=False),
     ]
 )
-"""One row per sample: enough to select or count samples without opening a shard, and to read one
-sample alone (`start` and `sha256` are a `shards.SampleLocation`)."""
+"""The index, a row for each image: enough to select or count images without opening a shard, and to
+read one image alone (`start` and `sha256` are a `shards.SampleLocation`)."""
 
 INDEX_ROWS = 8192
-"""Rows of the index that are in memory at the same time."""
+"""Rows of a row group of the index, which are in memory together while they are written."""
 
 MAX_POINTER_NUMBER = 10**8 - 2
 """The highest pointer number that is accepted, so that its successor also has eight digits."""
@@ -55,28 +60,53 @@ MAX_POINTER_NUMBER = 10**8 - 2
 PROMPTS_REMEDY = "restore it from a copy, or give another storage.root and synthesise again"
 """What to do about a damaged part of the prompts, for messages."""
 
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+@dataclass(frozen=True)
+class Block:
+    """Some shards of a version, whose receipts and index rows are stored together."""
+
+    name: Annotated[str, Field(pattern=f"^{layout.PART}$")]
+    receipts: Sha256
+    """Hash of the JSON with its receipts, in the order of class and shard."""
+    index: Sha256
+    """Hash of the Parquet file with a row for each of its images, in the order of receipts."""
+    shards: Size
+    samples: Size
+
+    @property
+    def receipts_key(self) -> str:
+        """Key of its receipts, relative to the folder of the version."""
+        return layout.block(self.name, self.receipts, "json")
+
+    @property
+    def index_key(self) -> str:
+        """Key of its part of the index, relative to the folder of the version."""
+        return layout.block(self.name, self.index, "parquet")
 
 
 class _Manifest(BaseModel, strict=True):
     """The keys of manifest.json that readers rely on; the file holds more."""
 
-    schema_: Literal[2] = Field(alias="schema")
+    schema_: Literal[3] = Field(alias="schema")
     """`publication.SCHEMA_VERSION`: a version of another format could be read wrongly."""
     fingerprint: Sha256
     identity: StoredIdentity
     environment: dict[str, Any]
     weights: dict[str, Sha256]
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    shards: Size
     samples: Size
     bytes: Size
     failed: Size
     inconsistent: Size
+    class_samples: tuple[Size, ...]
+    class_failed: tuple[Size, ...]
+    carried: dict[Annotated[str, Field(pattern="^[0-9a-f]{16}$")], Size]
     quarantined: tuple[str, ...]
-    shards: tuple[Receipt, ...]
-    files: dict[str, Sha256]
-    label_mean: FiniteFloat
-    label_std: FiniteFloat
+    blocks: tuple[Block, ...]
+    card: Sha256
+    label_mean: Finite
+    label_std: Finite
     prompts: Sha256 | None = None
 
 
@@ -89,13 +119,7 @@ class Pointer(BaseModel, strict=True):
 
 
 _POINTER = TypeAdapter(Pointer)
-
-
-def index_row(sample: Sample, location: SampleLocation, shard: str) -> dict[str, Any]:
-    """The row of the index for one sample."""
-    row = {name: sample.metadata.get(name) for name in INDEX_SCHEMA.names}
-    own = {"key": sample.key, "shard": shard, "extension": sample.extension}
-    return row | own | vars(location)
+_RECEIPTS = TypeAdapter(list[Receipt])
 
 
 @dataclass(frozen=True)
@@ -105,8 +129,7 @@ class PublishedVersion:
     home: Storage
     manifest: dict[str, Any]
     """The content of manifest.json."""
-    shards: tuple[Receipt, ...]
-    """Receipts in the order of tasks."""
+    blocks: tuple[Block, ...]
     _widths: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
     """The lengths of the embeddings that `samples` has met."""
 
@@ -162,40 +185,82 @@ class PublishedVersion:
         """
         indices = range(len(self.classes)) if class_indices is None else class_indices
         by_class: dict[int, list[Sample]] = {index: [] for index in indices}
-        for receipt in self.shards:
+        for receipt in self.receipts():
             samples = by_class.get(receipt.class_index)
             if samples is not None and len(samples) < count:
                 samples += islice(self.samples(receipt), count - len(samples))
+            if all(len(found) == count for found in by_class.values()):
+                break  # the receipts of further blocks are not needed
         return [by_class[index] for index in indices]
 
-    def index(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield some columns of index.parquet in batches of at most `INDEX_ROWS` rows.
+    def receipts(self) -> Iterator[Receipt]:
+        """Yield the receipts of all shards, block by block.
 
         Raises:
-            CorruptionError: the file is not what was published.
+            CorruptionError: a block is not what was published.
         """
-        where = self.storage.location(layout.INDEX)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, layout.INDEX)
-            self.storage.get_file(layout.INDEX, path)
-            if sha256_file(path) != self.files[layout.INDEX]:
-                raise CorruptionError(
-                    f"{where}: is not the index that was published; "
-                    "run jobs/verify.py, which restores it"
-                )
-            try:
-                metadata = pq.read_metadata(path)
-                known = metadata.schema.to_arrow_schema().equals(INDEX_SCHEMA)
-                # A small file may claim more rows than memory holds.
-                if not known or metadata.num_rows != self.manifest["samples"]:
-                    raise pa.ArrowInvalid("it has other columns or rows than were published")
-                groups = range(metadata.num_row_groups)
-                yield from parquet.read_batches(path, metadata, groups, columns, INDEX_ROWS)
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise CorruptionError(
-                    f"{where}: no readable index ({' '.join(str(error).split())}); "
-                    "run jobs/verify.py, which restores it"
-                ) from None
+        return (receipt for block in self.blocks for receipt in self.block_receipts(block))
+
+    def block_receipts(self, block: Block) -> list[Receipt]:
+        """The receipts of a block's shards, in the order of class and shard.
+
+        Raises:
+            CorruptionError: they are not what was published.
+        """
+        data = self._block_file(block.receipts_key, block.receipts)
+        try:
+            receipts = _RECEIPTS.validate_json(data, strict=True)
+            if sum(receipt.samples for receipt in receipts) != block.samples:
+                raise ValueError("other images than manifest.json says")
+        except ValueError as error:
+            raise self._unusable(block.receipts_key, error) from None
+        return receipts
+
+    def index(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of the index in batches of at most `INDEX_ROWS` rows.
+
+        Raises:
+            CorruptionError: a block is not what was published.
+        """
+        for block in self.blocks:
+            yield from self.block_index(block, columns).to_batches(INDEX_ROWS)
+
+    def block_index(self, block: Block, columns: Sequence[str]) -> pa.Table:
+        """Some columns of the index of a block: a row for each image.
+
+        Raises:
+            CorruptionError: it is not what was published.
+        """
+        source = pa.BufferReader(self._block_file(block.index_key, block.index))
+        try:
+            metadata = pq.read_metadata(source)
+            known = metadata.schema.to_arrow_schema().equals(INDEX_SCHEMA)
+            # A small file may claim more rows than memory holds.
+            if not known or metadata.num_rows != block.samples:
+                raise ValueError("other columns or rows than manifest.json says")
+            return pq.read_table(source, columns=list(columns))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self._unusable(block.index_key, error) from None
+
+    def _unusable(self, key: str, error: Exception) -> CorruptionError:
+        """The error for a file of a block that was published wrong."""
+        return CorruptionError(
+            f"{self.storage.location(key)}: no readable part of the index ({one_line(error)}); "
+            "give another storage.root and synthesise again"
+        )
+
+    def _block_file(self, key: str, digest: str) -> bytes:
+        """The bytes of a file of a block; `CorruptionError` unless they have this sha256."""
+        try:
+            data = self.storage.get(key)
+        except MissingObject:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CorruptionError(
+                f"{self.storage.location(key)}: is not what was published; "
+                "run jobs/verify.py, which restores it"
+            )
+        return data
 
     def prompt_part(self, name: str) -> pa.Table:
         """All rows of prompts/{name}.parquet.
@@ -241,16 +306,20 @@ class PublishedVersion:
             raise CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
         return data
 
-    @property
-    def files(self) -> dict[str, str]:
-        """The sha256 of the index and of the data card, by key."""
-        return dict(self.manifest["files"])
-
     def damaged_files(self) -> list[str]:
-        """The keys of identity, index and data card that are missing or not what was published."""
+        """The keys of identity and data card that are missing or not what was published."""
         identity = hashlib.sha256(canonical(self.manifest["identity"])).hexdigest()
-        expected = {layout.IDENTITY: identity, **self.files}
+        expected = {layout.IDENTITY: identity, layout.CARD: self.manifest["card"]}
         return [key for key in expected if sha256_object(self.storage, key) != expected[key]]
+
+    def damaged_blocks(self) -> list[Block]:
+        """The blocks of which a file is missing or not what was published."""
+        return [
+            block
+            for block in self.blocks
+            if sha256_object(self.storage, block.receipts_key) != block.receipts
+            or sha256_object(self.storage, block.index_key) != block.index
+        ]
 
 
 def open_version(home: Storage, name: str, sha256: str | None = None) -> PublishedVersion:
@@ -276,26 +345,22 @@ def open_version(home: Storage, name: str, sha256: str | None = None) -> Publish
             f"{home.location(key)}: is not the manifest that was published; "
             "restore it, or give another storage.root and synthesise again"
         )
-    return PublishedVersion(home, manifest, checked.shards)
+    return PublishedVersion(home, manifest, checked.blocks)
 
 
 def _is_consistent(manifest: _Manifest, name: str) -> bool:
-    """Whether the identity hashes to `name`, all receipts belong to this version's tasks, and the
-    totals are those of the receipts.
-    """
-    digest, shards = fingerprint(manifest.identity), manifest.shards
-    class_indices = [receipt.class_index for receipt in shards]
+    """Whether the identity hashes to `name`, and the totals are those of classes and blocks."""
+    digest = fingerprint(manifest.identity)
     return (
         manifest.fingerprint == digest
         and digest[:16] == name
         and manifest.identity.get("classes") == list(manifest.classes)
-        and all(receipt.fingerprint == digest for receipt in shards)
-        and len({receipt.task for receipt in shards}) == len(class_indices)
-        and max(class_indices, default=0) < len(manifest.classes)
-        and manifest.samples == sum(receipt.samples for receipt in shards)
-        and manifest.bytes == sum(receipt.bytes for receipt in shards)
-        and manifest.failed == sum(len(receipt.failed) for receipt in shards)
-        and manifest.files.keys() == {layout.INDEX, layout.CARD}
+        and len({block.name for block in manifest.blocks}) == len(manifest.blocks)
+        and len(manifest.class_samples) == len(manifest.class_failed) == len(manifest.classes)
+        and manifest.shards == sum(block.shards for block in manifest.blocks)
+        and manifest.samples == sum(block.samples for block in manifest.blocks)
+        and manifest.samples == sum(manifest.class_samples)
+        and manifest.failed == sum(manifest.class_failed)
     )
 
 

@@ -1,29 +1,24 @@
 """Read single samples of a published version without the rest of their shards.
 
-Publishing verifies all shards and writes the location and the sha256 of each sample into the index;
-the manifest holds the sha256 of the index. So a single sample is verified as strictly as a whole
-shard.
+The index has the location and the sha256 of each sample, and the version's manifest names the
+sha256 of the index. So a single sample is verified as strictly as a whole shard.
 """
 
 import hashlib
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion
+from dfkd.dataset.published import PublishedVersion
+from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.sampling_order import Indices
-from dfkd.dataset.shards import ARRAY_FILES, NPY_HEADER_BYTES, Receipt, refuse
+from dfkd.dataset.shards import ARRAY_FILES, NPY_HEADER_BYTES, refuse
 from dfkd.dataset.tar import member_slices
 from dfkd.errors import CorruptionError
-from dfkd.storage import layout
 from dfkd.storage.base import MissingObject
-
-INDEX_COLUMNS = pa.schema(
-    [INDEX_SCHEMA.field(name) for name in ("shard", "class_index", "start", "sha256")]
-)
-
 
 _ARRAYS = tuple(name.encode() for name in ARRAY_FILES)
 """The names of a sample's arrays, without its key."""
@@ -42,61 +37,82 @@ class Example:
     """The bytes of the teacher's distances float32 [M] and embedding float16 [E]."""
 
 
-class Examples:
-    """The training examples of a version by number; samples are numbered in the order of shards.
+@dataclass(frozen=True)
+class BlockRows:
+    """Where the samples of a block lie: about 60 bytes of memory for each."""
 
-    The object takes about 60 bytes of memory for each sample.
+    receipts: list[Receipt]
+    """Of the shards that hold a sample."""
+    bounds: Indices
+    """Position of each shard's first sample in the block, and the end of the last one."""
+    labels: Indices
+    """Class index of each sample."""
+    starts: Indices
+    stops: Indices
+    """The range of each sample's bytes in its shard."""
+    digests: pa.FixedSizeBinaryArray
+    """The sha256 of these bytes."""
+
+
+class Examples:
+    """The training examples of a version by number: samples are counted block by block, in the
+    order of class and shard. Safe for threads.
+
+    Attributes:
+        bounds: number of the first sample of each block, and the number of all, int64 [B + 1].
     """
 
-    def __init__(self, version: PublishedVersion) -> None:
-        """Read the index.
-
-        Raises:
-            CorruptionError: it is not what was published, or does not match the receipts.
-        """
+    def __init__(self, version: PublishedVersion, kept_blocks: int = 2) -> None:
+        """Read nothing yet; `kept_blocks` blocks of the index at most stay in memory."""
         self.version = version
-        self.shards = tuple(receipt for receipt in version.shards if receipt.samples)
-        self._bounds = np.cumsum([0, *(receipt.samples for receipt in self.shards)])
-        table = pa.Table.from_batches(version.index(INDEX_COLUMNS.names), INDEX_COLUMNS)
-        self.labels: Indices = table["class_index"].to_numpy().astype(np.int64)
-        """Class index of each sample, int64 [N]."""
-        self._digests = table["sha256"].combine_chunks()
-        self._starts: Indices = table["start"].to_numpy()
-        self._stops = np.roll(self._starts, -1)
-        names = pa.array([receipt.shard for receipt in self.shards], pa.string())
-        self._check(pc.index_in(table["shard"], value_set=names).to_numpy())
-
-    def _check(self, shards: Indices) -> None:
-        """Check the index against the receipts and complete `_stops`.
-
-        Args:
-            shards: the number of the shard in each row of the index.
-        """
-        # Lengths first, because a stranger's receipts may claim more samples than memory holds.
-        consistent = len(shards) == self._bounds[-1] and np.array_equal(
-            shards, np.repeat(np.arange(len(self.shards)), np.diff(self._bounds))
-        )
-        if consistent:
-            # A sample ends where the next one starts; the last one ends with its shard.
-            self._stops[self._bounds[1:] - 1] = [receipt.bytes for receipt in self.shards]
-            first_starts = self._starts[self._bounds[:-1]]
-            consistent = not first_starts.any() and bool((self._starts < self._stops).all())
-        if not consistent:
-            raise self._unusable("does not fit the receipts in manifest.json")
-        classes = len(self.version.classes)
-        if ((self.labels < 0) | (self.labels >= classes)).any():
-            raise self._unusable(f"each class_index must be one of {classes} classes")
-
-    def _unusable(self, problem: str) -> CorruptionError:
-        """The error for an index that says something impossible."""
-        return CorruptionError(
-            f"{self.version.storage.location(layout.INDEX)}: {problem}; "
-            "delete the version and synthesise again"
-        )
+        self.bounds: Indices = np.cumsum([0, *(block.samples for block in version.blocks)])
+        self._kept = kept_blocks
+        self._blocks: OrderedDict[int, BlockRows] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """Number of samples in all shards."""
-        return len(self.labels)
+        """Number of samples in all blocks."""
+        return int(self.bounds[-1])
+
+    def rows(self, block: int) -> BlockRows:
+        """What is known of a block's samples, which are read at first use.
+
+        Raises:
+            CorruptionError: it is not what was published, or contradicts itself.
+        """
+        with self._lock:
+            if block not in self._blocks:
+                while len(self._blocks) >= self._kept:
+                    self._blocks.popitem(last=False)
+                self._blocks[block] = self._read_block(block)
+            self._blocks.move_to_end(block)
+            return self._blocks[block]
+
+    def _read_block(self, number: int) -> BlockRows:
+        """The receipts and the index of a block, which must agree."""
+        block = self.version.blocks[number]
+        receipts = [each for each in self.version.block_receipts(block) if each.samples]
+        table = self.version.block_index(block, ["shard", "class_index", "start", "sha256"])
+        counts = [receipt.samples for receipt in receipts]
+        bounds: Indices = np.cumsum([0, *counts])
+        starts = table["start"].to_numpy()
+        # A sample ends where the next one starts; the last one ends with its shard.
+        stops = np.roll(starts, -1)
+        stops[bounds[1:] - 1] = [receipt.bytes for receipt in receipts]
+        expected = np.repeat([receipt.shard for receipt in receipts], counts)
+        labels = table["class_index"].to_numpy().astype(np.int64)
+        if (
+            not np.array_equal(table["shard"].to_numpy(), expected)
+            or starts[bounds[:-1]].any()
+            or not (starts < stops).all()
+            or ((labels < 0) | (labels >= len(self.version.classes))).any()
+        ):
+            raise CorruptionError(
+                f"{self.version.storage.location(block.index_key)}: contradicts the receipts of "
+                "its block; delete the version and synthesise again"
+            )
+        digests = table["sha256"].combine_chunks()
+        return BlockRows(receipts, bounds, labels, starts, stops, digests)
 
     def read(self, samples: Indices) -> list[bytearray]:
         """The bytes of samples of one shard, verified; one request spans the first to the last.
@@ -110,15 +126,15 @@ class Examples:
         Raises:
             CorruptionError: a sample is not what was published.
         """
-        receipt = self._receipt(samples[0])
-        base = int(self._starts[samples[0]])
+        rows, places, receipt = self._placed(samples)
+        base = int(rows.starts[places[0]])
         try:
-            data = self.version.home.get_range(receipt.key, base, int(self._stops[samples[-1]]))
+            data = self.version.home.get_range(receipt.key, base, int(rows.stops[places[-1]]))
         except MissingObject:
             refuse(receipt.key, "missing")
-        starts = (self._starts[samples] - base).tolist()
-        stops = (self._stops[samples] - base).tolist()
-        digests = self._digests.take(samples).to_pylist()
+        starts = (rows.starts[places] - base).tolist()
+        stops = (rows.stops[places] - base).tolist()
+        digests = rows.digests.take(places).to_pylist()
         return [
             _verified(memoryview(data)[start:stop], digest, receipt.key)
             for start, stop, digest in zip(starts, stops, digests, strict=True)
@@ -133,11 +149,24 @@ class Examples:
         try:
             return _parse(data)
         except (ValueError, KeyError) as error:
-            refuse(self._receipt(sample).key, f"not the members of a sample ({error})")
+            *_, receipt = self._placed(np.array([sample]))
+            refuse(receipt.key, f"not the members of a sample ({error})")
 
-    def _receipt(self, sample: int) -> Receipt:
-        """The receipt of the shard that holds a sample."""
-        return self.shards[int(np.searchsorted(self._bounds, sample, "right")) - 1]
+    def labels(self, samples: Indices) -> Indices:
+        """The class indices of any samples, int64 [B]."""
+        blocks = np.searchsorted(self.bounds, samples, "right") - 1
+        labels = np.empty(len(samples), np.int64)
+        for block in np.unique(blocks):
+            mine = blocks == block
+            labels[mine] = self.rows(int(block)).labels[samples[mine] - self.bounds[block]]
+        return labels
+
+    def _placed(self, samples: Indices) -> tuple[BlockRows, Indices, Receipt]:
+        """The block of some samples of one shard, their places in it, and the shard's receipt."""
+        block = int(np.searchsorted(self.bounds, samples[0], "right")) - 1
+        rows, places = self.rows(block), samples - self.bounds[block]
+        shard = int(np.searchsorted(rows.bounds, places[0], "right")) - 1
+        return rows, places, rows.receipts[shard]
 
 
 def _verified(data: memoryview, sha256: bytes, name: str) -> bytearray:
@@ -152,7 +181,7 @@ def _verified(data: memoryview, sha256: bytes, name: str) -> bytearray:
 def _parse(data: bytearray) -> Example:
     """Parse the verified bytes of one sample into a training example.
 
-    Publishing checked the content of the bytes before it wrote their hash, so JSON and numbers are
+    The worker checked the content of the bytes before it wrote their hash, so JSON and numbers are
     not checked again.
 
     Raises:

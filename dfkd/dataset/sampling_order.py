@@ -1,7 +1,8 @@
 """The order in which an epoch reads its samples and the order in which it shows them.
 
 Shards hold one class each, and single reads would cost one request per sample. So runs of
-consecutive samples are read in random order, and a shuffle buffer mixes them.
+consecutive samples are read in random order, and a shuffle buffer mixes them. A version of millions
+of samples is read window by window: each window is some random blocks, which have all classes.
 
 Quality of the shuffle: let a class have share p of the samples, and let random runs of c samples
 fill a buffer of B. A sample stays B steps on average and leaves at random. So the buffer holds p B
@@ -14,7 +15,6 @@ Uniform shuffling has n p (1 - p). With `run_length` the standard deviation is a
 sqrt(1.25) = 1.12 times as large, for any number of classes.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -29,29 +29,33 @@ def run_length(buffer: int, rows: int) -> int:
     return max(1, buffer // (2 * rows))
 
 
-def run_bounds(counts: Sequence[int], length: int) -> Indices:
-    """The start of each of R runs and the end of the last one, int64 [R + 1].
+def runs_of(bounds: Indices, length: int) -> tuple[Indices, Indices]:
+    """The first sample of each of R runs, and its number of samples, int64 [R] each.
 
     The last run of a shard may be shorter than the others.
 
     Args:
-        counts: number of samples in each shard, at least 1.
+        bounds: number of the first sample of each shard, and the end of the last one.
         length: number of samples in a run.
     """
-    shard_bounds = np.cumsum([0, *counts])
-    starts = [np.arange(begin, end, length) for begin, end in pairwise(shard_bounds)]
-    return np.concatenate([*starts, shard_bounds[-1:]])
+    begins = [np.arange(begin, end, length) for begin, end in pairwise(bounds)]
+    lengths = [
+        np.minimum(length, end - starts) for starts, end in zip(begins, bounds[1:], strict=True)
+    ]
+    return np.concatenate(begins), np.concatenate(lengths)
 
 
-def reading_order(bounds: Indices, generator: np.random.Generator) -> Indices:
-    """All sample numbers, int64 [N]: runs in random order, each run in ascending order."""
-    runs = generator.permutation(len(bounds) - 1)
-    begins, lengths = bounds[runs], np.diff(bounds)[runs]
+def reading_order(begins: Indices, lengths: Indices, generator: np.random.Generator) -> Indices:
+    """The numbers of all samples in these runs, int64 [N]: runs in random order, each run in
+    ascending order.
+    """
+    runs = generator.permutation(len(begins))
+    begins, lengths = begins[runs], lengths[runs]
     ends = np.cumsum(lengths)
     # Position i of the result lies in a run that starts at `ends - lengths` there, and holds the
     # sample with the same distance from `begins`; so the two differ by a constant for each run.
     shifts: Indices = np.repeat(begins - (ends - lengths), lengths)
-    return np.arange(bounds[-1]) + shifts
+    return np.arange(len(shifts)) + shifts
 
 
 def shuffled(samples: Indices, buffer: int, generator: np.random.Generator) -> Indices:

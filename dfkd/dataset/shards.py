@@ -7,32 +7,31 @@ compares size, sha256 and sample count with the receipt before it yields the fir
 import functools
 import hashlib
 import io
+import math
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from dfkd.config.plan import Task
+from dfkd.dataset.receipts import COLUMNS, Images, Receipt
 from dfkd.dataset.tar import members
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils.strict_json import canonical, read_as
-from dfkd.utils.types import Sha256, Size
+from dfkd.utils.types import Finite, Int32, Int64
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 
-# The columns of `published.INDEX_SCHEMA` have 32 or 64 bits; that module imports this one.
-Int32 = Annotated[int, Field(gt=-(1 << 31), lt=1 << 31)]
-Int64 = Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metadata = TypedDict(
     "Metadata",
     {
@@ -115,63 +114,9 @@ class SampleLocation:
     """Digest of the bytes from `start` to the end of the sample."""
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """The small object that marks a shard as complete.
-
-    It holds no times, so the same work gives the same receipt.
-    """
-
-    task: Annotated[str, Field(pattern=f"^{layout.TASK}$")]
-    shard: str
-    """Key of the shard within its version."""
-    sha256: Sha256
-    bytes: Size
-    samples: Size
-    failed: tuple[Size, ...]
-    """Indices of the task's images that diverged and so are not in the shard."""
-    fingerprint: Sha256
-    """Fingerprint of the version."""
-    version: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
-    """Id of the version that holds a carried-over shard; empty if this version holds it itself."""
-
-    @property
-    def class_index(self) -> int:
-        """The class of the task's images."""
-        return int(self.task.partition("-")[0])
-
-    @property
-    def key(self) -> str:
-        """Key of the shard in the storage of the method."""
-        return f"{layout.version(self.version or self.fingerprint[:16])}/{self.shard}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """All fields; `version` is left out if it is empty."""
-        return {key: value for key, value in asdict(self).items() if value != ""}
-
-
-_RECEIPT_ADAPTER = TypeAdapter(Receipt)
-"""Built once, because building it takes longer than parsing a receipt with it."""
-
-
 def sample_key(class_index: int, index: int) -> str:
     """The WebDataset key of an image; it has no dot, because WebDataset splits names there."""
     return f"{class_index:04d}-{index:07d}"
-
-
-def encode_receipt(receipt: Receipt) -> bytes:
-    """The receipt as canonical JSON bytes."""
-    return canonical(receipt.as_dict())
-
-
-def decode_receipt(data: bytes, where: str) -> Receipt:
-    """Parse a receipt; `CorruptionError` that names `where` if `data` is not a receipt."""
-    try:
-        return read_as(_RECEIPT_ADAPTER, data)
-    except ValueError as error:
-        raise CorruptionError(
-            f"{where}: not a receipt ({error}); delete it and synthesise its task again"
-        ) from None
 
 
 def write_shard(samples: Iterable[Sample], path: Path) -> int:
@@ -238,6 +183,60 @@ def get_shard(home: Storage, receipt: Receipt) -> bytes:
         refuse(receipt.key, "missing")
 
 
+def describe(
+    data: bytes, task: Task, fingerprint: str, failed: Collection[int], where: str
+) -> tuple[Receipt, Images]:
+    """The receipt of a shard's bytes, and what the index says of its images.
+
+    Args:
+        fingerprint: that of the version.
+        failed: the task's images that may be missing; an earlier attempt may have made them.
+        where: the shard's location, for messages.
+
+    Raises:
+        CorruptionError: `write_shard` does not write such bytes, or they are not the task's images.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    values: list[float] = []
+    inconsistent = 0
+    # All samples are parsed and not only counted, so that a receipt never vouches for a shard that
+    # no reader can open.
+    missing = {sample_key(task.class_index, index): index for index in task.indices}
+    for sample, location in parse_shard(data, where):
+        own = sample.metadata["class_index"], sample.metadata["index"]
+        if (task.class_index, missing.pop(sample.key, None)) != own:
+            raise CorruptionError(
+                f"{where}: sample {sample.key!r} is not of this task; delete it, run again"
+            )
+        place = {"start": location.start, "sha256": location.sha256.hex()}
+        row = sample.metadata | {"extension": sample.extension} | place
+        for name, column in columns.items():
+            column.append(row[name])
+        distances = sample.arrays["distances"]
+        inconsistent += int(not distances.size or distances.argmin() != task.class_index)
+        values += distances.tolist()
+    absent = tuple(missing.values())
+    if not set(absent) <= set(failed):
+        raise CorruptionError(
+            f"{where}: images {absent} are not in it, but {tuple(sorted(failed))} failed; "
+            "delete it, run again"
+        )
+    receipt = Receipt(
+        task=task.id,
+        shard=layout.shard(task.id),
+        sha256=hashlib.sha256(data).hexdigest(),
+        bytes=len(data),
+        samples=len(columns["index"]),
+        failed=absent,
+        fingerprint=fingerprint,
+        labels=len(values),
+        label_sum=math.fsum(values),
+        label_squares=math.fsum(value * value for value in values),
+        inconsistent=inconsistent,
+    )
+    return receipt, Images(**columns)
+
+
 def read_shard(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
     """Yield each sample of a shard with its location, once the bytes match the receipt.
 
@@ -246,9 +245,7 @@ def read_shard(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLo
             write such a member.
     """
     _verify_bytes(data, receipt)
-    for sample, span in _samples_with_slices(data, receipt.key, receipt.samples):
-        digest = hashlib.sha256(memoryview(data)[span]).digest()
-        yield sample, SampleLocation(span.start, digest)
+    yield from parse_shard(data, receipt.key, receipt.samples)
 
 
 def _verify_bytes(data: bytes, receipt: Receipt) -> None:
@@ -258,17 +255,14 @@ def _verify_bytes(data: bytes, receipt: Receipt) -> None:
         refuse(receipt.key, f"is not what its receipt says, {expected}")
 
 
-def parse_shard(data: bytes, name: str) -> Iterator[Sample]:
-    """Yield the samples in the bytes of a tar; `name` is the shard's name in error messages."""
-    return (sample for sample, _ in _samples_with_slices(data, name))
-
-
-def _samples_with_slices(
+def parse_shard(
     data: bytes, name: str, count: int | None = None
-) -> Iterator[tuple[Sample, slice]]:
-    """Yield each sample with the slice of its bytes; the slices together cover the whole tar.
+) -> Iterator[tuple[Sample, SampleLocation]]:
+    """Yield each sample in the bytes of a tar with its location.
 
-    `count` is the expected number of samples, which is checked before the first one.
+    Args:
+        name: the shard's name in error messages.
+        count: the expected number of samples, which is checked before the first one.
     """
     # A tar that is cut between two members has no other mark of it.
     if not data or len(data) % tarfile.RECORDSIZE or data[-END_MARK_BYTES:].strip(b"\0"):
@@ -284,7 +278,8 @@ def _samples_with_slices(
         end = max(span.stop for span in slices.values())
         # The last sample includes the end mark, so that no byte of the tar is without a hash.
         stop = len(data) if number == len(groups) else end + -end % tarfile.BLOCKSIZE
-        yield _decode(data, name, key, slices), slice(start, stop)
+        digest = hashlib.sha256(memoryview(data)[start:stop]).digest()
+        yield _decode(data, name, key, slices), SampleLocation(start, digest)
         start = stop
 
 

@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Iterator
 
 from dfkd.dataset.published import PROMPTS_REMEDY, PublishedVersion, sha256_object
-from dfkd.dataset.shards import Receipt, decode_receipt
+from dfkd.dataset.receipts import Receipt, read
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
-from dfkd.storage.base import SMALL_OBJECT, in_order
+from dfkd.storage.base import in_order
 
 
 def verify(version: PublishedVersion) -> list[str]:
@@ -18,16 +18,22 @@ def verify(version: PublishedVersion) -> list[str]:
     Raises:
         InfrastructureError: the store cannot be reached.
     """
-    found = in_order(lambda receipt: list(_receipt_problems(version, receipt)), version.shards)
-    problems = list(itertools.chain.from_iterable(found))
-    problems += _prompt_problems(version)
-    problems += [
+    problems = [
         f"{version.storage.location(key)}: is not what was published; "
         "run jobs/verify.py, which restores it"
         for key in version.damaged_files()
     ]
-    shards = in_order(lambda receipt: _shard_problem(version, receipt), version.shards, ahead=4)
-    return problems + [problem for problem in shards if problem]
+    for block in version.blocks:
+        try:
+            receipts = version.block_receipts(block)
+            version.block_index(block, [])
+        except CorruptionError as error:
+            problems.append(str(error))
+            continue
+        found = in_order(lambda receipt: _receipt_problem(version, receipt), receipts)
+        shards = in_order(lambda receipt: _shard_problem(version, receipt), receipts, ahead=4)
+        problems += filter(None, itertools.chain(found, shards))
+    return problems + list(_prompt_problems(version))
 
 
 def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
@@ -45,17 +51,16 @@ def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
             yield f"{where}: is not what was published; {PROMPTS_REMEDY}"
 
 
-def _receipt_problems(version: PublishedVersion, receipt: Receipt) -> Iterator[str]:
-    """Yield the problem of a stored receipt, if it has one."""
+def _receipt_problem(version: PublishedVersion, receipt: Receipt) -> str:
+    """The problem of a stored receipt; empty if it has none."""
     key = layout.receipt(receipt.task)
     try:
-        data = version.storage.get(key, SMALL_OBJECT)
-        stored = decode_receipt(data, version.storage.location(key))
+        stored, _ = read(version.storage, key, version.fingerprint)
     except CorruptionError as error:
-        yield str(error)
-        return
+        return str(error)
     if stored != receipt:
-        yield f"{version.storage.location(key)}: is not the receipt in manifest.json; restore it"
+        return f"{version.storage.location(key)}: is not the receipt that was published; restore it"
+    return ""
 
 
 def _shard_problem(version: PublishedVersion, receipt: Receipt) -> str:

@@ -4,12 +4,12 @@
 any number of processes may fill a version at the same time, and each may be killed.
 """
 
-import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from dfkd.config.hashing import fingerprint
@@ -24,10 +24,11 @@ from dfkd.dataset.published import (
     refuse_removal,
     sha256_object,
 )
-from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt, parse_shard, sample_key
-from dfkd.errors import CorruptionError, PartialError, conceal
+from dfkd.dataset.receipts import Receipt, encode, read
+from dfkd.dataset.shards import describe
+from dfkd.errors import CorruptionError, conceal
 from dfkd.storage import layout
-from dfkd.storage.base import SMALL_OBJECT, Storage, in_order
+from dfkd.storage.base import Storage, in_order
 from dfkd.utils.strict_json import canonical
 
 
@@ -120,40 +121,38 @@ class Version:
         base = self.base()
         if base is None:
             return
-        present = set(self.storage.list(layout.RECEIPTS))
-        excluded = present | {layout.receipt(task.id) for task in fresh}
+        done = self.done()
+        again = {task.id for task in fresh}
 
-        def refer(receipt: Receipt) -> None:
+        def refer(entry: publication.Entry) -> None:
             """Write this version's receipt for a shard of the base."""
+            receipt, images = entry
             # The base may have carried the shard over itself; then it names the holder.
             holder = receipt.version or base.id
             carried = replace(receipt, fingerprint=self.fingerprint, version=holder)
-            self.storage.put_if_absent(layout.receipt(receipt.task), encode_receipt(carried))
+            self.storage.put_if_absent(layout.receipt(receipt.task), encode(carried, images))
 
-        missing = [r for r in base.shards if layout.receipt(r.task) not in excluded]
-        for _ in in_order(refer, missing):
-            pass
+        for block in base.blocks:
+            missing = {receipt.task for receipt in base.block_receipts(block)} - again
+            if all(task in done for task in missing):
+                continue
+            entries = publication.block_entries(base, block)
+            left = (e for e in entries if e[0].task in missing and e[0].task not in done)
+            for _ in in_order(refer, left):
+                pass
 
     @property
     def published(self) -> bool:
         """Whether manifest.json exists; the version does not change afterwards."""
         return self.storage.exists(layout.MANIFEST)
 
-    def done(self) -> frozenset[str]:
+    def done(self) -> "TaskSet":
         """The ids of all tasks that have a receipt, from a listing of keys only."""
-        keys = self.storage.list(layout.RECEIPTS)
-        return frozenset(key.removeprefix(layout.RECEIPTS).removesuffix(".json") for key in keys)
-
-    def receipts(self) -> dict[str, Receipt]:
-        """The receipts of all complete shards by task id, in the order of their keys."""
-        storage = self.storage
-        keys = storage.list(layout.RECEIPTS)
-        receipts = in_order(lambda key: _read_receipt(storage, key, self.fingerprint), keys)
-        return {receipt.task: receipt for receipt in receipts}
+        return TaskSet(self.storage.list(layout.RECEIPTS))
 
     def receipt(self, task: Task) -> Receipt:
         """The receipt of a task; `MissingObject` if its shard is not complete."""
-        return _read_receipt(self.storage, layout.receipt(task.id), self.fingerprint)
+        return read(self.storage, layout.receipt(task.id), self.fingerprint)[0]
 
     def commit(self, task: Task, tar: Path, failed: Collection[int] = ()) -> Receipt:
         """Store the shard and the receipt of a task, unless the task already has a receipt.
@@ -173,18 +172,24 @@ class Version:
         storage = self.storage
         key = layout.receipt(task.id)
         if storage.exists(key):
-            return _read_receipt(storage, key, self.fingerprint)
+            return self.receipt(task)
         data = tar.read_bytes()
-        receipt = self._receipt(task, data, failed)
+        where = storage.location(layout.shard(task.id))
+        receipt, images = describe(data, task, self.fingerprint, failed, where)
         # Store the bytes that were hashed; the file could have changed since.
         if not storage.put_if_absent(receipt.shard, data):
             # An earlier attempt stored the shard and died before its receipt. Its bytes stay, so
             # the receipt is made from them. They must hold every image that did not fail now: a tar
             # that a full disk has cut off may end in zeros and look whole.
-            receipt = self._receipt(task, storage.get(receipt.shard), failed)
+            data = storage.get(receipt.shard)
+            receipt, images = describe(data, task, self.fingerprint, failed, where)
+        elif (stored := storage.size(receipt.shard)) != receipt.bytes:
+            raise CorruptionError(
+                f"{where}: {stored} of {receipt.bytes} bytes were stored; delete it, run again"
+            )
         # Of two concurrent attempts the first receipt is valid for both.
-        if not storage.put_if_absent(key, encode_receipt(receipt)):
-            return _read_receipt(storage, key, self.fingerprint)
+        if not storage.put_if_absent(key, encode(receipt, images)):
+            return self.receipt(task)
         return receipt
 
     def quarantine(self, task: str, reason: str) -> None:
@@ -201,30 +206,6 @@ class Version:
         storage = self.storage
         for key in list(storage.list(layout.QUARANTINED)):
             storage.delete(key)
-
-    def _receipt(self, task: Task, data: bytes, failed: Collection[int]) -> Receipt:
-        """The receipt of a tar's bytes, which must hold all images of the task but the failed."""
-        shard = layout.shard(task.id)
-        # All samples are parsed and not only counted, so that a receipt never vouches for a shard
-        # that no reader can open.
-        missing = {sample_key(task.class_index, index): index for index in task.indices}
-        count = 0
-        for sample in parse_shard(data, shard):
-            if missing.pop(sample.key, None) is None:
-                raise CorruptionError(
-                    f"{self.storage.location(shard)}: sample {sample.key!r} is not of this task; "
-                    "delete it, run again"
-                )
-            count += 1
-        # It may hold more: an earlier attempt may have made what failed now.
-        if not set(missing.values()) <= set(failed):
-            raise CorruptionError(
-                f"{self.storage.location(shard)}: images {tuple(missing.values())} are not in it, "
-                f"but {tuple(sorted(failed))} failed; delete it, run again"
-            )
-        digest = hashlib.sha256(data).hexdigest()
-        absent = tuple(missing.values())
-        return Receipt(task.id, shard, digest, len(data), count, absent, self.fingerprint)
 
     def put_prompts(self, name: str, table: pa.Table) -> bool:
         """Store a part of the prompts as prompts/{name}.parquet; returns False if it exists.
@@ -278,15 +259,15 @@ class Version:
 
     def publish(
         self,
-        tasks: Iterable[Task],
+        blocks: Iterable[tuple[str, Sequence[Task]]],
         environment: Mapping[str, Any],
         quarantined: Collection[str] = (),
         make_current: bool = True,
     ) -> "PublishedVersion":
-        """Write index, data card and manifest, then make the version current. Safe to repeat.
+        """Write blocks, data card and manifest, then make the version current. Safe to repeat.
 
         Args:
-            tasks: all tasks of the run.
+            blocks: name and tasks of each block, as `dfkd.config.plan.blocks` gives them.
             environment: library versions and the like; a resumed run passes the same.
             quarantined: ids of tasks that may lack a receipt.
             make_current: False does not change which version readers use.
@@ -295,38 +276,41 @@ class Version:
             PartialError: a task that is not quarantined has no receipt.
         """
         if not self.published:
-            receipts = self.receipts()
-            planned = [task.id for task in tasks]
-            missing = [name for name in planned if name not in receipts]
-            self._refuse_missing(missing, quarantined, len(planned))
-            complete = [receipts[name] for name in planned if name in receipts]
             publication.publish(
-                self.home, self.identity, self.fingerprint, environment, complete, missing
+                self.home,
+                self.identity,
+                self.fingerprint,
+                environment,
+                blocks,
+                self.done(),
+                quarantined,
             )
         # Another publisher may have won the race, so the version is read back from its manifest.
         version = open_version(self.home, self.id)
         publication.repair(version)
+        # Whoever lost the race, or was killed, has left blocks that the version does not name.
+        named = {key for block in version.blocks for key in (block.receipts_key, block.index_key)}
+        for key in [key for key in self.storage.list(layout.INDEX) if key not in named]:
+            self.storage.delete(key)
         if make_current:
             advance(self.home, self.id)
         return version
 
-    def _refuse_missing(self, missing: list[str], quarantined: Collection[str], total: int) -> None:
-        """Raise `PartialError` if a task without receipt is not quarantined."""
-        unexpected = [name for name in missing if name not in quarantined]
-        if unexpected:
-            shown = ", ".join(unexpected[:5]) + (", ..." if len(unexpected) > 5 else "")
-            raise PartialError(
-                f"version {self.id}: {len(unexpected)} of {total} tasks have no receipt ({shown}); "
-                "run the same command again, it resumes"
-            )
 
+class TaskSet(Container[str]):
+    """The ids of the tasks that have a receipt, in eight bytes each: a run may have millions."""
 
-def _read_receipt(storage: Storage, key: str, fingerprint: str) -> Receipt:
-    """The receipt at a key; `CorruptionError` if it is about another task or version."""
-    receipt = decode_receipt(storage.get(key, SMALL_OBJECT), storage.location(key))
-    if key != layout.receipt(receipt.task) or receipt.fingerprint != fingerprint:
-        raise CorruptionError(
-            f"{storage.location(key)}: is about task {receipt.task} of version "
-            f"{receipt.fingerprint[:16]}; delete it and run again"
-        )
-    return receipt
+    def __init__(self, keys: Iterable[str]) -> None:
+        """`keys` are those of receipts; others are ignored."""
+        found = filter(None, map(layout.RECEIPT.fullmatch, keys))
+        numbers = ((int(match[1]) << 32) + int(match[2]) for match in found)
+        self._numbers = np.sort(np.fromiter(numbers, np.int64))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, task_id: object) -> bool:
+        class_index, _, shard_index = str(task_id).partition("-")
+        number = (int(class_index) << 32) + int(shard_index)
+        place = np.searchsorted(self._numbers, number)
+        return bool(place < len(self._numbers) and self._numbers[place] == number)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.shards import Receipt
+from dfkd.dataset.receipts import Receipt
 from dfkd.distillation.labels import target_embeddings
 from dfkd.distillation.objective import MIN_STD, EmbeddingObjective
 from dfkd.errors import CorruptionError
@@ -58,7 +58,7 @@ def embedding_moments(version: PublishedVersion) -> tuple[Tensor, float]:
 
     count, total, squares = 0, np.zeros(()), 0.0
     try:
-        for rows in in_order(embeddings, (each for each in version.shards if each.samples)):
+        for rows in in_order(embeddings, (each for each in version.receipts() if each.samples)):
             count, total = count + len(rows), total + rows.sum(axis=0)
             squares += float(np.square(rows).sum())
     except ValueError as error:

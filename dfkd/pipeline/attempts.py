@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -312,12 +313,10 @@ def _image_rules(diversity_floor: float, candidate: PublishedVersion) -> tuple[R
 
 def fewest_images(version: PublishedVersion) -> tuple[int, str]:
     """Number of images of the smallest class, and the name of that class."""
-    # Every class starts at 0: one whose tasks are all quarantined has no receipt.
-    counts = dict.fromkeys(range(len(version.classes)), 0)
-    for receipt in version.shards:
-        counts[receipt.class_index] += receipt.samples
-    fewest = min(counts, key=counts.__getitem__)
-    return counts[fewest], version.classes[fewest]
+    fewest, class_name = min(
+        zip(version.manifest["class_samples"], version.classes, strict=True), key=itemgetter(0)
+    )
+    return int(fewest), class_name
 
 
 def diversity(version: PublishedVersion) -> float:
@@ -327,9 +326,11 @@ def diversity(version: PublishedVersion) -> float:
     with fewer than two images counts as 0.
     """
     shards = defaultdict(list)
-    for receipt in version.shards:
-        if receipt.samples:
-            shards[receipt.class_index].append(receipt)
+    # A block has shards of every class.
+    for block in version.blocks[:: -(-len(version.blocks) // SHARDS_PER_CLASS) or 1]:
+        for receipt in version.block_receipts(block):
+            if receipt.samples:
+                shards[receipt.class_index].append(receipt)
     by_class = []
     for receipts in shards.values():
         # Evenly spaced shards and images: all pairs of a large class would take too long.

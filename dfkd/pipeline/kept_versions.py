@@ -1,7 +1,7 @@
 """Which versions garbage collection keeps, and which shards these need."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dfkd.dataset.published import open_version, pointers, read_json
@@ -24,7 +24,7 @@ class KeptVersions:
     begun: set[str]
     """Versions whose removal has begun, and was killed; none of them is kept."""
     shards: set[str]
-    """Keys of all shards that the kept versions refer to."""
+    """Keys of the shards in the folders of other versions that the kept versions refer to."""
 
     @classmethod
     def read(cls, root: Storage, listing: Listing, keep: int, grace: float) -> "KeptVersions":
@@ -44,7 +44,7 @@ class KeptVersions:
         # version came later than its mark, and refuses to work on it.
         kept = {key: why for key, why in kept.items() if key not in begun}
         _require_manifests(root, listing, [key for key in current if key in kept])
-        return cls(kept, begun, {key for name in kept for key in _shard_keys(root, name)})
+        return cls(kept, begun, {key for name in kept for key in _carried_keys(root, name)})
 
 
 def _in_use(root: Storage) -> dict[str, str]:
@@ -122,8 +122,8 @@ def _require_manifests(root: Storage, listing: Listing, published: Sequence[str]
             root.size(f"{folder(key)}/{layout.MANIFEST}")  # raises `MissingObject`
 
 
-def _shard_keys(root: Storage, key: str) -> list[str]:
-    """Keys of the shards of a published version, which may lie in the folders of other versions;
+def _carried_keys(root: Storage, key: str) -> Iterator[str]:
+    """Yield the keys of the shards that a published version has in the folders of other versions;
     none if it is not published.
     """
     method, _, name = key.partition("/")
@@ -131,5 +131,9 @@ def _shard_keys(root: Storage, key: str) -> list[str]:
     try:
         version = open_version(root.child(home), name)
     except MissingObject:
-        return []
-    return [f"{home}/{receipt.key}" for receipt in version.shards]
+        return
+    # The receipts of millions of shards take minutes to read, and few versions carry any.
+    if version.manifest["carried"]:
+        for receipt in version.receipts():
+            if receipt.version:
+                yield f"{home}/{receipt.key}"

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.shards import Receipt, Sample, sample_key
-from dfkd.errors import CorruptionError
+from dfkd.dataset.receipts import Receipt
+from dfkd.dataset.shards import Sample, sample_key
 from dfkd.prompts.diversity import near_duplicates, pair_cosines, vendi_score
 from dfkd.utils.images import open_image
 
@@ -46,14 +44,16 @@ Numbers = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Index:
-    """The columns of index.parquet that a page needs; one entry of each array for each image."""
+    """The columns of the index that a page needs; one entry of each array for each image."""
 
     total: int
-    """Number of rows in the file; the arrays have at most `MAX_ROWS` of them."""
+    """Number of rows in the index; the arrays have at most `MAX_ROWS` of them."""
     class_index: Numbers
     index: Numbers
     shard: Numbers
-    """Positions in `PublishedVersion.shards`."""
+    """The keys of shards."""
+    block: Numbers
+    """Positions in `PublishedVersion.blocks`."""
     confidence: Numbers
 
     @property
@@ -110,35 +110,24 @@ class Gallery:
 
 
 def read_index(version: PublishedVersion) -> Index:
-    """The columns of a version's index.parquet; the memory does not grow with its length.
+    """The columns of a version's index; the memory does not grow with its length.
 
     Raises:
-        CorruptionError: the file is not what was published.
+        CorruptionError: a block is not what was published.
     """
     names = ["class_index", "index", "shard", "confidence"]
-    shards = pa.array([receipt.shard for receipt in version.shards], pa.string())
-    step = -(-sum(receipt.samples for receipt in version.shards) // MAX_ROWS) or 1
-    columns: dict[str, list[Numbers]] = {name: [] for name in names}
+    step = -(-version.manifest["samples"] // MAX_ROWS) or 1
+    columns: dict[str, list[Numbers]] = {name: [np.empty(0, int)] for name in (*names, "block")}
     total = 0
-    for batch in version.index(names):
-        # Every `step`-th row of the file, whatever the sizes of its batches.
+    for number, block in enumerate(version.blocks):
+        # Every `step`-th row of the whole index.
         kept = slice(-total % step, None, step)
-        total += batch.num_rows
-        # A number takes an eighth of the memory of a shard's name, or less.
-        positions = pc.fill_null(pc.index_in(batch["shard"], value_set=shards), -1)
+        table = version.block_index(block, names)
         for name in names:
-            values = positions if name == "shard" else batch[name]
-            columns[name].append(values.to_numpy(zero_copy_only=False)[kept])
-    arrays = {name: np.concatenate(parts or [np.empty(0, int)]) for name, parts in columns.items()}
-    # -1 is the position of no shard, and the class of none.
-    classes = np.array([*(receipt.class_index for receipt in version.shards), -1])
-    wrong = classes[arrays["shard"]] != arrays["class_index"]
-    if (wrong | (arrays["shard"] < 0)).any():
-        raise CorruptionError(
-            f"{version.storage.location('index.parquet')}: has rows of no shard in manifest.json; "
-            "delete the version and synthesise again"
-        )
-    return Index(total, **arrays)
+            columns[name].append(table[name].to_numpy()[kept])
+        columns["block"].append(np.full(len(columns["index"][-1]), number))
+        total += block.samples
+    return Index(total, **{name: np.concatenate(parts) for name, parts in columns.items()})
 
 
 def evenly(items: Sequence[Any], count: int) -> list[Any]:
@@ -169,7 +158,7 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     spaced = [row for rows in picks.values() for row in rows]
     # All shards are scanned in one pass, so that none is read twice.
     scan = _ShardScan(version)
-    counted = {int(index.shard[row]) for row in spaced}
+    counted = {str(index.shard[row]) for row in spaced}
     scan.read(index, [*spaced, *by_doubt], counted)
     strips = {c: scan.pictures(index, rows) for c, rows in picks.items()}
     # A zero vector has no direction, so no cosine.
@@ -210,17 +199,20 @@ class _ShardScan:
     embeddings: list[tuple[int, Numbers]] = field(default_factory=list)
     """Class index and embedding of every counted sample."""
 
-    def read(self, index: Index, rows: Iterable[int], counted: set[int]) -> None:
+    def read(self, index: Index, rows: Iterable[int], counted: set[str]) -> None:
         """Scan the shards that hold these rows of the index.
 
         Args:
-            counted: positions of the shards whose samples are counted.
+            counted: keys of the shards whose samples are counted.
         """
-        keys: dict[int, set[str]] = {}
+        blocks: dict[int, dict[str, set[str]]] = {}
         for row in rows:
-            keys.setdefault(int(index.shard[row]), set()).add(_key(index, row))
-        for shard in sorted(keys):
-            self._scan(self.version.shards[shard], keys[shard], shard in counted)
+            shards = blocks.setdefault(int(index.block[row]), {})
+            shards.setdefault(index.shard[row], set()).add(_key(index, row))
+        for number, shards in sorted(blocks.items()):
+            for receipt in self.version.block_receipts(self.version.blocks[number]):
+                if keys := shards.get(receipt.shard):
+                    self._scan(receipt, keys, receipt.shard in counted)
 
     def _scan(self, receipt: Receipt, keys: set[str], counted: bool) -> None:
         """Keep the samples of a shard with one of these keys; count all of them if `counted`."""

@@ -303,11 +303,10 @@ def _synthesised(facts: Facts) -> tuple[list[int], list[int], list[float | None]
     made, failed = [0] * M, [0] * M
     total, count = np.zeros(M), np.zeros(M)
     for images in facts.method_images:
-        # Counts come from the receipts, because the index may have been read in part.
-        for receipt in images.version.shards:
-            c = int(receipt.task.partition("-")[0])
-            made[c] += receipt.samples
-            failed[c] += len(receipt.failed)
+        # Counts come from the version, because the index may have been read in part.
+        for c in range(M):
+            made[c] += images.version.manifest["class_samples"][c]
+            failed[c] += images.version.manifest["class_failed"][c]
         np.add.at(total, images.index.class_index, images.index.confidence)
         np.add.at(count, images.index.class_index, 1)
     means = [float(t / n) if n else None for t, n in zip(total, count, strict=True)]

@@ -7,8 +7,10 @@ data/{method}/
         prompts.json                summary and sha256 of the prompts; written before any shard
         state/                      states of a chained method; deleted once it is published
         shards/{task}.tar
-        receipts/{task}.json        with it a shard counts as complete
-        index.parquet, README.md
+        receipts/{task}.json.gz     with it a shard counts as complete
+        index/{block}-{hash}.json   the receipts of a block
+        index/{block}-{hash}.parquet    a row for each image of a block
+        README.md                   data card
         manifest.json               written last and once; with it the version is published
         quarantined/{task}.json     why a task failed at every attempt; deleted by the next call
         abandoned                   marks an unfinished version that later runs ignore
@@ -50,7 +52,7 @@ STATES = "state/"
 SHARDS = "shards/"
 RECEIPTS = "receipts/"
 QUARANTINED = "quarantined/"
-INDEX = "index.parquet"
+INDEX = "index/"
 CARD = "README.md"
 MANIFEST = "manifest.json"
 ABANDONED = "abandoned"
@@ -63,7 +65,10 @@ STUDENT_WEIGHTS, STUDENT_CARD = "student.safetensors", "student.json"
 TASK = "[0-9]{4,9}-[0-9]{5,9}"
 """Regular expression for the id of a task."""
 PART = "[0-9]{5,9}"
-"""Regular expression for the name of a part of the prompts."""
+"""Regular expression for the name of a part of the prompts, or of a block."""
+RECEIPT = re.compile(rf"{RECEIPTS}([0-9]{{4,9}})-([0-9]{{5,9}})\.json\.gz")
+"""Matches the key of a receipt, relative to the folder of its version; its groups are the indices
+of class and shard."""
 POINTER = re.compile(rf"{CURRENT}[0-9]{{8}}\.json")
 """Matches the key of a pointer to a current version, relative to the folder of its method."""
 
@@ -85,7 +90,15 @@ def pointer(number: int) -> str:
 
 def receipt(task: str) -> str:
     """The key of a task's receipt, relative to the folder of its version."""
-    return f"{RECEIPTS}{task}.json"
+    return f"{RECEIPTS}{task}.json.gz"
+
+
+def block(name: str, sha256: str, suffix: str) -> str:
+    """The key of a file of a block's, relative to the folder of its version.
+
+    The name holds a part of its hash, so that no publisher overwrites what another one has written.
+    """
+    return f"{INDEX}{name}-{sha256[:16]}.{suffix}"
 
 
 def quarantined(task: str) -> str:

@@ -2,7 +2,7 @@
 
 boto3's own retries are off, for three reasons: they cannot be observed, they end before a store has
 restarted, and they hide that an earlier attempt of a conditional write may have succeeded. The
-newer checksums are off too, because not every store accepts them; receipts hold a sha256 anyway.
+newer checksums are off too, because not every store accepts them: objects are sent with their MD5.
 """
 
 import os
@@ -38,7 +38,13 @@ CONNECTION_ERRORS = (
 to a machine."""
 BUSY_STATUSES = {409, 429, 500, 502, 503, 504, 507}
 """HTTP statuses after which the same request may succeed; 409: another write is in progress."""
-BUSY_CODES = {"RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+BUSY_CODES = {
+    "RequestTimeout",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "BadDigest",  # the body has changed on its way
+}
 METADATA_SERVICE = {"metadata_service_num_attempts": 5, "metadata_service_timeout": 5}
 """Attempts and seconds for the credentials of a machine's role. By default botocore asks once, for
 a second, and then believes that the machine has none."""

@@ -30,6 +30,9 @@ Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 """A seed of 32 bits, which every file of results can store."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Int32 = Annotated[int, Field(gt=-(1 << 31), lt=1 << 31)]
+Int64 = Annotated[int, Field(gt=-(1 << 63), lt=1 << 63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 Precision = Literal["float32", "bfloat16"]
 """Precision of a network's products. `float32` never means TF32, see

@@ -22,7 +22,7 @@ from dfkd.cluster.worker import UnitResult
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
-from dfkd.dataset.shards import Receipt
+from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.versions import Version, begin
 from dfkd.storage.base import Request
 from dfkd.storage.cost_records import CostCounter
@@ -144,7 +144,7 @@ def test_tasks_that_were_made_together_share_their_time(
     manifest = Manifest.read(write_manifest(tmp_path))
     receipts = [
         dataclasses.replace(receipt, failed=failed)
-        for receipt, failed in zip(publish(manifest).shards, ((), (3,)), strict=False)
+        for receipt, failed in zip(list(publish(manifest).receipts()), ((), (3,)), strict=False)
     ]
     version = begin(open_storage(manifest.storage.root).child("b"), identity(manifest, {}))
     pool: Pool = Pool(Actor, (), 1, 3, WorkerResources(1.0))
@@ -181,7 +181,7 @@ def test_each_task_is_told_of_once(
     version = begin(home, identity(manifest, {}))
     poisoned, *_ = units(manifest, ())
     pool: Pool = Pool(Actor, (), 1, 3, WorkerResources(1.0))
-    receipt: Receipt = published.shards[1]
+    receipt: Receipt = list(published.receipts())[1]
     summary = ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())
     made = UnitResult([(receipt, summary)], 1.25, "cpu", (), "10.0.0.7", receipt.task)
     with json_log("job", ""):

@@ -112,7 +112,8 @@ def lines(output: str) -> list[dict[str, object]]:
 
 
 def receipts(root: Path) -> set[str]:
-    return {file.stem for file in root.glob("data/*/versions/*/receipts/*.json")}
+    files = root.glob("data/*/versions/*/receipts/*.json.gz")
+    return {file.name.partition(".")[0] for file in files}
 
 
 @pytest.mark.slow

@@ -18,10 +18,10 @@ from dfkd.cluster.synthesis import build, identify, is_published, write_missing
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import Worker, synthesis_pool
 from dfkd.config.manifest import Cluster, Manifest
-from dfkd.config.plan import PromptPart, PromptSummary, Unit, estimated_bytes, units
+from dfkd.config.plan import PromptPart, PromptSummary, Unit, estimated_bytes, tasks, units
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.published import current, read_json
-from dfkd.dataset.shards import Receipt
+from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import (
@@ -74,7 +74,7 @@ def make_prompts(manifest: Manifest) -> None:
 
 
 def receipts(folder: Path) -> int:
-    return len(list(folder.glob("run/data/vanilla/versions/*/receipts/*.json")))
+    return len(list(folder.glob("run/data/vanilla/versions/*/receipts/*.json.gz")))
 
 
 def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
@@ -134,7 +134,7 @@ def test_why_a_task_is_quarantined_is_known_until_it_is_tried_again(
     assert run_here("synthesize", tmp_path / "manifest.yaml", *options).returncode == 0
     published = current(open_storage(str(tmp_path / "partial")).child("data/vanilla"))
     assert published is not None
-    tasks = [receipt.task for receipt in published.shards]
+    tasks = [receipt.task for receipt in published.receipts()]
     assert tasks == ["0000-00000", "0000-00001", "0001-00000"]
     assert verify(published) == []
 
@@ -229,7 +229,7 @@ def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, meth
             assert unit is not None
             worker = worker if name == "one" else Worker(manifest, version, 1.0)
             assert len(worker.do_unit(unit)) == 2
-        found.append([receipt.sha256 for receipt in version.receipts().values()])
+        found.append([version.receipt(task).sha256 for task in tasks(manifest)])
     assert len(set(found[0])) == 6
     assert found[0] == found[1]
 
@@ -277,7 +277,7 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
     for unit in Chain(version).units(manifest):
         assert unit is not None
         worker.do_unit(unit)
-    whole = {task: receipt.sha256 for task, receipt in version.receipts().items()}
+    whole = {task.id: version.receipt(task).sha256 for task in tasks(manifest)}
 
     manifest, version = chain_of("cmi", tmp_path / "stopped")
     make_first(manifest, version)
@@ -289,7 +289,7 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
     version.storage.put("state/0000000005.safetensors", b"")  # left by a kill
     assert build(manifest, identify(manifest)).version == built.version
     assert not list(version.storage.list("state/"))
-    assert {receipt.task: receipt.sha256 for receipt in built.version.shards} == whole
+    assert {receipt.task: receipt.sha256 for receipt in built.version.receipts()} == whole
     assert len(whole) == 6
 
 

@@ -75,7 +75,7 @@ def test_a_run_goes_on_from_the_newest_state(
     assert again == Unit((), every[1].generated)
     assert (again.id, again.part, again.count) == ("0000-00001", 1, 0)
     # A receipt of a part before the states is gone: from the beginning.
-    version.storage.delete("receipts/0001-00000.json")
+    version.storage.delete("receipts/0001-00000.json.gz")
     first = next(Chain(version).units(manifest))
     assert [task.id for task in first.tasks] == ["0001-00000"]
     assert Chain(version).states.newest() == 0

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfkd.config import plan
 from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.dataset import loader
@@ -82,7 +83,9 @@ def test_the_order_depends_on_rank_and_world(version: PublishedVersion) -> None:
     for rank, world in ((0, 5), (1, 5), (0, 4)):
         source = stream(version, 2 * world, share=RankShare(rank, world))
         drawn = np.random.default_rng(derive_seed("runs", 5, 0))
-        piece = reading_order(source.runs, drawn)[6 * rank : 6 * rank + 6].tolist()
+        (window,) = source.windows(0)
+        read = reading_order(window.begins, window.lengths, drawn)
+        piece = read[6 * rank : 6 * rank + 6].tolist()
         orders.add(tuple(piece.index(sample) for sample in source.order(0).tolist()))
     assert len(orders) == 3
 
@@ -166,7 +169,7 @@ def test_ranks_share_each_batch_evenly_and_no_sample_is_seen_by_two(
 
     The buffer is so small that shards have several runs.
     """
-    buffer_bytes = 12 * sum(receipt.bytes for receipt in version.shards) // 30
+    buffer_bytes = 12 * sum(receipt.bytes for receipt in version.receipts()) // 30
     ranks = [
         stream(version, batch_size, share=RankShare(rank, world), buffer_bytes=buffer_bytes)
         for rank in range(world)
@@ -188,11 +191,12 @@ def watched(version: PublishedVersion) -> tuple[PublishedVersion, list[Request]]
 
 
 def test_a_run_is_read_by_one_request(version: PublishedVersion) -> None:
-    total = sum(receipt.bytes for receipt in version.shards)
+    total = sum(receipt.bytes for receipt in version.receipts())
     observed, seen = watched(version)
     source = stream(observed, cache_bytes=0, buffer_bytes=24 * total // 30 + 1)
     assert source.buffer == 24
-    assert np.diff(source.runs).tolist() == [2] * 15  # so many for each image of a batch of 6
+    (window,) = source.windows(0)
+    assert window.lengths.tolist() == [2] * 15  # so many for each image of a batch of 6
     seen.clear()
     read(source)
     assert len(seen) == 15
@@ -202,10 +206,10 @@ def test_a_run_is_read_by_one_request(version: PublishedVersion) -> None:
 def test_a_request_is_no_longer_than_its_limit(
     version: PublishedVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    total = sum(receipt.bytes for receipt in version.shards)
+    total = sum(receipt.bytes for receipt in version.receipts())
     monkeypatch.setattr(loader, "MAX_RUN_BYTES", total // 30 + 1)
     source = stream(version, cache_bytes=0, buffer_bytes=24 * total // 30 + 1)
-    assert max(np.diff(source.runs)) == 1  # without the limit 2
+    assert source.run_length == 1  # without the limit 2
 
 
 def test_little_more_than_what_is_needed_is_read_ahead(version: PublishedVersion) -> None:
@@ -225,3 +229,72 @@ def test_leaving_early_ends_the_reading_thread(version: PublishedVersion, cache_
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("dfkd")]
+
+
+@pytest.fixture(scope="module")
+def blocks_version(tmp_path_factory: pytest.TempPathFactory) -> PublishedVersion:
+    """The same images as in `version`, in three blocks of 12, 12 and 6."""
+    folder = tmp_path_factory.mktemp("blocks")
+    path = write_manifest(folder, synthesis={"images_per_class": 10})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "BLOCK_TASKS", 3)
+        return publish(Manifest.read(path))
+
+
+def windows_of(version: PublishedVersion, images: int, **options: object) -> Stream:
+    """A stream whose windows have about so many images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "WINDOW_IMAGES", images)
+        return stream(version, **options)
+
+
+@pytest.mark.parametrize("images", [1, 24, 30])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_each_image_is_seen_once_whatever_the_windows(
+    blocks_version: PublishedVersion, images: int, world: int
+) -> None:
+    ranks = [
+        windows_of(blocks_version, images, share=RankShare(rank, world), cache_bytes=0)
+        for rank in range(world)
+    ]
+    assert ranks[0].window_blocks == {1: 1, 24: 2, 30: 3}[images]
+    for epoch in range(2):
+        seen = torch.cat([batch[0] for rank in ranks for batch in read(rank, epoch)])
+        assert len(seen.flatten(1).unique(dim=0)) == len(seen) == 30
+        numbers = np.concatenate([rank.order(epoch) for rank in ranks])
+        assert sorted(numbers.tolist()) == list(range(30))
+    orders = [ranks[0].order(epoch).tolist() for epoch in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("share", [RankShare(), RankShare(1, 2)])
+def test_an_epoch_of_several_windows_is_resumed_anywhere(
+    blocks_version: PublishedVersion, cache_bytes: int, share: RankShare
+) -> None:
+    def fresh() -> Stream:
+        return windows_of(blocks_version, 1, share=share, cache_bytes=cache_bytes)
+
+    whole = read(fresh(), epoch=3)
+    for step in range(5):
+        assert same(read(fresh(), epoch=3, step=step), whole[step:])
+
+
+def test_batches_of_several_windows_have_their_own_labels(
+    blocks_version: PublishedVersion,
+) -> None:
+    for pixels, distances, labels, _ in read(windows_of(blocks_version, 1, cache_bytes=0)):
+        colour = pixels.float().mean(dim=(2, 3)).argmax(1)
+        assert torch.equal(colour, labels)
+        assert torch.equal(colour, distances.argmin(1))
+
+
+def test_a_rank_opens_only_the_blocks_of_its_own_piece(
+    blocks_version: PublishedVersion,
+) -> None:
+    observed, seen = watched(blocks_version)
+    for rank, opened in ((0, 1), (1, 2), (3, 1)):
+        source = windows_of(observed, 1, share=RankShare(rank, 4), cache_bytes=0)
+        seen.clear()
+        source.order(0)
+        assert len(seen) == 2 * opened  # receipts and index

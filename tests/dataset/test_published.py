@@ -9,22 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dfkd.config.hashing import fingerprint
-from dfkd.dataset.published import INDEX_SCHEMA, advance, current, index_row, open_version
-from dfkd.dataset.shards import SampleLocation, parse_shard
+from dfkd.config.plan import Task
+from dfkd.dataset.publication import block_files
+from dfkd.dataset.published import INDEX_SCHEMA, advance, current, open_version
+from dfkd.dataset.receipts import decode, encode
+from dfkd.dataset.shards import describe, parse_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import begin
 from dfkd.errors import CorruptionError
 from dfkd.storage.base import MissingObject
 from tests.dataset.test_shards import with_sample
 from tests.helpers.partial_version import (
+    BLOCKS,
     ENVIRONMENT,
     IDENTITY,
-    TASKS,
     commit_all,
     fill,
     home,
@@ -41,7 +45,7 @@ def test_integers_as_large_as_the_index_takes_are_read(key: str) -> None:
     limit = 1 << INDEX_SCHEMA.field(key).type.bit_width - 1
     for value in (1 - limit, limit - 1):
         text = json.dumps(FACTS | {key: value})
-        assert list(parse_shard(with_sample(text.encode()), "x"))[3].metadata[key] == value
+        assert list(parse_shard(with_sample(text.encode()), "x"))[3][0].metadata[key] == value
     text = json.dumps(FACTS | {key: limit})
     with pytest.raises(CorruptionError, match=rf"sample 'z': {key}: must be less than"):
         list(parse_shard(with_sample(text.encode()), "x"))
@@ -57,11 +61,20 @@ def test_integers_as_large_as_the_index_takes_are_read(key: str) -> None:
 def test_metadata_that_is_read_can_be_written_to_the_index(
     numbers: dict[str, int], prompt: str
 ) -> None:
-    text = json.dumps(FACTS | numbers | {"prompt": prompt})
+    text = json.dumps(FACTS | numbers | {"prompt": prompt, "index": 3})
+    data = with_sample(text.encode())
     with contextlib.suppress(CorruptionError):
-        sample = list(parse_shard(with_sample(text.encode()), "x"))[3]
-        row = index_row(sample, SampleLocation(0, bytes(32)), "x")
-        assert pa.Table.from_pylist([row], INDEX_SCHEMA).to_pylist() == [row]
+        task = Task(0, 0, 0, 4)
+        entry = describe(data, task, "ab" * 32, [], "x")
+        assert decode(encode(*entry), "x") == entry
+        _, index = block_files([entry], ["owl"], "vanilla")
+        row = pq.read_table(pa.BufferReader(index)).to_pylist()[3]
+        sample, location = list(parse_shard(data, "x"))[3]
+        assert row["prompt"] == prompt
+        assert {key: row[key] for key in INTEGERS} == {
+            key: sample.metadata[key] for key in INTEGERS
+        }
+        assert (row["start"], row["sha256"]) == (location.start, location.sha256)
 
 
 def test_what_was_removed_does_not_become_current(tmp_path: Path) -> None:
@@ -75,16 +88,18 @@ def test_the_version_that_was_published_last_is_current(tmp_path: Path) -> None:
     second = begin(home(tmp_path), IDENTITY | {"salt": 5})
     assert current(home(tmp_path)) == first
     commit_all(second)
-    assert second.publish(TASKS, ENVIRONMENT) == current(home(tmp_path))
+    assert second.publish(BLOCKS, ENVIRONMENT) == current(home(tmp_path))
     assert open_version(home(tmp_path), ID) == first
     fill(tmp_path)  # the first manifest again: its version is current again
     assert current(home(tmp_path)) == first
     assert len(list(home(tmp_path).list("current/"))) == 3
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "index.parquet", "README.md"])
+@pytest.mark.parametrize("name", ["manifest.json", "index", "receipts", "README.md"])
 def test_any_flipped_bit_of_a_published_file_is_found(tmp_path: Path, name: str) -> None:
     published = fill(tmp_path)
+    (block,) = published.blocks
+    name = {"index": block.index_key, "receipts": block.receipts_key}.get(name, name)
     whole = published.storage.get(name)
     for place in random.Random(0).sample(range(len(whole)), 20):
         data = bytearray(whole)
@@ -102,17 +117,19 @@ def test_any_flipped_bit_of_a_published_file_is_found(tmp_path: Path, name: str)
 @pytest.mark.parametrize(
     "change",
     [
-        *(lambda m, other=other: {"schema": other} for other in (1, 3, "2", None)),
+        *(lambda m, other=other: {"schema": other} for other in (2, 4, "3", None)),
         lambda m: {"samples": m["samples"] + 1},
-        lambda m: {"bytes": m["bytes"] - 1},
+        lambda m: {"shards": m["shards"] + 1},
         lambda m: {"failed": m["failed"] + 1},
         lambda m: {"inconsistent": None},
         lambda m: {"inconsistent": -1},
-        lambda m: {"files": {}},
-        lambda m: {"files": {"index.parquet": m["files"]["index.parquet"]}},
-        lambda m: {"files": m["files"] | {"../README.md": "0" * 64}},
-        lambda m: {"shards": [m["shards"][0] | {"samples": 1 << 62}, *m["shards"][1:]]},
-        lambda m: {"shards": [m["shards"][0] | {"fingerprint": "0" * 64}, *m["shards"][1:]]},
+        lambda m: {"class_samples": m["class_samples"][:1]},
+        lambda m: {"class_samples": [1, *m["class_samples"][1:]]},
+        lambda m: {"card": None},
+        lambda m: {"carried": {"../base": 1}},
+        lambda m: {"blocks": m["blocks"] * 2},
+        lambda m: {"blocks": [m["blocks"][0] | {"name": "../x"}]},
+        lambda m: {"blocks": [m["blocks"][0] | {"samples": 1 << 62}]},
         lambda m: {"fingerprint": "0" * 64},
     ],
 )
@@ -129,7 +146,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(
 def test_the_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
     published, other = fill(tmp_path), begin(home(tmp_path), IDENTITY | {"salt": 1})
     commit_all(other)
-    other.publish(TASKS, ENVIRONMENT)
+    other.publish(BLOCKS, ENVIRONMENT)
     published.storage.put("manifest.json", other.storage.get("manifest.json"))
     with pytest.raises(CorruptionError, match="is not the manifest that was published"):
         open_version(home(tmp_path), ID)

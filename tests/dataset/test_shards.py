@@ -17,9 +17,9 @@ import webdataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.shards import (
     MAX_MEMBER_BYTES,
-    Receipt,
     Sample,
     parse_shard,
     read_shard,
@@ -41,7 +41,8 @@ def shard_bytes(samples: list[Sample]) -> bytes:
 
 def receipt_of(data: bytes, samples: int = 3) -> Receipt:
     digest = hashlib.sha256(data).hexdigest()
-    return Receipt("0000-00000", "shards/0000-00000.tar", digest, len(data), samples, (), "f" * 64)
+    shard = "shards/0000-00000.tar"
+    return Receipt("0000-00000", shard, digest, len(data), samples, (), "f" * 64, 0, 0.0, 0.0, 0)
 
 
 SHARD = shard_bytes(SAMPLES)
@@ -145,7 +146,7 @@ def test_truncation_at_a_member_is_found_without_a_receipt_or_leaves_whole_sampl
     forged = SHARD[:end] + bytes(2 * tarfile.RECORDSIZE - end % tarfile.RECORDSIZE)
     samples, parts = divmod(member, 4)  # a sample has four members
     reader = parse_shard(forged, "x")
-    assert [next(reader).key for _ in range(samples)] == [s.key for s in SAMPLES[:samples]]
+    assert [next(reader)[0].key for _ in range(samples)] == [s.key for s in SAMPLES[:samples]]
     if parts:
         with pytest.raises(CorruptionError, match="and one image"):
             next(reader)
@@ -280,7 +281,7 @@ RAN = Path(tempfile.gettempdir(), "dfkd-test-pickle-ran")
 
 
 def test_a_sample_that_another_program_adds_can_be_read() -> None:
-    assert [sample.key for sample in parse_shard(with_sample(METADATA), "x")][3:] == ["z"]
+    assert [sample.key for sample, _ in parse_shard(with_sample(METADATA), "x")][3:] == ["z"]
 
 
 def refuse_sample(data: bytes) -> None:
@@ -362,7 +363,7 @@ def test_a_damaged_array_ends_in_one_kind_of_error(changes: list[tuple[int, int]
         content[place] = value
 
     with contextlib.suppress(CorruptionError):
-        for sample in parse_shard(with_sample(METADATA, bytes(content)), "x"):
+        for sample, _ in parse_shard(with_sample(METADATA, bytes(content)), "x"):
             assert sample.arrays["distances"].dtype == np.float32
 
 

@@ -48,15 +48,16 @@ def test_a_damaged_shard_is_named(manifest: Path, capsys: pytest.CaptureFixture[
     assert report["versions"][0]["problems"] == [problems[0].removeprefix("problem: ")]
 
 
-@pytest.mark.parametrize("name", ["index.parquet", "README.md"])
-def test_what_follows_from_the_shards_is_restored(
+@pytest.mark.parametrize("name", ["index/*.parquet", "index/*.json", "README.md"])
+def test_what_follows_from_the_receipts_is_restored(
     manifest: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     (file,) = manifest.parent.glob(f"run/data/vanilla/versions/*/{name}")
     before = file.read_bytes()
     file.write_bytes(before[:-1] + b"?")
     assert job.main([str(manifest)]) == Exit.DONE
-    assert f"restored {name}" in capsys.readouterr().out
+    assert "restored " in (printed := capsys.readouterr().out)
+    assert file.name in printed
     assert file.read_bytes() == before
 
 
@@ -106,12 +107,12 @@ def test_verify_names_each_problem(tmp_path: Path) -> None:
     storage.put("shards/0000-00000.tar", bytes(flipped))
     storage.put("shards/0000-00001.tar", storage.get("shards/0000-00001.tar")[:1024])
     storage.delete("shards/0001-00000.tar")
-    storage.delete("receipts/0001-00001.json")
+    storage.delete("receipts/0001-00001.json.gz")
     reasons = [
-        "receipts/0001-00001.json: no such",
+        "receipts/0001-00001.json.gz: no such",
         "0000-00000.tar: is not what its receipt says",
-        "0001-00000.tar: missing",
         "0000-00001.tar: is not what its receipt says",
+        "0001-00000.tar: missing",
     ]
     for problem, reason in zip(verify(published), reasons, strict=True):
         assert reason in problem

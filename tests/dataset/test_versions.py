@@ -1,7 +1,7 @@
 """Versions that are filled: begun, resumed, abandoned, and killed at every step."""
 
+import dataclasses
 import hashlib
-import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -9,12 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dfkd.config.plan import Task
 from dfkd.dataset.published import read_json
+from dfkd.dataset.receipts import decode, encode
 from dfkd.dataset.shards import read_shard
 from dfkd.dataset.verification import verify
-from dfkd.dataset.versions import Version, begin
+from dfkd.dataset.versions import TaskSet, Version, begin
 from dfkd.errors import CorruptionError, Exit, FingerprintError
+from dfkd.storage import layout
 from dfkd.storage.base import MissingObject
 from tests.helpers import partial_version
 from tests.helpers.jobs import contents
@@ -65,11 +70,12 @@ def test_unfinished_work_of_another_manifest_is_refused_with_the_difference(tmp_
 def test_abandoned_work_stays_and_can_be_taken_up_again(tmp_path: Path) -> None:
     commit(begin(home(tmp_path), IDENTITY), TASKS[0])
     other = begin(home(tmp_path), OTHER, abandon=True)
-    assert other.receipts() == {}
+    assert len(other.done()) == 0
     begin(home(tmp_path), OTHER)
     with pytest.raises(FingerprintError, match=r"synthesis\.steps"):
         begin(home(tmp_path), IDENTITY)
-    assert list(begin(home(tmp_path), IDENTITY, abandon=True).receipts()) == [TASKS[0].id]
+    again = begin(home(tmp_path), IDENTITY, abandon=True).done()
+    assert [task.id in again for task in TASKS] == [True, False, False, False]
     with pytest.raises(FingerprintError, match=r"synthesis\.steps"):
         begin(home(tmp_path), OTHER)
 
@@ -92,7 +98,7 @@ def test_the_first_receipt_wins(version: Version) -> None:
     assert commit(version, TASKS[0], shift=1.0) == first
     assert commit(version, TASKS[0], failed=[1]) == first
     assert version.storage.get(first.shard) == stored
-    assert version.receipts() == {TASKS[0].id: first}
+    assert version.receipt(TASKS[0]) == first
 
 
 def test_a_receipt_describes_the_shard_that_an_earlier_attempt_left(
@@ -113,7 +119,7 @@ def test_racing_attempts_commit_one_shard(version: Version) -> None:
         receipts = set(pool.map(lambda n: commit(version, TASKS[0], shift=float(n)), range(8)))
     (receipt,) = receipts
     assert len(list(read_shard(version.storage.get(receipt.shard), receipt))) == 3
-    assert version.receipts() == {TASKS[0].id: receipt}
+    assert version.receipt(TASKS[0]) == receipt
 
 
 def test_a_damaged_shard_without_a_receipt_is_not_taken_for_complete(
@@ -123,7 +129,7 @@ def test_a_damaged_shard_without_a_receipt_is_not_taken_for_complete(
     version.storage.put("shards/0000-00000.tar", whole[: len(whole) // 2 // 512 * 512])
     with pytest.raises(CorruptionError, match=r"shards/0000-00000\.tar"):
         commit(version, TASKS[0])
-    assert version.receipts() == {}
+    assert len(version.done()) == 0
 
 
 def test_an_earlier_shard_may_hold_images_that_failed_now(version: Version, tmp_path: Path) -> None:
@@ -149,11 +155,33 @@ def test_a_lost_sample_is_not_taken_for_a_failed_one(version: Version, tmp_path:
 @pytest.mark.parametrize("change", [{"task": "0000-00001"}, {"fingerprint": "0" * 64}])
 def test_a_receipt_of_something_else_is_refused(version: Version, change: dict[str, str]) -> None:
     commit(version, TASKS[0])
-    key = f"receipts/{TASKS[0].id}.json"
-    receipt = json.loads(version.storage.get(key)) | change
-    version.storage.put(key, json.dumps(receipt).encode())
-    with pytest.raises(CorruptionError, match=r"0000-00000\.json: is about"):
-        version.receipts()
+    key = f"receipts/{TASKS[0].id}.json.gz"
+    receipt, images = decode(version.storage.get(key), key)
+    version.storage.put(key, encode(dataclasses.replace(receipt, **change), images))
+    with pytest.raises(CorruptionError, match=r"0000-00000\.json\.gz: is about"):
+        version.receipt(TASKS[0])
+
+
+@given(st.sets(st.tuples(st.integers(0, 99999), st.integers(0, 999999))), st.data())
+def test_a_set_of_tasks_holds_what_has_a_receipt(
+    made: set[tuple[int, int]], data: st.DataObject
+) -> None:
+    tasks = [Task(row, shard, 0, 1) for row, shard in made]
+    keys = [*(layout.receipt(task.id) for task in tasks), "receipts/notes.txt", "receipts/1-2.json"]
+    done = TaskSet(keys)
+    assert len(done) == len(made)
+    assert all(task.id in done for task in tasks)
+    row, shard = data.draw(st.tuples(st.integers(0, 99999), st.integers(0, 999999)))
+    assert (Task(row, shard, 0, 1).id in done) == ((row, shard) in made)
+
+
+def test_a_store_that_keeps_a_part_of_a_shard_is_noticed(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(version.storage), "size", lambda self, key: 512)
+    with pytest.raises(CorruptionError, match=r"512 of \d+ bytes were stored; delete it"):
+        commit(version, TASKS[0])
+    assert len(version.done()) == 0
 
 
 def prompt_table(count: int = 3) -> pa.Table:

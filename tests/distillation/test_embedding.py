@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import tasks
+from dfkd.config.plan import blocks, tasks
 from dfkd.dataset.batch import Batch
 from dfkd.dataset.shards import write_shard
 from dfkd.distillation.distiller import Distiller, Schedule
@@ -110,7 +110,7 @@ def test_moments_are_those_of_all_stored_embeddings(tmp_path: Path) -> None:
     version = publish(Manifest.read(write_manifest(tmp_path)))
     mean, std = embedding_moments(version)
     stored = np.stack(
-        [s.arrays["embedding"] for r in version.shards for s in version.samples(r)]
+        [s.arrays["embedding"] for r in version.receipts() for s in version.samples(r)]
     ).astype(float)
     np.testing.assert_allclose(mean.numpy(), stored.mean(0), atol=1e-6)
     assert std == pytest.approx((stored - stored.mean(0)).std())
@@ -122,7 +122,7 @@ def test_a_shard_whose_images_all_failed_adds_nothing_to_the_moments(tmp_path: P
     version = fill(manifest, made)
     write_shard([], tar)
     version.commit(failed, tar, failed.indices)
-    mean, _ = embedding_moments(version.publish(tasks(manifest), {}))
+    mean, _ = embedding_moments(version.publish(blocks(manifest), {}))
     # Of five shards, one is of the failed one's class.
     np.testing.assert_allclose(mean[:3].numpy(), [1 / 5, 2 / 5, 2 / 5], atol=1e-6)
 

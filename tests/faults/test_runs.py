@@ -45,7 +45,7 @@ def write(folder: Path, root: Path | None = None) -> Path:
 
 
 def receipts(root: Path) -> int:
-    return len(list(root.glob(f"{METHOD}/versions/*/receipts/*.json")))
+    return len(list(root.glob(f"{METHOD}/versions/*/receipts/*.json.gz")))
 
 
 def version(root: Path) -> PublishedVersion | None:

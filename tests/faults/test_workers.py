@@ -27,7 +27,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def receipts(run: Fill) -> int:
-    return len(list(run.root.glob("data/vanilla/versions/*/receipts/*.json")))
+    return len(list(run.root.glob("data/vanilla/versions/*/receipts/*.json.gz")))
 
 
 def tries(run: Fill) -> dict[str, list[str]]:

@@ -72,11 +72,11 @@ def drive(address: str, run: Fill) -> None:
     resources = WorkerResources(1.0)
     with connected():
         version = partial_version.open_filling(run.root, TASKS)
-        done = version.receipts()
+        done = version.done()
         pool = Pool(Filler, (version, run), len(TASKS), run.attempts, resources)
         list(pool.run(task for task in TASKS if task.id not in done))
         assert pool.quarantine == []
-        version.publish(TASKS, partial_version.ENVIRONMENT)
+        version.publish(partial_version.blocks(TASKS), partial_version.ENVIRONMENT)
 
 
 def undisturbed(root: Path) -> dict[str, bytes]:
@@ -84,5 +84,5 @@ def undisturbed(root: Path) -> dict[str, bytes]:
     version = partial_version.open_filling(root, TASKS)
     for task in TASKS:
         partial_version.commit(version, task)
-    version.publish(TASKS, partial_version.ENVIRONMENT)
+    version.publish(partial_version.blocks(TASKS), partial_version.ENVIRONMENT)
     return contents(root / "data")

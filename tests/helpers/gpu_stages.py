@@ -22,7 +22,7 @@ from dfkd.cluster.worker import Worker  # noqa: E402
 from dfkd.config.distillation import Augmentation  # noqa: E402
 from dfkd.config.manifest import Manifest  # noqa: E402
 from dfkd.config.methods import InversionMethod, PromptMethod  # noqa: E402
-from dfkd.config.plan import PromptPart, PromptSummary, part_count, tasks, units  # noqa: E402
+from dfkd.config.plan import PromptPart, PromptSummary, blocks, part_count, units  # noqa: E402
 from dfkd.dataset.versions import begin  # noqa: E402
 from dfkd.models.generators.diffusers_folder import SCHEDULERS  # noqa: E402
 from dfkd.storage import layout  # noqa: E402
@@ -98,7 +98,7 @@ def synthesize(manifest: Manifest) -> None:
         worker.make_prompts(PromptSummary())
         for unit in units(single, ()):
             worker.make_shards(unit)
-        version.publish(tasks(single), {})
+        version.publish(blocks(single), {})
 
 
 def stage(name: str, work: Callable[[], Any]) -> None:

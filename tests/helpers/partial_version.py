@@ -15,7 +15,8 @@ import webdataset  # noqa: F401 - here once, so that not each forked process imp
 from dfkd.config.plan import Task
 from dfkd.dataset import versions
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.shards import Receipt, Sample, sample_key, write_shard
+from dfkd.dataset.receipts import Receipt
+from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from tests.helpers.jobs import contents
@@ -30,6 +31,14 @@ IDENTITY: dict[str, Any] = {
 }
 TASKS = tuple(Task(row, shard, shard * 3, 3) for shard in range(2) for row in range(2))
 ENVIRONMENT = {"torch": "2"}
+
+
+def blocks(tasks: Collection[Task]) -> list[tuple[str, list[Task]]]:
+    """The tasks as the one block that they are in a run."""
+    return [("00000", sorted(tasks, key=lambda task: task.id))]
+
+
+BLOCKS = blocks(TASKS)
 
 
 def metadata(name: str, class_index: int, index: int, **own: object) -> dict[str, Any]:
@@ -111,11 +120,11 @@ def open_filling(root: Path | str, tasks: Collection[Task] = TASKS) -> versions.
 def fill(root: Path | str, tasks: Collection[Task] = TASKS) -> PublishedVersion:
     """Begin or resume, prompts, every missing task, publish: what a run does, without models."""
     version = open_filling(root, tasks)
-    done = version.receipts()
+    done = version.done()
     for task in tasks:
         if task.id not in done:
             commit(version, task, failed=[4] if task.id == "0001-00001" else [])
-    return version.publish(tasks, ENVIRONMENT)
+    return version.publish(blocks(tasks), ENVIRONMENT)
 
 
 def regenerated(
@@ -130,11 +139,11 @@ def regenerated(
         home(root), IDENTITY | {"salt": salt, "carried.from": base.fingerprint}
     )
     version.carry(fresh)
-    done = version.receipts()
+    done = version.done()
     for task in TASKS:
         if task.id not in done:
             commit(version, task, shift=float(salt))
-    return version.publish(TASKS, ENVIRONMENT, make_current=make_current)
+    return version.publish(BLOCKS, ENVIRONMENT, make_current=make_current)
 
 
 def fill_and_die(root: Path, tasks: Collection[Task], calls: int) -> None:

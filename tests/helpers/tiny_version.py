@@ -11,7 +11,7 @@ from PIL import Image
 
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import Task, tasks
+from dfkd.config.plan import Task, blocks, tasks
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.versions import Version, begin
@@ -51,7 +51,7 @@ def publish(
     manifest: Manifest, method: str = "vanilla", digests: Mapping[str, str] = MappingProxyType({})
 ) -> PublishedVersion:
     """The version of a manifest, made of noisy images in the colour of their class."""
-    return fill(manifest, tasks(manifest), method, digests).publish(tasks(manifest), {})
+    return fill(manifest, tasks(manifest), method, digests).publish(blocks(manifest), {})
 
 
 def fill(

@@ -102,7 +102,7 @@ def requests(manifest: Manifest, root: str, shards: int) -> dict[str, Counter[st
     stages: dict[str, Callable[[], object]] = {
         "shards": lambda: put_shards(StandInMaker(manifest), version, planned),
         "resume": version.done,
-        "publish": lambda: version.publish(planned, {}),
+        "publish": lambda: version.publish([("00000", planned)], {}),
         "open": lambda: open_version(home, version.id),
     }
     found = {}
@@ -114,9 +114,10 @@ def requests(manifest: Manifest, root: str, shards: int) -> dict[str, Counter[st
 
 
 PER_SHARD = {
-    # Its prompts: size, and Parquet's footer and one row group; its tar, its receipt.
-    "shards": {"head": 2, "get": 2, "put": 2},
-    "publish": {"get": 2},  # the receipt and the shard
+    # Its prompts: size, and Parquet's footer and one row group; its tar and that tar's size; its
+    # receipt.
+    "shards": {"head": 3, "get": 2, "put": 2},
+    "publish": {"get": 1},  # the receipt
 }
 
 
@@ -163,8 +164,8 @@ def check_scale(results: dict[str, Any], root: Storage) -> None:
     assert results["found_tasks"] == 0
     steps = ["prompts and shards", "publish", "open", "check", "stream", "status", "plan a removal"]
     assert sorted(results["steps"]) == sorted(steps)
-    # Each receipt and shard is read; index, data card, manifest and pointer are written.
-    assert results["steps"]["publish"]["requests"] == {"get": 2 * 8 + 7, "put": 4}
+    # Each receipt is read; a block, data card, manifest and pointer are written.
+    assert results["steps"]["publish"]["requests"] == {"get": 8 + 6, "put": 5}
     assert results["steps"]["status"]["requests"] == {"get": 3}  # of a folder, lists do not count
     for step in results["steps"].values():
         assert 0 < step["memory"]["driver_most"] < step["memory"]["tree_most"]
@@ -173,7 +174,7 @@ def check_scale(results: dict[str, Any], root: Storage) -> None:
     assert current(root.child("data/vanilla")) is None
     version = current(root.child("benchmarks/scale/data/vanilla"))
     assert version is not None
-    assert sum(len(list(version.samples(receipt))) for receipt in version.shards) == 32
+    assert sum(len(list(version.samples(receipt))) for receipt in version.receipts()) == 32
 
 
 FIGURES = {

@@ -13,7 +13,7 @@ import dfkd
 from dfkd.cluster.synthesis import identify
 from dfkd.config.identity import weights_of
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import tasks
+from dfkd.config.plan import blocks, tasks
 from dfkd.errors import DfkdError, Exit
 from dfkd.models.generators import kinds
 from dfkd.storage import cost_records
@@ -167,7 +167,7 @@ def test_a_version_that_another_job_makes_current_meanwhile_is_not_taken_for_its
     manifest = Manifest.read(path)
     own = tiny_version.fill(manifest, tasks(manifest), digests=weights_of(identify(manifest)))
     own.seal_prompts([], {"similarity": 0.5, "own_class": 1.0})
-    own.publish(tasks(manifest), {})
+    own.publish(blocks(manifest), {})
     begin = dfkd.synthesize
 
     def synthesize(*arguments: Any, **options: Any) -> Any:

@@ -30,9 +30,8 @@ def test_from_class_names_to_a_report_on_s3(s3_root: str) -> None:
     (version,) = storage.folders(versions)
     (student,) = storage.folders("students/")
     for key in (
-        f"{versions}{version}/index.parquet",
         f"{versions}{version}/shards/0001-00001.tar",
-        f"{versions}{version}/receipts/0001-00001.json",
+        f"{versions}{version}/receipts/0001-00001.json.gz",
         f"{versions}{version}/prompts/00001.parquet",
         "data/contrastive/current/00000001.json",
         f"students/{student}/student.safetensors",
@@ -40,6 +39,7 @@ def test_from_class_names_to_a_report_on_s3(s3_root: str) -> None:
         "contact-sheet.png",
     ):
         assert storage.exists(key), key
+    assert len(list(storage.list(f"{versions}{version}/index/"))) == 2
     assert any(storage.list(f"students/{student}/tensorboard/"))
     assert any(storage.list("tensorboard/synthesis-contrastive/"))
     assert list(storage.list(f"students/{student}/checkpoints/")) == []

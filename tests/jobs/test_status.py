@@ -13,7 +13,7 @@ import pytest
 
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import tasks
+from dfkd.config.plan import blocks, tasks
 from dfkd.dataset.versions import Version
 from dfkd.distillation.student_names import student_name
 from dfkd.pipeline.status.run import read_status
@@ -179,7 +179,7 @@ def test_quarantined_tasks_are_named_with_their_reasons(path: Path, manifest: Ma
     assert lines[-1].startswith(f"{command}   # tries quarantined tasks again; --accept-partial")
 
     tiny_version.fill(manifest, [second])  # a worker that was thought dead
-    version.publish(tasks(manifest), {}, {first.id})
+    version.publish(blocks(manifest), {}, {first.id})
     found = status(path)
     (made,) = found["synthesize"]
     assert (made["state"], made["shards"]["done"]) == ("published", 5)

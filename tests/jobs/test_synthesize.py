@@ -47,13 +47,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_publishes_a_version_and_leaves_what_it_cost(undisturbed: Path) -> None:
     version = published(undisturbed / "run", "contrastive")
-    assert sum(receipt.samples for receipt in version.shards) == 18
-    assert len(version.shards) == 9
+    assert sum(receipt.samples for receipt in version.receipts()) == 18
+    assert version.manifest["shards"] == 9
     assert json.loads(version.storage.get("prompts.json"))["prompts"] == 18
     (entry,) = cost_records.read(open_storage(str(undisturbed / "run")))
     assert entry.key == "records/synthesize-contrastive.json"
     assert (entry.images, entry.device) == (18, "cpu")
-    assert entry.bytes == sum(receipt.bytes for receipt in version.shards)
+    assert entry.bytes == sum(receipt.bytes for receipt in version.receipts())
     assert 1 <= entry.workers <= os.cpu_count()
     assert 0 < entry.worker_seconds < entry.seconds * entry.workers
 

@@ -113,7 +113,7 @@ def test_images_that_are_too_much_alike_are_refused(tmp_path: Path, holds: bool)
 
 
 def test_a_class_without_shards_counts_as_alike(owls: PublishedVersion) -> None:
-    samples = [sample for receipt in owls.shards for sample in owls.samples(receipt)]
+    samples = [sample for receipt in owls.receipts() for sample in owls.samples(receipt)]
     rows = np.stack([sample.arrays["embedding"].astype(np.float64) for sample in samples])
     alone = 1 - pair_cosines(rows, np.zeros(len(rows), int))[0].mean()
     assert diversity(owls) == pytest.approx(alone / 2) != 0

@@ -163,7 +163,7 @@ def test_a_killed_sweep_is_finished_by_the_next_one(run: Run, steps: int, keep: 
         published = version.storage.exists(layout.MANIFEST)
         assert published or not version.storage.exists(layout.IDENTITY)
     if keep == 1:
-        needed = {receipt.key.split("/")[1] for receipt in versions[2].shards}
+        needed = {receipt.key.split("/")[1] for receipt in list(versions[2].receipts())}
         assert set(run.home.folders("versions/")) == needed
     assert verify(versions[2]) == []
 

@@ -14,7 +14,7 @@ import pytest
 from dfkd.cluster import distillation
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import tasks
+from dfkd.config.plan import blocks, tasks
 from dfkd.dataset.published import PublishedVersion, advance, current_id
 from dfkd.distillation.student_names import student_name
 from dfkd.errors import BudgetError, DfkdError, GateError, LeaseError, ManifestError, PartialError
@@ -37,7 +37,7 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
 
     def build(run: regeneration._Run, *_: bool) -> PublishedVersion:
         made = fill(run.manifest, tasks(run.manifest))
-        return made.publish(tasks(run.manifest), {}, make_current=False)
+        return made.publish(blocks(run.manifest), {}, make_current=False)
 
     def score(run: regeneration._Run, version: PublishedVersion, name: str) -> float:
         run.attempt.storage.put(f"{name}/{layout.RESULTS}", b"{}")
@@ -165,7 +165,7 @@ def test_a_roll_back_that_the_gate_has_not_seen_stays(
     monkeypatch.setattr(attempts, "MINIMUM_PER_CLASS", 1)
     first, home = publish(manifest), open_storage(manifest.storage.root).child("data/vanilla")
     older = fill(dataclasses.replace(manifest, salt=77), tasks(manifest))
-    older.publish(tasks(manifest), {}, make_current=False)
+    older.publish(blocks(manifest), {}, make_current=False)
 
     def roll_back(now: str) -> None:
         if now == moment:

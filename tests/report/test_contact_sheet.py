@@ -26,7 +26,9 @@ def test_examples_are_the_first_images_of_each_class(manifest: Manifest) -> None
         for image in images:
             assert image.size == (32, 32)
             assert np.asarray(image).mean(axis=(0, 1)).argmax() == channel
-    shards = [sample for receipt in version.shards[:2] for sample in version.samples(receipt)]
+    shards = [
+        sample for receipt in list(version.receipts())[:2] for sample in version.samples(receipt)
+    ]
     for image, sample in zip(found[0], shards, strict=False):
         with Image.open(io.BytesIO(sample.image)) as stored:
             np.testing.assert_array_equal(np.asarray(image), np.asarray(stored))
@@ -34,7 +36,7 @@ def test_examples_are_the_first_images_of_each_class(manifest: Manifest) -> None
 
 def test_examples_read_no_more_shards_than_they_need(manifest: Manifest) -> None:
     version = publish(manifest)
-    for receipt in version.shards:
+    for receipt in version.receipts():
         if receipt.task.endswith("00001"):
             version.storage.delete(receipt.shard)
     assert [len(images) for images in examples(version, 4)] == [4, 4, 4]
@@ -45,7 +47,7 @@ def test_only_the_classes_that_are_shown_are_read(
 ) -> None:
     version, storage = publish(manifest), open_storage(manifest.storage.root)
     all_classes = examples(version)
-    for receipt in version.shards:
+    for receipt in version.receipts():
         if receipt.class_index == 1:
             version.storage.delete(receipt.shard)
     assert examples(version, class_indices=[2, 0]) == [all_classes[2], all_classes[0]]

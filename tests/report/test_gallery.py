@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from dfkd.config.manifest import Manifest
-from dfkd.dataset import published
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.shards import Sample
 from dfkd.report import gallery as module
@@ -50,9 +49,10 @@ def test_an_index_is_read_whole_or_every_nth_row(
     index = read_index(version)
     assert index.total == index.rows == 24
     assert index.class_index.tolist() == [0] * 8 + [1] * 8 + [2] * 8
-    assert index.shard.tolist() == [i // 4 for i in range(24)]
+    shards = [f"shards/{i // 8:04d}-{i // 4 % 2:05d}.tar" for i in range(24)]
+    assert index.shard.tolist() == shards
+    assert index.block.tolist() == [0] * 24
     monkeypatch.setattr(module, "MAX_ROWS", 10)
-    monkeypatch.setattr(published, "INDEX_ROWS", 5)  # of which no batch is three rows or six
     sampled = read_index(version)
     assert sampled.total == 24
     assert sampled.index.tolist() == index.index[::3].tolist()

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gzip
 import hashlib
 import json
 import tempfile
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import current
-from dfkd.dataset.shards import Receipt, decode_receipt, encode_receipt
+from dfkd.dataset.receipts import Images, Receipt, decode, encode
 from dfkd.dataset.verification import verify
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.models.generators.vqgan_config import read_model
@@ -140,38 +141,47 @@ def test_any_change_of_a_generators_yaml_is_valid_or_refused(tree: Any) -> None:
 
 # --- receipts -------------------------------------------------------------------------------------
 
-RECEIPT = Receipt("0001-00002", "shards/0001-00002.tar", "ab" * 32, 10240, 3, (4,), "cd" * 32)
-TREE = json.loads(encode_receipt(RECEIPT))
+RECEIPT = Receipt(
+    "0001-00002", "shards/0001-00002.tar", "ab" * 32, 10240, 1, (4,), "cd" * 32, 2, 0.5, 0.25, 0
+)
+IMAGES = Images([3], [7], ["an owl"], [0.5], [0.25], [20], [0], ["png"], [0], ["ef" * 32])
+TREE = json.loads(gzip.decompress(encode(RECEIPT, IMAGES)))
 
 
 def read_receipt(data: bytes) -> None:
     try:
-        receipt = decode_receipt(data, "here")
+        receipt, images = decode(data, "here")
     except CorruptionError as error:
         require_message(error)
     else:
-        assert decode_receipt(encode_receipt(receipt), "there") == receipt
+        assert decode(encode(receipt, images), "there") == (receipt, images)
         assert receipt.bytes >= 0
-        assert receipt.samples >= 0
         assert len(receipt.sha256) == len(receipt.fingerprint) == 64
+        assert len(images.prompt) == len(images.sha256) == receipt.samples
 
 
 @FUZZ
-@given(st.binary(max_size=200) | damaged(encode_receipt(RECEIPT)))
-@example(b"[" * 100_000)
-@example(b"{" * 100_000)
-@example(b'{"a":' * 50_000)
-@example(b"9" * 10_000)
-@example(encode_receipt(RECEIPT).replace(b"10240", b"1" + b"0" * 400))
-@example(encode_receipt(RECEIPT).decode().encode("utf-16"))
+@given(st.binary(max_size=200) | damaged(encode(RECEIPT, IMAGES)))
 def test_any_bytes_are_a_receipt_or_refused(data: bytes) -> None:
     read_receipt(data)
 
 
 @FUZZ
+@given(damaged(json.dumps(TREE).encode()))
+@example(b"[" * 100_000)
+@example(b"{" * 100_000)
+@example(b'{"a":' * 50_000)
+@example(b"9" * 10_000)
+@example(json.dumps(TREE).encode().replace(b"10240", b"1" + b"0" * 400))
+@example(json.dumps(TREE).encode("utf-16"))
+def test_any_content_is_a_receipt_or_refused(content: bytes) -> None:
+    read_receipt(gzip.compress(content))
+
+
+@FUZZ
 @given(mutations(TREE))
 def test_any_change_of_a_receipt_is_valid_or_refused(tree: Any) -> None:
-    read_receipt(json.dumps(tree).encode())
+    read_receipt(gzip.compress(json.dumps(tree).encode()))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +201,7 @@ def test_any_change_of_a_receipt_is_valid_or_refused(tree: Any) -> None:
         {"failed": [-1]},
         {"failed": {"0": 1}},
         {"fingerprint": ""},
+        {"label_sum": float("inf")},
         {"version": "../" + "0" * 13},
         {"version": "0" * 15},
         {"version": "0" * 16 + "/x"},
@@ -199,8 +210,9 @@ def test_any_change_of_a_receipt_is_valid_or_refused(tree: Any) -> None:
 )
 def test_a_receipt_of_wrong_values_is_refused(change: dict[str, Any]) -> None:
     (field,) = change
-    with pytest.raises(CorruptionError, match=rf"here: not a receipt \({field}"):
-        decode_receipt(json.dumps(TREE | change).encode(), "here")
+    tree = TREE | {"receipt": TREE["receipt"] | change}
+    with pytest.raises(CorruptionError, match=rf"here: not a receipt \(receipt\.{field}"):
+        decode(gzip.compress(json.dumps(tree).encode()), "here")
 
 
 # --- what a published version is read from --------------------------------------------------------
@@ -223,19 +235,25 @@ def read_all(root: Path) -> None:
     for line in verify(version):
         assert line.strip()
     with contextlib.suppress(CorruptionError):
-        for receipt in version.shards:
+        for receipt in version.receipts():
             for sample in version.samples(receipt):
                 assert sample.metadata["class"] in version.classes
 
 
 @STORED
 @given(st.data())
-@pytest.mark.parametrize("name", ["current/00000001.json", "versions/*/receipts/0000-00000.json"])
-def test_any_pointer_or_receipt_is_read_or_refused(
-    published: Path, name: str, data: st.DataObject
-) -> None:
-    (path,) = published.glob(f"data/vanilla/{name}")
+def test_any_pointer_is_read_or_refused(published: Path, data: st.DataObject) -> None:
+    path = published / "data/vanilla/current/00000001.json"
     with replaced(path, data.draw(other_content(path.read_bytes()))):
+        read_all(published)
+
+
+@STORED
+@given(st.data())
+def test_any_stored_receipt_is_read_or_refused(published: Path, data: st.DataObject) -> None:
+    (path,) = published.glob("data/vanilla/versions/*/receipts/0000-00000.json.gz")
+    content = data.draw(other_content(gzip.decompress(path.read_bytes())))
+    with replaced(path, gzip.compress(content)):
         read_all(published)
 
 

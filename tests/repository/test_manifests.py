@@ -276,7 +276,7 @@ def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
 
     home = open_storage(str(tmp_path / "run")).child("data/contrastive")
     version = current(home)
-    samples = [sample for receipt in version.shards for sample in version.samples(receipt)]
+    samples = [sample for receipt in version.receipts() for sample in version.samples(receipt)]
     assert len(samples) == 2
     for sample in samples:
         assert sample.arrays["distances"].shape == (2,)

@@ -5,6 +5,7 @@ objects of any content in test_fuzz, students in test_hostile_students, a take-h
 test_predict, a generator's configuration in test_vqgan; test_credentials has what is not told.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -24,10 +25,12 @@ from PIL import Image
 
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import tasks
+from dfkd.config.plan import blocks, tasks
 from dfkd.dataset.loader import Stream
+from dfkd.dataset.publication import block_entries, put_block
 from dfkd.dataset.published import INDEX_SCHEMA, PublishedVersion, current
 from dfkd.dataset.random_access import Examples
+from dfkd.dataset.receipts import encode
 from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
@@ -35,7 +38,6 @@ from dfkd.errors import CorruptionError
 from dfkd.export.take_home import synthesised_images
 from dfkd.report.contact_sheet import examples
 from dfkd.report.gallery import data_uri, gallery, read_index
-from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.images import decode_image
 from dfkd.utils.strict_json import canonical
@@ -127,7 +129,7 @@ def test_a_picture_is_judged_by_its_header_before_it_is_decoded() -> None:
 def hostile_version(folder: Path, extension: str = "png", **parts: Any) -> PublishedVersion:
     """A version that is whole by its hashes; `parts` stand for what its samples have of their own.
 
-    They are `image`, `distances`, `class_index`, and `embedding` (of every other sample).
+    They are `image`, `distances`, `class_index` and `embedding` (of every other sample).
     """
     manifest = Manifest.read(write_manifest(folder))
     storage = open_storage(manifest.storage.root).child("data/vanilla")
@@ -147,7 +149,7 @@ def hostile_version(folder: Path, extension: str = "png", **parts: Any) -> Publi
             samples.append(Sample(key, image, extension, facts, arrays))
         write_shard(samples, folder / "shard.tar")
         version.commit(task, folder / "shard.tar")
-    return version.publish(tasks(manifest), {})
+    return version.publish(blocks(manifest), {})
 
 
 def first_batch(version: PublishedVersion, cache_bytes: int) -> None:
@@ -164,7 +166,7 @@ def test_no_reader_of_few_images_decodes_such_ones(tmp_path: Path, name: str) ->
 
 def test_a_shard_far_longer_than_its_receipt_says_is_not_read_whole(tmp_path: Path) -> None:
     version = fill(tmp_path)
-    receipt = version.shards[0]
+    receipt = next(iter(version.receipts()))
     os.truncate(version.storage.location(receipt.shard), 1 << 40)  # more than any memory holds
     with pytest.raises(CorruptionError, match="is not what its receipt says"):
         list(version.samples(receipt))
@@ -202,10 +204,6 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
         {"embedding": np.ones(0, np.float16)},
         r"embedding\.npy: must be one number or more",
     ),
-    **{
-        f"class {own}": ({"class_index": own}, "class_index must be one of 3 classes")
-        for own in (-1, 3, 1 << 30)
-    },
 }
 
 
@@ -219,13 +217,17 @@ def test_samples_that_do_not_fit_their_version_are_not_trained_on(
             first_batch(version, cache_bytes)
 
 
-@pytest.mark.parametrize(
-    "name", ["0 labels", "4 labels", "class -1", "class 3", "other embeddings of 3"]
-)
+@pytest.mark.parametrize("own", [-1, 1, 3, 1 << 30])
+def test_a_sample_of_another_class_than_its_task_is_not_committed(tmp_path: Path, own: int) -> None:
+    with pytest.raises(CorruptionError, match="is not of this task"):
+        hostile_version(tmp_path, class_index=own)
+
+
+@pytest.mark.parametrize("name", ["0 labels", "4 labels", "other embeddings of 3"])
 def test_no_other_reader_takes_them_for_samples_of_the_version(tmp_path: Path, name: str) -> None:
     version = hostile_version(tmp_path, **UNFIT[name][0])
     assert any("does not fit its version" in line for line in verify(version))
-    with pytest.raises(CorruptionError, match=r"does not fit its version|has rows of no shard"):
+    with pytest.raises(CorruptionError, match="does not fit its version"):
         gallery(version, read_index(version), 1)
 
 
@@ -264,11 +266,9 @@ def test_an_unreadable_index_is_refused(tmp_path: Path) -> None:
     version = fill(tmp_path)
     rows = table_bytes(INDEX_SCHEMA.empty_table())
     for content in (b"PAR1", table_bytes(GOOD), rows):
-        version.storage.put(layout.INDEX, content)
-        files = version.manifest["files"] | {layout.INDEX: hashlib.sha256(content).hexdigest()}
-        forged = PublishedVersion(version.home, version.manifest | {"files": files}, version.shards)
-        with pytest.raises(CorruptionError, match="no readable index"):
-            Examples(forged)
+        block = put_block(version.storage, "00000", list(version.receipts()), content)
+        with pytest.raises(CorruptionError, match="no readable part of the index"):
+            Examples(dataclasses.replace(version, blocks=(block,))).rows(0)
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -324,18 +324,18 @@ def forge(version: PublishedVersion, **changes: Any) -> None:
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_no_shard_of_a_manifest_or_receipt_lies_outside(outside: Path, name: str) -> None:
     version = fill(outside, TASKS[:1])
-    shard = version.manifest["shards"][0] | {"shard": name}
-    forge(version, shards=[shard])
-    found = current(home(outside))
-    with pytest.raises(CorruptionError, match="object key"):
-        list(found.samples(found.shards[0]))
-    assert any("object key" in line for line in verify(found))
-    with pytest.raises(CorruptionError):
-        next(Stream(found, 32, 1, 0).batches(0))
-    version.storage.put("receipts/0000-00000.json", canonical(shard))
+    (block,) = version.blocks
+    ((receipt, images),) = block_entries(version, block)
+    forged = dataclasses.replace(receipt, shard=name)
+    version.storage.put("receipts/0000-00000.json.gz", encode(forged, images))
     version.storage.delete("manifest.json")
+    version.home.delete("current/00000001.json")
+    found = Version(version.home, version.fingerprint).publish([("00000", TASKS[:1])], {})
     with pytest.raises(CorruptionError, match="object key"):
-        Version(version.home, version.fingerprint).publish(TASKS[:1], {})
+        list(found.samples(forged))
+    assert any("object key" in line for line in verify(found))
+    with pytest.raises(CorruptionError, match="object key"):
+        next(Stream(found, 32, 1, 0).batches(0))
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -354,15 +354,14 @@ def test_no_part_of_prompts_lies_outside(outside: Path, name: str) -> None:
         {"classes": ["other", "names"]},
         {"classes": 3},
         {"classes": []},
-        {"files": {"index.parquet": 3}},
-        {"files": None},
+        {"card": 3},
         {"fingerprint": "../x"},
         {"identity": {}},
-        {"shards": 3},
-        {"shards": [{}]},
-        lambda shard: {"shards": [shard, shard]},
-        lambda shard: {"shards": [shard | {"task": "0002-00000"}]},
-        lambda shard: {"shards": [shard | {"task": "x"}]},
+        {"blocks": 3},
+        {"blocks": [{}]},
+        lambda block: {"blocks": [block, block]},
+        lambda block: {"blocks": [block | {"name": "../x"}]},
+        lambda block: {"blocks": [block | {"index": "x"}]},
         {"samples": -1},
         {"label_mean": "1"},
         {"prompts": "../x"},
@@ -374,6 +373,6 @@ def test_a_forged_manifest_is_refused(
     tmp_path: Path, changes: dict[str, Any] | Callable[[Any], dict[str, Any]]
 ) -> None:
     version = fill(tmp_path, TASKS[:1])
-    forge(version, **(changes(version.manifest["shards"][0]) if callable(changes) else changes))
+    forge(version, **(changes(version.manifest["blocks"][0]) if callable(changes) else changes))
     with pytest.raises(CorruptionError, match="is not the manifest that was published"):
         current(home(tmp_path))

@@ -4,7 +4,6 @@ The key of a receipt names its task, and the task's size follows from the identi
 read.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,7 +19,6 @@ from dfkd.pipeline.status.activity import Activity
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage, in_order
 
-RECEIPT = re.compile(rf"{layout.RECEIPTS}([0-9]+)-([0-9]+)\.json")
 RATE_SECONDS = 3600.0
 """Age of the oldest receipt that counts for the present rate."""
 
@@ -267,7 +265,7 @@ def _unfinished(
     done: set[str] = set()
     made: list[tuple[float, int]] = []
     for entry in storage.entries(layout.RECEIPTS):
-        match = RECEIPT.fullmatch(entry.key)
+        match = layout.RECEIPT.fullmatch(entry.key)
         if match and (count := sizes.images(int(match[1]), int(match[2]))):
             done.add(f"{match[1]}-{match[2]}")
             made.append((entry.age, count))
