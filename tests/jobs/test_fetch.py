@@ -228,7 +228,7 @@ def test_a_hubs_model_is_left_to_the_library(
     assert jobs.plan("fetch", path)["from_hubs"].keys() == {"someone/tiny"}
     assert "the hub does not give someone/tiny" in fetch(path, code=Exit.USAGE)
     keep_hub_model(tmp_path / "cache", "someone/tiny", Path(written.weights))
-    assert "someone/tiny, fetched by open_clip: " in fetch(path)
+    assert "teacher.weights: someone/tiny: " in fetch(path)
 
 
 @pytest.fixture
@@ -261,8 +261,23 @@ def test_only_an_outage_of_the_hub_is_worth_a_repetition(
     assert "someone/tiny" in fetch(tmp_path / "manifest.yaml", code=code)
 
 
+def test_a_pickle_is_taken_only_where_there_are_no_safetensors(
+    hub: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node whose safetensors did not arrive would have another file than the others."""
+    attempts = 7  # after which the hub's client gives up
+    hub.inject(*["busy"] * attempts)
+    fetch(tmp_path / "manifest.yaml", code=Exit.RETRY)
+    assert {path.rpartition("/")[2] for path, _ in hub.seen} == {"open_clip_model.safetensors"}
+    assert not [*(tmp_path / "cache").rglob("*.bin")]
+    hub.files.pop("open_clip_model.safetensors")
+    assert fetch(tmp_path / "manifest.yaml").splitlines()[0].endswith("open_clip_pytorch_model.bin")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert fetch(tmp_path / "manifest.yaml").splitlines()[0].endswith("open_clip_pytorch_model.bin")
+
+
 def test_a_hubs_model_arrives_over_a_bad_line(hub: Publisher, tmp_path: Path) -> None:
     hub.inject("", "cut 1000")
-    assert "someone/tiny, fetched by open_clip: " in fetch(tmp_path / "manifest.yaml")
+    assert "teacher.weights: someone/tiny: " in fetch(tmp_path / "manifest.yaml")
     assert len(hub.seen) == 3
     check_synthesis(Manifest.read(tmp_path / "manifest.yaml"))
