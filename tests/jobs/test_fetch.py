@@ -13,10 +13,11 @@ import torch
 
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
+from dfkd.config.pipelines import PIPELINES
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import Exit, WeightsError
 from dfkd.models.generators.vqgan import VQGAN
-from dfkd.models.weights.artifacts import PUBLISHED_PIPELINES, PUBLISHED_VQGANS
+from dfkd.models.weights.artifacts import PUBLISHED_VQGANS
 from dfkd.pipeline.preflight import check_synthesis
 from tests.helpers import jobs, small_manifest
 from tests.helpers.http_server import Publisher, give_tag, keep_hub_model
@@ -155,9 +156,7 @@ def test_a_file_of_a_diffusion_model_has_its_published_hash(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     file = UNET.removeprefix(f"{TURBO}/")
     known = {file: sha256_file(published / UNET)}
-    monkeypatch.setitem(
-        PUBLISHED_PIPELINES, TURBO, replace(PUBLISHED_PIPELINES[TURBO], sha256=known)
-    )
+    monkeypatch.setitem(PIPELINES, TURBO, replace(PIPELINES[TURBO], sha256=known))
     fetch(path)
     (tmp_path / "cache" / UNET).write_bytes(b"damaged")
     assert f"is not {known[file]} that was published" in fetch(path, code=Exit.FAILED)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from dfkd.config.paths import CACHE, DIFFUSION, MINIATURE, local_path
+from dfkd.config.pipelines import PIPELINES
 from dfkd.errors import ManifestError, WeightsError, one_line
-from dfkd.models.weights.artifacts import FETCH, PIPELINE_FILES, PUBLISHED_PIPELINES, cached
+from dfkd.models.weights.artifacts import FETCH, PIPELINE_FILES, cached
 from dfkd.models.weights.reading import load_into, match, read_json, read_state_dict
 from dfkd.utils.strict_json import numbers
 
@@ -64,14 +65,13 @@ def find_folder(value: str, cache: str = CACHE) -> Path:
     """
     if value == MINIATURE:
         return DIFFUSION
-    if value in PUBLISHED_PIPELINES:
+    if value in PIPELINES:
         for each in PIPELINE_FILES:
             cached(FIELD, value, f"{value}/{each}", cache)
         return local_path(cache) / value
     folder = local_path(value)
     if not folder.is_dir():
-        names = ", ".join([MINIATURE, *PUBLISHED_PIPELINES])
-        rule = f"must be an existing folder or a known diffusion model ({names})"
+        rule = f"must be an existing folder or a known diffusion model ({', '.join(PIPELINES)})"
         raise WeightsError(FIELD, rule, value, f"check the path, or name one and run {FETCH}")
     if other := [part for part in OTHER_PARTS if (folder / part).is_dir()]:
         raise _foreign(folder, f"must have one text tower and a UNet, and this one has {other[0]}")
