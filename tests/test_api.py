@@ -52,14 +52,14 @@ def test_a_manifest_is_read_with_other_values(tmp_path: Path) -> None:
         classes=["café", "tree: big", "🚀"],
         storage={"root": tmp_path},
         prompts={"method": "mix", "contrastive": {"updates": 1}},
-        generator={"refine_steps": 2},
-        synthesis={"precision": "float32", "learning_rate": 1e-05},
+        generator={"refine_steps": 2, "refine_rate": 1e-05},
+        synthesis={"precision": "float32"},
     )
     assert manifest.classes == ("café", "tree: big", "🚀")
     assert manifest.storage.root == str(tmp_path)
     assert (manifest.prompts.method, manifest.prompts.contrastive.updates) == (("mix",), 1)
-    assert manifest.generator.refine_steps == 2
-    assert (manifest.synthesis.precision, manifest.synthesis.learning_rate) == ("float32", 1e-05)
+    assert (manifest.generator.refine_steps, manifest.generator.refine_rate) == (2, 1e-05)
+    assert manifest.synthesis.precision == "float32"
     assert manifest.synthesis.steps == dfkd.read_manifest(MINIATURE).synthesis.steps
     with pytest.raises(dfkd.ManifestError, match=r"synthesis\.steps.*got '9'"):
         dfkd.read_manifest(MINIATURE, synthesis={"steps": "9"})

@@ -30,7 +30,7 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     device, config = pick_device(), manifest.synthesis
     # Its prompt is the class prompt. Other methods' prompts cost the model the same.
     single = manifest.with_method("vanilla")
-    batch = initial_batch_size(config, device)
+    batch = initial_batch_size(manifest, device)
     ours = _source(single, device, config.precision)
     full_precision = _source(single, device, "float32")
     variants = {

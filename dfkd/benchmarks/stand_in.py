@@ -87,7 +87,7 @@ class StandInMaker:
                 "prompt": texts[row],
                 "loss": round(float(labels[row, 0]), 6),
                 "confidence": round(float(labels[row, 1]), 6),
-                "steps": manifest.synthesis.steps,
+                "steps": manifest.steps,
             }
             arrays = {"distances": labels[row], "embedding": embeddings[row]}
             key = sample_key(task.class_index, index)

@@ -35,14 +35,11 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     if manifest.generator.kind == "diffusers":
         return sampling.measure(manifest, effort)
     device = pick_device()
-    # The last step of a run evaluates its latents without an update, so one more makes `STEPS`.
     # The plain loops have no batch-norm loss, so ours goes without.
-    config = dataclasses.replace(
-        manifest.synthesis, steps=STEPS + 1, batch_norm_weight=(0.0,), compile=False
-    )
+    config = dataclasses.replace(manifest.synthesis, batch_norm_weight=(0.0,), compile=False)
     models = _models(manifest, device, config.precision)
     text = class_text_embeddings(manifest, models[0])[:1]
-    batch = initial_batch_size(config, device)
+    batch = initial_batch_size(manifest, device)
     variants = {
         f"synthesis, batch of {size}": _ours(*models, config, text, size)
         for size in (max(1, int(part * batch)) for part in sampling.BATCHES)
@@ -62,7 +59,9 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
 
 def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, batch: int) -> Call:
     """Our loop on `batch` images that share one prompt."""
-    synthesiser = Synthesiser(teacher, generator, dataclasses.replace(config, batch_size=batch))
+    config = dataclasses.replace(config, batch_size=batch)
+    # The last step evaluates its latents without an update, so one more makes `STEPS`.
+    synthesiser = Synthesiser(teacher, generator, config, STEPS + 1)
 
     def call() -> float:
         synthesiser(text.expand(batch, -1), range(batch))

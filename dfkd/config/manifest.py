@@ -22,9 +22,11 @@ from dfkd.config.distillation import (
 from dfkd.config.inversion import Inversion
 from dfkd.config.methods import Method, expand_methods, prompt_method, synthesis_method
 from dfkd.config.paths import CACHE
+from dfkd.config.pipelines import PIPELINES, usual_sampling
 from dfkd.config.presets import PRESETS
 from dfkd.config.synthesis import (
     OPTIMISER_KEYS,
+    VQGAN_STEPS,
     GeneratorConfig,
     Prompts,
     Synthesis,
@@ -186,6 +188,7 @@ class Manifest:
                 "add styles or set distillation.texts=template",
             )
         self._refuse_keys_without_effect()
+        self._fill_in_sampling()
 
     def _refuse_keys_without_effect(self) -> None:
         """Refuse values of keys that the kind of generator does not read."""
@@ -195,12 +198,40 @@ class Manifest:
             (default,) = (each.default for each in dataclasses.fields(section) if each.name == name)
             if (value := getattr(section, name)) != default:
                 sampled = " and no refine_steps" if key in OPTIMISER_KEYS else ""
+                rate = self.generator.refine_steps and key == "synthesis.learning_rate"
                 raise ManifestError(
                     key,
                     f"has no effect with generator.kind {self.generator.kind}{sampled}",
                     value,
-                    "remove it",
+                    "give generator.refine_rate instead" if rate else "remove it",
                 )
+
+    def _fill_in_sampling(self) -> None:
+        """Replace null in `synthesis.steps` and `generator.guidance` by what the generator takes.
+
+        Then they stand in every copy of the manifest and in its fingerprint.
+        """
+        generator, steps, guidance = self.generator, self.synthesis.steps, self.generator.guidance
+        if generator.kind == "vqgan":
+            steps = steps or VQGAN_STEPS
+        elif own := PIPELINES.get(generator.weights):
+            steps, guidance = steps or own.steps, guidance or own.guidance
+        else:
+            for key, value in {"synthesis.steps": steps, "generator.guidance": guidance}.items():
+                if value is None:
+                    rule = f"must be given unless generator.weights is {', '.join(PIPELINES)}"
+                    usual = usual_sampling(generator.weights)
+                    raise ManifestError(key, rule, value, f"give it; {usual}")
+        synthesis = dataclasses.replace(self.synthesis, steps=steps)
+        # The way to set a field of a frozen dataclass.
+        object.__setattr__(self, "synthesis", synthesis)
+        object.__setattr__(self, "generator", dataclasses.replace(generator, guidance=guidance))
+
+    @property
+    def steps(self) -> int:
+        """`synthesis.steps`, which is never null in a manifest."""
+        assert self.synthesis.steps is not None  # noqa: S101 - filled in above
+        return self.synthesis.steps
 
     @classmethod
     def read(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Manifest":

@@ -167,14 +167,16 @@ def steps_per_image(manifest: Manifest) -> int:
     Of a VQGAN: `steps` / `pace`, at least 1. Of sampled latents: `refine_steps` + 1, or 0 if they
     are not refined.
     """
-    generator, config = manifest.generator, manifest.synthesis
+    generator = manifest.generator
     if generator.kind == "diffusers":
         return generator.refine_steps + 1 if generator.refine_steps else 0
-    return max(1, round(config.steps / config.pace))
+    return max(1, round(manifest.steps / manifest.synthesis.pace))
 
 
 def latent_learning_rate(manifest: Manifest) -> float:
-    """The optimizer's learning rate for latents: `learning_rate` x `pace`."""
+    """The optimizer's learning rate for latents: `learning_rate` x `pace`, or `refine_rate`."""
+    if manifest.generator.kind == "diffusers":
+        return manifest.generator.refine_rate
     return manifest.synthesis.pace * manifest.synthesis.learning_rate
 
 
@@ -193,7 +195,7 @@ def sampling_steps(manifest: Manifest) -> int:
     """Steps of a diffusion model in a run with one method, summed over images; 0 without one."""
     if prompt_method(manifest.method) is None or manifest.generator.kind != "diffusers":
         return 0
-    return image_count(manifest) * manifest.synthesis.steps
+    return image_count(manifest) * manifest.steps
 
 
 @dataclass(frozen=True)

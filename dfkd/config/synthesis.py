@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.config.methods import PromptMethod, SynthesisMethod
@@ -38,6 +38,17 @@ class TeacherConfig:
         require_slots("teacher.template", self.template, "{class}")
 
 
+def _guidance_scale(value: float) -> float:
+    """The scale, with 1 for 0, so that both ways to write "none" are one fingerprint.
+
+    Raises:
+        ValueError: it lies between them, where pipelines would silently take it for none.
+    """
+    if 0 < value < 1:
+        raise ValueError("must be 0, or greater than or equal to 1")
+    return value or 1.0
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class GeneratorConfig:
     """The frozen generator of images."""
@@ -53,11 +64,18 @@ class GeneratorConfig:
     """Of `vqgan`: the official `.ckpt`, a safetensors file with the same keys, or a name as in
     `config`. Of `diffusers`: a folder in its layout with safetensors files, `miniature`, or a name
     that is read from the cache: `stable-diffusion-v1-5`, `sd-turbo`."""
-    guidance: Annotated[float, Field(ge=1)] = 1.0
-    """Guidance scale of `diffusers`, as `guidance_scale` of its pipelines; 1: none."""
+    guidance: Annotated[float, Field(ge=0), AfterValidator(_guidance_scale)] | None = None
+    """Guidance scale of `diffusers`, as `guidance_scale` of its pipelines. 0 or 1: none; both make
+    the same images, and are shown as 1. null: the scale that belongs to the name in `weights`; of a
+    folder it must be given."""
     refine_steps: Natural = 0
     """Steps by which the teacher's gradient moves a sampled latent of `diffusers`, with the same
     loop as for `vqgan`; 0: images are only sampled."""
+    refine_rate: Positive = 0.03
+    """Adam's learning rate in these steps. 20 of them then move a latent of the bundled model by
+    0.32 of its standard deviation, which is as far as the 6 steps of 0.1 did whose students
+    `manifests/studies/generators` compares. With the 0.15 of `synthesis.learning_rate` they move it
+    by 0.92, and little of what was sampled is left."""
 
     def __post_init__(self) -> None:
         if self.kind == "vqgan" and not self.config:
@@ -137,15 +155,17 @@ class Synthesis:
     image_size: Count = 224
     """Height and width in pixels: of a VQGAN a multiple of its down-sampling factor. A diffusion
     model makes images of its own size, which are resized to this one."""
-    steps: Count = 500
-    """Optimisation steps of each image; with `generator.kind: diffusers` its sampling steps, of
-    which few-step models need 1 to 8."""
+    steps: Count | None = None
+    """Optimisation steps of each image, and null: 500. With `generator.kind: diffusers` its
+    sampling steps, and null: those that belong to the name in `generator.weights`; of a folder they
+    must be given."""
     batch_size: Natural = 8
-    """Images optimised together. 0: `shard_size`, and 8 on a CPU. A batch that is too large for a
-    GPU's memory is halved until it fits; with L_bn, where that would change the images, it is an
-    error."""
+    """Images made together. 0: `shard_size`, and 8 on a CPU or for refined latents. A batch that is
+    too large for a GPU's memory is halved until it fits; with L_bn, where that would change the
+    images, it is an error."""
     learning_rate: Positive = 0.15
-    """Adam's learning rate, which stays constant."""
+    """Adam's learning rate for latents of a VQGAN, which stays constant; for sampled ones see
+    `generator.refine_rate`."""
     pace: Annotated[float, Field(ge=1)] = 1.0
     """Speed-up factor: `steps` / `pace` steps with a learning rate `pace` times as large."""
     views: Natural = 8
@@ -196,14 +216,17 @@ class Synthesis:
             )
 
 
+VQGAN_STEPS = 500
+"""`synthesis.steps` of a VQGAN where a manifest states none."""
+
 OPTIMISER_KEYS = (
-    "synthesis.learning_rate",
+    "generator.refine_rate",
     "synthesis.views",
     "synthesis.view_noise",
     "synthesis.compile",
     "synthesis.batch_norm_weight",
 )
-"""Keys that only the optimisation of latents reads."""
+"""Keys that only the optimisation of latents reads, of those that a diffusion model may have."""
 
 
 def keys_without_effect(generator: GeneratorConfig) -> tuple[str, ...]:
@@ -212,7 +235,13 @@ def keys_without_effect(generator: GeneratorConfig) -> tuple[str, ...]:
     A manifest must leave them at their defaults, and they are no part of the fingerprint.
     """
     if generator.kind == "vqgan":
-        return ("generator.guidance", "generator.refine_steps")
-    # Sampled latents have no codes, and their steps are those that the model was trained for.
-    unread = ("generator.config", "synthesis.pace", "synthesis.quantise")
+        return ("generator.guidance", "generator.refine_steps", "generator.refine_rate")
+    # Sampled latents have no codes, their steps are those that the model was trained for, and their
+    # refinement has a rate of its own.
+    unread = (
+        "generator.config",
+        "synthesis.learning_rate",
+        "synthesis.pace",
+        "synthesis.quantise",
+    )
     return unread if generator.refine_steps else unread + OPTIMISER_KEYS

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dfkd.config.paths import MINIATURE
+from dfkd.config.pipelines import PIPELINES
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.miniature.evaluation_set import OFFICIAL
 from dfkd.miniature.looks.fields import SIZE
@@ -20,7 +22,7 @@ from dfkd.models.generators.generator import Condition
 from dfkd.models.teacher import Teacher
 from dfkd.utils.pixels import to_bytes
 
-_STEPS, _GUIDANCE = 8, 3.0
+_OWN = PIPELINES[MINIATURE]
 """Sampling steps and guidance scale of the samples."""
 _COUNT = 8
 """Images of each class without and with styles."""
@@ -55,16 +57,16 @@ def scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
         "names": sorted({row.concept for row in trainer.batches.rows}),
         **trainer.scores(),
         "images": 2 * _COUNT * len(OFFICIAL),
-        "sampling_steps": _STEPS,
-        "guidance": _GUIDANCE,
+        "sampling_steps": _OWN.steps,
+        "guidance": _OWN.guidance,
         "teacher": {kind: round(statistics.fmean(shares), 4) for kind, shares in named.items()},
     }
 
 
 def _exported(folder: Path) -> Diffusion:
     """The model in diffusers' layout, with the half-precision values that its users get."""
-    config = GeneratorConfig(kind="diffusers", weights=str(folder), guidance=_GUIDANCE)
-    return Diffusion.load(config, torch.device("cpu"), steps=_STEPS)
+    config = GeneratorConfig(kind="diffusers", weights=str(folder), guidance=_OWN.guidance)
+    return Diffusion.load(config, torch.device("cpu"), steps=_OWN.steps)
 
 
 def _sample(model: Diffusion, teacher: Teacher, prompts: list[str]) -> Tensor:

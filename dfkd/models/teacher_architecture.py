@@ -17,7 +17,7 @@ from open_clip import CLIP, CustomTextCLIP
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from open_clip.pretrained import get_pretrained_cfg
 from torch import Tensor, nn
 
 from dfkd.config.paths import CACHE, MINIATURE, TEACHER_CONFIG, TEACHER_WEIGHTS, local_path
@@ -149,12 +149,9 @@ def _tagged(weights: str, tag: dict[str, Any], cache: str) -> Path:
     """The weight file of a tag, from the cache."""
     # Without the network, which the nodes of a cluster need not have, and whose absence the hub's
     # client notices only after minutes of retries.
-    owner, name, *file = hub_id(tag).split("/")
-    names = [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
-    if file:
-        names = [str(Path(*file).with_suffix(".safetensors")), "/".join(file)]
-    for each in names:
-        found = try_to_load_from_cache(f"{owner}/{name}", each, local_path(cache) / HUB)
+    repository, files = hub_files(tag)
+    for each in files:
+        found = try_to_load_from_cache(repository, each, local_path(cache) / HUB)
         if isinstance(found, str):
             return Path(found)
     raise WeightsError(
@@ -165,24 +162,15 @@ def _tagged(weights: str, tag: dict[str, Any], cache: str) -> Path:
     )
 
 
-def download_tag(field: str, tag: dict[str, Any], cache: str) -> Path:
-    """The weight file of a tag, which open_clip downloads from a hub into the cache.
-
-    Args:
-        field: the manifest key that names the tag, for errors.
-
-    Raises:
-        WeightsError: the hub does not give it.
+def hub_files(tag: dict[str, Any]) -> tuple[str, tuple[str, str]]:
+    """The repository of a tag and two files of it, the second of which is read where the first,
+    with safetensors, does not exist.
     """
-    try:
-        return Path(download_pretrained(tag, cache_dir=str(local_path(cache) / HUB)))
-    except Exception as error:  # the errors of the hub's client have no common base
-        raise WeightsError(
-            field,
-            f"the hub does not give {hub_id(tag)} ({one_line(error)})",
-            hub_id(tag),
-            f"run {FETCH} where there is a network",
-        ) from None
+    owner, name, *file = hub_id(tag).split("/")
+    files = HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+    if file:
+        files = str(Path(*file).with_suffix(".safetensors")), "/".join(file)
+    return f"{owner}/{name}", files
 
 
 def require_activation(weights: str, quick_gelu: bool | None, architecture: Architecture) -> None:

@@ -26,8 +26,8 @@ from dfkd.errors import (
     WeightsError,
     one_line,
 )
-from dfkd.models.teacher_architecture import download_tag
-from dfkd.models.weights.artifacts import PIPELINE_FILES, Artifact
+from dfkd.models.teacher_architecture import HUB, hub_files
+from dfkd.models.weights.artifacts import FETCH, PIPELINE_FILES, Artifact, hub_id
 from dfkd.pipeline.preflight import check_distillation
 from dfkd.pipeline.required_weights import (
     HubModel,
@@ -179,14 +179,32 @@ def _fetch_from_hub(manifest: Manifest, model: HubModel) -> str:
     """Make a hub's client download a model; returns a description."""
     if model.library == "diffusers":
         return _fetch_pipeline(manifest)
-    # These libraries know only their own caches, so they download by loading.
     if model.library == "open_clip":
         tower = towers(manifest)[model.field]
         tag = get_pretrained_cfg(tower.model, tower.weights) or {}
-        path = download_tag(model.field, tag, manifest.cache)
-        return f"{model.id}, fetched by open_clip: {path}"
-    check_distillation(manifest)  # building the student is what makes timm download it
+        return f"{model.id}: {_fetch_tag(model.field, tag, manifest.cache)}"
+    check_distillation(manifest)  # timm downloads a model only by building it
     return f"{model.id}, fetched by {model.library}"
+
+
+def _fetch_tag(field: str, tag: dict[str, Any], cache: str) -> str:
+    """Download the weight file of a tag of open_clip into the cache; returns its path.
+
+    open_clip's own function takes the pickle whenever the download of the safetensors fails, so
+    that a bad line would leave two nodes with different files.
+    """
+    repository, files = hub_files(tag)
+    remaining = list(files)
+    while True:
+        file = remaining.pop(0)
+        try:
+            return hf_hub_download(repository, file, cache_dir=local_path(cache) / HUB)
+        except Exception as error:  # the errors of the hub's client have no common base
+            if remaining and _is_missing(error):
+                continue
+            rule = f"the hub does not give {hub_id(tag)} ({one_line(error)})"
+            remedy = f"run {FETCH} where there is a network"
+            raise WeightsError(field, rule, hub_id(tag), remedy) from None
 
 
 def _fetch_pipeline(manifest: Manifest) -> str:
@@ -214,6 +232,17 @@ def _fetch_pipeline(manifest: Manifest) -> str:
             raise WeightsError("generator.weights", rule, name, remedy) from None
         _verify(folder / file, pipeline.sha256.get(file, ""))
     return f"{pipeline.repository} at {pipeline.commit} ({pipeline.licence}): {folder}"
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether a hub has no such file, or the client is offline and its cache has none."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    return any(
+        isinstance(cause, OfflineModeIsEnabled)
+        or (isinstance(cause, HfHubHTTPError) and cause.response.status_code == 404)
+        for cause in _causes(error)
+    )
 
 
 def _is_outage(error: BaseException) -> bool:

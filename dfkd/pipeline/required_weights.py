@@ -7,6 +7,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import prompt_method
 from dfkd.config.paths import local_path
+from dfkd.config.pipelines import PIPELINES, Pipeline
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.distillation.text_only import errors_name_own_keys
 from dfkd.models import backbone
@@ -15,9 +16,7 @@ from dfkd.models.generators.vqgan import find_file
 from dfkd.models.teacher_architecture import find_weights, read_architecture, require_activation
 from dfkd.models.weights.artifacts import (
     PIPELINE_FILES,
-    PUBLISHED_PIPELINES,
     Artifact,
-    Pipeline,
     hub_id,
     published,
 )
@@ -85,7 +84,7 @@ def _generator(manifest: Manifest) -> list[tuple[str, Artifact | None]]:
     if not any(map(prompt_method, manifest.methods)):
         return []
     if config.kind == "diffusers":
-        if config.weights not in PUBLISHED_PIPELINES:
+        if config.weights not in PIPELINES:
             find_folder(config.weights)
         return []
     if config.kind != "vqgan":
@@ -102,7 +101,8 @@ def published_pipeline(manifest: Manifest) -> Pipeline | None:
     config = manifest.generator
     if config.kind != "diffusers" or not any(map(prompt_method, manifest.methods)):
         return None
-    return PUBLISHED_PIPELINES.get(config.weights)
+    pipeline = PIPELINES.get(config.weights)
+    return pipeline if pipeline and pipeline.repository else None
 
 
 def missing_of_pipeline(manifest: Manifest) -> list[str]:

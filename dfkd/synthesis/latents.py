@@ -33,16 +33,17 @@ class Synthesiser:
     """Makes batches of images with fixed models."""
 
     def __init__(
-        self, teacher: Teacher, generator: Generator, config: Synthesis, steps: int | None = None
+        self, teacher: Teacher, generator: Generator, config: Synthesis, steps: int
     ) -> None:
         """Prepare the loop.
 
         Args:
-            config: with `compile`, batches of exactly `batch_size` images are compiled.
-            steps: optimisation steps, 0 for none; by default `config.steps`.
+            config: with `compile`, batches of exactly `batch_size` images are compiled. Its
+                `steps` are not used: they may be those of the sampling.
+            steps: optimisation steps, 0 for none.
         """
         self.teacher, self.generator, self.config = teacher, generator, config
-        self.steps = config.steps if steps is None else steps
+        self.steps = steps
         self.full_batch_distances: Callable[[Tensor, Tensor, ViewParameters | None], Tensor] = (
             self._view_distances
         )

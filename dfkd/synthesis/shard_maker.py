@@ -71,7 +71,7 @@ class ShardMaker:
         self.teacher = teacher
         self.source = source
         self.notify = notify
-        self.batch_size = initial_batch_size(manifest.synthesis, teacher.device)
+        self.batch_size = initial_batch_size(manifest, teacher.device)
         self.dependent = has_dependent_images(manifest.method)
         self.class_texts = class_text_embeddings(manifest, teacher)
 

@@ -45,9 +45,7 @@ class LatentSource(ImageSource):
         config = dataclasses.replace(
             manifest.synthesis,
             learning_rate=latent_learning_rate(manifest),
-            batch_size=min(
-                initial_batch_size(manifest.synthesis, teacher.device), _images_of_unit(manifest)
-            ),
+            batch_size=min(initial_batch_size(manifest, teacher.device), _images_of_unit(manifest)),
         )
         self.synthesiser = Synthesiser(teacher, generator, config, steps_per_image(manifest))
         self.encode_condition: ConditionEncoder | None = None

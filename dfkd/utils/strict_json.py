@@ -149,7 +149,8 @@ def first_problem(error: "ValidationError") -> tuple[str, str, object]:
 
 def rule_of(message: str) -> str:
     """The rule in a message of pydantic, in the words of this project's errors."""
-    return message.removeprefix("Input ").replace("should", "must", 1)
+    bare = message.removeprefix("Input ").removeprefix("Value error, ")
+    return bare.replace("should", "must", 1)
 
 
 def numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:

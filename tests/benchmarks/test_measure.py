@@ -90,8 +90,8 @@ def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> Non
     generator = VQGAN.load(GENERATOR, CPU, "float32")
     targets = teacher.encode_text(["A cat", "A clock"])
     losses = []
-    config = Synthesis(image_size=64, steps=3, batch_size=2, views=0)
-    Synthesiser(teacher, generator, config)(targets, [0, 1], lambda _, found: losses.append(found))
+    ours = Synthesiser(teacher, generator, Synthesis(image_size=64, batch_size=2, views=0), 3)
+    ours(targets, [0, 1], lambda _, found: losses.append(found))
     assert torch.allclose(
         reference.plain_loop(teacher, generator, targets, 64, 3), losses[-1], rtol=1e-3
     )

@@ -169,12 +169,15 @@ def test_a_list_of_methods_has_no_fingerprint(tmp_path: Path) -> None:
     assert mix == digest(read(tmp_path)) != random
 
 
-DIFFUSERS = "generator={kind: diffusers, weights: here, refine_steps: 2}"
+DIFFUSERS = (
+    "generator={kind: diffusers, weights: here, guidance: 3, refine_steps: 2}",
+    "synthesis.steps=8",
+)
 FOLDER = {"teacher.weights": "aa", "generator.weights/unet": "bb", "generator.weights/vae": "cc"}
 
 
 def of_diffusers(tmp_path: Path, *overrides: str) -> dict[str, object]:
-    return identity(read(tmp_path, DIFFUSERS, *overrides), FOLDER)
+    return identity(read(tmp_path, *DIFFUSERS, *overrides), FOLDER)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +186,7 @@ def of_diffusers(tmp_path: Path, *overrides: str) -> dict[str, object]:
         "generator.guidance=2",
         "generator.refine_steps=3",
         "synthesis.steps=4",
-        "synthesis.learning_rate=0.5",
+        "generator.refine_rate=0.5",
     ],
 )
 def test_keys_of_a_diffusion_model_are_in_the_fingerprint(tmp_path: Path, override: str) -> None:
@@ -195,9 +198,23 @@ def test_a_folder_s_files_replace_its_path(tmp_path: Path) -> None:
     assert found["generator.weights/unet.sha256"] == "bb"
     assert found["generator.kind"] == "diffusers"
     assert found == of_diffusers(tmp_path, "generator.weights=moved")
-    sampled = identity(read(tmp_path, DIFFUSERS, "generator.refine_steps=0"), FOLDER)
+    sampled = identity(read(tmp_path, *DIFFUSERS, "generator.refine_steps=0"), FOLDER)
     assert not {"generator.config", "generator.weights", "synthesis.quantise"} & found.keys()
     assert found.keys() - sampled.keys() == {
-        f"synthesis.{key}"
-        for key in ("learning_rate", "views", "view_noise", "compile", "batch_norm_weight")
+        "generator.refine_rate",
+        *(f"synthesis.{key}" for key in ("views", "view_noise", "compile", "batch_norm_weight")),
     }
+    assert "synthesis.learning_rate" not in found
+
+
+def test_what_a_generator_takes_by_itself_is_in_the_fingerprint(tmp_path: Path) -> None:
+    """As if the manifest stated it; both ways to write no guidance are the same images."""
+    assert digest(read(tmp_path)) == digest(read(tmp_path, "synthesis.steps=500"))
+    named = "generator={kind: diffusers, weights: sd-turbo}"
+
+    def found(*overrides: str) -> dict[str, object]:
+        return identity(read(tmp_path, named, *overrides), FOLDER)
+
+    assert found() == found("synthesis.steps=1", "generator.guidance=1")
+    assert found() == found("generator.guidance=0")
+    assert found() != found("synthesis.steps=2")

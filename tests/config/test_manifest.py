@@ -1,5 +1,6 @@
 """The manifest refuses what cannot be run, in one line that names field, rule and value."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from dfkd.api import read_manifest
 from dfkd.config.distillation import weights_file
 from dfkd.config.manifest import Manifest
+from dfkd.config.pipelines import SCHEDULER
+from dfkd.config.plan import latent_learning_rate
 from dfkd.errors import ManifestError
 from dfkd.utils.yaml import dump
 from tests.helpers import small_manifest
@@ -20,7 +23,7 @@ def path(tmp_path: Path) -> Path:
 def test_defaults_are_the_papers_numbers(path: Path) -> None:
     manifest = Manifest.read(path)
     assert manifest.synthesis.images_per_class == 3000
-    assert (manifest.synthesis.steps, manifest.synthesis.learning_rate) == (500, 0.15)
+    assert (manifest.steps, manifest.synthesis.learning_rate) == (500, 0.15)
     assert (manifest.synthesis.batch_size, manifest.synthesis.image_size) == (8, 224)
     assert manifest.prompts.scale == 10.0
     contrastive = manifest.prompts.contrastive
@@ -70,7 +73,8 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("teacher.template='{class} in {style}'", "teacher.template", "no braces except {class}"),
         ("generator.kind=flux", "generator.kind", "'vqgan' or 'diffusers'"),
         ("generator={weights: miniature}", "generator.config", "must be given for a vqgan"),
-        ("generator.guidance=0", "generator.guidance", "or equal to 1"),
+        ("generator.guidance=0.5", "generator.guidance", "guidance: must be 0, or greater than"),
+        ("generator.guidance=-1", "generator.guidance", "greater than or equal to 0"),
         ("synthesis.method=poetry", "synthesis.method", "latent"),
         ("synthesis.method=[cmi, cmi]", "synthesis.method", "once"),
         ("synthesis={batch_size: 0, batch_norm_weight: 1}", "synthesis.batch_size", "given"),
@@ -184,7 +188,7 @@ def test_other_classes_take_along_what_is_said_of_themselves_alone(path: Path) -
 
 
 SAMPLED, REFINED = (
-    f"generator={{kind: diffusers, weights: x{more}}}" for more in ("", ", refine_steps: 3")
+    f"generator={{kind: diffusers, weights: miniature{more}}}" for more in ("", ", refine_steps: 3")
 )
 
 
@@ -193,7 +197,9 @@ SAMPLED, REFINED = (
     [
         ("generator.guidance=2",),
         ("generator.refine_steps=3",),
-        ("generator={kind: diffusers, weights: x, config: miniature}",),
+        ("generator.refine_rate=0.1",),
+        ("generator={kind: diffusers, weights: miniature, config: miniature}",),
+        (SAMPLED, "generator.refine_rate=0.1"),
         *((generator, "synthesis.pace=2") for generator in (SAMPLED, REFINED)),
         (REFINED, "synthesis.quantise=false"),
         (SAMPLED, "synthesis.learning_rate=1"),
@@ -210,9 +216,60 @@ def test_a_key_that_the_generator_does_not_read_is_refused(
         Manifest.read(path, overrides)
 
 
-def test_refinement_reads_the_keys_of_the_optimiser(path: Path) -> None:
-    keys = ("learning_rate=1", "views=1", "view_noise=1", "batch_norm_weight=1")
-    Manifest.read(path, (REFINED, *(f"synthesis.{key}" for key in keys)))
+def test_refinement_reads_the_keys_of_the_optimiser_but_has_a_rate_of_its_own(path: Path) -> None:
+    keys = ("views=1", "view_noise=1", "batch_norm_weight=1")
+    settings = (REFINED, "generator.refine_rate=0.1", *(f"synthesis.{key}" for key in keys))
+    assert latent_learning_rate(Manifest.read(path, settings)) == 0.1
+    assert latent_learning_rate(Manifest.read(path, ("synthesis.pace=2",))) == 0.3
+    with pytest.raises(ManifestError, match=r"no effect .*; give generator\.refine_rate instead"):
+        Manifest.read(path, (REFINED, "synthesis.learning_rate=0.1"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "steps", "guidance"),
+    [("miniature", 8, 3.0), ("stable-diffusion-v1-5", 20, 2.0), ("sd-turbo", 1, 1.0)],
+)
+def test_a_known_diffusion_model_has_its_own_steps_and_guidance(
+    path: Path, weights: str, steps: int, guidance: float
+) -> None:
+    named = f"generator={{kind: diffusers, weights: {weights}}}"
+    manifest = Manifest.read(path, (named,))
+    assert (manifest.steps, manifest.generator.guidance) == (steps, guidance)
+    assert Manifest.read(path, (named, "generator.guidance=0")).generator.guidance == 1.0
+    other = Manifest.read(path, (named, "generator.guidance=7.5", "synthesis.steps=3"))
+    assert (other.steps, other.generator.guidance) == (3, 7.5)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "usual"),
+    [
+        ({"_class_name": "LCMScheduler"}, "LCMScheduler usually takes 4 to 8 steps"),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"},
+            "EulerDiscreteScheduler with trailing time steps, as of a Turbo model, takes 1 to 4",
+        ),
+        ({"_class_name": "PNDMScheduler"}, "PNDMScheduler usually takes 20 to 50 steps"),
+        ({}, "most models take 20 to 50 steps"),
+        ([], "most models take 20 to 50 steps"),
+        (None, "most models take 20 to 50 steps"),
+    ],
+)
+def test_a_folder_needs_steps_and_guidance_and_the_error_names_usual_ones(
+    path: Path, tmp_path: Path, scheduler: object, usual: str
+) -> None:
+    file = tmp_path / SCHEDULER
+    file.parent.mkdir()
+    if scheduler is not None:
+        file.write_text(json.dumps(scheduler))
+    folder = f"generator={{kind: diffusers, weights: {tmp_path}}}"
+    given = {"synthesis.steps": "synthesis.steps=4", "generator.guidance": "generator.guidance=2"}
+    for missing in given:
+        others = (setting for key, setting in given.items() if key != missing)
+        with pytest.raises(ManifestError) as caught:
+            Manifest.read(path, (folder, *others))
+        assert str(caught.value).startswith(f"{missing}: must be given unless generator.weights is")
+        assert f"; give it; {usual}" in str(caught.value)
+    assert Manifest.read(path, (folder, *given.values())).steps == 4
 
 
 def test_methods_are_prompts_with_and_without_statistics_and_inversions(path: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_pace_divides_the_steps_and_multiplies_the_learning_rate() -> None:
 
 
 def test_sampled_images_take_the_steps_of_the_model_and_one_more_than_refine_them() -> None:
-    model = GeneratorConfig(kind="diffusers", weights="unused")
+    model = GeneratorConfig(kind="diffusers", weights="miniature")
     sampled = dataclasses.replace(changed(plan(2, 10, 5), steps=30), generator=model)
     assert (sampling_steps(sampled), image_steps(sampled)) == (2 * 10 * 30, 0)
     assert sampling_steps(changed(sampled, method=("cmi",))) == 0

@@ -32,7 +32,7 @@ from tests.helpers.inversion_runs import TREE  # noqa: E402
 
 IMAGES: dict[str, Any] = {
     "images_per_class": 4, "shard_size": 4, "image_size": 64, "steps": 2, "precision": "bfloat16",
-    "learning_rate": 0.1, "views": 2, "view_noise": 0.1,
+    "views": 2, "view_noise": 0.1,
 }  # fmt: skip
 STUDENT: dict[str, Any] = {
     "student": "timm:test_resnet", "weights": "miniature", "epochs": 1, "warmup_epochs": 1,
@@ -70,7 +70,7 @@ RUNS: dict[str, dict[str, Any]] = {
             "styles": "miniature",
             "contrastive": {"updates": 2},
         },
-        "synthesis": {**IMAGES, "batch_norm_weight": [0.0, 0.1]},
+        "synthesis": {**IMAGES, "learning_rate": 0.1, "batch_norm_weight": [0.0, 0.1]},
         "distillation": {**STUDENT, "optimizer": "adamw", "texts": "styles"},
         **SCORED,
         "evaluation": {**SCORED["evaluation"], "models": ["teacher", "student"]},

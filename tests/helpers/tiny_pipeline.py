@@ -105,7 +105,7 @@ def read_manifest(folder: Path, pipeline: Path, *overrides: str, **generator: An
         *overrides,
         storage={"root": str(folder / "run")},
         teacher={"model": model, "weights": weights},
-        generator={"kind": "diffusers", "weights": str(pipeline), **generator},
+        generator={"kind": "diffusers", "weights": str(pipeline), "guidance": 1.0, **generator},
         prompts={"method": ["vanilla", "mix", "random", "contrastive"], "scale": 2.0},
         synthesis=synthesis | {"image_size": SIZE},
     )

@@ -13,10 +13,11 @@ import torch
 
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
+from dfkd.config.pipelines import PIPELINES
 from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import Exit, WeightsError
 from dfkd.models.generators.vqgan import VQGAN
-from dfkd.models.weights.artifacts import PUBLISHED_PIPELINES, PUBLISHED_VQGANS
+from dfkd.models.weights.artifacts import PUBLISHED_VQGANS
 from dfkd.pipeline.preflight import check_synthesis
 from tests.helpers import jobs, small_manifest
 from tests.helpers.http_server import Publisher, give_tag, keep_hub_model
@@ -155,9 +156,7 @@ def test_a_file_of_a_diffusion_model_has_its_published_hash(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     file = UNET.removeprefix(f"{TURBO}/")
     known = {file: sha256_file(published / UNET)}
-    monkeypatch.setitem(
-        PUBLISHED_PIPELINES, TURBO, replace(PUBLISHED_PIPELINES[TURBO], sha256=known)
-    )
+    monkeypatch.setitem(PIPELINES, TURBO, replace(PIPELINES[TURBO], sha256=known))
     fetch(path)
     (tmp_path / "cache" / UNET).write_bytes(b"damaged")
     assert f"is not {known[file]} that was published" in fetch(path, code=Exit.FAILED)
@@ -228,7 +227,7 @@ def test_a_hubs_model_is_left_to_the_library(
     assert jobs.plan("fetch", path)["from_hubs"].keys() == {"someone/tiny"}
     assert "the hub does not give someone/tiny" in fetch(path, code=Exit.USAGE)
     keep_hub_model(tmp_path / "cache", "someone/tiny", Path(written.weights))
-    assert "someone/tiny, fetched by open_clip: " in fetch(path)
+    assert "teacher.weights: someone/tiny: " in fetch(path)
 
 
 @pytest.fixture
@@ -261,8 +260,23 @@ def test_only_an_outage_of_the_hub_is_worth_a_repetition(
     assert "someone/tiny" in fetch(tmp_path / "manifest.yaml", code=code)
 
 
+def test_a_pickle_is_taken_only_where_there_are_no_safetensors(
+    hub: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node whose safetensors did not arrive would have another file than the others."""
+    attempts = 7  # after which the hub's client gives up
+    hub.inject(*["busy"] * attempts)
+    fetch(tmp_path / "manifest.yaml", code=Exit.RETRY)
+    assert {path.rpartition("/")[2] for path, _ in hub.seen} == {"open_clip_model.safetensors"}
+    assert not [*(tmp_path / "cache").rglob("*.bin")]
+    hub.files.pop("open_clip_model.safetensors")
+    assert fetch(tmp_path / "manifest.yaml").splitlines()[0].endswith("open_clip_pytorch_model.bin")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert fetch(tmp_path / "manifest.yaml").splitlines()[0].endswith("open_clip_pytorch_model.bin")
+
+
 def test_a_hubs_model_arrives_over_a_bad_line(hub: Publisher, tmp_path: Path) -> None:
     hub.inject("", "cut 1000")
-    assert "someone/tiny, fetched by open_clip: " in fetch(tmp_path / "manifest.yaml")
+    assert "teacher.weights: someone/tiny: " in fetch(tmp_path / "manifest.yaml")
     assert len(hub.seen) == 3
     check_synthesis(Manifest.read(tmp_path / "manifest.yaml"))

@@ -16,11 +16,11 @@ from PIL import Image
 from dfkd.config.distillation import Distillation
 from dfkd.config.inversion import Inversion
 from dfkd.config.manifest import Manifest
+from dfkd.config.pipelines import PIPELINES
 from dfkd.config.synthesis import Prompts, Synthesis, TeacherConfig
 from dfkd.dataset.published import current
 from dfkd.evaluation import footprint
 from dfkd.models.teacher import Teacher
-from dfkd.models.weights.artifacts import PUBLISHED_PIPELINES
 from dfkd.pipeline.required_weights import hub_models, needs
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.request import even_batches
@@ -117,7 +117,7 @@ def test_the_students_of_a_manifest_have_a_size(name: str) -> None:
 def test_the_settings_are_the_paper_s(name: str) -> None:
     manifest = read(name)
     assert manifest.teacher == TeacherConfig(model="ViT-B-32-quickgelu", weights="openai")
-    assert manifest.synthesis == Synthesis()
+    assert manifest.synthesis == Synthesis(steps=500)
     methods = ("vanilla", "mix", "random", "contrastive")
     assert manifest.prompts == Prompts(method=methods)
     student = Distillation(seeds=(0, 1, 2, 3, 4), checkpoint_epochs=10)
@@ -162,7 +162,7 @@ def test_every_weight_file_has_a_known_source(name: str) -> None:
     vqgan = "vqgan-imagenet-f16-16384"
     files, models = [f"{vqgan}.yaml", f"{vqgan}.ckpt"], {TEACHERS.get(name, VIT_B), RN50}
     if name in DIFFUSION:
-        files, models = [], models | {PUBLISHED_PIPELINES[manifest.generator.weights].repository}
+        files, models = [], models | {PIPELINES[manifest.generator.weights].repository}
     assert [need.artifact.file for need in needs(manifest)] == [*files, "resnet18-f37072fd.pth"]
     assert {model.id for model in hub_models(manifest)} == models
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dfkd import Manifest
+from dfkd.config.pipelines import PIPELINES
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import read_results
 from dfkd.report import tables
@@ -47,6 +48,13 @@ def name(page: Path) -> str:
 
 
 ALL = [command for page in PAGES for command in commands(page)]
+
+
+def test_the_page_has_what_each_known_diffusion_model_takes() -> None:
+    text = (ROOT / "manifests/README.md").read_text()
+    for weights, own in PIPELINES.items():
+        scale = f"{own.guidance:g}" if own.guidance > 1 else "none"
+        assert f"  | `{weights}` | {own.steps} | {scale} |\n" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -233,7 +233,7 @@ def test_any_change_of_a_study_is_valid_or_refused(place: tuple[Any, ...], value
 def test_every_study_that_is_shipped_can_be_read(path: Path, size: str) -> None:
     study = read(path, (f"size={size}",))
     assert study.described.name == path.parent.name
-    steps = {cell.manifest.synthesis.steps for cell in study.cells}
+    steps = {cell.manifest.steps for cell in study.cells}
     roots = {cell.manifest.storage.root for cell in study.cells}
     assert roots == {"runs/studies" if size == "full" else "runs/studies-quick"}
     assert size == "full" or max(steps) <= 12

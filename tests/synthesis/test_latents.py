@@ -27,6 +27,12 @@ SEEDS = (1, 2, 3, 4)
 SMALL = Synthesis(image_size=64, steps=6, views=1, view_noise=0.02)
 
 
+def made_by(teacher: Teacher, generator: VQGAN, config: Synthesis) -> Synthesiser:
+    """The loop with the steps of its configuration."""
+    assert config.steps is not None
+    return Synthesiser(teacher, generator, config, config.steps)
+
+
 def run(
     teacher: Teacher,
     generator: VQGAN,
@@ -36,7 +42,7 @@ def run(
     **options: object,
 ) -> Synthesised:
     targets = teacher.encode_text(prompts)
-    return Synthesiser(teacher, generator, config)(targets, seeds, **options)
+    return made_by(teacher, generator, config)(targets, seeds, **options)
 
 
 def test_an_image_depends_on_its_prompt_and_seed_and_not_on_its_batch(
@@ -107,9 +113,9 @@ def test_latents_are_projected_after_each_step(
 
 def test_a_nan_stays_with_its_own_image(teacher: Teacher, generator: VQGAN) -> None:
     targets = teacher.encode_text(PROMPTS)
-    clean = Synthesiser(teacher, generator, SMALL)(targets, SEEDS)
+    clean = made_by(teacher, generator, SMALL)(targets, SEEDS)
     targets[2] = torch.nan
-    made = Synthesiser(teacher, generator, SMALL)(targets, SEEDS)
+    made = made_by(teacher, generator, SMALL)(targets, SEEDS)
     assert made.diverged.tolist() == [False, False, True, False]
     assert torch.equal(made.pixels[[0, 1, 3]], clean.pixels[[0, 1, 3]])
 
@@ -205,7 +211,7 @@ def test_only_full_batches_are_compiled(
 
     monkeypatch.setattr(torch, "compile", compile_)
     config = dataclasses.replace(SMALL, steps=2, batch_size=3, compile=True)
-    synthesiser, targets = Synthesiser(teacher, generator, config), teacher.encode_text(PROMPTS)
+    synthesiser, targets = made_by(teacher, generator, config), teacher.encode_text(PROMPTS)
     for size in (1, 3, 2, 4):
         synthesiser(targets[:size], SEEDS[:size])
     calls = [args for each in compiled for args, _ in each.call_args_list]
@@ -219,7 +225,7 @@ def test_a_compiled_step_makes_the_same_image(teacher: Teacher, generator: VQGAN
     targets = teacher.encode_text(PROMPTS)
     config = dataclasses.replace(SMALL, steps=3, batch_size=len(PROMPTS))
     plain, compiled = (
-        Synthesiser(teacher, generator, dataclasses.replace(config, compile=switch))
+        made_by(teacher, generator, dataclasses.replace(config, compile=switch))
         for switch in (False, True)
     )
     one, two = (made(targets, SEEDS) for made in (plain, compiled))

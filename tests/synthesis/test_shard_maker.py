@@ -13,7 +13,6 @@ from PIL import Image
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, Unit, image_seed, tasks
-from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.shards import Sample, parse_shard
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, distances
@@ -285,8 +284,19 @@ def test_prompts_of_more_or_fewer_images_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("kind", "size", "tried"), [("cpu", 0, 8), ("cuda", 0, 50), ("cuda", 3, 3)]
+    ("kind", "size", "refined", "tried"),
+    [
+        ("cpu", 0, 0, 8),
+        ("cuda", 0, 0, 50),
+        ("cuda", 3, 0, 3),
+        ("cuda", 0, 2, 8),
+        ("cuda", 20, 2, 20),
+    ],
 )
-def test_the_batch_that_is_tried_first(kind: str, size: int, tried: int) -> None:
-    config = Synthesis(batch_size=size, shard_size=50)
-    assert initial_batch_size(config, torch.device(kind)) == tried
+def test_the_batch_that_is_tried_first(
+    kind: str, size: int, refined: int, tried: int, tmp_path: Path
+) -> None:
+    sizes = f"synthesis={{batch_size: {size}, shard_size: 50}}"
+    model = f"generator={{kind: diffusers, weights: miniature, refine_steps: {refined}}}"
+    manifest = small_manifest.read(tmp_path, sizes, model)
+    assert initial_batch_size(manifest, torch.device(kind)) == tried

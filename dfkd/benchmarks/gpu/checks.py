@@ -10,6 +10,7 @@ import torch
 
 from dfkd.benchmarks.gpu.kit import Kit, Result
 from dfkd.config.paths import MINIATURE
+from dfkd.config.pipelines import PIPELINES
 from dfkd.config.synthesis import GeneratorConfig, Synthesis, TeacherConfig
 from dfkd.models.generators.diffusion import Diffusion
 from dfkd.models.generators.generator import Condition
@@ -24,8 +25,6 @@ SIZE = 64
 """Side of their images in pixels."""
 TEXTS = ("A dog", "A cat", "A house", "A tree")
 BATCH = len(TEXTS)
-SAMPLING_STEPS, GUIDANCE = 8, 3.0
-"""Of the bundled diffusion model, as in `manifests/miniature.yaml`."""
 LEVELS, DISTANCE = 3.0, 0.02
 """In bfloat16: mean difference of pixels in levels of 255, and difference of a distance."""
 COMPILED_LEVELS, COMPILED_DISTANCE = 0.05, 0.02
@@ -94,10 +93,11 @@ def _bundled(
 
 @torch.no_grad()
 def _sampled(device: torch.device, precision: Precision) -> Synthesised:
-    """A batch of some classes from the bundled diffusion model, guided as in the demo."""
+    """A batch of some classes from the bundled diffusion model, guided as it is by default."""
     teacher = Teacher.load(TeacherConfig(model=MINIATURE, weights=MINIATURE), device)
-    config = GeneratorConfig(kind="diffusers", weights=MINIATURE, guidance=GUIDANCE)
-    generator = Diffusion.load(config, device, precision, steps=SAMPLING_STEPS)
+    own = PIPELINES[MINIATURE]
+    config = GeneratorConfig(kind="diffusers", weights=MINIATURE, guidance=own.guidance)
+    generator = Diffusion.load(config, device, precision, steps=own.steps)
     layers = generator.encoder.input.layers
     states = teacher.hidden_states(teacher.embed_tokens(teacher.tokenize(["", *TEXTS])), layers)
     synthesiser = Synthesiser(teacher, generator, Synthesis(image_size=SIZE), steps=0)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dfkd.config.paths import GENERATOR_CONFIG, MINIATURE
+from dfkd.config.pipelines import PIPELINES
 from dfkd.config.synthesis import Contrastive
 from dfkd.models.generators.vqgan_config import Decoder, Model, Params, read_model
 
@@ -68,8 +69,8 @@ SD15 = replace(
     name="SD 1.5, guided",
     scheduler="PNDMScheduler",
     schedule={"skip_prk_steps": True},
-    steps=20,
-    guidance=7.5,
+    steps=PIPELINES["stable-diffusion-v1-5"].steps,
+    guidance=PIPELINES["stable-diffusion-v1-5"].guidance,
 )
 """The model of `manifests/pacs_sd15.yaml`."""
 TURBO = replace(
@@ -79,7 +80,7 @@ TURBO = replace(
     unet={"sample_size": 64, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
     scheduler="EulerDiscreteScheduler",
     schedule={"timestep_spacing": "trailing"},
-    steps=1,
+    steps=PIPELINES["sd-turbo"].steps,
 )
 """The model of `manifests/pacs_turbo.yaml`."""
 TINY = replace(

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from dfkd.config.paths import CACHE, DIFFUSION, MINIATURE, local_path
+from dfkd.config.pipelines import PIPELINES
 from dfkd.errors import ManifestError, WeightsError, one_line
-from dfkd.models.weights.artifacts import FETCH, PIPELINE_FILES, PUBLISHED_PIPELINES, cached
+from dfkd.models.weights.artifacts import FETCH, PIPELINE_FILES, cached
 from dfkd.models.weights.reading import load_into, match, read_json, read_state_dict
 from dfkd.utils.strict_json import numbers
 
@@ -34,6 +35,9 @@ SCHEDULERS = (
 )
 """Classes of diffusers that a folder may name. These schedulers draw from given generators."""
 
+OTHER_PARTS = ("text_encoder_2", "transformer")
+"""Folders in those of other pipelines: a second text tower (Stable Diffusion XL and 3, FLUX), or a
+transformer in the place of the UNet."""
 OTHER_CONDITIONS = (
     "addition_embed_type",
     "class_embed_type",
@@ -56,19 +60,21 @@ def find_folder(value: str, cache: str = CACHE) -> Path:
     """The folder that `generator.weights` names.
 
     Raises:
-        WeightsError: no such folder or name, or a file is not in the cache.
+        WeightsError: no such folder or name, it is of another kind of pipeline, or a file is not in
+            the cache.
     """
     if value == MINIATURE:
         return DIFFUSION
-    if value in PUBLISHED_PIPELINES:
+    if value in PIPELINES:
         for each in PIPELINE_FILES:
             cached(FIELD, value, f"{value}/{each}", cache)
         return local_path(cache) / value
     folder = local_path(value)
     if not folder.is_dir():
-        names = ", ".join([MINIATURE, *PUBLISHED_PIPELINES])
-        rule = f"must be an existing folder or a known diffusion model ({names})"
+        rule = f"must be an existing folder or a known diffusion model ({', '.join(PIPELINES)})"
         raise WeightsError(FIELD, rule, value, f"check the path, or name one and run {FETCH}")
+    if other := [part for part in OTHER_PARTS if (folder / part).is_dir()]:
+        raise _foreign(folder, f"must have one text tower and a UNet, and this one has {other[0]}")
     return folder
 
 
@@ -82,13 +88,20 @@ def _configuration(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
     """A configuration of one of the classes `kinds`, with bounded numbers.
 
     Raises:
-        WeightsError: it is of another class, or a number is out of bounds.
+        WeightsError: it is of another class, of a UNet with other conditions than a text tower's,
+            or a number is out of bounds.
     """
     tree = read_json(FIELD, path, REMEDY)
     if tree.get("_class_name") not in kinds:
         rule = f"must be one of {', '.join(kinds)}"
         field = f"{FIELD}: {path.parent.name}._class_name"
         raise WeightsError(field, rule, tree.get("_class_name"), "give another model")
+    # Before the bounds, which larger models exceed too.
+    if other := [key for key in OTHER_CONDITIONS if tree.get(key) is not None]:
+        raise _foreign(
+            path.parent.parent,
+            f"must have a UNet that one text tower conditions, and this one has {other[0]}",
+        )
     # A file of a few bytes must not ask for a network of any size.
     for key, number in numbers(tree):
         limit = MAX_LAYERS if re.search("layers|blocks|length", key) else MAX_SIZE
@@ -188,10 +201,6 @@ def require_fitting(unet: Any, vae: Any, width: int, folder: Path) -> None:
     Args:
         width: of the text encoder's hidden states.
     """
-    if other := [key for key in OTHER_CONDITIONS if unet.get(key) is not None]:
-        raise _foreign(
-            folder, f"must have a UNet that one text tower conditions, and this one has {other[0]}"
-        )
     # The decoder of a VQGAN starts at its codes.
     channels = vae.get("vq_embed_dim") or vae.latent_channels
     if not unet.in_channels == unet.out_channels == channels:

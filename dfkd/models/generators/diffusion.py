@@ -118,6 +118,7 @@ class Diffusion:
         unet = read_network("unet", UNETS, files, device)
         vae = read_network("vae", VAES, files, device)
         require_fitting(unet.config, vae.config, encoder.shape.hidden_size, folder)
+        assert config.guidance is not None  # noqa: S101 - a manifest fills it in
         return cls(unet, vae, scheduler, encoder, steps, config.guidance, precision)
 
     def require(self, teacher: Teacher, image_size: int) -> None:

@@ -35,5 +35,5 @@ def file_hashes(config: GeneratorConfig, cache: str = CACHE) -> dict[str, str]:
 
 def load(manifest: Manifest, device: torch.device, precision: Precision = "float32") -> Generator:
     """The generator that a manifest names, see `Generator.load`."""
-    config, steps = manifest.generator, manifest.synthesis.steps
-    return KINDS[config.kind].load(config, device, precision, manifest.cache, steps=steps)
+    config = manifest.generator
+    return KINDS[config.kind].load(config, device, precision, manifest.cache, steps=manifest.steps)

@@ -3,12 +3,13 @@
 `jobs/fetch.py` fills the cache once, so that workers do not wait for the network or load it all at
 the same time. Loading a model reads these files from the cache and never downloads them. What a
 library takes from a hub by itself (the tags of open_clip, the models of timm) has no entry here.
-Addresses, sizes and hashes are from public sources, which comments name.
+Addresses, sizes and hashes are from public sources, which comments name. Diffusion models are in
+`dfkd.config.pipelines`.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,18 +41,6 @@ class Artifact:
     def within(self, cache: str) -> Path:
         """The file's path in the folder `cache`, whether it exists or not."""
         return local_path(cache) / self.file
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A diffusion model on the hub, in diffusers' layout."""
-
-    repository: str
-    commit: str
-    """Of the repository, because its branches can move, and most files have no published hash."""
-    licence: str
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    """Published hashes by file."""
 
 
 def at_address(address: str, licence: str) -> Artifact:
@@ -130,29 +119,3 @@ PIPELINE_FILES = (
     "tokenizer/special_tokens_map.json",
 )
 """What is used of a folder in diffusers' layout. The text encoder's weights are only compared."""
-
-# Commits: those at which several public projects pin these repositories.
-PUBLISHED_PIPELINES = {
-    "stable-diffusion-v1-5": Pipeline(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-        "CreativeML Open RAIL-M, see its model card",
-        {
-            "unet/diffusion_pytorch_model.safetensors": (
-                "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1"
-            ),
-            "vae/diffusion_pytorch_model.safetensors": (
-                "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c"
-            ),
-            "text_encoder/model.safetensors": (
-                "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334"
-            ),
-        },
-    ),
-    "sd-turbo": Pipeline(
-        "stabilityai/sd-turbo",
-        "b261bac6fd2cf515557d5d0707481eafa0485ec2",
-        "Stability AI Community License, see its model card",
-    ),
-}
-"""Diffusion models whose text tower is published on its own too, as weights of open_clip."""

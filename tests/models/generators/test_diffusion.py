@@ -354,7 +354,6 @@ TOKENS = "tokenizer/special_tokens_map.json"
             "unet.block_out_channels (length): must be at most 8",
         ),
         (UNET, {"down_block_types": ["x", "y"]}, "must be buildable by diffusers"),
-        (UNET, {"addition_embed_type": "text"}, "has no use for|must be buildable|lacks"),
         (UNET, {"out_channels": 3}, "differs in shape at conv_out"),
         (VAE, {"latent_channels": 3}, "differs in shape at"),
         (VAE, {"_class_name": "VQDiffusion"}, "vae._class_name: must be one of Auto"),
@@ -377,6 +376,34 @@ def test_a_configuration_that_cannot_be_used_is_refused(
     text = refusal(read_manifest(home, own))
     assert text.startswith("generator.weights")
     assert any(each in text for each in named.split("|")), text
+
+
+XL = {
+    "addition_embed_type": "text_time",
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "transformer_layers_per_block": [1, 2, 10],
+}
+"""What tells the UNet of Stable Diffusion XL from that of 1; its blocks have ten layers."""
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("text_encoder_2", "must have one text tower and a UNet, and this one has text_encoder_2"),
+        ("transformer", "must have one text tower and a UNet, and this one has transformer"),
+        ("", "a UNet that one text tower conditions, and this one has addition_embed_type"),
+    ],
+)
+def test_another_kind_of_pipeline_is_refused_for_what_it_is(
+    part: str, named: str, home: Path, own: Path
+) -> None:
+    """Not for its numbers, which are larger than those that are read."""
+    (own / UNET).write_text(json.dumps(json.loads((own / UNET).read_text()) | XL))
+    (own / part).mkdir(exist_ok=True)
+    told = refusal(read_manifest(home, own))
+    assert named in told
+    assert told.endswith("give a Stable Diffusion 1 or 2")
 
 
 @pytest.mark.parametrize(
