@@ -85,25 +85,35 @@ class Steps:
     """What each step of a run cost this process."""
 
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By step its `seconds`, its `memory` as in `Watch.summary`, and its `requests`."""
+    """By step its `seconds`, its `memory` as in `Watch.summary`, its `requests`, and the `received`
+    bytes."""
     requests: Counter[str] = field(default_factory=Counter)
     """Number of requests by operation, of the step in progress; of a folder puts and gets only."""
+    received: int = 0
+    """Bytes of the objects that were read in the step in progress."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, request: Request) -> None:
         """Count a request, which may come from any thread."""
         with self.lock:
             self.requests[request.operation] += 1
+            if request.operation == "get":
+                self.received += request.bytes
 
     def do(self, name: str, work: Callable[[], T]) -> T:
         """Do a step, and note its cost; returns its result."""
         self.requests.clear()
+        self.received = 0
         with watched() as watch:
             begun = time.perf_counter()
             result = work()
             seconds = round(time.perf_counter() - begun, 3)
-        requests = dict(sorted(self.requests.items()))
-        self.costs[name] = {"requests": requests, "seconds": seconds, "memory": watch.summary()}
+        self.costs[name] = {
+            "requests": dict(sorted(self.requests.items())),
+            "received": self.received,
+            "seconds": seconds,
+            "memory": watch.summary(),
+        }
         return result
 
 

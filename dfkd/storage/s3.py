@@ -1,8 +1,6 @@
 """Storage in an S3 bucket, on top of `dfkd.storage.s3_client`."""
 
-import base64
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,12 +77,8 @@ class S3Storage(BucketStorage):
         # At most `MAX_UPLOADS` bodies at once: more would share the bandwidth and time out.
         with self.connection.slots, contextlib.ExitStack() as stack:
             body = data if isinstance(data, bytes) else stack.enter_context(data.open("rb"))
-            # The store compares it with what it has received; every S3 server knows this one.
-            digest = base64.b64encode(_md5(data)).decode()
             try:
-                self._client.put_object(
-                    Bucket=self.bucket, Key=name, Body=body, ContentMD5=digest, **options
-                )
+                self._client.put_object(Bucket=self.bucket, Key=name, Body=body, **options)
             except ClientError as error:
                 if writer and status(error) == 412:
                     return False
@@ -191,14 +185,6 @@ class S3Storage(BucketStorage):
         """See `Storage.delete`."""
         target = self._at(key)
         self._attempt("delete", key, lambda _: self._client.delete_object(**target))
-
-
-def _md5(data: bytes | Path) -> bytes:
-    """The MD5 of an object's data, which may be in a file."""
-    if isinstance(data, bytes):
-        return hashlib.md5(data, usedforsecurity=False).digest()
-    with data.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).digest()
 
 
 def _require_whole(answer: Any, request: Request) -> None:

@@ -2,7 +2,8 @@
 
 boto3's own retries are off, for three reasons: they cannot be observed, they end before a store has
 restarted, and they hide that an earlier attempt of a conditional write may have succeeded. The
-newer checksums are off too, because not every store accepts them: objects are sent with their MD5.
+newer checksums are off too, because not every store accepts them: a request is signed with the
+sha256 of its body, which the store compares with what it has received.
 """
 
 import os
@@ -43,7 +44,7 @@ BUSY_CODES = {
     "Throttling",
     "ThrottlingException",
     "RequestLimitExceeded",
-    "BadDigest",  # the body has changed on its way
+    "XAmzContentSHA256Mismatch",  # the body has changed on its way
 }
 METADATA_SERVICE = {"metadata_service_num_attempts": 5, "metadata_service_timeout": 5}
 """Attempts and seconds for the credentials of a machine's role. By default botocore asks once, for

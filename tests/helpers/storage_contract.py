@@ -299,12 +299,13 @@ class FaultTests:
     def test_opening_costs_one_request_after_the_first_time(self, root: str, proxy: Proxy) -> None:
         assert [len(proxy.seen) for _ in range(3) if open_storage(root)] == [2, 3, 4]
 
-    def test_a_shard_costs_three_requests(self, root: str, proxy: Proxy) -> None:
+    def test_a_shard_costs_four_requests(self, root: str, proxy: Proxy) -> None:
+        """Whether there is a receipt, the shard, its length in the store, the receipt."""
         version = versions.begin(partial_version.home(root), partial_version.IDENTITY)
         before = len(proxy.seen)
         for task in partial_version.TASKS:
             partial_version.commit(version, task)
-        assert len(proxy.seen) - before == 3 * len(partial_version.TASKS)
+        assert len(proxy.seen) - before == 4 * len(partial_version.TASKS)
 
 
 class S3FaultTests(FaultTests):
