@@ -1,5 +1,6 @@
 """The teacher: the split text path, the image path, and distances."""
 
+import contextlib
 import io
 import json
 import math
@@ -162,6 +163,20 @@ def test_pictures_reach_the_tower_as_through_open_clip_s_own_transform(
         pixels = from_bytes(torch.from_numpy(square.copy())[None])
         seen = ((pixels - teacher.mean) / teacher.std)[0]
         torch.testing.assert_close(seen, transform(picture), atol=2e-6, rtol=0)
+
+
+def test_no_published_weights_have_a_preprocessing_that_is_not_compared() -> None:
+    def kind(model: str, tag: str) -> tuple[Any, ...]:
+        config = get_pretrained_cfg(model, tag)
+        return tuple(config[key] for key in ("mean", "std", "interpolation", "resize_mode"))
+
+    accepted = set()
+    for model in open_clip.list_models():
+        with contextlib.suppress(ManifestError):
+            accepted.add(read_architecture(model).name)
+    published = [(model, tag) for model, tag in open_clip.list_pretrained() if model in accepted]
+    assert len(published) > 100
+    assert {kind(*each) for each in published} == {kind(*each) for each in FAMILIES.values()}
 
 
 @pytest.mark.parametrize("side", [24, 50, 96])
