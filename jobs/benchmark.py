@@ -17,7 +17,7 @@ from dfkd.pipeline import command_line
 if TYPE_CHECKING:
     from dfkd.benchmarks.measure import Effort
 
-BENCHMARKS = ("synthesis", "prompts", "streaming", "distillation", "scale")
+BENCHMARKS = ("synthesis", "prompts", "streaming", "distillation", "scale", "towers")
 
 
 def effort(options: argparse.Namespace) -> Effort:

@@ -4,7 +4,7 @@ import datetime
 import json
 from collections.abc import Callable, Iterator, Sequence
 
-from dfkd.benchmarks import distillation, loading, prompts, scale, synthesis
+from dfkd.benchmarks import distillation, loading, prompts, scale, synthesis, towers
 from dfkd.benchmarks.measure import Effort, Results, page, table
 from dfkd.config.manifest import Manifest
 from dfkd.storage import layout
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Manifest, Effort], Results]] = {
     "streaming": loading.measure,
     "distillation": distillation.measure,
     "scale": scale.measure,
+    "towers": towers.measure,
 }
 
 

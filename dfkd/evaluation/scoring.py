@@ -35,12 +35,12 @@ from dfkd.storage.base import Storage, in_order
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import cpu_count
-from dfkd.utils.images import decode_image
+from dfkd.utils.images import USUAL, Resizing, decode_image
 from dfkd.utils.pixels import from_bytes
 from dfkd.utils.progress import bar
 
 GROUP = 8
-"""Models of one image size that are scored together, so that an image is decoded once for them."""
+"""Models that take the same pixels and are scored together, so that an image is decoded once."""
 BATCH = 64
 """Images that a model answers at once; 64 of 224 px fit into any GPU's memory."""
 PREFETCH_BATCHES = 2
@@ -63,6 +63,8 @@ class Candidate:
     device: torch.device
     parameters: int
     """Of the student, or of the tower that answers."""
+    resizing: Resizing = USUAL
+    """How a picture becomes a square for the model."""
 
     @property
     def title(self) -> str:
@@ -220,6 +222,7 @@ def _tower_candidate(
         lambda pixels: distances(tower.encode_image(pixels), vectors),
         tower.device,
         parameters(tower.visual),
+        tower.resizing,
     )
 
 
@@ -265,8 +268,8 @@ def score(
 
 
 def _groups(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, ...]]:
-    """Yield models in a row that take images of one size together, at most `GROUP` of them."""
-    for _, same in groupby(candidates, lambda candidate: candidate.image_size):
+    """Yield models in a row that take the same pixels together, at most `GROUP` of them."""
+    for _, same in groupby(candidates, lambda each: (each.image_size, each.resizing)):
         while group := tuple(islice(same, GROUP)):
             yield group
 
@@ -284,8 +287,9 @@ def _confusions(
     M = len(data.classes)
     counts = [{name: np.zeros((M, M), dtype=np.int64) for name in data.names} for _ in group]
     title = group[0].title if len(group) == 1 else f"scores of {len(group)} models"
+    size, resizing = group[0].image_size, group[0].resizing
     with bar(title, len(data.items), "img") as progress:
-        for chunk, images in decode_items(data.items, group[0].image_size, threads):
+        for chunk, images in decode_items(data.items, size, threads, resizing):
             # An unreadable image comes as the text of its error.
             readable = []
             for item, image in zip(chunk, images, strict=True):
@@ -327,7 +331,7 @@ Decoded = npt.NDArray[np.uint8] | str
 
 
 def decode_items(
-    items: Sequence[Item], image_size: int, threads: int
+    items: Sequence[Item], image_size: int, threads: int, resizing: Resizing = USUAL
 ) -> Iterator[tuple[Sequence[Item], list[Decoded]]]:
     """Yield the items in batches of `BATCH`, each with its pixels, in the order of `items`.
 
@@ -337,15 +341,15 @@ def decode_items(
     """
     ahead = PREFETCH_BATCHES * BATCH
     workers = threads or cpu_count()
-    decoded = in_order(lambda item: _decode(item, image_size), items, workers, ahead)
+    decoded = in_order(lambda item: _decode(item, image_size, resizing), items, workers, ahead)
     for start in range(0, len(items), BATCH):
         chunk = items[start : start + BATCH]
         yield chunk, list(islice(decoded, len(chunk)))
 
 
-def _decode(item: Item, image_size: int) -> Decoded:
+def _decode(item: Item, image_size: int, resizing: Resizing) -> Decoded:
     """An item's pixels, or why it cannot be read: one bad image must not end an evaluation."""
     try:
-        return decode_image(item.read(), image_size)
+        return decode_image(item.read(), image_size, resizing)
     except (OSError, ValueError) as error:
         return " ".join(str(error).split())

@@ -32,6 +32,7 @@ from dfkd.models.teacher_architecture import (
 )
 from dfkd.models.weights.reading import load_into
 from dfkd.utils.device import multiplies_bfloat16
+from dfkd.utils.images import USUAL, Resizing
 from dfkd.utils.types import Precision
 
 TEXT_BATCH = 256
@@ -71,7 +72,7 @@ def file_hashes(config: TeacherConfig, cache: str = CACHE) -> dict[str, str]:
 def _preprocessing(stated: dict[str, Any]) -> dict[str, Any]:
     """Mean, deviation and interpolation of an image tower's input, by default OpenAI's.
 
-    Pictures of the evaluation are resized bicubic in any case (`dfkd.utils.images.preprocess`).
+    `resize_mode` is not among them: synthesised images are square, so it changes no label.
     """
     usual = {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD, "interpolation": "bicubic"}
     used = {key: stated.get(key, value) for key, value in usual.items()}
@@ -98,6 +99,7 @@ class Teacher:
         token_table: [K, D], the token embeddings, whose mean and spread Eq 8-11 use.
         causal: whether tokens after a sentence's end do not change its embedding.
         mean, std: [1, 3, 1, 1], mean and standard deviation that normalise pixels in [0, 1].
+        resizing: how a picture of the evaluation becomes a square for this tower.
     """
 
     def __init__(
@@ -127,7 +129,8 @@ class Teacher:
         )
         # (pixels - mean) / std as one multiplication and one addition.
         self._scale, self._shift = 1 / self.std, -self.mean / self.std
-        self._interpolation = used["interpolation"]
+        mode = preprocess.get("resize_mode", USUAL.mode)
+        self.resizing = Resizing(mode, used["interpolation"])
         self._precision = precision
         # Computed here, because torch.compile cannot trace it.
         self._multiplies = multiplies_bfloat16(self.device)
@@ -242,8 +245,9 @@ class Teacher:
         """
         side = self.image_size
         if pixels.shape[-2:] != (side, side):
+            mode = self.resizing.interpolation
             pixels = F.interpolate(
-                pixels, (side, side), mode=self._interpolation, antialias=True, align_corners=False
+                pixels, (side, side), mode=mode, antialias=True, align_corners=False
             )
         mixed = self._multiplies and (precision or self._precision) == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):

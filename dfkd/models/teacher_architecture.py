@@ -315,7 +315,8 @@ def _usual_preprocess(model: str) -> dict[str, Any]:
     """
     tags = open_clip.list_pretrained_tags_by_model(model)
     published = [get_pretrained_cfg(model, tag) for tag in tags]
-    usual = [{key: each[key] for key in ("mean", "std", "interpolation")} for each in published]
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    usual = [{key: each[key] for key in keys} for each in published]
     return usual[0] if usual and all(each == usual[0] for each in usual) else {}
 
 

@@ -24,11 +24,15 @@ _Spread = Annotated[list[Annotated[_Number, Field(gt=0)]], Field(min_length=3, m
 
 
 class _Preprocess(TypedDict, total=False):
-    """The part of open_clip's `preprocess_cfg` that turns pixels into the tower's input."""
+    """The part of open_clip's `preprocess_cfg` that turns pictures into the tower's input.
+
+    Its third way to make a square, `longest`, pads a picture; no published weights use it.
+    """
 
     mean: _Channel
     std: _Spread
     interpolation: Literal["bicubic", "bilinear"]
+    resize_mode: Literal["shortest", "squash"]
 
 
 _POOLING = {"pool_type": "argmax", "proj_type": "linear", "proj_bias": False}

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,17 @@ Without the cut, scaling a thin strip could fill the memory.
 """
 
 
+class Resizing(NamedTuple):
+    """How a picture becomes a square. The defaults are CLIP's; students have no others."""
+
+    mode: Literal["shortest", "squash"] = "shortest"
+    """Scale the shorter side and crop the centre, or scale each side and distort the picture."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+USUAL = Resizing()
+
+
 def read_picture(path: str | Path) -> bytes:
     """The encoded picture in a file; `ValueError` if it has more than `MAX_ENCODED` bytes."""
     # The limit also holds for a file that has no size, such as a device.
@@ -50,27 +62,31 @@ def read_picture(path: str | Path) -> bytes:
     return data
 
 
-def decode_image(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
+def decode_image(
+    encoded: bytes, image_size: int, resizing: Resizing = USUAL
+) -> npt.NDArray[np.uint8]:
     """The image as `preprocess` gives it: uint8 [H, W, 3] with H = W = `image_size`.
 
     Raises:
         ValueError: not an image, or a truncated or oversized one; the text says why.
     """
     with open_image(encoded) as image:
-        return preprocess(image, image_size)
+        return preprocess(image, image_size, resizing)
 
 
-def preprocess(image: Image.Image, image_size: int) -> npt.NDArray[np.uint8]:
-    """An open image with CLIP's preprocessing: uint8 [H, W, 3] with H = W = `image_size`.
+def preprocess(
+    image: Image.Image, image_size: int, resizing: Resizing = USUAL
+) -> npt.NDArray[np.uint8]:
+    """An open image as a model's input: uint8 [H, W, 3] with H = W = `image_size`.
 
-    The steps: turn upright by the EXIF orientation, put transparency on white, resize the shorter
-    side (bicubic), crop the centre.
+    The steps: turn upright by the EXIF orientation, put transparency on white, make a square as
+    `resizing` says.
 
     Raises:
         ValueError: its file is truncated, or its mode has no RGB; the text says why.
     """
     with _value_errors():
-        return np.asarray(_fit(_on_white(_upright(image)), image_size))
+        return np.asarray(_fit(_on_white(_upright(image)), image_size, resizing))
 
 
 @contextmanager
@@ -156,14 +172,17 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to `size` and crop the centre, pixel for pixel as torchvision."""
+def _fit(image: Image.Image, size: int, resizing: Resizing) -> Image.Image:
+    """A square with the side `size`, pixel for pixel as torchvision makes it."""
+    kernel = Image.Resampling[resizing.interpolation.upper()]
+    if resizing.mode == "squash":
+        return image.resize((size, size), kernel)
     short = min(image.size)
     # The ends of a long strip are outside the centre crop anyway, so cutting them is harmless.
     if max(image.size) > MAX_ASPECT_RATIO * short:
         image = _centre(image, [min(side, MAX_ASPECT_RATIO * short) for side in image.size])
     scaled = [size if side == short else int(size * side / short) for side in image.size]
-    return _centre(image.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC), [size, size])
+    return _centre(image.resize((scaled[0], scaled[1]), kernel), [size, size])
 
 
 def _centre(image: Image.Image, size: Sequence[int]) -> Image.Image:

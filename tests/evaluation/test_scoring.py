@@ -1,9 +1,11 @@
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,8 +17,9 @@ from dfkd.evaluation import scoring
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.few_shot import read_domain
 from dfkd.evaluation.scoring import Candidate, evaluate, score
-from dfkd.utils.images import decode_image
+from dfkd.utils.images import Resizing, decode_image
 from tests.helpers import small_manifest
+from tests.helpers.tiny_models import VIT, model_config, write_teacher
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 CLASSES = tuple(COLOURS)
@@ -111,8 +114,44 @@ def test_models_scored_together_decode_each_image_once(
     assert together.rows[0] != together.rows[len(together.rows) // 2]
     decode.reset_mock()
     score([dataclasses.replace(one, image_size=size) for size in (16, 16, 9)], data)
-    sizes = [size for (_, size), _ in decode.call_args_list]
+    sizes = [size for (_, size, _), _ in decode.call_args_list]
     assert sizes == [16] * len(data.items) + [9] * len(data.items)
+
+
+def test_a_picture_is_squashed_or_cropped_as_each_model_wants_it(tmp_path: Path) -> None:
+    """Wide pictures: green in the centre, and more red than green in all."""
+    for name in CLASSES:
+        folder = tmp_path / "data" / "flat" / name
+        folder.mkdir(parents=True)
+        picture = Image.new("RGB", (96, 32), COLOURS["red"])
+        picture.paste(COLOURS["green"], (32, 0, 64, 32))
+        picture.save(folder / "0.png")
+    data = open_data(Evaluation(data=str(tmp_path / "data")), CLASSES)
+    squashed = dataclasses.replace(candidate(), resizing=Resizing("squash"))
+    rows = score([candidate(), squashed, candidate()], data).rows
+    answers = [np.sum(row["confusion"], axis=0).tolist() for row in rows]
+    assert answers == [[0, 3, 0], [3, 0, 0], [0, 3, 0]]
+
+
+def test_a_teacher_s_pictures_become_squares_as_its_configuration_says(
+    data: Domains, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Mock(wraps=decode_image)
+    monkeypatch.setattr(scoring, "decode_image", decode)
+    files = write_teacher(tmp_path / "teacher", model_config(VIT))
+    published = {"interpolation": "bilinear", "resize_mode": "squash"}
+    tree = {"model_cfg": model_config(VIT), "preprocess_cfg": published}
+    (tmp_path / "teacher" / "open_clip_config.json").write_text(json.dumps(tree))
+    manifest = small_manifest.read(
+        tmp_path,
+        classes=list(CLASSES),
+        teacher={"model": files.model, "weights": str(tmp_path / "teacher")},
+        evaluation={"data": data.source, "models": "teacher"},
+        storage={"root": str(tmp_path / "run")},
+    )
+    evaluate(manifest, threads=1)
+    resizings = [resizing for (_, _, resizing), _ in decode.call_args_list]
+    assert resizings == [Resizing("squash", "bilinear")] * len(data.items)
 
 
 def test_an_unreadable_image_is_named_and_left_out_of_every_count(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dfkd.benchmarks import loading, scale, suite
+from dfkd.benchmarks import loading, scale, suite, towers
 from dfkd.benchmarks.measure import FULL, QUICK
 from dfkd.benchmarks.stand_in import StandInMaker, put_prompts, put_shards
 from dfkd.config.identity import identity
@@ -149,14 +149,24 @@ def test_the_hot_paths_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert all(0 <= share["median"] <= 1 for share in waiting)
 
     check_scale(record(tmp_path, "scale"), open_storage(str(tmp_path / "run")))
+    check_towers(record(tmp_path, "towers"))
 
     # What was built to be timed is gone.
     left = list(open_storage(str(tmp_path / "run" / "benchmarks")).list())
     assert {key for key in left if not key.startswith("scale/")} == {
-        "table.md", "scale.json", *(f"{name}.json" for name in FIGURES)
+        "table.md", "scale.json", "towers.json", *(f"{name}.json" for name in FIGURES)
     }  # fmt: skip
     written = (tmp_path / "run" / "benchmarks" / "table.md").read_text()
     assert all(f"## {name}\n" in written for name in FIGURES)
+
+
+def check_towers(results: dict[str, Any]) -> None:
+    assert [figure["name"] for figure in results["figures"]] == [*towers.TOWERS, *towers.STUDENTS]
+    assert results["parameters"]["resnet18"] == 11_176_512 + 3 * (512 + 1)  # and its head
+    assert results["image_size"]["PE-Core-T-16-384"] == 384
+    (own,) = (figure for figure in results["figures"] if figure["name"] == towers.PEER)
+    assert own["ratio"] == 1
+    assert 0 < own["least"] <= own["median"] <= own["most"]
 
 
 def check_scale(results: dict[str, Any], root: Storage) -> None:

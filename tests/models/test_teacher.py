@@ -1,5 +1,7 @@
 """The teacher: the split text path, the image path, and distances."""
 
+import contextlib
+import io
 import json
 import math
 from pathlib import Path
@@ -11,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
+from open_clip.pretrained import get_pretrained_cfg
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from dfkd.config.synthesis import TeacherConfig
@@ -25,7 +29,12 @@ from dfkd.models.teacher import (
     require_batch_norm,
     spherical_distance,
 )
+from dfkd.models.teacher_architecture import find_weights, read_architecture
+from dfkd.models.weights.artifacts import hub_id
 from dfkd.utils.device import CPU
+from dfkd.utils.images import decode_image
+from dfkd.utils.pixels import from_bytes
+from tests.helpers.http_server import keep_hub_model
 from tests.helpers.tiny_models import (
     RESNET,
     TEXTS,
@@ -113,6 +122,61 @@ def test_images_of_the_model_size_are_only_normalised(
     pixels = torch.tensor(list(picture.tobytes())).view(1, 32, 32, 3).permute(0, 3, 1, 2) / 255
     expected = random_model(model_config(vision)).encode_image(seen[None], normalize=True)
     torch.testing.assert_close(teacher.encode_image(pixels), expected, atol=2e-5, rtol=0)
+
+
+FAMILIES = {
+    "OpenAI": ("ViT-B-32-quickgelu", "openai"),
+    "LAION": ("ViT-B-32", "laion2b_s34b_b79k"),
+    "LAION with another mean": ("ViT-L-14", "laion2b_s32b_b82k"),
+    "DataComp": ("ViT-B-16", "datacomp_xl_s13b_b90k"),
+    "DFN2B": ("ViT-B-16-quickgelu", "dfn2b"),
+    "DFN5B": ("ViT-H-14-378-quickgelu", "dfn5b"),
+    "MobileCLIP": ("MobileCLIP-S1", "datacompdr"),
+    "MobileCLIP2": ("MobileCLIP2-S0", "dfndr2b"),
+    "MobileCLIP2 with OpenAI's mean": ("MobileCLIP2-S3", "dfndr2b"),
+    "PE-Core": ("PE-Core-T-16-384", "meta"),
+}
+"""Published weights, one of each kind of preprocessing."""
+
+SHAPES = [(640, 427), (427, 640), (300, 300), (120, 90), (560, 71)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_reach_the_tower_as_through_open_clip_s_own_transform(
+    family: str, vit: Teacher, tmp_path: Path
+) -> None:
+    model, tag = FAMILIES[family]
+    config = get_pretrained_cfg(model, tag)
+    # Only where the weights are is asked; what they are has no part in the pixels.
+    keep_hub_model(tmp_path, hub_id(config), Path(__file__))
+    stated = find_weights(tag, read_architecture(model), str(tmp_path)).preprocess
+    teacher = Teacher(vit.model, vit.tokenizer, model, stated)
+    size = open_clip.get_model_config(model)["vision_cfg"]["image_size"]
+    published = merge_preprocess_dict(PreprocessCfg(size=size), config)
+    transform = image_transform_v2(PreprocessCfg(**published), is_train=False)
+    photograph = Image.fromarray(load_sample_image("china.jpg"))
+    for shape in SHAPES:
+        picture = ImageOps.fit(photograph, shape)
+        stream = io.BytesIO()
+        picture.save(stream, "PNG")
+        square = decode_image(stream.getvalue(), size, teacher.resizing)
+        pixels = from_bytes(torch.from_numpy(square.copy())[None])
+        seen = ((pixels - teacher.mean) / teacher.std)[0]
+        torch.testing.assert_close(seen, transform(picture), atol=2e-6, rtol=0)
+
+
+def test_no_published_weights_have_a_preprocessing_that_is_not_compared() -> None:
+    def kind(model: str, tag: str) -> tuple[Any, ...]:
+        config = get_pretrained_cfg(model, tag)
+        return tuple(config[key] for key in ("mean", "std", "interpolation", "resize_mode"))
+
+    accepted = set()
+    for model in open_clip.list_models():
+        with contextlib.suppress(ManifestError):
+            accepted.add(read_architecture(model).name)
+    published = [(model, tag) for model, tag in open_clip.list_pretrained() if model in accepted]
+    assert len(published) > 100
+    assert {kind(*each) for each in published} == {kind(*each) for each in FAMILIES.values()}
 
 
 @pytest.mark.parametrize("side", [24, 50, 96])

@@ -20,7 +20,13 @@ from tests.helpers.tiny_models import VIT, load_teacher, model_config, write_tea
 
 def test_an_architecture_by_name_has_the_preprocessing_that_all_its_weights_share() -> None:
     mobile = read_architecture("MobileCLIP-S1").preprocess
-    assert mobile == {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bilinear"}
+    assert mobile == {
+        "mean": [0.0] * 3,
+        "std": [1.0] * 3,
+        "interpolation": "bilinear",
+        "resize_mode": "shortest",
+    }
+    assert read_architecture("PE-Core-T-16-384").preprocess["resize_mode"] == "squash"
     assert read_architecture("ViT-L-14").preprocess == {}  # those of laion2b differ from OpenAI's
 
 

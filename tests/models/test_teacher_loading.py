@@ -100,6 +100,25 @@ def test_a_tag_s_own_preprocessing_is_part_of_the_identity(
     assert of_tag.keys() - file_hashes(by_path).keys() == {"teacher.preprocessing"}
 
 
+def test_the_way_a_picture_becomes_a_square_changes_no_label(tmp_path: Path) -> None:
+    """Synthesised images are square, so it is no part of the identity."""
+    named = write_teacher(tmp_path / "files", model_config(VIT))
+    square = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    seen = {}
+    for mode in ("shortest", "squash"):
+        folder = tmp_path / mode
+        folder.mkdir()
+        shutil.copy(named.weights, folder)
+        tree = preprocessed(interpolation="bilinear", resize_mode=mode)
+        (folder / "open_clip_config.json").write_text(json.dumps(tree))
+        config = TeacherConfig(model=named.model, weights=str(folder))
+        teacher, hashes = Teacher.load(config, CPU), file_hashes(config)
+        assert teacher.resizing == (mode, "bilinear")
+        seen[mode] = teacher.encode_image(square), hashes["teacher.preprocessing"]
+    assert torch.equal(seen["shortest"][0], seen["squash"][0])
+    assert seen["shortest"][1] == seen["squash"][1]
+
+
 def test_a_job_asks_no_hub_for_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only `jobs/fetch.py` does: a node without a network would wait for it."""
     with Publisher() as hub:
@@ -255,6 +274,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
         (preprocessed(std=[1.0] * 4), "preprocess_cfg.std: "),
         (preprocessed(std=[0, 1, 1]), "preprocess_cfg.std.0: "),
         (preprocessed(interpolation="nearest"), "preprocess_cfg.interpolation: "),
+        (preprocessed(resize_mode="longest"), "preprocess_cfg.resize_mode: "),
     ],
 )
 def test_unsupported_configurations_are_refused(

@@ -1,18 +1,26 @@
 """Pages say what is true: links lead somewhere, commands are accepted, examples run."""
 
+import contextlib
 import importlib.util
+import json
 import re
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from open_clip import list_models, list_pretrained_tags_by_model
+from open_clip.pretrained import get_pretrained_cfg
+from open_clip.utils import to_2tuple
 
 from dfkd import Manifest
 from dfkd.config.pipelines import PIPELINES
+from dfkd.errors import ManifestError
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import read_results
+from dfkd.models.teacher_architecture import build, read_architecture, require_activation
 from dfkd.report import tables
 from dfkd.storage.local import open_storage
 from tests.helpers import jobs
@@ -188,6 +196,48 @@ def test_the_results_of_the_readme_are_those_of_the_demo() -> None:
     demo = open_storage(str(ROOT / "manifests" / "studies" / "demo"))
     shown = tables.table(read_results(demo), footprint.read(demo).ms)
     assert f"```text\n{shown}\n```" in (ROOT / "README.md").read_text()
+
+
+def test_the_towers_and_students_of_the_readme_are_those_that_were_measured() -> None:
+    record = json.loads((ROOT / "manifests/benchmarks/towers.json").read_text())
+    assert record["date"] in (text := (ROOT / "README.md").read_text())
+    results = record["results"]
+    for figure in results["figures"]:
+        name = figure["name"]
+        size, count = results["image_size"][name], results["parameters"][name]
+        cells = f"{size} | {footprint.megabytes(count):.1f} | {figure['median']:.1f} |"
+        assert re.search(rf"\| `{name}` \| (tower|student) \| {re.escape(cells)}", text), cells
+
+
+def test_the_teachers_are_accepted_and_as_large_as_their_table_says() -> None:
+    page = (ROOT / "manifests" / "README.md").read_text()
+    row = r"^\| [\w-]+ \| `(.+)` \| `(.+)` \| (\d+) \| ([\d.]+) \| (\d+) \| .+ \|$"
+    rows = re.findall(row, page, re.MULTILINE)
+    assert len(rows) > 10
+    for model, tag, *cells in rows:
+        architecture, published = read_architecture(model), get_pretrained_cfg(model, tag)
+        assert published
+        require_activation(tag, bool(published.get("quick_gelu")), architecture)
+        with torch.device("meta"):
+            tower = build(architecture).get_submodule("visual")
+        side, count = max(to_2tuple(tower.image_size)), footprint.parameters(tower)
+        assert cells == [f"{side}", f"{count / 1e6:.1f}", f"{footprint.megabytes(count):.0f}"], (
+            model
+        )
+
+
+def test_the_architectures_that_the_page_counts_are_accepted_and_the_others_refused() -> None:
+    page = (ROOT / "manifests" / "README.md").read_text()
+    accepted = []
+    for name in list_models():
+        with contextlib.suppress(ManifestError):
+            accepted.append(read_architecture(name).name)
+    assert f"one of the {len(accepted)} architectures" in page
+    assert f"(of {len(list_models())})" in page
+    refused = "SigLIP|CLIPA|nllb|roberta|worldwide|coca|mt5"
+    published = {name for name in list_models() if list_pretrained_tags_by_model(name)}
+    assert {name for name in published if not re.search(refused, name)} <= set(accepted)
+    assert not [name for name in accepted if re.search(refused, name)]
 
 
 def test_the_keys_are_those_of_the_code() -> None:
