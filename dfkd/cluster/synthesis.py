@@ -7,7 +7,7 @@ has the rest made, and publishes. It knows nothing that storage does not hold, s
 import contextlib
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dfkd.cluster.actors.failures import Quarantined
@@ -343,6 +343,10 @@ class _ShardReport:
     tracker: ShardTracker
     _quarantined: int = 0
     """The number of quarantined units reported so far."""
+    _warm: list[tuple[float, int]] = field(default_factory=list)
+    """Seconds and images of the first units of warm workers; `forecast` reads them once."""
+    _forecast: bool = False
+    """Whether `forecast` has been told."""
 
     def record(self, result: UnitResult[list[tuple[Receipt, ShardSummary]]]) -> None:
         """Count and show the shards of a finished unit."""
@@ -365,7 +369,32 @@ class _ShardReport:
             )
         for note in result.notes:
             say(f"note: unit {result.unit}: {note}")
+        # The first unit of each worker also loads models and compiles.
+        if result.warm and not self._forecast:
+            made = sum(receipt.samples + len(receipt.failed) for receipt, _ in result.result)
+            self._warm.append((result.seconds, made))
+            if len(self._warm) >= self.pool.largest:
+                self._forecast = True
+                say(self.forecast(result.device))
         self.show_failures()
+
+    def forecast(self, device: str) -> str:
+        """What the images of this method take at the speed of the first ones, in a sentence.
+
+        Args:
+            device: name of the GPU, or `cpu`.
+        """
+        spent, measured = map(sum, zip(*self._warm, strict=True))
+        total, workers = image_count(self.manifest), self.pool.largest
+        left = total - self.tracker.done - self.tracker.failed
+        hours = spent / max(1, measured) / 3600
+        # Workers may share a GPU, or use several.
+        gpus, what = (1.0, "worker") if device == "cpu" else (self.pool.resources.gpus, "GPU")
+        return (
+            f"note: {self.manifest.method}: all {total} images take about "
+            f"{total * hours * gpus:.3g} {what}-hours at the speed of the first {measured}; the "
+            f"{left} that are left take {left * hours / workers:.3g} hours with {workers} workers"
+        )
 
     def show_failures(self) -> None:
         """Report and store newly quarantined tasks; show how many images and tasks have failed."""
