@@ -14,7 +14,7 @@ from dfkd.cluster.actors.failures import Quarantined
 from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.metrics import count_request, report_quarantined, report_task
-from dfkd.cluster.tracking import ShardSummary, ShardTracker
+from dfkd.cluster.tracking import Forecast, ShardSummary, ShardTracker
 from dfkd.cluster.work_order import PromptProgress, ready_work
 from dfkd.cluster.worker import UnitResult, Worker, synthesis_pool
 from dfkd.config import identity as identities
@@ -343,10 +343,7 @@ class _ShardReport:
     tracker: ShardTracker
     _quarantined: int = 0
     """The number of quarantined units reported so far."""
-    _warm: list[tuple[float, int]] = field(default_factory=list)
-    """Seconds and images of the first units of warm workers; `forecast` reads them once."""
-    _forecast: bool = False
-    """Whether `forecast` has been told."""
+    _forecast: Forecast = field(default_factory=Forecast)
 
     def record(self, result: UnitResult[list[tuple[Receipt, ShardSummary]]]) -> None:
         """Count and show the shards of a finished unit."""
@@ -369,32 +366,13 @@ class _ShardReport:
             )
         for note in result.notes:
             say(f"note: unit {result.unit}: {note}")
-        # The first unit of each worker also loads models and compiles.
-        if result.warm and not self._forecast:
+        if result.warm:
             made = sum(receipt.samples + len(receipt.failed) for receipt, _ in result.result)
-            self._warm.append((result.seconds, made))
-            if len(self._warm) >= self.pool.largest:
-                self._forecast = True
-                say(self.forecast(result.device))
+            self._forecast.add(result.seconds, made)
+            left = image_count(self.manifest) - self.tracker.done - self.tracker.failed
+            gpus = 0 if result.device == "cpu" else self.pool.resources.gpus
+            self._forecast.tell(self.manifest, left, self.pool.largest, gpus)
         self.show_failures()
-
-    def forecast(self, device: str) -> str:
-        """What the images of this method take at the speed of the first ones, in a sentence.
-
-        Args:
-            device: name of the GPU, or `cpu`.
-        """
-        spent, measured = map(sum, zip(*self._warm, strict=True))
-        total, workers = image_count(self.manifest), self.pool.largest
-        left = total - self.tracker.done - self.tracker.failed
-        hours = spent / max(1, measured) / 3600
-        # Workers may share a GPU, or use several.
-        gpus, what = (1.0, "worker") if device == "cpu" else (self.pool.resources.gpus, "GPU")
-        return (
-            f"note: {self.manifest.method}: all {total} images take about "
-            f"{total * hours * gpus:.3g} {what}-hours at the speed of the first {measured}; the "
-            f"{left} that are left take {left * hours / workers:.3g} hours with {workers} workers"
-        )
 
     def show_failures(self) -> None:
         """Report and store newly quarantined tasks; show how many images and tasks have failed."""
