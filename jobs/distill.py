@@ -14,12 +14,13 @@ from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would train if no image fails in synthesis."""
+    """What a run would train if no image fails in synthesis, and what that costs at least."""
     from dfkd.dataset.loader import steps_per_epoch
     from dfkd.distillation.distiller import Schedule
+    from dfkd.pipeline import estimate
     from dfkd.pipeline.preflight import check_distillation
 
-    check_distillation(manifest)
+    student = check_distillation(manifest)
     config = manifest.distillation
     schedule = Schedule.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
     students = len(manifest.methods) * len(config.seeds)
@@ -33,6 +34,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
         "warmup_steps": schedule.warmup,
         "steps_per_student": schedule.total,
         "images_seen": schedule.total * config.batch_size * students,
+        "cost": estimate.students(manifest, student, schedule.total, schedule.warmup),
     }
 
 

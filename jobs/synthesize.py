@@ -14,10 +14,11 @@ from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would make; the steps are summed over all images."""
+    """What a run would make, and what it costs at least; the steps are summed over all images."""
+    from dfkd.pipeline import estimate
     from dfkd.pipeline.preflight import check_synthesis, note_unknown_names
 
-    check_synthesis(manifest)
+    teacher, generator = check_synthesis(manifest)
     note_unknown_names(manifest)
     methods = manifest.methods
     images = image_count(manifest) * len(methods)
@@ -29,6 +30,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
         "optimisation_steps": sum(map(image_steps, single)),
         "sampling_steps": sum(map(sampling_steps, single)),
         "bytes_at_most": estimated_bytes(manifest, image_count(manifest)) * len(methods),
+        "cost": estimate.synthesis(manifest, teacher, generator),
     }
 
 

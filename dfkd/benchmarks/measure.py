@@ -77,23 +77,28 @@ class Figure:
         return tree
 
 
-def time_in_turns(calls: Mapping[str, Call], repeats: int) -> dict[str, tuple[float, ...]]:
+def time_in_turns(
+    calls: Mapping[str, Call], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, tuple[float, ...]]:
     """Units per second of each call in each repeat, by name.
 
     The calls take turns, so other load on the machine affects all of them, and ratios within a turn
     are fair. The first turn is a warm-up and is not counted.
+
+    Args:
+        clock: gives seconds; `time.thread_time` those of a CPU in this thread.
     """
     rates: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
-            begun = time.perf_counter()
+            begun = clock()
             units = call()
             # A call returns once its kernels are queued; the clock must wait for their end.
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             # Turn 0 pays for kernel selection, compilation and page faults.
             if turn:
-                rates[name].append(units / (time.perf_counter() - begun))
+                rates[name].append(units / (clock() - begun))
     return {name: tuple(values) for name, values in rates.items()}
 
 

@@ -1,20 +1,32 @@
-"""Speed of contrastive prompt updates."""
+"""Speed of contrastive prompt updates, and the CPU time of their tokens."""
 
 import dataclasses
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from dfkd.benchmarks import reference
-from dfkd.benchmarks.measure import Call, Effort, Results, time_loop
+from dfkd.benchmarks.measure import (
+    Call,
+    Effort,
+    Figure,
+    Results,
+    median_ratio,
+    time_in_turns,
+    time_loop,
+)
 from dfkd.config.manifest import Manifest
+from dfkd.config.synthesis import Prompts
+from dfkd.models import teacher_architecture
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
-from dfkd.prompts.contrastive import Problem, PromptBank
-from dfkd.prompts.pseudo_words import PseudoWords
+from dfkd.prompts.contrastive import DISTURBANCE, Problem, PromptBank
+from dfkd.prompts.pseudo_words import PseudoWords, disturb
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.utils.device import pick_device
 
@@ -24,13 +36,24 @@ BANKS = (0.25, 4)
 """Other numbers of negatives drawn for an update, relative to the manifest's."""
 UNIT = "prompt-updates/s"
 NAME, PLAIN = "contrastive prompts", "plain prompts"
+TOWER = "ViT-B-32-quickgelu"
+"""The teacher whose tokenizer is timed: CLIP's own."""
+TOKENISED = [
+    Path(__file__).parents[2] / "manifests" / name
+    for name in ("pacs.yaml", "office_home.yaml", "domainnet.yaml")
+]
+"""Manifests whose 7, 65 and 345 class names are tokenised."""
+TOKEN_UPDATES = 25
+"""Updates whose sentences are tokenised in one timed repeat."""
 
 
 def measure(manifest: Manifest, effort: Effort) -> Results:
-    """Prompt updates per second of a whole batch, with the manifest's teacher and full banks.
+    """Prompt updates per second of a whole batch, with the manifest's teacher and full banks; and
+    what their tokens cost with CLIP's tokenizer.
 
     Returns:
         The result of `time_loop`, also for other banks; a profile covers `UPDATES` updates.
+        `figures` also has those of `token_figures`.
     """
     device = pick_device()
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
@@ -43,7 +66,62 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     variants[PLAIN] = updates(timed, teacher, plain=True)
     limit = "matrix product, float32", reference.product(device)
     ours = updates(timed, teacher)
-    return time_loop(NAME, UNIT, ours, variants, PLAIN, limit, effort.repeats)
+    results = time_loop(NAME, UNIT, ours, variants, PLAIN, limit, effort.repeats)
+    results["figures"] += token_figures(effort.repeats)
+    return results
+
+
+def token_figures(repeats: int) -> list[Figure]:
+    """Milliseconds of CPU that the sentences of an update take, with default settings.
+
+    For each manifest of `TOKENISED` the token ids of disturbed sentences, ours and by open_clip's
+    tokenizer, once their words have been seen, as nearly all have after a batch of a run. Then all
+    that is done on the CPU before the sentences are encoded: letters drawn, token ids, padding.
+    """
+    architecture = teacher_architecture.read_architecture(TOWER)
+    tokenizer = teacher_architecture.build_tokenizer(architecture)
+    model = teacher_architecture.build(architecture)  # whose random weights are not used
+    teacher = Teacher(model, tokenizer, TOWER, architecture.preprocess)
+    words = PseudoWords(teacher, Prompts().template)
+    return [figure for path in TOKENISED for figure in _token_figures(words, path, repeats)]
+
+
+def _token_figures(words: PseudoWords, path: Path, repeats: int) -> Iterator[Figure]:
+    """Yield the figures of one manifest's classes."""
+    classes, config = Manifest.read(path).classes, Prompts().contrastive
+    names = [classes[row % len(classes)] for row in range(config.batch_size)]
+    draw = np.random.default_rng(0)
+    sentences = [
+        (name, disturb(words.template, config.positive, DISTURBANCE, draw))
+        for _ in range(TOKEN_UPDATES)
+        for name in names
+    ]
+
+    def ours() -> float:
+        for sentence in sentences:
+            words.sentence(*sentence)
+        return TOKEN_UPDATES
+
+    def plain() -> float:
+        for sentence in sentences:
+            reference.plain_tokens(words.teacher, *sentence)
+        return TOKEN_UPDATES
+
+    def whole() -> float:
+        for _ in range(TOKEN_UPDATES):
+            words.disturbed(names, config.positive, DISTURBANCE, draw)
+        return TOKEN_UPDATES
+
+    name, peer, rest = (
+        f"{what}, {len(classes)} classes"
+        for what in ("tokens", "open_clip's tokens", "letters, tokens and padding")
+    )
+    rates = time_in_turns({name: ours, peer: plain, rest: whole}, repeats, time.thread_time)
+    spent = {key: tuple(1000 / rate for rate in values) for key, values in rates.items()}
+    unit, ratio = "ms of CPU an update", median_ratio(rates[name], rates[peer])
+    yield Figure(name, unit, spent[name], peer=peer, ratio=ratio)
+    yield Figure(peer, unit, spent[peer])
+    yield Figure(rest, unit, spent[rest])
 
 
 def _with_contrastive(manifest: Manifest, **values: Any) -> Manifest:

@@ -4,7 +4,7 @@ The plain loops are re-implementations of published ones. They compute the same 
 nothing else; no data set is made with them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.student import Student
 from dfkd.models.teacher import Teacher, distances, spherical_distance
 from dfkd.prompts.contrastive import DISTURBANCE, TEMPERATURE, Problem, contrastive_loss
-from dfkd.prompts.pseudo_words import PseudoWords, encode_whole
+from dfkd.prompts.pseudo_words import encode_whole
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.pixels import from_batch
 from dfkd.utils.types import Precision
@@ -123,9 +123,12 @@ def plain_prompts(
     within_class = config.negatives == "intra-class"
 
     def losses() -> Tensor:
-        texts = _sentences(teacher, words, names, [words.template] * len(names), pseudo_words)
-        disturbed = [words.disturbed(name, config.positive, DISTURBANCE, draw) for name in names]
-        positives = _sentences(teacher, words, names, disturbed, pseudo_words)
+        plain = words.tokens(names, [words.template] * len(names))
+        disturbed = words.disturbed(names, config.positive, DISTURBANCE, draw)
+        texts, positives = (
+            encode_whole(teacher, tokens.to(start.device), at.to(start.device), pseudo_words)
+            for tokens, at in (plain, disturbed)
+        )
         return contrastive_loss(
             texts, positives, problem.labels, remembered, TEMPERATURE, within_class
         )
@@ -133,6 +136,12 @@ def plain_prompts(
     optimizer = torch.optim.Adam([pseudo_words], lr=config.learning_rate)
     _minimise(losses, optimizer, config.updates)
     return pseudo_words.detach()
+
+
+def plain_tokens(teacher: Teacher, name: str, template: str) -> tuple[list[int], list[int]]:
+    """The token ids before and after the style word, by open_clip's tokenizer."""
+    before, after = template.replace("{class}", name).split("{style}")
+    return teacher.tokenizer.encode(before), teacher.tokenizer.encode(after)
 
 
 def plain_distillation(
@@ -175,18 +184,6 @@ def _minimise(losses: Callable[[], Tensor], optimizer: torch.optim.Optimizer, st
         values.sum().backward()
         optimizer.step()
     return values.detach()
-
-
-def _sentences(
-    teacher: Teacher,
-    words: PseudoWords,
-    names: Sequence[str],
-    templates: Sequence[str],
-    pseudo_words: Tensor,
-) -> Tensor:
-    """Unit embeddings [N, E] of sentences that are padded to the tower's full context length."""
-    tokens, positions = (ids.to(pseudo_words.device) for ids in words.tokens(names, templates))
-    return encode_whole(teacher, tokens, positions, pseudo_words)
 
 
 def as_published(*networks: nn.Module) -> None:

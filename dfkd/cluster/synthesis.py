@@ -7,14 +7,14 @@ has the rest made, and publishes. It knows nothing that storage does not hold, s
 import contextlib
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dfkd.cluster.actors.failures import Quarantined
 from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.metrics import count_request, report_quarantined, report_task
-from dfkd.cluster.tracking import ShardSummary, ShardTracker
+from dfkd.cluster.tracking import Forecast, ShardSummary, ShardTracker
 from dfkd.cluster.work_order import PromptProgress, ready_work
 from dfkd.cluster.worker import UnitResult, Worker, synthesis_pool
 from dfkd.config import identity as identities
@@ -344,6 +344,7 @@ class _ShardReport:
     tracker: ShardTracker
     _quarantined: int = 0
     """The number of quarantined units reported so far."""
+    _forecast: Forecast = field(default_factory=Forecast)
 
     def record(self, result: UnitResult[list[tuple[Receipt, ShardSummary]]]) -> None:
         """Count and show the shards of a finished unit."""
@@ -366,6 +367,12 @@ class _ShardReport:
             )
         for note in result.notes:
             say(f"note: unit {result.unit}: {note}")
+        if result.warm:
+            made = sum(receipt.samples + len(receipt.failed) for receipt, _ in result.result)
+            self._forecast.add(result.seconds, made)
+            left = image_count(self.manifest) - self.tracker.done - self.tracker.failed
+            gpus = 0 if result.device == "cpu" else self.pool.resources.gpus
+            self._forecast.tell(self.manifest, left, self.pool.largest, gpus)
         self.show_failures()
 
     def show_failures(self) -> None:

@@ -1,4 +1,4 @@
-"""TensorBoard event files of a running run: scalars and sample images."""
+"""What is shown of a running run: TensorBoard event files, and what a synthesis will take."""
 
 import contextlib
 import math
@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import image_count
 from dfkd.dataset.shards import Sample
 from dfkd.errors import DfkdError
 from dfkd.storage.base import CLEANUP_ATTEMPTS, Storage, scratch_folder
 from dfkd.utils.images import decode_image
-from dfkd.utils.progress import Bar, Closing
+from dfkd.utils.progress import Bar, Closing, say
 
 UPLOAD_SECONDS = 60.0
 """Seconds between two uploads of a synthesis, in which many shards a second may finish."""
@@ -175,3 +177,42 @@ class ShardTracker(Board):
         if now - self.uploaded > UPLOAD_SECONDS:
             self.uploaded = now
             self.upload()
+
+
+@dataclass
+class Forecast:
+    """Tells once what the images of a method take, at the speed of workers that are warm.
+
+    The first unit of a worker does not count, because it also loads models and compiles.
+    """
+
+    units: int = 0
+    seconds: float = 0.0
+    """Of one worker at a time, summed over the units."""
+    images: int = 0
+    told: bool = False
+
+    def add(self, seconds: float, images: int) -> None:
+        """Count a unit that a warm worker has finished."""
+        self.units, self.seconds = self.units + 1, self.seconds + seconds
+        self.images += images
+
+    def tell(self, manifest: Manifest, left: int, workers: int, gpus: float) -> None:
+        """Print the line, if it is the first time and there is a unit for each of the workers.
+
+        Args:
+            left: images that are still to be made.
+            workers: those at work.
+            gpus: GPUs of a worker, or a part of one; 0 if it works on CPUs.
+        """
+        if self.told or self.units < workers or not self.images:
+            return
+        self.told = True
+        total, hours = image_count(manifest), self.seconds / self.images / 3600
+        what = "GPU-hours" if gpus else "worker-hours"
+        say(
+            f"note: {manifest.method}: all {total} images take about "
+            f"{total * hours * (gpus or 1):.3g} {what} at the speed of the first {self.images}; "
+            f"the {left} that are left take {left * hours / workers:.3g} hours with "
+            f"{workers} workers"
+        )

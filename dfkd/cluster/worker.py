@@ -65,6 +65,8 @@ class UnitResult(Generic[R]):
     """Address of the worker's node."""
     unit: str
     """Id of the unit of work."""
+    warm: bool = False
+    """Whether the worker had made shards before, so that its models were loaded and compiled."""
 
 
 @dataclass
@@ -102,9 +104,10 @@ class Worker:
         """Do a unit of work; returns its result and its cost."""
         started = time.perf_counter()
         self.notes.clear()  # an attempt that raised has left its own
+        warm = self._shard_maker is not None
         result, notes = self.do_unit(unit), tuple(self.notes)
         seconds, node = time.perf_counter() - started, ray.util.get_node_ip_address()
-        return UnitResult(result, seconds, device_name(pick_device()), notes, node, unit.id)
+        return UnitResult(result, seconds, device_name(pick_device()), notes, node, unit.id, warm)
 
     def do_unit(self, unit: Any) -> Any:
         """Do a unit of work and leave its output in storage; returns a summary for the driver."""

@@ -16,7 +16,8 @@ from dfkd.distillation.text_only import load_tower
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.models.generators import kinds
-from dfkd.models.student import build
+from dfkd.models.generators.generator import Generator
+from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher, check_classes, require_batch_norm
 from dfkd.prompts.maker import check_prompts
 from dfkd.utils.parquet import MAX_BYTES
@@ -41,11 +42,14 @@ def check_later_stages(manifest: Manifest) -> None:
     check_evaluation(manifest)
 
 
-def check_synthesis(manifest: Manifest) -> None:
+def check_synthesis(manifest: Manifest) -> tuple[Teacher, Generator | None]:
     """Refuse missing or foreign weights, meaningless class names, and sizes that clash.
 
     The models are loaded on the CPU: that takes seconds now instead of a failure on every worker
     later.
+
+    Returns:
+        The teacher, and the generator if a method has prompts.
 
     Raises:
         ManifestError: naming the field.
@@ -59,8 +63,11 @@ def check_synthesis(manifest: Manifest) -> None:
     for method in filter(has_dependent_images, manifest.methods):
         require_batch_norm(teacher, method)
     _check_adversarial(manifest)
-    if any(map(prompt_method, manifest.methods)):
-        kinds.load(manifest, cpu).require(teacher, manifest.synthesis.image_size)
+    if not any(map(prompt_method, manifest.methods)):
+        return teacher, None
+    generator = kinds.load(manifest, cpu)
+    generator.require(teacher, manifest.synthesis.image_size)
+    return teacher, generator
 
 
 def note_unknown_names(manifest: Manifest) -> None:
@@ -130,10 +137,10 @@ def _check_part(manifest: Manifest, teacher: Teacher) -> None:
         )
 
 
-def check_distillation(manifest: Manifest) -> None:
-    """Refuse a student that cannot be built, or whose initial weights are missing."""
+def check_distillation(manifest: Manifest) -> Student:
+    """Refuse a student that cannot be built, or whose initial weights are missing; returns it."""
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
-    build(manifest.distillation, classes, size, seed=0, cache=manifest.cache)
+    return build(manifest.distillation, classes, size, seed=0, cache=manifest.cache)
 
 
 def check_batches(manifest: Manifest) -> None:

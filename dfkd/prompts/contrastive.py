@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dfkd.config.synthesis import Contrastive
-from dfkd.prompts.pseudo_words import PseudoWords
+from dfkd.prompts.pseudo_words import PseudoWords, Sentences
 
 TEMPERATURE = 0.1
 """Tau of equation 12. The paper states no value."""
@@ -89,7 +89,9 @@ def optimise(
     within_class = config.negatives == "intra-class"
     for _ in range(config.updates):
         text_embeddings = sentences.encode(pseudo_words)
-        positives = _disturbed(problem, pseudo_words, config, generator)
+        # Each prompt draws other letters at each update, so its pseudo-word has to work in all.
+        tokens = problem.words.disturbed(problem.names, config.positive, DISTURBANCE, generator)
+        positives = Sentences(problem.words.teacher, *tokens).encode(pseudo_words)
         loss = contrastive_loss(
             text_embeddings, positives, problem.labels, remembered, TEMPERATURE, within_class
         )
@@ -102,18 +104,6 @@ def optimise(
     with torch.no_grad():
         embeddings = sentences.encode(pseudo_words)
     return pseudo_words.detach(), embeddings
-
-
-def _disturbed(
-    problem: Problem, pseudo_words: Tensor, config: Contrastive, generator: np.random.Generator
-) -> Tensor:
-    """The positives: unit embeddings [N, E] of the same pseudo-words in disturbed templates."""
-    # Each prompt draws other letters at each update, so its pseudo-word has to work in all of them.
-    templates = [
-        problem.words.disturbed(name, config.positive, DISTURBANCE, generator)
-        for name in problem.names
-    ]
-    return problem.words.encode(problem.names, pseudo_words, templates)
 
 
 def contrastive_loss(

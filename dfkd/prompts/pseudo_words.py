@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from open_clip.transformer import ResidualAttentionBlock, Transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,8 +42,8 @@ class PseudoWords:
         self._start = teacher.tokenizer.sot_token_id
         self._end = teacher.tokenizer.eot_token_id
         # Contrastive prompts tokenise a disturbed template for every prompt at every update. The
-        # beginnings and ends repeat, and the tokenizer, in Python, takes longer than the lookup.
-        self._content = functools.lru_cache(maxsize=65536)(self._content_tokens)
+        # sentences hardly repeat, but their words do.
+        self._tokens = functools.lru_cache(maxsize=65536)(teacher.content_tokens)
 
     def text(self, name: str) -> str:
         """The readable prompt of class `name`, with `*` for the pseudo-word."""
@@ -79,30 +80,41 @@ class PseudoWords:
         Raises:
             ManifestError: a sentence exceeds the teacher's context length.
         """
-        rows, positions, context = [], [], self.teacher.context_length
+        context = self.teacher.context_length
+        found = []
         for name, template in zip(names, templates, strict=True):
-            ids, position = self._sentence(name, template)
-            if len(ids) > context:
+            found.append(self.sentence(name, template))
+            if len(found[-1][0]) > context:
                 raise ManifestError(
                     "prompts.template",
                     f"must fit {context} tokens with every class name",
                     template.replace("{class}", name),
                     "shorten the template or the name",
                 )
-            rows.append(ids + [PADDING] * (context - len(ids)))
-            positions.append(position)
-        return torch.tensor(rows), torch.tensor(positions)
+        return _padded(found, context)
 
-    def disturbed(self, name: str, kind: str, share: float, generator: np.random.Generator) -> str:
-        """The template with some letters of its fixed words changed; arguments as of `disturb`.
+    def disturbed(
+        self, names: Sequence[str], kind: str, share: float, generator: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """`tokens` of sentences in which some letters of the template's fixed words are changed.
 
-        Changed letters can give more tokens. A template that exceeds the context is drawn again.
+        Changed letters can give more tokens. A sentence that exceeds the context is drawn again.
+
+        Args:
+            names: N class names, each of which gets letters of its own.
+            kind, share, generator: as of `disturb`.
         """
-        for _ in range(MAX_REDRAWS):
-            template = disturb(self.template, kind, share, generator)
-            if len(self._sentence(name, template)[0]) <= self.teacher.context_length:
-                return template
-        return self.template
+        context = self.teacher.context_length
+        found = []
+        for name in names:
+            for _ in range(MAX_REDRAWS):
+                one = self.sentence(name, disturb(self.template, kind, share, generator))
+                if len(one[0]) <= context:
+                    break
+            else:
+                one = self.sentence(name, self.template)
+            found.append(one)
+        return _padded(found, context)
 
     def around_the_mean(self, noise: Tensor, scale: float) -> Tensor:
         """Pseudo-words V = mu + e * eps * sigma (Eq 8-11), [N, D] on the teacher's device.
@@ -116,7 +128,7 @@ class PseudoWords:
         table = self.teacher.token_table
         return table.mean(dim=0) + scale * noise.to(table.device) * table.std(dim=0)
 
-    def _sentence(self, name: str, template: str) -> tuple[list[int], int]:
+    def sentence(self, name: str, template: str) -> tuple[list[int], int]:
         """The token ids of a sentence without padding, and the position of the pseudo-word."""
         before, after = template.replace("{class}", name).split("{style}")
         prefix = self._content(before)
@@ -124,9 +136,21 @@ class PseudoWords:
         # be lower than the id of the end token, where CLIP pools: it takes the highest id.
         return [self._start, *prefix, 0, *self._content(after), self._end], 1 + len(prefix)
 
-    def _content_tokens(self, text: str) -> tuple[int, ...]:
-        """The token ids of a piece of a sentence, as a tuple, which a cache can share."""
-        return tuple(self.teacher.content_tokens(text))
+    def _content(self, text: str) -> list[int]:
+        """What `Teacher.content_tokens` gives for a piece of a sentence, from a cache of words."""
+        # No token spans a space, and of ASCII open_clip's cleaning changes control characters,
+        # entities (`&amp;`), case and spaces only. Other text it may repair as a whole.
+        by_word = text.isascii() and text.isprintable() and "&" not in text
+        parts = text.split() if by_word else (text,)
+        return [token for part in parts for token in self._tokens(part)]
+
+
+def _padded(sentences: Sequence[tuple[list[int], int]], context: int) -> tuple[Tensor, Tensor]:
+    """Token ids [N, context] and positions [N] of sentences of at most `context` ids."""
+    longest = max(len(ids) for ids, _ in sentences)
+    rows = [ids + [PADDING] * (longest - len(ids)) for ids, _ in sentences]
+    tokens = F.pad(torch.tensor(rows), (0, context - longest), value=PADDING)
+    return tokens, torch.tensor([position for _, position in sentences])
 
 
 class Sentences:
@@ -290,16 +314,25 @@ def disturb(template: str, kind: str, share: float, generator: np.random.Generat
         share: share of the letters to change, rounded to at least two letters, because a single one
             cannot be shuffled. A shuffle may change fewer if too few letters differ.
     """
-    # A slot is one match, which begins with a brace; so the letters are those outside slots.
-    found = re.finditer(r"\{\w+\}|.", template)
-    positions = [match.start() for match in found if match[0].isalpha()]
+    positions = _letters(template)
     count = max(2, round(share * len(positions)))
     order = generator.permutation(positions).tolist()
     if kind == "shuffle":
         changes = _derangement(template, order, count)
     else:
         changes = {i: _other_letter(template[i], generator) for i in order[:count]}
-    return "".join(changes.get(position, letter) for position, letter in enumerate(template))
+    letters = list(template)
+    for position, letter in changes.items():
+        letters[position] = letter
+    return "".join(letters)
+
+
+@functools.lru_cache
+def _letters(template: str) -> NDArray[np.int64]:
+    """The positions of the letters outside a template's slots."""
+    # A slot is one match, which begins with a brace.
+    found = re.finditer(r"\{\w+\}|.", template)
+    return np.array([match.start() for match in found if match[0].isalpha()], np.int64)
 
 
 def _derangement(template: str, order: Sequence[int], count: int) -> dict[int, str]:
@@ -313,8 +346,10 @@ def _derangement(template: str, order: Sequence[int], count: int) -> dict[int, s
     groups: dict[str, list[int]] = {}
     remaining = count
     for position in order:
+        if not remaining:
+            break
         group = groups.setdefault(template[position].lower(), [])
-        if remaining and len(group) < count // 2:
+        if len(group) < count // 2:
             group.append(position)
             remaining -= 1
     # The groups form a ring, one after the other. Each position takes the letter that lies as far

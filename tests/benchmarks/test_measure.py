@@ -1,7 +1,6 @@
 """Figures: turns, quotients, counted operations, limits, peers, and their table."""
 
 import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,19 +45,17 @@ from tests.helpers.tiny_version import write_manifest
 CPU = torch.device("cpu")
 
 
-def test_calls_take_turns_and_the_first_turn_does_not_count(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_calls_take_turns_and_the_first_turn_does_not_count() -> None:
     order, clock = [], [0.0]
     slow = {"a": 0.25, "b": 0.5}
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
     def call(name: str) -> float:
         order.append(name)
         clock[0] += slow[name] if len(order) > 2 else 8.0
         return 3.0
 
-    found = time_in_turns({name: lambda name=name: call(name) for name in slow}, repeats=3)
+    calls = {name: lambda name=name: call(name) for name in slow}
+    found = time_in_turns(calls, repeats=3, clock=lambda: clock[0])
     assert order == ["a", "b"] * 4
     assert found == {"a": (12.0,) * 3, "b": (6.0,) * 3}
 

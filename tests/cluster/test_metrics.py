@@ -134,7 +134,7 @@ def test_a_pace_divides_time_into_steps_and_waiting(
 
 def report_of(manifest: Manifest, version: Version, pool: Pool, cost: CostCounter) -> _ShardReport:
     """A report without curves and pictures."""
-    tracker = SimpleNamespace(record=lambda summary: None, failed=0)
+    tracker = SimpleNamespace(record=lambda summary: None, failed=0, done=0)
     return _ShardReport(manifest, version, pool, cost, bar("images", 8, "img", 0), tracker)
 
 
@@ -170,6 +170,39 @@ def test_tasks_that_were_made_together_share_their_time(
         )
     ]
     assert (cost.images, cost.bytes) == (8, sum(each.bytes for each in receipts))
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        ("cpu", "all 24 images take about 0.06 worker-hours at the speed of the first 2"),
+        ("NVIDIA L4", "all 24 images take about 0.03 GPU-hours at the speed of the first 2"),
+    ],
+)
+@pytest.mark.usefixtures("counted")
+def test_what_a_run_will_take_is_told_once_by_workers_that_are_warm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str, told: str
+) -> None:
+    """Two of them, which share a GPU; four images were made by an earlier process."""
+    manifest = Manifest.read(write_manifest(tmp_path))
+    receipt = dataclasses.replace(publish(manifest).shards[0], samples=1)
+    version = begin(open_storage(manifest.storage.root).child("b"), identity(manifest, {}))
+    pool: Pool = Pool(Actor, (), 1, 3, WorkerResources(1.0, gpus=0.5))
+    pool._actors.largest = 2
+    report = report_of(manifest, version, pool, CostCounter())
+    report.tracker.done = 4
+    made = [(receipt, ShardSummary("dog", 1, 0, 0.1, 0.9, 40, ()))]
+    notes = []
+    for warm, seconds in ((False, 1000.0), (False, 1000.0), (True, 8.0), (True, 10.0), (True, 7.0)):
+        report.tracker.done += 1 if warm else 0
+        result = UnitResult(made, seconds, device, (), "10.0.0.7", receipt.task, warm)
+        report.record(result)
+        lines = capsys.readouterr().err.splitlines()
+        notes.append([line for line in lines if line.startswith("note: ")])
+    assert [len(each) for each in notes] == [0, 0, 0, 1, 0]
+    # 9 seconds an image; 18 images are left, half of them for each worker.
+    rest = "; the 18 that are left take 0.0225 hours with 2 workers"
+    assert notes[3] == [f"note: vanilla: {told}{rest}"]
 
 
 def test_each_task_is_told_of_once(

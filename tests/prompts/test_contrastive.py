@@ -16,7 +16,7 @@ from dfkd.prompts.contrastive import (
     contrastive_loss,
     optimise,
 )
-from dfkd.prompts.pseudo_words import PseudoWords
+from dfkd.prompts.pseudo_words import PseudoWords, Sentences, disturb
 
 AXES = torch.eye(3)
 
@@ -82,7 +82,9 @@ def spread(embeddings: torch.Tensor) -> float:
 
 def loss(task: Problem, pseudo_words: torch.Tensor) -> float:
     """The mean of equation 12, with the same disturbances at each call."""
-    positives = contrastive._disturbed(task, pseudo_words, Contrastive(), np.random.default_rng(0))
+    kind, share, draw = Contrastive().positive, DISTURBANCE, np.random.default_rng(0)
+    tokens = task.words.disturbed(task.names, kind, share, draw)
+    positives = Sentences(task.words.teacher, *tokens).encode(pseudo_words)
     embeddings = task.words.encode(task.names, pseudo_words)
     temperature = contrastive.TEMPERATURE
     losses = contrastive_loss(embeddings, positives, task.labels, None, temperature, False)
@@ -107,7 +109,7 @@ def test_a_pseudo_word_follows_the_gradient_of_its_positive_too(teacher: Teacher
     config = Contrastive(updates=1)
     found, _ = optimise(task, pseudo, config, np.random.default_rng(7))
     words, vector = task.words, pseudo.clone().requires_grad_()
-    other = words.disturbed("dog", config.positive, DISTURBANCE, np.random.default_rng(7))
+    other = disturb(words.template, config.positive, DISTURBANCE, np.random.default_rng(7))
     one, two = words.encode(["dog"] * 2, vector.expand(2, -1), [words.template, other])
     (one @ two).backward()
     uphill = (found - pseudo).sign() == vector.grad.sign()

@@ -1,16 +1,22 @@
 """Pseudo-words stand where the style word would, and disturbed templates keep class and slots."""
 
+import functools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from dfkd.benchmarks.prompts import TOKENISED
+from dfkd.config.manifest import Manifest
 from dfkd.models.teacher import Teacher
+from dfkd.models.teacher_architecture import build_tokenizer, read_architecture
+from dfkd.prompts.contrastive import DISTURBANCE
 from dfkd.prompts.pseudo_words import PseudoWords, disturb
 from tests.helpers.tiny_models import VIT, load_teacher, model_config
 
@@ -86,6 +92,63 @@ def test_both_kinds_disturb_the_same_share_of_the_papers_template(
     assert len(places) == 12
 
 
+def test_a_seed_disturbs_the_letters_that_it_always_has() -> None:
+    """Versions that are resumed or made again rely on it."""
+    draw = np.random.default_rng(0)
+    kinds = ("shuffle", "substitute", "shuffle")
+    assert [disturb(TEMPLATE, kind, 0.3, draw) for kind in kinds] == [
+        "{class} in ehy stelt of {style}",
+        "{class} in thl ktyln hf {style}",
+        "{class} in thy seelt of {style}",
+    ]
+
+
+NAMES = [name for path in TOKENISED for name in Manifest.read(path).classes]
+
+
+@functools.cache
+def words_of(model: str, template: str) -> PseudoWords:
+    """With the tokenizer of an architecture, and nothing else of a teacher."""
+    tokenizer: Any = build_tokenizer(read_architecture(model))
+    teacher: Any = SimpleNamespace(tokenizer=tokenizer, content_tokens=tokenizer.encode)
+    return PseudoWords(teacher, template)
+
+
+def require_open_clips_tokens(model: str, name: str, template: str) -> None:
+    """The ids of a sentence are those that open_clip's tokenizer gives its two pieces."""
+    words = words_of(model, TEMPLATE)
+    ids, position = words.sentence(name, template)
+    before, after = template.replace("{class}", name).split("{style}")
+    encode = words.teacher.tokenizer.encode
+    assert ids[1:position] == encode(before)
+    assert ids[position + 1 : -1] == encode(after)
+
+
+@pytest.mark.parametrize("model", ["ViT-B-32", "miniature"])
+@pytest.mark.parametrize("kind", ["shuffle", "substitute"])
+def test_disturbed_class_names_have_the_tokens_that_open_clip_gives_them(
+    model: str, kind: str
+) -> None:
+    draw = np.random.default_rng(0)
+    for name in NAMES * 5:
+        require_open_clips_tokens(model, name, disturb(TEMPLATE, kind, DISTURBANCE, draw))
+
+
+ODD = "ab \u00e9'\u2019&;#39ltamp\u0130\ufb01\u00c3\u00a9\t\x1b[0m\x1c\u0301<>_end.ft|"
+PIECE = st.text(st.sampled_from(ODD) | st.characters(), max_size=30)
+"""What open_clip's cleaning changes: entities, control characters, mojibake, ligatures."""
+
+
+@pytest.mark.parametrize("model", ["ViT-B-32", "miniature"])
+@given(name=PIECE, before=PIECE, between=PIECE, after=PIECE)
+def test_any_text_has_the_tokens_that_open_clip_gives_it(
+    model: str, name: str, before: str, between: str, after: str
+) -> None:
+    template = f"{before}{{class}}{between}{{style}}{after}"
+    assume("{style}" not in before + name + between + after)
+    require_open_clips_tokens(model, name, template)
+
+
 def test_a_disturbed_sentence_always_fits(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,8 +156,7 @@ def test_a_disturbed_sentence_always_fits(
     plain = int(teacher.tokenize([words.text("alarm clock")]).count_nonzero())
     monkeypatch.setattr(teacher, "context_length", plain)  # other letters give more tokens
     draw = np.random.default_rng(0)
-    templates = [words.disturbed("alarm clock", "shuffle", 1.0, draw) for _ in range(50)]
-    tokens, places = words.tokens(["alarm clock"] * 50, templates)
+    tokens, places = words.disturbed(["alarm clock"] * 50, "shuffle", 1.0, draw)
     assert tokens.shape[1] <= teacher.context_length
     ends = tokens.argmax(dim=1)
     assert bool((places < ends).all())

@@ -147,11 +147,11 @@ class Diffusion:
         options = {"generator": draws} if self._noisy else {}
         for time in self.scheduler.timesteps:
             scaled = self.scheduler.scale_model_input(latents, time)
-            output = self._predict(scaled, time, condition)
+            output = self.predict(scaled, time, condition)
             latents = self.scheduler.step(output, time, latents, return_dict=False, **options)[0]
         return latents
 
-    def _predict(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def predict(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """The UNet's output float32 [B, C, h, w], guided away from the empty text."""
         states = condition.prompts
         if self._guided:

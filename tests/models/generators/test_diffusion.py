@@ -100,7 +100,7 @@ def test_guidance_goes_past_the_prompt_away_from_the_empty_text(home: Path, pipe
     def predicted(guidance: float, states: torch.Tensor) -> torch.Tensor:
         generator = load(read_manifest(home, pipeline, guidance=guidance))
         with torch.no_grad():
-            return generator._predict(latents, torch.tensor(500), Condition(states, noise(1)))
+            return generator.predict(latents, torch.tensor(500), Condition(states, noise(1)))
 
     empty, prompted = predicted(1.0, noise(1).expand_as(prompts)), predicted(1.0, prompts)
     expected = 4 * prompted - 3 * empty
