@@ -185,7 +185,7 @@ def test_what_a_run_will_take_is_told_once_by_workers_that_are_warm(
 ) -> None:
     """Two of them, which share a GPU; four images were made by an earlier process."""
     manifest = Manifest.read(write_manifest(tmp_path))
-    receipt = dataclasses.replace(publish(manifest).shards[0], samples=1)
+    receipt = dataclasses.replace(next(publish(manifest).receipts()), samples=1)
     version = begin(open_storage(manifest.storage.root).child("b"), identity(manifest, {}))
     pool: Pool = Pool(Actor, (), 1, 3, WorkerResources(1.0, gpus=0.5))
     pool._actors.largest = 2
