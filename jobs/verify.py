@@ -1,12 +1,14 @@
 """Check every shard, receipt and index row of each method's current version.
 
-An identity, block of the index or data card that is not what was published is made again.
+An identity, block of the index or data card that is not what was published is made again. With
+RAY_ADDRESS the workers of that cluster read the shards.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError
@@ -14,6 +16,9 @@ from dfkd.pipeline import command_line
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_existing, require_existing
+
+if TYPE_CHECKING:
+    from dfkd.dataset.verification import OverBlocks
 
 REPORT = "verify.json"
 REMEDY = "run jobs/synthesize.py first"
@@ -30,7 +35,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     from dfkd.utils.strict_json import canonical
 
     root = open_existing(manifest.storage.root, REMEDY)
-    reports = [_report(root, method) for method in manifest.methods]
+    reports = _reports(manifest, root)
     root.put(REPORT, canonical({"schema": 1, "versions": reports}))
     problems = [problem for report in reports for problem in report["problems"]]
     for problem in problems:
@@ -43,7 +48,19 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     return root.location(REPORT)
 
 
-def _report(root: Storage, method: str) -> dict[str, Any]:
+def _reports(manifest: Manifest, root: Storage) -> list[dict[str, Any]]:
+    """What was found of each method, by the workers of a cluster where there is one."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return [_report(root, method, map) for method in manifest.methods]
+    from dfkd.cluster.connection import connected, require_shared_storage
+    from dfkd.cluster.tasks import ray_map
+
+    with connected():
+        require_shared_storage(manifest.storage.root)
+        return [_report(root, method, ray_map) for method in manifest.methods]
+
+
+def _report(root: Storage, method: str, over_blocks: "OverBlocks") -> dict[str, Any]:
     from dfkd.dataset import publication, published, verification
 
     home = root.child(layout.data(method))
@@ -61,7 +78,7 @@ def _report(root: Storage, method: str) -> dict[str, Any]:
             damaged += [block.receipts_key, block.index_key]
         if damaged:
             print(f"{method}: version {version.id}: restored {', '.join(damaged)}", flush=True)
-        problems = verification.verify(version)
+        problems = verification.verify(version, over_blocks)
     except CorruptionError as error:
         return report | {"problems": [str(error)]}
     report |= {"version": version.id, "shards": version.manifest["shards"]}

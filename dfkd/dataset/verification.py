@@ -1,16 +1,19 @@
 """Verify a published version: every shard, receipt, prompt, and the index."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from dfkd.dataset.published import PROMPTS_REMEDY, PublishedVersion, sha256_object
+from dfkd.dataset.published import PROMPTS_REMEDY, Block, PublishedVersion, sha256_object
 from dfkd.dataset.receipts import Receipt, read
 from dfkd.errors import CorruptionError
 from dfkd.storage import layout
 from dfkd.storage.base import in_order
 
+OverBlocks = Callable[[Callable[[Block], list[str]], Iterable[Block]], Iterable[list[str]]]
+"""How a function is called for each block: `map`, or `dfkd.cluster.tasks.ray_map`."""
 
-def verify(version: PublishedVersion) -> list[str]:
+
+def verify(version: PublishedVersion, over_blocks: OverBlocks = map) -> list[str]:
     """All inconsistencies of a version, one line each; an empty list if it is intact.
 
     Reads all objects, a few shards at a time.
@@ -23,17 +26,21 @@ def verify(version: PublishedVersion) -> list[str]:
         "run jobs/verify.py, which restores it"
         for key in version.damaged_files()
     ]
-    for block in version.blocks:
-        try:
-            receipts = version.block_receipts(block)
-            version.block_index(block, [])
-        except CorruptionError as error:
-            problems.append(str(error))
-            continue
-        found = in_order(lambda receipt: _receipt_problem(version, receipt), receipts)
-        shards = in_order(lambda receipt: _shard_problem(version, receipt), receipts, ahead=4)
-        problems += filter(None, itertools.chain(found, shards))
+    for found in over_blocks(lambda block: block_problems(version, block), version.blocks):
+        problems += found
     return problems + list(_prompt_problems(version))
+
+
+def block_problems(version: PublishedVersion, block: Block) -> list[str]:
+    """The inconsistencies of a block, of its receipts and of its shards."""
+    try:
+        receipts = version.block_receipts(block)
+        version.block_index(block, [])
+    except CorruptionError as error:
+        return [str(error)]
+    found = in_order(lambda receipt: _receipt_problem(version, receipt), receipts)
+    shards = in_order(lambda receipt: _shard_problem(version, receipt), receipts, ahead=4)
+    return [problem for problem in itertools.chain(found, shards) if problem]
 
 
 def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
