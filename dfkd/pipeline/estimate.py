@@ -212,8 +212,8 @@ def prompts_work(manifest: Manifest, teacher: Teacher) -> list[Work]:
         texts, positives = (each.encode(pseudo_words) for each in prepared[prompts])
         torch.autograd.grad((texts * positives).sum(), [pseudo_words])
 
-    names = [manifest.classes[row % len(manifest.classes)] for row in range(2)]
-    plain = {count: words.sentences(names[:count]) for count in (1, 2)}
+    names = [manifest.classes[row % len(manifest.classes)] for row in range(3)]
+    plain = {count: words.sentences(names[:count]) for count in (2, 3)}
     works = counted(prepare, without_data=False), counted(update)
     return [work * config.updates for work in works]
 
@@ -262,17 +262,17 @@ def label_work(manifest: Manifest) -> Work:
 def counted(call: Callable[[int], object], without_data: bool = True) -> Work:
     """What one more image costs a call that takes a number of images, in float32 and not compiled.
 
-    It is the difference between two and one, so what a batch shares, such as reading the weights,
-    is not counted.
+    It is the difference between three and two, so what a batch shares, such as reading the weights,
+    is not counted. (Batch norm takes no batch of one.)
 
     Args:
         without_data: whether nothing is computed, not even from tensors with data.
     """
-    one, two = _Counter(), _Counter()
-    for number, counter in enumerate((one, two), start=1):
+    two, three = _Counter(), _Counter()
+    for number, counter in enumerate((two, three), start=2):
         with NO_DATA if without_data else contextlib.nullcontext(), counter:
             call(number)
-    return Work(two.flop - one.flop, two.products - one.products, two.others - one.others)
+    return Work(three.flop - two.flop, three.products - two.products, three.others - two.others)
 
 
 class _Counter(TorchDispatchMode):

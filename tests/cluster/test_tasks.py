@@ -38,9 +38,7 @@ def test_a_lost_worker_is_replaced_and_one_that_always_dies_ends_the_run(tmp_pat
     def die(name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(
-        InfrastructureError, match=r"lost again and again .* the same command"
-    ):
+    with pytest.raises(InfrastructureError, match=r"lost again and again .* the same command"):
         list(ray_map(die, ["a"]))
 
 
