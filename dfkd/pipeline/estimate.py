@@ -63,6 +63,8 @@ A100 = Device("A100", r"\bA100\b", {"bfloat16": 312e12, "float32": 19.5e12}, 2.0
 L4 = Device("L4", r"\bL4\b", {"bfloat16": 121e12, "float32": 30.3e12}, 0.3e12)
 """NVIDIA L4."""
 DEVICES = (H100, A100, L4)
+COUNTS = (2, 3)
+"""Images that are counted: one alone has no statistics for batch norm."""
 BYTES: Mapping[Precision, int] = {"bfloat16": 2, "float32": 4}
 """Of a number. With bfloat16 some kernels still move float32, which the bound leaves out."""
 
@@ -199,21 +201,23 @@ def prompts_work(manifest: Manifest, teacher: Teacher) -> list[Work]:
     """The work of one contrastive prompt, which is made in float32, without the bank's products."""
     config, draw = manifest.prompts.contrastive, np.random.default_rng(0)
     words = PseudoWords(teacher, manifest.prompts.template)
+    classes = manifest.classes
+    names = {count: [classes[row % len(classes)] for row in range(count)] for count in COUNTS}
     # The lengths of sentences are numbers, so tokens have data; pseudo-words have none.
-    prepared: dict[int, tuple[Sentences, Sentences]] = {}
+    plain = {count: words.sentences(each) for count, each in names.items()}
+    disturbed: dict[int, Sentences] = {}
 
     def prepare(prompts: int) -> None:
-        names = [manifest.classes[row % len(manifest.classes)] for row in range(prompts)]
-        tokens = words.disturbed(names, config.positive, contrastive.DISTURBANCE, draw)
-        prepared[prompts] = plain[prompts], Sentences(teacher, *tokens)
+        share = contrastive.DISTURBANCE
+        tokens = words.disturbed(names[prompts], config.positive, share, draw)
+        disturbed[prompts] = Sentences(teacher, *tokens)
 
     def update(prompts: int) -> None:
         pseudo_words = _blank(prompts, teacher.token_table.shape[1]).requires_grad_()
-        texts, positives = (each.encode(pseudo_words) for each in prepared[prompts])
+        both = plain[prompts], disturbed[prompts]
+        texts, positives = (each.encode(pseudo_words) for each in both)
         torch.autograd.grad((texts * positives).sum(), [pseudo_words])
 
-    names = [manifest.classes[row % len(manifest.classes)] for row in range(3)]
-    plain = {count: words.sentences(names[:count]) for count in (2, 3)}
     works = counted(prepare, without_data=False), counted(update)
     return [work * config.updates for work in works]
 
@@ -262,14 +266,14 @@ def label_work(manifest: Manifest) -> Work:
 def counted(call: Callable[[int], object], without_data: bool = True) -> Work:
     """What one more image costs a call that takes a number of images, in float32 and not compiled.
 
-    It is the difference between three and two, so what a batch shares, such as reading the weights,
-    is not counted. (Batch norm takes no batch of one.)
+    It is the difference between the calls of `COUNTS`, so what a batch shares, such as reading the
+    weights, is not counted.
 
     Args:
         without_data: whether nothing is computed, not even from tensors with data.
     """
     two, three = _Counter(), _Counter()
-    for number, counter in enumerate((two, three), start=2):
+    for number, counter in zip(COUNTS, (two, three), strict=True):
         with NO_DATA if without_data else contextlib.nullcontext(), counter:
             call(number)
     return Work(three.flop - two.flop, three.products - two.products, three.others - two.others)

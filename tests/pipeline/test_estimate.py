@@ -62,6 +62,7 @@ def test_an_unknown_gpu_gets_the_bound_of_an_h100(
     assert device_of(gpu) == (device, reason)
 
 
+@pytest.mark.heavy
 def test_steps_are_counted_as_if_they_had_been_done(tmp_path: Path) -> None:
     settings = ("synthesis.image_size=32", "synthesis.steps=7", "synthesis.views=2")
     manifest = Manifest.read(PAGES / "manifests/studies/vqgan.yaml", settings)
@@ -78,6 +79,7 @@ def test_steps_are_counted_as_if_they_had_been_done(tmp_path: Path) -> None:
     assert label.flop > 0
 
 
+@pytest.mark.heavy
 def test_a_plan_tells_a_bound(tmp_path: Path) -> None:
     """It grows with what the manifest asks for."""
     job, costs = jobs.load("pipeline"), []
