@@ -156,7 +156,7 @@ class Stream:
 
     def order(self, epoch: int) -> Indices:
         """The sample numbers that this rank sees in `epoch`, int64 [steps * rows]."""
-        return np.concatenate([window.samples for window in self.windows(epoch)])
+        return _joined(list(self.windows(epoch)))
 
     def windows(self, epoch: int, skipped: int = 0) -> Iterator[Window]:
         """Yield what this rank reads in `epoch`, without its first `skipped` samples.
@@ -214,7 +214,7 @@ class Stream:
         So only the first epoch reads; a resumed one reads what it needs, and the next one the rest.
         """
         planned = list(windows)
-        order, rows = np.concatenate([w.samples for w in planned]), self.rank_batch_size
+        order, rows = _joined(planned), self.rank_batch_size
         parts = [order[start : start + rows] for start in range(0, len(order), rows)]
         # An epoch shows each sample once, so none of these is added for an earlier batch.
         filled = self._cache.filled.copy()
@@ -345,6 +345,11 @@ def _arrays(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         for column, dtype in zip(rows, (torch.float32, torch.float16), strict=True)
     )
     return distances, embeddings
+
+
+def _joined(windows: Sequence[Window]) -> Indices:
+    """The samples of all windows; none if an epoch is resumed at its end."""
+    return np.concatenate([np.empty(0, np.int64), *(window.samples for window in windows)])
 
 
 def _lists(samples: Indices) -> Iterator[list[int]]:

@@ -156,6 +156,7 @@ def test_resuming_within_an_epoch_gives_the_rest_of_it(
 ) -> None:
     whole = read(stream(version, cache_bytes=cache_bytes), epoch=2)
     assert same(read(stream(version, cache_bytes=cache_bytes), epoch=2, step=3), whole[3:])
+    assert read(stream(version, cache_bytes=cache_bytes), epoch=2, step=5) == []
 
 
 @pytest.mark.parametrize(
