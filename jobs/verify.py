@@ -1,4 +1,4 @@
-"""Check every shard, receipt and index row of each method's current version.
+"""Check every shard, receipt and block of the index of each method's current version.
 
 An identity, block of the index or data card that is not what was published is made again. With
 RAY_ADDRESS the workers of that cluster read the shards.

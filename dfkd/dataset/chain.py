@@ -74,7 +74,7 @@ class Chain:
         images = [
             sample.decoded(lambda image: decode_image(image, size))
             for receipt in receipts
-            for sample, _ in read_shard(get_shard(home, receipt), receipt)
+            for sample in read_shard(get_shard(home, receipt), receipt)
         ]
         return torch.from_numpy(np.stack(images))
 

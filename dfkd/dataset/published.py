@@ -49,7 +49,7 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 """The index, a row for each image: enough to select or count images without opening a shard, and to
-read one image alone (`start` and `sha256` are a `shards.SampleLocation`)."""
+read one image alone (`start` and `sha256`, as in `receipts.Images`)."""
 
 INDEX_ROWS = 8192
 """Rows of a row group of the index, which are in memory together while they are written."""
@@ -164,7 +164,7 @@ class PublishedVersion:
                 than the shard, another number of distances than there are classes, or an embedding
                 of another length than those before.
         """
-        for sample, _ in read_shard(get_shard(self.home, receipt), receipt):
+        for sample in read_shard(get_shard(self.home, receipt), receipt):
             self._widths.add(len(sample.arrays["embedding"]))
             found = sample.metadata["class_index"], len(sample.arrays["distances"])
             if found != (receipt.class_index, len(self.classes)) or len(self._widths) > 1:
@@ -215,15 +215,6 @@ class PublishedVersion:
         except ValueError as error:
             raise self._unusable(block.receipts_key, error) from None
         return receipts
-
-    def index(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield some columns of the index in batches of at most `INDEX_ROWS` rows.
-
-        Raises:
-            CorruptionError: a block is not what was published.
-        """
-        for block in self.blocks:
-            yield from self.block_index(block, columns).to_batches(INDEX_ROWS)
 
     def block_index(self, block: Block, columns: Sequence[str]) -> pa.Table:
         """Some columns of the index of a block: a row for each image.

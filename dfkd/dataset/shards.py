@@ -103,17 +103,6 @@ class MadeShard:
     """Indices of the task's images that diverged at every attempt."""
 
 
-@dataclass(frozen=True)
-class SampleLocation:
-    """The position of a sample in its shard, and the hash of its bytes."""
-
-    start: int
-    """Offset of the sample's first header. A sample ends where the next one starts; the last one
-    ends with the shard and includes its end mark."""
-    sha256: bytes
-    """Digest of the bytes from `start` to the end of the sample."""
-
-
 def sample_key(class_index: int, index: int) -> str:
     """The WebDataset key of an image; it has no dot, because WebDataset splits names there."""
     return f"{class_index:04d}-{index:07d}"
@@ -202,13 +191,14 @@ def describe(
     # All samples are parsed and not only counted, so that a receipt never vouches for a shard that
     # no reader can open.
     missing = {sample_key(task.class_index, index): index for index in task.indices}
-    for sample, location in parse_shard(data, where):
+    for sample, span in _samples_with_slices(data, where):
         own = sample.metadata["class_index"], sample.metadata["index"]
         if (task.class_index, missing.pop(sample.key, None)) != own:
             raise CorruptionError(
                 f"{where}: sample {sample.key!r} is not of this task; delete it, run again"
             )
-        place = {"start": location.start, "sha256": location.sha256.hex()}
+        digest = hashlib.sha256(memoryview(data)[span]).hexdigest()
+        place = {"start": span.start, "sha256": digest}
         row = sample.metadata | {"extension": sample.extension} | place
         for name, column in columns.items():
             column.append(row[name])
@@ -237,8 +227,8 @@ def describe(
     return receipt, Images(**columns)
 
 
-def read_shard(data: bytes, receipt: Receipt) -> Iterator[tuple[Sample, SampleLocation]]:
-    """Yield each sample of a shard with its location, once the bytes match the receipt.
+def read_shard(data: bytes, receipt: Receipt) -> Iterator[Sample]:
+    """Yield each sample of a shard, once the bytes match the receipt.
 
     Raises:
         CorruptionError: size, sha256 or number of samples do not match, or `write_shard` would not
@@ -255,15 +245,20 @@ def _verify_bytes(data: bytes, receipt: Receipt) -> None:
         refuse(receipt.key, f"is not what its receipt says, {expected}")
 
 
-def parse_shard(
-    data: bytes, name: str, count: int | None = None
-) -> Iterator[tuple[Sample, SampleLocation]]:
-    """Yield each sample in the bytes of a tar with its location.
+def parse_shard(data: bytes, name: str, count: int | None = None) -> Iterator[Sample]:
+    """Yield each sample in the bytes of a tar.
 
     Args:
         name: the shard's name in error messages.
         count: the expected number of samples, which is checked before the first one.
     """
+    return (sample for sample, _ in _samples_with_slices(data, name, count))
+
+
+def _samples_with_slices(
+    data: bytes, name: str, count: int | None = None
+) -> Iterator[tuple[Sample, slice]]:
+    """Yield each sample with the slice of its bytes; the slices together cover the whole tar."""
     # A tar that is cut between two members has no other mark of it.
     if not data or len(data) % tarfile.RECORDSIZE or data[-END_MARK_BYTES:].strip(b"\0"):
         refuse(name, f"{len(data)} bytes without the end mark of a tar")
@@ -278,8 +273,7 @@ def parse_shard(
         end = max(span.stop for span in slices.values())
         # The last sample includes the end mark, so that no byte of the tar is without a hash.
         stop = len(data) if number == len(groups) else end + -end % tarfile.BLOCKSIZE
-        digest = hashlib.sha256(memoryview(data)[start:stop]).digest()
-        yield _decode(data, name, key, slices), SampleLocation(start, digest)
+        yield _decode(data, name, key, slices), slice(start, stop)
         start = stop
 
 

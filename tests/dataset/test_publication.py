@@ -252,7 +252,8 @@ def test_a_run_of_many_shards_has_several_blocks(
         ("00001", 2),
     ]
     assert [receipt.task for receipt in published.receipts()] == [task.id for task in TASKS]
-    table = pa.Table.from_batches(published.index(["class_index", "index"]))
+    columns = ["class_index", "index"]
+    table = pa.concat_tables(published.block_index(each, columns) for each in published.blocks)
     wanted = [{"class_index": t.class_index, "index": i} for t in TASKS for i in t.indices]
     assert table.to_pylist() == wanted
     assert verify(published) == []

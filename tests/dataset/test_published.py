@@ -45,7 +45,7 @@ def test_integers_as_large_as_the_index_takes_are_read(key: str) -> None:
     limit = 1 << INDEX_SCHEMA.field(key).type.bit_width - 1
     for value in (1 - limit, limit - 1):
         text = json.dumps(FACTS | {key: value})
-        assert list(parse_shard(with_sample(text.encode()), "x"))[3][0].metadata[key] == value
+        assert list(parse_shard(with_sample(text.encode()), "x"))[3].metadata[key] == value
     text = json.dumps(FACTS | {key: limit})
     with pytest.raises(CorruptionError, match=rf"sample 'z': {key}: must be less than"):
         list(parse_shard(with_sample(text.encode()), "x"))
@@ -69,12 +69,12 @@ def test_metadata_that_is_read_can_be_written_to_the_index(
         assert decode(encode(*entry), "x") == entry
         _, index = block_files([entry], ["owl"], "vanilla")
         row = pq.read_table(pa.BufferReader(index)).to_pylist()[3]
-        sample, location = list(parse_shard(data, "x"))[3]
+        sample, images = list(parse_shard(data, "x"))[3], entry[1]
         assert row["prompt"] == prompt
         assert {key: row[key] for key in INTEGERS} == {
             key: sample.metadata[key] for key in INTEGERS
         }
-        assert (row["start"], row["sha256"]) == (location.start, location.sha256)
+        assert (row["start"], row["sha256"].hex()) == (images.start[3], images.sha256[3])
 
 
 def test_what_was_removed_does_not_become_current(tmp_path: Path) -> None:

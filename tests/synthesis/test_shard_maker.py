@@ -51,7 +51,7 @@ def make(
         alone(task), broken_at(broken, mine), folder
     )
     tar = folder / f"{task.id}.tar"
-    written = [sample for sample, _ in parse_shard(tar.read_bytes(), tar.name)]
+    written = list(parse_shard(tar.read_bytes(), tar.name))
     assert [(s.key, s.image, s.metadata) for s in made[task].samples] == [
         (s.key, s.image, s.metadata) for s in written
     ]

@@ -62,7 +62,7 @@ def make(
 
 
 def samples(shards: dict[str, bytes]) -> list[Sample]:
-    return [sample for name, data in shards.items() for sample, _ in parse_shard(data, name)]
+    return [sample for name, data in shards.items() for sample in parse_shard(data, name)]
 
 
 @pytest.mark.parametrize("method", COUPLED)
