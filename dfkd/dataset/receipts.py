@@ -100,6 +100,7 @@ def decode(data: bytes, where: str) -> tuple[Receipt, Images]:
         CorruptionError: `data`, which comes from `where`, is nothing that `encode` writes.
     """
     try:
+        # Not `read_as`, which parses in Python too: a publisher may read millions of these.
         stored = _STORED.validate_json(_inflated(data), strict=True)
         for name in COLUMNS:
             if (found := len(getattr(stored.images, name))) != stored.receipt.samples:
