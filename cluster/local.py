@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ceph import Ceph, missing
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import task_count
 from dfkd.errors import DfkdError, ManifestError
-from dfkd.pipeline import command_line
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from nodes import RAY, RayCluster

@@ -29,16 +29,14 @@ from dfkd.config.presets import PRESETS
 from dfkd.dataset.versions import refuse_unfinished
 from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
-from dfkd.evaluation import few_shot as fewshot
-from dfkd.evaluation import few_shot_results, footprint, scoring
+from dfkd.evaluation import footprint, scoring
 from dfkd.evaluation.results import read_results
 from dfkd.evaluation.scoring import Evaluated
 from dfkd.export import take_home as takehome
 from dfkd.export.predict import FACTS
 from dfkd.models.student import Student
 from dfkd.models.student import load_student as load
-from dfkd.pipeline.preflight import check_synthesis, note_unknown_names
-from dfkd.report import few_shot as few_shot_report
+from dfkd.operations.preflight import check_synthesis, note_unknown_names
 from dfkd.report import page
 from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.storage import layout
@@ -52,13 +50,11 @@ from dfkd.utils.yaml import check, expand_preset, merge, read_tree
 __all__ = [
     "BuiltVersion",
     "Evaluated",
-    "FewShotOutput",
     "FinishedStudent",
     "NamedStudent",
     "Picture",
     "distill",
     "evaluate",
-    "few_shot",
     "load_student",
     "read_manifest",
     "synthesize",
@@ -229,49 +225,6 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
     versions = evaluated.versions
     sheet = write_contact_sheet(root, manifest.name, versions) if versions else ""
     return dataclasses.replace(evaluated, ms=ms, sheet=sheet)
-
-
-@dataclass(frozen=True)
-class FewShotOutput:
-    """The results of few-shot fine-tuning, and the files with them."""
-
-    results: few_shot_results.FewShotResults
-    location: str
-    """Location of `fewshot/results.json`."""
-    chart: str
-    """Location of `fewshot/curves.svg`; `curves.png` and `table.md` are in the same folder."""
-
-
-def few_shot(manifest: Manifest, *, threads: int = 0) -> FewShotOutput:
-    """Fine-tune the student, library weights and random weights on few labelled images (Fig. 5).
-
-    Writes `results.json`, `table.md`, `curves.svg` and `curves.png` into `fewshot/` under the run's
-    root. Finished trainings of earlier calls are reused.
-
-    Args:
-        manifest: of the run; its students must be finished if they are among the starts.
-        threads: as for `evaluate`.
-
-    Returns:
-        The results (see `dfkd.evaluation.few_shot_results`) and their locations. Unreadable images
-        are left out and listed in `results.data.unreadable`.
-
-    Raises:
-        ManifestError: unusable data, or initial weights that are missing or do not fit; nothing has
-            been trained.
-        CorruptionError: a student or a finished training is damaged.
-    """
-    with thread_limit(threads) as thread_count:
-        results = fewshot.few_shot(manifest, thread_count)
-    root = open_storage(manifest.storage.root)
-    storage = root.child(few_shot_results.FOLDER)
-    storage.put("table.md", few_shot_report.markdown(results).encode())
-    curves = few_shot_report.picture(results)
-    storage.put("curves.svg", curves.svg)
-    storage.put("curves.png", curves.png)
-    return FewShotOutput(
-        results, root.location(few_shot_results.KEY), storage.location("curves.svg")
-    )
 
 
 def take_home(manifest: Manifest, *, threads: int = 0) -> str:

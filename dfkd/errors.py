@@ -1,7 +1,7 @@
 """Errors: one line of text for a person and one exit code for a scheduler.
 
 Every error that a user can cause or fix derives from `DfkdError`. Its text names the field (or the
-object), the rule, the value and the remedy. `dfkd.pipeline.command_line` prints the text and exits
+object), the rule, the value and the remedy. `dfkd.commands.command_line` prints the text and exits
 with `exit_code`.
 """
 

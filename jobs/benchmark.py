@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import image_count, task_count
-from dfkd.pipeline import command_line
 
 if TYPE_CHECKING:
-    from dfkd.benchmarks.measure import Effort
+    from dfkd.lab.benchmarks.measure import Effort
 
 BENCHMARKS = ("synthesis", "prompts", "streaming", "distillation", "scale", "towers")
 
 
 def effort(options: argparse.Namespace) -> Effort:
     """How much is measured, according to the options."""
-    from dfkd.benchmarks.measure import FULL, QUICK
+    from dfkd.lab.benchmarks.measure import FULL, QUICK
 
     return dataclasses.replace(QUICK if options.quick else FULL, classes=options.classes)
 
@@ -34,8 +34,8 @@ def selected(options: argparse.Namespace) -> list[str]:
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be measured."""
-    from dfkd.benchmarks.loading import images_per_class
-    from dfkd.benchmarks.scale import sized
+    from dfkd.lab.benchmarks.loading import images_per_class
+    from dfkd.lab.benchmarks.scale import sized
 
     simulated, requested = sized(manifest, options.classes), effort(options)
     streamed = images_per_class(manifest, requested) * len(manifest.classes)
@@ -56,7 +56,7 @@ def work(manifest: Manifest, options: argparse.Namespace, words: Sequence[str]) 
     Args:
         words: the command line's arguments, which the records contain.
     """
-    from dfkd.benchmarks import scale, suite
+    from dfkd.lab.benchmarks import scale, suite
 
     scale.sized(manifest, options.classes)  # refuses a number before anything is measured
     names = selected(options)

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.errors import printable_line
-from dfkd.pipeline import command_line
 from dfkd.storage.local import open_existing, open_to_read, require_existing
 
 REPORT = "clean.json"
@@ -20,7 +20,7 @@ GRACE = 24 * 3600.0
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """Every object that would be removed, with its size, and why the other versions are kept."""
-    from dfkd.pipeline import garbage_collection
+    from dfkd.operations import garbage_collection
 
     root = manifest.storage.root
     require_existing(root, REMEDY)
@@ -30,7 +30,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Remove the objects, print what was removed, and write clean.json; returns its location."""
-    from dfkd.pipeline import garbage_collection, sweep
+    from dfkd.operations import garbage_collection, sweep
     from dfkd.storage.lease import holding
     from dfkd.utils.strict_json import canonical
 

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import dfkd
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import image_count
-from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would train if no image fails in synthesis, and what that costs at least."""
     from dfkd.dataset.loader import steps_per_epoch
     from dfkd.distillation.distiller import Schedule
-    from dfkd.pipeline import estimate
-    from dfkd.pipeline.preflight import check_distillation
+    from dfkd.operations import estimate
+    from dfkd.operations.preflight import check_distillation
 
     student = check_distillation(manifest)
     config = manifest.distillation

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import dfkd
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.evaluation.data import open_data
-from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
         manifest = manifest.with_classes(classes)
     data = open_data(manifest.evaluation, manifest.classes)
     if "text-only" in manifest.evaluation.scored:
-        from dfkd.pipeline.preflight import check_text_only  # here, because it imports torch
+        from dfkd.operations.preflight import check_text_only  # here, because it imports torch
 
         check_text_only(manifest)
     seeds = len(manifest.distillation.seeds)

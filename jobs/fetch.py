@@ -5,20 +5,20 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
-from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """The files that a run needs, and which of them are missing now."""
-    from dfkd.pipeline import fetching
+    from dfkd.operations import fetching
 
     return fetching.plan(manifest)
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Fetch missing files and verify all; returns the cache's path."""
-    from dfkd.pipeline import fetching
+    from dfkd.operations import fetching
 
     return fetching.fetch(manifest)
 

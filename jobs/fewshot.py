@@ -5,30 +5,30 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import dfkd
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
-from dfkd.pipeline import command_line
+from dfkd.storage.local import open_storage
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would train, finished trainings included."""
     import torch
 
-    from dfkd.evaluation import few_shot
-    from dfkd.evaluation.few_shot_starts import check_starts
+    from dfkd.lab.few_shot import run
+    from dfkd.lab.few_shot.starts import check_starts
 
     config = manifest.fewshot
     check_starts(manifest, torch.device("cpu"), students=False)
-    data, names = few_shot.select_domains(manifest)
+    data, names = run.select_domains(manifest)
     return {
         "domains": list(names),
         "images": sum(item.domain in names for item in data.items),
         "shots": sorted(config.shots),
         "seeds": list(config.seeds),
         "starts": list(config.starts),
-        "trainings": len(names) * few_shot.count_trainings(manifest),
+        "trainings": len(names) * run.count_trainings(manifest),
         "epochs": config.epochs,
-        "notes": [*data.notes, *few_shot.notes(manifest, data, names)],
+        "notes": [*data.notes, *run.notes(manifest, data, names)],
     }
 
 
@@ -38,13 +38,16 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some images could not be read; everything else was used and written.
     """
-    from dfkd.report.few_shot import markdown
+    from dfkd.lab.few_shot.curves import markdown
+    from dfkd.lab.few_shot.results import FOLDER, KEY
+    from dfkd.lab.few_shot.run import few_shot
 
-    curves = dfkd.few_shot(manifest, threads=options.threads)
-    print(markdown(curves.results))
-    print(f"curves {curves.chart}")
-    command_line.refuse_unreadable(curves.results.data.unreadable, curves.location)
-    return curves.location
+    results = few_shot(manifest, threads=options.threads)
+    root = open_storage(manifest.storage.root)
+    print(markdown(results))
+    print(f"curves {root.location(f'{FOLDER}/curves.svg')}")
+    command_line.refuse_unreadable(results.data.unreadable, root.location(KEY))
+    return root.location(KEY)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,9 +11,9 @@ import dfkd
 import distill
 import evaluate
 import synthesize
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.errors import DfkdError
-from dfkd.pipeline import command_line
 from dfkd.storage.local import open_storage
 
 
@@ -37,7 +37,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         PartialError: some evaluation images could not be read; everything is written.
         DfkdError: another job has made another version current meanwhile.
     """
-    from dfkd.pipeline.preflight import check_later_stages
+    from dfkd.operations.preflight import check_later_stages
 
     check_later_stages(manifest)  # `synthesize.build` checks its own stage
     built = synthesize.build(manifest, options)

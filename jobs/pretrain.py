@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from dfkd.commands import command_line
 from dfkd.errors import ManifestError
-from dfkd.miniature.recipe import Recipe
-from dfkd.pipeline import command_line
+from dfkd.lab.miniature.recipe import Recipe
 from dfkd.utils import yaml
 
 STAGES = ("teacher", "tower", "generator", "backbone", "diffusion")
@@ -30,7 +30,7 @@ def work(recipe: Recipe, options: argparse.Namespace) -> str:
     """Run every stage, resuming after a kill; returns the path of the scores."""
     # Import here: only this job needs the packages of the extra `pretrain`.
     try:
-        from dfkd.miniature.making import make, make_single
+        from dfkd.lab.miniature.making import make, make_single
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("dfkd"):
             raise

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
-from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What the next call would do, as far as it can be known beforehand."""
-    from dfkd.pipeline import regeneration
+    from dfkd.operations import regeneration
 
     return regeneration.plan(manifest)
 
@@ -25,7 +25,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         PartialError: tasks are quarantined, or evaluation images could not be read.
         GateError: the candidate was refused; `current` is unchanged.
     """
-    from dfkd.pipeline import regeneration
+    from dfkd.operations import regeneration
 
     command = command_line.again("regenerate", options)
     return regeneration.regenerate(

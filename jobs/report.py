@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
-from dfkd.pipeline import command_line
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, split_root
 from dfkd.storage.local import open_existing

@@ -8,16 +8,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dfkd.commands import command_line
 from dfkd.errors import DfkdError, ManifestError, PartialError, printable_line
-from dfkd.pipeline import command_line
 from dfkd.storage.base import BUCKET_ROOTS, Storage, split_root
 from dfkd.storage.local import open_storage
 
 if TYPE_CHECKING:
     from dfkd.config.distillation import Average
-    from dfkd.studies.cells import CellResult
-    from dfkd.studies.results import StudyResults
-    from dfkd.studies.study import Study
+    from dfkd.lab.studies.cells import CellResult
+    from dfkd.lab.studies.results import StudyResults
+    from dfkd.lab.studies.study import Study
 
 REASONS = 3
 """Number of failed cells whose reasons the error repeats; the table's notes list all of them."""
@@ -25,15 +25,15 @@ REASONS = 3
 
 def read(source: str, overrides: tuple[str, ...]) -> Study:
     """The study that a name, a folder or a file refers to."""
-    from dfkd.studies.listing import find
+    from dfkd.lab.studies.listing import find
 
     return find(source, overrides)
 
 
 def plan(study: Study, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would make if nothing existed yet."""
-    from dfkd.studies.listing import cost
-    from dfkd.studies.runner import open_evaluation
+    from dfkd.lab.studies.listing import cost
+    from dfkd.lab.studies.runner import open_evaluation
 
     if options.output is not None:
         split_root("--output", options.output)
@@ -55,12 +55,12 @@ def work(study: Study, options: argparse.Namespace) -> str:
         PartialError: some cells failed; the others are stored and shown in the table.
     """
     from dfkd.evaluation import footprint
+    from dfkd.lab.studies import output as report
+    from dfkd.lab.studies.results import collect_results, networks, scored_images
+    from dfkd.lab.studies.runner import open_evaluation, reproduce
+    from dfkd.lab.studies.tables import markdown
+    from dfkd.lab.studies.tsne import maps
     from dfkd.report.facts import commit
-    from dfkd.studies import output as report
-    from dfkd.studies.results import collect_results, networks, scored_images
-    from dfkd.studies.runner import open_evaluation, reproduce
-    from dfkd.studies.tables import markdown
-    from dfkd.studies.tsne import maps
 
     data = open_evaluation(study)
     output = open_output(study, options)
@@ -134,7 +134,7 @@ class _List(argparse.Action):
     """Prints the list and stops, as --help does."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from dfkd.studies.listing import listing
+        from dfkd.lab.studies.listing import listing
 
         try:
             print(listing())

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dfkd.pipeline import command_line
+from dfkd.commands import command_line
 from dfkd.storage.local import open_to_read
 from report import RUN, Run, read
 
@@ -27,9 +27,9 @@ def work(run: Run, options: argparse.Namespace) -> str:
         CorruptionError: an object that says how far the run is, is damaged.
         InfrastructureError: the store does not answer.
     """
-    from dfkd.pipeline.status.run import read_status
-    from dfkd.pipeline.status.schema import RunStatus
-    from dfkd.pipeline.status.show import show, watch
+    from dfkd.commands.watching import show, watch
+    from dfkd.operations.status.run import read_status
+    from dfkd.operations.status.schema import RunStatus
 
     root = open_to_read(run.root)
 

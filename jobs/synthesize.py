@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import dfkd
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import estimated_bytes, image_count, image_steps, sampling_steps, task_count
-from dfkd.pipeline import command_line
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would make, and what it costs at least; the steps are summed over all images."""
-    from dfkd.pipeline import estimate
-    from dfkd.pipeline.preflight import check_synthesis, note_unknown_names
+    from dfkd.operations import estimate
+    from dfkd.operations.preflight import check_synthesis, note_unknown_names
 
     teacher, generator = check_synthesis(manifest)
     note_unknown_names(manifest)

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError
-from dfkd.pipeline import command_line
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_existing, require_existing

@@ -9,7 +9,7 @@ CACHE = "~/.cache/dfkd"
 MINIATURE = "miniature"
 """Value of a manifest key for the models that the package ships."""
 
-ASSETS = Path(__file__).parents[1] / "miniature" / "assets"
+ASSETS = Path(__file__).parents[1] / "bundled"
 
 TEACHER_CONFIG = ASSETS / "teacher.json"
 TEACHER_WEIGHTS = ASSETS / "teacher.safetensors"

@@ -213,7 +213,7 @@ def test_what_is_uploaded_is_what_a_job_needs(tmp_path: Path) -> None:
     needed = (
         "jobs/pipeline.py",
         "dfkd/api.py",
-        "dfkd/miniature/assets/teacher.safetensors",
+        "dfkd/bundled/teacher.safetensors",
         "manifests/miniature.yaml",
         "manifests/studies/runs/manifest.yaml",
     )

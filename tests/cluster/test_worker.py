@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd.benchmarks.scale import ScaleWorker
-from dfkd.benchmarks.stand_in import put_prompts
 from dfkd.cluster.synthesis import identify
 from dfkd.cluster.worker import SynthesisActor, TeacherSlot, Worker
 from dfkd.config.identity import identity
@@ -23,6 +21,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import units
 from dfkd.dataset.versions import begin
 from dfkd.errors import InfrastructureError, ManifestError
+from dfkd.lab.benchmarks.scale import ScaleWorker
+from dfkd.lab.benchmarks.stand_in import put_prompts
 from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher
 from dfkd.storage.local import open_storage

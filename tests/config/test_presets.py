@@ -7,7 +7,7 @@ import pytest
 from dfkd.config.manifest import Manifest
 from dfkd.config.presets import PRESETS
 from dfkd.errors import ManifestError
-from dfkd.studies.study import read as read_study
+from dfkd.lab.studies.study import read as read_study
 from tests.helpers import small_manifest, tiny_study
 from tests.helpers.small_manifest import read
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dfkd.benchmarks.stand_in import StandInMaker
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Unit, part_name, parts, units
 from dfkd.dataset.chain import Chain
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError
+from dfkd.lab.benchmarks.stand_in import StandInMaker
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.maker import PromptMaker
 from dfkd.storage.checkpoints import Checkpoints

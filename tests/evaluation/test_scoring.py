@@ -15,8 +15,8 @@ from dfkd.config.distillation import Evaluation
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.evaluation import scoring
 from dfkd.evaluation.data import Domains, open_data
-from dfkd.evaluation.few_shot import read_domain
 from dfkd.evaluation.scoring import Candidate, evaluate, score
+from dfkd.lab.few_shot.run import read_domain
 from dfkd.utils.images import Resizing, decode_image
 from tests.helpers import small_manifest
 from tests.helpers.tiny_models import VIT, model_config, write_teacher

@@ -24,6 +24,7 @@ from dfkd.config.manifest import Manifest  # noqa: E402
 from dfkd.config.methods import InversionMethod, PromptMethod  # noqa: E402
 from dfkd.config.plan import PromptPart, PromptSummary, blocks, part_count, units  # noqa: E402
 from dfkd.dataset.versions import begin  # noqa: E402
+from dfkd.lab.few_shot.run import few_shot  # noqa: E402
 from dfkd.models.generators.diffusers_folder import SCHEDULERS  # noqa: E402
 from dfkd.storage import layout  # noqa: E402
 from dfkd.storage.local import open_storage  # noqa: E402
@@ -129,7 +130,7 @@ def main(name: str, folder: Path) -> None:
     stage("distill", lambda: dfkd.distill(manifest))
     if "evaluation" in RUNS[name]:
         stage("evaluate", lambda: dfkd.evaluate(manifest))
-        stage("few_shot", lambda: dfkd.few_shot(manifest))
+        stage("few_shot", lambda: few_shot(manifest))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 
 from dfkd.models import teacher_architecture
 from dfkd.models.weights.artifacts import Artifact
-from dfkd.pipeline import fetching, required_weights
+from dfkd.operations import fetching, required_weights
 from tests.helpers.loopback import Loopback
 
 

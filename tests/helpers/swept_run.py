@@ -6,9 +6,9 @@ from pathlib import Path
 
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
-from dfkd.pipeline import garbage_collection, sweep
-from dfkd.pipeline.attempts import Attempt
-from dfkd.pipeline.garbage_collection import RemovalPlan
+from dfkd.operations import garbage_collection, sweep
+from dfkd.operations.attempts import Attempt
+from dfkd.operations.garbage_collection import RemovalPlan
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.strict_json import canonical

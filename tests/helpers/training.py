@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd.miniature.training.common import Resumable
+from dfkd.lab.miniature.training.common import Resumable
 
 
 def interrupt_after_saving(trainer: Resumable) -> None:

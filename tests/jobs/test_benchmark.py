@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from dfkd.benchmarks import loading, scale, suite, towers
-from dfkd.benchmarks.measure import FULL, QUICK
-from dfkd.benchmarks.stand_in import StandInMaker, put_prompts, put_shards
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.dataset.published import current, open_version
 from dfkd.dataset.versions import begin
 from dfkd.errors import Exit, ManifestError
+from dfkd.lab.benchmarks import loading, scale, suite, towers
+from dfkd.lab.benchmarks.measure import FULL, QUICK
+from dfkd.lab.benchmarks.stand_in import StandInMaker, put_prompts, put_shards
 from dfkd.storage.base import Request, Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import thread_limit

@@ -18,7 +18,7 @@ from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import Exit, WeightsError
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.weights.artifacts import PUBLISHED_VQGANS
-from dfkd.pipeline.preflight import check_synthesis
+from dfkd.operations.preflight import check_synthesis
 from tests.helpers import jobs, small_manifest
 from tests.helpers.http_server import Publisher, give_tag, keep_hub_model
 from tests.helpers.small_manifest import SMALLEST

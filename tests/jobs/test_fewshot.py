@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_student
-from dfkd.evaluation.few_shot_results import KEY, FewShotResults
 from dfkd.evaluation.scoring import evaluate
+from dfkd.lab.few_shot.results import KEY, FewShotResults
 from dfkd.models.student import build, card, save_student
 from dfkd.storage.local import open_storage
 from tests.helpers import jobs

@@ -12,7 +12,7 @@ from PIL import Image
 from ceph import missing
 from dfkd.errors import Exit
 from dfkd.evaluation.results import validate_results
-from dfkd.pipeline import attempts
+from dfkd.operations import attempts
 from dfkd.storage import lease
 from dfkd.storage.local import open_storage
 from tests.helpers.jobs import plan, refusal, run_here

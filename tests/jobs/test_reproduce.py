@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from dfkd.errors import Exit
+from dfkd.lab.studies import listing
 from dfkd.storage import layout
-from dfkd.studies import listing
 from tests.helpers import jobs
 from tests.helpers.tiny_judge import write_judge
 from tests.helpers.tiny_study import EPOCHS, write
@@ -193,7 +193,7 @@ def test_a_judge_recognises_the_images_of_the_class_that_it_names(
     shown = lines[2].index(" recognised ")
     assert [line[shown].strip()[:4] for line in lines[4:7]] == ["-", "50.0", "50.0"]
     assert jobs.contents(tmp_path / "root" / "students") == students
-    monkeypatch.delattr("dfkd.studies.judge.Judge.recognised")
+    monkeypatch.delattr("dfkd.lab.studies.judge.Judge.recognised")
     before = jobs.contents(tmp_path / "root")
     for changes in (judged, {}):  # a study without a judge has cells of its own
         assert finish(write(tmp_path, **changes)).count(": found ") == 4

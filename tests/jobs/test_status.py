@@ -16,7 +16,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import blocks, tasks
 from dfkd.dataset.versions import Version
 from dfkd.distillation.student_names import student_name
-from dfkd.pipeline.status.run import read_status
+from dfkd.operations.status.run import read_status
 from dfkd.storage import cost_records, lease
 from dfkd.storage.base import OPENING_ATTEMPTS, Request
 from dfkd.storage.local import open_storage, open_to_read

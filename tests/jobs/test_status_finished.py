@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from dfkd.commands import watching
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import tasks
 from dfkd.errors import InfrastructureError
-from dfkd.pipeline.status import show
-from dfkd.pipeline.status.run import read_status
+from dfkd.operations.status.run import read_status
 from dfkd.storage.base import MissingObject
 from dfkd.storage.local import open_storage, open_to_read
 from tests.helpers import finished_run, jobs, tiny_version
@@ -200,7 +200,7 @@ def test_a_watch_outlives_a_store_that_is_away_and_a_removal(
             raise found
         return found
 
-    show.watch(look, as_json=False, seconds=0.01)
+    watching.watch(look, as_json=False, seconds=0.01)
     printed = capsys.readouterr()
     shown = [line.rpartition("next: ")[2] for line in printed.out.splitlines()]
     assert shown == ["more", "nothing to do"]

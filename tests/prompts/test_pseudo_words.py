@@ -12,8 +12,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dfkd.benchmarks.prompts import TOKENISED
 from dfkd.config.manifest import Manifest
+from dfkd.lab.benchmarks.prompts import TOKENISED
 from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import build_tokenizer, read_architecture
 from dfkd.prompts.contrastive import DISTURBANCE

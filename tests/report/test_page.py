@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import results, row, write_results
-from dfkd.pipeline import command_line
 from dfkd.report import compare, page
 from dfkd.report.facts import Facts, RunOrigin, collect, note_origin
 from dfkd.report.wording import figures, headline

@@ -1,6 +1,6 @@
 """The wheels that the GPU kit needs on a bare machine, and the packages of such a machine.
 
-`dfkd/benchmarks/gpu/wheels.txt` is written by hand. A test runs the kit with what it lists.
+`dfkd/lab/benchmarks/gpu/wheels.txt` is written by hand. A test runs the kit with what it lists.
 """
 
 import re

@@ -24,7 +24,7 @@ WARNINGS = {
     ("dfkd.evaluation.data", "_notes"): "note",
     ("dfkd.evaluation.layouts", "remarks"): "note",
     ("dfkd.evaluation.layouts", "_differences"): "note",
-    ("dfkd.evaluation.few_shot", "notes"): "note",
+    ("dfkd.lab.few_shot.run", "notes"): "note",
 }
 """Modules or functions whose sentences a job prints behind this word."""
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dfkd.commands.command_line import parser, run
 from dfkd.config.manifest import Manifest
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError, conceal, one_line
 from dfkd.models.student import build, card, save_student
-from dfkd.pipeline.command_line import parser, run
 from dfkd.report.facts import note_origin
 from dfkd.storage.cost_records import record_cost
 from dfkd.storage.local import open_storage

@@ -16,8 +16,8 @@ from tests.helpers.jobs import ROOT
 
 LAYERS = (
     "errors", "utils", "storage", "config", "models", "dataset", "prompts", "synthesis",
-    "distillation", "evaluation", "cluster", "export", "report", "pipeline", "api", "studies",
-    "miniature", "benchmarks",
+    "distillation", "evaluation", "cluster", "export", "report", "operations", "api", "commands",
+    "lab",
 )  # fmt: skip
 """The packages from the ground up: each imports those before it alone."""
 
@@ -116,13 +116,13 @@ def test_nothing_in_the_package_imports_a_job() -> None:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("ray", r"dfkd\.(cluster|benchmarks)\..+"),
+        ("ray", r"dfkd\.(cluster|lab\.benchmarks)\..+"),
         ("boto3", r"dfkd\.storage\.s3.*"),
         ("botocore", r"dfkd\.storage\.s3.*"),
         ("obstore", r"dfkd\.storage\.azure_gcs(_client)?"),
         ("altair", r"dfkd\.report\..+"),
         ("vl_convert", r"dfkd\.report\..+"),
-        ("jinja2", r"dfkd\.(report\.page|miniature\.card)"),
+        ("jinja2", r"dfkd\.(report\.page|lab\.miniature\.card)"),
         ("onnxruntime", r"dfkd\.export\.(onnx_graphs|predict)"),
         ("onnx", r"dfkd\.export\.onnx_graphs"),
     ],
@@ -166,8 +166,8 @@ HEAVY = {"torch", "torchvision", "ray", "open_clip", "boto3"}
         "dfkd.storage.local",
         "dfkd.evaluation.data",
         "dfkd.models.weights.artifacts",
-        "dfkd.evaluation.few_shot_split",
-        "dfkd.studies.study",
+        "dfkd.lab.few_shot.split",
+        "dfkd.lab.studies.study",
     ],
 )
 def test_modules_that_plan_a_run_import_nothing_heavy(module: str) -> None:

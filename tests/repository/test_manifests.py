@@ -21,7 +21,7 @@ from dfkd.config.synthesis import Prompts, Synthesis, TeacherConfig
 from dfkd.dataset.published import current
 from dfkd.evaluation import footprint
 from dfkd.models.teacher import Teacher
-from dfkd.pipeline.required_weights import hub_models, needs
+from dfkd.operations.required_weights import hub_models, needs
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.request import even_batches
 from dfkd.utils.memory import watched

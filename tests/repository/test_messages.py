@@ -42,7 +42,7 @@ def test_jobs_options_and_extras_that_remedies_name_exist() -> None:
 
     sources = [
         *(ROOT / "jobs").glob("*.py"),
-        ROOT / "dfkd" / "pipeline" / "command_line.py",
+        ROOT / "dfkd" / "commands" / "command_line.py",
     ]
     assert named(r"jobs/(\w+)\.py") <= {file.stem for file in sources}
     taken = "".join(file.read_text() for file in sources)

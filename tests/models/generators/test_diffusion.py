@@ -21,7 +21,7 @@ from dfkd.models.generators.diffusion import Diffusion, scale_embedding
 from dfkd.models.generators.generator import Condition
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
-from dfkd.pipeline.preflight import check_synthesis
+from dfkd.operations.preflight import check_synthesis
 from tests.helpers.tiny_pipeline import (
     SIZE,
     noise,

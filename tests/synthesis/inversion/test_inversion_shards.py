@@ -16,7 +16,7 @@ from dfkd.dataset.shards import Sample, parse_shard
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, distances
-from dfkd.pipeline.preflight import check_synthesis
+from dfkd.operations.preflight import check_synthesis
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.inversion.deepinversion import DeepInverter
 from dfkd.synthesis.request import PartRequest, Synthesised

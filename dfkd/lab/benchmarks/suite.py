@@ -1,0 +1,66 @@
+"""All benchmarks by name, and the records that they leave."""
+
+import datetime
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+from dfkd.config.manifest import Manifest
+from dfkd.lab.benchmarks import distillation, loading, prompts, scale, synthesis, towers
+from dfkd.lab.benchmarks.measure import Effort, Results, page, table
+from dfkd.storage import layout
+from dfkd.storage.base import Storage
+from dfkd.storage.local import open_storage
+from dfkd.utils.device import configure_process
+from dfkd.utils.hardware import describe_machine, environment
+from dfkd.utils.memory import watched
+from dfkd.utils.strict_json import canonical
+
+BENCHMARKS: dict[str, Callable[[Manifest, Effort], Results]] = {
+    "synthesis": synthesis.measure,
+    "prompts": prompts.measure,
+    "streaming": loading.measure,
+    "distillation": distillation.measure,
+    "scale": scale.measure,
+    "towers": towers.measure,
+}
+
+
+def run(
+    names: Sequence[str], manifest: Manifest, effort: Effort, threads: int, command: str
+) -> Iterator[tuple[list[str], str]]:
+    """Run benchmarks and store a record of each as `benchmarks/NAME.json` under the run's root.
+
+    Yields the lines of a table and the record's location.
+
+    Args:
+        names: keys of `BENCHMARKS`.
+        threads: CPU threads of torch.
+        command: the command line, which the records contain.
+    """
+    storage = open_storage(manifest.storage.root)
+    configure_process(threads)  # as workers do
+    for name in names:
+        with watched() as watch:  # memory of workers counts too
+            results = BENCHMARKS[name](manifest, effort)
+        results["figures"] = [figure.as_dict() for figure in results["figures"]]
+        results["memory"] = watch.summary()
+        record = {
+            "benchmark": name,
+            "command": command,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "machine": describe_machine(),
+            "environment": environment(),
+            "results": results,
+        }
+        key = f"{layout.BENCHMARKS}{name}.json"
+        storage.put(key, canonical(record))
+        # After each benchmark, so that the page is complete however many of them run.
+        _put_page(storage)
+        yield table(results), storage.location(key)
+
+
+def _put_page(storage: Storage) -> None:
+    """Write `benchmarks/table.md` from all stored records."""
+    keys = (f"{layout.BENCHMARKS}{name}.json" for name in BENCHMARKS)
+    records = [json.loads(storage.get(key)) for key in keys if storage.exists(key)]
+    storage.put(f"{layout.BENCHMARKS}table.md", page(records).encode())

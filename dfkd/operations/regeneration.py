@@ -1,0 +1,286 @@
+"""A complete regeneration: make the candidate, train students, score, decide, accept.
+
+Every step stores its result, so a killed call loses only its last step; the same command resumes.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from dfkd.cluster import distillation
+from dfkd.cluster.connection import connected
+from dfkd.cluster.synthesis import build, identify
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import fresh_tasks, image_count, task_count
+from dfkd.dataset.published import (
+    PublishedVersion,
+    advance,
+    open_version,
+    pointers,
+    refuse_removal,
+)
+from dfkd.distillation.student_store import require_students
+from dfkd.errors import GateError, PartialError
+from dfkd.evaluation.results import read_results
+from dfkd.evaluation.scoring import evaluate
+from dfkd.export import take_home
+from dfkd.operations import attempts
+from dfkd.operations.attempts import Attempt, Decision
+from dfkd.operations.preflight import check_later_stages, check_synthesis, note_unknown_names
+from dfkd.report import compare, page
+from dfkd.report.contact_sheet import write_contact_sheet
+from dfkd.report.facts import Facts, collect, note_origin
+from dfkd.storage import layout
+from dfkd.storage.base import Storage
+from dfkd.storage.lease import Lease, holding
+from dfkd.storage.local import open_storage, open_to_read, root_exists
+from dfkd.utils.hardware import thread_limit
+
+LEASE = "regenerate"
+
+
+def plan(manifest: Manifest) -> dict[str, Any]:
+    """What the next call would do, as far as it can be known beforehand."""
+    _check(manifest)
+    config = manifest.regeneration
+    salt, current = manifest.salt, None
+    # A plan changes nothing.
+    if root_exists(manifest.storage.root):
+        root = open_to_read(manifest.storage.root)
+        current = attempts.current_of(root, manifest.method)
+        if current:
+            require_students(manifest, root, current)
+        unfinished = attempts.unfinished(root)
+        salt = unfinished.number if unfinished else attempts.next_number(root, current, manifest)
+    fresh_count, fresh_images = task_count(manifest), image_count(manifest)
+    # All other shards are carried over.
+    if current and not config.whole:
+        fresh = list(fresh_tasks(dataclasses.replace(manifest, salt=salt)))
+        fresh_count, fresh_images = len(fresh), sum(task.count for task in fresh)
+    return {
+        "method": manifest.method,
+        "tasks": task_count(manifest),
+        "salt": salt,
+        "current": current.id if current else None,
+        "fresh_tasks": fresh_count,
+        "fresh_images": fresh_images,
+        "worker_seconds_cap": config.worker_seconds,
+        "students": len(manifest.distillation.seeds) * (2 if current else 1),
+    }
+
+
+def regenerate(
+    manifest: Manifest, command: str, *, abandon: bool, accept_partial: bool, threads: int
+) -> str:
+    """Make, train, score and decide, or resume an unfinished attempt; returns the page's location.
+
+    Args:
+        command: the command line that repeats this; results and report show it.
+        abandon: abandon an unfinished attempt and begin the next one.
+        accept_partial: publish the candidate although tasks are quarantined.
+        threads: CPU threads for scoring; 0 uses all.
+
+    Raises:
+        LeaseError: another regeneration is running.
+        BudgetError: a budget limit was reached; the same command resumes.
+        PartialError: tasks are quarantined, or evaluation images could not be read.
+        GateError: the candidate was refused; `current` is unchanged.
+    """
+    _check(manifest)
+    root = open_storage(manifest.storage.root)
+    with holding(root, LEASE) as lease, connected():
+        attempt = _begin(root, manifest, abandon)
+        print(f"regeneration {attempt.number}: version {attempt.candidate}", flush=True)
+        salted = dataclasses.replace(manifest, salt=attempt.number)
+        run = _Run(salted, attempt, lease, command, threads)
+        candidate = run.build(abandon, accept_partial)
+        # Stop here if another process took over the lease while the candidate was built.
+        lease.fence()
+        decision = attempt.decision or run.decide(candidate)
+        page = attempt.storage.location(layout.COMPARISON)
+        if decision.current:
+            print(f"old and new side by side {page}", flush=True)
+        # Accept before finishing: if it is killed between the two, the same command accepts again.
+        if decision.accepted:
+            page = run.accept(decision)
+        attempt.finish()
+    _refuse_rejected(attempt, decision, page)
+    return page
+
+
+def _refuse_rejected(attempt: Attempt, decision: Decision, page: str) -> None:
+    """Raise `GateError` if the gate has refused the candidate, after naming the page about it."""
+    if decision.accepted:
+        return
+    if decision.current:
+        print(f"wrote {page}", flush=True)
+    reasons = (
+        f"{rule.text}, got {rule.value}" + (f" after {rule.before}" if rule.before else "")
+        for rule in decision.rules
+        if not rule.holds
+    )
+    raise GateError(
+        f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
+        f"({'; '.join(reasons)}); it stays for inspection until jobs/clean.py removes it"
+    )
+
+
+def _check(manifest: Manifest) -> None:
+    """Refuse a manifest whose candidate or students could not be made, trained or scored."""
+    attempts.require_comparable(manifest)
+    check_later_stages(manifest)
+    check_synthesis(manifest)
+    note_unknown_names(manifest)
+
+
+def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
+    """The unfinished attempt, or the next one."""
+    method = manifest.method
+    unfinished = attempts.unfinished(root)
+    if unfinished and abandon:
+        unfinished.finish()
+        key = f"{layout.data(unfinished.method)}/{layout.version(unfinished.candidate)}"
+        root.put(f"{key}/{layout.ABANDONED}", b"")
+        unfinished = None
+    current = attempts.current_of(root, method)
+    # An unfinished attempt keeps its base, even if another version has become current meanwhile.
+    if unfinished:
+        number, base = unfinished.number, unfinished.base
+    else:
+        number = attempts.next_number(root, current, manifest)
+        base = current.fingerprint if current and not manifest.regeneration.whole else ""
+    identity = identify(dataclasses.replace(manifest, salt=number), base)
+    if base and current and current.fingerprint == base:
+        attempts.require_same_settings(current, identity)
+    # The gate compares its students with those of the candidate, which cost hours until then.
+    if current:
+        require_students(manifest, root, current)
+    attempt = attempts.begin(root, number, identity)
+    # The claim keeps the base from being removed; a removal that began before it shows here.
+    if base:
+        refuse_removal(root.child(layout.data(method)), base[:16])
+    return attempt
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The steps of one regeneration."""
+
+    manifest: Manifest
+    """The manifest with the attempt's number as its salt."""
+    attempt: Attempt
+    lease: Lease
+    command: str
+    threads: int
+
+    def build(self, abandon: bool, accept_partial: bool) -> PublishedVersion:
+        """Build the candidate; it is published but not current."""
+        config = self.manifest.regeneration
+        built = build(
+            self.manifest,
+            self.attempt.identity,
+            abandon=abandon,
+            accept_partial=accept_partial,
+            worker_seconds=config.worker_seconds or None,
+            make_current=False,
+        )
+        print(f"{built.method}: {built.images} images, {built.failed} failed", flush=True)
+        return built.version
+
+    def decide(self, candidate: PublishedVersion) -> Decision:
+        """Train and score students of both versions; write the page that compares them.
+
+        A resumed attempt finds the students that it has trained before.
+        """
+        attempt, config = self.attempt, self.manifest.regeneration
+        current = attempts.current_of(attempt.root, attempt.method)
+        # After a kill the candidate may already be current; then there is nothing to compare with.
+        if current and current.id == candidate.id:
+            current = None
+        accuracy = self.score(candidate, attempts.CANDIDATE)
+        current_accuracy = self.score(current, attempts.CURRENT) if current else None
+        decision = attempts.gate(config, candidate, accuracy, current, current_accuracy)
+        # Whoever has lost the lease in the hours of training must not write a decision.
+        self.lease.fence()
+        # The page comes first: a call that resumes after the decision does not write it.
+        if current:
+            old = self.facts(current, attempts.CURRENT)
+            new = self.facts(candidate, attempts.CANDIDATE)
+            page = compare.render(old, new, [dataclasses.astuple(r) for r in decision.rules])
+            attempt.storage.put(layout.COMPARISON, page.encode())
+        return attempt.decide(decision)
+
+    def facts(self, version: PublishedVersion, name: str) -> Facts:
+        """What the page that compares two versions shows of one; its results are in `name`."""
+        storage, root = self.attempt.storage.child(name), self.attempt.root
+        return dataclasses.replace(collect(storage, root), name=f"{name} {version.id}")
+
+    def score(self, version: PublishedVersion, name: str) -> float:
+        """Mean accuracy (0-1) of a version's students, which are trained or reused.
+
+        Results go to the folder `name` of the attempt.
+        """
+        for seed in self.manifest.distillation.seeds:
+            finished = distillation.distill(self.manifest, self.manifest.method, seed, version.id)
+            action = "reused" if finished.reused else "trained"
+            print(
+                f"{name} {version.id} seed {seed}: {action} {finished.student.location}", flush=True
+            )
+        folder = f"{self.attempt.folder}/{name}"
+        scored = evaluate(self.manifest, self.threads, version.id, folder)
+        note_origin(self.attempt.root.child(folder), self.manifest, self.command)
+        if unreadable := scored.results["data"]["unreadable"]:
+            # A disk that fails for a minute must not decide between two versions.
+            raise PartialError(
+                f"evaluation.data: {len(unreadable)} images could not be read, the first is "
+                f"{unreadable[0]}; fix or remove them and run the same command again, it resumes"
+            )
+        (summary,) = [s for s in scored.results["summary"] if s["model"] == "student"]
+        print(f"{name} {version.id}: accuracy {100 * summary['mean']:.2f} %", flush=True)
+        return float(summary["mean"])
+
+    def accept(self, decision: Decision) -> str:
+        """Make the candidate current, and replace results, exported student and report of the root
+        by those of the new version; returns the report's location.
+        """
+        attempt, manifest = self.attempt, self.manifest
+        home = attempt.root.child(layout.data(attempt.method))
+        advance(home, attempt.candidate, lambda: self._fence(decision))
+        # Whoever has lost the lease meanwhile must not replace the results of a later attempt.
+        self.lease.fence()
+        print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
+        results = attempt.storage.get(f"{attempts.CANDIDATE}/{layout.RESULTS}")
+        attempt.root.put(layout.RESULTS, results)
+        version = open_version(home, attempt.candidate)
+        write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
+        with thread_limit(self.threads) as threads:
+            student = take_home.write_take_home(manifest, read_results(attempt.root), threads)
+        print(f"student to take home {student}", flush=True)
+        return page.write(manifest, self.command)
+
+    def _fence(self, decision: Decision) -> None:
+        """Raise unless this call holds its lease, and `current` is what the gate has seen.
+
+        Called between the read and the write of the newest number, so a roll-back shows here or
+        takes that number.
+        """
+        self.lease.fence()
+        attempt = self.attempt
+        home = attempt.root.child(layout.data(attempt.method))
+        newest, *earlier = [pointer.version for pointer in pointers(home)] or [""]
+        # A call that was killed while it accepted has made the candidate current already. If
+        # somebody has rolled back since, a repetition must not undo that.
+        if attempt.candidate in earlier and newest != attempt.candidate:
+            attempt.finish()
+            raise GateError(
+                f"regeneration {attempt.number}: version {attempt.candidate} was current and is "
+                f"not any more; {newest} stays current"
+            )
+        # Nor may it undo a roll-back during the training, whose version the gate has not seen.
+        if newest not in ("", decision.current, attempt.candidate):
+            attempt.finish()
+            raise GateError(
+                f"regeneration {attempt.number}: version {attempt.candidate} was compared with "
+                f"{decision.current or 'none'}, but {newest} is current now, and stays so; "
+                "run jobs/regenerate.py once more, which compares with that one"
+            )

@@ -1,0 +1,194 @@
+"""The status of a whole run: its stages, and the command that goes on."""
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import cast
+
+from dfkd.config.identity import as_stored
+from dfkd.config.manifest import Manifest
+from dfkd.config.methods import Method
+from dfkd.distillation.student_names import exported_student
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.evaluation.results import read_results
+from dfkd.operations.attempts import Attempt, attempts
+from dfkd.operations.status.activity import Activity
+from dfkd.operations.status.advice import next_step
+from dfkd.operations.status.schema import FileStatus, RunStatus
+from dfkd.operations.status.students import (
+    StudentStatus,
+    expected_students,
+    found_students,
+    stored_students,
+)
+from dfkd.operations.status.versions import VersionStatus, read_versions
+from dfkd.storage import layout
+from dfkd.storage.base import Storage
+
+CLOCK_SECONDS = 1.5
+"""An object counts as newer only by more than this, because S3 tells times in whole seconds."""
+
+Command = Callable[[str], str]
+"""Gives the command line that runs a job, from the job's name."""
+
+
+def read_status(root: Storage, manifest: Manifest | None, command: Command) -> RunStatus:
+    """Where the run under a root stands.
+
+    Args:
+        manifest: the status is that of its versions and students; None for all that are found.
+
+    Raises:
+        ManifestError: there is neither a manifest nor a run.
+        CorruptionError: an object that says how far the run is, is damaged.
+        InfrastructureError: the store does not answer.
+    """
+    activity, known = Activity.read(root), attempts(root)
+    status = _status(root, manifest, activity, bool(known))
+    step = next_step(
+        status,
+        planned=manifest is not None,
+        # Only the newest attempt can be unfinished.
+        regenerating=bool(known) and not known[-1].finished and _is_resumed(known[-1], manifest),
+        study=manifest is None and any(root.folders(layout.CELLS)),
+    )
+    if step is None:
+        return status
+    remarks = filter(None, (step.remark, _wait(activity)))
+    command_line = " ".join((command(step.job), *step.options))
+    return replace(status, next=command_line, remark="; ".join(remarks))
+
+
+def _wait(activity: Activity) -> str:
+    """The remark that names the processes at work; empty without any."""
+    names = sorted({each.holder for each in activity.holders})
+    if len(names) > 1:
+        return f"once the {len(names)} processes at work have ended"
+    return f"once {names[0]} has ended" if names else ""
+
+
+def _status(
+    root: Storage, manifest: Manifest | None, activity: Activity, renewed: bool
+) -> RunStatus:
+    """The status without the next command; raises as `read_status`.
+
+    Args:
+        renewed: whether there are regenerations.
+    """
+    versions = _versions(root, manifest, activity, renewed)
+    listed = time.time()
+    students = _students(root, manifest, versions, activity)
+    finished = [listed - (s.age_seconds or 0.0) for s in students if s.state == "finished"]
+    # Without a manifest, the newest student may be one that jobs/regenerate.py has refused.
+    trained = max(finished, default=0.0) if manifest or not renewed else 0.0
+    results = _written(root, layout.RESULTS)
+    if not (manifest or versions or students or results):
+        raise ManifestError(
+            "manifest",
+            "must be a manifest, or a root with versions, students or results of a run",
+            root.location(),
+            "give the manifest, or the storage.root of a run",
+        )
+    evaluate, report = FileStatus(state="not planned"), FileStatus(state="not planned")
+    if manifest is None or manifest.evaluation.scored:
+        evaluate = _file(results, trained, not results or _scores_all(root, manifest, students))
+        report = _file(_written(root, layout.REPORT), results or 0.0)
+    take_home, exported = FileStatus(state="not planned"), _written(root, layout.TAKE_HOME)
+    if exported or (students and manifest):
+        of_others = exported and students and manifest and not _is_own(root, manifest, students)
+        take_home = _file(exported, trained, not of_others)
+    return RunStatus(
+        root=root.location().rstrip("/"),
+        at_work=activity.holders,
+        synthesize=versions,
+        distill=students,
+        evaluate=evaluate,
+        report=report,
+        take_home=take_home,
+        cost=activity.cost,
+    )
+
+
+def _is_resumed(attempt: Attempt, manifest: Manifest | None) -> bool:
+    """Whether jobs/regenerate.py with the manifest resumes an attempt; True without a manifest."""
+    if manifest is None:
+        return True
+    if manifest.methods != (attempt.method,):
+        return False
+    salted = replace(manifest, salt=attempt.number)
+    return as_stored(salted, attempt.identity) == attempt.identity
+
+
+def _versions(
+    root: Storage, manifest: Manifest | None, activity: Activity, renewed: bool
+) -> tuple[VersionStatus, ...]:
+    """The versions of each method; see `read_versions`."""
+    # No other program writes folders under data/, so their names are methods.
+    methods = manifest.methods if manifest else cast(tuple[Method, ...], root.folders(layout.DATA))
+    return tuple(
+        version
+        for method in methods
+        for version in read_versions(root, method, manifest, activity, renewed)
+    )
+
+
+def _students(
+    root: Storage,
+    manifest: Manifest | None,
+    versions: tuple[VersionStatus, ...],
+    activity: Activity,
+) -> tuple[StudentStatus, ...]:
+    """The students of the manifest, or all that are stored."""
+    stored = stored_students(root)
+    if manifest is None:
+        return tuple(found_students(stored, activity))
+    own = [version for version in versions if version.own]
+    return tuple(expected_students(manifest, own, stored, activity))
+
+
+def _written(root: Storage, key: str) -> float | None:
+    """When an object was written, in seconds since 1970; None if there is none."""
+    return next((entry.written for entry in root.entries(key) if entry.key == key), None)
+
+
+def _file(written: float | None, sources: float, complete: bool = True) -> FileStatus:
+    """The status of an object.
+
+    Args:
+        written: when it was written; None if it does not exist.
+        sources: when the newest of what it is made from was written.
+        complete: whether everything is in it.
+    """
+    if written is None:
+        return FileStatus(state="absent")
+    current = complete and sources <= written + CLOCK_SECONDS
+    age = max(0.0, time.time() - written)
+    return FileStatus(state="finished" if current else "outdated", age_seconds=age)
+
+
+def _is_own(root: Storage, manifest: Manifest, students: Collection[StudentStatus]) -> bool:
+    """Whether `student/` is the student that the manifest exports, see `dfkd.take_home`."""
+    own = manifest.methods[-1], manifest.distillation.seeds[0]
+    try:
+        name = exported_student(root)
+    except CorruptionError:
+        return False  # the next export writes it anew
+    return name in {each.name for each in students if (each.method, each.seed) == own}
+
+
+def _scores_all(
+    root: Storage, manifest: Manifest | None, students: Collection[StudentStatus]
+) -> bool:
+    """Whether `results.json` scores every model of the manifest, and no other students than its
+    own; True without a manifest.
+    """
+    if manifest is None:
+        return True
+    models = set(manifest.evaluation.models)
+    try:
+        results = read_results(root)
+    except CorruptionError:
+        return False  # jobs/evaluate.py writes them anew
+    if "student" in models and set(results["students"]) != {each.name for each in students}:
+        return False
+    return models <= {row["model"] for row in results["rows"]}

@@ -1,0 +1,198 @@
+"""What a run costs at least: counted without computing, and the figures that pages give."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfkd.config.manifest import Manifest
+from dfkd.lab.benchmarks.gpu import diffusion as samplers
+from dfkd.lab.benchmarks.gpu.kit import Kit
+from dfkd.lab.benchmarks.gpu.sizes import FULL, QUICK, SD15, TURBO, Sampler
+from dfkd.lab.benchmarks.measure import operations
+from dfkd.models.student import build
+from dfkd.operations import estimate
+from dfkd.operations.estimate import A100, DEVICES, H100, L4, Work, counted, device_of
+from dfkd.synthesis.latents import Synthesiser
+from tests.helpers import jobs, small_manifest
+
+PAGES = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+def test_products_and_what_moves_are_counted_by_hand() -> None:
+    weights, bias = torch.ones(3, 5), torch.ones(5)
+
+    def call(images: int) -> None:
+        rows = torch.ones(images, 4, 3)
+        made = rows.view(-1, 3) @ weights  # 2 x 4 x 3 x 5 FLOP an image
+        made.add_(bias.expand_as(made)).t()
+
+    work = counted(call)
+    # Of each image 4 x 3 numbers are made and read, and 4 x 5 written, read and written.
+    assert (work.flop, work.products, work.others) == (120, 12 + 20, 12 + 40)
+
+
+def test_kernels_follow_each_other_unless_they_are_compiled() -> None:
+    work = Work(flop=989e12, products=1.675e12 / 2, others=3 * 1.675e12, precision="bfloat16")
+    assert work.seconds(H100) == pytest.approx(1 + 3)
+    assert dataclasses.replace(work, compiled=True).seconds(H100) == pytest.approx(1)
+    bound_by_memory = dataclasses.replace(work, products=4 * 1.675e12, compiled=True)
+    assert bound_by_memory.seconds(H100) == pytest.approx(4)
+    assert (work * 3).seconds(H100) == pytest.approx(12)
+    single = dataclasses.replace(work, precision="float32")
+    assert single.seconds(H100) == pytest.approx(989 / 67 + 6)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "device", "reason"),
+    [
+        ("NVIDIA H100 80GB HBM3", H100, ""),
+        ("NVIDIA A100-SXM4-80GB", A100, ""),
+        ("NVIDIA L4", L4, ""),
+        ("NVIDIA L40S", H100, ", as those of NVIDIA L40S are unknown"),
+        ("", H100, ", as no GPU is here"),
+    ],
+)
+def test_an_unknown_gpu_gets_the_bound_of_an_h100(
+    gpu: str, device: estimate.Device, reason: str
+) -> None:
+    assert device_of(gpu) == (device, reason)
+
+
+@pytest.mark.heavy
+def test_steps_are_counted_as_if_they_had_been_done(tmp_path: Path) -> None:
+    settings = ("synthesis.image_size=32", "synthesis.steps=7", "synthesis.views=2")
+    manifest = Manifest.read(PAGES / "manifests/studies/vqgan.yaml", settings)
+    kit = Kit(QUICK, CPU)
+    teacher, generator = kit.teacher("miniature"), kit.generator()
+
+    def done(steps: int) -> int:
+        synthesiser = Synthesiser(teacher, generator, manifest.synthesis, steps)
+        targets = kit.targets(teacher, 3)
+        return operations(lambda: synthesiser(targets, range(3)))
+
+    step, label = estimate.images_work(manifest, teacher, generator)
+    assert step.flop == pytest.approx(7 * (done(3) - done(2)) / 3, rel=1e-3)
+    assert label.flop > 0
+
+
+@pytest.mark.heavy
+def test_a_plan_tells_a_bound(tmp_path: Path) -> None:
+    """It grows with what the manifest asks for."""
+    job, costs = jobs.load("pipeline"), []
+    untrained = ("distillation.weights=none", "distillation.warmup_epochs=0")
+    for settings in ([], ["synthesis.images_per_class=4000", "distillation.seeds=[0, 1]"]):
+        manifest = small_manifest.read(tmp_path, *untrained, *settings)
+        planned = job.plan(manifest, None)
+        costs.append([planned[stage]["cost"]["tflop"] for stage in ("synthesize", "distill")])
+        assert planned["distill"]["cost"]["bound_of"].startswith("H100 at its peaks")
+    assert all(0 < few < many for few, many in zip(*costs, strict=True))
+
+
+def test_methods_without_prompts_are_named_and_not_counted() -> None:
+    manifest = Manifest.read(PAGES / "manifests/pacs_conventional.yaml", ("synthesis.method=cmi",))
+    found = estimate.synthesis(manifest, Kit(QUICK, CPU).teacher("miniature"), None)
+    assert (found["tflop"], found["without"]) == (0, ["cmi"])
+
+
+NAMES = tuple(device.name for device in DEVICES)
+FLAGS = ("synthesis.precision=bfloat16", "distillation.precision=bfloat16")
+"""Those with which cluster/README.md starts the paper's experiments."""
+
+
+@pytest.fixture(scope="module")
+def full() -> Kit:
+    """Networks of the published sizes, with random weights."""
+    return Kit(FULL, CPU)
+
+
+def read(name: str, *settings: str) -> Manifest:
+    return Manifest.read(PAGES / f"manifests/{name}.yaml", (*FLAGS, *settings))
+
+
+@functools.cache
+def image_of_a_vqgan(full: Kit, *settings: str) -> list[Work]:
+    """The work of an image of pacs.yaml."""
+    teacher = full.teacher(FULL.teachers[0])
+    return estimate.images_work(read("pacs", *settings), teacher, full.generator())
+
+
+def sampled_image(full: Kit, name: str, sampler: Sampler) -> list[Work]:
+    """The work of an image of a diffusion model."""
+    import diffusers
+
+    with estimate.NO_DATA:
+        generator = samplers.build_generator(full, sampler, "float32")
+    generator.scheduler = getattr(diffusers, sampler.scheduler)(**sampler.schedule)
+    return estimate.images_work(read(name), full.teacher(FULL.teachers[0]), generator)
+
+
+def tflop(works: list[Work]) -> float:
+    return sum(work.flop for work in works) / 1e12
+
+
+def row(text: str, works: list[Work], times: float, unit: float = 3600) -> str:
+    """A row of a table: the least time on each device in a unit of seconds."""
+    spent = [times * sum(work.seconds(device) for work in works) / unit for device in DEVICES]
+    cells = [f"{each:,.0f}" if each >= 10 else f"{each:.2g}" for each in spent]
+    return f"| {text} | {' | '.join(cells)} |"
+
+
+def compiled(works: list[Work]) -> list[Work]:
+    """With compiled steps; labels are not compiled."""
+    return [dataclasses.replace(work, compiled=work.precision == "bfloat16") for work in works]
+
+
+def test_the_pages_give_the_bounds_of_the_papers_experiments(full: Kit) -> None:
+    page = (PAGES / "cluster/README.md").read_text()
+    image = image_of_a_vqgan(full)
+    prompts = estimate.prompts_work(read("pacs"), full.teacher(FULL.teachers[0]))
+    contrastive = [work * 0.25 for work in prompts]  # of one method in four
+    config = dataclasses.replace(read("pacs").distillation, weights="none", warmup_epochs=0)
+    small = estimate.student_work(read("pacs"), build(config, 7, 224, 0), 300 * 164, 150 * 164)
+    sd, turbo = (
+        sampled_image(full, name, sampler)
+        for name, sampler in (("pacs_sd15", SD15), ("pacs_turbo", TURBO))
+    )
+    head = f"| at least | {' | '.join(NAMES)} |"
+    rows = [
+        row("synthesis, not compiled, GPU-hours", image + contrastive, 84_000),
+        row("synthesis, compiled, GPU-hours", compiled(image) + contrastive, 84_000),
+        row("a student, minutes", small, 1, unit=60),
+        row("of which labels in float32", small[-1:], 1, unit=60),
+        row("20 students, GPU-hours", small, 20),
+        row("the images by Stable Diffusion 1.5, GPU-hours", sd[:-1], 84_000),
+        row("the images by SD-Turbo, GPU-hours", turbo[:-1], 84_000),
+    ]
+    assert [line for line in (head, *rows) if line not in page] == []
+    sizes = [f"{tflop(works):.2g}" for works in (sd[:-1], turbo[:-1])]
+    told = "Stable Diffusion 1.5 takes {} TFLOP an image, SD-Turbo {}, the VQGAN {:.0f}."
+    assert told.format(*sizes, tflop(image)) in page
+    moved = f"{2 * image[0].others / 1e12:.1f} TB"
+    assert f"{tflop(image):.0f} TFLOP and {moved} an image" in page
+
+
+def test_scale_gives_the_bounds_of_three_million_images(full: Kit) -> None:
+    page = (PAGES / "manifests/benchmarks/scale.md").read_text()
+    one, eight = (image_of_a_vqgan(full, f"synthesis.views={views}") for views in (1, 8))
+    rows = [
+        f"| bfloat16 | {' | '.join(NAMES)} |",
+        row("one view, not compiled", one, 3e6),
+        row("one view, compiled", compiled(one), 3e6),
+        row("eight views, not compiled", eight, 3e6),
+        row("eight views, compiled", compiled(eight), 3e6),
+    ]
+    assert [line for line in rows if line not in page] == []
+    assert f"{tflop(one):.0f} TFLOP an image (500 steps, one view)" in page
+
+
+def test_manifests_give_the_bound_in_float32(full: Kit) -> None:
+    """84,000 images of pacs.yaml as it stands."""
+    single = [dataclasses.replace(work, precision="float32") for work in image_of_a_vqgan(full)]
+    hours = 84_000 * sum(work.seconds(H100) for work in single) / 3600
+    page = (PAGES / "manifests/README.md").read_text()
+    assert f"at least {hours:.0f} hours on an H100" in page
+    assert f"{tflop(single):.0f} TFLOP an image" in page
