@@ -1,8 +1,7 @@
 import re
-from pathlib import Path
 from typing import Any
 
-from dfkd.export.model_card import EXAMPLE, model_card
+from dfkd.export.model_card import model_card
 
 SCORES = {"domains": {"flat": 0.5, "ink": 0.25}, "mean": 0.375}
 FACTS: dict[str, Any] = {
@@ -106,8 +105,3 @@ def test_a_teacher_that_was_not_scored_has_no_line() -> None:
     card = squeezed(accuracy={"student": SCORES})
     assert "teacher zero-shot" not in card
     assert "| student, PyTorch | 50.0" in card
-
-
-def test_the_page_of_the_jobs_shows_the_same_example() -> None:
-    page = (Path(__file__).parents[2] / "jobs" / "README.md").read_text(encoding="utf-8")
-    assert f"```python\n{EXAMPLE}```" in page

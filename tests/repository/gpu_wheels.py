@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from tests.helpers.jobs import ROOT
 
-LIST = ROOT / "dfkd" / "benchmarks" / "gpu" / "wheels.txt"
+LIST = ROOT / "dfkd" / "lab" / "benchmarks" / "gpu" / "wheels.txt"
 IMAGE = (
     *("torch", "triton", "timm", "transformers", "pyarrow", "safetensors", "pillow", "numpy"),
     "onnx",

@@ -1,7 +1,7 @@
-"""Every key of a manifest, collected from the dataclasses that check it, for manifests/README.md.
+"""Every key of a manifest, collected from the dataclasses that check it, for manifests/KEYS.md.
 
-`python -m tests.repository.manifest_keys` writes the list anew between the two markers of that
-page; a test fails where it no longer is what the code says.
+`python -m tests.repository.manifest_keys` writes that page anew; a test fails where it no longer is
+what the code says.
 """
 
 import ast
@@ -21,8 +21,7 @@ from pydantic.fields import FieldInfo
 from dfkd import Manifest
 from tests.helpers.jobs import ROOT
 
-PAGE = ROOT / "manifests" / "README.md"
-BEGIN, END = "<!-- keys -->", "<!-- /keys -->"
+PAGE = ROOT / "manifests" / "KEYS.md"
 
 PLAIN = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
@@ -132,29 +131,22 @@ def _cell(words: str) -> str:
     return words.replace("|", "\\|")
 
 
-def listing() -> str:
-    """The list as it stands in the page, without the markers."""
+def page() -> str:
+    """The text of the page."""
     found = [section for section in sections() if section.keys]
-    lines = [f"{sum(len(section.keys) for section in found)} keys. {WRITTEN}"]
+    count = sum(len(section.keys) for section in found)
+    written = "Written by `python -m tests.repository.manifest_keys`"
+    lines = ["# All keys of a manifest", "", f"{count} keys. {written}."]
     for section in found:
         title = f"`{section.name}`" if section.name else "Top level"
-        lines += ["", f"### {title}", "", section.about, ""]
+        lines += ["", f"## {title}", "", section.about, ""]
         lines += ["| key | type | default | |", "|---|---|---|---|"]
         lines += [
             f"| `{key.name}` | {_cell(key.type)} | {_cell(key.default)} | {_cell(key.sentence)} |"
             for key in section.keys
         ]
-    return "\n".join(lines)
-
-
-WRITTEN = "This list is written by `python -m tests.repository.manifest_keys`."
-
-
-def written() -> str:
-    """What stands between the markers of the page now."""
-    return PAGE.read_text().partition(f"{BEGIN}\n")[2].partition(f"\n{END}")[0]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    old, new = (f"{BEGIN}\n{keys}\n{END}" for keys in (written(), listing()))
-    PAGE.write_text(PAGE.read_text().replace(old, new))
+    PAGE.write_text(page())

@@ -91,13 +91,6 @@ def test_a_package_imports_only_packages_of_lower_layers() -> None:
                 assert layer(other) < layer(module), f"{module} imports {other}"
 
 
-def test_the_page_of_the_library_lists_the_packages_in_their_order() -> None:
-    table = re.findall(
-        r"^\| `(\w+)(?:\.py)?` \|", (ROOT / "dfkd/README.md").read_text(), re.MULTILINE
-    )
-    assert table == list(LAYERS)
-
-
 def test_no_two_modules_import_each_other() -> None:
     """Imports within functions count: one that breaks a circle would only hide it."""
     graph = {module: imported(module) & MODULES for module in MODULES}
