@@ -97,12 +97,9 @@ class Distillation:
     its class prompt and `prompts.styles` (an ensemble). Stored distances are to the class prompt
     alone."""
     standardise: bool | tuple[float, Positive] = True
-    """Train on labels that are rescaled to mean 0 and standard deviation 1 (of the stored distances
-    to the class prompts; with `texts: styles` only nearly so), because a CLIP's distances differ
-    too little for the usual learning rates. `[mean, std]` rescales them to these,
-    so that a study can show another teacher's spread; false leaves them as they are. The finished
-    student returns the teacher's distances in any case. Embeddings are always rescaled: to mean 0
-    in each dimension, and standard deviation 1 over all of them."""
+    """Rescale labels to mean 0 and standard deviation 1, because a CLIP's distances differ too
+    little for the usual learning rates. `[mean, std]` rescales distances to these, false leaves
+    them as they are. The finished student returns the teacher's distances in any case."""
     workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
     """DDP ranks of a student: a number, or `[least, most]` for a number that follows the cluster's
     free resources. Students of one rank train side by side, as many as there are GPUs or CPUs;
