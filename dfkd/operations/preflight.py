@@ -20,15 +20,12 @@ from dfkd.models.generators.generator import Generator
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher, check_classes, require_batch_norm
 from dfkd.prompts.maker import check_prompts
-from dfkd.utils.parquet import MAX_BYTES
 from dfkd.utils.progress import say
 
 SIDE = 16
 """Pixels: dfad's generator doubles the resolution four times, pre's encoder halves it thrice."""
 NAMED = 12
 """Number of unknown classes that a note names."""
-PROMPT_BYTES = 256
-"""Bytes of a prompt's row without its vectors, rounded up."""
 
 
 def check_later_stages(manifest: Manifest) -> None:
@@ -59,7 +56,6 @@ def check_synthesis(manifest: Manifest) -> tuple[Teacher, Generator | None]:
     teacher = Teacher.load(manifest.teacher, cpu, cache=cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
     check_prompts(manifest, teacher)
-    _check_part(manifest, teacher)
     for method in filter(has_dependent_images, manifest.methods):
         require_batch_norm(teacher, method)
     _check_adversarial(manifest)
@@ -120,21 +116,6 @@ def _check_adversarial(manifest: Manifest) -> None:
                 rounds[method],
                 "raise it, or synthesis.shard_size",
             )
-
-
-def _check_part(manifest: Manifest, teacher: Teacher) -> None:
-    """Refuse a `shard_size` whose prompt table would exceed the size limit for reading."""
-    # A row holds two embeddings and, of methods with pseudo-words, a token's vector.
-    vectors = 2 * teacher.embedding_dim + teacher.token_table.shape[1]
-    most = MAX_BYTES // (len(manifest.classes) * (4 * vectors + PROMPT_BYTES))
-    if manifest.synthesis.shard_size > most:
-        raise ManifestError(
-            "synthesis.shard_size",
-            f"the prompts of one shard of all {len(manifest.classes)} classes must fit into "
-            f"{MAX_BYTES} bytes",
-            manifest.synthesis.shard_size,
-            f"use at most {most}",
-        )
 
 
 def check_distillation(manifest: Manifest) -> Student:

@@ -43,12 +43,6 @@ def test_names_that_the_bundled_model_does_not_draw_are_noted(
     assert capsys.readouterr().err == ""
 
 
-def test_prompts_too_large_to_be_read_again_are_refused(tmp_path: Path) -> None:
-    large = ("synthesis.images_per_class=10000000", "synthesis.shard_size=10000000")
-    with pytest.raises(ManifestError, match=r"synthesis\.shard_size: .*must fit into \d+ bytes"):
-        check_synthesis(small_manifest.read(tmp_path, *large))
-
-
 def test_sizes_that_a_method_cannot_generate_are_refused() -> None:
     """Only the methods that cannot generate them refuse them."""
     check_synthesis(inversion("synthesis.method=[dfad, pre]"))
