@@ -13,12 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.config.distillation import (
-    Distillation,
-    Evaluation,
-    FewShot,
-    TextOnly,
-)
+from dfkd.config.distillation import Distillation, Evaluation, TextOnly
 from dfkd.config.inversion import Inversion
 from dfkd.config.methods import Method, expand_methods, prompt_method, synthesis_method
 from dfkd.config.paths import CACHE
@@ -146,7 +141,6 @@ class Manifest:
     distillation: Distillation = Distillation()
     text_only: TextOnly = TextOnly()
     evaluation: Evaluation = Evaluation()
-    fewshot: FewShot = FewShot()
     cluster: Cluster = Cluster()
     regeneration: Regeneration = Regeneration()
 

@@ -52,7 +52,6 @@ def test_what_changes_a_pixel_changes_the_fingerprint(tmp_path: Path, override: 
         "prompts.scale=5",
         "distillation.epochs=3",
         "evaluation.average=classes",
-        "fewshot={shots: [3], epochs: 7, starts: [scratch]}",
         "cluster.workers=9",
         "regeneration={classes: [dog], share: 0.5}",
         "teacher.weights=/moved/weights.pt",

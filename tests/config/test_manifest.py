@@ -33,9 +33,6 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
     distillation = manifest.distillation
     assert (distillation.warmup_epochs, distillation.epochs) == (150, 150)
     assert (distillation.learning_rate, distillation.finetune_factor) == (0.1, 0.1)
-    fewshot = manifest.fewshot
-    assert (fewshot.shots, len(fewshot.seeds)) == ((1, 2, 4, 8, 16), 5)
-    assert fewshot.starts == ("student", "library", "scratch")
     assert distillation.weights == "IMAGENET1K_V1"
 
 
@@ -109,13 +106,6 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("regeneration.classes=[horse]", "regeneration.classes", "must be among classes"),
         ("distillation.seeds=true", "distillation.seeds", "integer"),
         (f"distillation.seeds={1 << 32}", "distillation.seeds", "less than 4294967296"),
-        ("fewshot.domains=[ink, ink]", "fewshot.domains", "once"),
-        ("fewshot.shots=[1, 1]", "fewshot.shots", "once"),
-        ("fewshot.seeds=[0, 0]", "fewshot.seeds", "once"),
-        ("fewshot.starts=[scratch, scratch]", "fewshot.starts", "once"),
-        ("fewshot.shots=[]", "fewshot.shots", "1 or more"),
-        ("fewshot.learning_rate=0", "fewshot.learning_rate", "greater than 0"),
-        ("fewshot.epochs=0", "fewshot.epochs", "equal to 1"),
         ("text_only.model=RN50-quickgelu", "text_only.weights", "model and weights"),
         ("text_only.weights=openai", "text_only.weights", "model and weights"),
         ("evaluation.models=[teacher, teacher]", "evaluation.models", "once"),
@@ -315,14 +305,11 @@ def test_a_tilde_in_the_root_is_the_home_folder(
 
 
 def test_a_single_value_may_stand_for_a_list_of_one(path: Path) -> None:
-    alone = ("distillation.seeds=3", "fewshot.shots=4", "fewshot.seeds=1", "fewshot.starts=scratch")
-    more = ("fewshot.domains=ink", "evaluation.domains=ink", "prompts.method=mix")
-    manifest = Manifest.read(path, (*alone, *more, "prompts.styles=[red, blue]"))
+    alone = ("distillation.seeds=3", "evaluation.domains=ink", "prompts.method=mix")
+    manifest = Manifest.read(path, (*alone, "prompts.styles=[red, blue]"))
     assert (manifest.prompts.method, manifest.prompts.styles) == (("mix",), ("red", "blue"))
     assert manifest.distillation.seeds == (3,)
-    fewshot = manifest.fewshot
-    assert (fewshot.shots, fewshot.seeds, fewshot.starts) == ((4,), (1,), ("scratch",))
-    assert fewshot.domains == manifest.evaluation.domains == ("ink",)
+    assert manifest.evaluation.domains == ("ink",)
 
 
 def test_numbers_and_words_are_as_people_write_them(path: Path) -> None:

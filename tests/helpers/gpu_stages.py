@@ -25,6 +25,7 @@ from dfkd.config.methods import InversionMethod, PromptMethod  # noqa: E402
 from dfkd.config.plan import PromptPart, PromptSummary, blocks, part_count, units  # noqa: E402
 from dfkd.dataset.versions import begin  # noqa: E402
 from dfkd.lab.few_shot.run import few_shot  # noqa: E402
+from dfkd.lab.few_shot.settings import FewShot  # noqa: E402
 from dfkd.models.generators.diffusers_folder import SCHEDULERS  # noqa: E402
 from dfkd.storage import layout  # noqa: E402
 from dfkd.storage.local import open_storage  # noqa: E402
@@ -42,8 +43,8 @@ STUDENT: dict[str, Any] = {
 SCORED: dict[str, Any] = {
     "evaluation": {"models": ["teacher", "text-only", "student"], "domains": "mosaic"},
     "text_only": {"styles": 2},
-    "fewshot": {"domains": "mosaic", "shots": 1, "seeds": 0, "epochs": 1},
 }
+TRAINED = FewShot(domains=("mosaic",), shots=(1,), seeds=(0,), epochs=1)
 RUNS: dict[str, dict[str, Any]] = {
     "diffusion": {
         "generator": {
@@ -130,7 +131,7 @@ def main(name: str, folder: Path) -> None:
     stage("distill", lambda: dfkd.distill(manifest))
     if "evaluation" in RUNS[name]:
         stage("evaluate", lambda: dfkd.evaluate(manifest))
-        stage("few_shot", lambda: few_shot(manifest))
+        stage("few_shot", lambda: few_shot(manifest, TRAINED))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@
     rows         one per curve, domain, shots and seed:
       curve, domain
       shots      k; "untouched" also has 0, with all images tested
-      seed       one of `fewshot.seeds`
+      seed       one of `--seeds`
       trained    [count, ...]: training images of each class; fewer than k if the class has too
                  few (`dfkd.lab.few_shot.split`)
       tested     [count, ...]: test images of each class, the rest of the domain
@@ -30,8 +30,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
-from dfkd.config.distillation import Average, Start
+from dfkd.config.distillation import Average
 from dfkd.evaluation.results import Spread, domain_means, over_seeds, selected, spread
+from dfkd.lab.few_shot.settings import Start
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json
 

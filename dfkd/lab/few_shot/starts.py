@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from dfkd.config.distillation import Start, weights_file
+from dfkd.config.distillation import weights_file
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_names import weights_identity
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
 from dfkd.errors import ManifestError
 from dfkd.lab.few_shot.results import Curve, curves
+from dfkd.lab.few_shot.settings import FewShot, Start
 from dfkd.lab.few_shot.tuning import from_distances
 from dfkd.models.student import Student, build, read_card
 
@@ -76,10 +77,10 @@ def student_of_seed(manifest: Manifest, seed: int) -> StudentLocation:
     location = locate_student(manifest, manifest.methods[-1], student_seed(manifest, seed))
     if not location.finished:
         raise ManifestError(
-            "fewshot.starts",
+            "--starts",
             f"needs the student of method {location.method} seed {location.seed} at "
             f"{location.location}",
-            list(manifest.fewshot.starts),
+            "student",
             "run jobs/distill.py with this manifest, or leave student out",
         )
     return location
@@ -91,7 +92,9 @@ def student_seed(manifest: Manifest, seed: int) -> int:
     return seeds[seed % len(seeds)]
 
 
-def check_starts(manifest: Manifest, device: torch.device, students: bool = True) -> None:
+def check_starts(
+    manifest: Manifest, config: FewShot, device: torch.device, students: bool = True
+) -> None:
     """Make each start once, to raise errors before any training.
 
     Args:
@@ -101,10 +104,9 @@ def check_starts(manifest: Manifest, device: torch.device, students: bool = True
         ManifestError: as `initial_weights`, or there are no weights for the start `library`.
         CorruptionError: a student is damaged.
     """
-    config = manifest.fewshot
     if "library" in config.starts and manifest.distillation.weights == "none":
         raise ManifestError(
-            "fewshot.starts",
+            "--starts",
             "must do without library where distillation.weights is none",
             list(config.starts),
             "leave library out",
@@ -118,9 +120,8 @@ def check_starts(manifest: Manifest, device: torch.device, students: bool = True
                 initial_weights(manifest, start, seed, device).make()
 
 
-def curve_captions(manifest: Manifest) -> dict[Curve, str]:
+def curve_captions(manifest: Manifest, config: FewShot) -> dict[Curve, str]:
     """A description of each curve, for display."""
-    config = manifest.fewshot
     library = manifest.distillation.weights
     if file := weights_file(library):
         library = file.name

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.config.distillation import Augmentation, FewShot, Start
+from dfkd.config.distillation import Augmentation
 from dfkd.config.hashing import derive_seed
 from dfkd.distillation.augmentation import augment
+from dfkd.lab.few_shot.settings import FewShot, Start
 from dfkd.lab.few_shot.split import FewShotSplit
 from dfkd.models.student import Student, rescale_output
 from dfkd.utils.device import seeded

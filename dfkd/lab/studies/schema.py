@@ -8,7 +8,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.errors import ManifestError
-from dfkd.utils.types import CHECKED, Count, Name, Natural, require_unique
+from dfkd.lab.few_shot.settings import FewShot
+from dfkd.utils.types import CHECKED, Count, Name, Natural, Positive, require_unique
 
 Settings = dict[str, Any]
 """Manifest keys with new values, nested as in a manifest file."""
@@ -67,6 +68,9 @@ class Adaptation:
     """A domain of `evaluation.data`."""
     shots: Count = 16
     """Training images of each class. A class with too few keeps one image for testing."""
+    epochs: Count = FewShot.epochs
+    """As those of `dfkd.lab.few_shot.settings.FewShot`, also for the rate."""
+    learning_rate: Positive = FewShot.learning_rate
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dfkd.config.distillation import FewShot
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import Domains
 from dfkd.lab.few_shot.run import read_domain
+from dfkd.lab.few_shot.settings import FewShot
 from dfkd.lab.few_shot.split import split_domain
 from dfkd.lab.few_shot.tuning import (
     LabelledImages,
@@ -59,9 +59,7 @@ def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0)
             student, _ = load_student(folder, device)
             manifest = study.rows[row][0].manifest
             domain = read_domain(manifest, data, adaptation.domain, threads)
-            yield from before_and_after(
-                row, student, domain.images, data.classes, adaptation, manifest.fewshot
-            )
+            yield from before_and_after(row, student, domain.images, data.classes, adaptation)
 
 
 def before_and_after(
@@ -70,7 +68,6 @@ def before_and_after(
     images: LabelledImages,
     classes: Sequence[str],
     adaptation: Adaptation,
-    config: FewShot,
 ) -> Iterator[Map]:
     """Yield the maps of a domain before and after few-shot training, of the same images.
 
@@ -79,10 +76,10 @@ def before_and_after(
         student: gives distances, as distillation leaves it.
         images: all images of the domain.
         classes: names by index.
-        adaptation: the domain's name, and the training images of each class.
-        config: settings of the training; its first seed is that of the split.
+        adaptation: the domain's name, and the settings of the training.
     """
-    shots, seed = adaptation.shots, config.seeds[0]
+    shots, seed = adaptation.shots, 0
+    config = FewShot(epochs=adaptation.epochs, learning_rate=adaptation.learning_rate)
     split = split_domain(images.labels.tolist(), classes, adaptation.domain, shots, seed)
     tune_on_split(tuned := from_distances(student), images, split, config, "student")
     # The same images in both maps, so that a reader can follow each of them.

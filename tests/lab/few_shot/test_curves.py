@@ -1,6 +1,5 @@
 from collections.abc import Sequence
 
-from dfkd.config.distillation import Start
 from dfkd.lab.few_shot.curves import markdown, picture
 from dfkd.lab.few_shot.results import (
     Curve,
@@ -11,6 +10,7 @@ from dfkd.lab.few_shot.results import (
     sort_rows,
     summarise,
 )
+from dfkd.lab.few_shot.settings import Start
 
 CURVES: dict[Curve, str] = {
     "untouched": "before any training",
