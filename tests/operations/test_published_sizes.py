@@ -1,18 +1,17 @@
-"""The kit's diffusion models: their architectures, and that they are sampled as manifests say."""
+"""The networks on which costs are counted have the sizes of the published ones."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
-from dfkd.lab.benchmarks.gpu import diffusion
-from dfkd.lab.benchmarks.gpu.kit import Kit
-from dfkd.lab.benchmarks.gpu.sizes import FULL, LCM, SD15, TURBO, Sampler
 from dfkd.models.generators.generator import to_pixels
+from dfkd.models.generators.vqgan import Network
+from dfkd.models.teacher_architecture import read_architecture
 from dfkd.synthesis.request import REFINED_BATCH_SIZE
 from tests.helpers.jobs import ROOT
+from tests.helpers.published_sizes import F16_16384, LCM, SD15, TURBO, VIT, Sampler, diffusion
 
-CPU = torch.device("cpu")
 PUBLISHED_UNET = 3_438_167_540
 """Bytes of Stable Diffusion 1.5's in float32."""
 
@@ -23,7 +22,7 @@ PUBLISHED_UNET = 3_438_167_540
 def test_diffusion_models_have_as_many_weights_as_the_published_ones(
     sampler: Sampler, unet: int
 ) -> None:
-    generator = diffusion.build_generator(Kit(FULL, torch.device("meta")), sampler, "float32")
+    generator = diffusion(sampler, "meta")
     assert sum(each.numel() for each in generator.unet.parameters()) == unet
     assert sum(each.numel() for each in generator.vae.parameters()) == 49_490_199
     # A file of weights begins with a list of its tensors.
@@ -32,7 +31,7 @@ def test_diffusion_models_have_as_many_weights_as_the_published_ones(
 
 def test_a_gradient_through_the_decoder_keeps_as_much_memory_as_the_page_says() -> None:
     """An image of 512 px in float32, from the shapes of what autograd saves."""
-    generator = diffusion.build_generator(Kit(FULL, torch.device("meta")), SD15, "float32")
+    generator = diffusion(SD15, "meta")
     weights = {each.untyped_storage()._cdata for each in generator.vae.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -57,6 +56,17 @@ def test_diffusion_models_are_sampled_as_their_manifests_say() -> None:
         assert manifest.teacher.model == sampler.teacher
         assert manifest.synthesis.steps == sampler.steps
         assert manifest.generator.guidance == sampler.guidance
-        assert manifest.synthesis.batch_size == FULL.sampled_batches[1]
     text = (ROOT / "manifests/pacs_sd15.yaml").read_text()
     assert f"generator.guidance={LCM.guidance:g} --set synthesis.steps={LCM.steps}" in text
+
+
+def test_the_vqgan_and_the_teacher_are_the_published_ones() -> None:
+    assert read_architecture(VIT).quick_gelu
+    with torch.device("meta"):
+        network = Network(F16_16384)
+    assert network.get_parameter("quantize.embedding.weight").shape == (16384, 256)
+    assert network.downsampling == 16
+    assert network.decoder.conv_in.weight.shape == (512, 256, 3, 3)
+    assert network.decoder.conv_out.weight.shape == (3, 128, 3, 3)
+    assert len(network.decoder.up[4].attn) == 3  # at 16 x 16 cells, and nowhere else
+    assert sum(len(level.attn) for level in network.decoder.up) == 3
