@@ -7,26 +7,70 @@ figure.svg, figure.png    only the PNG for a gallery and a case
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from PIL import Image
 
 from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.data import Domains
 from dfkd.evaluation.footprint import megabytes
-from dfkd.lab.studies.paired import Difference
-from dfkd.lab.studies.results import FILE, StudyResults, StudyRow
-from dfkd.lab.studies.schema import StudyFile
-from dfkd.lab.studies.study import Study
-from dfkd.lab.studies.tables import Entry, Grid, markdown
+from dfkd.evaluation.results import Spread
+from dfkd.lab.studies.results import FILE, Difference, StudyResults, StudyRow
+from dfkd.lab.studies.study import Study, StudyFile
 from dfkd.report import figures
 from dfkd.report.contact_sheet import contact_sheet, examples
 from dfkd.report.figures import RenderedChart, Scatter, Series
 from dfkd.report.tables import HEADS
 from dfkd.storage.base import Storage
 from dfkd.utils.images import decode_image
+from dfkd.utils.markdown import escape, table
 
 MEAN, AGREEMENT, RECOGNISED, UNSEEN = "mean", "agreement", "recognised", "unseen"
 SIZES = ("MB", "ms")
+
+
+Entry = str | Spread | Difference | float | None
+"""Text; our accuracies or their difference (0-1); a number as the paper prints it; or nothing."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Headings and rows of the same width; the first `names` columns contain text."""
+
+    title: str
+    head: tuple[str, ...]
+    names: int
+    rows: tuple[tuple[Entry, ...], ...]
+    notes: tuple[str, ...]
+    """Sentences below the table."""
+
+
+def format_entry(cell: Entry) -> str:
+    """A cell as text: our figures in percent with one decimal and the deviation, the paper's with
+    two.
+    """
+    if cell is None:
+        return "-"
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, float):
+        return f"{cell:.2f}"
+    if isinstance(cell, Difference):
+        # Percentage points with sign and interval: `+1.5 (-0.3 to +3.3)`.
+        if cell.low is None or cell.high is None:
+            return f"{100 * cell.mean:+.1f}"
+        return f"{100 * cell.mean:+.1f} ({100 * cell.low:+.1f} to {100 * cell.high:+.1f})"
+    deviates = "" if cell["std"] is None else f" ± {100 * cell['std']:.1f}"
+    return f"{100 * cell['mean']:.1f}{deviates}"
+
+
+def markdown(grid: Grid) -> str:
+    """A heading, the table, and the notes as a list."""
+    rows = [[escape(format_entry(cell)) for cell in row] for row in grid.rows]
+    text = [f"# {escape(grid.title)}", "", table([*map(escape, grid.head)], rows, grid.names)]
+    if grid.notes:
+        text += ["", *(f"- {escape(note)}" for note in grid.notes)]
+    return "\n".join(text) + "\n"
 
 
 def write(

@@ -23,8 +23,7 @@ from dfkd.lab.few_shot.tuning import (
     tune_on_split,
 )
 from dfkd.lab.studies.results import Map, StudyCells
-from dfkd.lab.studies.schema import Adaptation
-from dfkd.lab.studies.study import Study
+from dfkd.lab.studies.study import Adaptation, Study
 from dfkd.models.student import Student, load_student
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
@@ -48,16 +47,17 @@ def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0)
         study_cells: the finished cells; a row whose first one is not finished has no maps.
         threads: threads that decode images; 0 means one for each processor.
     """
-    root, device = open_storage(study.manifest.storage.root), pick_device()
     adaptation = study.described.adaptation
     if adaptation is None:
         return
     for row, finished in study_cells.students.items():
         # One student, because positions on several maps have no mean.
         if finished and finished[0].seed == study.rows[row][0].seed:
-            folder = root.child(layout.student(finished[0].outcome.model))
-            student, _ = load_student(folder, device)
-            manifest = study.rows[row][0].manifest
+            manifest = study.rows[row][0].home
+            folder = layout.student(finished[0].outcome.model)
+            student, _ = load_student(
+                open_storage(manifest.storage.root).child(folder), pick_device()
+            )
             domain = read_domain(manifest, data, adaptation.domain, threads)
             yield from before_and_after(row, student, domain.images, data.classes, adaptation)
 

@@ -9,7 +9,7 @@ from dfkd.config.identity import identity
 from dfkd.distillation.student_names import student_name
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains, Item
-from dfkd.lab.studies.cells import (
+from dfkd.lab.studies.results import (
     CellResult,
     CellStore,
     Score,

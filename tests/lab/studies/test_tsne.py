@@ -8,7 +8,7 @@ import torch
 
 from dfkd.config.distillation import Distillation
 from dfkd.lab.few_shot.tuning import LabelledImages, features_of
-from dfkd.lab.studies.schema import Adaptation
+from dfkd.lab.studies.study import Adaptation
 from dfkd.lab.studies.tsne import before_and_after, silhouette, tsne
 from dfkd.models.student import build
 

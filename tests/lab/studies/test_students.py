@@ -1,4 +1,4 @@
-"""Students of a study side by side on a Ray of this machine, and how they agree with teachers."""
+"""Students of a study that fail or not, and how they agree with their teacher."""
 
 import dataclasses
 import json
@@ -10,16 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd.cluster import distillation
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.batch import Batch
 from dfkd.dataset.loader import Stream
-from dfkd.distillation.student_names import student_name
-from dfkd.errors import Exit, ManifestError
-from dfkd.lab.studies.cells import CellStore
-from dfkd.lab.studies.parallel_students import StudentJob, StudentTrainer, agreement, run_job
-from dfkd.lab.studies.study import read
-from dfkd.storage.local import open_storage
+from dfkd.errors import Exit
+from dfkd.lab.studies.reproduce import agreement
 from dfkd.utils.device import CPU
 from tests.helpers import jobs
 from tests.helpers.tiny_study import write
@@ -29,12 +24,11 @@ job = jobs.load("reproduce")
 
 
 @pytest.mark.usefixtures("two_cpus")
-def test_students_are_made_side_by_side_and_a_bad_one_stops_no_other(
+def test_a_bad_student_stops_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfkd.lab.studies.runner.cpu_count", lambda: 2)  # whatever this machine has
     # The bad one is then refused only where it is trained.
-    monkeypatch.setattr("dfkd.lab.studies.runner.check_batches", lambda manifest: None)
+    monkeypatch.setattr("dfkd.lab.studies.reproduce.check_batches", lambda manifest: None)
     axes = [{"name": "Batch", "values": {str(n): batch(n) for n in (4, 2, 9)}}]
     axes[0]["values"]["2"]["distillation"]["target"] = "embedding"
     more = {"held_out_images": 1, "teacher": "CLIP", "unseen": ["house", "tree"]}
@@ -61,13 +55,9 @@ def test_students_are_made_side_by_side_and_a_bad_one_stops_no_other(
     right = sum(row["accuracy"] * row["images"] for row in scored["rows"])
     assert embedding["outcome"]["unseen"] == pytest.approx(right / total)
     assert "| agreement |" in (tmp_path / "table.md").read_text()
-    # Of the students; the teacher is scored by this process.
-    for cell in (distances, embedding):
-        stored = json.loads((tmp_path / "root" / cell["folder"] / "cell.json").read_text())
-        assert stored["machine"]["torch_threads"] == 1
 
     again = write(tmp_path, axes=axes[:1], seeds=[0], **more)
-    code = job.main([str(again), "--at-once", "1"])
+    code = job.main([str(again)])
     assert capsys.readouterr().out.count(": found ") == 2
 
 
@@ -89,46 +79,6 @@ def test_a_single_unseen_class_is_refused_before_any_student_is_trained(
     path = write(tmp_path, axes=axes, unseen=["house"])
     assert job.main([str(path), "--dry-run"]) == Exit.USAGE
     assert "error: unseen: must be empty, or name two classes or more" in capsys.readouterr().err
-
-
-def job_of(path: Path) -> StudentJob:
-    """The job of a study's first cell, whose data set is published."""
-    cell = read(path).cells[0]
-    version = publish(cell.manifest)
-    storage = open_storage(cell.manifest.storage.root)
-    name = student_name(cell.manifest, version.fingerprint, cell.method, cell.seed)
-    store = CellStore(storage, name, version.fingerprint, "2" * 64)
-    return StudentJob(cell, store, version.id)
-
-
-def test_a_driver_plans_the_ranks_and_an_actor_is_the_only_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    student_job = job_of(write(tmp_path, seeds=[0]))
-    given: list[float | None] = []
-
-    def distill(*arguments: Any) -> None:
-        given.append(arguments[-1])
-        raise ManifestError("field", "rule", "value", "remedy")
-
-    monkeypatch.setattr(distillation, "distill_located", distill)
-    assert run_job(student_job, 1)[1] == "field: rule, got 'value'; remedy"
-    StudentTrainer(2.0, 0).train(student_job)
-    assert given == [None, 2.0]
-
-
-def test_a_node_with_other_initial_weights_trains_no_student(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would be another student, which the cell would show as its own."""
-    weights = tmp_path / "weights.safetensors"
-    weights.write_bytes(b"those of the driver")
-    axes = [{"name": "Start", "values": {"W": {"distillation": {"weights": str(weights)}}}}]
-    student_job = job_of(write(tmp_path, axes=axes, seeds=[0]))
-    weights.write_bytes(b"those of another node")
-    monkeypatch.setattr(distillation, "distill_located", lambda *_: pytest.fail("it trains"))
-    reason = StudentTrainer(1.0, 0).train(student_job)[1]
-    assert reason.startswith("distillation.weights: must be the same on every node, got ")
 
 
 def batch(size: int) -> dict[str, dict[str, Any]]:
