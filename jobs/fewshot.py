@@ -16,7 +16,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from dfkd.lab.few_shot import run
-    from dfkd.lab.few_shot.starts import check_starts
+    from dfkd.lab.few_shot.tuning import check_starts
 
     config = read_options(options)
     check_starts(manifest, config, torch.device("cpu"), students=False)
@@ -39,8 +39,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some images could not be read; everything else was used and written.
     """
-    from dfkd.lab.few_shot.curves import markdown
-    from dfkd.lab.few_shot.results import FOLDER, KEY
+    from dfkd.lab.few_shot.results import FOLDER, KEY, markdown
     from dfkd.lab.few_shot.run import few_shot
 
     results = few_shot(manifest, read_options(options), threads=options.threads)

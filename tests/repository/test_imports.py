@@ -122,7 +122,7 @@ def test_nothing_in_the_package_imports_a_job() -> None:
         ("obstore", r"dfkd\.storage\.azure_gcs(_client)?"),
         ("altair", r"dfkd\.report\..+"),
         ("vl_convert", r"dfkd\.report\..+"),
-        ("jinja2", r"dfkd\.(report\.page|lab\.miniature\.card)"),
+        ("jinja2", r"dfkd\.(report\.page|lab\.miniature\.making)"),
         ("onnxruntime", r"dfkd\.export\.(onnx_graphs|predict)"),
         ("onnx", r"dfkd\.export\.onnx_graphs"),
     ],
@@ -166,7 +166,7 @@ HEAVY = {"torch", "torchvision", "ray", "open_clip", "boto3"}
         "dfkd.storage.local",
         "dfkd.evaluation.data",
         "dfkd.models.weights.artifacts",
-        "dfkd.lab.few_shot.split",
+        "dfkd.lab.few_shot.settings",
         "dfkd.lab.studies.study",
     ],
 )

@@ -35,30 +35,31 @@ from dfkd.evaluation.data import Domains, Item, open_data
 from dfkd.evaluation.image_lists import FIELD
 from dfkd.evaluation.public_data_sets import normalise_name
 from dfkd.evaluation.scoring import decode_items
-from dfkd.lab.few_shot.curves import markdown, picture
 from dfkd.lab.few_shot.results import (
     FOLDER,
     Curve,
     FewShotData,
     FewShotResults,
     FewShotRow,
+    markdown,
+    picture,
     row,
     sort_rows,
     summarise,
     write,
 )
 from dfkd.lab.few_shot.settings import FewShot
-from dfkd.lab.few_shot.split import FewShotSplit, split_domain, training_count
-from dfkd.lab.few_shot.starts import (
+from dfkd.lab.few_shot.tuning import (
+    FewShotSplit,
     InitialWeights,
+    LabelledImages,
     check_starts,
     curve_captions,
     initial_weights,
-)
-from dfkd.lab.few_shot.tuning import (
-    LabelledImages,
     learning_rates,
     predict,
+    split_domain,
+    training_count,
     tune_on_split,
 )
 from dfkd.models.student import Student
@@ -135,7 +136,18 @@ def few_shot(manifest: Manifest, config: FewShot, threads: int = 0) -> FewShotRe
             for seed, origin in origins:
                 experiment = _Experiment(manifest, config, root.child(CELLS), domain, origin, seed)
                 rows += experiment.rows(progress)
-    results = _results(manifest, config, data, names, rows, unreadable)
+    # The same in whatever order rows and names come.
+    average = manifest.evaluation.average
+    remarks = (*data.notes, *notes(config, data, names))
+    results = FewShotResults(
+        architecture=manifest.distillation.student,
+        classes=manifest.classes,
+        data=FewShotData(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
+        curves=curve_captions(manifest, config),
+        rows=tuple(sort_rows(rows)),
+        average=average,
+        summary=tuple(summarise(rows, average)),
+    )
     storage = root.child(FOLDER)
     storage.put("table.md", markdown(results).encode())
     curves = picture(results)
@@ -143,27 +155,6 @@ def few_shot(manifest: Manifest, config: FewShot, threads: int = 0) -> FewShotRe
     storage.put("curves.png", curves.png)
     write(root, results)
     return results
-
-
-def _results(
-    manifest: Manifest,
-    config: FewShot,
-    data: Domains,
-    names: Sequence[str],
-    rows: Sequence[FewShotRow],
-    unreadable: Sequence[str],
-) -> FewShotResults:
-    """The content of `fewshot/results.json`; the same in whatever order rows and names come."""
-    remarks = (*data.notes, *notes(config, data, names))
-    return FewShotResults(
-        architecture=manifest.distillation.student,
-        classes=manifest.classes,
-        data=FewShotData(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
-        curves=curve_captions(manifest, config),
-        rows=tuple(sort_rows(rows)),
-        average=manifest.evaluation.average,
-        summary=tuple(summarise(rows, manifest.evaluation.average)),
-    )
 
 
 def select_domains(manifest: Manifest, config: FewShot) -> tuple[Domains, tuple[str, ...]]:

@@ -166,8 +166,16 @@ def run(
     # Each data set is identified once, because `identify` hashes whole weight files.
     data_sets = {each.storage.root: each for each in study.data_sets()}
     identities = {root: identify(each) for root, each in data_sets.items()}
-    stores = _stores(study, data, identities, judge.sha256 if judge else "")
-    outcomes = {label: found for label, store in stores.items() if (found := _stored(study, store))}
+    digests = (evaluation_digest(data), unseen_digest(study)) if data else ("", "")
+    stores = _stores(study, digests, identities, judge.sha256 if judge else "")
+    outcomes = {}
+    for cell in study.cells if study.trains else ():
+        store = stores[cell.label]
+        # A map needs the student of its row's first cell, which may have been deleted since.
+        mapped = described.kind == "embedding" and cell is study.rows[cell.row][0]
+        card = f"{layout.student(store.model)}/{layout.STUDENT_CARD}"
+        if (not mapped or store.storage.exists(card)) and (found := store.read()):
+            outcomes[cell.label] = found
     # Checked are only unfinished cells, because the checks load models.
     missing = [cell for cell in study.cells if cell.label not in outcomes]
     published = {root for root, each in data_sets.items() if is_published(each, identities[root])}
@@ -225,12 +233,8 @@ def run(
     with connected() if unpublished else contextlib.nullcontext():
         teacher = None
         if described.teacher and study.trains:
-            store = cell_of_teacher(
-                open_storage(manifest.storage.root),
-                identities[study.cells[0].home.storage.root],
-                evaluation_digest(data) if data else "",
-                unseen_digest(study),
-            )
+            own = identities[study.cells[0].home.storage.root]
+            store = cell_of_teacher(open_storage(manifest.storage.root), own, *digests)
             only = manifest.with_values(evaluation={"models": ("teacher",)})
             outcome = store.read() or _score(only, store, threads, unseen=described.unseen)
             teacher = CellScore(0, store.folder, outcome)
@@ -252,8 +256,9 @@ def run(
                 raise
             except (DfkdError, RuntimeError, MemoryError) as error:  # e.g. too little memory
                 why = str(error) if isinstance(error, DfkdError) else repr(error)
-                for cell in unfinished:
-                    if cell.label not in outcomes:
+                # Without an unfinished one it is the pictures of the row that cannot be shown.
+                for cell in unfinished or group:
+                    if cell.label not in outcomes or not unfinished:
                         failed[cell.label] = " ".join(why.split())
                         on_cell(cell.label, failed[cell.label], False)
     students: dict[str, tuple[CellScore, ...]] = {}
@@ -268,18 +273,18 @@ def run(
 
 
 def _stores(
-    study: Study, data: Domains | None, identities: dict[str, dict[str, Any]], judge: str
+    study: Study, digests: tuple[str, str], identities: dict[str, dict[str, Any]], judge: str
 ) -> dict[str, CellStore]:
     """Where the result of each cell is stored, by its label; `ManifestError` for two teachers.
 
     Args:
+        digests: of the evaluation data, and of the images of unseen classes.
         identities: of each data set, by its root.
         judge: the sha256 of the judge's file; empty without one.
     """
-    digest = evaluation_digest(data) if data else ""
-    unseen = unseen_digest(study) if data else ""
+    digest, unseen = digests
     stores, teachers = {}, set()
-    for cell in study.cells if data else ():
+    for cell in study.cells if study.trains else ():
         home, held_out = cell.home, study.held_out(cell)
         own = identities[home.storage.root]
         version = fingerprint(own)
@@ -303,13 +308,6 @@ def _stores(
                 "empty it, or move the teacher to settings",
             )
     return stores
-
-
-def _stored(study: Study, store: CellStore) -> CellResult | None:
-    """The stored result of a cell; None too if a map needs its student, which is gone."""
-    mapped = study.described.kind == "embedding"
-    card = f"{layout.student(store.model)}/{layout.STUDENT_CARD}"
-    return None if mapped and not store.storage.exists(card) else store.read()
 
 
 def _score(

@@ -15,11 +15,11 @@ from dfkd.errors import ManifestError
 from dfkd.evaluation.data import Domains
 from dfkd.lab.few_shot.run import read_domain
 from dfkd.lab.few_shot.settings import FewShot
-from dfkd.lab.few_shot.split import split_domain
 from dfkd.lab.few_shot.tuning import (
     LabelledImages,
     features_of,
     from_distances,
+    split_domain,
     tune_on_split,
 )
 from dfkd.lab.studies.results import Map, StudyCells

@@ -1,11 +1,12 @@
 from collections.abc import Sequence
 
-from dfkd.lab.few_shot.curves import markdown, picture
 from dfkd.lab.few_shot.results import (
     Curve,
     FewShotData,
     FewShotResults,
     curves,
+    markdown,
+    picture,
     row,
     sort_rows,
     summarise,

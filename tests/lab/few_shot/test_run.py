@@ -19,9 +19,7 @@ from dfkd.lab.few_shot.run import (
     select_domains,
 )
 from dfkd.lab.few_shot.settings import FewShot
-from dfkd.lab.few_shot.split import FewShotSplit
-from dfkd.lab.few_shot.starts import InitialWeights
-from dfkd.lab.few_shot.tuning import LabelledImages
+from dfkd.lab.few_shot.tuning import FewShotSplit, InitialWeights, LabelledImages
 from dfkd.models.student import Student
 from dfkd.storage.local import open_storage
 from tests.evaluation.test_data import write

@@ -7,9 +7,9 @@ import torch
 
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.lab.few_shot import starts
+from dfkd.lab.few_shot import tuning as starts
 from dfkd.lab.few_shot.settings import FewShot
-from dfkd.lab.few_shot.starts import InitialWeights
+from dfkd.lab.few_shot.tuning import InitialWeights
 from dfkd.models.student import build
 from tests.helpers.tiny_version import publish, write_manifest
 

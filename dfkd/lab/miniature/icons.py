@@ -7,7 +7,8 @@ unpacked package describes the sets, and `json/<prefix>.json` contains the SVG b
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -162,7 +163,18 @@ class Catalogue:
     def collections(self) -> dict[str, Collection]:
         """Every collection of the package by its prefix."""
         described = json.loads((self.root / "collections.json").read_text("utf-8"))
-        return {prefix: _collection(prefix, info) for prefix, info in described.items()}
+        return {
+            prefix: Collection(
+                prefix=prefix,
+                title=info["name"],
+                author=info["author"]["name"],
+                licence=info["license"].get("spdx", info["license"]["title"]),
+                url=info["author"].get("url", info["license"].get("url", "")),
+                category=info.get("category", ""),
+                hidden=bool(info.get("hidden")),
+            )
+            for prefix, info in described.items()
+        }
 
     def training(self) -> list[Collection]:
         """The collections for training and validation, sorted by prefix."""
@@ -180,7 +192,10 @@ class Catalogue:
         Trademarks, flags, hidden icons and icons without a word in their name are left out.
         """
         raw = self._raw(prefix)
-        labels = _labels_by_icon(raw)
+        labels: dict[str, tuple[str, ...]] = {}
+        for category, members in raw.get("categories", {}).items():
+            for name in members:
+                labels[name] = (*labels.get(name, ()), category)
         aliases: dict[str, list[str]] = {}
         for alias, target in raw.get("aliases", {}).items():
             aliases.setdefault(target["parent"], []).append(alias)
@@ -268,27 +283,6 @@ def shuffle_key(drawing: Drawing) -> bytes:
     return hashlib.sha256(f"{drawing.collection}:{drawing.name}".encode()).digest()
 
 
-def _collection(prefix: str, info: dict[str, Any]) -> Collection:
-    return Collection(
-        prefix=prefix,
-        title=info["name"],
-        author=info["author"]["name"],
-        licence=info["license"].get("spdx", info["license"]["title"]),
-        url=info["author"].get("url", info["license"].get("url", "")),
-        category=info.get("category", ""),
-        hidden=bool(info.get("hidden")),
-    )
-
-
-def _labels_by_icon(raw: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The categories of each icon."""
-    labels: dict[str, tuple[str, ...]] = {}
-    for category, names in raw.get("categories", {}).items():
-        for name in names:
-            labels[name] = (*labels.get(name, ()), category)
-    return labels
-
-
 def _view_box(entry: dict[str, Any], raw: dict[str, Any]) -> tuple[float, float, float, float]:
     """The view box of an icon: its own values, then those of its set, then the format's."""
 
@@ -296,3 +290,36 @@ def _view_box(entry: dict[str, Any], raw: dict[str, Any]) -> tuple[float, float,
         return float(entry.get(key, raw.get(key, default)))
 
     return value("left", 0), value("top", 0), value("width", 16), value("height", 16)
+
+
+UI_WORDS = word_set(
+    "arrow arrows chevron caret align alignment text format border layout grid column columns "
+    "row rows sort filter menu list add remove plus minus close check checkmark checkbox "
+    "toggle expand collapse zoom crop undo redo refresh reload sync upload download share "
+    "link unlink edit copy paste cut more off disabled slash left right up down top bottom "
+    "horizontal vertical previous next skip play pause stop angle circle square rectangle "
+    "hexagon octagon letter number alphabet order split merge code api data user users "
+    "account login logout wifi signal network cellular file document folder page note form "
+    "table cell message chat bubble view window panel sidebar tab screen settings control "
+    "insert indent heading paragraph font stroke path vector node corner direction turn move "
+    "resize rotate flip percent math equal divide symbol sign emoji git branch commit request "
+    "pull server database badge type flow process task status"
+)
+"""Words of user interfaces, and of shapes and signs in general."""
+
+
+def object_nouns(rows: Sequence[Drawing]) -> frozenset[str]:
+    """Words that name an object: one-word names that occur in at least three drawings' names.
+
+    Words of user interfaces are left out.
+    """
+    counts = Counter(word for row in rows for word in set(row.words))
+    single = {row.words[0] for row in rows if len(row.words) == 1}
+    return frozenset(word for word in single if counts[word] > 2) - UI_WORDS
+
+
+def common_nouns(rows: Sequence[Drawing], count: int) -> list[str]:
+    """The `count` most frequent one-word names, sorted, without words of user interfaces."""
+    seen = Counter(r.concept for r in rows if len(r.words) == 1)
+    names = [n for n, _ in seen.most_common() if n.isalpha() and len(n) > 2 and n not in UI_WORDS]
+    return sorted(names[:count])

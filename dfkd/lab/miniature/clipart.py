@@ -19,8 +19,7 @@ import resvg_py
 from PIL import Image
 
 from dfkd.errors import ManifestError
-from dfkd.lab.miniature.drawings.icons import word_set
-from dfkd.lab.miniature.drawings.rendering import (
+from dfkd.lab.miniature.drawings import (
     Cache,
     DrawingRow,
     Pixels,
@@ -29,7 +28,8 @@ from dfkd.lab.miniature.drawings.rendering import (
     stack,
     write,
 )
-from dfkd.lab.miniature.looks.fields import SIZE
+from dfkd.lab.miniature.icons import word_set
+from dfkd.lab.miniature.painting import SIZE
 
 TRAINING, EVALUATION = "openclipart", "openclipart-evaluation"
 """Names of the two collections in rows: drawings for training, and for evaluation."""
@@ -82,7 +82,7 @@ class ClipArt:
     """The folder that holds it, which serves as its category; empty at the top."""
 
     def row(self, collection: str) -> DrawingRow:
-        """The row of a cache for this drawing, in a collection; `rendering.write` sets its slot."""
+        """The row of a cache for this drawing, in a collection; `drawings.write` sets its slot."""
         first, *others = self.names
         aliases = tuple(" ".join(name) for name in others)
         return DrawingRow(

@@ -1,8 +1,13 @@
-"""Training of the miniature's latent diffusion model, with the classes of diffusers.
+"""The miniature's latent diffusion model: its training with the classes of diffusers, its images.
 
-    x_0  = principal components of E(image)                  E: encoder of the miniature's VQGAN
-    x_t  = a_t x_0 + b_t noise,  a_t^2 + b_t^2 = 1           t of 1,000 times
-    loss = |UNet(x_t, t, states) - (a_t noise - b_t x_0)|^2  (Salimans and Ho, 2022: "v")
+    y    = U^T (E(image) - m) / s    E: encoder of the miniature's VQGAN, U: axes of the most
+                                     variance of its latents, m: their mean, s: a common scale
+    y_t  = a_t y + b_t noise,  a_t^2 + b_t^2 = 1             t of 1,000 times
+    loss = |UNet(y_t, t, states) - (a_t noise - b_t y)|^2    (Salimans and Ho, 2022: "v")
+
+The latents of a VQGAN are redundant: seven components of the miniature's 64 channels have all of
+the variance. With noise in all channels, an object would show through it at nearly every time, so
+that the model would learn at few times only which objects there are.
 
 The states are the hidden states of the miniature teacher's text tower for the image's caption, so a
 pseudo-word of that teacher conditions the model like any other word. The result is a folder in
@@ -17,22 +22,84 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import UNet2DConditionModel, UniPCMultistepScheduler, VQModel
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfkd.config.paths import MINIATURE
+from dfkd.config.pipelines import PIPELINES
+from dfkd.config.synthesis import GeneratorConfig
 from dfkd.lab.miniature.captions import Captioner
-from dfkd.lab.miniature.drawings.rendering import painted
-from dfkd.lab.miniature.drawings.sampling import Batches
-from dfkd.lab.miniature.looks.look import LookSampler
+from dfkd.lab.miniature.drawings import Batches, painted
+from dfkd.lab.miniature.evaluation_set import OFFICIAL
+from dfkd.lab.miniature.generator import Autoencoder
+from dfkd.lab.miniature.looks import LookSampler, vocabulary
+from dfkd.lab.miniature.painting import SIZE
 from dfkd.lab.miniature.recipe import DiffusionRecipe, GeneratorRecipe
-from dfkd.lab.miniature.training.common import Resumable, cosine, move_average, rise
-from dfkd.lab.miniature.training.generator import Autoencoder
-from dfkd.lab.miniature.training.latent_space import LatentSpace
+from dfkd.lab.miniature.training import Resumable, cosine, move_average, rise
 from dfkd.models.generators.diffusers_folder import ENCODING
+from dfkd.models.generators.diffusion import Diffusion
+from dfkd.models.generators.generator import Condition
 from dfkd.models.generators.text_tower import Shape
 from dfkd.models.teacher import Teacher
+from dfkd.utils.pixels import to_bytes
+
+
+class LatentSpace(nn.Module):
+    """The principal components of latents; the buffers are `mean`, `axes` and `scale`.
+
+    Args:
+        channels: C, number of channels of the latents.
+        components: k, number of principal components.
+    """
+
+    mean: Tensor
+    """float32 [C]."""
+    axes: Tensor
+    """Orthonormal columns, float32 [C, k]."""
+    scale: Tensor
+    """Standard deviation of all components together, float32 []."""
+
+    def __init__(self, channels: int, components: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("axes", torch.eye(channels)[:, :components])
+        self.register_buffer("scale", torch.ones(()))
+
+    @torch.no_grad()
+    def fit(self, latents: Tensor) -> None:
+        """Set the buffers by latents float32 [B, C, h, w]."""
+        flat = latents.movedim(1, -1).flatten(0, -2)
+        variances, axes = torch.linalg.eigh(torch.cov(flat.T))  # in ascending order
+        count = self.axes.shape[1]
+        self.mean.copy_(flat.mean(0))
+        self.axes.copy_(axes[:, -count:].flip(1))
+        self.scale.copy_(variances[-count:].mean().sqrt())
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """The components [B, k, h, w] of latents [B, C, h, w]."""
+        centred = latents - self.mean.view(-1, 1, 1)
+        return torch.einsum("bchw,ck->bkhw", centred, self.axes) / self.scale
+
+    def decoder_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a VQGAN that decodes components times `scale` instead of latents.
+
+        Args:
+            state: official weights. The codebook is turned into the axes, and the convolution after
+                it turns back.
+        """
+        codes, weight = state["quantize.embedding.weight"], state["post_quant_conv.weight"]
+        matrix = weight.flatten(1)
+        return state | {
+            "quantize.embedding.weight": (codes - self.mean) @ self.axes,
+            "post_quant_conv.weight": (matrix @ self.axes)[:, :, None, None],
+            "post_quant_conv.bias": state["post_quant_conv.bias"] + matrix @ self.mean,
+        }
+
 
 _OWN_NAME = 0.7
 """Share of captions that use the drawing's own name at the end."""
@@ -229,7 +296,9 @@ class DiffusionTrainer(Resumable):
         signal = self.alphas[times].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - self.alphas[times]).sqrt().view(-1, 1, 1, 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * _schedule(self.step, self.recipe)
+            fall = max(_LAST_RATE, cosine(self.step, self.recipe.steps))
+            factor = rise(self.step, self.recipe.rising_steps) * fall
+            group["lr"] = self.recipe.learning_rate * factor
         with torch.autocast("cpu", torch.bfloat16):
             noisy = signal * clean + sigma * noise
             velocity = self.network(noisy, times, states, return_dict=False)[0]
@@ -258,6 +327,65 @@ def write_configurations(folder: Path, network: Any, vae: Any, encoder: Shape) -
         path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
-def _schedule(step: int, recipe: DiffusionRecipe) -> float:
-    """Factor of the learning rate at a 0-based step: a linear rise, times a cosine."""
-    return rise(step, recipe.rising_steps) * max(_LAST_RATE, cosine(step, recipe.steps))
+_OWN = PIPELINES[MINIATURE]
+"""Sampling steps and guidance scale of the samples."""
+_COUNT = 8
+"""Images of each class without and with styles."""
+
+
+@torch.no_grad()
+def sample_scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
+    """Scores of the model that was exported to `folder`; writes `samples.png` there.
+
+    Returns:
+        Plain values. `teacher` has the share, 0-1, of images whose class the teacher names: of
+        the `plain` class prompts, and of `styled` ones.
+    """
+    # The half-precision values that its users get.
+    config = GeneratorConfig(kind="diffusers", weights=str(folder), guidance=_OWN.guidance)
+    model = Diffusion.load(config, torch.device("cpu"), steps=_OWN.steps)
+    teacher = trainer.teacher
+    texts = teacher.encode_text([f"A {name}" for name in OFFICIAL])
+    words = [word for word in vocabulary() if not word.endswith(" ground")]
+    styles = [words[i * len(words) // _COUNT] for i in range(_COUNT)]
+    named: dict[str, list[float]] = {"plain": [], "styled": []}
+    strips = []
+    for i, name in enumerate(OFFICIAL):
+        images = {
+            "plain": _sample(model, teacher, [f"A {name}"] * _COUNT),
+            "styled": _sample(model, teacher, [f"{name} in the style of {s}" for s in styles]),
+        }
+        for kind, made in images.items():
+            nearest = (teacher.encode_image(made) @ texts.T).argmax(1)
+            named[kind].append(float((nearest == i).float().mean()))
+        strips.append(strip(torch.cat(list(images.values()))))
+    Image.fromarray(np.concatenate(strips)).save(folder / "samples.png", optimize=True)
+    return {
+        "parameters": sum(weight.numel() for weight in trainer.network.parameters()),
+        "names": sorted({row.concept for row in trainer.batches.rows}),
+        **trainer.scores(),
+        "images": 2 * _COUNT * len(OFFICIAL),
+        "sampling_steps": _OWN.steps,
+        "guidance": _OWN.guidance,
+        "teacher": {kind: round(statistics.fmean(shares), 4) for kind, shares in named.items()},
+    }
+
+
+def _sample(model: Diffusion, teacher: Teacher, prompts: list[str]) -> Tensor:
+    """An image of each prompt, float32 [N, 3, 64, 64] in [0, 1]; the seeds are 0 to N - 1."""
+    assert model.text is not None  # noqa: S101 - every diffusion model has one
+    prompted, empty = (
+        teacher.hidden_states(teacher.embed_tokens(teacher.tokenize(texts)), model.text.layers)
+        for texts in (prompts, [""])
+    )
+    latents = model.init_latents(range(len(prompts)), SIZE, Condition(prompted, empty))
+    return model.decode(latents)
+
+
+def strip(images: Tensor) -> npt.NDArray[np.uint8]:
+    """Images [N, 3, 64, 64] side by side, each in a grey frame: uint8 [66, 66 N, 3]."""
+    framed: list[npt.NDArray[np.uint8]] = [
+        np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=210)
+        for image in to_bytes(images).numpy()
+    ]
+    return np.concatenate(framed, axis=1)

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.config.distillation import Distillation
-from dfkd.lab.miniature.drawings.rendering import Cache, DrawingRow, random_images
-from dfkd.lab.miniature.looks.fields import SIZE
+from dfkd.lab.miniature.drawings import Cache, DrawingRow, random_images
+from dfkd.lab.miniature.painting import SIZE
 from dfkd.lab.miniature.recipe import ClassifierRecipe
-from dfkd.lab.miniature.training.common import Resumable, cosine, rise
+from dfkd.lab.miniature.training import Resumable, cosine, rise
 from dfkd.models.student import build
 from dfkd.utils.device import CPU, autocast
 
@@ -74,7 +74,10 @@ class ClassifierTrainer(Resumable):
         """One training step; returns the accuracy on its batch."""
         images, labels = self.batches.draw(self.step, self.recipe.batch_size)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * _schedule(self.step, self.recipe)
+            factor = rise(self.step, self.recipe.rising_steps) * cosine(
+                self.step, self.recipe.steps
+            )
+            group["lr"] = self.recipe.learning_rate * factor
         # A third of the time of float32 on a CPU with bfloat16 instructions, at the same accuracy.
         with autocast(CPU, "bfloat16"):
             logits = self.network(images.contiguous(memory_format=torch.channels_last))
@@ -113,8 +116,3 @@ def _in_order(data: bytes) -> bytes:
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     return data[:8] + text.ljust(length) + data[8 + length :]
-
-
-def _schedule(step: int, recipe: ClassifierRecipe) -> float:
-    """Factor of the learning rate at a 0-based step: a linear rise, times a cosine to zero."""
-    return rise(step, recipe.rising_steps) * cosine(step, recipe.steps)

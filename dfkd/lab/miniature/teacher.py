@@ -1,11 +1,22 @@
-"""Training of the miniature's open_clip model on captioned drawings.
+"""Training of the miniature's open_clip model on captioned drawings, and then of its image tower.
 
 It is CLIP's training, except for the positives and the batches. A caption is a positive of every
 image of the batch of which it is true, because often it is true of several. Most images of a batch
 share a few looks, so the towers must distinguish objects. The others form groups, of one object in
 different looks, with a loss within the group, for which the towers must distinguish looks.
+
+In the second training the image tower learns to know objects in every look. The text tower is
+locked (Zhai et al., 2022, lock the image tower), so prompts, pseudo-words and the diffusion model,
+which is conditioned on texts, stay as they are. Beside CLIP's loss there is one about names alone:
+
+    loss = CLIP's + w * mean over images of -log softmax_n(scale * cos(image, "a NAME_n"))[own name]
+
+over all names n of the batch. The first training left objects to the default look: captions of
+other looks tell the look in most cases, and the tower read that first. On validation drawings in
+random looks it named 53 % of 70 classes, and 77 % in the default look.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,12 +31,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from dfkd.lab.miniature.captions import Caption, Captioner, names, truths
-from dfkd.lab.miniature.drawings.rendering import DrawingRow, painted
-from dfkd.lab.miniature.drawings.sampling import GROUP_SIZE, Batches
-from dfkd.lab.miniature.looks.look import Look, LookSampler
-from dfkd.lab.miniature.looks.painting import smudged
-from dfkd.lab.miniature.recipe import TeacherRecipe
-from dfkd.lab.miniature.training.common import Resumable, cosine, move_average, normalised, rise
+from dfkd.lab.miniature.drawings import GROUP_SIZE, Batches, DrawingRow, painted
+from dfkd.lab.miniature.looks import Look, LookSampler, smudged
+from dfkd.lab.miniature.recipe import TeacherRecipe, TowerRecipe
+from dfkd.lab.miniature.training import Resumable, cosine, move_average, normalised, rise
 
 _GROUP_SCALE = 10.0
 """Logit scale of the loss within groups. CLIP's learned scale suits cosines of different objects.
@@ -236,7 +245,15 @@ class TeacherTrainer(Resumable):
         text = self.texts(batch.ids)
         loss = contrastive_loss(self.scale * image @ text.T, batch.positive)
         if batch.groups:
-            loss = loss + self.recipe.group_weight * self._group_loss(image, text, batch)
+            # The mean loss within groups of one object, whose images differ in their looks.
+            n, size, end = batch.groups, GROUP_SIZE, len(image)
+            rows = slice(end - size * n, end)
+            images = _GROUP_SCALE * image[rows].unflatten(0, (n, size))
+            logits = images @ text[rows].unflatten(0, (n, size)).transpose(1, 2)
+            # Of the positives of all pairs of groups, [n, size, n, size], those of equal groups.
+            pairs = batch.positive[rows, rows].view(n, size, n, size)
+            within = pairs.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+            loss = loss + self.recipe.group_weight * contrastive_loss(logits, within)
         return loss
 
     @property
@@ -245,16 +262,6 @@ class TeacherTrainer(Resumable):
         # As in CLIP, the learned scale is bounded, which keeps the training stable.
         scale: Tensor = self.model.logit_scale.exp().clamp(max=self.recipe.max_scale)
         return scale
-
-    def _group_loss(self, image: Tensor, text: Tensor, batch: CaptionedBatch) -> Tensor:
-        """The mean loss within groups of one object, whose images differ in their looks."""
-        n, size, end = batch.groups, GROUP_SIZE, len(image)
-        rows = slice(end - size * n, end)
-        images = _GROUP_SCALE * image[rows].unflatten(0, (n, size))
-        logits = images @ text[rows].unflatten(0, (n, size)).transpose(1, 2)
-        # Of the positives of all pairs of groups, [n, size, n, size], those of equal groups.
-        pairs = batch.positive[rows, rows].view(n, size, n, size)
-        return contrastive_loss(logits, pairs.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
 
     def rate(self, step: int) -> float:
         """The learning rate of a 0-based step: a linear rise, then a cosine to zero."""
@@ -328,3 +335,75 @@ def zero_shot(
         for part in images.split(256)
     ]
     return torch.cat(predictions) == labels
+
+
+@dataclass(frozen=True)
+class NamedBatch(CaptionedBatch):
+    """A batch, and the names of its objects."""
+
+    name_ids: Tensor
+    """Token ids of "a NAME" for each name in the batch, int64 [N, L]."""
+    named: Tensor
+    """Which names an image's object has: 1 or 0, float32 [B, N]."""
+
+
+class TowerTrainer(TeacherTrainer):
+    """Trains the image tower; `run` resumes from the last checkpoint in `folder`.
+
+    Args:
+        teacher: of the first training.
+        state: the exported weights of the first training.
+    """
+
+    name = "tower"
+
+    def __init__(
+        self,
+        recipe: TowerRecipe,
+        teacher: TeacherRecipe,
+        state: dict[str, Tensor],
+        batches: Batches,
+        captioner: Captioner,
+        folder: Path,
+        seed: int,
+    ) -> None:
+        settings = dataclasses.replace(
+            teacher, steps=recipe.steps, learning_rate=recipe.learning_rate
+        )
+        super().__init__(settings, batches, captioner, folder, seed)
+        self.names_weight = recipe.names_weight
+        for network in (self.model, self.average):
+            network.load_state_dict(state)
+        for name, weight in self.model.named_parameters():
+            weight.requires_grad_(name.startswith("visual."))
+
+    def strength(self, step: int) -> float:
+        """Full difficulty from the start: the tower has learned before."""
+        return 1.0
+
+    def batch(self, step: int) -> NamedBatch:
+        """See `TeacherTrainer.batch`."""
+        batch = super().batch(step)
+        found = sorted({row.concept for row in batch.rows})
+        place = {name: i for i, name in enumerate(found)}
+        named = torch.zeros(len(batch.rows), len(found))
+        for i, row in enumerate(batch.rows):
+            # Synonyms of the own name are right too, if the batch has them.
+            named[i, [place[name] for name in names(row) if name in place]] = 1
+        words = [["a", *name.split()] for name in found]
+        ids = self.captioner.tokens(words, self.recipe.usual_length)
+        fields: dict[str, Any] = dict(vars(batch))
+        return NamedBatch(**fields, name_ids=ids, named=named)
+
+    @torch.no_grad()
+    def texts(self, ids: Tensor) -> Tensor:
+        """See `TeacherTrainer.texts`; without gradients, because the text tower is locked."""
+        return super().texts(ids)
+
+    def loss(self, image: Tensor, batch: CaptionedBatch) -> Tensor:
+        """CLIP's loss and that of names, a scalar, from the embeddings [B, E] of the images."""
+        assert isinstance(batch, NamedBatch)  # noqa: S101 - of this class's `batch`
+        logits = self.scale * image @ self.texts(batch.name_ids).T
+        target = batch.named / batch.named.sum(1, keepdim=True)
+        of_names = -(target * logits.log_softmax(1)).sum(1).mean()
+        return super().loss(image, batch) + self.names_weight * of_names

@@ -6,7 +6,6 @@ most drawings have little. The recipe and the checkpoints call the discriminator
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.lab.miniature.drawings.rendering import random_images
-from dfkd.lab.miniature.drawings.sampling import Batches
-from dfkd.lab.miniature.looks.fields import SIZE
+from dfkd.lab.miniature.drawings import Batches, random_images
+from dfkd.lab.miniature.painting import SIZE
 from dfkd.lab.miniature.recipe import GeneratorRecipe
-from dfkd.lab.miniature.training.common import Resumable, cosine, normalised, rise
+from dfkd.lab.miniature.training import Resumable, cosine, normalised, rise
 
 _DECAY = 0.95
 """Decay of the codebook's running sums at each step."""
@@ -194,23 +192,6 @@ class PerceptualLoss(nn.Module):
         return torch.stack(errors).sum()
 
 
-@dataclass(frozen=True)
-class Losses:
-    """The loss terms of a batch, scalars, with the tensors that later steps need."""
-
-    pixel: Tensor
-    chroma: Tensor
-    perceptual: Tensor
-    commitment: Tensor
-    adversarial: Tensor
-    reconstructed: Tensor
-    """Reconstructions [B, 3, 64, 64] in about [0, 1]."""
-    z: Tensor
-    """Latents [B, C, h, w]."""
-    index: Tensor
-    """Index of each latent's code, [B * h * w]."""
-
-
 class GeneratorTrainer(Resumable):
     """Trains the generator; `run` resumes from the last checkpoint in `folder`.
 
@@ -244,14 +225,16 @@ class GeneratorTrainer(Resumable):
             self.critic.parameters(), lr=recipe.critic_rate, betas=(0.5, 0.9), foreach=True
         )
 
-    @property
-    def adversarial(self) -> bool:
-        """Whether the discriminator takes part in the current step."""
-        return self.recipe.adversarial_weight > 0 and self.step >= self.recipe.adversarial_from
-
-    def _losses(self, images: Tensor) -> Losses:
-        """The loss terms of images [B, 3, 64, 64] in [0, 1] at the current step."""
-        free = self.step < self.recipe.free_steps
+    def update(self) -> str:
+        """One step of autoencoder, critic and codes; returns the losses."""
+        r = self.recipe
+        for group in self.optimizer.param_groups:
+            # A linear rise, times a cosine to 0.02.
+            factor = rise(self.step, _WARMUP_STEPS) * (0.02 + 0.98 * cosine(self.step, r.steps))
+            group["lr"] = r.learning_rate * factor
+        images, gen = self.batch(self.step)
+        free = self.step < r.free_steps
+        critical = r.adversarial_weight > 0 and self.step >= r.adversarial_from
         with torch.autocast("cpu", torch.bfloat16):
             z = self.network.encode(images * 2 - 1)
             codes, index = self.network.quantize(z)
@@ -259,64 +242,43 @@ class GeneratorTrainer(Resumable):
             # encoder as if nothing had been quantised.
             decoded = self.network.decode(z if free else z + (codes - z).detach())
             reconstructed = (decoded + 1) / 2
-            perceptual = self.perceptual_loss(reconstructed, images)
+            perceptual = self.perceptual_loss(reconstructed, images).float()
             # The critic's outputs are high for patches that look real.
             adversarial = torch.zeros(())
-            if self.adversarial:
+            if critical:
                 adversarial = -self.critic(reconstructed * 2 - 1).mean()
         commitment = (z.float() - codes).square().mean() * (0.0 if free else 1.0)
         reconstructed = reconstructed.float()
         error = reconstructed - images
+        pixel = error.abs().mean()
         # Colour has a loss of its own: most pixels are grey, so the other losses let colours fade.
         # It is squared: an absolute error is least at the median of the colours, which is grey.
         chroma = (error - error.mean(1, keepdim=True)).square().mean()
-        return Losses(
-            error.abs().mean(),
-            chroma,
-            perceptual.float(),
-            commitment,
-            adversarial,
-            reconstructed,
-            z,
-            index,
-        )
-
-    def update(self) -> str:
-        """One step of autoencoder, critic and codes; returns the losses."""
-        r = self.recipe
-        for group in self.optimizer.param_groups:
-            group["lr"] = r.learning_rate * _schedule(self.step, r.steps)
-        images, gen = self.batch(self.step)
-        losses = self._losses(images)
-        loss = _PIXEL_WEIGHT * losses.pixel + r.colour_weight * losses.chroma
-        loss = loss + r.perceptual_weight * losses.perceptual
-        loss = loss + _COMMITMENT_WEIGHT * losses.commitment
-        loss = loss + r.adversarial_weight * losses.adversarial.float()
+        loss = _PIXEL_WEIGHT * pixel + r.colour_weight * chroma
+        loss = loss + r.perceptual_weight * perceptual
+        loss = loss + _COMMITMENT_WEIGHT * commitment
+        loss = loss + r.adversarial_weight * adversarial.float()
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        if self.adversarial:
-            self._train_critic(images, losses.reconstructed.detach())
+        if critical:
+            # The hinge loss, as in taming-transformers.
+            with torch.autocast("cpu", torch.bfloat16):
+                on_real = self.critic(images * 2 - 1)
+                on_made = self.critic(reconstructed.detach() * 2 - 1)
+            hinge = F.relu(1 - on_real.float()).mean() + F.relu(1 + on_made.float()).mean()
+            self.critic_optimizer.zero_grad()
+            (0.5 * hinge).backward()
+            self.critic_optimizer.step()
         reset = 0
         # Codes must exist when the first step with quantisation begins.
         if self.step + 1 >= r.free_steps:
-            reset = self.network.quantize.update(losses.z.detach(), losses.index, gen)
+            reset = self.network.quantize.update(z.detach(), index, gen)
         return (
-            f"L1 {losses.pixel:.4f} colour {losses.chroma:.4f} features {losses.perceptual:.3f} "
-            f"commitment {losses.commitment:.4f} adversarial {losses.adversarial:.3f} "
-            f"codes reset {reset}"
+            f"L1 {pixel:.4f} colour {chroma:.4f} features {perceptual:.3f} "
+            f"commitment {commitment:.4f} adversarial {adversarial:.3f} codes reset {reset}"
         )
-
-    def _train_critic(self, real: Tensor, reconstructed: Tensor) -> None:
-        """One step of the discriminator on the hinge loss, as in taming-transformers."""
-        with torch.autocast("cpu", torch.bfloat16):
-            on_real = self.critic(real * 2 - 1)
-            on_reconstructed = self.critic(reconstructed * 2 - 1)
-        loss = F.relu(1 - on_real.float()).mean() + F.relu(1 + on_reconstructed.float()).mean()
-        self.critic_optimizer.zero_grad()
-        (0.5 * loss).backward()
-        self.critic_optimizer.step()
 
     def batch(self, step: int) -> tuple[Tensor, torch.Generator]:
         """The images of a step, [B, 3, 64, 64] in [0, 1], and its generator for random choices."""
@@ -325,6 +287,44 @@ class GeneratorTrainer(Resumable):
         return random_images(self.batches.cache, rows, self.recipe.default_share, gen), gen
 
 
-def _schedule(step: int, steps: int) -> float:
-    """Factor of the learning rate at a 0-based step: a linear rise, times a cosine to 0.02."""
-    return rise(step, _WARMUP_STEPS) * (0.02 + 0.98 * cosine(step, steps))
+_COLOURED = 0.2
+"""A pixel is coloured if the channels of the original differ by more than this."""
+
+
+def psnr(reconstructed: Tensor, real: Tensor) -> float:
+    """The peak signal-to-noise ratio in dB, the mean over images.
+
+    That of an image is 10 log10(1 / mean squared error).
+
+    Args:
+        reconstructed, real: [N, C, H, W] in [0, 1].
+    """
+    errors = (reconstructed - real).square().flatten(1).mean(1).clamp(min=1e-10)
+    return float((-10 * errors.log10()).mean())
+
+
+def colours_kept(reconstructed: Tensor, real: Tensor) -> tuple[float, float]:
+    """Compare hue and chroma of the coloured pixels of images [N, 3, H, W] in [0, 1].
+
+    Hue is the angle, and chroma the length, in the plane orthogonal to grey.
+
+    Returns:
+        The mean difference of hue in degrees, over twelve sectors of hue, and the mean chroma of
+        the reconstructions, relative to that of the originals.
+    """
+    coloured = (real.amax(1) - real.amin(1)) > _COLOURED
+    planes = [_chroma_plane(x.movedim(1, -1)[coloured]) for x in (reconstructed, real)]
+    angles = [torch.atan2(plane[:, 1], plane[:, 0]) for plane in planes]
+    # Differences of angles, brought to [-pi, pi).
+    error = (angles[0] - angles[1] + torch.pi).remainder(2 * torch.pi) - torch.pi
+    sector = ((angles[1] + torch.pi) / (2 * torch.pi) * 12).long().clamp(max=11)
+    # The mean over sectors gives rare hues the weight of common ones.
+    means = [error.abs()[sector == i].mean() for i in range(12) if (sector == i).any()]
+    kept = planes[0].norm(dim=1).mean() / planes[1].norm(dim=1).mean()
+    return float(torch.stack(means).mean().rad2deg()), float(kept)
+
+
+def _chroma_plane(pixels: Tensor) -> Tensor:
+    """Coordinates [N, 2] of RGB [N, 3] in the plane orthogonal to grey; red is at angle 0."""
+    axes = torch.tensor([[1.0, -0.5, -0.5], [0.0, 0.75**0.5, -(0.75**0.5)]])
+    return pixels @ axes.T
