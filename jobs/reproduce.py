@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfkd.commands import command_line
-from dfkd.errors import DfkdError, ManifestError
+from dfkd.errors import DfkdError
 from dfkd.lab.studies.study import Study, find
-from dfkd.storage.base import BUCKET_ROOTS, Storage, split_root
-from dfkd.storage.local import open_storage
+from dfkd.storage.base import split_root
 
 
 def plan(study: Study, options: argparse.Namespace) -> dict[str, Any]:
@@ -34,24 +33,10 @@ def plan(study: Study, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(study: Study, options: argparse.Namespace) -> str:
     """Make what is missing, write table and figure; returns the location of the main file."""
-    from dfkd.lab.studies.reproduce import make
+    from dfkd.lab.studies.reproduce import make, open_output
 
     again = command_line.again("reproduce", options)
-    return make(study, open_output(study, options), again, options.threads)
-
-
-def open_output(study: Study, options: argparse.Namespace) -> Storage:
-    """Where the files go: --output, or the study's folder; with --quick a folder under the root."""
-    if options.output is None and study.described.size == "quick":
-        root = open_storage(study.manifest.storage.root)
-        return root.child(f"studies/{study.described.name}")
-    target = options.output or str(study.folder)
-    split_root("--output", target)
-    try:
-        return open_storage(target)
-    except ManifestError as error:
-        rule = f"must be a folder, {BUCKET_ROOTS} ({error})"
-        raise ManifestError("--output", rule, target, "give another") from None
+    return make(study, open_output(study, options.output), again, options.threads)
 
 
 def _place(text: str) -> str:

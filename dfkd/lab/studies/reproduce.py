@@ -49,7 +49,7 @@ from dfkd.lab.studies.tsne import maps, require_tsne
 from dfkd.operations.preflight import check_batches, check_distillation, check_synthesis
 from dfkd.report.facts import commit
 from dfkd.storage import layout
-from dfkd.storage.base import Storage
+from dfkd.storage.base import BUCKET_ROOTS, Storage, split_root
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import describe_machine, environment
@@ -115,6 +115,20 @@ def _failed(study: Study, results: StudyResults) -> PartialError:
         f"study {study.described.name}: {len(results.failed)} of {len(study.cells)} cells failed "
         f"({shown}); run the same command again, it resumes"
     )
+
+
+def open_output(study: Study, given: str | None) -> Storage:
+    """Where the files go: `--output`, or the study's folder; with `--quick` one under the root."""
+    if given is None and study.described.size == "quick":
+        root = open_storage(study.manifest.storage.root)
+        return root.child(f"studies/{study.described.name}")
+    target = given or str(study.folder)
+    split_root("--output", target)
+    try:
+        return open_storage(target)
+    except ManifestError as error:
+        rule = f"must be a folder, {BUCKET_ROOTS} ({error})"
+        raise ManifestError("--output", rule, target, "give another") from None
 
 
 def open_evaluation(study: Study) -> Domains | None:
