@@ -22,7 +22,7 @@ from dfkd.config.plan import Unit, blocks, image_count, task_count
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion, current
 from dfkd.dataset.receipts import Receipt
-from dfkd.dataset.versions import begin
+from dfkd.dataset.versions import Version, begin
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.lab.benchmarks.measure import Effort, Figure, Results
 from dfkd.lab.benchmarks.stand_in import EMBEDDING, StandInMaker
@@ -54,6 +54,14 @@ class ScaleWorker(Worker):
         """Make, write and commit a stand-in for the shard of each task of a unit."""
         self._shard_maker = self._shard_maker or StandInMaker(self.manifest)
         return super().make_shards(unit)
+
+
+def fill(manifest: Manifest, version: Version, kind: type[Worker] = ScaleWorker) -> dict[str, str]:
+    """Make what a version lacks, by workers of a class without models; returns the reason for each
+    quarantined task id.
+    """
+    with synthesis_pool(manifest.cluster) as pool:
+        return write_missing(manifest, version, CostCounter(), pool, kind=kind)
 
 
 def sized(manifest: Manifest, classes: int) -> Manifest:
@@ -130,11 +138,7 @@ def _build_and_read(manifest: Manifest) -> Results:
     home = root.child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
     reused_tasks = len(unfinished.done())  # a resumed run is faster than a whole one
-    with synthesis_pool(manifest.cluster) as pool:
-        failed = steps.do(
-            "prompts and shards",
-            lambda: write_missing(manifest, unfinished, CostCounter(), pool, kind=ScaleWorker),
-        )
+    failed = steps.do("prompts and shards", lambda: fill(manifest, unfinished))
     if failed:
         raise InfrastructureError(
             f"benchmark: {len(failed)} tasks failed; run it again, it resumes"

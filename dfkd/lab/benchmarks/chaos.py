@@ -1,0 +1,215 @@
+"""A run in which workers and nodes are killed at random from its first minute to its last.
+
+    python -m dfkd.lab.benchmarks.chaos runs/chaos.json
+
+The cluster is six Ray nodes of one CPU on this machine and a head that works on nothing. Tasks are
+stand-ins that take a while, so that a kill finds every worker at work. Storage says afterwards
+whether an image is missing or there twice.
+"""
+
+import argparse
+import contextlib
+import datetime
+import os
+import random
+import secrets
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from dfkd.cluster.synthesis import identify
+from dfkd.cluster.tracking import ShardSummary
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import Unit, blocks, image_count, task_count
+from dfkd.dataset.receipts import Receipt
+from dfkd.dataset.versions import begin
+from dfkd.lab.benchmarks.scale import ScaleWorker, fill, sized
+from dfkd.lab.benchmarks.stand_in import put_prompts
+from dfkd.storage import layout
+from dfkd.storage.local import open_storage
+from dfkd.utils.hardware import describe_machine, environment
+from dfkd.utils.memory import descendants, watched
+from dfkd.utils.strict_json import canonical
+
+CLASSES = 30
+NODE_SHARE = 1 / 3
+"""Share of the kills that take a whole node."""
+SMALL = {"object_store_memory": 80 << 20}
+
+
+class SlowWorker(ScaleWorker):
+    """A worker whose units take as long as the environment says: a kill finds it at work."""
+
+    def make_shards(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+        """Wait, then make the stand-ins."""
+        time.sleep(float(os.environ["DFKD_CHAOS_PAUSE"]))
+        return super().make_shards(unit)
+
+
+def _raylet(node: Any) -> int:
+    """The process id of a node."""
+    (found,) = node.all_processes["raylet"]
+    return int(found.process.pid)
+
+
+def _works(pid: int) -> bool:
+    """Whether a process is an actor, which Ray calls `ray::CLASS` or `ray::CLASS.method`."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return words.startswith(b"ray::") and not words.startswith(b"ray::IDLE")
+    return False
+
+
+@dataclass
+class Chaos:
+    """Kills a worker or a node every few seconds, and adds a node for each that it killed."""
+
+    cluster: Any
+    nodes: list[Any]
+    chance: random.Random
+    pause: float
+    begun: float = field(default_factory=time.monotonic)
+    kills: list[dict[str, Any]] = field(default_factory=list)
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Kill until the run has ended."""
+        gone = 0
+        while not self._ended.wait(self.pause):
+            # A node comes back one pause later, so the run is a node short for a while.
+            for _ in range(gone):
+                self.nodes.append(self.cluster.add_node(num_cpus=1, **SMALL))
+            gone = 0
+            node = self.chance.choice(self.nodes)
+            family = sorted(descendants(_raylet(node)))
+            if self.chance.random() < NODE_SHARE:
+                self.nodes.remove(node)
+                for pid in [_raylet(node), *family]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                self.cluster.remove_node(node, allow_graceful=False)
+                self._note("node")
+                gone = 1
+            elif workers := [pid for pid in family if _works(pid)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.chance.choice(workers), signal.SIGKILL)
+                    self._note("worker")
+
+    def _note(self, kind: str) -> None:
+        """Remember a kill."""
+        self.kills.append({"kind": kind, "second": round(time.monotonic() - self.begun, 1)})
+
+    @contextmanager
+    def raging(self) -> Iterator[None]:
+        """Kill while the block runs."""
+        thread = threading.Thread(target=self.run, name="dfkd-chaos", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+
+def measure(manifest: Manifest, nodes: int, pause: float, seed: int) -> dict[str, Any]:
+    """Fill and publish the version of a manifest on a cluster in chaos; what is lost or doubled.
+
+    Args:
+        nodes: those that work.
+        pause: seconds from one kill to the next; 0 kills nothing.
+        seed: of the kills.
+    """
+    from ray.cluster_utils import Cluster  # reads the environment that `main` sets
+
+    home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
+    version = begin(home, identify(manifest))
+    put_prompts(manifest, version)
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL}
+    )
+    try:
+        workers = [cluster.add_node(num_cpus=1, **SMALL) for _ in range(nodes)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        chaos = Chaos(cluster, workers, random.Random(seed), pause)  # noqa: S311
+        begun = time.perf_counter()
+        with watched(interval=5.0) as watch, chaos.raging() if pause else contextlib.nullcontext():
+            quarantined = fill(manifest, version, SlowWorker)
+        seconds = time.perf_counter() - begun
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    published = version.publish(blocks(manifest), environment(), quarantined)
+    images = Counter(
+        (row["class_index"], row["index"])
+        for block in published.blocks
+        for row in published.block_index(block, ("class_index", "index")).to_pylist()
+    )
+    return {
+        "nodes": nodes,
+        "tasks": task_count(manifest),
+        "images": image_count(manifest),
+        "lost": image_count(manifest) - len(images),
+        "doubled": sum(images.values()) - len(images),
+        "quarantined": quarantined,
+        "seconds": round(seconds, 1),
+        "killed": dict(Counter(kill["kind"] for kill in chaos.kills)),
+        "kills": chaos.kills,
+        "memory": watch.summary(),
+    }
+
+
+def main(words: Sequence[str]) -> int:
+    """Run it and write the record; returns 1 if an image is lost or doubled."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    add = arguments.add_argument
+    add("record", type=Path, help="the JSON file to write")
+    add("--tasks", type=int, default=3000, help="stand-in tasks of one image (3000)")
+    add("--nodes", type=int, default=6, help="nodes that work (6)")
+    add("--pause", type=float, default=10.0, help="seconds between two kills, 0: none (10)")
+    add("--task-seconds", type=float, default=0.5, help="that each task takes at least (0.5)")
+    add("--seed", type=int, default=0, help="of the kills (0)")
+    options = arguments.parse_args(words)
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        # Ray reads these when it is imported, so this program starts once more.
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        own["PYTHONPATH"] = str(Path(__file__).parents[3])
+        again = [sys.executable, "-m", "dfkd.lab.benchmarks.chaos", *words]
+        os.execve(sys.executable, again, os.environ | own)  # noqa: S606 - this program
+    os.environ["DFKD_CHAOS_PAUSE"] = str(options.task_seconds)
+    with tempfile.TemporaryDirectory(prefix="dfkd-chaos-") as folder:
+        settings = (
+            f"storage.root={folder}",
+            f"synthesis.images_per_class={-(-options.tasks // CLASSES)}",
+            "synthesis.shard_size=1",
+            "synthesis.image_size=8",
+        )
+        file = Path(__file__).parents[3] / "manifests" / "benchmarks" / "scale.yaml"
+        manifest = sized(Manifest.read(file, settings), CLASSES)
+        results = measure(manifest, options.nodes, options.pause, options.seed)
+    record = {
+        "benchmark": "chaos",
+        "command": shlex.join(["python", "-m", "dfkd.lab.benchmarks.chaos", *words]),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": describe_machine(),
+        "environment": environment(),
+        "results": results,
+    }
+    options.record.write_bytes(canonical(record))
+    shown = {key: value for key, value in results.items() if key not in ("kills", "memory")}
+    print(shown, results["memory"]["driver_by_tenth"], flush=True)
+    return int(bool(results["lost"] or results["doubled"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
