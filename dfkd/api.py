@@ -23,7 +23,7 @@ from dfkd.cluster import distillation
 from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.distillation import FinishedStudent
 from dfkd.cluster.synthesis import BuiltVersion, build, identify, is_published, require_space
-from dfkd.cluster.worker import synthesis_pool
+from dfkd.cluster.worker import synthesis_engine
 from dfkd.config.manifest import Manifest
 from dfkd.config.presets import PRESETS
 from dfkd.dataset.versions import refuse_unfinished
@@ -127,14 +127,14 @@ def synthesize(
     planned = [(single, identify(single)) for single in singles]
     _check_all_methods_first(planned, abandon)
     versions = []
-    pool = None
+    engine = None
     with contextlib.ExitStack() as ray_runtime:
         for single, identity in planned:
-            # A finished version needs no cluster; the others share one, and its actors.
-            if pool is None and not is_published(single, identity):
+            # A finished version needs no cluster; the others share one, and its workers.
+            if engine is None and not is_published(single, identity):
                 ray_runtime.enter_context(connected())
-                pool = ray_runtime.enter_context(synthesis_pool(manifest.cluster))
-            versions.append(build(single, identity, abandon, accept_partial, pool=pool))
+                engine = ray_runtime.enter_context(synthesis_engine(manifest.cluster))
+            versions.append(build(single, identity, abandon, accept_partial, engine=engine))
             on_version(versions[-1])
     return versions
 

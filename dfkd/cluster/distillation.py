@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,6 @@ from typing import Any
 import ray
 import torch
 
-from dfkd.cluster.actors.group import Actor
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import (
     Ranks,
     WorkerResources,
@@ -34,6 +32,7 @@ from dfkd.cluster.capacity import (
     trains_here,
 )
 from dfkd.cluster.connection import require_on_this_node, require_shared_storage
+from dfkd.cluster.engine import Actor, Engine
 from dfkd.cluster.launch import PreemptedError, run_ranks
 from dfkd.cluster.rank import BarPlace, Job, open_stream, train
 from dfkd.config.manifest import Cluster, Manifest
@@ -56,6 +55,7 @@ from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.cost_records import CostCounter, record_cost
 from dfkd.storage.lease import protecting
 from dfkd.storage.local import open_storage
+from dfkd.utils.progress import Closing
 
 RANK_GRACE_SECONDS = 600.0
 """How much longer than for a step ranks wait for each other, in seconds."""
@@ -115,7 +115,7 @@ def distill_located(
         try:
             _train(manifest, target, ranks, bar_place(ranks.local))
         except torch.AcceleratorError as error:
-            if actor_cpus is not None:  # the pool replaces the actor, and the task resumes
+            if actor_cpus is not None:  # another actor takes its place, and the task resumes
                 raise
             told = f"distillation: the GPU failed ({one_line(error)})"
             raise InfrastructureError(f"{told}; run the same command again, it resumes") from None
@@ -148,41 +148,61 @@ def distill_all(
         yield distill_located(manifest, target)
 
 
+class _Records(Closing):
+    """The leases and cost records of students in training.
+
+    The driver has them, because a killed actor would record nothing and leave its lease behind.
+    """
+
+    def __init__(self, manifest: Manifest, ranks: Ranks) -> None:
+        self.manifest, self.ranks = manifest, ranks
+        self._open: dict[str, contextlib.AbstractContextManager[None]] = {}
+        """By the student's name, from its first attempt to its end."""
+
+    def begin(self, target: StudentLocation) -> None:
+        """Begin those of a student, unless an earlier attempt has."""
+        if target.name not in self._open:
+            record = _lease_and_record(self.manifest, target, self.ranks)
+            record.__enter__()
+            self._open[target.name] = record
+
+    def end(self, name: str) -> None:
+        """End those of a student."""
+        self._open.pop(name).__exit__(None, None, None)
+
+    def close(self) -> None:
+        """End those of all students that are left after an error."""
+        while self._open:
+            self.end(next(iter(self._open)))
+
+
 def _distill_side_by_side(
     manifest: Manifest, targets: Sequence[StudentLocation]
 ) -> Iterator[FinishedStudent]:
-    """`distill_all` with a pool of actors."""
+    """`distill_all` with an actor for each student."""
     require_shared_storage(manifest.storage.root)
-    cluster, bar = manifest.cluster, bar_place(in_driver=False)
+    cluster = manifest.cluster
     count = min(len(targets), cluster.workers or len(targets))
     share = plan_students(cluster, count)
     ranks = Ranks(0, share.cpus, gpu_name() if share.gpus else "cpu")
-    by_task = {
-        StudentTask(each.method, each.seed, each.version.id, each.name): each for each in targets
-    }
-    # `recorded[task]` ends a student's lease and record with the student, `everything` the others
-    # after an error.
-    everything = contextlib.ExitStack()
-    recorded: dict[StudentTask, contextlib.ExitStack] = {}
+    by_name = {target.name: target for target in targets}
+    tasks = [StudentTask(each.method, each.seed, each.version.id, each.name) for each in targets]
 
-    def record_first_attempt(task: StudentTask) -> None:
-        """Record a task from its first attempt on."""
-        # In the driver, because a killed actor would record nothing and leave its lease behind.
-        if task not in recorded:
-            recorded[task] = everything.enter_context(contextlib.ExitStack())
-            recorded[task].enter_context(_lease_and_record(manifest, by_task[task], ranks))
+    def newest(task: StudentTask) -> int:
+        """The step of a student's newest checkpoint."""
+        return _checkpoints(by_name[task.name]).newest()
 
-    pool = student_pool(StudentDistiller, share, count, cluster, manifest, bar)
-    pool.on_start = record_first_attempt
-    pool.progress = lambda task: _checkpoints(by_task[task]).newest()
-    with everything:
-        for task, error in pool.run(iter(by_task)):
-            recorded[task].close()
+    bar = bar_place(in_driver=False)
+    engine = student_engine(StudentDistiller, share, count, cluster, newest, manifest, bar)
+    with _Records(manifest, ranks) as records:
+        done = engine.run(iter(tasks), on_start=lambda task: records.begin(by_name[task.name]))
+        for task, error in done:
+            records.end(task.name)
             if error is not None:
                 raise error
-            yield FinishedStudent(by_task[task], reused=False)
-    if pool.quarantine:
-        item = pool.quarantine[0]
+            yield FinishedStudent(by_name[task.name], reused=False)
+    if engine.quarantine:
+        item = engine.quarantine[0]
         problem = f"{item.unit.id}: failed at every attempt ({item.reason})"
         told = f"{problem}; fix that and run the same command again, it resumes"
         raise InfrastructureError(told) if item.curable else DfkdError(told)
@@ -217,24 +237,32 @@ class StudentActor(Actor):
         try:
             return self.train(task)  # type: ignore[attr-defined]
         except PreemptedError:
-            # The pool counts this as a loss of the node, and starts the task on another one, where
-            # it resumes from the checkpoint of its last step.
+            # A loss of the node for the engine, which gives the task to another actor; that one
+            # resumes from the checkpoint of the last step.
             ray.actor.exit_actor()
 
 
-def student_pool(
-    kind: type[StudentActor], share: WorkerResources, count: int, cluster: Cluster, *arguments: Any
-) -> Pool[Any]:
-    """A pool of at most `count` actors that train one student each at a time.
+def student_engine(
+    kind: type[StudentActor],
+    share: WorkerResources,
+    count: int,
+    cluster: Cluster,
+    newest: Callable[[Any], int],
+    *arguments: Any,
+) -> Engine[Any]:
+    """An engine of at most `count` actors that train one student each at a time.
 
     Args:
         kind: the actor's class, called with its CPUs and `arguments`.
         share: what each actor has.
+        newest: the step of a task's newest checkpoint. Attempts that got further do not count.
     """
     # With a GPU it reserves one CPU only, because the GPU alone decides its place: a second job may
     # hold CPUs of the node.
     resources = WorkerResources(1.0, 1.0) if share.gpus else share
-    return Pool(kind, (share.cpus, *arguments), count, cluster.attempts, resources)
+    return Engine(
+        kind, (share.cpus, *arguments), count, cluster.attempts, resources, progress=newest
+    )
 
 
 class StudentDistiller(StudentActor):
@@ -253,8 +281,8 @@ class StudentDistiller(StudentActor):
             check_initial_weights(self.manifest, target.version, task.method, task.seed, task.name)
             _train(self.manifest, target, _alone(self.cpus), self.bar)
         except (InfrastructureError, OSError, torch.AcceleratorError):
-            # The latter two are faults of this node or GPU, and may pass: the pool replaces the
-            # actor, and the task resumes.
+            # The latter two are faults of this node or GPU, and may pass: another actor takes this
+            # one's place, and the task resumes.
             raise
         except Exception as error:
             error.add_note(f"Raised in a worker:\n{traceback.format_exc()}")

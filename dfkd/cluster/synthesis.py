@@ -1,22 +1,21 @@
 """Building a version on a cluster: prompts, then the shard of every task, then publication.
 
-This is the driver's side; `worker.py` is what its actors run. The driver lists what is in storage,
+This is the driver's side; `worker.py` is the worker's. The driver lists what is in storage,
 has the rest made, and publishes. It knows nothing that storage does not hold, so it may be killed.
 """
 
 import contextlib
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfkd.cluster.actors.failures import Quarantined
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.connection import require_shared_storage
+from dfkd.cluster.engine import Engine, Quarantined
 from dfkd.cluster.metrics import count_request, report_quarantined, report_task
 from dfkd.cluster.tracking import Forecast, ShardSummary, ShardTracker
 from dfkd.cluster.work_order import PromptProgress, ready_work
-from dfkd.cluster.worker import UnitResult, Worker, synthesis_pool
+from dfkd.cluster.worker import UnitResult, synthesis_engine
 from dfkd.config import identity as identities
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
@@ -77,9 +76,9 @@ def build(
     identity: Mapping[str, Any],
     abandon: bool = False,
     accept_partial: bool = False,
-    worker_seconds: float | None = None,
+    worker_seconds: float = math.inf,
     make_current: bool = True,
-    pool: Pool[Any] | None = None,
+    engine: Engine[Any] | None = None,
 ) -> BuiltVersion:
     """Make and publish the version of a manifest with one method; resumes unfinished work.
 
@@ -89,7 +88,7 @@ def build(
         accept_partial: publish although tasks are quarantined.
         worker_seconds: limit of all workers' time; begun tasks are finished.
         make_current: False publishes a candidate that readers do not use yet.
-        pool: actors to use; None starts some, which end with this call.
+        engine: its workers are used; None starts some, which end with this call.
 
     Raises:
         BudgetError: `worker_seconds` are spent; the same command resumes.
@@ -104,23 +103,23 @@ def build(
     # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
     with protecting(root, [f"{manifest.method}/{version.id}"]):
         begin(version.home, identity, abandon)
-        quarantined = _make_missing(manifest, root, version, worker_seconds, pool)
+        quarantined = {}
+        if not version.published:
+            version.lift_quarantine()
+            with (
+                record_cost(root, "synthesize", manifest.method) as cost,
+                contextlib.ExitStack() as own,
+            ):
+                workers = engine or own.enter_context(synthesis_engine(manifest.cluster))
+                quarantined = write_missing(manifest, version, cost, workers, worker_seconds)
         if quarantined and not accept_partial:
             _refuse_quarantined(manifest, version, quarantined)
-        published = _publish(manifest, version, quarantined, make_current)
+        # Checked again, because a driver that was suspended may have lost its lease meanwhile.
+        refuse_removal(version.home, version.id)
+        published = version.publish(blocks(manifest), environment(), quarantined, make_current)
+        if has_dependent_parts(manifest.method):
+            Chain(version).states.clear()  # which nothing needs now
     return BuiltVersion(manifest.method, published, published.prompts_summary())
-
-
-def _publish(
-    manifest: Manifest, version: Version, quarantined: Mapping[str, str], make_current: bool
-) -> PublishedVersion:
-    """Publish a version, and delete the states of a chained method, which nothing needs now."""
-    # Checked again, because a driver that was suspended may have lost its lease meanwhile.
-    refuse_removal(version.home, version.id)
-    published = version.publish(blocks(manifest), environment(), quarantined, make_current)
-    if has_dependent_parts(manifest.method):
-        Chain(version).states.clear()
-    return published
 
 
 def require_space(planned: Sequence[tuple[Manifest, Mapping[str, Any]]]) -> None:
@@ -153,28 +152,6 @@ def _missing_images(manifest: Manifest, version: Version, identity: Mapping[str,
     # Not task by task, because a mistake in the manifest may ask for any number of them.
     left = task_count(manifest) - len(done)
     return min(image_count(manifest), left * manifest.synthesis.shard_size)
-
-
-def _make_missing(
-    manifest: Manifest,
-    root: Storage,
-    version: Version,
-    worker_seconds: float | None,
-    pool: Pool[Any] | None,
-) -> dict[str, str]:
-    """Make the missing prompts and shards; returns the reason for each quarantined task id.
-
-    A published version lacks none.
-    """
-    if version.published:
-        return {}
-    version.lift_quarantine()
-    with (
-        record_cost(root, "synthesize", manifest.method) as cost,
-        contextlib.nullcontext(pool) if pool else synthesis_pool(manifest.cluster) as actors,
-    ):
-        limit = math.inf if worker_seconds is None else worker_seconds
-        return write_missing(manifest, version, cost, actors, limit)
 
 
 def _refuse_quarantined(
@@ -211,22 +188,36 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
     return identities.identity(manifest, weights, base)
 
 
+def demand(manifest: Manifest, done: Container[str]) -> tuple[int, float]:
+    """How many workers a run can use, and the seconds that one of its units may take (0: any).
+
+    Args:
+        done: the ids of the finished tasks.
+    """
+    count, largest = 0, 1
+    for unit in units(manifest, done):  # which may be millions, so they are not kept
+        count, largest = count + 1, max(largest, len(unit.generated))
+    # A chained method makes one unit after another, so one worker is all that it can use.
+    chained = has_dependent_parts(manifest.method)
+    size = 1 if chained else max(count, parts_at_once(manifest))
+    return min(size, manifest.cluster.workers or size), manifest.cluster.task_timeout * largest
+
+
 def write_missing(
     manifest: Manifest,
     version: Version,
     cost: CostCounter,
-    pool: Pool[Any],
+    engine: Engine[Any],
     worker_seconds: float = math.inf,
-    kind: type[Worker] = Worker,
 ) -> dict[str, str]:
     """Make every missing part of the prompts, prompts.json, and every task without a receipt.
 
     Images are made as soon as their prompts are there, because few workers can make prompts at a
-    time: contrastive ones depend on earlier ones.
+    time: contrastive ones depend on earlier ones. Each result is shown: in progress bars,
+    TensorBoard, metrics and log.
 
     Args:
         worker_seconds: those at which no more work starts.
-        kind: the class of the workers.
 
     Returns:
         The reason for each quarantined task, by task id.
@@ -240,96 +231,56 @@ def write_missing(
     done = version.done()
     chain = Chain(version) if has_dependent_parts(manifest.method) else None
     images = chain.units(manifest) if chain else units(manifest, done)
-    _assign(pool, manifest, version, kind, done)
-    _run(manifest, version, cost, pool, worker_seconds, images, done)
-    if failed := _failed_prompts(pool):
-        version.quarantine("prompts", failed[0].reason)
-        told = f"prompts: {failed[0].reason}; fix it and run again"
-        raise InfrastructureError(told) if failed[0].curable else DfkdError(told)
-    if pool.stopped:
-        _refuse_over_budget(cost.images, pool.busy_seconds, worker_seconds)
-    if chain and pool.quarantine:
-        return chain.blocked(manifest, pool.quarantine[0].reason)
-    return _quarantined(pool, version)
-
-
-def _quarantined(pool: Pool[Any], version: Version) -> dict[str, str]:
-    """The reason for each task that failed here and is not done, by task id."""
-    reasons = {task.id: item.reason for item in pool.quarantine for task in item.unit.tasks}
-    # Another driver may have finished what failed here.
-    finished = version.done() if reasons else ()
-    return {name: reason for name, reason in reasons.items() if name not in finished}
-
-
-def _refuse_over_budget(images: int, spent: float, limit: float) -> None:
-    """Raise `BudgetError`, as no more work may start; `spent` and `limit` are worker-seconds."""
-    raise BudgetError(
-        f"budget: {images} images and {spent:.0f} worker-seconds were spent, and the limit is "
-        f"{limit:g} worker-seconds; run the same command again, it resumes"
+    engine.size, engine.timeout = demand(manifest, done)
+    engine.assignment = (manifest, version)
+    storage = open_storage(manifest.storage.root).child(
+        f"{layout.TENSORBOARD}synthesis-{manifest.method}"
     )
-
-
-def _run(
-    manifest: Manifest,
-    version: Version,
-    cost: CostCounter,
-    pool: Pool[Any],
-    worker_seconds: float,
-    images: Iterator[Unit | None],
-    done: Container[str],
-) -> None:
-    """Run the missing prompts and the units `images`, and show each result: in progress bars,
-    TensorBoard, metrics and log.
-    """
-    board = f"{layout.TENSORBOARD}synthesis-{manifest.method}"
-    storage = open_storage(manifest.storage.root).child(board)
     finished = sum(task.count for task in tasks(manifest) if task.id in done)
+
+    def failed_prompts() -> list[Quarantined[Any]]:
+        """What is quarantined of the prompts, without which all the rest is in vain."""
+        return [item for item in engine.quarantine if not isinstance(item.unit, Unit)]
+
     with (
         PromptProgress.of(manifest, version) as prompts,
         bar(f"{manifest.method} images", image_count(manifest), "img", finished) as progress,
         ShardTracker(storage, manifest.synthesis.image_size, finished) as tracker,
     ):
-        report = _ShardReport(manifest, version, pool, cost, progress, tracker)
+        report = _ShardReport(manifest, version, engine, cost, progress, tracker)
         # Units of these kinds have been finished before, so their time-outs are retried. Two of a
         # kind that has never succeeded mean that `cluster.task_timeout` is too short.
-        pool.succeeded = {kind for kind, some in ((Unit, done), (PromptPart, prompts.done)) if some}
-        work = ready_work(prompts, images, lambda: bool(_failed_prompts(pool)))
+        known = ((Unit, done), (PromptPart, prompts.done))
+        engine.succeeded = {kind for kind, some in known if some}
+        work = ready_work(prompts, images, lambda: bool(failed_prompts()))
         try:
-            for result in pool.run(work, lambda unit: pool.busy_seconds < worker_seconds):
-                cost.device = result.device
-                if isinstance(result.result, list):
-                    report.record(result)
+            for made in engine.run(work, lambda unit: engine.busy_seconds < worker_seconds):
+                cost.device = made.device
+                if isinstance(made.result, list):
+                    report.record(made)
                 else:
-                    prompts.record(result.result)
+                    prompts.record(made.result)
         finally:
             # With failed and interrupted attempts, which have cost something too.
-            cost.worker_seconds = pool.busy_seconds
+            cost.worker_seconds = engine.busy_seconds
             # Also after an error: what failed in every attempt may be its cause.
             report.show_failures()
-
-
-def _assign(
-    pool: Pool[Any],
-    manifest: Manifest,
-    version: Version,
-    kind: type[Worker],
-    done: Container[str],
-) -> None:
-    """Let a pool's actors work on a version: how many, and how long for a unit."""
-    count, largest = 0, 1
-    for unit in units(manifest, done):  # which may be millions, so they are not kept
-        count, largest = count + 1, max(largest, len(unit.generated))
-    # A chained method makes one unit after another, so one actor is all that it can use.
-    chained = has_dependent_parts(manifest.method)
-    size = 1 if chained else max(count, parts_at_once(manifest))
-    pool.size = min(size, manifest.cluster.workers or size)
-    pool.timeout = manifest.cluster.task_timeout * largest
-    pool.assignment = (manifest, version, kind)
-
-
-def _failed_prompts(pool: Pool[Any]) -> list[Quarantined[Any]]:
-    """What is quarantined of the prompts."""
-    return [item for item in pool.quarantine if not isinstance(item.unit, Unit)]
+    if failed := failed_prompts():
+        version.quarantine("prompts", failed[0].reason)
+        told = f"prompts: {failed[0].reason}; fix it and run again"
+        raise InfrastructureError(told) if failed[0].curable else DfkdError(told)
+    if engine.stopped:
+        raise BudgetError(
+            f"budget: {cost.images} images and {engine.busy_seconds:.0f} worker-seconds were "
+            f"spent, and the limit is {worker_seconds:g} worker-seconds; run the same command "
+            "again, it resumes"
+        )
+    if chain and engine.quarantine:
+        return chain.blocked(manifest, engine.quarantine[0].reason)
+    reasons = {task.id: item.reason for item in engine.quarantine for task in item.unit.tasks}
+    # Another driver may have finished what failed here.
+    made_since = version.done() if reasons else ()
+    return {name: reason for name, reason in reasons.items() if name not in made_since}
 
 
 @dataclass
@@ -338,7 +289,7 @@ class _ShardReport:
 
     manifest: Manifest
     version: Version
-    pool: Pool[Any]
+    engine: Engine[Any]
     cost: CostCounter
     progress: Progress
     tracker: ShardTracker
@@ -348,7 +299,7 @@ class _ShardReport:
 
     def record(self, result: UnitResult[list[tuple[Receipt, ShardSummary]]]) -> None:
         """Count and show the shards of a finished unit."""
-        self.cost.workers = self.pool.largest
+        self.cost.workers = self.engine.largest
         for receipt, summary in result.result:
             self.cost.images += receipt.samples
             self.cost.bytes += receipt.bytes
@@ -363,7 +314,7 @@ class _ShardReport:
                 steps=summary.steps,
                 seconds=seconds,
                 node=result.node,
-                attempt=self.pool.tries(result.unit),
+                attempt=self.engine.tries(result.unit),
             )
         for note in result.notes:
             say(f"note: unit {result.unit}: {note}")
@@ -371,14 +322,14 @@ class _ShardReport:
             made = sum(receipt.samples + len(receipt.failed) for receipt, _ in result.result)
             self._forecast.add(result.seconds, made)
             left = image_count(self.manifest) - self.tracker.done - self.tracker.failed
-            gpus = 0 if result.device == "cpu" else self.pool.resources.gpus
-            self._forecast.tell(self.manifest, left, self.pool.largest, gpus)
+            gpus = 0 if result.device == "cpu" else self.engine.resources.gpus
+            self._forecast.tell(self.manifest, left, self.engine.largest, gpus)
         self.show_failures()
 
     def show_failures(self) -> None:
         """Report and store newly quarantined tasks; show how many images and tasks have failed."""
         # The list only grows, so what lies behind the reported ones is new.
-        new = self.pool.quarantine[self._quarantined :]
+        new = self.engine.quarantine[self._quarantined :]
         self._quarantined += len(new)
         for item in new:
             if not isinstance(item.unit, Unit):
@@ -386,6 +337,6 @@ class _ShardReport:
             report_quarantined(self.manifest, self.version.id, item)
             for task in item.unit.tasks:
                 self.version.quarantine(task.id, item.reason)
-        counts = {"failed": self.tracker.failed, "quarantined": len(self.pool.quarantine)}
+        counts = {"failed": self.tracker.failed, "quarantined": len(self.engine.quarantine)}
         shown = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
         self.progress.set_postfix_str(shown, refresh=False)

@@ -4,6 +4,7 @@ Every step stores its result, so a killed call loses only its last step; the sam
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,7 +182,7 @@ class _Run:
             self.attempt.identity,
             abandon=abandon,
             accept_partial=accept_partial,
-            worker_seconds=config.worker_seconds or None,
+            worker_seconds=config.worker_seconds or math.inf,
             make_current=False,
         )
         print(f"{built.method}: {built.images} images, {built.failed} failed", flush=True)

@@ -25,7 +25,7 @@ from dfkd.cluster.distillation import (
     StudentTask,
     distill,
     distill_located,
-    student_pool,
+    student_engine,
 )
 from dfkd.cluster.launch import run_ranks
 from dfkd.cluster.rank import Job, LocalPreemptionWatch, open_stream
@@ -253,9 +253,9 @@ def test_students_of_one_rank_train_side_by_side(
 
     def noted(kind: Any, share: WorkerResources, count: int, *others: Any) -> Any:
         pools.append(count)
-        return student_pool(kind, share, count, *others)
+        return student_engine(kind, share, count, *others)
 
-    monkeypatch.setattr(distillation, "student_pool", noted)
+    monkeypatch.setattr(distillation, "student_engine", noted)
     students = dfkd.distill(manifest, on_student=tell)
     assert [each.student.seed for each in students] == [0, 1, 2, 3]
     assert pools == [3]
@@ -283,7 +283,9 @@ def test_a_student_that_fails_at_every_attempt_ends_the_run(
         def train(self, task: StudentTask) -> tuple[StudentTask, Exception | None]:
             raise OSError("the disk is gone")
 
-    monkeypatch.setattr(distillation, "student_pool", lambda _, *rest: student_pool(Unlucky, *rest))
+    monkeypatch.setattr(
+        distillation, "student_engine", lambda _, *rest: student_engine(Unlucky, *rest)
+    )
     manifest = prepare_alone(tmp_path, seeds=[0, 1]).with_values(cluster={"attempts": 1})
     found = r"vanilla student of seed \d: failed at every attempt \(.*the disk is gone"
     with pytest.raises(InfrastructureError, match=found):

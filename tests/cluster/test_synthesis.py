@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from dfkd.cluster import connection
 from dfkd.cluster import synthesis as making
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.connection import require_shared_storage
-from dfkd.cluster.synthesis import build, identify, is_published, write_missing
+from dfkd.cluster.engine import Engine
+from dfkd.cluster.synthesis import build, demand, identify, is_published, write_missing
 from dfkd.cluster.tracking import ShardSummary
-from dfkd.cluster.worker import Worker, synthesis_pool
+from dfkd.cluster.worker import Worker, synthesis_engine
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.plan import PromptPart, PromptSummary, Unit, estimated_bytes, tasks, units
 from dfkd.dataset.chain import Chain
@@ -42,6 +42,7 @@ from tests.helpers import small_manifest
 from tests.helpers.inversion_runs import read as inversion
 from tests.helpers.jobs import run_here
 from tests.helpers.tiny_models import RESNET, model_config, write_teacher
+from tests.helpers.workers import own_worker
 
 
 def read_file(folder: Path) -> Path:
@@ -59,18 +60,18 @@ def read(folder: Path) -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def actors(two_cpus: None) -> Iterator[Pool[Any]]:
+def actors(two_cpus: None) -> Iterator[Engine[Any]]:
     """Actors for tests whose question is not how they start: a start takes seconds."""
-    with synthesis_pool(Cluster()) as pool:
-        yield pool
+    with synthesis_engine(Cluster()) as engine:
+        yield engine
 
 
 def make_prompts(manifest: Manifest) -> None:
     """Make all prompts in this process, so that a budget is spent on shards alone."""
     home = open_storage(manifest.storage.root).child("data/vanilla")
-    worker = Worker(manifest, begin(home, identify(manifest)), 1.0)
+    worker = own_worker(manifest, begin(home, identify(manifest)), Worker)
     for unit in (*map(PromptPart, range(2)), PromptSummary()):
-        worker.do_unit(unit)
+        worker.run(unit)
 
 
 def receipts(folder: Path) -> int:
@@ -78,22 +79,22 @@ def receipts(folder: Path) -> int:
 
 
 def test_a_budget_stops_a_run_cleanly_and_the_next_call_resumes(
-    actors: Pool[Any], tmp_path: Path
+    actors: Engine[Any], tmp_path: Path
 ) -> None:
     manifest = read(tmp_path)
     identity = identify(manifest)
     make_prompts(manifest)
     limit = r"2 images and \d+ worker-seconds .* limit is 1e-09 worker-seconds"
     with pytest.raises(BudgetError, match=limit) as caught:
-        build(manifest, identity, pool=actors, worker_seconds=1e-9)
+        build(manifest, identity, engine=actors, worker_seconds=1e-9)
     assert caught.value.exit_code == Exit.PARTIAL
     assert "the same command again, it resumes" in str(caught.value)
     assert receipts(tmp_path) == 1
     assert not is_published(manifest, identity)
     with pytest.raises(BudgetError, match="0 images and 0 worker-seconds"):
-        build(manifest, identity, pool=actors, worker_seconds=0.0)
+        build(manifest, identity, engine=actors, worker_seconds=0.0)
     assert receipts(tmp_path) == 1
-    built = build(manifest, identity, pool=actors, worker_seconds=1e6)
+    built = build(manifest, identity, engine=actors, worker_seconds=1e6)
     assert built.images == 8
     assert verify(built.version) == []
     assert is_published(manifest, identity)
@@ -157,19 +158,19 @@ def test_of_many_quarantined_tasks_the_error_repeats_three_reasons(tmp_path: Pat
 
 
 def test_a_damaged_part_of_the_prompts_that_was_deleted_is_made_again(
-    actors: Pool[Any], tmp_path: Path
+    actors: Engine[Any], tmp_path: Path
 ) -> None:
     manifest = read(tmp_path)
     make_prompts(manifest)
     (part,) = tmp_path.glob("run/data/vanilla/versions/*/prompts/00001.parquet")
     before = part.read_bytes()
     part.unlink()
-    assert verify(build(manifest, identify(manifest), pool=actors).version) == []
+    assert verify(build(manifest, identify(manifest), engine=actors).version) == []
     assert part.read_bytes() == before
 
 
 def test_parallel_prompts_are_the_same_whoever_makes_them(
-    actors: Pool[Any], tmp_path: Path
+    actors: Engine[Any], tmp_path: Path
 ) -> None:
     """On one worker, here in this process, and on two, which wait for what each part knows."""
     settings = (
@@ -185,11 +186,11 @@ def test_parallel_prompts_are_the_same_whoever_makes_them(
         manifest = Manifest.read(read_file(tmp_path), own)
         if workers == 1:
             home = open_storage(str(root)).child("data/contrastive")
-            worker = Worker(manifest, begin(home, identify(manifest)), 1.0)
+            worker = own_worker(manifest, begin(home, identify(manifest)), Worker)
             for unit in (*map(PromptPart, range(3)), PromptSummary()):
-                worker.do_unit(unit)
+                worker.run(unit)
         else:
-            assert verify(build(manifest, identify(manifest), pool=actors).version) == []
+            assert verify(build(manifest, identify(manifest), engine=actors).version) == []
         (version,) = root.glob("data/contrastive/versions/*")
         parts = sorted(version.glob("prompts/*.parquet"))
         assert len(parts) == 3
@@ -210,10 +211,10 @@ def chain_of(method: str, root: Path) -> tuple[Manifest, Version]:
 
 def make_first(manifest: Manifest, version: Version) -> Worker:
     """Make the prompts and the first part of a chain in this process; returns its worker."""
-    worker = Worker(manifest, version, 1.0)
+    worker = own_worker(manifest, version, Worker)
     for number in range(3):
-        worker.do_unit(PromptPart(number))
-    assert len(worker.do_unit(next(units(manifest, ())))) == 2
+        worker.run(PromptPart(number))
+    assert len(worker.run(next(units(manifest, ()))).result) == 2
     return worker
 
 
@@ -227,15 +228,15 @@ def test_each_part_of_a_chain_may_be_made_by_another_worker(tmp_path: Path, meth
         worker = make_first(manifest, version)
         for unit in Chain(version).units(manifest):
             assert unit is not None
-            worker = worker if name == "one" else Worker(manifest, version, 1.0)
-            assert len(worker.do_unit(unit)) == 2
+            worker = worker if name == "one" else own_worker(manifest, version, Worker)
+            assert len(worker.run(unit).result) == 2
         found.append([version.receipt(task).sha256 for task in tasks(manifest)])
     assert len(set(found[0])) == 6
     assert found[0] == found[1]
 
 
 def test_of_a_part_that_fails_at_every_attempt_all_later_tasks_are_quarantined(
-    actors: Pool[Any], tmp_path: Path
+    actors: Engine[Any], tmp_path: Path
 ) -> None:
     class Stuck(Worker):
         def make_shards(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
@@ -244,13 +245,15 @@ def test_of_a_part_that_fails_at_every_attempt_all_later_tasks_are_quarantined(
     manifest, version = chain_of("dfad", tmp_path)
     make_first(manifest, version)
     with record_cost(open_storage(manifest.storage.root), "synthesize", "dfad") as cost:
-        found = write_missing(manifest, version, cost, actors, kind=Stuck)
+        actors.close()  # they hold what these need
+        with synthesis_engine(Cluster(), Stuck) as stuck:
+            found = write_missing(manifest, version, cost, stuck)
     assert sorted(found) == ["0000-00001", "0000-00002", "0001-00001", "0001-00002"]
     assert set(found.values()) == {"the state is damaged"}
 
 
 def test_prompts_that_fail_at_every_attempt_end_the_run_with_their_error(
-    actors: Pool[Any], tmp_path: Path
+    actors: Engine[Any], tmp_path: Path
 ) -> None:
     class Mute(Worker):
         def make_prompts(self, unit: PromptPart | PromptSummary) -> int | None:
@@ -259,31 +262,33 @@ def test_prompts_that_fail_at_every_attempt_end_the_run_with_their_error(
     manifest = read(tmp_path)
     root = open_storage(manifest.storage.root)
     version = begin(root.child("data/vanilla"), identify(manifest))
+    actors.close()  # they hold what this one needs
     with (
+        synthesis_engine(Cluster(), Mute) as mute,
         record_cost(root, "synthesize", "vanilla") as cost,
         pytest.raises(DfkdError, match="prompts: part 0 is damaged; fix it and run again") as found,
     ):
-        write_missing(manifest, version, cost, actors, kind=Mute)
+        write_missing(manifest, version, cost, mute)
     assert found.value.exit_code == Exit.FAILED
     assert list(version.storage.list("quarantined/")) == ["quarantined/prompts.json"]
 
 
 def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
-    actors: Pool[Any], tmp_path: Path
+    actors: Engine[Any], tmp_path: Path
 ) -> None:
     """Stopped between two parts, and by another process: the same bytes as of one worker."""
     manifest, version = chain_of("cmi", tmp_path / "whole")
     worker = make_first(manifest, version)
     for unit in Chain(version).units(manifest):
         assert unit is not None
-        worker.do_unit(unit)
+        worker.run(unit)
     whole = {task.id: version.receipt(task).sha256 for task in tasks(manifest)}
 
     manifest, version = chain_of("cmi", tmp_path / "stopped")
     make_first(manifest, version)
     assert Chain(version).states.newest() == 1
     assert len(version.done()) == 2
-    built = build(manifest, identify(manifest), pool=actors)
+    built = build(manifest, identify(manifest), engine=actors)
     assert verify(built.version) == []
     assert not list(version.storage.list("state/"))
     version.storage.put("state/0000000005.safetensors", b"")  # left by a kill
@@ -293,24 +298,18 @@ def test_a_chained_method_goes_on_from_the_state_of_its_last_part(
     assert len(whole) == 6
 
 
-def test_a_pool_is_as_large_as_the_work_and_as_patient_as_its_units_need(tmp_path: Path) -> None:
-    def assigned(manifest: Manifest, *done: str) -> tuple[int, float]:
-        pool: Any = SimpleNamespace()
-        version = Version(open_storage(str(tmp_path)), "0" * 64)
-        making._assign(pool, manifest, version, Worker, done)
-        return pool.size, pool.timeout
-
+def test_a_run_is_as_large_as_the_work_and_as_patient_as_its_units_need(tmp_path: Path) -> None:
     settings = ("cluster.workers=3", "cluster.task_timeout=30")
     manifest = Manifest.read(read_file(tmp_path), settings)
-    assert assigned(manifest) == (3, 30.0)
-    assert assigned(manifest, "0000-00000", "0001-00001") == (2, 30.0)
+    assert demand(manifest, ()) == (3, 30.0)
+    assert demand(manifest, ("0000-00000", "0001-00001")) == (2, 30.0)
     # One unit after another, each of a shard of both classes.
     chained = inversion("synthesis.method=cmi", *settings, root=str(tmp_path))
-    assert assigned(chained) == (1, 60.0)
+    assert demand(chained, ()) == (1, 60.0)
 
 
 def test_room_is_needed_for_missing_shards_only(
-    actors: Pool[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    actors: Engine[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr(making, "require_root_space", lambda root, size: asked.append(size))
@@ -318,14 +317,14 @@ def test_room_is_needed_for_missing_shards_only(
     identity = identify(manifest)
     make_prompts(manifest)
     with pytest.raises(BudgetError):
-        build(manifest, identity, pool=actors, worker_seconds=1e-9)
+        build(manifest, identity, engine=actors, worker_seconds=1e-9)
     for _ in range(2):
-        assert build(manifest, identity, pool=actors).images == 8
+        assert build(manifest, identity, engine=actors).images == 8
     assert asked == [estimated_bytes(manifest, 8), estimated_bytes(manifest, 6)]
 
 
 def test_a_version_in_the_making_is_kept_from_removal(
-    actors: Pool[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    actors: Engine[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = read(tmp_path)
     identity = identify(manifest)
@@ -337,7 +336,7 @@ def test_a_version_in_the_making_is_kept_from_removal(
         return write_missing(*arguments)
 
     monkeypatch.setattr(making, "write_missing", write_and_look)
-    built = build(manifest, identity, pool=actors)
+    built = build(manifest, identity, engine=actors)
     assert found == [f"vanilla/{built.version.id}"]
     assert held_leases(root) == {}
 
@@ -354,9 +353,9 @@ def test_a_version_whose_removal_has_begun_meanwhile_is_not_published(
         return {}
 
     monkeypatch.setattr(making, "write_missing", suspended)
-    pool: Any = SimpleNamespace()
+    engine: Any = SimpleNamespace()
     with pytest.raises(DfkdError, match="is being removed"):
-        build(manifest, identity, pool=pool)
+        build(manifest, identity, engine=engine)
     assert not is_published(manifest, identity)
 
 

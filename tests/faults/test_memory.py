@@ -19,6 +19,7 @@ from dfkd.storage.local import open_storage
 from dfkd.synthesis.request import Synthesised
 from dfkd.synthesis.sources import LatentSource
 from tests.helpers import small_manifest
+from tests.helpers.workers import own_worker
 
 pytestmark = pytest.mark.faults
 
@@ -60,9 +61,9 @@ def synthesise(file: str, name: str, batch: int, limited: bool) -> tuple[bytes, 
     manifest = Manifest.read(file, settings)
     version = begin(open_storage(manifest.storage.root).child(name), identify(manifest))
     for part in range(2):
-        Worker(manifest, version, 1.0).run(PromptPart(part))
+        own_worker(manifest, version, Worker).run(PromptPart(part))
     whole, single = list(units(manifest, ()))[:2]
-    worker = Worker(manifest, version, 1.0)
+    worker = own_worker(manifest, version, Worker)
     worker.run(single)  # loads the models
     if limited:
         LatentSource.make = limited_synthesis(LatentSource.make)  # type: ignore[method-assign]

@@ -86,10 +86,10 @@ def test_a_worker_and_its_node_are_killed(
 ) -> None:
     process = start(nodes, write(tmp_path), "--set", "cluster.workers=2")
     wait_for(lambda: receipts(tmp_path / "run") >= 2, alive=running(process))
-    _, actor = wait_for(lambda: nodes.actors("SynthesisActor"), alive=running(process))[0]
+    _, actor = wait_for(lambda: nodes.actors("Worker"), alive=running(process))[0]
     os.kill(actor, signal.SIGKILL)
     wait_for(lambda: receipts(tmp_path / "run") >= 4, alive=running(process))
-    nodes.kill(wait_for(lambda: nodes.actors("SynthesisActor"), alive=running(process))[0][0])
+    nodes.kill(wait_for(lambda: nodes.actors("Worker"), alive=running(process))[0][0])
     nodes.add()
     _, errors = process.communicate()
     assert process.returncode == 0, errors

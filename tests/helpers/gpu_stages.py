@@ -30,6 +30,7 @@ from dfkd.storage import layout  # noqa: E402
 from dfkd.storage.local import open_storage  # noqa: E402
 from tests.helpers import inversion_runs, small_manifest, tiny_pipeline  # noqa: E402
 from tests.helpers.inversion_runs import TREE  # noqa: E402
+from tests.helpers.workers import own_worker  # noqa: E402
 
 IMAGES: dict[str, Any] = {
     "images_per_class": 4, "shard_size": 4, "image_size": 64, "steps": 2, "precision": "bfloat16",
@@ -93,7 +94,7 @@ def synthesize(manifest: Manifest) -> None:
         single = manifest.with_method(method)
         home = open_storage(single.storage.root).child(layout.data(method))
         version = begin(home, identify(single))
-        worker = Worker(single, version, 1.0)
+        worker = own_worker(single, version, Worker)
         for part in range(part_count(single)):
             worker.make_prompts(PromptPart(part))
         worker.make_prompts(PromptSummary())

@@ -17,14 +17,12 @@ import shlex
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -42,10 +40,12 @@ from dfkd.utils.hardware import describe_machine, environment
 from dfkd.utils.memory import descendants, watched
 from dfkd.utils.strict_json import canonical
 
+T = TypeVar("T")
+
 CLASSES = 30
 NODE_SHARE = 1 / 3
 """Share of the kills that take a whole node."""
-SMALL = {"object_store_memory": 80 << 20}
+SMALL: dict[str, Any] = {"object_store_memory": 80 << 20}
 
 
 class SlowWorker(ScaleWorker):
@@ -71,55 +71,36 @@ def _works(pid: int) -> bool:
     return False
 
 
-@dataclass
-class Chaos:
-    """Kills a worker or a node every few seconds, and adds a node for each that it killed."""
+def kill_while(
+    filling: Future[T], cluster: Any, nodes: list[Any], pause: float, chance: random.Random
+) -> list[dict[str, Any]]:
+    """Kill a worker or a node every `pause` seconds until `filling` is done, and add a node for
+    each that was killed one pause later; returns the kills.
 
-    cluster: Any
-    nodes: list[Any]
-    chance: random.Random
-    pause: float
-    begun: float = field(default_factory=time.monotonic)
-    kills: list[dict[str, Any]] = field(default_factory=list)
-    _ended: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        """Kill until the run has ended."""
+    It works in the main thread, because Ray starts a node there only.
+    """
+    kills: list[dict[str, Any]] = []
+    begun, gone = time.monotonic(), 0
+    while not wait([filling], pause or None).done:
+        for _ in range(gone):
+            nodes.append(cluster.add_node(num_cpus=1, **SMALL))
         gone = 0
-        while not self._ended.wait(self.pause):
-            # A node comes back one pause later, so the run is a node short for a while.
-            for _ in range(gone):
-                self.nodes.append(self.cluster.add_node(num_cpus=1, **SMALL))
-            gone = 0
-            node = self.chance.choice(self.nodes)
-            family = sorted(descendants(_raylet(node)))
-            if self.chance.random() < NODE_SHARE:
-                self.nodes.remove(node)
-                for pid in [_raylet(node), *family]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                self.cluster.remove_node(node, allow_graceful=False)
-                self._note("node")
-                gone = 1
-            elif workers := [pid for pid in family if _works(pid)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.chance.choice(workers), signal.SIGKILL)
-                    self._note("worker")
-
-    def _note(self, kind: str) -> None:
-        """Remember a kill."""
-        self.kills.append({"kind": kind, "second": round(time.monotonic() - self.begun, 1)})
-
-    @contextmanager
-    def raging(self) -> Iterator[None]:
-        """Kill while the block runs."""
-        thread = threading.Thread(target=self.run, name="dfkd-chaos", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._ended.set()
-            thread.join()
+        node = chance.choice(nodes)
+        family = sorted(descendants(_raylet(node)))
+        if chance.random() < NODE_SHARE:
+            nodes.remove(node)
+            killed, kind, gone = [_raylet(node), *family], "node", 1
+        else:
+            workers = [pid for pid in family if _works(pid)]
+            killed, kind = workers[:1], "worker"
+        for pid in killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if gone:
+            cluster.remove_node(node, allow_graceful=False)
+        if killed:
+            kills.append({"kind": kind, "second": round(time.monotonic() - begun, 1)})
+    return kills
 
 
 def measure(manifest: Manifest, nodes: int, pause: float, seed: int) -> dict[str, Any]:
@@ -141,10 +122,12 @@ def measure(manifest: Manifest, nodes: int, pause: float, seed: int) -> dict[str
     try:
         workers = [cluster.add_node(num_cpus=1, **SMALL) for _ in range(nodes)]
         ray.init(address=cluster.address, log_to_driver=False)
-        chaos = Chaos(cluster, workers, random.Random(seed), pause)  # noqa: S311
         begun = time.perf_counter()
-        with watched(interval=5.0) as watch, chaos.raging() if pause else contextlib.nullcontext():
-            quarantined = fill(manifest, version, SlowWorker)
+        with watched(interval=5.0) as watch, ThreadPoolExecutor(1, "driver") as aside:
+            filling = aside.submit(fill, manifest, version, SlowWorker)
+            chance = random.Random(seed)  # noqa: S311
+            kills = kill_while(filling, cluster, workers, pause, chance)
+            quarantined = filling.result()
         seconds = time.perf_counter() - begun
     finally:
         ray.shutdown()
@@ -163,8 +146,8 @@ def measure(manifest: Manifest, nodes: int, pause: float, seed: int) -> dict[str
         "doubled": sum(images.values()) - len(images),
         "quarantined": quarantined,
         "seconds": round(seconds, 1),
-        "killed": dict(Counter(kill["kind"] for kill in chaos.kills)),
-        "kills": chaos.kills,
+        "killed": dict(Counter(kill["kind"] for kill in kills)),
+        "kills": kills,
         "memory": watch.summary(),
     }
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from dfkd.cluster import distillation
 from dfkd.cluster.capacity import plan_students
-from dfkd.cluster.distillation import StudentActor, student_pool
+from dfkd.cluster.distillation import StudentActor, student_engine
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import open_version
@@ -206,15 +206,15 @@ def run_in_parallel(
         threads: as for `run_job`; 0 uses the CPUs that the actor has reserved.
 
     Raises:
-        InfrastructureError: as `Pool.run` and `wait_for_nodes`.
+        InfrastructureError: as `Engine.run` and `wait_for_nodes`.
     """
     cluster = jobs[0].cell.manifest.cluster
     count = min(len(jobs), at_most or len(jobs))
-    pool = student_pool(StudentTrainer, plan_students(cluster, count), count, cluster, threads)
-    pool.progress = _newest_checkpoint  # attempts that progress do not count
-    yield from pool.run(iter(jobs))
-    # The pool gave these up after too many failed attempts; the study reports them as missing.
-    for each in pool.quarantine:
+    share = plan_students(cluster, count)
+    engine = student_engine(StudentTrainer, share, count, cluster, _newest_checkpoint, threads)
+    yield from engine.run(iter(jobs))
+    # These failed at every attempt; the study reports them as missing.
+    for each in engine.quarantine:
         yield each.unit, each.reason
 
 

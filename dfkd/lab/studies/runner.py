@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import divide_resources, schedulable_nodes
 from dfkd.cluster.connection import cluster_address, connected
+from dfkd.cluster.engine import Engine
 from dfkd.cluster.synthesis import build, identify, is_published
-from dfkd.cluster.worker import synthesis_pool
+from dfkd.cluster.worker import synthesis_engine
 from dfkd.config.hashing import fingerprint
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
@@ -247,8 +247,8 @@ class _Runner:
     outcomes: dict[str, CellResult] = field(default_factory=dict)
     """Results by the cell's label."""
     failed: dict[str, str] = field(default_factory=dict)
-    pool: Pool[Any] | None = None
-    """The actors that make data sets; None before the first one that is not there."""
+    engine: Engine[Any] | None = None
+    """Its workers make data sets; None before the first one that is not there."""
 
     def run(self, cell_jobs: list[_CellJob]) -> StudyCells:
         """Make all data sets first, so that as many students as possible then train in parallel."""
@@ -261,8 +261,8 @@ class _Runner:
                 raise
             except DfkdError as error:
                 self._take(cell_job.cell.label, " ".join(str(error).split()))
-        if self.pool:
-            self.pool.close()  # students need what these actors have reserved
+        if self.engine:
+            self.engine.close()  # students need what these workers have reserved
         with self._kept(student_jobs):
             for student_job, outcome in self._made(student_jobs):
                 self._take(student_job.cell.label, outcome)
@@ -319,19 +319,19 @@ class _Runner:
             raise self.broken[key]
         try:
             # With `abandon`, another cell's unfinished version is no error; that cell resumes it.
-            pool = None if data.finished else self._actors()
+            engine = None if data.finished else self._workers()
             return build(
-                data.manifest, data.identity, abandon=True, make_current=False, pool=pool
+                data.manifest, data.identity, abandon=True, make_current=False, engine=engine
             ).version
         except DfkdError as error:
             self.broken[key] = error
             raise
 
-    def _actors(self) -> Pool[Any]:
-        """The actors that make data sets, which one data set after another uses."""
+    def _workers(self) -> Engine[Any]:
+        """The engine whose workers make one data set after another."""
         self._connect()
-        self.pool = self.pool or synthesis_pool(self.study.manifest.cluster)
-        return self.pool
+        self.engine = self.engine or synthesis_engine(self.study.manifest.cluster)
+        return self.engine
 
     def _made(self, student_jobs: list[StudentJob]) -> Iterator[StudentResult]:
         """Yield each job's result; jobs of one rank run in parallel if there are resources."""

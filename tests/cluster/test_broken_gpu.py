@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import ray
 
-from dfkd.cluster.actors.group import Actor
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import WorkerResources
+from dfkd.cluster.engine import Actor, Engine
 from dfkd.config.plan import PromptPart
 from dfkd.errors import InfrastructureError
 from tests.helpers.own_ray import own_ray
@@ -45,15 +44,15 @@ def test_a_broken_gpu_costs_its_own_place_only(
 ) -> None:
     """Although it fails first, and the replacement of a dead actor would get it again."""
     # So that it wants three actors.
-    monkeypatch.setattr("dfkd.cluster.actors.group.has_autoscaler", lambda: True)
+    monkeypatch.setattr("dfkd.cluster.engine.has_autoscaler", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # for Ray, which would refuse two of none
     with own_ray(num_cpus=3, num_gpus=2):
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        pool: Pool[PromptPart] = Pool(OneBadGpu, (tmp_path,), 3, 3, WorkerResources(1.0, 1.0))
-        with pool:
-            found = sorted(pool.run(PromptPart(number) for number in range(4)))
+        engine: Engine[PromptPart] = Engine(OneBadGpu, (tmp_path,), 3, 3, WorkerResources(1.0, 1.0))
+        with engine:
+            found = sorted(engine.run(PromptPart(number) for number in range(4)))
     assert found == [0, 1, 2, 3]
-    assert pool.quarantine == []
+    assert engine.quarantine == []
     assert (tmp_path / "begun 0").read_text() == "x"
     assert (tmp_path / "begun 1").read_text() == "xx"
     notes = capfd.readouterr().err

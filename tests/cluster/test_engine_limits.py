@@ -1,4 +1,4 @@
-"""When a pool gives up, waits or tries again; no process is started."""
+"""When an engine gives up, waits or tries again; no process is started."""
 
 import errno
 import time
@@ -10,14 +10,12 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from dfkd.cluster.actors import group as module
-from dfkd.cluster.actors.failures import MAX_NODE_LOSSES
-from dfkd.cluster.actors.group import MAX_WAITING_ACTORS, Actor, ActorSlot
-from dfkd.cluster.actors.pool import Pool
+from dfkd.cluster import engine as module
 from dfkd.cluster.capacity import WorkerResources
+from dfkd.cluster.engine import MAX_NODE_LOSSES, MAX_WAITING_ACTORS, Actor, Engine, Place
 from dfkd.errors import CorruptionError, InfrastructureError
 
-pytestmark = pytest.mark.timeout(60)  # a pool that does not give up waits for ever
+pytestmark = pytest.mark.timeout(60)  # an engine that does not give up waits for ever
 
 Nodes = dict[str, dict[str, float]]
 
@@ -47,17 +45,17 @@ def start() -> Any:
     return SimpleNamespace(locate=SimpleNamespace(remote=lambda *_: object()))
 
 
-def pool(attempts: int = 2, size: int = 1) -> Pool[Item]:
-    made: Pool[Item] = Pool(Actor, (), size, attempts, WorkerResources(1.0))
-    made._actors._start = start  # type: ignore[method-assign]
-    made._begin_run(9)
+def engine(attempts: int = 2, size: int = 1) -> Engine[Item]:
+    made: Engine[Item] = Engine(Actor, (), size, attempts, WorkerResources(1.0))
+    made._start = start  # type: ignore[method-assign]
+    made._begin_run()
     return made
 
 
-def lose(working: Pool[Item], node: str) -> bool:
+def lose(working: Engine[Item], node: str) -> bool:
     """Let an attempt die on a node; whether the task is tried again."""
-    working._record_failure(ITEM, "died", node)
-    return bool(working._next_tasks) and working._next_tasks.pop() == ITEM
+    working._fail(ITEM, "died", node)
+    return bool(working._ready) and working._ready.pop() == ITEM
 
 
 def test_a_cluster_without_room_is_given_up_after_a_while(
@@ -66,22 +64,22 @@ def test_a_cluster_without_room_is_given_up_after_a_while(
     monkeypatch.setattr(module, "CAPACITY_WAIT_SECONDS", 0.05)
     begun = time.monotonic()
     with pytest.raises(InfrastructureError, match=r"room for a worker .*, or it hung before"):
-        list(pool().run(iter([ITEM])))
+        list(engine().run(iter([ITEM])))
     assert time.monotonic() - begun >= 0.05
 
 
 def test_room_counts_from_the_last_moment_that_an_actor_had_a_node(nodes: Nodes) -> None:
     """A run may take days, and so may what a driver does between two runs of lasting actors."""
-    working = pool()
-    working._actors._last_placed = -1e6
-    working._begin_run(1)
-    working._poll()
+    working = engine()
+    working._placed = -1e6
+    working._begin_run()
+    working._look()
     nodes["a"] = {"CPU": 1.0}
-    working._actors.slots = [ActorSlot(start(), object(), time.monotonic(), "a", True, task=ITEM)]
-    working._actors._last_placed = -1e6
+    working.places = [Place(start(), object(), time.monotonic(), "a", True, task=ITEM)]
+    working._placed = -1e6
     for _ in range(2):
-        working._poll()
-        working._actors.slots.clear()  # its node has gone, and there may be another one soon
+        working._look()
+        working.places.clear()  # its node has gone, and there may be another one soon
         nodes.clear()
 
 
@@ -90,15 +88,15 @@ def test_few_actors_wait_for_the_nodes_of_an_autoscaler(
 ) -> None:
     monkeypatch.setattr(module, "has_autoscaler", lambda: True)
     monkeypatch.setattr(module, "CAPACITY_WAIT_SECONDS", 0.0)
-    working, started = pool(size=1000), []
-    working._actors._start = lambda: started.append(0) or start()  # type: ignore[method-assign]
+    working, started = engine(size=1000), []
+    working._start = lambda: started.append(0) or start()  # type: ignore[method-assign]
     with pytest.raises(InfrastructureError, match="no node had room"):
         list(working.run(iter([Item(str(number)) for number in range(1000)])))
     assert len(started) == MAX_WAITING_ACTORS
 
 
 def test_a_task_that_is_lost_with_node_after_node_is_suspected_in_the_end(nodes: Nodes) -> None:
-    working = pool(attempts=2)
+    working = engine(attempts=2)
     again = [lose(working, f"gone {number}") for number in range(2 + MAX_NODE_LOSSES)]
     assert again == [True] * (1 + MAX_NODE_LOSSES) + [False]
     assert [each.unit for each in working.quarantine] == [ITEM]
@@ -110,9 +108,9 @@ def test_a_node_is_asked_before_a_death_on_it_is_held_against_a_task(
 ) -> None:
     """Ray may tell of an actor's death seconds before that of its node."""
     nodes["a"] = {"CPU": 1.0}
-    working = pool(attempts=1)
-    working._actors.refresh()
-    ping = "dfkd.cluster.actors.pool.ping"
+    working = engine(attempts=1)
+    working._refresh()
+    ping = "dfkd.cluster.engine.ping"
     monkeypatch.setattr(ping, lambda node: nodes.pop(node) if dies else None)
     assert lose(working, "a") == dies
     assert [each.unit for each in working.quarantine] == ([] if dies else [ITEM])
@@ -120,7 +118,7 @@ def test_a_node_is_asked_before_a_death_on_it_is_held_against_a_task(
 
 def test_a_task_that_gets_further_is_no_sign_of_a_broken_cluster(nodes: Nodes) -> None:
     """Nor are the failures before it, however many tasks have failed in a row."""
-    working, reached = pool(attempts=2), iter(range(1, 9))
+    working, reached = engine(attempts=2), iter(range(1, 9))
     working.progress = lambda task: next(reached)
     assert [lose(working, "") for _ in range(8)] == [True] * 8
 
@@ -144,8 +142,8 @@ def test_failures_with_successes_between_them_are_no_broken_cluster(
     run = SimpleNamespace(remote=lambda task: task.id)
     monkeypatch.setattr(ray, "wait", lambda awaited, **_: (awaited[:1], []))
     monkeypatch.setattr(ray, "get", get)
-    working = pool(attempts=2)
-    working._actors._start = lambda: SimpleNamespace(  # type: ignore[method-assign]
+    working = engine(attempts=2)
+    working._start = lambda: SimpleNamespace(  # type: ignore[method-assign]
         locate=locate, begin=begin, run=run
     )
     names = [str(number) for number in range(6)]
@@ -168,18 +166,18 @@ def test_failures_with_successes_between_them_are_no_broken_cluster(
 def test_what_a_repetition_of_the_run_might_cure_is_noted(
     nodes: Nodes, error: RayError, curable: bool
 ) -> None:
-    working = pool(attempts=1)
-    slot = ActorSlot(start(), None, 0.0, "", True, task=ITEM)
-    working._actors.slots = [slot]
-    working._handle_error(slot, ITEM, error)
+    working = engine(attempts=1)
+    place = Place(start(), None, 0.0, "", True, task=ITEM)
+    working.places = [place]
+    working._handle_error(place, ITEM, error)
     assert [each.curable for each in working.quarantine] == [curable]
 
 
 def test_the_time_of_an_attempt_that_was_lost_counts(nodes: Nodes) -> None:
     """A budget and the record of cost are of all that was spent."""
-    working = pool()
-    slot = ActorSlot(start(), object(), time.monotonic() - 5, "a", True, task=ITEM)
-    working._actors.slots = [slot]
+    working = engine()
+    place = Place(start(), object(), time.monotonic() - 5, "a", True, task=ITEM)
+    working.places = [place]
     assert 5 <= working.busy_seconds < 60
-    working._actors.remove(slot)
+    working._remove(place)
     assert 5 <= working.busy_seconds < 60

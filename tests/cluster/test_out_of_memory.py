@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import ray
 
-from dfkd.cluster.actors.group import Actor
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import WorkerResources
+from dfkd.cluster.engine import Actor, Engine
 from dfkd.config.plan import PromptPart
 from dfkd.errors import InfrastructureError
 from tests.helpers.own_ray import own_ray
@@ -31,6 +30,6 @@ def test_a_run_that_lacks_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
     with own_ray(num_cpus=1):
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        pool: Pool[PromptPart] = Pool(Patient, (), 1, 1, WorkerResources(1.0, 0.0))
-        with pool, pytest.raises(InfrastructureError, match="memory is nearly full"):
-            list(pool.run(PromptPart(number) for number in range(4)))
+        engine: Engine[PromptPart] = Engine(Patient, (), 1, 1, WorkerResources(1.0, 0.0))
+        with engine, pytest.raises(InfrastructureError, match="memory is nearly full"):
+            list(engine.run(PromptPart(number) for number in range(4)))

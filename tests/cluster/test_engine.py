@@ -1,4 +1,4 @@
-"""The pool on a real Ray: actors really die, tasks really fail, nothing is lost or done twice."""
+"""The engine on a real Ray: actors really die, tasks really fail, nothing is lost or done twice."""
 
 import os
 import signal
@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 import ray
 
-from dfkd.cluster.actors.group import Actor
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import (
     WorkerResources,
     has_autoscaler,
@@ -23,6 +21,7 @@ from dfkd.cluster.capacity import (
     worker_resources,
 )
 from dfkd.cluster.connection import _check_reachable
+from dfkd.cluster.engine import Actor, Engine
 from dfkd.config.manifest import Cluster
 from dfkd.errors import (
     CorruptionError,
@@ -90,13 +89,13 @@ def cluster(two_cpus: None) -> None:
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the cluster more often than a job does, because these tests wait for it."""
-    monkeypatch.setattr("dfkd.cluster.actors.group.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("dfkd.cluster.engine.POLL_SECONDS", 0.1)
 
 
-def pool(
+def engine(
     notes: Path, behaviour: dict[int, str], size: int = 2, attempts: int = 3, timeout: float = 0
-) -> Pool[Item]:
-    return Pool(Worker, (notes, behaviour), size, attempts, WorkerResources(0.5), timeout)
+) -> Engine[Item]:
+    return Engine(Worker, (notes, behaviour), size, attempts, WorkerResources(0.5), timeout)
 
 
 def tries(notes: Path) -> dict[int, int]:
@@ -104,7 +103,7 @@ def tries(notes: Path) -> dict[int, int]:
 
 
 def test_a_dead_actor_costs_only_the_item_it_held(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {3: "dies once", 5: "fails once"})
+    working = engine(tmp_path, {3: "dies once", 5: "fails once"})
     assert sorted(working.run(Item(i) for i in range(10))) == list(range(10))
     assert tries(tmp_path) == {i: 2 if i in (3, 5) else 1 for i in range(10)}
     assert working.quarantine == []
@@ -112,14 +111,14 @@ def test_a_dead_actor_costs_only_the_item_it_held(cluster: None, tmp_path: Path)
 
 
 def test_a_worker_that_is_broken_gets_no_further_item(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {1: "breaks its worker"}, size=1)
+    working = engine(tmp_path, {1: "breaks its worker"}, size=1)
     assert sorted(working.run(Item(i) for i in range(6))) == list(range(6))
     assert tries(tmp_path) == {i: 2 if i == 1 else 1 for i in range(6)}
     assert working.quarantine == []
 
 
 def test_poison_is_quarantined_after_its_attempts_and_named(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {2: "dies always", 4: "fails always"})
+    working = engine(tmp_path, {2: "dies always", 4: "fails always"})
     assert sorted(working.run(Item(i) for i in range(8))) == [0, 1, 3, 5, 6, 7]
     assert tries(tmp_path) == {i: 3 if i in (2, 4) else 1 for i in range(8)}
     reasons = {item.unit.number: item.reason for item in working.quarantine}
@@ -130,7 +129,7 @@ def test_poison_is_quarantined_after_its_attempts_and_named(cluster: None, tmp_p
 
 
 def test_attempts_that_got_further_are_forgotten(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {0: "dies four times"}, size=1, attempts=2)
+    working = engine(tmp_path, {0: "dies four times"}, size=1, attempts=2)
     working.progress = lambda item: tries(tmp_path).get(item.number, 0)
     assert list(working.run(iter([Item(0)]))) == [0]
     assert tries(tmp_path) == {0: 5}
@@ -154,7 +153,7 @@ class Lasting(Actor):
 
 
 def test_lasting_actors_serve_run_after_run_until_an_error_or_the_end(cluster: None) -> None:
-    lasting: Pool[Item] = Pool(Lasting, (), 1, 2, WorkerResources(0.5), lasting=True)
+    lasting: Engine[Item] = Engine(Lasting, (), 1, 2, WorkerResources(0.5), lasting=True)
 
     def run(name: str, *numbers: int) -> list[tuple[int, str]]:
         lasting.assignment = (name,)
@@ -179,7 +178,7 @@ def test_lasting_actors_serve_run_after_run_until_an_error_or_the_end(cluster: N
 
 @pytest.mark.timeout(120)  # one actor alone would wait for ever
 def test_the_number_of_actors_may_change_between_runs(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {1: "meets", 2: "meets"}, size=1)
+    working = engine(tmp_path, {1: "meets", 2: "meets"}, size=1)
     working.lasting = True
     with working:
         assert list(working.run(iter([Item(0)]))) == [0]
@@ -196,7 +195,7 @@ def test_an_actor_without_a_task_frees_what_it_has_reserved(
 ) -> None:
     """Not only when the last task has ended, which may take hours."""
     items = [Item(0), Item(1)]
-    results = pool(tmp_path, {1: "waits"}).run(iter(items) if known else (i for i in items))
+    results = engine(tmp_path, {1: "waits"}).run(iter(items) if known else (i for i in items))
     assert next(results) == 0
 
     def watch() -> None:
@@ -222,18 +221,18 @@ def test_relative_paths_mean_in_actors_what_they_mean_in_the_driver(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    there = Pool(Lost, (), 1, 1, WorkerResources(0.5)).run(iter([Item(0)]))
+    there = Engine(Lost, (), 1, 1, WorkerResources(0.5)).run(iter([Item(0)]))
     assert list(there) == [str(tmp_path)]
 
 
 def test_what_no_retry_mends_ends_the_run(cluster: None, tmp_path: Path) -> None:
     with pytest.raises(InfrastructureError, match="disk: must have room"):
-        list(pool(tmp_path, {0: "no disk"}).run(Item(i) for i in count()))
+        list(engine(tmp_path, {0: "no disk"}).run(Item(i) for i in count()))
     assert tries(tmp_path)[0] == 1
 
 
 def test_a_run_in_which_nothing_succeeds_ends_early(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, dict.fromkeys(range(1000), "fails always"), attempts=2)
+    working = engine(tmp_path, dict.fromkeys(range(1000), "fails always"), attempts=2)
     with pytest.raises(InfrastructureError, match="6 tries in a row failed"):
         list(working.run(Item(i) for i in range(1000)))
     assert len(tries(tmp_path)) < 10
@@ -248,7 +247,7 @@ def test_the_driver_holds_no_more_tasks_than_actors(cluster: None, tmp_path: Pat
             drawn += 1
             yield Item(drawn - 1)
 
-    results = pool(tmp_path, {}).run(endless())
+    results = engine(tmp_path, {}).run(endless())
     for done in range(1, 20):
         next(results)
         assert drawn <= done + 1
@@ -258,29 +257,29 @@ def test_the_driver_holds_no_more_tasks_than_actors(cluster: None, tmp_path: Pat
 def test_a_worker_that_hangs_is_replaced_and_its_item_tried_again(
     cluster: None, tmp_path: Path
 ) -> None:
-    working = pool(tmp_path, {3: "hangs once"}, timeout=4)
+    working = engine(tmp_path, {3: "hangs once"}, timeout=4)
     assert sorted(working.run(Item(i) for i in range(6))) == list(range(6))
     assert tries(tmp_path)[3] >= 2
     assert working.quarantine == []
 
 
 def test_a_result_that_waited_for_the_driver_is_no_hang(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {0: "meets", 1: "meets"}, attempts=1, timeout=600)
+    working = engine(tmp_path, {0: "meets", 1: "meets"}, attempts=1, timeout=600)
     found, late = [], 0
     for result in working.run(Item(i) for i in range(6)):
         found.append(result)
-        for slot in (each for each in working._actors.slots if each.task is not None):
-            ray.wait([slot.awaited])
-            slot.since -= 601  # as if the driver had been away for so long
+        for place in (each for each in working.places if each.task is not None):
+            ray.wait([place.call])
+            place.since -= 601  # as if the driver had been away for so long
             late += 1
-        working._actors._last_poll = 0.0
+        working._looked = 0.0
     assert sorted(found) == list(range(6))
     assert tries(tmp_path) == dict.fromkeys(range(6), 1)
     assert late
 
 
 def test_a_reason_holds_no_password(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {0: "tells a secret"}, attempts=1)
+    working = engine(tmp_path, {0: "tells a secret"}, attempts=1)
     assert list(working.run(iter([Item(0)]))) == []
     (item,) = working.quarantine
     assert "refused" in item.reason
@@ -288,7 +287,7 @@ def test_a_reason_holds_no_password(cluster: None, tmp_path: Path) -> None:
 
 
 def test_time_outs_before_any_success_blame_the_limit(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {0: "hangs always"}, size=1, attempts=2, timeout=2)
+    working = engine(tmp_path, {0: "hangs always"}, size=1, attempts=2, timeout=2)
     with pytest.raises(
         ManifestError, match=r"^cluster\.task_timeout: .*2 tries .*within 2 seconds"
     ):
@@ -297,7 +296,7 @@ def test_time_outs_before_any_success_blame_the_limit(cluster: None, tmp_path: P
 
 
 def test_time_outs_after_a_success_blame_their_task(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {0: "hangs always"}, size=1, attempts=2, timeout=2)
+    working = engine(tmp_path, {0: "hangs always"}, size=1, attempts=2, timeout=2)
     working.succeeded = {Item}  # as in a run that resumes another
     assert sorted(working.run(Item(i) for i in range(4))) == [1, 2, 3]
     (item,) = working.quarantine
@@ -312,7 +311,7 @@ class OtherItem(Item):
 
 
 def test_another_kind_of_task_does_not_vouch_for_the_limit(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {0: "hangs always", 1: "hangs always"}, size=1)
+    working = engine(tmp_path, {0: "hangs always", 1: "hangs always"}, size=1)
     results = working.run(iter([OtherItem(7), Item(0), Item(1)]))
     next(results)
     working.timeout = 2
@@ -324,14 +323,14 @@ def test_another_kind_of_task_does_not_vouch_for_the_limit(cluster: None, tmp_pa
 def test_what_a_repetition_does_not_cure_is_no_matter_of_infrastructure(
     cluster: None, tmp_path: Path
 ) -> None:
-    working = pool(tmp_path, dict.fromkeys(range(9), "is damaged"), attempts=2)
+    working = engine(tmp_path, dict.fromkeys(range(9), "is damaged"), attempts=2)
     with pytest.raises(DfkdError, match=r"6 tries in a row failed, .* restore") as told:
         list(working.run(Item(i) for i in range(9)))
     assert told.value.exit_code == Exit.FAILED
 
 
-def test_a_pool_that_is_told_to_stop_finishes_what_flies(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {})
+def test_an_engine_that_is_told_to_stop_finishes_what_flies(cluster: None, tmp_path: Path) -> None:
+    working = engine(tmp_path, {})
     assert sorted(working.run((Item(i) for i in count()), lambda item: item.number < 5)) == [
         *range(5)
     ]
@@ -344,14 +343,18 @@ def test_a_task_is_told_of_when_an_actor_is_there_to_begin_it(
     cluster: None, tmp_path: Path
 ) -> None:
     """Not while the first actors start, which would count as the cost of the first task."""
-    working, started = pool(tmp_path, {1: "fails once"}), []
-    working.on_start = lambda item: started.append((item.number, working.largest > 0))
-    assert sorted(working.run(iter([Item(0), Item(1)]))) == [0, 1]
+    working = engine(tmp_path, {1: "fails once"})
+    started: list[tuple[int, bool]] = []
+
+    def note(item: Item) -> None:
+        started.append((item.number, working.largest > 0))
+
+    assert sorted(working.run(iter([Item(0), Item(1)]), on_start=note)) == [0, 1]
     assert sorted(started) == [(0, True), (1, True), (1, True)]
 
 
 def test_no_task_starts_no_actor(cluster: None, tmp_path: Path) -> None:
-    working = pool(tmp_path, {})
+    working = engine(tmp_path, {})
     assert list(working.run(iter(()))) == []
     assert working.largest == 0
     assert not working.stopped
@@ -365,7 +368,7 @@ def test_a_share_that_never_fits_is_refused(cluster: None) -> None:
     for cpus, gpus in ((1000.0, None), (1.0, 1.0)):
         share = worker_resources(Cluster(cpus_per_worker=cpus, gpus_per_worker=gpus))
         with pytest.raises(ManifestError, match="cpus_per_worker: must fit a node together"):
-            list(Pool(Lost, (), 1, 1, share).run(iter([Item(0)])))
+            list(Engine(Lost, (), 1, 1, share).run(iter([Item(0)])))
 
 
 def test_a_share_never_spans_two_nodes() -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import ray
 
-from dfkd.cluster.actors.group import Actor
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import WorkerResources, node_id
+from dfkd.cluster.engine import Actor, Engine
 from dfkd.config.plan import PromptPart
 from dfkd.errors import InfrastructureError
 from tests.helpers.own_ray import own_ray
@@ -76,13 +75,13 @@ def test_the_run_goes_on_without_it(
 ) -> None:
     """Also after an actor has died, whose replacement would find room there first."""
     if how == "hangs":
-        monkeypatch.setattr("dfkd.cluster.actors.group.BEGIN_SECONDS", 1.0)
+        monkeypatch.setattr("dfkd.cluster.engine.BEGIN_SECONDS", 1.0)
     good, bad = two_nodes
-    pool: Pool[PromptPart] = Pool(Picky, ((bad,), how, tmp_path), 2, 3, WorkerResources(1.0))
-    with pool:
-        found = list(pool.run(PromptPart(number) for number in range(6)))
+    engine: Engine[PromptPart] = Engine(Picky, ((bad,), how, tmp_path), 2, 3, WorkerResources(1.0))
+    with engine:
+        found = list(engine.run(PromptPart(number) for number in range(6)))
     assert found == [good] * 6
-    assert pool.quarantine == []
+    assert engine.quarantine == []
     assert (tmp_path / "refused").read_text() == "x" * FAILURES.get(how, 1)
     assert f"note: the run goes on without a node: {reason}" in capfd.readouterr().err
 
@@ -91,9 +90,11 @@ def test_the_run_goes_on_without_it(
 def test_a_cluster_of_such_nodes_ends_the_run(
     two_nodes: list[str], tmp_path: Path, how: str
 ) -> None:
-    pool: Pool[PromptPart] = Pool(Picky, (two_nodes, how, tmp_path), 2, 3, WorkerResources(1.0))
-    with pool, pytest.raises(InfrastructureError, match=r"cannot use the GPU|none can begin"):
-        list(pool.run(PromptPart(number) for number in range(6)))
+    engine: Engine[PromptPart] = Engine(
+        Picky, (two_nodes, how, tmp_path), 2, 3, WorkerResources(1.0)
+    )
+    with engine, pytest.raises(InfrastructureError, match=r"cannot use the GPU|none can begin"):
+        list(engine.run(PromptPart(number) for number in range(6)))
 
 
 def test_a_run_of_lasting_actors_does_not_inherit_one_that_hangs(
@@ -101,9 +102,9 @@ def test_a_run_of_lasting_actors_does_not_inherit_one_that_hangs(
 ) -> None:
     good, bad = two_nodes
     arguments = ((bad,), "hangs", tmp_path)
-    pool: Pool[PromptPart] = Pool(Picky, arguments, 2, 3, WorkerResources(1.0), lasting=True)
-    with pool:
-        assert list(pool.run(PromptPart(number) for number in range(2))) == [good] * 2
-        assert {slot.begun for slot in pool._actors.slots if slot.node == bad} == {False}
-        assert list(pool.run(iter([PromptPart(2)]))) == [good]
-        assert not [slot for slot in pool._actors.slots if not slot.begun and slot.awaited]
+    engine: Engine[PromptPart] = Engine(Picky, arguments, 2, 3, WorkerResources(1.0), lasting=True)
+    with engine:
+        assert list(engine.run(PromptPart(number) for number in range(2))) == [good] * 2
+        assert {each.begun for each in engine.places if each.node == bad} == {False}
+        assert list(engine.run(iter([PromptPart(2)]))) == [good]
+        assert not [each for each in engine.places if not each.begun and each.call]
