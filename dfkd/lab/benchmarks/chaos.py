@@ -26,18 +26,20 @@ from typing import Any, TypeVar
 
 import ray
 
-from dfkd.cluster.synthesis import identify
-from dfkd.cluster.tracking import ShardSummary
+from dfkd.cluster.capacity import WorkerResources
+from dfkd.cluster.engine import Actor, Engine
+from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import Unit, blocks, image_count, task_count
-from dfkd.dataset.receipts import Receipt
-from dfkd.dataset.versions import begin
-from dfkd.lab.benchmarks.scale import ScaleWorker, fill, sized
-from dfkd.lab.benchmarks.stand_in import put_prompts
+from dfkd.config.plan import Task, blocks, image_count, task_count, tasks
+from dfkd.dataset.versions import Version, begin
+from dfkd.lab.benchmarks.measure import Results
+from dfkd.lab.benchmarks.scale import sized
+from dfkd.lab.benchmarks.stand_in import StandInMaker, put_prompts, put_shards
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import describe_machine, environment
 from dfkd.utils.memory import descendants, watched
+from dfkd.utils.progress import bar
 from dfkd.utils.strict_json import canonical
 
 T = TypeVar("T")
@@ -48,13 +50,21 @@ NODE_SHARE = 1 / 3
 SMALL: dict[str, Any] = {"object_store_memory": 80 << 20}
 
 
-class SlowWorker(ScaleWorker):
-    """A worker whose units take as long as the environment says: a kill finds it at work."""
+class Filler(Actor):
+    """Makes stand-ins, and takes its time, so that a kill finds it at work.
 
-    def make_shards(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
-        """Wait, then make the stand-ins."""
-        time.sleep(float(os.environ["DFKD_CHAOS_PAUSE"]))
-        return super().make_shards(unit)
+    It is no `Worker`, which imports torch: six of them on two cores would do little else.
+    """
+
+    def __init__(self, manifest: Manifest, version: Version, seconds: float) -> None:
+        self.version, self.seconds = version, seconds
+        self.maker = StandInMaker(manifest)
+
+    def run(self, task: Task) -> str:
+        """Make and commit the shard of a task; returns its id."""
+        time.sleep(self.seconds)
+        put_shards(self.maker, self.version, [task])
+        return task.id
 
 
 def _raylet(node: Any) -> int:
@@ -103,18 +113,28 @@ def kill_while(
     return kills
 
 
-def measure(manifest: Manifest, nodes: int, pause: float, seed: int) -> dict[str, Any]:
+def fill(engine: Engine[Task], manifest: Manifest, version: Version) -> dict[str, str]:
+    """Make what has no receipt; returns the reason for each quarantined task id."""
+    done, total = version.done(), task_count(manifest)
+    with bar("stand-ins", total, "task", len(done)) as progress:
+        for _ in engine.run(task for task in tasks(manifest) if task.id not in done):
+            progress.update(1)
+    return {item.unit.id: item.reason for item in engine.quarantine}
+
+
+def measure(manifest: Manifest, nodes: int, pause: float, seconds: float, seed: int) -> Results:
     """Fill and publish the version of a manifest on a cluster in chaos; what is lost or doubled.
 
     Args:
         nodes: those that work.
         pause: seconds from one kill to the next; 0 kills nothing.
+        seconds: that a task takes at least.
         seed: of the kills.
     """
     from ray.cluster_utils import Cluster  # reads the environment that `main` sets
 
     home = open_storage(manifest.storage.root).child(layout.data(manifest.method))
-    version = begin(home, identify(manifest))
+    version = begin(home, identity(manifest, {}))
     put_prompts(manifest, version)
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **SMALL}
@@ -122,13 +142,15 @@ def measure(manifest: Manifest, nodes: int, pause: float, seed: int) -> dict[str
     try:
         workers = [cluster.add_node(num_cpus=1, **SMALL) for _ in range(nodes)]
         ray.init(address=cluster.address, log_to_driver=False)
+        arguments, attempts = (manifest, version, seconds), manifest.cluster.attempts
+        engine: Engine[Task] = Engine(Filler, arguments, nodes, attempts, WorkerResources(1.0))
         begun = time.perf_counter()
         with watched(interval=5.0) as watch, ThreadPoolExecutor(1, "driver") as aside:
-            filling = aside.submit(fill, manifest, version, SlowWorker)
+            filling = aside.submit(fill, engine, manifest, version)
             chance = random.Random(seed)  # noqa: S311
             kills = kill_while(filling, cluster, workers, pause, chance)
             quarantined = filling.result()
-        seconds = time.perf_counter() - begun
+        spent = time.perf_counter() - begun
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -141,11 +163,11 @@ def measure(manifest: Manifest, nodes: int, pause: float, seed: int) -> dict[str
     return {
         "nodes": nodes,
         "tasks": task_count(manifest),
-        "images": image_count(manifest),
+        "attempts": sum(engine.tries(task.id) for task in tasks(manifest)),
         "lost": image_count(manifest) - len(images),
         "doubled": sum(images.values()) - len(images),
         "quarantined": quarantined,
-        "seconds": round(seconds, 1),
+        "seconds": round(spent, 1),
         "killed": dict(Counter(kill["kind"] for kill in kills)),
         "kills": kills,
         "memory": watch.summary(),
@@ -169,7 +191,6 @@ def main(words: Sequence[str]) -> int:
         own["PYTHONPATH"] = str(Path(__file__).parents[3])
         again = [sys.executable, "-m", "dfkd.lab.benchmarks.chaos", *words]
         os.execve(sys.executable, again, os.environ | own)  # noqa: S606 - this program
-    os.environ["DFKD_CHAOS_PAUSE"] = str(options.task_seconds)
     with tempfile.TemporaryDirectory(prefix="dfkd-chaos-") as folder:
         settings = (
             f"storage.root={folder}",
@@ -179,7 +200,9 @@ def main(words: Sequence[str]) -> int:
         )
         file = Path(__file__).parents[3] / "manifests" / "benchmarks" / "scale.yaml"
         manifest = sized(Manifest.read(file, settings), CLASSES)
-        results = measure(manifest, options.nodes, options.pause, options.seed)
+        results = measure(
+            manifest, options.nodes, options.pause, options.task_seconds, options.seed
+        )
     record = {
         "benchmark": "chaos",
         "command": shlex.join(["python", "-m", "dfkd.lab.benchmarks.chaos", *words]),
