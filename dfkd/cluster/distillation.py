@@ -52,7 +52,7 @@ from dfkd.models.student import CARD, build
 from dfkd.storage import layout
 from dfkd.storage.base import CLEANUP_ATTEMPTS
 from dfkd.storage.checkpoints import Checkpoints
-from dfkd.storage.cost_records import CostCounter, record_cost
+from dfkd.storage.cost_records import record_cost
 from dfkd.storage.lease import protecting
 from dfkd.storage.local import open_storage
 from dfkd.utils.progress import Closing
@@ -105,12 +105,19 @@ def distill_located(
     if target.finished:
         _checkpoints(target).clear()  # left by a run that was killed just after it finished
         return FinishedStudent(target, reused=True)
+    config = manifest.distillation
     if actor_cpus is not None:
-        ranks = _alone(actor_cpus)
+        ranks = Ranks(0, actor_cpus, own_device())
     else:
-        if not trains_here(manifest.distillation.rank_limits):
-            _raise_errors_of_ranks(manifest, target)
-        ranks = plan_ranks(manifest.distillation.rank_limits, manifest.cluster)
+        if not trains_here(config.rank_limits):
+            # What every rank would raise, before ranks in other processes wait for and take GPUs.
+            # A rank inside this process raises the same errors just as early.
+            open_stream(manifest, target.version, target.seed, 0, config.rank_limits[-1])
+            classes, size = len(manifest.classes), manifest.synthesis.image_size
+            build(config, classes, size, target.seed, manifest.cache)
+            if config.labels != "stored":
+                check_teacher(manifest, target.method, target.version)
+        ranks = plan_ranks(config.rank_limits, manifest.cluster)
     with _lease_and_record(manifest, target, ranks):
         try:
             _train(manifest, target, ranks, bar_place(ranks.local))
@@ -279,7 +286,7 @@ class StudentDistiller(StudentActor):
             require_on_this_node(home.child(layout.version(task.version)), layout.MANIFEST)
             target = locate_student(self.manifest, task.method, task.seed, task.version)
             check_initial_weights(self.manifest, target.version, task.method, task.seed, task.name)
-            _train(self.manifest, target, _alone(self.cpus), self.bar)
+            _train(self.manifest, target, Ranks(0, self.cpus, own_device()), self.bar)
         except (InfrastructureError, OSError, torch.AcceleratorError):
             # The latter two are faults of this node or GPU, and may pass: another actor takes this
             # one's place, and the task resumes.
@@ -288,24 +295,6 @@ class StudentDistiller(StudentActor):
             error.add_note(f"Raised in a worker:\n{traceback.format_exc()}")
             return task, error
         return task, None
-
-
-def _raise_errors_of_ranks(manifest: Manifest, target: StudentLocation) -> None:
-    """Raise what every rank would raise, before ranks in other processes wait for and take GPUs.
-
-    A rank inside this process raises the same errors just as early.
-    """
-    config = manifest.distillation
-    open_stream(manifest, target.version, target.seed, 0, config.rank_limits[-1])
-    classes, size = len(manifest.classes), manifest.synthesis.image_size
-    build(config, classes, size, target.seed, manifest.cache)
-    if config.labels != "stored":
-        check_teacher(manifest, target.method, target.version)
-
-
-def _alone(cpus: float) -> Ranks:
-    """One rank in this process."""
-    return Ranks(0, cpus, own_device())
 
 
 def bar_place(in_driver: bool) -> BarPlace:
@@ -317,37 +306,43 @@ def bar_place(in_driver: bool) -> BarPlace:
 
 @contextmanager
 def _lease_and_record(manifest: Manifest, target: StudentLocation, ranks: Ranks) -> Iterator[None]:
-    """Hold a lease on the student's version, and record the cost of the training in the block."""
-    method, seed = target.method, target.seed
+    """Hold a lease on the student's version, and record the cost of the training in the block.
+
+    The images are counted from the steps in checkpoints and card, because the driver sees no steps.
+    An interrupted training counts up to its newest checkpoint.
+    """
     root = open_storage(manifest.storage.root)
     with (
-        protecting(root, [f"{method}/{target.version.id}"]),
-        record_cost(root, "distill", method, seed) as cost,
-        _fill_cost(target, ranks, cost, manifest.distillation.batch_size),
+        protecting(root, [f"{target.method}/{target.version.id}"]),
+        record_cost(root, "distill", target.method, target.seed) as cost,
     ):
+        # A resumed training has made the steps up to its newest checkpoint in an earlier call.
+        before = _checkpoints(target).newest()
+        cost.workers, cost.device = max(1, ranks.count), ranks.device
         # Only now that the lease is taken: a removal that began earlier has left its mark.
         refuse_removal(target.version.home, target.version.id)
-        yield
+        try:
+            yield
+        finally:
+            # A storage that fails now must not hide the error of the training, nor delay it.
+            with contextlib.suppress(DfkdError, OSError):
+                after = _checkpoints(target, CLEANUP_ATTEMPTS).newest()
+                # The last checkpoint goes with the end of the training; its card has the count.
+                if target.finished:
+                    card = json.loads(target.storage.get(CARD))
+                    after, cost.bytes = card["steps"], card["bytes"]
+                cost.images = max(0, after - before) * manifest.distillation.batch_size
 
 
 def _train(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPlace) -> None:
     """Train with these ranks."""
-    job, longest = _job(manifest, target, ranks, bar), manifest.cluster.task_timeout
-    # The watch of the rank that hangs ends it first, and shows where it hangs.
-    timeout = longest + RANK_GRACE_SECONDS if longest else 0.0  # 0: without end
-    config, newest = job.as_config(), _checkpoints(target).newest
-    run_ranks(train, config, target.name, ranks, newest, timeout)
-
-
-def _job(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPlace) -> Job:
-    """The input of the ranks."""
     embedding = None
     if manifest.distillation.embeds:
         # Errors come before all shards are read.
         steps_per_epoch(target.version.manifest["samples"], manifest.distillation.batch_size)
         require_replaceable_classes(manifest, target.method, target.version)
         embedding = embedding_objective(manifest, target.version)
-    return Job(
+    job = Job(
         manifest=manifest,
         method=target.method,
         seed=target.seed,
@@ -358,30 +353,10 @@ def _job(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPlac
         folder=os.getcwd(),
         bar=bar,
     )
-
-
-@contextmanager
-def _fill_cost(
-    target: StudentLocation, ranks: Ranks, cost: CostCounter, batch_size: int
-) -> Iterator[None]:
-    """Count the images of the training in the block, from the steps in its checkpoints and card.
-
-    The driver sees no steps, so an interrupted training counts up to its newest checkpoint.
-    """
-    # A resumed training has made the steps up to its newest checkpoint in an earlier call.
-    before = _checkpoints(target).newest()
-    cost.workers, cost.device = max(1, ranks.count), ranks.device
-    try:
-        yield
-    finally:
-        # A storage that fails now must not hide the error of the training, nor delay it.
-        with contextlib.suppress(DfkdError, OSError):
-            after = _checkpoints(target, CLEANUP_ATTEMPTS).newest()
-            # The last checkpoint goes with the end of the training; then its card has the count.
-            if target.finished:
-                card = json.loads(target.storage.get(CARD))
-                after, cost.bytes = card["steps"], card["bytes"]
-            cost.images = max(0, after - before) * batch_size
+    longest, newest = manifest.cluster.task_timeout, _checkpoints(target).newest
+    # The watch of the rank that hangs ends it first, and shows where it hangs.
+    timeout = longest + RANK_GRACE_SECONDS if longest else 0.0  # 0: without end
+    run_ranks(train, job.as_config(), target.name, ranks, newest, timeout)
 
 
 def _checkpoints(target: StudentLocation, attempts: int = 0) -> Checkpoints:
