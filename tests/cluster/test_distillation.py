@@ -235,7 +235,7 @@ def prepare_alone(folder: Path, **distillation: object) -> Manifest:
 def test_students_of_one_rank_train_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one pool, under a relative root; what is finished is not trained again."""
+    """By one engine, under a relative root; what is finished is not trained again."""
     monkeypatch.chdir(tmp_path)
     manifest = prepare_alone(tmp_path)
     manifest = dataclasses.replace(manifest, storage=StorageConfig(root="run"))
@@ -249,16 +249,16 @@ def test_students_of_one_rank_train_side_by_side(
         told.append((finished.student.seed, finished.reused))
         recorded.append((len(cost_records.read(root)), len(held_leases(root))))
 
-    pools: list[int] = []
+    counts: list[int] = []
 
     def noted(kind: Any, share: WorkerResources, count: int, *others: Any) -> Any:
-        pools.append(count)
+        counts.append(count)
         return student_engine(kind, share, count, *others)
 
     monkeypatch.setattr(distillation, "student_engine", noted)
     students = dfkd.distill(manifest, on_student=tell)
     assert [each.student.seed for each in students] == [0, 1, 2, 3]
-    assert pools == [3]
+    assert counts == [3]
     assert told[0] == (2, True)
     assert sorted(told[1:]) == [(0, False), (1, False), (3, False)]
     assert Path(alone.student.location).stat().st_mtime_ns == written
@@ -330,7 +330,7 @@ def test_a_notice_leaves_no_checkpoint_of_a_training_that_has_diverged(
 def test_a_driver_s_gpu_that_fails_is_worth_a_repetition_and_an_actor_s_another_actor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pool ends the whole run after an `InfrastructureError`, and goes on after this one."""
+    """The engine ends the whole run after an `InfrastructureError`, and goes on after this one."""
     manifest = prepare(tmp_path, workers=1)
 
     def train(config: dict[str, Any]) -> bool:
