@@ -338,7 +338,7 @@ class Engine(Closing, Generic[T]):
             limit = self.timeout if place.begun else BEGIN_SECONDS
             if place.call is None and place.node not in self._nodes:
                 self._remove(place)  # the busy ones of a draining node go after their task
-            elif place.call and place.node and 0 < limit < now - place.since:
+            elif place.call is not None and place.node and 0 < limit < now - place.since:
                 # A result may be there already, and only the driver was suspended for so long.
                 answered, _ = ray.wait([place.call], timeout=0)
                 if not answered:
