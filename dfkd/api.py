@@ -19,10 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd.cluster import distillation
 from dfkd.cluster.connection import cluster_address, connected
-from dfkd.cluster.distillation import FinishedStudent
-from dfkd.cluster.synthesis import BuiltVersion, build, identify, is_published, require_space
+from dfkd.cluster.making import BuiltVersion, build, identify, is_published, require_space
+from dfkd.cluster.students import FinishedStudent, distill_all
 from dfkd.cluster.worker import synthesis_engine
 from dfkd.config.manifest import Manifest
 from dfkd.config.presets import PRESETS
@@ -174,7 +173,7 @@ def distill(
     missing = [each for each in located if not each.finished]
     students = {}
     with connected() if _needs_ray(manifest, len(missing)) else contextlib.nullcontext():
-        for finished in distillation.distill_all(manifest, located):
+        for finished in distill_all(manifest, located):
             students[finished.student.method, finished.student.seed] = finished
             on_student(finished)
     return [students[each.method, each.seed] for each in located]

@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd.cluster import distillation
+from dfkd.cluster import students
 from dfkd.cluster.connection import connected
-from dfkd.cluster.synthesis import build, identify
+from dfkd.cluster.making import build, identify
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import fresh_tasks, image_count, task_count
 from dfkd.dataset.published import (
@@ -222,7 +222,7 @@ class _Run:
         Results go to the folder `name` of the attempt.
         """
         for seed in self.manifest.distillation.seeds:
-            finished = distillation.distill(self.manifest, self.manifest.method, seed, version.id)
+            finished = students.distill(self.manifest, self.manifest.method, seed, version.id)
             action = "reused" if finished.reused else "trained"
             print(
                 f"{name} {version.id} seed {seed}: {action} {finished.student.location}", flush=True

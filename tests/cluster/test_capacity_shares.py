@@ -11,7 +11,7 @@ from dfkd.cluster.capacity import (
     plan_ranks,
     plan_students,
 )
-from dfkd.cluster.distillation import StudentActor, student_engine
+from dfkd.cluster.students import StudentActor, student_engine
 from dfkd.config.manifest import Cluster
 
 

@@ -13,8 +13,8 @@ import ray
 from dfkd.cluster import metrics
 from dfkd.cluster.capacity import WorkerResources
 from dfkd.cluster.engine import Actor, Engine, Quarantined
+from dfkd.cluster.making import _ShardReport
 from dfkd.cluster.metrics import ALL_COUNTS, Count, Pace
-from dfkd.cluster.synthesis import _ShardReport
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import UnitResult
 from dfkd.config.identity import identity

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd.cluster import distillation as module
+from dfkd.cluster import students as module
 from dfkd.cluster.capacity import Ranks
-from dfkd.cluster.distillation import RANK_GRACE_SECONDS, StudentDistiller, StudentTask, distill
+from dfkd.cluster.students import RANK_GRACE_SECONDS, StudentDistiller, StudentTask, distill
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from dfkd.cluster import connection
-from dfkd.cluster import synthesis as making
+from dfkd.cluster import connection, making
 from dfkd.cluster.connection import require_shared_storage
 from dfkd.cluster.engine import Engine
-from dfkd.cluster.synthesis import build, demand, identify, is_published, write_missing
+from dfkd.cluster.making import build, demand, identify, is_published, write_missing
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import Worker, synthesis_engine
 from dfkd.config.manifest import Cluster, Manifest

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd.cluster.synthesis import identify
+from dfkd.cluster.making import identify
 from dfkd.cluster.worker import Worker
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dfkd.cluster.synthesis import identify
+from dfkd.cluster.making import identify
 from dfkd.cluster.worker import Worker
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import PromptPart, units

@@ -12,16 +12,16 @@ import ray
 import ray.train
 from ray._private.node import Node
 
-from dfkd.cluster import distillation as module
-from dfkd.cluster.distillation import (
+from dfkd.cluster import students as module
+from dfkd.cluster.rank import train
+from dfkd.cluster.ray_internals import draining_nodes
+from dfkd.cluster.students import (
     StudentDistiller,
     StudentTask,
     distill,
     distill_all,
     student_engine,
 )
-from dfkd.cluster.rank import train
-from dfkd.cluster.ray_internals import draining_nodes
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller
 from dfkd.distillation.student_store import StudentLocation, locate_students

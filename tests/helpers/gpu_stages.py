@@ -17,7 +17,7 @@ from tests.helpers import emulated_cuda
 emulated_cuda.install()  # first, because modules of the package keep functions of torch
 
 import dfkd  # noqa: E402
-from dfkd.cluster.synthesis import identify  # noqa: E402
+from dfkd.cluster.making import identify  # noqa: E402
 from dfkd.cluster.worker import Worker  # noqa: E402
 from dfkd.config.distillation import Augmentation  # noqa: E402
 from dfkd.config.manifest import Manifest  # noqa: E402

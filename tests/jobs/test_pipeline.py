@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import dfkd
-from dfkd.cluster.synthesis import identify
+from dfkd.cluster.making import identify
 from dfkd.config.identity import weights_of
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import blocks, tasks

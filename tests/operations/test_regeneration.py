@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from dfkd.cluster import distillation
+from dfkd.cluster import students
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import blocks, tasks
@@ -65,7 +65,7 @@ def test_images_that_could_not_be_read_decide_nothing(
     monkeypatch.setattr(regeneration, "evaluate", lambda *_: scored)
     monkeypatch.setattr(regeneration, "note_origin", lambda *_: None)
     monkeypatch.setattr(regeneration._Run, "score", SCORE)
-    monkeypatch.setattr(distillation, "distill", lambda *_: student)
+    monkeypatch.setattr(students, "distill", lambda *_: student)
     publish(manifest)
     with pytest.raises(PartialError, match=r"1 images could not be read, the first is photo/dog"):
         regenerate(manifest)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dfkd
-from dfkd.cluster.synthesis import identify
+from dfkd.cluster.making import identify
 from dfkd.cluster.worker import Worker
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import begin

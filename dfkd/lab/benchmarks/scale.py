@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dfkd.cluster.connection import connected
-from dfkd.cluster.synthesis import identify, write_missing
+from dfkd.cluster.making import identify, write_missing
 from dfkd.cluster.worker import Worker, synthesis_engine
 from dfkd.config.manifest import Manifest, StorageConfig
 from dfkd.config.plan import Unit, blocks, image_count, task_count

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd.cluster import distillation
+from dfkd.cluster import students
 from dfkd.cluster.capacity import plan_students
-from dfkd.cluster.distillation import StudentActor, student_engine
+from dfkd.cluster.students import StudentActor, student_engine
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import open_version
@@ -77,7 +77,7 @@ def run_job(job: StudentJob, threads: int, actor_cpus: float | None = None) -> S
         check_initial_weights(
             cell.manifest, student.version, cell.method, cell.seed, job.store.model
         )
-        distillation.distill_located(cell.manifest, student, actor_cpus)
+        students.distill_located(cell.manifest, student, actor_cpus)
         # Before the scores: once the cell is stored, nothing is added to it.
         agreed = measure_agreement(cell, student, job.held_out) if job.held_out else None
         return job, score(

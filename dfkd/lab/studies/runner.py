@@ -17,7 +17,7 @@ from typing import Any
 from dfkd.cluster.capacity import divide_resources, schedulable_nodes
 from dfkd.cluster.connection import cluster_address, connected
 from dfkd.cluster.engine import Engine
-from dfkd.cluster.synthesis import build, identify, is_published
+from dfkd.cluster.making import build, identify, is_published
 from dfkd.cluster.worker import synthesis_engine
 from dfkd.config.hashing import fingerprint
 from dfkd.config.identity import identity

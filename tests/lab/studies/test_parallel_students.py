@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd.cluster import distillation
+from dfkd.cluster import students
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.batch import Batch
 from dfkd.dataset.loader import Stream
@@ -111,7 +111,7 @@ def test_a_driver_plans_the_ranks_and_an_actor_is_the_only_one(
         given.append(arguments[-1])
         raise ManifestError("field", "rule", "value", "remedy")
 
-    monkeypatch.setattr(distillation, "distill_located", distill)
+    monkeypatch.setattr(students, "distill_located", distill)
     assert run_job(student_job, 1)[1] == "field: rule, got 'value'; remedy"
     StudentTrainer(2.0, 0).train(student_job)
     assert given == [None, 2.0]
@@ -126,7 +126,7 @@ def test_a_node_with_other_initial_weights_trains_no_student(
     axes = [{"name": "Start", "values": {"W": {"distillation": {"weights": str(weights)}}}}]
     student_job = job_of(write(tmp_path, axes=axes, seeds=[0]))
     weights.write_bytes(b"those of another node")
-    monkeypatch.setattr(distillation, "distill_located", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(students, "distill_located", lambda *_: pytest.fail("it trains"))
     reason = StudentTrainer(1.0, 0).train(student_job)[1]
     assert reason.startswith("distillation.weights: must be the same on every node, got ")
 
