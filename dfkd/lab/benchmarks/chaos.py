@@ -187,8 +187,13 @@ def main(words: Sequence[str]) -> int:
     options = arguments.parse_args(words)
     if "RAY_AUTH_TOKEN" not in os.environ:
         # Ray reads these when it is imported, so this program starts once more.
-        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        own["PYTHONPATH"] = str(Path(__file__).parents[3])
+        own = {
+            "PYTHONPATH": str(Path(__file__).parents[3]),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            # Ray gives up a node whose helpers take longer to start than 30 s: here six start.
+            "RAY_agent_register_timeout_ms": "300000",
+        }
         again = [sys.executable, "-m", "dfkd.lab.benchmarks.chaos", *words]
         os.execve(sys.executable, again, os.environ | own)  # noqa: S606 - this program
     with tempfile.TemporaryDirectory(prefix="dfkd-chaos-") as folder:
