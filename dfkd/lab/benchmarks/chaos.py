@@ -74,10 +74,9 @@ def _raylet(node: Any) -> int:
 
 
 def _works(pid: int) -> bool:
-    """Whether a process is an actor, which Ray calls `ray::CLASS` or `ray::CLASS.method`."""
+    """Whether a process is a `Filler`; Ray's own helpers have such names too."""
     with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
-        return words.startswith(b"ray::") and not words.startswith(b"ray::IDLE")
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Filler")
     return False
 
 
