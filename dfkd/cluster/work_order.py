@@ -1,4 +1,4 @@
-"""Choose what the pool of a synthesis starts next: prompts, then images."""
+"""Choose what the workers of a synthesis start next: prompts, then images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,14 +73,14 @@ class PromptProgress(Closing):
                     known += 1
                 if known >= needed:
                     break
-                yield None  # the pool asks again when a part has been made
+                yield None  # the engine asks again when a part has been made
             yield unit
 
 
 def ready_work(
     prompts: PromptProgress, images: Iterator[Unit | None], failed: Callable[[], bool]
 ) -> Iterator[PromptPart | PromptSummary | Unit | None]:
-    """Yield what a pool can do next, and None when it must wait for what is in progress.
+    """Yield what workers can do next, and None when they must wait for what is in progress.
 
     Args:
         images: the units in the order of their parts; None where one must wait for the one before.

@@ -93,10 +93,10 @@ class Worker(Actor):
 
     def work_on(self, manifest: Manifest, version: Version) -> None:
         """Make prompts and shards of `version` from now on."""
-        if self._prompt_maker or self._shard_maker:
+        self._prompt_maker = self._shard_maker = None
+        if self._teacher:
             # The generator goes before the next version loads its own. A synthesiser refers to its
             # own method, so only a collection frees its networks.
-            self._prompt_maker = self._shard_maker = None
             gc.collect()
             torch.cuda.empty_cache()
             # What is compiled for models that are gone counts towards torch's limit.

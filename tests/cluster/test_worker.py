@@ -1,4 +1,4 @@
-"""What a worker reads, and how often; what it makes and refuses is in test_synthesis.py."""
+"""What a worker reads, and how often; what it makes and refuses is in test_making.py."""
 
 import errno
 import gc
