@@ -19,11 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd.cluster import distillation
 from dfkd.cluster.connection import cluster_address, connected
-from dfkd.cluster.distillation import FinishedStudent
-from dfkd.cluster.synthesis import BuiltVersion, build, identify, is_published, require_space
-from dfkd.cluster.worker import synthesis_pool
+from dfkd.cluster.making import BuiltVersion, build, identify, is_published, require_space
+from dfkd.cluster.students import FinishedStudent, distill_all
+from dfkd.cluster.worker import synthesis_engine
 from dfkd.config.manifest import Manifest
 from dfkd.config.presets import PRESETS
 from dfkd.dataset.versions import refuse_unfinished
@@ -36,7 +35,7 @@ from dfkd.export import take_home as takehome
 from dfkd.export.predict import FACTS
 from dfkd.models.student import Student
 from dfkd.models.student import load_student as load
-from dfkd.operations.preflight import check_synthesis, note_unknown_names
+from dfkd.operations.preflight import check_synthesis, note_surprises
 from dfkd.report import page
 from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.storage import layout
@@ -122,19 +121,19 @@ def synthesize(
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
     check_synthesis(manifest)
-    note_unknown_names(manifest)
+    note_surprises(manifest)
     singles = [manifest.with_method(method) for method in manifest.methods]
     planned = [(single, identify(single)) for single in singles]
     _check_all_methods_first(planned, abandon)
     versions = []
-    pool = None
+    engine = None
     with contextlib.ExitStack() as ray_runtime:
         for single, identity in planned:
-            # A finished version needs no cluster; the others share one, and its actors.
-            if pool is None and not is_published(single, identity):
+            # A finished version needs no cluster; the others share one, and its workers.
+            if engine is None and not is_published(single, identity):
                 ray_runtime.enter_context(connected())
-                pool = ray_runtime.enter_context(synthesis_pool(manifest.cluster))
-            versions.append(build(single, identity, abandon, accept_partial, pool=pool))
+                engine = ray_runtime.enter_context(synthesis_engine(manifest.cluster))
+            versions.append(build(single, identity, abandon, accept_partial, engine=engine))
             on_version(versions[-1])
     return versions
 
@@ -174,7 +173,7 @@ def distill(
     missing = [each for each in located if not each.finished]
     students = {}
     with connected() if _needs_ray(manifest, len(missing)) else contextlib.nullcontext():
-        for finished in distillation.distill_all(manifest, located):
+        for finished in distill_all(manifest, located):
             students[finished.student.method, finished.student.seed] = finished
             on_student(finished)
     return [students[each.method, each.seed] for each in located]

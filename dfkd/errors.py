@@ -107,7 +107,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 class _Shown(str):
-    """The finished text of a value, which an error shows as it is when it is made again."""
+    """The finished text of a value, which an unpickled error shows as it is."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -123,20 +123,10 @@ class ManifestError(DfkdError):
         shown = shown if len(shown) <= MAX_VALUE_LENGTH else f"{shown[:MAX_VALUE_LENGTH]}..."
         super().__init__(f"{field}: {rule}, got {shown}; {remedy}")
         self.field = field
-        self._parts = (field, rule, _Shown(shown), remedy)
-
-    def of_section(self, old: str, new: str) -> "ManifestError":
-        """The same error with keys of section `new` in place of those of section `old`.
-
-        Two sections that are read by the same code need it, such as `teacher` and `text_only`.
-        """
-        key = re.compile(rf"(?<![\w./'\"-]){re.escape(old)}\.")  # not in a path or a quotation
-        field, rule, shown, remedy = self._parts
-        field, rule, remedy = (key.sub(f"{new}.", text) for text in (field, rule, remedy))
-        return type(self)(field, rule, shown, remedy)
+        self.parts = (field, rule, _Shown(shown), remedy)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._parts
+        return type(self), self.parts
 
 
 class WeightsError(ManifestError):

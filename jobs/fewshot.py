@@ -7,6 +7,7 @@ from typing import Any
 
 from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
+from dfkd.lab.few_shot.settings import FewShot, read_options
 from dfkd.storage.local import open_storage
 
 
@@ -15,20 +16,20 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from dfkd.lab.few_shot import run
-    from dfkd.lab.few_shot.starts import check_starts
+    from dfkd.lab.few_shot.tuning import check_starts
 
-    config = manifest.fewshot
-    check_starts(manifest, torch.device("cpu"), students=False)
-    data, names = run.select_domains(manifest)
+    config = read_options(options)
+    check_starts(manifest, config, torch.device("cpu"), students=False)
+    data, names = run.select_domains(manifest, config)
     return {
         "domains": list(names),
         "images": sum(item.domain in names for item in data.items),
         "shots": sorted(config.shots),
         "seeds": list(config.seeds),
         "starts": list(config.starts),
-        "trainings": len(names) * run.count_trainings(manifest),
+        "trainings": len(names) * run.count_trainings(config),
         "epochs": config.epochs,
-        "notes": [*data.notes, *run.notes(manifest, data, names)],
+        "notes": [*data.notes, *run.notes(config, data, names)],
     }
 
 
@@ -38,11 +39,10 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     Raises:
         PartialError: some images could not be read; everything else was used and written.
     """
-    from dfkd.lab.few_shot.curves import markdown
-    from dfkd.lab.few_shot.results import FOLDER, KEY
+    from dfkd.lab.few_shot.results import FOLDER, KEY, markdown
     from dfkd.lab.few_shot.run import few_shot
 
-    results = few_shot(manifest, threads=options.threads)
+    results = few_shot(manifest, read_options(options), threads=options.threads)
     root = open_storage(manifest.storage.root)
     print(markdown(results))
     print(f"curves {root.location(f'{FOLDER}/curves.svg')}")
@@ -50,9 +50,26 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     return root.location(KEY)
 
 
+def names(text: str) -> list[str]:
+    """The words between commas; none in an empty text."""
+    return [name.strip() for name in text.split(",")] if text else []
+
+
+def numbers(text: str) -> list[int]:
+    """The whole numbers between commas."""
+    return [int(number) for number in text.split(",")]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns the exit code."""
     arguments = command_line.parser(__doc__ or "")
+    add, usual = arguments.add_argument, FewShot()
+    add("--domains", type=names, metavar="A,B", help="domains of evaluation.data (all)")
+    add("--shots", type=numbers, metavar="K,K", help=f"images of each class {usual.shots}")
+    add("--seeds", type=numbers, metavar="N,N", help=f"of draws and new weights {usual.seeds}")
+    add("--starts", type=names, metavar="A,B", help=f"initial weights {usual.starts}")
+    add("--epochs", type=int, metavar="N", help=f"epochs of each training ({usual.epochs})")
+    add("--learning-rate", type=float, help=f"of trained weights ({usual.learning_rate})")
     command_line.add_threads(arguments)
     return command_line.run(arguments, work, plan, argv)
 

@@ -16,10 +16,10 @@ from dfkd.config.plan import estimated_bytes, image_count, image_steps, sampling
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would make, and what it costs at least; the steps are summed over all images."""
     from dfkd.operations import estimate
-    from dfkd.operations.preflight import check_synthesis, note_unknown_names
+    from dfkd.operations.preflight import check_synthesis, note_surprises
 
     teacher, generator = check_synthesis(manifest)
-    note_unknown_names(manifest)
+    note_surprises(manifest)
     methods = manifest.methods
     images = image_count(manifest) * len(methods)
     single = [manifest.with_method(method) for method in methods]

@@ -18,7 +18,8 @@ from ceph import Ceph
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher
 from tests.helpers.jobs import ROOT
-from tests.helpers.tiny_models import GENERATOR, TEACHER
+from tests.helpers.tiny_models import TEACHER
+from tests.helpers.tiny_models import VQGAN as SETTINGS
 
 # Ray's workers otherwise wait for all else that runs on the machine, and tests for them. Ray reads
 # this when it is first imported, by the modules of tests or by the jobs they start.
@@ -50,7 +51,7 @@ def teacher() -> Teacher:
 @pytest.fixture(scope="session")
 def generator() -> VQGAN:
     """The miniature generator, on the CPU."""
-    return VQGAN.load(GENERATOR, torch.device("cpu"))
+    return VQGAN.load(SETTINGS, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

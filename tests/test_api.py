@@ -52,23 +52,27 @@ def test_a_manifest_is_read_with_other_values(tmp_path: Path) -> None:
         classes=["café", "tree: big", "🚀"],
         storage={"root": tmp_path},
         prompts={"method": "mix", "contrastive": {"updates": 1}},
-        generator={"refine_steps": 2, "refine_rate": 1e-05},
+        generator={"diffusers": {"refine_steps": 2, "refine_rate": 1e-05}},
         synthesis={"precision": "float32"},
     )
     assert manifest.classes == ("café", "tree: big", "🚀")
     assert manifest.storage.root == str(tmp_path)
-    assert (manifest.prompts.method, manifest.prompts.contrastive.updates) == (("mix",), 1)
-    assert (manifest.generator.refine_steps, manifest.generator.refine_rate) == (2, 1e-05)
+    assert manifest.prompts.method == ("mix",)
+    assert manifest.prompts.kinds["contrastive"].updates == 1
+    generator = manifest.generator.settings
+    assert (generator.optimisation_steps, generator.latent_rate) == (3, 1e-05)
     assert manifest.synthesis.precision == "float32"
-    assert manifest.synthesis.steps == dfkd.read_manifest(MINIATURE).synthesis.steps
-    with pytest.raises(dfkd.ManifestError, match=r"synthesis\.steps.*got '9'"):
-        dfkd.read_manifest(MINIATURE, synthesis={"steps": "9"})
+    own = dfkd.read_manifest(MINIATURE).generator.settings
+    assert generator.sampling_steps == own.sampling_steps
+    with pytest.raises(dfkd.ManifestError, match=r"generator\.diffusers\.steps.*got '9'"):
+        dfkd.read_manifest(MINIATURE, generator={"diffusers": {"steps": "9"}})
     dotted: dict[str, object] = {
         "prompts.contrastive": {"updates": 1},
         "prompts.contrastive.bank": 2,
     }
     found = dfkd.read_manifest(MINIATURE, **dotted)
-    assert (found.prompts.contrastive.updates, found.prompts.contrastive.bank) == (1, 2)
+    contrastive = found.prompts.kinds["contrastive"]
+    assert (contrastive.updates, contrastive.bank) == (1, 2)
     aliases = {"T.V.": "tv", "a=b": "="}  # names, whose dots and signs separate nothing
     found = dfkd.read_manifest(MINIATURE, classes=list(aliases), evaluation={"aliases": aliases})
     assert found.evaluation.aliases == aliases
@@ -216,11 +220,13 @@ def test_the_lines_for_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         exec(statement, names)
     given = names["manifest"]
     assert isinstance(given, dfkd.Manifest)
-    contrastive = dataclasses.replace(given.prompts.contrastive, updates=2)
+    contrastive = dataclasses.replace(given.prompts.kinds["contrastive"], updates=2)
+    sampler = dataclasses.replace(given.generator.kinds["diffusers"], steps=2)
     names["manifest"] = given.with_values(
         cluster={"workers": 1},
-        prompts={"method": given.prompts.method[-1:], "contrastive": contrastive},
-        synthesis={"images_per_class": 4, "shard_size": 4, "steps": 2},
+        prompts={"method": ("contrastive",), "kinds": {"contrastive": contrastive}},
+        generator={"kinds": {"diffusers": sampler}},
+        synthesis={"images_per_class": 4, "shard_size": 4},
         distillation={"epochs": 1, "batch_size": 8},
         text_only={"styles": 1},
     )

@@ -2,7 +2,7 @@
 
 import pickle
 
-from dfkd.errors import ManifestError, WeightsError, as_utf8, one_line, printable_line
+from dfkd.errors import ManifestError, as_utf8, one_line, printable_line
 
 
 def test_a_library_s_error_is_one_line_that_is_never_empty() -> None:
@@ -17,20 +17,6 @@ def test_a_printable_line_has_no_breaks_tabs_or_codes() -> None:
 
 def test_bytes_that_are_no_text_are_told_apart() -> None:
     assert as_utf8("é\udcff\udcfe") == r"é\udcff\udcfe"
-
-
-def test_an_error_of_another_section_names_its_keys_and_the_value_as_it_is() -> None:
-    path = "/weights/teacher.safetensors"
-    error = WeightsError(
-        "teacher.weights", "must fit teacher.model", path, "name another teacher.weights"
-    )
-    found = error.of_section("teacher", "text_only")
-    assert (type(found), found.field, found.exit_code) == (WeightsError, "text_only.weights", 2)
-    assert str(found) == (
-        f"text_only.weights: must fit text_only.model, got '{path}'; name another text_only.weights"
-    )
-    file = ManifestError("teacher.weights", "must be there", "my teacher.pt", "check the path")
-    assert "got 'my teacher.pt'; " in str(file.of_section("teacher", "text_only"))
 
 
 def test_errors_can_be_pickled_without_loss() -> None:

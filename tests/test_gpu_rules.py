@@ -5,14 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 
-from dfkd.config.methods import InversionMethod
 from dfkd.models.generators.diffusers_folder import SCHEDULERS
 from tests.helpers import emulated_cuda
+from tests.helpers.inversion_runs import METHODS
 
 pytestmark = [
     pytest.mark.heavy,
@@ -40,7 +39,7 @@ def python(library: Path, *words: str) -> subprocess.CompletedProcess[str]:
         pytest.param("diffusion", SCORED, marks=pytest.mark.slow),
         pytest.param("vqgan", SCORED, marks=pytest.mark.slow),
         pytest.param("schedulers", list(SCHEDULERS), marks=pytest.mark.slow),
-        *((method, SCORED[:2]) for method in get_args(InversionMethod)),
+        *((method, SCORED[:2]) for method in METHODS),
     ],
 )
 def test_a_run_obeys_the_rules_of_a_gpu(

@@ -11,14 +11,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 from ray.exceptions import AuthenticationError
 
 from dfkd.cluster.capacity import count_nodes, has_autoscaler
 from dfkd.cluster.ray_internals import in_submitted_folder, quiet_authentication
-from dfkd.errors import InfrastructureError, ManifestError, one_line
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError, one_line
 from dfkd.storage.base import BUCKET_ROOTS, Storage
 
 LOCAL_OBJECT_STORE = 128 << 20
@@ -57,81 +57,61 @@ def connected() -> Iterator[None]:
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     options: dict[str, Any] = {"address": address or "local", "logging_level": logging.WARNING}
     if not address:
-        options |= _local_options()
+        import torch  # here, because it takes seconds, and only a local Ray needs it
+
+        options |= {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
+        # A torch without CUDA could use no GPU that Ray finds.
+        if not torch.backends.cuda.is_built():
+            options["num_gpus"] = 0
         # Otherwise Ray writes one into `~/.ray`, for everyone to read who may enter there, and a
         # container's user may have no home.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    own_handler = signal.getsignal(signal.SIGTERM)
     try:
         # Fail within seconds where Ray would retry for minutes.
         _check_reachable(address)
-        with _own_handler_of_sigterm():
-            ray.init(**options)
+        ray.init(**options)
     except Exception as error:  # Ray raises plain Exception if the machine is too busy to start it
-        if address:
-            _refuse_address(address, error)
-        _refuse_here(error)
+        raise _no_connection(address, error) from None
+    finally:
+        # Ray's would abort the process with a stack trace and leave an open progress bar.
+        if callable(own_handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own_handler)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _local_options() -> dict[str, Any]:
-    """What `ray.init` is told about a Ray of this machine only."""
-    import torch  # here, because it takes seconds, and only a local Ray needs it
-
-    options = {"include_dashboard": False, "object_store_memory": LOCAL_OBJECT_STORE}
-    # A torch without CUDA could use no GPU that Ray finds.
-    return options if torch.backends.cuda.is_built() else {**options, "num_gpus": 0}
-
-
-@contextmanager
-def _own_handler_of_sigterm() -> Iterator[None]:
-    """Keep this process's handler of SIGTERM, if it has one in Python.
-
-    Ray's handlers would abort the process with a stack trace and leave an open progress bar.
-    """
-    own = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if callable(own) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, own)
-
-
-def _refuse_address(address: str, error: Exception) -> NoReturn:
-    """Raise what it means that the cluster of RAY_ADDRESS could not be joined."""
+def _no_connection(address: str, error: Exception) -> DfkdError:
+    """What it means that the cluster of RAY_ADDRESS could not be joined, or no Ray be started."""
+    if not address:
+        # Ray puts its sockets below this folder, and the path of a socket has at most 107 bytes.
+        if "AF_UNIX path length" in str(error):
+            folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+            rule = "must be short enough for Ray's sockets"
+            return ManifestError("TMPDIR", rule, folder, "set RAY_TMPDIR=/tmp")
+        return InfrastructureError(
+            f"Ray does not start on this machine ({one_line(error)}); run the same command again"
+        )
     if isinstance(error, ValueError):
-        raise ManifestError(
+        return ManifestError(
             "RAY_ADDRESS",
             "must be host:port or auto, and not an address of Ray's client",
             address,
             "give one of the two, or unset it",
-        ) from None
+        )
     if "Version mismatch" in str(error) or isinstance(error, AuthenticationError):
-        raise ManifestError(
+        return ManifestError(
             "RAY_ADDRESS",
             "must be a cluster with this Python and Ray, whose token you have",
             one_line(error),
             "use the cluster's environment, see cluster/README.md",
-        ) from None
-    raise InfrastructureError(
+        )
+    return InfrastructureError(
         f"RAY_ADDRESS: no Ray cluster answered at {address} ({error}); start one, set "
         "RAY_AUTH_MODE=token if it has a token, or unset RAY_ADDRESS to run locally"
-    ) from None
-
-
-def _refuse_here(error: Exception) -> NoReturn:
-    """Raise what it means that Ray could not be started on this machine."""
-    # Ray puts its sockets below this folder, and the path of a socket has at most 107 bytes.
-    if "AF_UNIX path length" in str(error):
-        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-        raise ManifestError(
-            "TMPDIR", "must be short enough for Ray's sockets", folder, "set RAY_TMPDIR=/tmp"
-        ) from None
-    raise InfrastructureError(
-        f"Ray does not start on this machine ({one_line(error)}); run the same command again"
-    ) from None
+    )
 
 
 def _check_reachable(address: str) -> None:

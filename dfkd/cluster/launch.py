@@ -4,7 +4,6 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray.train
@@ -52,41 +51,6 @@ class PreemptedError(InfrastructureError):
     """The node of the only rank is about to be taken away; its checkpoint is written."""
 
 
-@dataclass
-class _Deaths:
-    """Counts the rank deaths since the last new checkpoint.
-
-    A long training on spot nodes may see any number of deaths while it makes progress.
-    """
-
-    newest: Callable[[], int]
-    """The step of the newest checkpoint, from which ranks restart."""
-    count: int = 0
-    reached: int = 0
-    """The newest checkpoint at the last death."""
-
-    def add(self, failures: Sequence[Exception]) -> None:
-        """Count a death, after which ranks start again from the checkpoint.
-
-        Raises:
-            InfrastructureError: there were too many.
-            Exception: a rank raised it. An error of the code or of the data would come again.
-        """
-        if (cause := root_cause(failures)) is not None:
-            raise cause from None
-        before, self.reached = self.reached, self.newest()
-        self.count = 1 if self.reached > before else self.count + 1
-        if self.count > MAX_RANK_FAILURES:
-            raise InfrastructureError(
-                f"distillation: ranks died more than {MAX_RANK_FAILURES} times without a new "
-                f"checkpoint ({_ray_first(failures)}); run the same command again, it resumes"
-            ) from None
-        say(
-            f"note: distillation: a rank died ({_ray_first(failures)}); all ranks restart from "
-            f"step {self.reached}"
-        )
-
-
 def run_ranks(
     loop: Loop,
     config: dict[str, Any],
@@ -108,7 +72,7 @@ def run_ranks(
         Exception: any other exception of a rank, with that rank's traceback as a note.
     """
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    deaths = _Deaths(newest)
+    deaths = reached = 0
     # Local mode runs in this process, where the rank sets its own number of threads.
     with thread_limit(0):
         while True:
@@ -118,29 +82,38 @@ def run_ranks(
             try:
                 if not _fit(loop, config, name, ranks, timeout):
                     return
-                _refuse_local_restart(ranks)
             except WorkerGroupError as error:
-                deaths.add(list(error.worker_failures.values()))
+                failures = list(error.worker_failures.values())
+                # An error of the code or of the data would come again.
+                if (cause := root_cause(failures)) is not None:
+                    raise cause from None
+                # A long training on spot nodes may see any number of deaths as it makes progress.
+                before, reached = reached, newest()
+                deaths = 1 if reached > before else deaths + 1
+                reason = ray_reason(max(failures, key=_is_of_ray))
+                if deaths > MAX_RANK_FAILURES:
+                    raise InfrastructureError(
+                        f"distillation: ranks died more than {MAX_RANK_FAILURES} times without a "
+                        f"new checkpoint ({reason}); run the same command again, it resumes"
+                    ) from None
+                say(
+                    f"note: distillation: a rank died ({reason}); all ranks restart from step "
+                    f"{reached}"
+                )
             except (TrainingFailedError, RayActorError) as error:
-                raise _gave_up(error) from None
-
-
-def _gave_up(error: Exception) -> InfrastructureError:
-    """The error of a run whose controller in Ray has died or given up."""
-    # Not started again here: without a dashboard nobody frees what it has reserved.
-    return InfrastructureError(
-        f"distillation: Ray gave up on the ranks ({ray_reason(error)}); free or add nodes, check "
-        "the network between them, and run the same command again, it resumes"
-    )
-
-
-def _refuse_local_restart(ranks: Ranks) -> None:
-    """Raise `PreemptedError` if the rank runs in this process, which cannot go to another node."""
-    if ranks.local:
-        raise PreemptedError(
-            "distillation: this node is about to be taken away; run the same command again on "
-            "another one, it resumes"
-        )
+                # Ray's controller has died or given up. It is not started again here: without a
+                # dashboard nobody frees what it has reserved.
+                raise InfrastructureError(
+                    f"distillation: Ray gave up on the ranks ({ray_reason(error)}); free or add "
+                    "nodes, check the network between them, and run the same command again, it "
+                    "resumes"
+                ) from None
+            else:
+                if ranks.local:  # this process cannot go to another node
+                    raise PreemptedError(
+                        "distillation: this node is about to be taken away; run the same command "
+                        "again on another one, it resumes"
+                    )
 
 
 def _fit(loop: Loop, config: dict[str, Any], name: str, ranks: Ranks, timeout: float) -> bool:
@@ -220,21 +193,15 @@ def root_cause(failures: Sequence[Exception]) -> Exception | None:
     for failure in failures:
         if isinstance(failure, DfkdError):
             return failure
-    return None if any(map(_means_dead_rank, failures)) else failures[0]
-
-
-def _means_dead_rank(failure: Exception) -> bool:
-    """Whether Ray found a rank dead, or a rank lost its GPU or the connection to another rank."""
-    # gloo raises a plain RuntimeError whose text names gloo's source file.
-    lost = isinstance(failure, DistError | torch.AcceleratorError)
-    return lost or "gloo/transport" in str(failure) or _is_of_ray(failure)
+    for failure in failures:
+        # Ray found a rank dead, or a rank lost its GPU or the connection to another rank: gloo
+        # raises a plain RuntimeError whose text names gloo's source file.
+        lost = isinstance(failure, DistError | torch.AcceleratorError)
+        if lost or "gloo/transport" in str(failure) or _is_of_ray(failure):
+            return None
+    return failures[0]
 
 
 def _is_of_ray(failure: Exception) -> bool:
     """Whether an exception is one of Ray's own."""
     return type(failure).__module__.partition(".")[0] == "ray"
-
-
-def _ray_first(failures: Sequence[Exception]) -> str:
-    """What one exception says, Ray's own if there is one; at most 300 characters."""
-    return ray_reason(max(failures, key=_is_of_ray))

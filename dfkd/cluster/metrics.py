@@ -12,7 +12,7 @@ from typing import TypeVar
 import ray
 from ray.util.metrics import Counter
 
-from dfkd.cluster.actors.failures import Quarantined
+from dfkd.cluster.engine import Quarantined
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Unit
 from dfkd.dataset.receipts import Receipt

@@ -72,7 +72,7 @@ class Job:
     """Where the first rank shows its progress."""
 
     def as_config(self) -> dict[str, Any]:
-        """The config of a loop (`dfkd.cluster.launch.run_ranks`) with this job.
+        """The config of `train` with this job (see `dfkd.cluster.launch.run_ranks`).
 
         It is pickled, because Ray's controller would import this package, in seconds, to pass it
         on.
@@ -94,41 +94,52 @@ def train(config: dict[str, Any]) -> bool:
         started again (see `dfkd.cluster.launch.Loop`); False if the student is finished.
     """
     job = Job.of_config(config)
-    # Loading and writing may hang like a step.
-    with HangWatch(job.manifest.cluster.task_timeout) as hang_watch:
-        return _train(job, hang_watch)
-
-
-def _train(job: Job, hang_watch: HangWatch) -> bool:
-    """See `train`."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    enter_folder(job.folder)
-    configure_process(job.ranks.cpus)
-    root = open_storage(job.manifest.storage.root).observed(count_request)
-    folder = root.child(layout.student(job.name))
-    # If a rank died just after rank 0 wrote the student, all ranks restart and end here.
-    if ray.train.collective.broadcast_from_rank_zero(folder.exists(CARD)):
+    # Loading and writing may hang like a step.
+    with HangWatch(job.manifest.cluster.task_timeout) as hang_watch:
+        enter_folder(job.folder)
+        configure_process(job.ranks.cpus)
+        root = open_storage(job.manifest.storage.root).observed(count_request)
+        folder = root.child(layout.student(job.name))
+        # If a rank died just after rank 0 wrote the student, all ranks restart and end here.
+        if ray.train.collective.broadcast_from_rank_zero(folder.exists(CARD)):
+            return False
+        home = root.child(layout.data(job.method))
+        require_on_this_node(home.child(layout.version(job.version)), layout.MANIFEST)
+        version = open_version(home, job.version)
+        # On each node, because each reads its own weight files.
+        check_initial_weights(job.manifest, version, job.method, job.seed, job.name)
+        if job.manifest.distillation.labels != "stored":
+            check_teacher(job.manifest, job.method, version)
+        stream = open_stream(job.manifest, version, job.seed, rank, world, job.ranks.cpus)
+        distiller = open_distiller(job, version, stream, rank, world)
+        checkpoints = Checkpoints(folder.child(layout.CHECKPOINTS))
+        # Rank 0 decides, because a rank of an earlier attempt may still write while others list.
+        newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
+        if newest:
+            distiller.restore(_read(checkpoints, newest))
+        pace = Pace(stream.rank_batch_size, manifest=job.manifest.name, method=job.method)
+        loop = _Loop(stream, distiller, pace, hang_watch)
+        if rank:
+            return loop.run(PreemptionWatch(), distiller.advance, lambda: None)
+        # Rank 0 also shows progress and writes checkpoints and student.
+        batch_size = job.manifest.distillation.batch_size
+        done, total = distiller.step * batch_size, distiller.schedule.total * batch_size
+        shown = {"terminal": progress.bar, "relayed": relayed_bar, "log": LineBar}[job.bar]
+        bar: Bar = shown(f"{job.method} student", total, "img", done)
+        with Tracker(bar, folder.child(layout.TENSORBOARD), batch_size) as tracker:
+            leader = _Leader(distiller, tracker, checkpoints)
+            watch = LocalPreemptionWatch() if job.ranks.local else PreemptionWatch()
+            # Stopped early: the checkpoint is written, and the next ranks go on from it.
+            if loop.run(watch, leader.advance, leader.save):
+                return True
+            tracker.upload()
+        _write_student(job, version, folder, distiller, leader.means)
+        # The card is written, so the student is finished; a kill before this line leaves
+        # checkpoints, which the next call of `distill` clears.
+        checkpoints.clear()
         return False
-    home = root.child(layout.data(job.method))
-    require_on_this_node(home.child(layout.version(job.version)), layout.MANIFEST)
-    version = open_version(home, job.version)
-    # On each node, because each reads its own weight files.
-    check_initial_weights(job.manifest, version, job.method, job.seed, job.name)
-    if job.manifest.distillation.labels != "stored":
-        check_teacher(job.manifest, job.method, version)
-    stream = open_stream(job.manifest, version, job.seed, rank, world, job.ranks.cpus)
-    distiller = open_distiller(job, version, stream, rank, world)
-    checkpoints = Checkpoints(folder.child(layout.CHECKPOINTS))
-    # Rank 0 decides, because a rank of an earlier attempt may still write while others list.
-    newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
-    if newest:
-        distiller.restore(_read(checkpoints, newest))
-    pace = Pace(stream.rank_batch_size, manifest=job.manifest.name, method=job.method)
-    loop = _Loop(stream, distiller, pace, hang_watch)
-    if rank == 0:
-        return _train_as_leader(job, version, folder, loop, checkpoints)
-    return loop.run(PreemptionWatch(), distiller.advance, lambda: None)
 
 
 def _read(checkpoints: Checkpoints, step: int) -> dict[str, Tensor]:
@@ -250,27 +261,6 @@ class _Leader:
         self.checkpoints.write(self.distiller.step, self.distiller.state())
 
 
-def _train_as_leader(
-    job: Job, version: PublishedVersion, folder: Storage, loop: _Loop, checkpoints: Checkpoints
-) -> bool:
-    """`_Loop.run` for rank 0, which also shows progress and writes checkpoints and student."""
-    distiller, batch_size = loop.distiller, job.manifest.distillation.batch_size
-    done, total = distiller.step * batch_size, distiller.schedule.total * batch_size
-    bar = _bar(job, f"{job.method} student", total, done)
-    with Tracker(bar, folder.child(layout.TENSORBOARD), batch_size) as tracker:
-        leader = _Leader(distiller, tracker, checkpoints)
-        # Stopped early: the checkpoint is written, and the ranks that start next go on from it.
-        node_watch = LocalPreemptionWatch() if job.ranks.local else PreemptionWatch()
-        if loop.run(node_watch, leader.advance, leader.save):
-            return True
-        tracker.upload()
-    _write_student(job, version, folder, distiller, leader.means)
-    # The card is written, so the student is finished; a kill before this line leaves checkpoints,
-    # which the next call of `distill` clears.
-    checkpoints.clear()
-    return False
-
-
 def _write_student(
     job: Job,
     version: PublishedVersion,
@@ -293,15 +283,6 @@ def _write_student(
         "training": means,
     }
     save_student(folder, student, contents)
-
-
-def _bar(job: Job, description: str, total: int, done: int) -> Bar:
-    """A progress bar in the place that the job names."""
-    if job.bar == "log":
-        return LineBar(description, total, "img", done)
-    if job.bar == "terminal":
-        return progress.bar(description, total, "img", done)
-    return relayed_bar(description, total, "img", done)
 
 
 def open_distiller(

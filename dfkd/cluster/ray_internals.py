@@ -7,7 +7,7 @@ minor release, and tests/cluster/test_ray_internals.py tests each use.
 import json
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -32,7 +32,7 @@ def local_torch_trainer() -> Any:
     Nor does it take over Ctrl-C, for which Ray's handler exits with 0 or, after the training, does
     nothing.
     """
-    # Imported here, because workers of a pool need no training, and this takes them seconds.
+    # Imported here, because workers need no training, and this takes them seconds.
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import (
@@ -117,8 +117,3 @@ def relayed_bar(description: str, total: int, unit: str, done: int) -> Bar:
 def quiet_authentication() -> None:
     """Silence Ray's message at each start that clusters use tokens by default."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-
-
-def avoiding(nodes: Collection[str]) -> dict[str, Any]:
-    """The options of an actor or task that Ray shall place on no node of these ids."""
-    return {"label_selector": {"ray.io/node-id": f"!in({','.join(nodes)})"}} if nodes else {}

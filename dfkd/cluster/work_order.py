@@ -1,4 +1,4 @@
-"""Choose what the pool of a synthesis starts next: prompts, then images."""
+"""Choose what the workers of a synthesis start next: prompts, then images."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from dfkd.config.plan import (
     Unit,
     part_count,
     part_name,
-    parts_at_once,
 )
 from dfkd.dataset.versions import Version
 from dfkd.storage import layout
@@ -56,34 +55,32 @@ class PromptProgress(Closing):
             self.bar = None
 
     def ready(self) -> Iterator[PromptPart | PromptSummary | None]:
-        """Yield each missing part when the parts it depends on are done; None until then.
-
-        Part n depends on parts 0 .. n - `parts_at_once`; the summary depends on all of them.
-        """
+        """Yield each missing part when all earlier ones are done, and then the summary; None until
+        then."""
         if self.bar is None:
             return
-        total, concurrent = part_count(self.manifest), parts_at_once(self.manifest)
+        total = part_count(self.manifest)
         parts = [PromptPart(number) for number in range(total) if number not in self.done]
         missing: list[PromptPart | PromptSummary] = [*parts, PromptSummary()]
         known = 0  # parts 0 .. known - 1 are done
         for unit in missing:
-            needed = unit.number - concurrent + 1 if isinstance(unit, PromptPart) else total
+            needed = unit.number if isinstance(unit, PromptPart) else total
             while True:
                 while known in self.done:
                     known += 1
                 if known >= needed:
                     break
-                yield None  # the pool asks again when a part has been made
+                yield None  # the engine asks again when a part has been made
             yield unit
 
 
 def ready_work(
-    prompts: PromptProgress, images: Iterator[Unit | None], failed: Callable[[], bool]
+    prompts: PromptProgress, images: Iterator[Unit], failed: Callable[[], bool]
 ) -> Iterator[PromptPart | PromptSummary | Unit | None]:
-    """Yield what a pool can do next, and None when it must wait for what is in progress.
+    """Yield what workers can do next, and None when they must wait for what is in progress.
 
     Args:
-        images: the units in the order of their parts; None where one must wait for the one before.
+        images: the units in the order of their parts.
         failed: whether a part of the prompts has failed, so that all the rest is in vain.
     """
     parts = prompts.ready()

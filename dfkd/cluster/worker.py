@@ -1,6 +1,6 @@
-"""What runs in the actors that build a version: they load the models, and make prompts and shards.
+"""A worker of a synthesis: it loads the models, and makes prompts and shards.
 
-An actor may be killed at any moment. Whatever it has finished is in storage, and another actor that
+A worker may be killed at any moment. Whatever it has finished is in storage, and another one that
 gets the same unit of work makes the same images: on CPUs of one kind to the bit, on a GPU up to
 rounding, because torch's backward pass of `grid_sample` adds there in any order.
 """
@@ -8,24 +8,20 @@ rounding, because torch's backward pass of `grid_sample` adds there in any order
 import gc
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-import pyarrow as pa
 import ray
 import torch
 
-from dfkd.cluster.actors.group import Actor
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import worker_resources
 from dfkd.cluster.connection import require_on_this_node
+from dfkd.cluster.engine import Actor, Engine
 from dfkd.cluster.metrics import count_request
 from dfkd.cluster.tracking import ShardSummary
+from dfkd.config.hashing import sha256_file
 from dfkd.config.identity import weights_of
 from dfkd.config.manifest import Cluster, Manifest
-from dfkd.config.methods import has_dependent_parts, prompt_method
 from dfkd.config.plan import (
     PromptPart,
     PromptSummary,
@@ -34,19 +30,17 @@ from dfkd.config.plan import (
     part_count,
     part_name,
 )
-from dfkd.dataset.chain import Chain
 from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.versions import Version
 from dfkd.errors import WeightsError
-from dfkd.models.generators import kinds
 from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher, file_hashes
 from dfkd.prompts.maker import PromptMaker
 from dfkd.prompts.statistics import statistics
 from dfkd.storage import layout
 from dfkd.storage.base import disk_full_error, require_disk_space, scratch_folder
+from dfkd.synthesis.image_source import SourceContext
 from dfkd.synthesis.shard_maker import ShardMaker
-from dfkd.synthesis.sources import image_source
 from dfkd.utils.device import configure_process, device_name, pick_device
 
 R = TypeVar("R")
@@ -69,49 +63,60 @@ class UnitResult(Generic[R]):
     """Whether the worker had made shards before, so that its models were loaded and compiled."""
 
 
-@dataclass
-class TeacherSlot:
-    """The teacher that a process has loaded, kept for its worker on the next version."""
+class Worker(Actor):
+    """Makes the prompts and the shards of one version after another.
 
-    key: Any = None
-    """Its section of the manifest, the sha256 of its files and its precision."""
-    teacher: Teacher | None = None
-
-
-@dataclass
-class Worker:
-    """Makes the prompts and the shards of a version, each with the models that it needs.
-
-    The first unit of work of each kind loads them: if the constructor did, a clear error would
-    become an actor that dies again and again.
+    Its process starts and imports once. The first unit of work of each kind loads the models that
+    it needs, and a teacher that the next version needs too is kept.
     """
 
     manifest: Manifest
     version: Version
-    cpus: float
-    slot: TeacherSlot = field(default_factory=TeacherSlot)
-    notes: list[str] = field(default_factory=list, init=False)
-    """`UnitResult.notes` of the current unit."""
-    _prompt_maker: PromptMaker | None = field(default=None, init=False)
-    _shard_maker: Any = field(default=None, init=False)
-    """A `ShardMaker`, or what a benchmark puts in its place."""
 
-    def __post_init__(self) -> None:
+    def __init__(self, cpus: float) -> None:
+        self.cpus = cpus
+        self.notes: list[str] = []
+        """`UnitResult.notes` of the current unit."""
+        self._teacher: Teacher | None = None
+        self._teacher_key: Any = None
+        """The teacher's section of the manifest, the sha256 of its files and its precision."""
+        self._prompt_maker: PromptMaker | None = None
+        self._shard_maker: ShardMaker | None = None
+
+    def begin(self, folder: str, *work: Any) -> None:
+        """See `Actor.begin`; `work` are the arguments of `work_on`."""
+        super().begin(folder)
+        self.work_on(*work)
+
+    def work_on(self, manifest: Manifest, version: Version) -> None:
+        """Make prompts and shards of `version` from now on."""
+        self._prompt_maker = self._shard_maker = None
+        if self._teacher:
+            # The generator goes before the next version loads its own. A synthesiser refers to its
+            # own method, so only a collection frees its networks.
+            gc.collect()
+            torch.cuda.empty_cache()
+            # What is compiled for models that are gone counts towards torch's limit.
+            torch.compiler.reset()
+        require_on_this_node(version.storage, layout.IDENTITY)
+        self.manifest = manifest
         # An observer is not pickled, so the version comes without one from the driver.
-        self.version = replace(self.version, home=self.version.home.observed(count_request))
+        self.version = replace(version, home=version.home.observed(count_request))
 
-    def run(self, unit: Any) -> UnitResult[Any]:
-        """Do a unit of work; returns its result and its cost."""
+    def run(self, unit: Unit | PromptPart | PromptSummary) -> UnitResult[Any]:
+        """Do a unit of work and leave its output in storage; returns a summary and the cost."""
         started = time.perf_counter()
         self.notes.clear()  # an attempt that raised has left its own
         warm = self._shard_maker is not None
-        result, notes = self.do_unit(unit), tuple(self.notes)
+        try:
+            result = self.make_shards(unit) if isinstance(unit, Unit) else self.make_prompts(unit)
+        except Exception:
+            # A source that goes on from part to part may be half-way in one.
+            self._shard_maker = None
+            raise
         seconds, node = time.perf_counter() - started, ray.util.get_node_ip_address()
-        return UnitResult(result, seconds, device_name(pick_device()), notes, node, unit.id, warm)
-
-    def do_unit(self, unit: Any) -> Any:
-        """Do a unit of work and leave its output in storage; returns a summary for the driver."""
-        return self.make_shards(unit) if isinstance(unit, Unit) else self.make_prompts(unit)
+        device, notes = device_name(pick_device()), tuple(self.notes)
+        return UnitResult(result, seconds, device, notes, node, unit.id, warm)
 
     def load_teacher(self) -> Teacher:
         """The teacher on this worker's device; also sets this process's number of threads."""
@@ -121,20 +126,20 @@ class Worker:
         hashes = file_hashes(config, cache)
         self._require_same("teacher", hashes)
         precision = self.manifest.synthesis.precision
-        slot, key = self.slot, (config, hashes, precision)
-        if slot.teacher is None or slot.key != key:
-            slot.teacher = None  # its memory is free before the next one is loaded
-            slot.teacher = Teacher.load(config, pick_device(), precision, cache)
-            slot.key = key
-        return slot.teacher
+        if self._teacher is None or self._teacher_key != (config, hashes, precision):
+            self._teacher = None  # its memory is free before the next one is loaded
+            self._teacher = Teacher.load(config, pick_device(), precision, cache)
+            self._teacher_key = (config, hashes, precision)
+        return self._teacher
 
     def load_generator(self) -> Generator | None:
         """The generator on this worker's device; None if the method has no latents."""
-        if prompt_method(self.manifest.method) is None:
+        if not self.manifest.source.follows_prompts:
             return None
-        hashes = kinds.file_hashes(self.manifest.generator, self.manifest.cache)
+        settings, cache = self.manifest.generator.settings, self.manifest.cache
+        hashes = {role: sha256_file(path) for role, path in settings.files(cache).items()}
         self._require_same("generator", hashes)
-        return kinds.load(self.manifest, pick_device(), self.manifest.synthesis.precision)
+        return settings.load(pick_device(), self.manifest.synthesis.precision, cache)
 
     def _require_same(self, section: str, digests: Mapping[str, str]) -> None:
         """Raise `WeightsError` if a weight file of this node is not that of the fingerprint.
@@ -167,7 +172,7 @@ class Worker:
             self._prompt_maker = PromptMaker(self.manifest, self.load_teacher(), carried)
         if isinstance(unit, PromptSummary):
             names = [part_name(number) for number in range(part_count(self.manifest))]
-            texts = self._prompt_maker.class_texts.cpu().numpy()
+            texts = self._prompt_maker.method.class_texts.cpu().numpy()
             summary = statistics(map(self.version.prompt_part, names), texts)
             self.version.seal_prompts(names, summary)
             return None
@@ -179,89 +184,55 @@ class Worker:
         return unit.number
 
     def make_shards(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
-        """Synthesise, write and commit a unit's tasks; returns receipt and summary of each."""
-        # A maker that raises may be half-way through a part, so the next attempt loads a new one.
-        maker, self._shard_maker = self._shard_maker or self._load_maker(unit), None
+        """Write the shards of a unit into a local folder, then commit them.
+
+        Returns:
+            For each task the receipt, and what is shown of the shard.
+        """
+        maker = self._shard_maker = self._shard_maker or self.load_maker()
+        committed, parts = [], list(unit.by_part())
+        wanted = [each.part for each in parts if each.tasks]
+        # A source whose parts depend on each other may have to begin with an earlier one.
+        first = maker.source.begin(wanted[0])
+        for each in parts:
+            if first <= each.part <= wanted[-1]:
+                committed += self._make_part(maker, each)
+                maker.source.finish(each.part)
+        return committed
+
+    def _make_part(self, maker: ShardMaker, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
+        """Write and commit the shards of a unit that lies within one part."""
+        size, committed = estimated_bytes(self.manifest, unit.count), []
         with scratch_folder("dfkd-shards-") as folder:
-            committed = self._make_shards(maker, unit, folder)
-        if has_dependent_parts(self.manifest.method):
-            # The next part of a chained method continues from this state. It is written after the
-            # receipts, so that a worker that dies before it makes the same part once more.
-            Chain(self.version).keep(self.manifest, unit.part, maker.source.state())
-        self._shard_maker = maker
+            require_disk_space(folder / "shards", size)
+            # The prompts of a single task are its own rows only.
+            prompts = (
+                self.version.prompts(unit.generated[0])
+                if len(unit.generated) == 1
+                else self.version.prompt_part(part_name(unit.part))
+            )
+            # Only a full disk ends the run. Another error may be this node's, so another worker
+            # tries it again.
+            with disk_full_error(folder, size):
+                made = maker.shards(unit, prompts, folder)
+            for task in unit.tasks:
+                # The receipt is that of the first attempt at the task, whoever made it.
+                samples, failed = made[task].samples, made[task].failed
+                receipt = self.version.commit(task, folder / f"{task.id}.tar", failed)
+                # The driver shows images of the first shard of each class only.
+                name, first = self.manifest.classes[task.class_index], task.shard_index == 0
+                committed.append((receipt, ShardSummary.of(name, samples, len(failed), first)))
         return committed
 
-    def _load_maker(self, unit: Unit) -> ShardMaker:
-        """A maker with loaded models, in the state in which the part of a unit begins."""
-        manifest, chain = self.manifest, Chain(self.version)
+    def load_maker(self) -> ShardMaker:
+        """A maker with loaded models."""
         teacher, generator = self.load_teacher(), self.load_generator()
-        source = image_source(manifest, teacher, generator, partial(chain.images, manifest))
-        if has_dependent_parts(manifest.method) and unit.part:
-            source.restore(chain.states.read(unit.part))
-        return ShardMaker(manifest, teacher, source, self.notes.append)
-
-    def _make_shards(
-        self, maker: ShardMaker, unit: Unit, folder: Path
-    ) -> list[tuple[Receipt, ShardSummary]]:
-        """Write the shards of a unit into a local folder, then commit them."""
-        size = estimated_bytes(self.manifest, unit.count)
-        require_disk_space(folder / "shards", size)
-        # Only a full disk ends the run. Another error may be this node's, so the pool tries again.
-        with disk_full_error(folder, size):
-            made = maker.shards(unit, self._prompts(unit), folder)
-        committed = []
-        for task in unit.tasks:
-            # The receipt is that of the first attempt at the task, whoever made it.
-            samples, failed = made[task].samples, made[task].failed
-            receipt = self.version.commit(task, folder / f"{task.id}.tar", failed)
-            # The driver shows images of the first shard of each class only.
-            name, first = self.manifest.classes[task.class_index], task.shard_index == 0
-            summary = ShardSummary.of(name, samples, len(failed), first)
-            committed.append((receipt, summary))
-        return committed
-
-    def _prompts(self, unit: Unit) -> pa.Table:
-        """The prompts that a unit needs; of a single task its own rows only."""
-        if len(unit.generated) == 1:
-            return self.version.prompts(unit.generated[0])
-        return self.version.prompt_part(part_name(unit.part))
+        context = SourceContext(self.manifest, teacher, generator, self.version)
+        source = self.manifest.source.load(context)
+        return ShardMaker(self.manifest, teacher, source, self.notes.append)
 
 
-class SynthesisActor(Actor):
-    """An actor that works on one version after another.
-
-    Its process starts and imports once, and keeps a teacher that the next version needs too.
-    """
-
-    def __init__(self, cpus: float) -> None:
-        self.cpus = cpus
-        self._slot = TeacherSlot()
-        self._worker: Worker | None = None
-
-    def begin(self, folder: str, *work: Any) -> None:
-        """See `Actor.begin`; `work` are the arguments of `work_on`."""
-        super().begin(folder)
-        self.work_on(*work)
-
-    def work_on(self, manifest: Manifest, version: Version, kind: type[Worker]) -> None:
-        """Make prompts and shards of `version` by a worker of class `kind` from now on."""
-        if self._worker:
-            self._worker = None  # its generator goes before the next worker loads its own
-            # A synthesiser refers to its own method, so only a collection frees its networks.
-            gc.collect()
-            torch.cuda.empty_cache()
-            # What is compiled for models that are gone counts towards torch's limit.
-            torch.compiler.reset()
-        require_on_this_node(version.storage, layout.IDENTITY)
-        self._worker = kind(manifest, version, self.cpus, self._slot)
-
-    def run(self, unit: Any) -> UnitResult[Any]:
-        """Do a unit of work on the present version."""
-        assert self._worker is not None  # noqa: S101 - `begin` comes before
-        return self._worker.run(unit)
-
-
-def synthesis_pool(cluster: Cluster) -> Pool[Any]:
-    """A pool of `SynthesisActor`, which one run after another may use; the caller closes it."""
+def synthesis_engine(cluster: Cluster, kind: type[Worker] = Worker) -> Engine[Any]:
+    """An engine of workers, which one version after another may use; the caller closes it."""
     arguments, resources = (cluster.cpus_per_worker,), worker_resources(cluster)
-    return Pool(SynthesisActor, arguments, 1, cluster.attempts, resources, lasting=True)
+    return Engine(kind, arguments, 1, cluster.attempts, resources, lasting=True)

@@ -21,8 +21,6 @@ from dfkd.utils.types import (
     require_unique,
 )
 
-Start = Literal["student", "library", "scratch"]
-"""Initial weights of few-shot training."""
 Texts = Literal["template", "styles"]
 """Texts that the teacher compares images with: the class prompt, or a mean over styles."""
 Augmentation = Literal[
@@ -97,12 +95,9 @@ class Distillation:
     its class prompt and `prompts.styles` (an ensemble). Stored distances are to the class prompt
     alone."""
     standardise: bool | tuple[float, Positive] = True
-    """Train on labels that are rescaled to mean 0 and standard deviation 1 (of the stored distances
-    to the class prompts; with `texts: styles` only nearly so), because a CLIP's distances differ
-    too little for the usual learning rates. `[mean, std]` rescales them to these,
-    so that a study can show another teacher's spread; false leaves them as they are. The finished
-    student returns the teacher's distances in any case. Embeddings are always rescaled: to mean 0
-    in each dimension, and standard deviation 1 over all of them."""
+    """Rescale labels to mean 0 and standard deviation 1, because a CLIP's distances differ too
+    little for the usual learning rates. `[mean, std]` rescales distances to these, false leaves
+    them as they are. The finished student returns the teacher's distances in any case."""
     workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
     """DDP ranks of a student: a number, or `[least, most]` for a number that follows the cluster's
     free resources. Students of one rank train side by side, as many as there are GPUs or CPUs;
@@ -244,34 +239,3 @@ class Evaluation:
     def scored(self) -> tuple[Model, ...]:
         """The models that are scored: none of them without labelled images."""
         return () if self.data == "none" else self.models
-
-
-@dataclass(frozen=True, kw_only=True, config=CHECKED)
-class FewShot:
-    """Cross-entropy on k labelled images per class of a domain, tested on the others (section 4.3).
-
-    The paper states the shots, five runs and ImageNet weights as the baseline, but no other
-    setting. The optimizer is AdamW, whose learning rates fall to zero along a cosine. The study
-    manifests/studies/few-shot shows how the rate and the epochs were selected.
-    """
-
-    domains: Several[Name] = ()
-    """Domains of `evaluation.data`; empty for all."""
-    shots: Annotated[Several[Count], Field(min_length=1)] = (1, 2, 4, 8, 16)
-    """k, the training images per class; a class with too few images keeps one for the test."""
-    seeds: Annotated[Several[Natural], Field(min_length=1)] = (0, 1, 2, 3, 4)
-    """Seeds of the split, the new weights and the views. Seed n uses the student of
-    `distillation.seeds[n % len(seeds)]`. One seed instead of five is enough for a first look."""
-    starts: Annotated[Several[Start], Field(min_length=1)] = ("student", "library", "scratch")
-    """Initial weights that are compared; all have the architecture of `distillation.student`. Those
-    of `library` are `distillation.weights`, from which the student started."""
-    epochs: Count = 20
-    """Epochs for every start. The defaults of the epochs and of the learning rate were selected on
-    the miniature's icons, so other images may need other values."""
-    learning_rate: Positive = 0.0001
-    """Learning rate of trained weights: the student, and the backbone of `library`. Random weights
-    (all of `scratch`, and the head of `library`) learn at ten times this rate."""
-
-    def __post_init__(self) -> None:
-        for key in ("domains", "shots", "seeds", "starts"):
-            require_unique(f"fewshot.{key}", getattr(self, key))

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import PromptMethod, prompt_method
-from dfkd.config.synthesis import keys_without_effect
+from dfkd.config.plugins import GENERATORS, IMAGE_SOURCES, PROMPT_METHODS, package
+from dfkd.config.synthesis import OPTIMISER_KEYS
 from dfkd.errors import FingerprintError
 
 SCHEMA = 1
@@ -14,32 +14,8 @@ SCHEMA = 1
 It is raised when a change of code changes pixels or labels by more than rounding. Libraries and
 processors also change the rounding, so each version records them."""
 
-SECTIONS = ("seed", "salt", "classes", "teacher", "generator", "prompts", "synthesis")
-
-COMMON_SYNTHESIS_KEYS = (
-    "method",
-    "images_per_class",
-    "shard_size",
-    "image_size",
-    "precision",
-    "format",
-)
-"""Keys of `synthesis` that methods without latents use."""
-
-PROMPT_KEYS: dict[PromptMethod, tuple[str, ...]] = {
-    "vanilla": (),
-    "mix": ("template", "styles"),
-    "random": ("template", "scale"),
-    "contrastive": ("template", "scale", "contrastive"),
-}
-"""Keys of `prompts` that each method reads, or the mappings that hold them."""
-
-INVERSION_KEYS: dict[str, tuple[str, ...]] = {
-    "dfad": ("latent", "width", "snapshots"),
-    "cmi": ("latent", "width"),
-    "pre": ("latent", "width", "snapshots"),
-}
-"""Keys of `inversion`, beside its own section, that a method uses; others use none."""
+SIZES = ("images_per_class", "shard_size", "image_size", "precision", "format")
+"""Keys of `synthesis` that every source reads."""
 
 REGENERATED = ("salt", "carried.")
 """Beginnings of the keys that jobs/regenerate.py changes from version to version."""
@@ -61,13 +37,24 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
     """
     if len(manifest.methods) != 1:
         raise ValueError("a fingerprint belongs to one method; use Manifest.with_method")
-    plain = manifest.as_dict()
-    sections = {key: plain[key] for key in SECTIONS}
+    plain, source, name = manifest.as_dict(), manifest.source, manifest.synthesis.source[0]
+    sections = {key: plain[key] for key in ("seed", "salt", "classes", "teacher")}
     # A key that the method does not use must not change the identity, or it would force a new run.
-    if method := prompt_method(manifest.method):
-        _keep_used_by_latents(sections, method)
-    else:
-        _keep_used_by_inversion(sections, plain["inversion"])
+    synthesis = plain["synthesis"]
+    sections["synthesis"] = {key: synthesis[key] for key in (*SIZES, *source.reads)}
+    sections["synthesis"] |= {"source": name, **_own(IMAGE_SOURCES, name, synthesis)}
+    if source.follows_prompts:
+        (method,), prompts = manifest.prompts.method, plain["prompts"]
+        sections["prompts"] = {key: prompts[key] for key in manifest.prompt_settings.reads}
+        sections["prompts"] |= {"method": [method]}
+        sections["prompts"] |= _own(PROMPT_METHODS, method, prompts)
+        kind = manifest.generator.kind
+        sections["generator"] = {
+            "kind": kind, **_own(GENERATORS, kind, plain["generator"])
+        }  # fmt: skip
+        if not manifest.generator.settings.optimisation_steps:
+            for key in OPTIMISER_KEYS:
+                sections["synthesis"].pop(key, None)
     if base:
         regeneration = plain["regeneration"]
         sections["carried"] = {
@@ -79,30 +66,15 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
     # A role begins with the key that holds the path of a file or folder, which the hash replaces.
     for role in weights:
         flat.pop(role.partition("/")[0], None)
-    for key in keys_without_effect(manifest.generator):
-        flat.pop(key, None)
     return dict(sorted(flat.items()))
 
 
-def _keep_used_by_latents(sections: dict[str, Any], method: PromptMethod) -> None:
-    """Keep the keys that a method with latents uses."""
-    used = ("method", *PROMPT_KEYS[method])
-    sections["prompts"] = {
-        key: value
-        for key, value in flatten(sections["prompts"]).items()
-        if key in used or key.partition(".")[0] in used
-    }
-    del sections["synthesis"]["method"]
-
-
-def _keep_used_by_inversion(sections: dict[str, Any], inversion: Mapping[str, Any]) -> None:
-    """Keep the keys that a method without latents uses: its own and those of all methods."""
-    (method,) = sections["synthesis"]["method"]
-    used = (method, *INVERSION_KEYS.get(method, ()))
-    sections["inversion"] = {key: inversion[key] for key in used}
-    sections["prompts"] = {"method": ["vanilla"]}
-    sections["synthesis"] = {key: sections["synthesis"][key] for key in COMMON_SYNTHESIS_KEYS}
-    del sections["generator"]
+def _own(group: str, name: str, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a kind by its name, and the version of its package if that is another."""
+    own = dict(plain[name])
+    if version := package(group, name):
+        own["package"] = version
+    return {name: own}
 
 
 def as_stored(manifest: Manifest, stored: Mapping[str, Any]) -> dict[str, Any]:

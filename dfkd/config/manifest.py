@@ -13,25 +13,17 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.config.distillation import (
-    Distillation,
-    Evaluation,
-    FewShot,
-    TextOnly,
-)
-from dfkd.config.inversion import Inversion
-from dfkd.config.methods import Method, expand_methods, prompt_method, synthesis_method
+from dfkd.config.distillation import Distillation, Evaluation, TextOnly
+from dfkd.config.methods import LATENTS, Method, method_name
 from dfkd.config.paths import CACHE
-from dfkd.config.pipelines import PIPELINES, usual_sampling
+from dfkd.config.plugins import KINDS, PromptSettings, SourceSettings, plain
 from dfkd.config.presets import PRESETS
 from dfkd.config.synthesis import (
     OPTIMISER_KEYS,
-    VQGAN_STEPS,
     GeneratorConfig,
     Prompts,
     Synthesis,
     TeacherConfig,
-    keys_without_effect,
 )
 from dfkd.errors import ManifestError
 from dfkd.storage.base import split_root
@@ -140,13 +132,11 @@ class Manifest:
     salt: Natural = 0
     """Number that gives another data set from the same settings; `jobs/regenerate.py` increments
     it."""
-    prompts: Prompts = Prompts()
-    synthesis: Synthesis = Synthesis()
-    inversion: Inversion = Inversion()
+    prompts: Prompts = dataclasses.field(default_factory=Prompts)
+    synthesis: Synthesis = dataclasses.field(default_factory=Synthesis)
     distillation: Distillation = Distillation()
     text_only: TextOnly = TextOnly()
     evaluation: Evaluation = Evaluation()
-    fewshot: FewShot = FewShot()
     cluster: Cluster = Cluster()
     regeneration: Regeneration = Regeneration()
 
@@ -187,51 +177,18 @@ class Manifest:
                 self.prompts.styles,
                 "add styles or set distillation.texts=template",
             )
-        self._refuse_keys_without_effect()
-        self._fill_in_sampling()
-
-    def _refuse_keys_without_effect(self) -> None:
-        """Refuse values of keys that the kind of generator does not read."""
-        for key in keys_without_effect(self.generator):
-            name = key.rpartition(".")[2]
-            section = self.generator if key.startswith("generator.") else self.synthesis
-            (default,) = (each.default for each in dataclasses.fields(section) if each.name == name)
-            if (value := getattr(section, name)) != default:
-                sampled = " and no refine_steps" if key in OPTIMISER_KEYS else ""
-                rate = self.generator.refine_steps and key == "synthesis.learning_rate"
-                raise ManifestError(
-                    key,
-                    f"has no effect with generator.kind {self.generator.kind}{sampled}",
-                    value,
-                    "give generator.refine_rate instead" if rate else "remove it",
-                )
-
-    def _fill_in_sampling(self) -> None:
-        """Replace null in `synthesis.steps` and `generator.guidance` by what the generator takes.
-
-        Then they stand in every copy of the manifest and in its fingerprint.
-        """
-        generator, steps, guidance = self.generator, self.synthesis.steps, self.generator.guidance
-        if generator.kind == "vqgan":
-            steps = steps or VQGAN_STEPS
-        elif own := PIPELINES.get(generator.weights):
-            steps, guidance = steps or own.steps, guidance or own.guidance
-        else:
-            for key, value in {"synthesis.steps": steps, "generator.guidance": guidance}.items():
-                if value is None:
-                    rule = f"must be given unless generator.weights is {', '.join(PIPELINES)}"
-                    usual = usual_sampling(generator.weights)
-                    raise ManifestError(key, rule, value, f"give it; {usual}")
-        synthesis = dataclasses.replace(self.synthesis, steps=steps)
-        # The way to set a field of a frozen dataclass.
-        object.__setattr__(self, "synthesis", synthesis)
-        object.__setattr__(self, "generator", dataclasses.replace(generator, guidance=guidance))
-
-    @property
-    def steps(self) -> int:
-        """`synthesis.steps`, which is never null in a manifest."""
-        assert self.synthesis.steps is not None  # noqa: S101 - filled in above
-        return self.synthesis.steps
+        followed = any(self.synthesis.kinds[name].follows_prompts for name in self.synthesis.source)
+        if followed and not self.generator.settings.optimisation_steps:
+            for each in dataclasses.fields(self.synthesis):
+                value = getattr(self.synthesis, each.name)
+                if each.name in OPTIMISER_KEYS and value != each.default:
+                    raise ManifestError(
+                        f"synthesis.{each.name}",
+                        f"has no effect with generator.kind {self.generator.kind}, which does not "
+                        "optimise latents",
+                        value,
+                        "remove it",
+                    )
 
     @classmethod
     def read(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Manifest":
@@ -256,13 +213,30 @@ class Manifest:
     @property
     def methods(self) -> tuple[Method, ...]:
         """The methods that are compared, each with its own data set and its own row of results."""
-        synthesis = self.synthesis
-        return expand_methods(synthesis.method, self.prompts.method, synthesis.batch_norm_weight)
+        found: list[Method] = []
+        for name in self.synthesis.source:
+            follows = self.synthesis.kinds[name].follows_prompts
+            found += [
+                method_name(each, name) for each in (self.prompts.method if follows else (None,))
+            ]
+        return tuple(found)
 
     @property
     def method(self) -> Method:
         """The first of `methods`; a manifest from `with_method` has only this one."""
         return self.methods[0]
+
+    @property
+    def source(self) -> SourceSettings:
+        """The settings of the first image source, likewise."""
+        settings: SourceSettings = self.synthesis.kinds[self.synthesis.source[0]]
+        return settings
+
+    @property
+    def prompt_settings(self) -> PromptSettings:
+        """The settings of the first prompt method, likewise."""
+        settings: PromptSettings = self.prompts.kinds[self.prompts.method[0]]
+        return settings
 
     def with_classes(self, classes: tuple[str, ...]) -> "Manifest":
         """The same manifest for other classes, which nothing of it was made for."""
@@ -291,15 +265,22 @@ class Manifest:
 
     def with_method(self, method: Method) -> "Manifest":
         """The same manifest with only one method, for the fingerprint of its data set."""
-        prompt = prompt_method(method)
-        # `max` is the nonzero weight of a pair `[0, w]`; only methods with `-bn` use it.
-        weight = max(self.synthesis.batch_norm_weight) if prompt and prompt != method else 0.0
+        prompts, _, source = method.partition("-")
+        if method in self.synthesis.source and method not in self.prompts.method:
+            prompts, source = "vanilla", method
+        source = source or LATENTS
         return self.with_values(
-            prompts={"method": (prompt or "vanilla",)},
-            synthesis={"method": (synthesis_method(method),), "batch_norm_weight": (weight,)},
+            prompts={"method": (prompts,), KINDS: _only(self.prompts.kinds, prompts)},
+            synthesis={"source": (source,), KINDS: _only(self.synthesis.kinds, source)},
+            generator={KINDS: _only(self.generator.kinds, self.generator.kind)},
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The manifest as plain lists, dicts and scalars, as in a YAML or JSON file."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return plain
+        tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return tree | {key: plain(tree[key]) for key in ("generator", "prompts", "synthesis")}
+
+
+def _only(kinds: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings of one kind; without any, the kind gets its defaults."""
+    return {name: kinds[name]} if name in kinds else {}

@@ -1,4 +1,4 @@
-"""Diffusion models that `generator.weights` can name, and how an image is sampled from each.
+"""Diffusion models that `generator.diffusers.weights` can name, and how images are sampled.
 
 Commits are those at which several public projects pin these repositories.
 """
@@ -16,9 +16,9 @@ class Pipeline:
     """A diffusion model in diffusers' layout."""
 
     steps: int
-    """`synthesis.steps`, where a manifest leaves them to the model."""
+    """`generator.diffusers.steps`, where a manifest leaves them to the model."""
     guidance: float
-    """`generator.guidance`, where a manifest leaves it to the model."""
+    """`generator.diffusers.guidance`, where a manifest leaves it to the model."""
     repository: str = ""
     """Name on the hub; empty for the model that the package ships."""
     commit: str = ""

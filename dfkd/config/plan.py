@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import has_dependent_images, prompt_method
 
 MAX_EMBEDDING_DIM = 1024
 """Usual maximum of the embedding dimension; SAMPLE_OVERHEAD has room for larger ones."""
@@ -51,14 +50,11 @@ def _class_tasks(manifest: Manifest, class_index: int) -> Iterator[Task]:
 
 @dataclass(frozen=True)
 class Unit:
-    """The work that a worker does at once: a single task, or the missing tasks of a part.
-
-    A part that is repeated only for the state that it passes to the next part has no tasks.
-    """
+    """The work that a worker does at once: missing tasks, and the images that they need."""
 
     tasks: tuple[Task, ...]
     generated: tuple[Task, ...]
-    """Tasks whose images must be generated: the same tasks, or all tasks of the part."""
+    """Tasks whose images must be generated: the same tasks, or all tasks of the same parts."""
 
     @property
     def id(self) -> str:
@@ -67,24 +63,36 @@ class Unit:
 
     @property
     def part(self) -> int:
-        """The common shard index of its tasks."""
-        return self.generated[0].shard_index
+        """The largest shard index of its tasks: the last part whose prompts it needs."""
+        return max(task.shard_index for task in self.generated)
 
     @property
     def count(self) -> int:
         """Number of images of all its tasks."""
         return sum(task.count for task in self.tasks)
 
+    def by_part(self) -> "Iterator[Unit]":
+        """Yield the unit part by part: what a worker makes one after the other."""
+        for part in sorted({task.shard_index for task in self.generated}):
+            tasks = tuple(task for task in self.tasks if task.shard_index == part)
+            yield Unit(tasks, tuple(each for each in self.generated if each.shard_index == part))
+
 
 def units(manifest: Manifest, done: Container[str]) -> Iterator[Unit]:
     """The remaining work of a run: all tasks except those whose ids are in `done`.
 
-    They come part by part (one shard index, every class), as their prompts are made. If images
-    depend on each other, the tasks of a part form one unit; otherwise each task is a unit.
+    They come part by part (one shard index, every class), as their prompts are made. A task is a
+    unit, or the tasks of a part, or all of them, as `SourceSettings.scope` says.
     """
+    scope = manifest.source.scope
+    if scope == "run":
+        everything = tuple(tasks(manifest))
+        if missing := tuple(task for task in everything if task.id not in done):
+            yield Unit(missing, everything)
+        return
     for part in parts(manifest):
         missing = tuple(task for task in part if task.id not in done)
-        if not has_dependent_images(manifest.method):
+        if scope == "image":
             yield from (Unit((task,), (task,)) for task in missing)
         elif missing:
             # Dependent images need the whole part again, even if only one task of it is missing.
@@ -161,41 +169,22 @@ def estimated_bytes(manifest: Manifest, images: int) -> int:
     return images * (pixels + labels + SAMPLE_OVERHEAD)
 
 
-def steps_per_image(manifest: Manifest) -> int:
-    """Optimisation steps of each image, the last of which only measures the distance.
-
-    Of a VQGAN: `steps` / `pace`, at least 1. Of sampled latents: `refine_steps` + 1, or 0 if they
-    are not refined.
-    """
-    generator = manifest.generator
-    if generator.kind == "diffusers":
-        return generator.refine_steps + 1 if generator.refine_steps else 0
-    return max(1, round(manifest.steps / manifest.synthesis.pace))
-
-
-def latent_learning_rate(manifest: Manifest) -> float:
-    """The optimizer's learning rate for latents: `learning_rate` x `pace`, or `refine_rate`."""
-    if manifest.generator.kind == "diffusers":
-        return manifest.generator.refine_rate
-    return manifest.synthesis.pace * manifest.synthesis.learning_rate
-
-
 def image_steps(manifest: Manifest) -> int:
     """Optimisation steps of latents in a run with one method, summed over images.
 
-    0 for images that are only sampled, and for the inversion methods. A step counts once, however
-    many views (`synthesis.views`) the teacher sees in it.
+    0 for images that are only sampled, and for sources that follow no prompts. A step counts once,
+    however many views (`synthesis.views`) the teacher sees in it.
     """
-    if prompt_method(manifest.method) is None:
+    if not manifest.source.follows_prompts:
         return 0
-    return image_count(manifest) * steps_per_image(manifest)
+    return image_count(manifest) * manifest.generator.settings.optimisation_steps
 
 
 def sampling_steps(manifest: Manifest) -> int:
     """Steps of a diffusion model in a run with one method, summed over images; 0 without one."""
-    if prompt_method(manifest.method) is None or manifest.generator.kind != "diffusers":
+    if not manifest.source.follows_prompts:
         return 0
-    return image_count(manifest) * manifest.steps
+    return image_count(manifest) * manifest.generator.settings.sampling_steps
 
 
 @dataclass(frozen=True)
@@ -235,12 +224,6 @@ def part_name(part: int) -> str:
 def part_count(manifest: Manifest) -> int:
     """Number of parts of a run, which is the number of shards of a class."""
     return -(-manifest.synthesis.images_per_class // manifest.synthesis.shard_size)
-
-
-def parts_at_once(manifest: Manifest) -> int:
-    """Number of parts whose prompts may be made in parallel."""
-    contrastive = prompt_method(manifest.method) == "contrastive"
-    return manifest.prompts.contrastive.parallel if contrastive else 1
 
 
 def part_rows(manifest: Manifest, part: int) -> list[PromptRow]:

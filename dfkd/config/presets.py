@@ -16,15 +16,11 @@ PAPER: dict[str, Any] = {
             "learning_rate": 0.1,
             "batch_size": 256,
             "bank": 2048,
-            "positive": "shuffle",
-            "negatives": "instance",
         },
     },
     "synthesis": {
         "views": 8,
         "view_noise": 0.0,
-        "pace": 1.0,
-        "batch_norm_weight": 0.0,
     },
     "distillation": {
         "weights": "IMAGENET1K_V1",

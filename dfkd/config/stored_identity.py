@@ -7,8 +7,7 @@ from pydantic import AfterValidator, TypeAdapter
 _READ: dict[str, TypeAdapter[Any]] = {
     "salt": TypeAdapter(int),
     "prompts.method": TypeAdapter(list[str]),
-    "synthesis.method": TypeAdapter(list[str]),
-    "synthesis.batch_norm_weight": TypeAdapter(list[float]),
+    "synthesis.source": TypeAdapter(str),
 }
 """The types of the keys that are read one by one from a stored identity."""
 

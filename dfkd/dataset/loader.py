@@ -22,9 +22,8 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.plan import MAX_EMBEDDING_DIM
 from dfkd.dataset.batch import Batch
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.random_access import Example, Examples
+from dfkd.dataset.random_access import Example, Examples, parse
 from dfkd.dataset.sampling_order import Indices, reading_order, run_length, runs_of, shuffled
-from dfkd.dataset.shards import ARRAYS
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import in_order
 from dfkd.utils.hardware import available_memory, cpu_count
@@ -147,7 +146,6 @@ class Stream:
         self.run_length = min(run_length(self.buffer, rows), longest)
         label_bytes = 4 * len(version.classes) + 2 * MAX_EMBEDDING_DIM
         self.cached = images * (3 * image_size**2 + label_bytes) <= cache_bytes
-        self._embedding_width: int | None = None
 
     @cached_property
     def _cache(self) -> "_Cache":
@@ -264,7 +262,7 @@ class Stream:
                         fetched |= next(runs)
                     numbers.append(sample)
                     # Each sample comes once in an epoch, so its bytes are not needed again.
-                    examples.append(self._example(sample, fetched.pop(sample)))
+                    examples.append(parse(fetched.pop(sample)))
                     if len(examples) == size:
                         yield np.array(numbers), examples
                         numbers, examples, size = [], [], next(sizes, 0)
@@ -285,25 +283,6 @@ class Stream:
 
         with contextlib.closing(in_order(fetch, runs[np.sort(first_uses)].tolist())) as fetched:
             yield from fetched
-
-    def _example(self, sample: int, data: bytearray) -> Example:
-        """Parse a sample; `CorruptionError` unless it has a distance to each class, and an
-        embedding as long as the first one.
-        """
-        example = self.examples.parse(sample, data)
-        classes = len(self.version.classes)
-        if len(example.distances) != ARRAYS["distances"].itemsize * classes:
-            rule = f"must be {classes} numbers, one for each class"
-            raise _unusable(example, "distances.npy", rule)
-        width, rest = divmod(len(example.embedding), ARRAYS["embedding"].itemsize)
-        if not width or rest:
-            raise _unusable(example, "embedding.npy", "must be one number or more")
-        if self._embedding_width is None:
-            self._embedding_width = width
-        if width != self._embedding_width:
-            rule = f"must be {self._embedding_width} numbers, as in other samples"
-            raise _unusable(example, "embedding.npy", rule)
-        return example
 
 
 class _Cache:
@@ -376,13 +355,9 @@ def decode(example: Example, image_size: int) -> Tensor:
             problem = f"{image.dtype}, not 8 bits a channel"
     except (RuntimeError, ValueError) as error:
         problem = str(error).partition("\n")[0]
-    raise _unusable(example, example.extension, problem)
-
-
-def _unusable(example: Example, suffix: str, problem: str) -> CorruptionError:
-    """The error for a member of a sample that is not what it must be."""
-    return CorruptionError(
-        f"sample {example.key}.{suffix}: {problem}; delete the version and synthesise again"
+    raise CorruptionError(
+        f"sample {example.key}.{example.extension}: {problem}; "
+        "delete the version and synthesise again"
     )
 
 

@@ -5,8 +5,9 @@ With 1,000 classes a part of contrastive prompts is larger than half a gigabyte,
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from typing import BinaryIO, cast
 
@@ -15,15 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dfkd.errors import CorruptionError
+from dfkd.errors import CorruptionError, one_line
 from dfkd.storage.base import Storage
-from dfkd.utils import parquet
 
 CLASS = "class_index"
 """The column that holds the class of a row."""
-
-REQUIRED_COLUMNS = (CLASS, "index")
-REMEDY = "delete it, run again"
 
 
 def encode(table: pa.Table) -> bytes:
@@ -45,7 +42,9 @@ def read(storage: Storage, key: str) -> pa.Table:
     Raises:
         CorruptionError: it is not Parquet, or was never written (`MissingObject`).
     """
-    return parquet.read(storage.get(key), REQUIRED_COLUMNS, storage.location(key), REMEDY)
+    data = storage.get(key)
+    with _readable(storage.location(key)):
+        return pq.read_table(pa.BufferReader(data))
 
 
 def read_class(storage: Storage, key: str, class_index: int) -> pa.Table:
@@ -54,13 +53,22 @@ def read_class(storage: Storage, key: str, class_index: int) -> pa.Table:
     The part must be ordered by `class_index`. Raises as `read` does.
     """
     source = cast(BinaryIO, _RangeReader(storage, key, storage.size(key)))
-    where = storage.location(key)
-    select_groups = partial(_groups, class_index=class_index)
-    table = parquet.read(source, REQUIRED_COLUMNS, where, REMEDY, select_groups)
-    try:
+    with _readable(storage.location(key)), pq.ParquetFile(source, pre_buffer=True) as file:
+        table = file.read_row_groups(_groups(file.metadata, class_index))
         return table.filter(pc.equal(table[CLASS], class_index)).sort_by("index")
-    except pa.ArrowException as error:
-        raise CorruptionError(f"{where}: {error}; {REMEDY}") from None
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Turn Arrow's errors about the content of a part, in the block, into `CorruptionError`."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        # Arrow's errors about the content have no errno; one of the disk says nothing about it.
+        if isinstance(error, OSError) and error.errno:
+            raise
+        told = f"{where}: no readable Parquet ({one_line(error)}); delete it, run again"
+        raise CorruptionError(told) from None
 
 
 def _groups(metadata: pq.FileMetaData, class_index: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Write and read shards: byte-deterministic WebDataset tars without pickles.
 
 A tar with a flipped bit, or one truncated between two members, reads without an error. So a reader
-compares size, sha256 and sample count with the receipt before it yields the first sample.
+compares size and sha256 with the receipt before it yields the first sample.
 """
 
 import functools
@@ -231,33 +231,21 @@ def read_shard(data: bytes, receipt: Receipt) -> Iterator[Sample]:
     """Yield each sample of a shard, once the bytes match the receipt.
 
     Raises:
-        CorruptionError: size, sha256 or number of samples do not match, or `write_shard` would not
-            write such a member.
+        CorruptionError: size or sha256 do not match, or `write_shard` would not write such a
+            member.
     """
-    _verify_bytes(data, receipt)
-    yield from parse_shard(data, receipt.key, receipt.samples)
-
-
-def _verify_bytes(data: bytes, receipt: Receipt) -> None:
-    """Raise `CorruptionError` unless `data` has the receipt's size and sha256."""
     if len(data) != receipt.bytes or hashlib.sha256(data).hexdigest() != receipt.sha256:
         expected = f"{receipt.bytes} bytes with sha256 {receipt.sha256[:12]}.."
         refuse(receipt.key, f"is not what its receipt says, {expected}")
+    yield from parse_shard(data, receipt.key)
 
 
-def parse_shard(data: bytes, name: str, count: int | None = None) -> Iterator[Sample]:
-    """Yield each sample in the bytes of a tar.
-
-    Args:
-        name: the shard's name in error messages.
-        count: the expected number of samples, which is checked before the first one.
-    """
-    return (sample for sample, _ in _samples_with_slices(data, name, count))
+def parse_shard(data: bytes, name: str) -> Iterator[Sample]:
+    """Yield each sample in the bytes of a tar; `name` is the shard's in error messages."""
+    return (sample for sample, _ in _samples_with_slices(data, name))
 
 
-def _samples_with_slices(
-    data: bytes, name: str, count: int | None = None
-) -> Iterator[tuple[Sample, slice]]:
+def _samples_with_slices(data: bytes, name: str) -> Iterator[tuple[Sample, slice]]:
     """Yield each sample with the slice of its bytes; the slices together cover the whole tar."""
     # A tar that is cut between two members has no other mark of it.
     if not data or len(data) % tarfile.RECORDSIZE or data[-END_MARK_BYTES:].strip(b"\0"):
@@ -266,8 +254,6 @@ def _samples_with_slices(
         groups = _groups(members(data), name, len(data))
     except ValueError as error:
         refuse(name, str(error))
-    if count is not None and len(groups) != count:
-        refuse(name, f"{len(groups)} samples, its receipt says {count}")
     start = 0
     for number, (key, slices) in enumerate(groups.items(), start=1):
         end = max(span.stop for span in slices.values())

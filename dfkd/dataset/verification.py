@@ -48,14 +48,12 @@ def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
     if version.manifest.get("prompts") is None:
         return
     try:
-        digests = version.prompt_digests()
+        for name, digest in version.prompt_digests().items():
+            if sha256_object(version.storage, layout.prompts(name)) != digest:
+                where = version.storage.location(layout.prompts(name))
+                yield f"{where}: is not what was published; {PROMPTS_REMEDY}"
     except CorruptionError as error:
         yield str(error)
-        return
-    for name, digest in digests.items():
-        if sha256_object(version.storage, layout.prompts(name)) != digest:
-            where = version.storage.location(layout.prompts(name))
-            yield f"{where}: is not what was published; {PROMPTS_REMEDY}"
 
 
 def _receipt_problem(version: PublishedVersion, receipt: Receipt) -> str:

@@ -74,13 +74,24 @@ def load_tower(manifest: Manifest, device: torch.device) -> Teacher:
 
 @contextmanager
 def errors_name_own_keys(manifest: Manifest) -> Iterator[None]:
-    """Rewrite errors about the teacher section to `text_only`, if that names its own tower."""
+    """Let errors name `text_only.model` and `text_only.weights`, if these name the tower.
+
+    It is read by the teacher's code, which names the teacher's keys.
+    """
     try:
         yield
     except ManifestError as error:
         if not manifest.text_only.model:
             raise
-        raise error.of_section("teacher", "text_only") from None
+        field, rule, value, remedy = error.parts
+        raise type(error)(_own(field), _own(rule), value, _own(remedy)) from None
+
+
+def _own(text: str) -> str:
+    """A text about the teacher's keys with those of `text_only`."""
+    return text.replace("teacher.model", "text_only.model").replace(
+        "teacher.weights", "text_only.weights"
+    )
 
 
 def class_vectors(manifest: Manifest, tower: Teacher, seed: int, root: Storage) -> Tensor:

@@ -33,12 +33,6 @@ from dfkd.utils.types import Name, Sha256, Size
 
 WEIGHTS, CARD = layout.STUDENT_WEIGHTS, layout.STUDENT_CARD
 
-MAX_SIDE = 4096
-"""Maximal image size in pixels that a card may state."""
-
-MAX_WIDTH = 1 << 16
-"""Maximal dimension of embeddings that a card may state."""
-
 
 class Student(nn.Module):
     """Maps pixels float32 [N, 3, H, W] in [0, 1] to distances float32 [N, M]; SMALLER is closer.
@@ -202,23 +196,19 @@ def load_student(
     config = Distillation(student=meta["architecture"], weights="none", warmup_epochs=0)
     classes, width = len(meta["classes"]), meta.get("embedding_dim", 0)
     try:
-        # First without memory: a card of a few bytes may name a network of any size.
-        with torch.device("meta"):
-            shapes = build(config, width or classes, meta["image_size"], seed=0).state_dict()
+        student = build(config, width or classes, meta["image_size"], seed=0)
     except ManifestError as error:  # its remedy is for a manifest
         raise _damaged(storage.location(CARD), one_line(error)) from None
+    if width:
+        student.texts = torch.empty(classes, width)
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch lacks
         raise _damaged(storage.location(WEIGHTS), one_line(error)) from None
-    expected = {key: value.shape for key, value in shapes.items()}
-    if width:
-        expected["texts"] = torch.Size((classes, width))
+    # Another release of timm may build another network under the name.
+    expected = {key: value.shape for key, value in student.state_dict().items()}
     if {key: value.shape for key, value in tensors.items()} != expected:
         raise _damaged(storage.location(WEIGHTS), "has other tensors than its architecture")
-    student = build(config, width or classes, meta["image_size"], seed=0)
-    if width:
-        student.texts = torch.empty(classes, width)
     student.load_state_dict(tensors)
     return student.eval().requires_grad_(False).to(device), meta
 
@@ -229,8 +219,8 @@ class _StudentCard(BaseModel, strict=True):
     schema_: Literal[1] = Field(alias="schema")
     architecture: Name
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
-    image_size: Annotated[int, Field(ge=1, le=MAX_SIDE)]
-    embedding_dim: Annotated[int, Field(ge=0, le=MAX_WIDTH)] = 0
+    image_size: Annotated[int, Field(ge=1)]
+    embedding_dim: Size = 0
     sha256: Sha256
     bytes: Size
     version: Sha256 | None = None

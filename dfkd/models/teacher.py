@@ -21,7 +21,6 @@ from dfkd.config.hashing import fingerprint, sha256_file
 from dfkd.config.paths import CACHE
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
-from dfkd.models.batch_norm import Taps, layers, statistics_distance
 from dfkd.models.teacher_architecture import (
     build,
     build_tokenizer,
@@ -287,36 +286,6 @@ def check_classes(teacher: Teacher, classes: Sequence[str], template: str = "{cl
         if length > limit:
             rule = f"a class prompt has at most {limit} tokens, this one {length}"
             raise ManifestError("classes", rule, name, "shorten the name")
-
-
-def require_batch_norm(teacher: Teacher, what: str) -> None:
-    """Raise `ManifestError` if the teacher's image tower has no batch norm.
-
-    The loss of a method that needs it would be silently zero.
-
-    Args:
-        what: the method, for the message.
-    """
-    if not layers(teacher.visual):
-        raise ManifestError(
-            "teacher.model",
-            f"{what} needs an image tower with batch norm",
-            teacher.name,
-            "choose a ResNet teacher such as RN50-quickgelu",
-        )
-
-
-def batch_norm_taps(teacher: Teacher, what: str) -> Taps:
-    """Hooks for the `statistics_distance` of all batch-norm layers of the image tower, in order.
-
-    Args:
-        what: the method, for the message.
-
-    Raises:
-        ManifestError: the tower has no batch norm.
-    """
-    require_batch_norm(teacher, what)
-    return Taps(layers(teacher.visual), statistics_distance)
 
 
 def spherical_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ cannot replace each other's.
 """
 
 import difflib
-import gzip
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,7 @@ from torch import Tensor, nn
 
 from dfkd.config.paths import CACHE, MINIATURE, TEACHER_CONFIG, TEACHER_WEIGHTS, local_path
 from dfkd.errors import ManifestError, WeightsError, one_line
-from dfkd.models.teacher_checks import (
-    checked_preprocess,
-    is_config,
-    refuse_large,
-    refuse_unsupported,
-)
+from dfkd.models.teacher_checks import checked_preprocess, is_config, refuse_unsupported
 from dfkd.models.weights.artifacts import FETCH, hub_id
 from dfkd.models.weights.reading import (
     existing_file,
@@ -40,8 +34,6 @@ HUB = "hub"
 """Folder of the cache for the hub's client."""
 CONFIG = "open_clip_config.json"
 
-MAX_MERGES = 1 << 24
-"""Bytes of a tokenizer's merges at most."""
 _CHECKPOINTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 
 
@@ -108,7 +100,6 @@ def read_architecture(model: str) -> Architecture:
             model,
             "give another file or the name of an open_clip architecture",
         )
-    refuse_large(model, config)
     refuse_unsupported(model, config)
     return Architecture(model, config, checked_preprocess(model, preprocess), path)
 
@@ -262,8 +253,6 @@ def build_tokenizer(architecture: Architecture) -> Any:
     if merges := tokenizer_file(architecture):
         options["bpe_path"] = str(merges)
     try:
-        if merges:
-            _refuse_bomb(merges)
         tokenizer = open_clip.tokenizer.SimpleTokenizer(**options)
         # An id beyond the table would fail on every worker.
         known, used = text.get("vocab_size", 49408), tokenizer.vocab_size
@@ -277,13 +266,6 @@ def build_tokenizer(architecture: Architecture) -> Any:
             architecture.name,
             "fix tokenizer_kwargs, or the file that bpe_path names",
         ) from None
-
-
-def _refuse_bomb(merges: Path) -> None:
-    """Raise `ValueError` if the compressed file holds more than CLIP's own, which has 3.2 MB."""
-    with gzip.open(merges) as stream:
-        if len(stream.read(MAX_MERGES + 1)) > MAX_MERGES:
-            raise ValueError(f"more than {MAX_MERGES} bytes of merges")
 
 
 def tokenizer_file(architecture: Architecture) -> Path | None:

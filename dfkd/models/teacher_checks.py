@@ -1,7 +1,6 @@
 """What a teacher's configuration must say, so that this package can build and use it.
 
-Configurations come from strangers: their numbers are bounded, and nothing in them may name code or
-files of a hub.
+Nothing in it may name code or files of a hub, which no fingerprint would hold.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,13 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from dfkd.errors import ManifestError
-from dfkd.utils.strict_json import first_problem, numbers
-
-MAX_TOKENS, MAX_LAYERS, MAX_LENGTH, MAX_SIZE = 1 << 20, 200, 1 << 12, 1 << 15
-"""Bounds on the numbers of a configuration: of tokens and their ids, of layers, of a text's length
-and an image's side, and all others. The largest models of open_clip have 49,408 tokens, 48 layers,
-texts of 77 tokens, images of 512 px and 8,192 channels. Masks and images grow by the square of
-length and side, and no file of weights holds them."""
+from dfkd.utils.strict_json import first_problem
 
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Channel = Annotated[list[_Number], Field(min_length=3, max_length=3)]
@@ -108,18 +101,3 @@ def checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:
             "teacher.model", f"preprocess_cfg.{field}: {rule}", model, "fix the configuration"
         ) from None
     return dict(checked)
-
-
-def refuse_large(model: str, config: dict[str, Any]) -> None:
-    """Raise `ManifestError` for a number with which a file of a few bytes asks for any memory."""
-    for key, number in numbers(config):
-        limit = MAX_LAYERS if "layers" in key else MAX_SIZE
-        limit = MAX_LENGTH if key in ("context_length", "image_size") else limit
-        limit = MAX_TOKENS if key in ("vocab_size", "eos_id", "pad_id") else limit
-        if not abs(number) <= limit:
-            raise ManifestError(
-                "teacher.model",
-                f"{key} must be at most {limit}, is {number}",
-                model,
-                "fix the configuration",
-            )

@@ -214,7 +214,7 @@ def require_comparable(manifest: Manifest) -> None:
     methods = manifest.methods
     if len(methods) != 1:
         raise ManifestError(
-            "prompts.method, synthesis.method and synthesis.batch_norm_weight",
+            "prompts.method and synthesis.source",
             "must make one method to regenerate",
             list(methods),
             "name one of each",

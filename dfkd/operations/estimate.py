@@ -28,8 +28,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import prompt_method
-from dfkd.config.plan import image_count, steps_per_image
+from dfkd.config.plan import image_count
 from dfkd.models import teacher_architecture
 from dfkd.models.generators.diffusion import Diffusion
 from dfkd.models.generators.generator import Condition, Generator
@@ -37,6 +36,7 @@ from dfkd.models.student import Student
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
 from dfkd.prompts.pseudo_words import PseudoWords, Sentences
+from dfkd.prompts.settings import Contrastive
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.synthesis.views import Views
 from dfkd.utils.progress import say
@@ -100,7 +100,8 @@ def synthesis(manifest: Manifest, teacher: Teacher, generator: Generator | None)
     Conventional methods, whose images are left out, are named in `without`.
     """
     say("counting the operations of an image")
-    left_out = [method for method in manifest.methods if not prompt_method(method)]
+    singles = [manifest.with_method(method) for method in manifest.methods]
+    left_out = [each.method for each in singles if not each.source.follows_prompts]
     found = summary(synthesis_work(manifest, teacher, generator) if generator else [])
     return found | ({"without": left_out} if left_out else {})
 
@@ -147,18 +148,21 @@ def synthesis_work(manifest: Manifest, teacher: Teacher, generator: Generator) -
     Args:
         teacher, generator: on the CPU, in float32.
     """
-    methods = [method for method in map(prompt_method, manifest.methods) if method]
+    singles = [manifest.with_method(method) for method in manifest.methods]
+    followed = [each for each in singles if each.source.follows_prompts]
     works, images = images_work(manifest, teacher, generator), image_count(manifest)
-    made = [work * (images * len(methods)) for work in works]
-    if prompts := images * methods.count("contrastive"):
-        made += [work * prompts for work in prompts_work(manifest, teacher)]
+    made = [work * (images * len(followed)) for work in works]
+    for each in followed:
+        if isinstance(each.prompt_settings, Contrastive):
+            made += [work * images for work in prompts_work(each, teacher, each.prompt_settings)]
     return made
 
 
 def images_work(manifest: Manifest, teacher: Teacher, generator: Generator) -> list[Work]:
     """The work of one image and its label."""
-    config, steps = manifest.synthesis, steps_per_image(manifest)
-    synthesiser = Synthesiser(teacher, generator, dataclasses.replace(config, compile=False), 1)
+    config, steps = manifest.synthesis, manifest.generator.settings.optimisation_steps
+    eager = dataclasses.replace(config, compile=False)
+    synthesiser = Synthesiser(teacher, generator, eager, 1, 1.0)
     side, works = teacher.image_size, []
 
     def step(images: int) -> None:
@@ -197,9 +201,9 @@ def _sampling(generator: Diffusion, precision: Precision) -> list[Work]:
     return [dataclasses.replace(work, precision=precision) for work in works]
 
 
-def prompts_work(manifest: Manifest, teacher: Teacher) -> list[Work]:
+def prompts_work(manifest: Manifest, teacher: Teacher, config: Contrastive) -> list[Work]:
     """The work of one contrastive prompt, which is made in float32, without the bank's products."""
-    config, draw = manifest.prompts.contrastive, np.random.default_rng(0)
+    draw = np.random.default_rng(0)
     words = PseudoWords(teacher, manifest.prompts.template)
     classes = manifest.classes
     names = {count: [classes[row % len(classes)] for row in range(count)] for count in COUNTS}
@@ -209,7 +213,7 @@ def prompts_work(manifest: Manifest, teacher: Teacher) -> list[Work]:
 
     def prepare(prompts: int) -> None:
         share = contrastive.DISTURBANCE
-        tokens = words.disturbed(names[prompts], config.positive, share, draw)
+        tokens = words.disturbed(names[prompts], "shuffle", share, draw)
         disturbed[prompts] = Sentences(teacher, *tokens)
 
     def update(prompts: int) -> None:

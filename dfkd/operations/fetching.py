@@ -212,8 +212,9 @@ def _fetch_pipeline(manifest: Manifest) -> str:
 
     The hub's client compares sizes only, so files with a published hash are verified here.
     """
-    pipeline, name = published_pipeline(manifest), manifest.generator.weights
-    assert pipeline is not None  # noqa: S101 - `hub_models` has found it
+    found = published_pipeline(manifest)
+    assert found is not None  # noqa: S101 - `hub_models` has found it
+    name, pipeline = found
     folder = local_path(manifest.cache) / name
     for file in PIPELINE_FILES:
         say(f"{file} of {pipeline.repository}")  # the client's own bars are only on terminals
@@ -229,7 +230,7 @@ def _fetch_pipeline(manifest: Manifest) -> str:
                 raise  # of this machine's disk
             rule = f"the hub does not give {file} of {pipeline.repository} ({one_line(error)})"
             remedy = f"run again where there is a network, or copy the file into {folder}"
-            raise WeightsError("generator.weights", rule, name, remedy) from None
+            raise WeightsError("generator.diffusers.weights", rule, name, remedy) from None
         _verify(folder / file, pipeline.sha256.get(file, ""))
     return f"{pipeline.repository} at {pipeline.commit} ({pipeline.licence}): {folder}"
 

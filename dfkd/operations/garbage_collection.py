@@ -169,7 +169,7 @@ class _Planner:
             try:
                 identity = read_json(self.root, f"{folder(key)}/{layout.IDENTITY}")
                 for seed in self.manifest.distillation.seeds:
-                    name = student_name(self.manifest, fingerprint(identity), method, seed)  # type: ignore[arg-type]
+                    name = student_name(self.manifest, fingerprint(identity), method, seed)
                     found[name] = key
             except (CorruptionError, ManifestError):
                 continue  # without its identity or the initial weights nothing is attributed to it

@@ -1,6 +1,5 @@
 """Checks before any work starts: refuse files, names and sizes that do not fit together."""
 
-import json
 import shutil
 import sysconfig
 from pathlib import Path
@@ -8,27 +7,16 @@ from pathlib import Path
 import torch
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import has_dependent_images, prompt_method
-from dfkd.config.paths import DIFFUSION, MINIATURE
-from dfkd.config.plan import image_count, part_count
+from dfkd.config.plan import image_count
 from dfkd.dataset.loader import steps_per_epoch
 from dfkd.distillation.text_only import load_tower
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
-from dfkd.models.generators import kinds
 from dfkd.models.generators.generator import Generator
 from dfkd.models.student import Student, build
-from dfkd.models.teacher import Teacher, check_classes, require_batch_norm
+from dfkd.models.teacher import Teacher, check_classes
 from dfkd.prompts.maker import check_prompts
-from dfkd.utils.parquet import MAX_BYTES
 from dfkd.utils.progress import say
-
-SIDE = 16
-"""Pixels: dfad's generator doubles the resolution four times, pre's encoder halves it thrice."""
-NAMED = 12
-"""Number of unknown classes that a note names."""
-PROMPT_BYTES = 256
-"""Bytes of a prompt's row without its vectors, rounded up."""
 
 
 def check_later_stages(manifest: Manifest) -> None:
@@ -59,29 +47,21 @@ def check_synthesis(manifest: Manifest) -> tuple[Teacher, Generator | None]:
     teacher = Teacher.load(manifest.teacher, cpu, cache=cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
     check_prompts(manifest, teacher)
-    _check_part(manifest, teacher)
-    for method in filter(has_dependent_images, manifest.methods):
-        require_batch_norm(teacher, method)
-    _check_adversarial(manifest)
-    if not any(map(prompt_method, manifest.methods)):
+    singles = [manifest.with_method(method) for method in manifest.methods]
+    for single in singles:
+        single.source.check(single, teacher)
+    if not any(single.source.follows_prompts for single in singles):
         return teacher, None
-    generator = kinds.load(manifest, cpu)
+    generator = manifest.generator.settings.load(cpu, "float32", cache)
     generator.require(teacher, manifest.synthesis.image_size)
     return teacher, generator
 
 
-def note_unknown_names(manifest: Manifest) -> None:
-    """Say which classes the bundled diffusion model was not trained to draw."""
-    bundled = (manifest.generator.kind, manifest.generator.weights) == ("diffusers", MINIATURE)
-    if not bundled or not any(map(prompt_method, manifest.methods)):
-        return
-    names = json.loads((DIFFUSION / "scores.json").read_text())["names"]
-    if unknown := [name for name in manifest.classes if name.lower() not in names]:
-        say(
-            f"note: generator.weights: the bundled model was not trained to draw "
-            f"{', '.join(map(repr, unknown[:NAMED]))}{' and others' * (len(unknown) > NAMED)}; it "
-            f"draws {len(names)} things, which dfkd/bundled/MODEL_CARD.md lists"
-        )
+def note_surprises(manifest: Manifest) -> None:
+    """Say what the generator's settings want a person to know about these classes."""
+    if any(manifest.synthesis.kinds[name].follows_prompts for name in manifest.synthesis.source):
+        for note in manifest.generator.settings.notes(manifest.classes):
+            say(f"note: {note}")
 
 
 def _check_compiler(manifest: Manifest) -> None:
@@ -97,43 +77,6 @@ def _check_compiler(manifest: Manifest) -> None:
             "needs a C++ compiler and the headers of Python",
             True,
             "install g++ and python3-dev, or set it to false",
-        )
-
-
-def _check_adversarial(manifest: Manifest) -> None:
-    """Refuse sizes that the networks of dfad and pre cannot handle, and parts without a round."""
-    size, parts = manifest.synthesis.image_size, part_count(manifest)
-    rounds = {"dfad": manifest.inversion.dfad.rounds, "pre": manifest.inversion.pre.rounds}
-    for method in rounds.keys() & set(manifest.methods):
-        if size % SIDE:
-            nearest = max(1, size // SIDE) * SIDE
-            raise ManifestError(
-                "synthesis.image_size",
-                f"must be a multiple of {SIDE} for {method}",
-                size,
-                f"use {nearest}",
-            )
-        if rounds[method] < parts:
-            raise ManifestError(
-                f"inversion.{method}.rounds",
-                f"must be at least one for each of the {parts} parts",
-                rounds[method],
-                "raise it, or synthesis.shard_size",
-            )
-
-
-def _check_part(manifest: Manifest, teacher: Teacher) -> None:
-    """Refuse a `shard_size` whose prompt table would exceed the size limit for reading."""
-    # A row holds two embeddings and, of methods with pseudo-words, a token's vector.
-    vectors = 2 * teacher.embedding_dim + teacher.token_table.shape[1]
-    most = MAX_BYTES // (len(manifest.classes) * (4 * vectors + PROMPT_BYTES))
-    if manifest.synthesis.shard_size > most:
-        raise ManifestError(
-            "synthesis.shard_size",
-            f"the prompts of one shard of all {len(manifest.classes)} classes must fit into "
-            f"{MAX_BYTES} bytes",
-            manifest.synthesis.shard_size,
-            f"use at most {most}",
         )
 
 

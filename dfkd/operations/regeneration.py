@@ -4,12 +4,13 @@ Every step stores its result, so a killed call loses only its last step; the sam
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd.cluster import distillation
+from dfkd.cluster import students
 from dfkd.cluster.connection import connected
-from dfkd.cluster.synthesis import build, identify
+from dfkd.cluster.making import build, identify
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import fresh_tasks, image_count, task_count
 from dfkd.dataset.published import (
@@ -26,7 +27,7 @@ from dfkd.evaluation.scoring import evaluate
 from dfkd.export import take_home
 from dfkd.operations import attempts
 from dfkd.operations.attempts import Attempt, Decision
-from dfkd.operations.preflight import check_later_stages, check_synthesis, note_unknown_names
+from dfkd.operations.preflight import check_later_stages, check_synthesis, note_surprises
 from dfkd.report import compare, page
 from dfkd.report.contact_sheet import write_contact_sheet
 from dfkd.report.facts import Facts, collect, note_origin
@@ -130,7 +131,7 @@ def _check(manifest: Manifest) -> None:
     attempts.require_comparable(manifest)
     check_later_stages(manifest)
     check_synthesis(manifest)
-    note_unknown_names(manifest)
+    note_surprises(manifest)
 
 
 def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
@@ -181,7 +182,7 @@ class _Run:
             self.attempt.identity,
             abandon=abandon,
             accept_partial=accept_partial,
-            worker_seconds=config.worker_seconds or None,
+            worker_seconds=config.worker_seconds or math.inf,
             make_current=False,
         )
         print(f"{built.method}: {built.images} images, {built.failed} failed", flush=True)
@@ -221,7 +222,7 @@ class _Run:
         Results go to the folder `name` of the attempt.
         """
         for seed in self.manifest.distillation.seeds:
-            finished = distillation.distill(self.manifest, self.manifest.method, seed, version.id)
+            finished = students.distill(self.manifest, self.manifest.method, seed, version.id)
             action = "reused" if finished.reused else "trained"
             print(
                 f"{name} {version.id} seed {seed}: {action} {finished.student.location}", flush=True

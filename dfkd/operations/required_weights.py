@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from open_clip.pretrained import get_pretrained_cfg
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import prompt_method
 from dfkd.config.paths import local_path
 from dfkd.config.pipelines import PIPELINES, Pipeline
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.distillation.text_only import errors_name_own_keys
 from dfkd.models import backbone
 from dfkd.models.generators.diffusers_folder import find_folder
+from dfkd.models.generators.settings import Diffusers, Vqgan
 from dfkd.models.generators.vqgan import find_file
 from dfkd.models.teacher_architecture import find_weights, read_architecture, require_activation
 from dfkd.models.weights.artifacts import (
@@ -79,39 +79,47 @@ def _check_tower(config: TeacherConfig) -> None:
 
 
 def _generator(manifest: Manifest) -> list[tuple[str, Artifact | None]]:
-    """The generator's files by manifest key; none if no method of the run has latents."""
-    config = manifest.generator
-    if not any(map(prompt_method, manifest.methods)):
+    """The generator's files by manifest key; none if no method of the run uses it, or if it is a
+    kind of which nothing is published as single files."""
+    settings = manifest.generator.settings
+    if not _generates(manifest):
         return []
-    if config.kind == "diffusers":
-        if config.weights not in PIPELINES:
-            find_folder(config.weights)
+    if isinstance(settings, Diffusers) and settings.weights not in PIPELINES:
+        find_folder(settings.weights)
+    if not isinstance(settings, Vqgan):
         return []
-    if config.kind != "vqgan":
-        return []  # a kind of which nothing is published
-    named = {"generator.config": config.config, "generator.weights": config.weights}
+    named = {
+        "generator.vqgan.config": settings.config,
+        "generator.vqgan.weights": settings.weights,
+    }
     for field, value in named.items():
         if not published(field, value):
             find_file(field, value)
     return [(field, published(field, value)) for field, value in named.items()]
 
 
-def published_pipeline(manifest: Manifest) -> Pipeline | None:
-    """The published diffusion model that a manifest names and one of its methods uses."""
-    config = manifest.generator
-    if config.kind != "diffusers" or not any(map(prompt_method, manifest.methods)):
+def _generates(manifest: Manifest) -> bool:
+    """Whether a method of the run uses the generator."""
+    sources = (manifest.synthesis.kinds[name] for name in manifest.synthesis.source)
+    return any(source.follows_prompts for source in sources)
+
+
+def published_pipeline(manifest: Manifest) -> tuple[str, Pipeline] | None:
+    """The published diffusion model that a manifest names and one of its methods uses, by name."""
+    settings = manifest.generator.settings
+    if not isinstance(settings, Diffusers) or not _generates(manifest):
         return None
-    pipeline = PIPELINES.get(config.weights)
-    return pipeline if pipeline and pipeline.repository else None
+    pipeline = PIPELINES.get(settings.weights)
+    return (settings.weights, pipeline) if pipeline and pipeline.repository else None
 
 
 def missing_of_pipeline(manifest: Manifest) -> list[str]:
     """The files of the published diffusion model that are not in the cache, by their paths there;
     none if the manifest names no such model.
     """
-    names = [f"{manifest.generator.weights}/{file}" for file in PIPELINE_FILES]
-    missing = [name for name in names if not (local_path(manifest.cache) / name).is_file()]
-    return missing if published_pipeline(manifest) else []
+    found = published_pipeline(manifest)
+    names = [f"{found[0]}/{file}" for file in PIPELINE_FILES] if found else []
+    return [name for name in names if not (local_path(manifest.cache) / name).is_file()]
 
 
 def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
@@ -130,9 +138,9 @@ def hub_models(manifest: Manifest) -> list[HubModel]:
         tag = get_pretrained_cfg(tower.model, tower.weights)
         if hub_id(tag):
             models.append(HubModel(field, "open_clip", hub_id(tag)))
-    if pipeline := published_pipeline(manifest):
-        names = pipeline.repository, pipeline.licence
-        models.append(HubModel("generator.weights", "diffusers", *names))
+    if found := published_pipeline(manifest):
+        names = found[1].repository, found[1].licence
+        models.append(HubModel("generator.diffusers.weights", "diffusers", *names))
     if config.student.startswith("timm:") and backbone.names_library(config.weights):
         models.append(HubModel("distillation.weights", "timm", config.student))
     return models

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import prompt_method
 from dfkd.models.generators.generator import Condition, TextInput
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.pseudo_words import PseudoWords, embed_with
-from dfkd.prompts.styles import dictionary, mixture, styled_prompt
 
 
 @dataclass(frozen=True)
@@ -39,46 +37,28 @@ class ConditionEncoder:
 
     def __init__(self, manifest: Manifest, teacher: Teacher, text: TextInput) -> None:
         self.manifest, self.teacher, self.text = manifest, teacher, text
-        self.method = prompt_method(manifest.method)
         self.words = PseudoWords(teacher, manifest.prompts.template)
         self.end = teacher.tokenizer.eot_token_id
-        self.empty = self._of_texts([""])
+        self.method = manifest.prompt_settings.load(manifest, teacher)
+        self.empty = self.of_texts([""])
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[StoredPrompt]) -> Condition:
         """The states of N prompts, each of which depends on its own row only."""
-        if self.method == "mix":
-            states = self._mix(prompts)
-        elif any(prompt.pseudo_word is None for prompt in prompts):
-            states = self._of_texts([prompt.text for prompt in prompts])
-        else:
-            states = self._of_words(prompts)
-        return Condition(states, self.empty)
+        return Condition(self.method.states(prompts, self), self.empty)
 
-    def _mix(self, prompts: Sequence[StoredPrompt]) -> Tensor:
-        """Equation 6 for states: those of two styles, mixed with the weight of the embeddings."""
-        config, firsts, seconds, weights = self.manifest.prompts, [], [], []
-        styles = dictionary(config)
-        for prompt in prompts:
-            name = self.manifest.classes[prompt.class_index]
-            first, second, weight = mixture(config, prompt.seed)
-            firsts.append(styled_prompt(self.manifest, name, styles[first]))
-            seconds.append(styled_prompt(self.manifest, name, styles[second]))
-            weights.append(weight)
-        share = torch.tensor(weights, device=self.empty.device)[:, None, None]
-        return share * self._of_texts(firsts) + (1 - share) * self._of_texts(seconds)
-
-    def _of_words(self, prompts: Sequence[StoredPrompt]) -> Tensor:
+    def of_words(self, prompts: Sequence[StoredPrompt]) -> Tensor:
         """States [N, L, D] of the template's sentences with pseudo-words."""
         names = [self.manifest.classes[prompt.class_index] for prompt in prompts]
         tokens, positions = self.words.tokens(names, [self.words.template] * len(names))
-        tokens, positions = tokens.to(self.empty.device), positions.to(self.empty.device)
+        device = self.teacher.device
+        tokens, positions = tokens.to(device), positions.to(device)
         vectors = [prompt.pseudo_word for prompt in prompts if prompt.pseudo_word is not None]
         words = torch.from_numpy(np.stack(vectors)).to(tokens.device)
         embedded = embed_with(self.teacher, self._padded(tokens), positions, words)
         return self.teacher.hidden_states(embedded, self.text.layers)
 
-    def _of_texts(self, texts: Sequence[str]) -> Tensor:
+    def of_texts(self, texts: Sequence[str]) -> Tensor:
         """States [N, L, D] of texts."""
         tokens = self._padded(self.teacher.tokenize(texts))
         return self.teacher.hidden_states(self.teacher.embed_tokens(tokens), self.text.layers)

@@ -5,15 +5,21 @@ itself with disturbed letters, and pushed away from the other prompts of its bat
 remembered prompts of earlier batches. So the prompts of a run, and its images, spread out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dfkd.config.synthesis import Contrastive
+from dfkd.config.manifest import Manifest
+from dfkd.config.plan import PromptRow
+from dfkd.models.teacher import Teacher
+from dfkd.prompts.method import PromptBatch
 from dfkd.prompts.pseudo_words import PseudoWords, Sentences
+from dfkd.prompts.random import RandomPrompts
+from dfkd.prompts.settings import MAX_BANK, Contrastive
 
 TEMPERATURE = 0.1
 """Tau of equation 12. The paper states no value."""
@@ -68,8 +74,69 @@ class Problem:
     """Earlier prompts, which serve as negatives."""
 
 
+class ContrastivePrompts(RandomPrompts):
+    """Random prompts that equation 12 then pushes apart."""
+
+    mixes_classes = True  # a batch provides the negatives
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        teacher: Teacher,
+        config: Contrastive,
+        *,
+        disturbance: str = "shuffle",
+        within_class: bool = False,
+    ) -> None:
+        """Start with an empty bank; the options are those of `optimise`."""
+        super().__init__(manifest, teacher, config)
+        self.config, self.disturbance, self.within_class = config, disturbance, within_class
+        self.batch_size = config.batch_size
+        self.bank = PromptBank(MAX_BANK)
+
+    def draw(self, rows: Sequence[PromptRow], batch_seed: int) -> PromptBatch:
+        """See `PromptMethod.draw`; also adds the prompts to the bank."""
+        random = super().draw(rows, batch_seed)
+        assert random.pseudo_words is not None  # noqa: S101 - random prompts have them
+        labels = torch.tensor([row.class_index for row in rows], device=self.class_texts.device)
+        pseudo_words, embeddings = optimise(
+            Problem(self.words, [row.name for row in rows], labels, self.bank),
+            random.pseudo_words,
+            self.config,
+            np.random.default_rng(batch_seed),
+            disturbance=self.disturbance,
+            within_class=self.within_class,
+        )
+        # The bank takes the final prompts, because later prompts must differ from those.
+        self.bank.add(embeddings, labels)
+        return PromptBatch(random.texts, embeddings, pseudo_words)
+
+    def remember(self, part: int, table: Callable[[int], pa.Table]) -> None:
+        """Fill the memory bank with the newest prompts of the parts before `part`."""
+        # Parts are read from the newest backwards, until the bank is full: older ones are not read.
+        newest_first, rows = [], 0
+        for number in reversed(range(part)):
+            newest_first.append(table(number))
+            rows += newest_first[-1].num_rows
+            if rows >= self.bank.capacity:
+                break
+        # They are added from the oldest on, in the order in which their prompts were made.
+        self.bank = PromptBank(self.bank.capacity)
+        for ordered in reversed(newest_first):
+            if ordered.num_rows:
+                embeddings = np.stack(ordered["embedding"].to_numpy())
+                labels = torch.from_numpy(ordered["class_index"].to_numpy().astype(np.int64))
+                self.bank.add(torch.from_numpy(embeddings).to(self.class_texts.device), labels)
+
+
 def optimise(
-    problem: Problem, start: Tensor, config: Contrastive, generator: np.random.Generator
+    problem: Problem,
+    start: Tensor,
+    config: Contrastive,
+    generator: np.random.Generator,
+    *,
+    disturbance: str = "shuffle",
+    within_class: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Minimise equation 12 over the pseudo-words of a batch with Adam.
 
@@ -78,6 +145,8 @@ def optimise(
         start: initial pseudo-words [N, D].
         config: the section `prompts.contrastive` of the manifest.
         generator: source of the disturbances and of the draw from the bank.
+        disturbance: how letters of the positive view change, see `PseudoWords.disturbed`.
+        within_class: whether a prompt is pushed away only from those of its own class.
 
     Returns:
         The pseudo-words [N, D] and their unit text embeddings, float32 [N, E].
@@ -86,11 +155,10 @@ def optimise(
     optimizer = torch.optim.Adam([pseudo_words.requires_grad_()], lr=config.learning_rate)
     # The remembered negatives stay the same in all updates, so Adam minimises one objective.
     remembered = problem.bank.draw(config.bank, generator)
-    within_class = config.negatives == "intra-class"
     for _ in range(config.updates):
         text_embeddings = sentences.encode(pseudo_words)
         # Each prompt draws other letters at each update, so its pseudo-word has to work in all.
-        tokens = problem.words.disturbed(problem.names, config.positive, DISTURBANCE, generator)
+        tokens = problem.words.disturbed(problem.names, disturbance, DISTURBANCE, generator)
         positives = Sentences(problem.words.teacher, *tokens).encode(pseudo_words)
         loss = contrastive_loss(
             text_embeddings, positives, problem.labels, remembered, TEMPERATURE, within_class

@@ -21,10 +21,9 @@ from torch.nn import functional as F
 
 from dfkd.config.hashing import derive_seed
 from dfkd.config.synthesis import Synthesis
-from dfkd.models.batch_norm import Taps, batch_norm_loss
 from dfkd.models.generators.generator import Condition, Generator
-from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
-from dfkd.synthesis.request import OnStep, Synthesised, synthesised
+from dfkd.models.teacher import Teacher, spherical_distance
+from dfkd.synthesis.image_source import OnStep, Synthesised, synthesised
 from dfkd.synthesis.views import ViewParameters, Views, apply_views
 from dfkd.utils.pixels import to_bytes
 
@@ -33,17 +32,22 @@ class Synthesiser:
     """Makes batches of images with fixed models."""
 
     def __init__(
-        self, teacher: Teacher, generator: Generator, config: Synthesis, steps: int
+        self,
+        teacher: Teacher,
+        generator: Generator,
+        config: Synthesis,
+        steps: int,
+        rate: float,
     ) -> None:
         """Prepare the loop.
 
         Args:
-            config: with `compile`, batches of exactly `batch_size` images are compiled. Its
-                `steps` are not used: they may be those of the sampling.
+            config: with `compile`, batches of exactly `batch_size` images are compiled.
             steps: optimisation steps, 0 for none.
+            rate: Adam's learning rate.
         """
         self.teacher, self.generator, self.config = teacher, generator, config
-        self.steps = steps
+        self.steps, self.rate = steps, rate
         self.full_batch_distances: Callable[[Tensor, Tensor, ViewParameters | None], Tensor] = (
             self._view_distances
         )
@@ -68,27 +72,31 @@ class Synthesiser:
         The losses of the batch are summed and everything else is per sample. So an image does not
         depend on the rest of its batch, up to the rounding of kernels that depend on batch size.
 
-        With `config.batch_norm_weight` the images are dependent: L_bn of the batch is added to the
-        loss of each image, so that its relative weight does not depend on batch size. If the loss
-        of one is no number, its whole batch has diverged.
-
         Args:
             targets: unit text embeddings [B, E], one prompt for each image.
             seeds: one for each image; seed and target determine the image.
             on_step: called after each step.
             condition: the same prompts as hidden states, if the generator needs them.
-
-        Raises:
-            ManifestError: `config.batch_norm_weight` is set and the teacher has no batch norm.
         """
         latents = self.generator.init_latents(seeds, self.config.image_size, condition)
         if not self.steps:
             return self._measure(targets, latents)
-        (weight,) = self.config.batch_norm_weight
-        if not weight:
-            return self._optimise(targets, seeds, latents, on_step)
-        with batch_norm_taps(self.teacher, "synthesis.batch_norm_weight") as taps:
-            return self._optimise(targets, seeds, latents, on_step, taps)
+        views = self._views(seeds, latents.device)
+        full = len(seeds) == self.full_batch
+        evaluate = self.full_batch_distances if full else self._view_distances
+        optimizer = _adam(latents.requires_grad_(), self.rate)
+        for step in range(self.steps):
+            losses = self.losses(evaluate(latents, targets, views.draw(step)))
+            if on_step is not None:
+                on_step(step, losses.detach())
+            # After a further step no loss would belong to the latents.
+            if step < self.steps - 1:
+                _step(self.generator, latents, losses, optimizer)
+        return self._result(latents.detach(), losses.detach())
+
+    def losses(self, distances: Tensor) -> Tensor:
+        """The losses [B] of a batch whose images have these distances; a subclass may add terms."""
+        return distances
 
     @torch.no_grad()
     def _measure(self, targets: Tensor, latents: Tensor) -> Synthesised:
@@ -96,32 +104,6 @@ class Synthesiser:
         pixels = self._decode(latents)
         losses = spherical_distance(self.teacher.encode_image(pixels), targets)
         return synthesised(to_bytes(pixels), losses, steps=0)
-
-    def _optimise(
-        self,
-        targets: Tensor,
-        seeds: Sequence[int],
-        latents: Tensor,
-        on_step: OnStep | None,
-        taps: Taps | None = None,
-    ) -> Synthesised:
-        """Run the steps of a batch; with `taps`, L_bn of what they read is part of the loss."""
-        config, generator = self.config, self.generator
-        views = self._views(seeds, latents.device)
-        full = len(seeds) == self.full_batch
-        evaluate = self.full_batch_distances if full else self._view_distances
-        optimizer = _adam(latents.requires_grad_(), config.learning_rate)
-        for step in range(self.steps):
-            losses = evaluate(latents, targets, views.draw(step))
-            if taps is not None:
-                # Added to every image, so the sum over the batch keeps the ratio of the two terms.
-                losses = losses + config.batch_norm_weight[0] * batch_norm_loss(taps.values)
-            if on_step is not None:
-                on_step(step, losses.detach())
-            # After a further step no loss would belong to the latents.
-            if step < self.steps - 1:
-                _step(generator, latents, losses, optimizer)
-        return self._result(latents.detach(), losses.detach())
 
     def _view_distances(
         self, latents: Tensor, targets: Tensor, view_parameters: ViewParameters | None
@@ -135,7 +117,7 @@ class Synthesiser:
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, S, S] in [0, 1] of latents, where S is the image size."""
-        pixels, size = self.generator.decode(latents, self.config.quantise), self.config.image_size
+        pixels, size = self.generator.decode(latents), self.config.image_size
         if pixels.shape[-1] == size:
             return pixels
         # A diffusion model makes images of the size that it was trained for.

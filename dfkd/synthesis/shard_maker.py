@@ -15,15 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import has_dependent_images
 from dfkd.config.plan import Task, Unit, image_seed
 from dfkd.dataset.shards import MadeShard, Sample, sample_key, write_shard
 from dfkd.errors import DfkdError
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
-from dfkd.synthesis.image_source import ImageSource
-from dfkd.synthesis.request import initial_batch_size
+from dfkd.synthesis.image_source import ImageSource, initial_batch_size
 from dfkd.utils.device import is_out_of_memory
 from dfkd.utils.pixels import from_bytes
 
@@ -72,7 +70,7 @@ class ShardMaker:
         self.source = source
         self.notify = notify
         self.batch_size = initial_batch_size(manifest, teacher.device)
-        self.dependent = has_dependent_images(manifest.method)
+        self.dependent = manifest.source.scope != "image"
         self.class_texts = class_text_embeddings(manifest, teacher)
 
     def shards(self, unit: Unit, prompts: pa.Table, folder: Path) -> dict[Task, MadeShard]:
@@ -169,7 +167,7 @@ class ShardMaker:
         if self.dependent:
             raise DfkdError(
                 "memory had no room for a batch, and to halve it would change its images, which "
-                f"depend on each other; lower {self.source.section}.batch_size"
+                f"depend on each other; lower {self.source.batch_key}"
             )
         self.batch_size = tried // 2
         self.source.limit(self.batch_size)

@@ -1,4 +1,4 @@
-"""Helpers that know nothing about distillation: YAML, JSON, Parquet, images, logs, seeds, devices.
+"""Helpers that know nothing about distillation: YAML, JSON, images, logs, seeds, devices.
 
 In: plain values, bytes and files, often from outside and therefore checked. Out: the same, checked.
 All other packages may import this one, and it imports only `dfkd.errors`. Begin with `yaml.py`,

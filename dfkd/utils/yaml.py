@@ -160,14 +160,17 @@ def dump(value: object) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def check(schema: type[T], tree: Tree) -> T:
+def check(schema: type[T], tree: Tree, section: str = "") -> T:
     """`tree` as an instance of `schema`; no value is converted to another type.
+
+    Args:
+        section: the section of the manifest that `tree` is; empty for a whole one.
 
     Raises:
         ManifestError: an unknown or missing key, a wrong type, a broken rule, or a credential.
     """
     try:
-        for field, value in _leaves(tree):
+        for field, value in _leaves(tree, section):
             _require_plain(field, value)
         # pydantic is given JSON, because its strict mode takes a list for a tuple only from JSON.
         encoded = json.dumps(tree, allow_nan=False)
@@ -179,7 +182,7 @@ def check(schema: type[T], tree: Tree) -> T:
         return TypeAdapter(schema).validate_json(encoded, strict=True)
     except ValidationError as error:
         # What pydantic has read: JSON has made texts of the keys that are numbers or flags.
-        raise _first_problem(schema, error, json.loads(encoded)) from None
+        raise _first_problem(schema, error, json.loads(encoded), section) from None
 
 
 def _leaves(tree: Any, field: str = "") -> Iterator[tuple[str, Any]]:
@@ -272,7 +275,9 @@ def _apply(tree: Tree, override: str) -> None:
     tree[leaf] = _parse(text, f"--set {key}")
 
 
-def _first_problem(schema: type[Any], error: ValidationError, tree: Tree) -> ManifestError:
+def _first_problem(
+    schema: type[Any], error: ValidationError, tree: Tree, section: str
+) -> ManifestError:
     """The first of pydantic's problems with `tree`, in terms of the manifest's keys."""
     # A rule that raised `ManifestError` never arrives here, because pydantic passes it on.
     problems = [(_known_path(each, tree), each) for each in error.errors(include_url=False)]
@@ -280,7 +285,7 @@ def _first_problem(schema: type[Any], error: ValidationError, tree: Tree) -> Man
     # Of the members of a union, the one that fits best fails deepest in the value.
     same_key = [each for each in problems if each[0][: len(first)] == first]
     path, problem = max(same_key, key=lambda each: len(each[0]))
-    field = ".".join(str(part) for part in path) or "manifest"
+    field = ".".join(str(part) for part in (section, *path) if part != "") or "manifest"
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         near = difflib.get_close_matches(str(path[-1]), _names(schema, path[:-1]), n=1)
         remedy = (

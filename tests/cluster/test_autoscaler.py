@@ -79,7 +79,7 @@ class Autoscaled(RayCluster):
 
 
 def write(folder: Path) -> Path:
-    made = {"images_per_class": 4, "shard_size": 1, "image_size": 64, "steps": 4, "views": 0}
+    made = {"images_per_class": 4, "shard_size": 1, "image_size": 64, "views": 0}
     return write_manifest(
         folder, classes=["dog", "house"], synthesis=made, distillation={"epochs": 1}
     )

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from dfkd.cluster.actors.group import Actor
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import WorkerResources, plan_ranks
+from dfkd.cluster.engine import Actor, Engine
 from dfkd.config.manifest import Cluster
 from dfkd.config.plan import PromptPart
 from dfkd.errors import InfrastructureError
@@ -37,9 +36,9 @@ class Seeing(Actor):
 
 
 def seen(gpus: float) -> list[str | None]:
-    """What an actor of a pool sees that has reserved so many GPUs."""
-    pool: Pool[PromptPart] = Pool(Seeing, (), 1, 1, WorkerResources(1.0, gpus))
-    return list(pool.run(iter([PromptPart(0)])))
+    """What an actor of a engine sees that has reserved so many GPUs."""
+    engine: Engine[PromptPart] = Engine(Seeing, (), 1, 1, WorkerResources(1.0, gpus))
+    return list(engine.run(iter([PromptPart(0)])))
 
 
 def test_an_actor_without_a_gpu_sees_none() -> None:

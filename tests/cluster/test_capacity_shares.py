@@ -11,7 +11,7 @@ from dfkd.cluster.capacity import (
     plan_ranks,
     plan_students,
 )
-from dfkd.cluster.distillation import StudentActor, student_pool
+from dfkd.cluster.students import StudentActor, student_engine
 from dfkd.config.manifest import Cluster
 
 
@@ -46,8 +46,8 @@ def test_gpus_and_cpus_are_divided_among_students(
 
 def test_a_student_with_a_gpu_leaves_cpus_to_other_jobs() -> None:
     for share, reserved in ((8.0, 1.0), (1.0, 1.0)), ((8.0, 0.0), (8.0, 0.0)):
-        pool = student_pool(StudentActor, WorkerResources(*share), 1, Cluster())
-        assert pool.resources == WorkerResources(*reserved)
+        engine = student_engine(StudentActor, WorkerResources(*share), 1, Cluster(), lambda task: 0)
+        assert engine.resources == WorkerResources(*reserved)
 
 
 def test_students_and_ranks_use_no_gpu_if_workers_shall_not(

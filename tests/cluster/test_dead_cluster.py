@@ -10,7 +10,7 @@ from tests.helpers.waiting import wait_for
 
 @pytest.mark.faults
 def test_a_cluster_without_any_node_is_an_error_at_once() -> None:
-    """Else a pool would wait a quarter of an hour for a node that cannot come."""
+    """Else an engine would wait a quarter of an hour for a node that cannot come."""
 
     def dead() -> bool:
         try:

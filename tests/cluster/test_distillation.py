@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dfkd
-from dfkd.cluster import capacity, distillation, launch, rank
+from dfkd.cluster import capacity, launch, rank, students
 from dfkd.cluster.capacity import (
     Ranks,
     WorkerResources,
@@ -19,16 +19,16 @@ from dfkd.cluster.capacity import (
     wait_for_nodes,
 )
 from dfkd.cluster.connection import connected
-from dfkd.cluster.distillation import (
+from dfkd.cluster.launch import run_ranks
+from dfkd.cluster.rank import Job, LocalPreemptionWatch, open_stream
+from dfkd.cluster.students import (
     FinishedStudent,
     StudentDistiller,
     StudentTask,
     distill,
     distill_located,
-    student_pool,
+    student_engine,
 )
-from dfkd.cluster.launch import run_ranks
-from dfkd.cluster.rank import Job, LocalPreemptionWatch, open_stream
 from dfkd.config.manifest import Cluster, Manifest, StorageConfig
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.embedding import embedding_objective
@@ -235,7 +235,7 @@ def prepare_alone(folder: Path, **distillation: object) -> Manifest:
 def test_students_of_one_rank_train_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one pool, under a relative root; what is finished is not trained again."""
+    """By one engine, under a relative root; what is finished is not trained again."""
     monkeypatch.chdir(tmp_path)
     manifest = prepare_alone(tmp_path)
     manifest = dataclasses.replace(manifest, storage=StorageConfig(root="run"))
@@ -249,16 +249,16 @@ def test_students_of_one_rank_train_side_by_side(
         told.append((finished.student.seed, finished.reused))
         recorded.append((len(cost_records.read(root)), len(held_leases(root))))
 
-    pools: list[int] = []
+    counts: list[int] = []
 
     def noted(kind: Any, share: WorkerResources, count: int, *others: Any) -> Any:
-        pools.append(count)
-        return student_pool(kind, share, count, *others)
+        counts.append(count)
+        return student_engine(kind, share, count, *others)
 
-    monkeypatch.setattr(distillation, "student_pool", noted)
-    students = dfkd.distill(manifest, on_student=tell)
-    assert [each.student.seed for each in students] == [0, 1, 2, 3]
-    assert pools == [3]
+    monkeypatch.setattr(students, "student_engine", noted)
+    found = dfkd.distill(manifest, on_student=tell)
+    assert [each.student.seed for each in found] == [0, 1, 2, 3]
+    assert counts == [3]
     assert told[0] == (2, True)
     assert sorted(told[1:]) == [(0, False), (1, False), (3, False)]
     assert Path(alone.student.location).stat().st_mtime_ns == written
@@ -283,11 +283,11 @@ def test_a_student_that_fails_at_every_attempt_ends_the_run(
         def train(self, task: StudentTask) -> tuple[StudentTask, Exception | None]:
             raise OSError("the disk is gone")
 
-    monkeypatch.setattr(distillation, "student_pool", lambda _, *rest: student_pool(Unlucky, *rest))
+    monkeypatch.setattr(students, "student_engine", lambda _, *rest: student_engine(Unlucky, *rest))
     manifest = prepare_alone(tmp_path, seeds=[0, 1]).with_values(cluster={"attempts": 1})
     found = r"vanilla student of seed \d: failed at every attempt \(.*the disk is gone"
     with pytest.raises(InfrastructureError, match=found):
-        list(distillation.distill_all(manifest, locate_students(manifest)))
+        list(students.distill_all(manifest, locate_students(manifest)))
 
 
 def test_an_error_of_one_student_beside_others_is_that_error(tmp_path: Path) -> None:
@@ -328,13 +328,13 @@ def test_a_notice_leaves_no_checkpoint_of_a_training_that_has_diverged(
 def test_a_driver_s_gpu_that_fails_is_worth_a_repetition_and_an_actor_s_another_actor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pool ends the whole run after an `InfrastructureError`, and goes on after this one."""
+    """The engine ends the whole run after an `InfrastructureError`, and goes on after this one."""
     manifest = prepare(tmp_path, workers=1)
 
     def train(config: dict[str, Any]) -> bool:
         raise torch.AcceleratorError("CUDA error: unspecified launch failure")
 
-    monkeypatch.setattr(distillation, "train", train)
+    monkeypatch.setattr(students, "train", train)
     with pytest.raises(InfrastructureError, match=r"^distillation: the GPU failed \(CUDA error"):
         distill(manifest, "vanilla", 0)
     with pytest.raises(torch.AcceleratorError):

@@ -182,14 +182,6 @@ def test_the_dashboard_shows_every_metric_and_no_other() -> None:
         queried("sum(rate(ray_dfkd_images_total[1m])")
 
 
-def test_the_readme_documents_every_metric_and_no_other() -> None:
-    text = (FOLDER / "README.md").read_text()
-    rows = dict(re.findall(r"^\| `(ray_dfkd_\w+)` \| (.+?) \|", text, re.MULTILINE))
-    assert set(rows) == exported()
-    for count in metrics.ALL_COUNTS:
-        assert rows[f"ray_{count.name}_total"] == count.says
-
-
 def test_prometheus_reads_its_file() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:

@@ -12,11 +12,11 @@ import pytest
 import ray.train
 import safetensors.torch
 
-from dfkd.cluster import distillation as module
+from dfkd.cluster import students as module
 from dfkd.cluster.capacity import Ranks
-from dfkd.cluster.distillation import distill
 from dfkd.cluster.launch import run_ranks
 from dfkd.cluster.rank import train
+from dfkd.cluster.students import distill
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller
 from dfkd.errors import CorruptionError, Exit, InfrastructureError, WeightsError

@@ -11,12 +11,10 @@ import pytest
 import ray
 
 from dfkd.cluster import metrics
-from dfkd.cluster.actors.failures import Quarantined
-from dfkd.cluster.actors.group import Actor
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import WorkerResources
+from dfkd.cluster.engine import Actor, Engine, Quarantined
+from dfkd.cluster.making import _ShardReport
 from dfkd.cluster.metrics import ALL_COUNTS, Count, Pace
-from dfkd.cluster.synthesis import _ShardReport
 from dfkd.cluster.tracking import ShardSummary
 from dfkd.cluster.worker import UnitResult
 from dfkd.config.identity import identity
@@ -132,10 +130,12 @@ def test_a_pace_divides_time_into_steps_and_waiting(
     assert (pace.steps, pace.worked, pace.waited) == (0, 0.0, 0.0)
 
 
-def report_of(manifest: Manifest, version: Version, pool: Pool, cost: CostCounter) -> _ShardReport:
+def report_of(
+    manifest: Manifest, version: Version, engine: Engine, cost: CostCounter
+) -> _ShardReport:
     """A report without curves and pictures."""
     tracker = SimpleNamespace(record=lambda summary: None, failed=0, done=0)
-    return _ShardReport(manifest, version, pool, cost, bar("images", 8, "img", 0), tracker)
+    return _ShardReport(manifest, version, engine, cost, bar("images", 8, "img", 0), tracker)
 
 
 def test_tasks_that_were_made_together_share_their_time(
@@ -147,13 +147,13 @@ def test_tasks_that_were_made_together_share_their_time(
         for receipt, failed in zip(list(publish(manifest).receipts()), ((), (3,)), strict=False)
     ]
     version = begin(open_storage(manifest.storage.root).child("b"), identity(manifest, {}))
-    pool: Pool = Pool(Actor, (), 1, 3, WorkerResources(1.0))
-    pool._failures.add(SimpleNamespace(id="a unit"), "", 0)
+    engine: Engine = Engine(Actor, (), 1, 3, WorkerResources(1.0))
+    engine._lost["a unit"].append("")
     shards = [(each, ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())) for each in receipts]
     made = UnitResult(shards, 3.0, "cpu", (), "10.0.0.7", "a unit")
     cost = CostCounter()
     with json_log("job", ""):
-        report_of(manifest, version, pool, cost).record(made)
+        report_of(manifest, version, engine, cost).record(made)
     told = [json.loads(each) for each in capsys.readouterr().err.splitlines() if each[0] == "{"]
     assert [(each["seconds"], each["failed"], each["attempt"]) for each in told] == [
         (1.5, 0, 2),
@@ -187,9 +187,9 @@ def test_what_a_run_will_take_is_told_once_by_workers_that_are_warm(
     manifest = Manifest.read(write_manifest(tmp_path))
     receipt = dataclasses.replace(next(publish(manifest).receipts()), samples=1)
     version = begin(open_storage(manifest.storage.root).child("b"), identity(manifest, {}))
-    pool: Pool = Pool(Actor, (), 1, 3, WorkerResources(1.0, gpus=0.5))
-    pool._actors.largest = 2
-    report = report_of(manifest, version, pool, CostCounter())
+    engine: Engine = Engine(Actor, (), 1, 3, WorkerResources(1.0, gpus=0.5))
+    engine.largest = 2
+    report = report_of(manifest, version, engine, CostCounter())
     report.tracker.done = 4
     made = [(receipt, ShardSummary("dog", 1, 0, 0.1, 0.9, 40, ()))]
     notes = []
@@ -213,14 +213,14 @@ def test_each_task_is_told_of_once(
     home = open_storage(manifest.storage.root).child("data/vanilla")
     version = begin(home, identity(manifest, {}))
     poisoned, *_ = units(manifest, ())
-    pool: Pool = Pool(Actor, (), 1, 3, WorkerResources(1.0))
+    engine: Engine = Engine(Actor, (), 1, 3, WorkerResources(1.0))
     receipt: Receipt = list(published.receipts())[1]
     summary = ShardSummary("dog", 4, 0, 0.1, 0.9, 40, ())
     made = UnitResult([(receipt, summary)], 1.25, "cpu", (), "10.0.0.7", receipt.task)
     with json_log("job", ""):
-        report = report_of(manifest, version, pool, CostCounter())
+        report = report_of(manifest, version, engine, CostCounter())
         report.record(made)
-        pool.quarantine.append(Quarantined(poisoned, "no luck"))
+        engine.quarantine.append(Quarantined(poisoned, "no luck"))
         report.show_failures()
         report.show_failures()
     told = capsys.readouterr().err.splitlines()

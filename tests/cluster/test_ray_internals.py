@@ -15,8 +15,8 @@ from ray.cluster_utils import Cluster
 from ray.train import ScalingConfig
 
 from dfkd.cluster import ray_internals
-from dfkd.cluster.actors.group import Actor
 from dfkd.cluster.capacity import has_autoscaler, schedulable_nodes
+from dfkd.cluster.engine import Actor
 from tests.helpers.draining import drain
 from tests.helpers.waiting import wait_for
 

@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd.cluster import distillation as module
+from dfkd.cluster import students as module
 from dfkd.cluster.capacity import Ranks
-from dfkd.cluster.distillation import RANK_GRACE_SECONDS, StudentDistiller, StudentTask, distill
+from dfkd.cluster.students import RANK_GRACE_SECONDS, StudentDistiller, StudentTask, distill
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import StudentLocation, locate_student
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError
-from dfkd.storage import layout
+from dfkd.storage import cost_records, layout
 from dfkd.storage.checkpoints import Checkpoints
-from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.lease import held_leases
 from dfkd.storage.local import open_storage
 from tests.helpers.ranks import prepare
@@ -83,14 +82,13 @@ def test_the_watch_of_a_rank_that_hangs_comes_before_the_others_give_up(
 
 
 def test_a_resumed_training_counts_its_own_images(manifest: Manifest) -> None:
-    target, cost = locate_student(manifest, "vanilla", 0), CostCounter()
+    target, root = locate_student(manifest, "vanilla", 0), open_storage(manifest.storage.root)
     checkpoints(target).write(3, STATE)
-    with module._fill_cost(target, Ranks(2, 1.0, "a GPU"), cost, 10):
-        checkpoints(target).write(7, STATE)
-    assert (cost.images, cost.workers, cost.device) == (40, 2, "a GPU")
-    with module._fill_cost(target, Ranks(0, 1.0, "cpu"), cost, 10):
-        pass
-    assert (cost.images, cost.workers, cost.device) == (0, 1, "cpu")
+    for ranks in (Ranks(2, 1.0, "a GPU"), Ranks(0, 1.0, "cpu")):
+        with module._lease_and_record(manifest, target, ranks):
+            checkpoints(target).write(checkpoints(target).newest() + 4, STATE)
+    found = [(each.images, each.workers, each.device) for each in cost_records.read(root)]
+    assert found == [(40, 2, "a GPU"), (40, 1, "cpu")]
 
 
 def test_the_checkpoints_of_a_finished_student_are_cleared(

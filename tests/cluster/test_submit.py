@@ -33,7 +33,7 @@ SMALL = [
     "prompts.method=vanilla",
     "synthesis.images_per_class=4",
     "synthesis.shard_size=2",
-    "synthesis.steps=40",
+    "generator.diffusers.steps=40",
     "distillation.student=timm:test_resnet",
     "distillation.epochs=2",
     "distillation.batch_size=6",
@@ -241,12 +241,28 @@ def test_what_is_uploaded_is_what_a_job_needs(tmp_path: Path) -> None:
     assert names - {".rayignore"} == set(needed)
 
 
-def test_every_job_can_be_submitted_as_documented(
+WORDS = {
+    "benchmark": "scale manifests/miniature.yaml",
+    "clean": "manifests/miniature.yaml --dry-run",
+    "distill": "manifests/miniature.yaml",
+    "evaluate": "manifests/miniature.yaml",
+    "fewshot": "manifests/miniature.yaml",
+    "labels": 'manifests/miniature.yaml --set distillation.target=both --classes "anchor, bus"',
+    "regenerate": "manifests/miniature.yaml --set prompts.method=contrastive",
+    "synthesize": "manifests/miniature.yaml",
+    "verify": "manifests/miniature.yaml",
+}
+"""Of the jobs that cluster/README.md does not show."""
+
+
+def test_every_job_can_be_submitted(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (ROOT / "cluster" / "README.md").read_text()
     shown = re.findall(r"ray job submit --working-dir \. -- python (jobs/(\w+)\.py .*)", text)
     shown += re.findall(r'RUN="(jobs/(\w+)\.py .*)"', text)
+    own = "--set storage.root=s3://example-bucket/dfkd"
+    shown += [(f"jobs/{job}.py {words} {own}", job) for job, words in WORDS.items()]
     there = {file.stem for file in (ROOT / "jobs").glob("*.py")}
     assert there <= {job for _, job in shown}
     monkeypatch.chdir(ROOT)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dfkd.cluster.synthesis import identify
+from dfkd.cluster.making import identify
 from dfkd.cluster.work_order import PromptProgress, ready_work
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import PromptPart, PromptSummary, Unit, part_name, units

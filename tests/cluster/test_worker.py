@@ -1,4 +1,4 @@
-"""What a worker reads, and how often; what it makes and refuses is in test_synthesis.py."""
+"""What a worker reads, and how often; what it makes and refuses is in test_making.py."""
 
 import errno
 import gc
@@ -8,26 +8,28 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dfkd.cluster.synthesis import identify
-from dfkd.cluster.worker import SynthesisActor, TeacherSlot, Worker
+from dfkd.cluster.making import identify
+from dfkd.cluster.worker import Worker
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import units
+from dfkd.config.plan import Unit, units
 from dfkd.dataset.versions import begin
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.lab.benchmarks.scale import ScaleWorker
-from dfkd.lab.benchmarks.stand_in import put_prompts
+from dfkd.lab.benchmarks.stand_in import StandInMaker, put_prompts
 from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_models import VIT, model_config, random_model, write_teacher
 from tests.helpers.tiny_version import write_manifest
+from tests.helpers.workers import own_worker
 
 
 def bytes_read() -> int:
@@ -36,7 +38,7 @@ def bytes_read() -> int:
     return int(line.split()[1])
 
 
-def test_a_teacher_is_read_once_to_load_it_and_by_each_worker_to_hash_it(tmp_path: Path) -> None:
+def test_a_teacher_is_read_once_to_load_it_and_for_each_version_to_hash_it(tmp_path: Path) -> None:
     """Weights in the older format, because it is read and not mapped, so that reads count."""
     config = model_config(VIT, quick=True)
     archive = tmp_path / "Tiny.pt"
@@ -46,13 +48,14 @@ def test_a_teacher_is_read_once_to_load_it_and_by_each_worker_to_hash_it(tmp_pat
     settings: dict[str, object] = {"model": model, "weights": str(archive)}
     manifest = Manifest.read(write_manifest(tmp_path, teacher=settings))
     version = begin(open_storage(manifest.storage.root), identify(manifest))
-    Worker(manifest, version, 1.0).load_teacher()  # also imports what is imported late
-    slot, read = TeacherSlot(), []
+    own_worker(manifest, version, Worker).load_teacher()  # also imports what is imported late
+    worker, read, teachers = Worker(1.0), [], []
     for _ in range(2):
+        worker.work_on(manifest, version)
         before = bytes_read()
-        teacher = Worker(manifest, version, 1.0, slot).load_teacher()
+        teachers.append(worker.load_teacher())
         read.append((bytes_read() - before) / archive.stat().st_size)
-        assert slot.teacher is teacher
+    assert teachers[0] is teachers[1]
     assert 2 <= read[0] < 2.5
     assert 1 <= read[1] < 1.5
 
@@ -64,17 +67,17 @@ def test_a_folder_that_this_node_does_not_share_is_named(tmp_path: Path) -> None
     with pytest.raises(
         ManifestError, match=r"^storage\.root: must be a folder that all nodes share"
     ):
-        SynthesisActor(1.0).work_on(manifest, elsewhere, Worker)
+        Worker(1.0).work_on(manifest, elsewhere)
 
 
 def test_another_precision_loads_the_teacher_anew(tmp_path: Path) -> None:
-    slot = TeacherSlot()
-    teachers = []
+    worker, teachers = Worker(1.0), []
     for name, precision in (("a", "float32"), ("b", "bfloat16"), ("c", "bfloat16")):
         (folder := tmp_path / name).mkdir()
         manifest = Manifest.read(write_manifest(folder, synthesis={"precision": precision}))
         version = begin(open_storage(manifest.storage.root), identify(manifest))
-        teachers.append(Worker(manifest, version, 1.0, slot).load_teacher())
+        worker.work_on(manifest, version)
+        teachers.append(worker.load_teacher())
     assert teachers[0] is not teachers[1]
     assert teachers[1] is teachers[2]
 
@@ -84,19 +87,21 @@ def test_a_teacher_is_gone_before_the_next_one_is_loaded(
 ) -> None:
     """A GPU need not have room for both."""
     there: list[object] = []
-    slot = TeacherSlot("another", Teacher.__new__(Teacher))
-    monkeypatch.setattr(Teacher, "load", lambda *_: there.append(slot.teacher))
+    worker = Worker(1.0)
+    worker._teacher, worker._teacher_key = Teacher.__new__(Teacher), "another"
+    monkeypatch.setattr(Teacher, "load", lambda *_: there.append(worker._teacher))
     manifest = Manifest.read(write_manifest(tmp_path))
     version = begin(open_storage(manifest.storage.root), identify(manifest))
-    Worker(manifest, version, 1.0, slot).load_teacher()
+    worker.work_on(manifest, version)
+    worker.load_teacher()
     assert there == [None]
 
 
 def test_the_generator_of_one_method_is_gone_before_the_next_loads_its_own(tmp_path: Path) -> None:
-    actor = SynthesisActor(1.0)
+    worker = Worker(1.0)
     manifest = Manifest.read(write_manifest(tmp_path))
     version = begin(open_storage(manifest.storage.root), identify(manifest))
-    actor.work_on(manifest, version, Worker)
+    worker.work_on(manifest, version)
     generators = []
     load = Worker.load_generator
     with pytest.MonkeyPatch.context() as patch:
@@ -106,11 +111,10 @@ def test_the_generator_of_one_method_is_gone_before_the_next_loads_its_own(tmp_p
             return generator
 
         patch.setattr(Worker, "load_generator", noted)
-        assert actor._worker is not None
-        actor._worker._shard_maker = actor._worker._load_maker(next(units(manifest, ())))
+        worker._shard_maker = worker.load_maker()
     gc.disable()  # as if no collection were due
     try:
-        actor.work_on(manifest, version, Worker)
+        worker.work_on(manifest, version)
     finally:
         gc.enable()
     assert [reference() for reference in generators] == [None]
@@ -138,20 +142,20 @@ def test_a_finished_shard_is_read_once(tmp_path: Path) -> None:
     put_prompts(manifest, version)
     unit = next(units(manifest, ()))
     with reads() as counts:
-        ((receipt, summary),) = ScaleWorker(manifest, version, 1.0).do_unit(unit)
+        ((receipt, summary),) = own_worker(manifest, version, ScaleWorker).run(unit).result
     assert counts[f"{receipt.task}.tar"] == 1
     assert (summary.samples, summary.failed) == (receipt.samples, 0)
     assert len(summary.images) == receipt.samples
 
 
-@dataclass
-class BadDisk:
+class BadDisk(StandInMaker):
     """A maker of shards that notes something and then meets an error of the disk."""
 
-    worker: Worker
-    code: int
+    def __init__(self, worker: Worker, code: int) -> None:
+        super().__init__(worker.manifest)
+        self.worker, self.code = worker, code
 
-    def shards(self, *_: object) -> None:
+    def shards(self, unit: Unit, prompts: Any, folder: Path) -> Any:
         self.worker.notes.append("a note")
         raise OSError(self.code, os.strerror(self.code))
 
@@ -163,12 +167,12 @@ class BadDisk:
 def test_only_a_full_disk_ends_the_run(
     tmp_path: Path, code: int, expected: type[Exception]
 ) -> None:
-    """After any other error the pool tries another actor, which may be on another node."""
+    """After any other error the engine tries another worker, which may be on another node."""
     manifest = Manifest.read(write_manifest(tmp_path))
     version = begin(open_storage(manifest.storage.root), identity(manifest, {}))
     put_prompts(manifest, version)
     unit = next(units(manifest, ()))
-    worker = ScaleWorker(manifest, version, 1.0)
+    worker = own_worker(manifest, version, ScaleWorker)
     worker._shard_maker = BadDisk(worker, code)
     with pytest.raises(expected, match=os.strerror(code)):
         worker.run(unit)

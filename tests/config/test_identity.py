@@ -10,7 +10,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import method_of
 from tests.helpers import small_manifest
 
-WEIGHTS = {"teacher.weights": "aa", "generator.weights": "bb", "generator.config": "cc"}
+WEIGHTS = {"teacher.weights": "aa", "generator.vqgan.weights": "bb", "generator.vqgan.config": "cc"}
 
 
 def read(tmp_path: Path, *overrides: str) -> Manifest:
@@ -32,8 +32,7 @@ def digest(manifest: Manifest, *carried: str) -> str:
         "prompts.method=random",
         "prompts.template='{class}, {style}'",
         "prompts.styles=miniature",
-        "synthesis.steps=3",
-        "synthesis.pace=2",
+        "generator.vqgan.steps=3",
         "synthesis.images_per_class=5",
         "synthesis.batch_size=4",
         "synthesis.precision=bfloat16",
@@ -49,14 +48,13 @@ def test_what_changes_a_pixel_changes_the_fingerprint(tmp_path: Path, override: 
         "name=other",
         "storage.root=elsewhere",
         "cache=elsewhere",
-        "prompts.scale=5",
+        "prompts.random.scale=5",
         "distillation.epochs=3",
         "evaluation.average=classes",
-        "fewshot={shots: [3], epochs: 7, starts: [scratch]}",
         "cluster.workers=9",
         "regeneration={classes: [dog], share: 0.5}",
         "teacher.weights=/moved/weights.pt",
-        "generator.weights=/moved/model.ckpt",
+        "generator.vqgan.weights=/moved/model.ckpt",
     ],
 )
 def test_what_changes_no_pixel_keeps_the_fingerprint(tmp_path: Path, override: str) -> None:
@@ -84,16 +82,19 @@ def test_what_is_carried_over_is_part_of_the_fingerprint(tmp_path: Path) -> None
 
 def test_the_fingerprint_of_a_manifest_never_changes(tmp_path: Path) -> None:
     """Versions that are published under it would be made again, and unfinished ones refused."""
-    expected = "46006a1f12c5141f1d4a25d080ad3ea93a8409bca1ba1654963299a5b30fae4a"
+    expected = "4292c626bdd1130ff5728bc5864833a6fafdd7d614e237c31a909138b182ef7d"
     assert digest(read(tmp_path)) == expected
 
 
 @pytest.mark.parametrize(
     "override",
     [
-        "synthesis.method=[latent, cmi]",
-        "synthesis.batch_norm_weight=[0, 0.1]",
-        "inversion.cmi.steps=3",
+        "synthesis.source=[latents, cmi]",
+        "synthesis.source=[latents, bn]",
+        "synthesis.bn.weight=0.3",
+        "prompts.contrastive.updates=3",
+        "generator.diffusers={weights: miniature}",
+        "synthesis.cmi.steps=3",
     ],
 )
 def test_other_methods_of_a_run_are_no_part_of_the_fingerprint(
@@ -103,24 +104,25 @@ def test_other_methods_of_a_run_are_no_part_of_the_fingerprint(
 
 
 INVERSIONS = {
-    "deepinversion": ["deepinversion.steps"],
-    "dfad": ["latent", "width", "snapshots", "dfad.rounds"],
-    "cmi": ["latent", "width", "cmi.steps"],
-    "pre": ["latent", "width", "snapshots", "pre.rounds"],
+    "deepinversion": ["steps", "batch_size"],
+    "dfad": ["latent", "width", "snapshots", "rounds"],
+    "cmi": ["latent", "width", "steps"],
+    "pre": ["latent", "width", "snapshots", "rounds"],
 }
-"""Of each conventional method keys of `inversion` that it reads; it reads none of the others'."""
+"""Keys of each conventional method; it reads none of the others'."""
 
 
 def of_inversion(tmp_path: Path, method: str, *overrides: str) -> str:
-    manifest = read(tmp_path, f"synthesis.method={method}", *overrides)
+    manifest = read(tmp_path, f"synthesis.source={method}", *overrides)
     return fingerprint(identity(manifest, {"teacher.weights": "aa"}))
 
 
 @pytest.mark.parametrize("method", INVERSIONS)
 def test_an_inversion_depends_on_the_keys_that_it_reads(tmp_path: Path, method: str) -> None:
-    for key in {key for keys in INVERSIONS.values() for key in keys}:
-        changed = of_inversion(tmp_path, method, f"inversion.{key}=7")
-        assert (changed != of_inversion(tmp_path, method)) == (key in INVERSIONS[method]), key
+    for owner, keys in INVERSIONS.items():
+        for key in keys:
+            changed = of_inversion(tmp_path, method, f"synthesis.{owner}.{key}=7")
+            assert (changed != of_inversion(tmp_path, method)) == (owner == method), key
 
 
 def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
@@ -130,12 +132,12 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
         return of_inversion(tmp_path, "cmi", *overrides)
 
     for same in (
-        "synthesis.steps=3",
+        "generator.vqgan.steps=3",
         "synthesis.batch_size=2",
-        "synthesis.batch_norm_weight=0.3",
-        "prompts.scale=5",
+        "synthesis.bn.weight=0.3",
+        "prompts.random.scale=5",
         "prompts.method=random",
-        "generator.weights=/other.ckpt",
+        "generator.vqgan.weights=/other.ckpt",
         "distillation.epochs=3",
     ):
         assert found(same) == found(), same
@@ -145,16 +147,14 @@ def test_an_inversion_depends_on_its_own_settings(tmp_path: Path) -> None:
         "synthesis.image_size=64",
         "synthesis.precision=bfloat16",
         "synthesis.format=jpg",
-        "synthesis.method=dfad",
+        "synthesis.source=dfad",
         "salt=1",
     ):
         assert found(other) != found(), other
 
 
 def test_the_method_can_be_read_from_an_identity(tmp_path: Path) -> None:
-    manifest = read(
-        tmp_path, "synthesis.method=[latent, pre]", "synthesis.batch_norm_weight=[0, 0.1]"
-    )
+    manifest = read(tmp_path, "synthesis.source=[latents, bn, pre]", "synthesis.bn.weight=0.1")
     assert manifest.methods == ("mix", "mix-bn", "pre")
     for method in manifest.methods:
         assert method_of(identity(manifest.with_method(method), WEIGHTS)) == method
@@ -170,10 +170,14 @@ def test_a_list_of_methods_has_no_fingerprint(tmp_path: Path) -> None:
 
 
 DIFFUSERS = (
-    "generator={kind: diffusers, weights: here, guidance: 3, refine_steps: 2}",
-    "synthesis.steps=8",
+    "generator={kind: diffusers, diffusers: {weights: here, guidance: 3, refine_steps: 2}}",
+    "generator.diffusers.steps=8",
 )
-FOLDER = {"teacher.weights": "aa", "generator.weights/unet": "bb", "generator.weights/vae": "cc"}
+FOLDER = {
+    "teacher.weights": "aa",
+    "generator.diffusers.weights/unet": "bb",
+    "generator.diffusers.weights/vae": "cc",
+}
 
 
 def of_diffusers(tmp_path: Path, *overrides: str) -> dict[str, object]:
@@ -183,10 +187,10 @@ def of_diffusers(tmp_path: Path, *overrides: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     "override",
     [
-        "generator.guidance=2",
-        "generator.refine_steps=3",
-        "synthesis.steps=4",
-        "generator.refine_rate=0.5",
+        "generator.diffusers.guidance=2",
+        "generator.diffusers.refine_steps=3",
+        "generator.diffusers.steps=4",
+        "generator.diffusers.refine_rate=0.5",
     ],
 )
 def test_keys_of_a_diffusion_model_are_in_the_fingerprint(tmp_path: Path, override: str) -> None:
@@ -195,26 +199,24 @@ def test_keys_of_a_diffusion_model_are_in_the_fingerprint(tmp_path: Path, overri
 
 def test_a_folder_s_files_replace_its_path(tmp_path: Path) -> None:
     found = of_diffusers(tmp_path)
-    assert found["generator.weights/unet.sha256"] == "bb"
+    assert found["generator.diffusers.weights/unet.sha256"] == "bb"
     assert found["generator.kind"] == "diffusers"
-    assert found == of_diffusers(tmp_path, "generator.weights=moved")
-    sampled = identity(read(tmp_path, *DIFFUSERS, "generator.refine_steps=0"), FOLDER)
-    assert not {"generator.config", "generator.weights", "synthesis.quantise"} & found.keys()
-    assert found.keys() - sampled.keys() == {
-        "generator.refine_rate",
-        *(f"synthesis.{key}" for key in ("views", "view_noise", "compile", "batch_norm_weight")),
-    }
-    assert "synthesis.learning_rate" not in found
+    assert found == of_diffusers(tmp_path, "generator.diffusers.weights=moved")
+    sampled = identity(read(tmp_path, *DIFFUSERS, "generator.diffusers.refine_steps=0"), FOLDER)
+    assert "generator.diffusers.weights" not in found
+    assert not [key for key in found if "vqgan" in key]
+    unread = {"synthesis.views", "synthesis.view_noise", "synthesis.compile"}
+    assert found.keys() - sampled.keys() == unread
 
 
 def test_what_a_generator_takes_by_itself_is_in_the_fingerprint(tmp_path: Path) -> None:
     """As if the manifest stated it; both ways to write no guidance are the same images."""
-    assert digest(read(tmp_path)) == digest(read(tmp_path, "synthesis.steps=500"))
-    named = "generator={kind: diffusers, weights: sd-turbo}"
+    assert digest(read(tmp_path)) == digest(read(tmp_path, "generator.vqgan.steps=500"))
+    named = "generator={kind: diffusers, diffusers: {weights: sd-turbo}}"
 
     def found(*overrides: str) -> dict[str, object]:
         return identity(read(tmp_path, named, *overrides), FOLDER)
 
-    assert found() == found("synthesis.steps=1", "generator.guidance=1")
-    assert found() == found("generator.guidance=0")
-    assert found() != found("synthesis.steps=2")
+    assert found() == found("generator.diffusers.steps=1", "generator.diffusers.guidance=1")
+    assert found() == found("generator.diffusers.guidance=0")
+    assert found() != found("generator.diffusers.steps=2")

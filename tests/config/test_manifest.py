@@ -9,10 +9,15 @@ from dfkd.api import read_manifest
 from dfkd.config.distillation import weights_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.pipelines import SCHEDULER
-from dfkd.config.plan import latent_learning_rate
 from dfkd.errors import ManifestError
+from dfkd.lab.baselines.settings import BatchNorm
+from dfkd.models.generators.settings import Diffusers
+from dfkd.prompts.settings import Contrastive, Random
+from dfkd.synthesis.settings import Latents
 from dfkd.utils.yaml import dump
 from tests.helpers import small_manifest
+
+SAMPLED = "generator={kind: diffusers, diffusers: {weights: miniature"
 
 
 @pytest.fixture
@@ -23,31 +28,30 @@ def path(tmp_path: Path) -> Path:
 def test_defaults_are_the_papers_numbers(path: Path) -> None:
     manifest = Manifest.read(path)
     assert manifest.synthesis.images_per_class == 3000
-    assert (manifest.steps, manifest.synthesis.learning_rate) == (500, 0.15)
+    vqgan = manifest.generator.settings
+    assert (vqgan.optimisation_steps, vqgan.latent_rate) == (500, 0.15)
     assert (manifest.synthesis.batch_size, manifest.synthesis.image_size) == (8, 224)
-    assert manifest.prompts.scale == 10.0
-    contrastive = manifest.prompts.contrastive
+    contrastive = manifest.prompt_settings
+    assert isinstance(contrastive, Contrastive)
+    assert contrastive.scale == Random().scale == 10.0
     assert (contrastive.updates, contrastive.batch_size, contrastive.bank) == (100, 256, 2048)
     assert contrastive.learning_rate == 0.1
     assert manifest.teacher.template == "A {class}"
     distillation = manifest.distillation
     assert (distillation.warmup_epochs, distillation.epochs) == (150, 150)
     assert (distillation.learning_rate, distillation.finetune_factor) == (0.1, 0.1)
-    fewshot = manifest.fewshot
-    assert (fewshot.shots, len(fewshot.seeds)) == ((1, 2, 4, 8, 16), 5)
-    assert fewshot.starts == ("student", "library", "scratch")
     assert distillation.weights == "IMAGENET1K_V1"
 
 
 @pytest.mark.parametrize(
     ("override", "field", "rule"),
     [
-        ("prompts.methd=mix", "prompts.methd", "not a key"),
+        ("prompts.methd=mix", "prompts.methd", "neither a key nor a kind"),
         ("prompts.metod=mix", "prompts.metod", "did you mean 'method'"),
         ("synthesis={views: 0, view_noise: 0.1}", "synthesis.view_noise", "with synthesis.views=0"),
-        ("synthesis.steps=0", "synthesis.steps", "greater than or equal to 1"),
-        ("synthesis.steps=1.5", "synthesis.steps", "integer"),
-        ('synthesis.steps="5"', "synthesis.steps", "integer"),
+        ("generator.vqgan.steps=0", "generator.vqgan.steps", "greater than or equal to 1"),
+        ("generator.vqgan.steps=1.5", "generator.vqgan.steps", "integer"),
+        ('generator.vqgan.steps="5"', "generator.vqgan.steps", "integer"),
         ("seed=true", "seed", "integer"),
         ("seed=-1", "seed", "greater than or equal to 0"),
         ("classes=[dog, dog]", "classes", "once"),
@@ -71,19 +75,24 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("teacher.template=a picture", "teacher.template", "{class}"),
         ("teacher.template='{class}, {class}'", "teacher.template", "{class} exactly once"),
         ("teacher.template='{class} in {style}'", "teacher.template", "no braces except {class}"),
-        ("generator.kind=flux", "generator.kind", "'vqgan' or 'diffusers'"),
-        ("generator={weights: miniature}", "generator.config", "must be given for a vqgan"),
-        ("generator.guidance=0.5", "generator.guidance", "guidance: must be 0, or greater than"),
-        ("generator.guidance=-1", "generator.guidance", "greater than or equal to 0"),
-        ("synthesis.method=poetry", "synthesis.method", "latent"),
-        ("synthesis.method=[cmi, cmi]", "synthesis.method", "once"),
-        ("synthesis={batch_size: 0, batch_norm_weight: 1}", "synthesis.batch_size", "given"),
-        ("synthesis={batch_size: 0, batch_norm_weight: [0,1]}", "synthesis.batch_size", "given"),
-        ("synthesis.batch_norm_weight=[0.1, 0.2]", "synthesis.batch_norm_weight", "0 and another"),
-        ("synthesis.batch_norm_weight=[0, 0.0]", "synthesis.batch_norm_weight", "once"),
-        ("synthesis.batch_norm_weight=-1", "synthesis.batch_norm_weight", "or equal to 0"),
-        ("synthesis.batch_norm_weight=true", "synthesis.batch_norm_weight", "number"),
-        ("inversion.dfad.batch_size=1", "inversion.dfad.batch_size", "or equal to 2"),
+        ("generator.kind=flux", "generator.kind", "one of diffusers, vqgan"),
+        ("generator.kind=3", "generator.kind", "must be text"),
+        ("generator={kind: vqgan}", "generator.vqgan.config", "is required"),
+        ("generator={vqgan: {config: a, weights: b}}", "generator.kind", "is required"),
+        ("generator.vqgan=3", "generator.vqgan", "a mapping"),
+        ("generator.vqgan.wights=a", "generator.vqgan.wights", "not a key of generator.vqgan"),
+        ("generator.kinds={}", "generator.kinds", "neither a key nor a kind"),
+        (f"{SAMPLED}, guidance: 0.5}}}}", "generator.diffusers.guidance", "0, or greater than"),
+        (f"{SAMPLED}, guidance: -1}}}}", "generator.diffusers.guidance", "or equal to 0"),
+        ("synthesis.source=poetry", "synthesis.source", "latents"),
+        ("synthesis.source=[]", "synthesis.source", "1 or more"),
+        ("prompts.method=[3]", "prompts.method.0", "must be text"),
+        ("synthesis.source=[cmi, cmi]", "synthesis.source", "once"),
+        ("synthesis={batch_size: 0, source: bn}", "synthesis.batch_size", "given"),
+        ("synthesis={batch_size: 0, source: [latents, bn]}", "synthesis.batch_size", "given"),
+        ("synthesis.bn.weight=-1", "synthesis.bn.weight", "greater than 0"),
+        ("synthesis.bn.weight=true", "synthesis.bn.weight", "number"),
+        ("synthesis.dfad.batch_size=1", "synthesis.dfad.batch_size", "or equal to 2"),
         ("distillation.weights=none", "distillation.warmup_epochs", "must be 0 with"),
         ("distillation.augmentation=[flip, flip]", "distillation.augmentation", "once"),
         ("distillation.labels=stored", "distillation.labels", "augmentation"),
@@ -109,13 +118,6 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("regeneration.classes=[horse]", "regeneration.classes", "must be among classes"),
         ("distillation.seeds=true", "distillation.seeds", "integer"),
         (f"distillation.seeds={1 << 32}", "distillation.seeds", "less than 4294967296"),
-        ("fewshot.domains=[ink, ink]", "fewshot.domains", "once"),
-        ("fewshot.shots=[1, 1]", "fewshot.shots", "once"),
-        ("fewshot.seeds=[0, 0]", "fewshot.seeds", "once"),
-        ("fewshot.starts=[scratch, scratch]", "fewshot.starts", "once"),
-        ("fewshot.shots=[]", "fewshot.shots", "1 or more"),
-        ("fewshot.learning_rate=0", "fewshot.learning_rate", "greater than 0"),
-        ("fewshot.epochs=0", "fewshot.epochs", "equal to 1"),
         ("text_only.model=RN50-quickgelu", "text_only.weights", "model and weights"),
         ("text_only.weights=openai", "text_only.weights", "model and weights"),
         ("evaluation.models=[teacher, teacher]", "evaluation.models", "once"),
@@ -130,7 +132,7 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("evaluation.models=critic", "evaluation.models", "teacher"),
         ("storage=here", "storage", "object"),
         ("prompts={method: mix, method: random}", "method", "given twice"),
-        ("synthesis.steps", "--set", "key.sub=value"),
+        ("generator.vqgan.steps", "--set", "key.sub=value"),
         ("name.first=a", "--set name.first", "holds a value"),
         ("seed=[", "--set seed", "valid YAML"),
     ],
@@ -187,42 +189,14 @@ def test_other_classes_take_along_what_is_said_of_themselves_alone(path: Path) -
         manifest.with_classes(("dog",))
 
 
-SAMPLED, REFINED = (
-    f"generator={{kind: diffusers, weights: miniature{more}}}" for more in ("", ", refine_steps: 3")
-)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("generator.guidance=2",),
-        ("generator.refine_steps=3",),
-        ("generator.refine_rate=0.1",),
-        ("generator={kind: diffusers, weights: miniature, config: miniature}",),
-        (SAMPLED, "generator.refine_rate=0.1"),
-        *((generator, "synthesis.pace=2") for generator in (SAMPLED, REFINED)),
-        (REFINED, "synthesis.quantise=false"),
-        (SAMPLED, "synthesis.learning_rate=1"),
-        (SAMPLED, "synthesis.views=1"),
-        (SAMPLED, "synthesis.view_noise=1"),
-        (SAMPLED, "synthesis.compile=true"),
-        (SAMPLED, "synthesis.batch_norm_weight=1"),
-    ],
-)
-def test_a_key_that_the_generator_does_not_read_is_refused(
-    path: Path, overrides: tuple[str, ...]
+@pytest.mark.parametrize("key", ["views=1", "view_noise=1", "compile=true"])
+def test_a_key_of_the_optimisation_is_refused_where_latents_are_only_sampled(
+    path: Path, key: str
 ) -> None:
     with pytest.raises(ManifestError, match=r"has no effect with generator\.kind .*; remove it"):
-        Manifest.read(path, overrides)
-
-
-def test_refinement_reads_the_keys_of_the_optimiser_but_has_a_rate_of_its_own(path: Path) -> None:
-    keys = ("views=1", "view_noise=1", "batch_norm_weight=1")
-    settings = (REFINED, "generator.refine_rate=0.1", *(f"synthesis.{key}" for key in keys))
-    assert latent_learning_rate(Manifest.read(path, settings)) == 0.1
-    assert latent_learning_rate(Manifest.read(path, ("synthesis.pace=2",))) == 0.3
-    with pytest.raises(ManifestError, match=r"no effect .*; give generator\.refine_rate instead"):
-        Manifest.read(path, (REFINED, "synthesis.learning_rate=0.1"))
+        Manifest.read(path, (f"{SAMPLED}}}}}", f"synthesis.{key}"))
+    refined = Manifest.read(path, (f"{SAMPLED}, refine_steps: 3}}}}", f"synthesis.{key}"))
+    assert refined.generator.settings.optimisation_steps == 4
 
 
 @pytest.mark.parametrize(
@@ -232,12 +206,16 @@ def test_refinement_reads_the_keys_of_the_optimiser_but_has_a_rate_of_its_own(pa
 def test_a_known_diffusion_model_has_its_own_steps_and_guidance(
     path: Path, weights: str, steps: int, guidance: float
 ) -> None:
-    named = f"generator={{kind: diffusers, weights: {weights}}}"
-    manifest = Manifest.read(path, (named,))
-    assert (manifest.steps, manifest.generator.guidance) == (steps, guidance)
-    assert Manifest.read(path, (named, "generator.guidance=0")).generator.guidance == 1.0
-    other = Manifest.read(path, (named, "generator.guidance=7.5", "synthesis.steps=3"))
-    assert (other.steps, other.generator.guidance) == (3, 7.5)
+    def settings(*overrides: str) -> Diffusers:
+        named = f"generator={{kind: diffusers, diffusers: {{weights: {weights}}}}}"
+        found = Manifest.read(path, (named, *overrides)).generator.settings
+        assert isinstance(found, Diffusers)
+        return found
+
+    assert (settings().sampling_steps, settings().guidance) == (steps, guidance)
+    assert settings("generator.diffusers.guidance=0").guidance == 1.0
+    other = settings("generator.diffusers.guidance=7.5", "generator.diffusers.steps=3")
+    assert (other.sampling_steps, other.guidance) == (3, 7.5)
 
 
 @pytest.mark.parametrize(
@@ -261,15 +239,18 @@ def test_a_folder_needs_steps_and_guidance_and_the_error_names_usual_ones(
     file.parent.mkdir()
     if scheduler is not None:
         file.write_text(json.dumps(scheduler))
-    folder = f"generator={{kind: diffusers, weights: {tmp_path}}}"
-    given = {"synthesis.steps": "synthesis.steps=4", "generator.guidance": "generator.guidance=2"}
+    folder = f"generator={{kind: diffusers, diffusers: {{weights: {tmp_path}}}}}"
+    given = {
+        "generator.diffusers.steps": "generator.diffusers.steps=4",
+        "generator.diffusers.guidance": "generator.diffusers.guidance=2",
+    }
     for missing in given:
         others = (setting for key, setting in given.items() if key != missing)
         with pytest.raises(ManifestError) as caught:
             Manifest.read(path, (folder, *others))
-        assert str(caught.value).startswith(f"{missing}: must be given unless generator.weights is")
+        assert str(caught.value).startswith(f"{missing}: must be given unless weights is")
         assert f"; give it; {usual}" in str(caught.value)
-    assert Manifest.read(path, (folder, *given.values())).steps == 4
+    assert Manifest.read(path, (folder, *given.values())).generator.settings.sampling_steps == 4
 
 
 def test_methods_are_prompts_with_and_without_statistics_and_inversions(path: Path) -> None:
@@ -278,8 +259,8 @@ def test_methods_are_prompts_with_and_without_statistics_and_inversions(path: Pa
         path,
         (
             "prompts.method=[mix, contrastive]",
-            "synthesis.method=[dfad, latent, deepinversion]",
-            "synthesis.batch_norm_weight=[0.5, 0]",
+            "synthesis.source=[dfad, bn, latents, deepinversion]",
+            "synthesis.bn.weight=0.5",
         ),
     )
     latent = ("mix-bn", "contrastive-bn", "mix", "contrastive")
@@ -288,10 +269,13 @@ def test_methods_are_prompts_with_and_without_statistics_and_inversions(path: Pa
         chosen = manifest.with_method(method)
         assert chosen.methods == (chosen.method,) == (method,)
         assert chosen.with_method(method) == chosen
-    assert manifest.with_method("mix-bn").synthesis.batch_norm_weight == (0.5,)
-    assert manifest.with_method("mix").synthesis.batch_norm_weight == (0.0,)
+    assert manifest.with_method("mix-bn").source == BatchNorm(weight=0.5)
+    assert manifest.with_method("mix").source == Latents()
     assert manifest.with_method("dfad").prompts.method == ("vanilla",)
-    plain = Manifest.read(path, ("synthesis.batch_norm_weight=1",))
+    plain = Manifest.read(
+        path,
+        ("synthesis.source=bn",),
+    )
     assert plain.methods == ("contrastive-bn",)
 
 
@@ -315,14 +299,11 @@ def test_a_tilde_in_the_root_is_the_home_folder(
 
 
 def test_a_single_value_may_stand_for_a_list_of_one(path: Path) -> None:
-    alone = ("distillation.seeds=3", "fewshot.shots=4", "fewshot.seeds=1", "fewshot.starts=scratch")
-    more = ("fewshot.domains=ink", "evaluation.domains=ink", "prompts.method=mix")
-    manifest = Manifest.read(path, (*alone, *more, "prompts.styles=[red, blue]"))
+    alone = ("distillation.seeds=3", "evaluation.domains=ink", "prompts.method=mix")
+    manifest = Manifest.read(path, (*alone, "prompts.styles=[red, blue]"))
     assert (manifest.prompts.method, manifest.prompts.styles) == (("mix",), ("red", "blue"))
     assert manifest.distillation.seeds == (3,)
-    fewshot = manifest.fewshot
-    assert (fewshot.shots, fewshot.seeds, fewshot.starts) == ((4,), (1,), ("scratch",))
-    assert fewshot.domains == manifest.evaluation.domains == ("ink",)
+    assert manifest.evaluation.domains == ("ink",)
 
 
 def test_numbers_and_words_are_as_people_write_them(path: Path) -> None:

@@ -17,18 +17,17 @@ from dfkd.config.plan import (
     image_count,
     image_seed,
     image_steps,
-    latent_learning_rate,
     part_count,
     part_rows,
-    parts_at_once,
     sampling_steps,
-    steps_per_image,
     task_count,
     tasks,
     units,
 )
-from dfkd.config.synthesis import Contrastive, GeneratorConfig, Prompts, Synthesis
+from dfkd.config.plugins import GeneratorSettings
+from dfkd.config.synthesis import GeneratorConfig, Synthesis
 from dfkd.dataset.shards import sample_key
+from dfkd.models.generators.settings import Diffusers, Vqgan
 from tests.helpers.tiny_models import GENERATOR, TEACHER
 
 
@@ -42,6 +41,10 @@ def plan(classes: int, images: int, size: int, seed: int = 0) -> Manifest:
         seed=seed,
         synthesis=Synthesis(images_per_class=images, shard_size=size),
     )
+
+
+def with_kind(kind: str, settings: GeneratorSettings) -> GeneratorConfig:
+    return GeneratorConfig(kind=kind, kinds={kind: settings})
 
 
 def changed(manifest: Manifest, **synthesis: object) -> Manifest:
@@ -76,12 +79,23 @@ def test_units_are_the_work_that_is_left(
     assert [unit.tasks for unit in found] == [(task,) for task in by_part]
     assert all(unit.generated == unit.tasks for unit in found)
 
-    parts = list(units(changed(manifest, method=("cmi",)), done))
+    parts = list(units(changed(manifest, source=("deepinversion",)), done))
     assert sorted((t for unit in parts for t in unit.tasks), key=every.index) == left
     for unit in parts:
         assert unit.generated == tuple(t for t in every if t.shard_index == unit.part)
         assert unit.count == sum(task.count for task in unit.tasks)
     assert len({unit.id for unit in parts}) == len(parts)
+
+    whole = list(units(changed(manifest, source=("cmi",)), done))
+    assert [(unit.tasks, unit.generated) for unit in whole] == [
+        (tuple(left), tuple(every)) for _ in range(bool(left))
+    ]
+    for unit in whole:
+        everything = [each.generated for each in unit.by_part()]
+        assert [tasks for tasks in everything if tasks] == [
+            tuple(t for t in every if t.shard_index == part) for part in range(unit.part + 1)
+        ]
+        assert [each for each in unit.by_part() if each.tasks] == parts
 
 
 def test_ids_and_keys_sort_as_their_numbers_and_hold_no_dots() -> None:
@@ -171,21 +185,21 @@ def test_only_all_tasks_of_all_classes_are_the_whole() -> None:
     assert not Regeneration(classes=("class 0",)).whole
 
 
-def test_a_pace_divides_the_steps_and_multiplies_the_learning_rate() -> None:
-    manifest = changed(plan(2, 10, 5), steps=30, pace=4.0, learning_rate=0.25)
-    assert (steps_per_image(manifest), latent_learning_rate(manifest)) == (8, 1.0)
-    assert image_steps(manifest) == 2 * 10 * 8
-    assert steps_per_image(changed(manifest, steps=1)) == 1
-    assert image_steps(changed(manifest, method=("cmi",))) == 0
-    assert sampling_steps(manifest) == 0
+def test_steps_are_counted_for_each_image_that_the_generator_makes() -> None:
+    manifest = plan(2, 10, 5)
+    own = Vqgan(config="miniature", weights="miniature", steps=8)
+    optimised = dataclasses.replace(manifest, generator=with_kind("vqgan", own))
+    assert (image_steps(optimised), sampling_steps(optimised)) == (2 * 10 * 8, 0)
+    assert image_steps(changed(optimised, source=("cmi",))) == 0
 
 
 def test_sampled_images_take_the_steps_of_the_model_and_one_more_than_refine_them() -> None:
-    model = GeneratorConfig(kind="diffusers", weights="miniature")
-    sampled = dataclasses.replace(changed(plan(2, 10, 5), steps=30), generator=model)
+    own = Diffusers(weights="miniature", steps=30)
+    sampled = dataclasses.replace(plan(2, 10, 5), generator=with_kind("diffusers", own))
     assert (sampling_steps(sampled), image_steps(sampled)) == (2 * 10 * 30, 0)
-    assert sampling_steps(changed(sampled, method=("cmi",))) == 0
-    refined = dataclasses.replace(sampled, generator=dataclasses.replace(model, refine_steps=2))
+    assert sampling_steps(changed(sampled, source=("cmi",))) == 0
+    more = with_kind("diffusers", dataclasses.replace(own, refine_steps=2))
+    refined = dataclasses.replace(sampled, generator=more)
     assert (sampling_steps(refined), image_steps(refined)) == (2 * 10 * 30, 2 * 10 * 3)
 
 
@@ -195,10 +209,3 @@ def test_an_image_takes_at_most_its_raw_pixels_its_labels_and_its_texts() -> Non
     rest = 4 * 5 + 2 * 1024 + 8192
     assert estimated_bytes(manifest, 7) == 7 * (3 * 64 * 64 + rest)
     assert estimated_bytes(changed(manifest, format="jpg"), 7) == 7 * (3 * 64 * 32 + rest)
-
-
-def test_only_contrastive_prompts_are_made_in_parallel() -> None:
-    contrastive = Contrastive(parallel=3)
-    for method, expected in (("contrastive", 3), ("random", 1), ("vanilla", 1)):
-        prompts = Prompts(method=(method,), contrastive=contrastive)
-        assert parts_at_once(dataclasses.replace(plan(2, 10, 5), prompts=prompts)) == expected

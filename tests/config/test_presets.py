@@ -29,8 +29,8 @@ def test_paper_is_what_a_manifest_is_by_default(tmp_path: Path) -> None:
 def test_a_manifests_own_keys_stand_above_its_preset(tmp_path: Path) -> None:
     found = read(tmp_path, preset="best", prompts={"contrastive": {"updates": 7}})
     best = read(tmp_path, preset="best")
-    assert found.prompts.contrastive.updates == 7
-    assert found.prompts.contrastive.bank == best.prompts.contrastive.bank
+    assert found.prompts.kinds["contrastive"].updates == 7
+    assert found.prompts.kinds["contrastive"].bank == best.prompts.kinds["contrastive"].bank
     assert found.distillation == best.distillation
 
 
@@ -71,6 +71,6 @@ def test_a_study_takes_presets_as_values_of_an_axis(tmp_path: Path) -> None:
     )
     paper, more = (cell.manifest for cell in read_study(tmp_path).cells)
     assert paper.distillation.texts == "template"
-    assert paper.prompts.contrastive.updates == 9  # the base's own key
+    assert paper.prompts.kinds["contrastive"].updates == 9  # the base's own key
     assert more.distillation.batch_size == 9
     assert more.distillation.augmentation == paper.distillation.augmentation

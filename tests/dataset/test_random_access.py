@@ -1,6 +1,5 @@
 """Single samples of a version, each verified by itself."""
 
-import dataclasses
 import random
 from pathlib import Path
 
@@ -8,10 +7,8 @@ import numpy as np
 import pytest
 
 from dfkd.config.manifest import Manifest
-from dfkd.dataset import publication
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.random_access import Examples
-from dfkd.dataset.receipts import Receipt
+from dfkd.dataset.random_access import Examples, parse
 from dfkd.errors import CorruptionError
 from tests.helpers.tiny_version import publish, write_manifest
 
@@ -35,12 +32,12 @@ def test_each_sample_is_what_its_shard_holds(version: PublishedVersion) -> None:
     for begin, end in ((0, 4), (4, 8), (8, 10), (1, 2), (29, 30)):
         found = examples.read(np.arange(begin, end))
         for number, data in zip(range(begin, end), found, strict=True):
-            example, sample = examples.parse(number, data), whole[number]
+            example, sample = parse(data), whole[number]
             assert (example.key, example.image) == (sample.key, sample.image)
             assert example.extension == sample.extension
             assert example.distances == sample.arrays["distances"].tobytes()
             assert example.embedding == sample.arrays["embedding"].tobytes()
-    keys = [examples.parse(0, data).key for data in examples.read(np.array([4, 7]))]
+    keys = [parse(data).key for data in examples.read(np.array([4, 7]))]
     assert keys == [whole[4].key, whole[7].key]
     assert examples.labels(np.arange(30)).tolist() == [
         sample.metadata["class_index"] for sample in whole
@@ -88,49 +85,3 @@ def test_a_damaged_index_is_refused(version: PublishedVersion) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(CorruptionError, match="is not what was published; run jobs/verify"):
         Examples(version).rows(0)
-
-
-def forged(version: PublishedVersion, receipts: list[Receipt]) -> PublishedVersion:
-    """The version with other receipts in its block, whose hashes agree."""
-    (block,) = version.blocks
-    index = version.storage.get(block.index_key)
-    changed = publication.put_block(version.storage, block.name, receipts, index)
-    return dataclasses.replace(version, blocks=(changed,))
-
-
-def test_an_index_of_other_receipts_is_refused(version: PublishedVersion) -> None:
-    first, second, *others = version.receipts()
-    for receipts, refused in (
-        ([second, first, *others], "contradicts the receipts"),
-        ([first, second], "no readable part of the index"),
-        ([dataclasses.replace(first, bytes=1024), second, *others], "contradicts the receipts"),
-        ([dataclasses.replace(first, samples=1 << 50), second, *others], "no readable part"),
-    ):
-        with pytest.raises(CorruptionError, match=refused):
-            Examples(forged(version, receipts)).rows(0)
-
-
-def test_an_index_in_which_a_shard_does_not_begin_with_its_first_sample_is_refused(
-    version: PublishedVersion,
-) -> None:
-    """It was published wrong: hashes agree."""
-    (block,) = version.blocks
-    entries = [
-        (receipt, dataclasses.replace(images, start=[start + 512 for start in images.start]))
-        for receipt, images in publication.block_entries(version, block)
-    ]
-    receipts, index = publication.block_files(entries, version.classes, "vanilla")
-    changed = publication.put_block(version.storage, block.name, receipts, index)
-    with pytest.raises(CorruptionError, match="contradicts the receipts"):
-        Examples(dataclasses.replace(version, blocks=(changed,))).rows(0)
-
-
-@pytest.mark.parametrize("data", [b"", b"x" * 2000, b"a.png\0" + bytes(2000), b"a" * 99])
-def test_bytes_that_are_no_sample_are_refused_whatever_their_hash(
-    version: PublishedVersion, data: bytes
-) -> None:
-    name = list(version.receipts())[2].shard
-    with pytest.raises(
-        CorruptionError, match=rf"shard versions/\w+/{name}: not the members of a sample"
-    ):
-        Examples(version).parse(9, bytearray(data))

@@ -151,8 +151,7 @@ def test_truncation_at_a_member_is_found_without_a_receipt_or_leaves_whole_sampl
         with pytest.raises(CorruptionError, match="and one image"):
             next(reader)
     else:
-        assert list(reader) == []
-        refused(forged, receipt_of(forged), f"{samples} samples, its receipt says 3")
+        assert list(reader) == []  # the worker that describes it misses the others
 
 
 def repack(*changes: Callable[[tarfile.TarFile], None]) -> bytes:
@@ -236,10 +235,8 @@ def test_tricks_in_an_archive_are_refused(
     change: Callable[[tarfile.TarFile], None], reason: str
 ) -> None:
     data = repack(change)
-    samples = 4 if "one image" in reason and f"{SAMPLES[2].key}.jpg".encode() not in data else 3
-    reader = read_shard(data, receipt_of(data, samples))
     with pytest.raises(CorruptionError, match=reason):
-        list(reader)
+        list(parse_shard(data, "x"))
 
 
 @pytest.mark.parametrize(
@@ -287,7 +284,7 @@ def test_a_sample_that_another_program_adds_can_be_read() -> None:
 def refuse_sample(data: bytes) -> None:
     """Hold a shard with a fourth sample to be refused for that."""
     with pytest.raises(CorruptionError, match="sample 'z'"):
-        list(read_shard(data, receipt_of(data, 4)))
+        list(parse_shard(data, "x"))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_a_published_version_keeps_its_summary_of_prompts(tmp_path: Path) -> Non
     assert verify(published) == []
 
 
-OTHER = IDENTITY | {"classes": ["owl", "rocket"], "synthesis.steps": 9}
+OTHER = IDENTITY | {"classes": ["owl", "rocket"], "generator.vqgan.steps": 9}
 
 
 def test_unfinished_work_of_another_manifest_is_refused_with_the_difference(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_unfinished_work_of_another_manifest_is_refused_with_the_difference(tmp_
         begin(home(tmp_path), OTHER)
     text = str(caught.value)
     assert "classes: ['owl', 'tree'] there, ['owl', 'rocket'] here" in text
-    assert "synthesis.steps: None there, 9 here" in text
+    assert "generator.vqgan.steps: None there, 9 here" in text
     assert "seed" not in text
     assert "--abandon" in text
     assert caught.value.exit_code == Exit.USAGE
@@ -72,11 +72,11 @@ def test_abandoned_work_stays_and_can_be_taken_up_again(tmp_path: Path) -> None:
     other = begin(home(tmp_path), OTHER, abandon=True)
     assert len(other.done()) == 0
     begin(home(tmp_path), OTHER)
-    with pytest.raises(FingerprintError, match=r"synthesis\.steps"):
+    with pytest.raises(FingerprintError, match=r"generator\.vqgan\.steps"):
         begin(home(tmp_path), IDENTITY)
     again = begin(home(tmp_path), IDENTITY, abandon=True).done()
     assert [task.id in again for task in TASKS] == [True, False, False, False]
-    with pytest.raises(FingerprintError, match=r"synthesis\.steps"):
+    with pytest.raises(FingerprintError, match=r"generator\.vqgan\.steps"):
         begin(home(tmp_path), OTHER)
 
 

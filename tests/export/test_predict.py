@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,25 +15,23 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from dfkd.errors import Exit, ManifestError
+from dfkd.errors import Exit
 from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES, Predictor, distances, main
 
 SIZE = 8
 NAMES = ["red", "green", "blue"]
 
 
-def colours(outputs: int = 3, size: int = SIZE, offset: float = 1.0, kind: int = 1) -> bytes:
-    """The graph; `kind` is the type of its input (1: float32)."""
-    source = helper.make_tensor_value_info("pixels", kind, ["N", 3, size, size])
-    target = helper.make_tensor_value_info("distances", TensorProto.FLOAT, ["N", outputs])
+def colours(offset: float = 1.0) -> bytes:
+    source = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, SIZE, SIZE])
+    target = helper.make_tensor_value_info("distances", TensorProto.FLOAT, ["N", 3])
     values = [
         helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3]),
         helper.make_tensor("one", TensorProto.FLOAT, [], [offset]),
-        helper.make_tensor("first", TensorProto.INT64, [outputs], list(range(outputs))),
+        helper.make_tensor("first", TensorProto.INT64, [3], [0, 1, 2]),
     ]
     nodes = [
-        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["float", "axes"], ["mean"], keepdims=0),
+        helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),
         helper.make_node("Sub", ["one", "mean"], ["all"]),
         helper.make_node("Gather", ["all", "first"], ["distances"], axis=1),
     ]
@@ -109,52 +106,11 @@ def without(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
 
-def device(name: str) -> Callable[[Path], object]:
-    """Puts a link to a device in the place of a file; others, such as /dev/zero, never end."""
-    return lambda folder: ((folder / name).unlink(), (folder / name).symlink_to("/dev/null"))
-
-
-def text(name: str, content: str) -> Callable[[Path], object]:
-    return lambda folder: put(folder, content.encode(), name)
-
-
-def put_direction(folder: Path, entry: float) -> None:
-    """A student of embeddings whose only entry is `entry`, for the picture below."""
-    put(folder, b'{"here": [1.0], "there": [-1.0]}', LABELS)
-    put(folder, colours(outputs=1, offset=entry))  # the picture has no red
-
-
-HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no model": (without(MODEL), "model.onnx"),
     "unfinished": (without(FACTS), "takehome.json"),
     "no labels": (without(LABELS), "labels.json"),
-    "labels are a device": (device(LABELS), "labels.json: must be a readable file, got 'crw"),
-    "a model is a device": (device(MODEL), "model.onnx: must be a readable file, got 'crw"),
-    "facts are a list": (lambda f: (f / FACTS).write_text("[]"), "sha256"),
-    "files are a list": (lambda f: (f / FACTS).write_text('{"files": []}'), "sha256"),
-    "labels are an object": (text(LABELS, '{"a": 1}'), "labels.json: must be a list of printable"),
-    "a vector of length 2": (
-        text(LABELS, '{"a": [0.0, 2.0], "b": [1.0, 0.0]}'),
-        "an object with a unit vector for each",
-    ),
-    "labels are numbers": (text(LABELS, "[1, 2, 3]"), "must be a list of printable names"),
-    "a label twice": (text(LABELS, '["a", "b", "a"]'), "labels.json: must hold each name once"),
-    "a key twice": (
-        text(LABELS, '{"a": [1], "b": [1], "a": [-1]}'),
-        "must be JSON.* is there twice",
-    ),
-    "no label": (text(LABELS, "[]"), "must be a list of printable names"),
-    "a label forges a line": (
-        text(LABELS, json.dumps(["\x1b[31mred\nfoo: cat 1.0", *NAMES[1:]])),
-        r"must be a list of printable names.*, got .*x1b\[31mred.*nfoo",
-    ),
-    "half a character": (
-        text(LABELS, r'["\ud800", "b", "c"]'),
-        "must be a list of printable names",
-    ),
-    "labels are deep": (text(LABELS, "[" * 100_000), "must be JSON"),
-    "labels are no text": (lambda f: put(f, b"\xff\xfe\x00", LABELS), "must be JSON"),
-    "endless labels": (lambda f: os.truncate(f / LABELS, (1 << 28) + 1), "at most 268435456 bytes"),
+    "facts are a list": (lambda f: (f / FACTS).write_text("[]"), "takehome.json"),
     "labels of another student": (
         lambda f: (f / LABELS).write_text(json.dumps(NAMES[::-1])),
         "labels.json: must have the sha256",
@@ -163,70 +119,23 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / RULES).write_text((f / RULES).read_text().replace("0.05", "0.06")),
         "preprocess.json: must have the sha256",
     ),
-    "a label more": (text(LABELS, json.dumps([*NAMES, "x"])), r"must give float32 \[N, 4\]"),
-    "rules are a list": (text(RULES, "[]"), "schema 1"),
-    "endless rules": (lambda f: os.truncate(f / RULES, (16 << 20) + 1), "at most 16777216 bytes"),
-    "another schema": (lambda f: put_rules(f, schema=2), "schema 1"),
-    "absurd size": (lambda f: put_rules(f, size=10**9), "size: must be a whole number from 1"),
-    "negative size": (lambda f: put_rules(f, size=-8), "size: must be a whole number from 1"),
-    "size is true": (lambda f: put_rules(f, size=True), "size: must be a whole number from 1"),
-    "foreign size": (lambda f: put_rules(f, size=16), r"must take float32 \[N, 3, 16, 16\]"),
-    "no heat": (lambda f: put_rules(f, temperature=0), "temperature: must be a number"),
-    "nan": (lambda f: put_rules(f, temperature=float("nan")), "preprocess.json: must be JSON"),
-    "endless heat": (lambda f: put_rules(f, temperature=10**400), "preprocess.json: must be JSON"),
-    "text heat": (lambda f: put_rules(f, temperature="1"), "temperature: must be a number"),
     "a flipped bit": (lambda f: (f / MODEL).write_bytes(colours()[:-1] + b"\1"), "sha256"),
-    "endless graph": (lambda f: os.truncate(f / MODEL, 1 << 40), "at most 2147483648 bytes"),
-    "no graph": (lambda f: put(f, b"no model at all"), "must be an ONNX model"),
-    "empty": (lambda f: put(f, b""), "must be an ONNX model"),
-    "two outputs": (lambda f: put(f, colours(outputs=2)), r"must give float32 \[N, 3\]"),
-    "integers": (lambda f: put(f, colours(kind=6)), "as its one input"),
-    "nan out": (lambda f: put(f, colours(offset=float("nan"))), "finite"),
-    "no direction": (lambda f: put_direction(f, 0.0), "must give an embedding of a finite length"),
-    "tiny": (
-        lambda f: put_direction(f, 1e-30),
-        "must give an embedding of a finite length above 0",
-    ),
-    "huge": (lambda f: put_direction(f, 1e30), "must give an embedding of a finite length above 0"),
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", DAMAGE)
 def test_a_folder_that_dfkd_did_not_write_is_refused_in_one_line(
     name: str, folder: Path, picture: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    spoil, message = HOSTILE[name]
+    spoil, message = DAMAGE[name]
     spoil(folder)
     assert main([str(folder), str(picture)]) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("error: student ")
+    assert err.startswith("error: student")
     assert err.count("\n") == 1
     assert len(err) < 600
     assert re.search(message, err)
-
-
-def test_weights_in_another_file_are_not_read(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """onnxruntime would read them from the working directory, and no sha256 covers them."""
-    monkeypatch.chdir(tmp_path)
-    Path("weights.bin").write_bytes(np.float32(1).tobytes())
-    model = onnx.load_from_string(colours())
-    one = next(each for each in model.graph.initializer if each.name == "one")
-    one.ClearField("float_data")
-    one.data_location = TensorProto.EXTERNAL
-    one.external_data.add(key="location", value="weights.bin")
-    put(folder, model.SerializeToString())
-    with pytest.raises(ManifestError, match=r"must be an ONNX model, got .*External data path"):
-        Predictor(folder)
-
-
-def test_vectors_beyond_float32_are_refused_without_a_warning(folder: Path) -> None:
-    """numpy would write lines of its own about the overflow beside that of the error."""
-    put(folder, b'{"here": [1e30], "there": [1e39]}', LABELS)
-    with warnings.catch_warnings(action="error"), pytest.raises(ManifestError, match="unit vector"):
-        Predictor(folder)
 
 
 def test_distances_are_half_the_squared_angles_whatever_the_length() -> None:
@@ -235,12 +144,6 @@ def test_distances_are_half_the_squared_angles_whatever_the_length() -> None:
     right, small = np.pi / 2, np.arctan2(4, 3)
     angles = np.array([[0, right, 2 * right, small], [small, right - small, np.pi - small, 0]])
     np.testing.assert_allclose(found, angles**2 / 2, atol=1e-6)
-
-
-def test_labels_may_be_longer_than_other_files(folder: Path, picture: Path) -> None:
-    """Thousands of embeddings are; here it is white space."""
-    put(folder, json.dumps(NAMES).encode() + b" " * (17 << 20), LABELS)
-    assert Predictor(folder).distances(picture.read_bytes()).argmin() == 1
 
 
 def test_a_picture_s_name_needs_no_utf_8(

@@ -38,7 +38,7 @@ FILES = {
     "README.md",
     "takehome.json",
 }
-ROLES = {"teacher.weights": "be" * 32, "generator.weights": "ac" * 32}
+ROLES = {"teacher.weights": "be" * 32, "generator.vqgan.weights": "ac" * 32}
 """The weights that the data set was made with."""
 
 

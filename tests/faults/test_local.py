@@ -10,7 +10,7 @@ import pytest
 from ceph import missing
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("synthesis.images_per_class=4", "synthesis.shard_size=2", "synthesis.steps=3")
+SMALL = ("synthesis.images_per_class=4", "synthesis.shard_size=2", "generator.diffusers.steps=3")
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3, pytest.mark.timeout(700)]
 

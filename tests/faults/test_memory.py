@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from dfkd.cluster.synthesis import identify
+from dfkd.cluster.making import identify
 from dfkd.cluster.worker import Worker
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import PromptPart, units
 from dfkd.dataset.versions import begin
 from dfkd.storage.local import open_storage
-from dfkd.synthesis.request import Synthesised
-from dfkd.synthesis.sources import LatentSource
+from dfkd.synthesis.image_source import Synthesised
+from dfkd.synthesis.latent_source import LatentSource
 from tests.helpers import small_manifest
+from tests.helpers.workers import own_worker
 
 pytestmark = pytest.mark.faults
 
@@ -56,13 +57,13 @@ def synthesise(file: str, name: str, batch: int, limited: bool) -> tuple[bytes, 
     """Make a shard of `IMAGES` in a process of its own; its bytes and the worker's notes."""
     # Memory that runs out in C code can leave a lock behind. The process then says where, and ends.
     faulthandler.dump_traceback_later(300, exit=True)
-    settings = (f"synthesis.batch_size={batch}", "synthesis.steps=1")
+    settings = (f"synthesis.batch_size={batch}", "generator.vqgan.steps=1")
     manifest = Manifest.read(file, settings)
     version = begin(open_storage(manifest.storage.root).child(name), identify(manifest))
     for part in range(2):
-        Worker(manifest, version, 1.0).run(PromptPart(part))
+        own_worker(manifest, version, Worker).run(PromptPart(part))
     whole, single = list(units(manifest, ()))[:2]
-    worker = Worker(manifest, version, 1.0)
+    worker = own_worker(manifest, version, Worker)
     worker.run(single)  # loads the models
     if limited:
         LatentSource.make = limited_synthesis(LatentSource.make)  # type: ignore[method-assign]

@@ -32,9 +32,9 @@ TREE: dict[str, Any] = {
         "shard_size": 2,
         "batch_size": 2,
         "image_size": 64,
-        "steps": 2,
         "views": 1,
     },
+    "generator": small_manifest.vqgan(steps=2),
     "cluster": {"workers": 1},
 }
 HEAD = "data/random"

@@ -12,16 +12,16 @@ import ray
 import ray.train
 from ray._private.node import Node
 
-from dfkd.cluster import distillation as module
-from dfkd.cluster.distillation import (
+from dfkd.cluster import students as module
+from dfkd.cluster.rank import train
+from dfkd.cluster.ray_internals import draining_nodes
+from dfkd.cluster.students import (
     StudentDistiller,
     StudentTask,
     distill,
     distill_all,
-    student_pool,
+    student_engine,
 )
-from dfkd.cluster.rank import train
-from dfkd.cluster.ray_internals import draining_nodes
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller
 from dfkd.distillation.student_store import StudentLocation, locate_students
@@ -204,7 +204,7 @@ def test_of_students_side_by_side_the_one_whose_node_goes_moves_and_loses_no_ste
     notes, gate = tmp_path / "notes", tmp_path / "gate"
     notes.mkdir()
     kind = noting_actor(notes, gate)
-    monkeypatch.setattr(module, "student_pool", lambda _, *rest: student_pool(kind, *rest))
+    monkeypatch.setattr(module, "student_engine", lambda _, *rest: student_engine(kind, *rest))
 
     def give_notice() -> None:
         waiting = [notes / f"at the gate {seed}" for seed in (0, 1)]

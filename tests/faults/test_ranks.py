@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dfkd.cluster import distillation as module
 from dfkd.cluster import launch
-from dfkd.cluster.distillation import distill
+from dfkd.cluster import students as module
 from dfkd.cluster.rank import train
+from dfkd.cluster.students import distill
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.student_store import StudentLocation, locate_student

@@ -16,9 +16,9 @@ from tests.helpers.machines import title
 from tests.helpers.tiny_study import METHODS, write
 from tests.helpers.waiting import wait_for
 
-MOMENTS = ("data/random/versions/*/receipts/*", "students/random*")
+MOMENTS = ("*/data/random/versions/*/receipts/*", "*/students/random*")
 """Objects after whose appearance the job is killed; the second one comes after a finished cell."""
-ONE_BY_ONE = ("--threads", "1", "--at-once", "1")
+ONE_BY_ONE = ("--threads", "1")
 
 
 def rows(folder: Path) -> Any:
@@ -63,10 +63,10 @@ def test_a_student_whose_process_is_killed_is_taken_up_again(tmp_path: Path) -> 
     process = start("reproduce", study, "--threads", "1")
 
     def trainer() -> int | None:
-        if not list(tmp_path.glob("root/students/*/checkpoints/*")):
+        if not list(tmp_path.glob("root/*/students/*/checkpoints/*")):
             return None
         return next(
-            (p for p in descendants(process.pid) if "ray::StudentTrainer.run" in title(p)), None
+            (p for p in descendants(process.pid) if "ray::StudentDistiller.run" in title(p)), None
         )
 
     os.kill(wait_for(trainer, alive=lambda: process.poll() is None), signal.SIGKILL)

@@ -31,8 +31,8 @@ TREE: dict[str, Any] = {
         "shard_size": 2,
         "batch_size": 2,
         "image_size": 64,
-        "steps": 2,
     },
+    "generator": small_manifest.vqgan(steps=2),
     "cluster": {"attempts": 20, "workers": 1},
 }
 METHOD = "data/vanilla"
@@ -86,10 +86,10 @@ def test_a_worker_and_its_node_are_killed(
 ) -> None:
     process = start(nodes, write(tmp_path), "--set", "cluster.workers=2")
     wait_for(lambda: receipts(tmp_path / "run") >= 2, alive=running(process))
-    _, actor = wait_for(lambda: nodes.actors("SynthesisActor"), alive=running(process))[0]
+    _, actor = wait_for(lambda: nodes.actors("Worker"), alive=running(process))[0]
     os.kill(actor, signal.SIGKILL)
     wait_for(lambda: receipts(tmp_path / "run") >= 4, alive=running(process))
-    nodes.kill(wait_for(lambda: nodes.actors("SynthesisActor"), alive=running(process))[0][0])
+    nodes.kill(wait_for(lambda: nodes.actors("Worker"), alive=running(process))[0][0])
     nodes.add()
     _, errors = process.communicate()
     assert process.returncode == 0, errors

@@ -1,6 +1,6 @@
 """Workers, drivers and nodes die at random moments, and the version is as if nothing had happened.
 
-The cheapest form: the real pool on a real cluster of several nodes, the real commits and the real
+The cheapest form: the real engine on a real cluster of several nodes, the real commits and the real
 publication, of tiny made-up samples. `test_runs` has the same with models.
 """
 

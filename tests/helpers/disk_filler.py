@@ -1,4 +1,4 @@
-"""Drivers without models: the real pool commits tiny made-up samples."""
+"""Drivers without models: the real engine commits tiny made-up samples."""
 
 import os
 import time
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import ray
 
-from dfkd.cluster.actors.group import Actor
-from dfkd.cluster.actors.pool import Pool
 from dfkd.cluster.capacity import WorkerResources
 from dfkd.cluster.connection import connected
+from dfkd.cluster.engine import Actor, Engine
 from dfkd.config.plan import Task
 from dfkd.dataset.versions import Version
 from tests.helpers import partial_version
@@ -73,9 +72,9 @@ def drive(address: str, run: Fill) -> None:
     with connected():
         version = partial_version.open_filling(run.root, TASKS)
         done = version.done()
-        pool = Pool(Filler, (version, run), len(TASKS), run.attempts, resources)
-        list(pool.run(task for task in TASKS if task.id not in done))
-        assert pool.quarantine == []
+        engine = Engine(Filler, (version, run), len(TASKS), run.attempts, resources)
+        list(engine.run(task for task in TASKS if task.id not in done))
+        assert engine.quarantine == []
         version.publish(partial_version.blocks(TASKS), partial_version.ENVIRONMENT)
 
 

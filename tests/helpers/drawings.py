@@ -1,6 +1,6 @@
 """A few drawings, the words of their captions, and the recipe of a tiny teacher."""
 
-from dfkd.lab.miniature.drawings.rendering import DrawingRow
+from dfkd.lab.miniature.drawings import DrawingRow
 from dfkd.lab.miniature.recipe import TeacherRecipe
 
 WORDS = ["a", "an", "the", "in", "style", "of", "dog", "alarm", "clock", "solar", "red", "*"]

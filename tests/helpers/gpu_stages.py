@@ -17,22 +17,23 @@ from tests.helpers import emulated_cuda
 emulated_cuda.install()  # first, because modules of the package keep functions of torch
 
 import dfkd  # noqa: E402
-from dfkd.cluster.synthesis import identify  # noqa: E402
+from dfkd.cluster.making import identify  # noqa: E402
 from dfkd.cluster.worker import Worker  # noqa: E402
 from dfkd.config.distillation import Augmentation  # noqa: E402
 from dfkd.config.manifest import Manifest  # noqa: E402
-from dfkd.config.methods import InversionMethod, PromptMethod  # noqa: E402
 from dfkd.config.plan import PromptPart, PromptSummary, blocks, part_count, units  # noqa: E402
 from dfkd.dataset.versions import begin  # noqa: E402
 from dfkd.lab.few_shot.run import few_shot  # noqa: E402
+from dfkd.lab.few_shot.settings import FewShot  # noqa: E402
 from dfkd.models.generators.diffusers_folder import SCHEDULERS  # noqa: E402
 from dfkd.storage import layout  # noqa: E402
 from dfkd.storage.local import open_storage  # noqa: E402
 from tests.helpers import inversion_runs, small_manifest, tiny_pipeline  # noqa: E402
-from tests.helpers.inversion_runs import TREE  # noqa: E402
+from tests.helpers.inversion_runs import METHODS, TREE  # noqa: E402
+from tests.helpers.workers import own_worker  # noqa: E402
 
 IMAGES: dict[str, Any] = {
-    "images_per_class": 4, "shard_size": 4, "image_size": 64, "steps": 2, "precision": "bfloat16",
+    "images_per_class": 4, "shard_size": 4, "image_size": 64, "precision": "bfloat16",
     "views": 2, "view_noise": 0.1,
 }  # fmt: skip
 STUDENT: dict[str, Any] = {
@@ -42,18 +43,16 @@ STUDENT: dict[str, Any] = {
 SCORED: dict[str, Any] = {
     "evaluation": {"models": ["teacher", "text-only", "student"], "domains": "mosaic"},
     "text_only": {"styles": 2},
-    "fewshot": {"domains": "mosaic", "shots": 1, "seeds": 0, "epochs": 1},
 }
+TRAINED = FewShot(domains=("mosaic",), shots=(1,), seeds=(0,), epochs=1)
 RUNS: dict[str, dict[str, Any]] = {
     "diffusion": {
         "generator": {
             "kind": "diffusers",
-            "weights": "miniature",
-            "guidance": 2.0,
-            "refine_steps": 1,
+            "diffusers": {"weights": "miniature", "steps": 2, "guidance": 2.0, "refine_steps": 1},
         },
         "prompts": {
-            "method": list(get_args(PromptMethod)),
+            "method": ["vanilla", "mix", "random", "contrastive"],
             "styles": "miniature",
             "contrastive": {"updates": 2},
         },
@@ -66,23 +65,24 @@ RUNS: dict[str, dict[str, Any]] = {
         **SCORED,
     },
     "vqgan": {
+        "generator": small_manifest.vqgan(steps=2, learning_rate=0.1),
         "prompts": {
             "method": ["mix", "contrastive"],
             "styles": "miniature",
             "contrastive": {"updates": 2},
         },
-        "synthesis": {**IMAGES, "learning_rate": 0.1, "batch_norm_weight": [0.0, 0.1]},
+        "synthesis": {**IMAGES, "source": ["latents", "bn"], "bn": {"weight": 0.1}},
         "distillation": {**STUDENT, "optimizer": "adamw", "texts": "styles"},
         **SCORED,
         "evaluation": {**SCORED["evaluation"], "models": ["teacher", "student"]},
     },
     **{
         method: {
-            **{key: TREE[key] for key in ("prompts", "inversion")},
-            "synthesis": {**TREE["synthesis"], "method": method},
+            "prompts": TREE["prompts"],
+            "synthesis": {**TREE["synthesis"], "source": method},
             "distillation": {**STUDENT, "labels": "stored", "augmentation": []},
         }
-        for method in get_args(InversionMethod)
+        for method in METHODS
     },
 }
 
@@ -93,7 +93,7 @@ def synthesize(manifest: Manifest) -> None:
         single = manifest.with_method(method)
         home = open_storage(single.storage.root).child(layout.data(method))
         version = begin(home, identify(single))
-        worker = Worker(single, version, 1.0)
+        worker = own_worker(single, version, Worker)
         for part in range(part_count(single)):
             worker.make_prompts(PromptPart(part))
         worker.make_prompts(PromptSummary())
@@ -130,7 +130,7 @@ def main(name: str, folder: Path) -> None:
     stage("distill", lambda: dfkd.distill(manifest))
     if "evaluation" in RUNS[name]:
         stage("evaluate", lambda: dfkd.evaluate(manifest))
-        stage("few_shot", lambda: few_shot(manifest))
+        stage("few_shot", lambda: few_shot(manifest, TRAINED))
 
 
 if __name__ == "__main__":

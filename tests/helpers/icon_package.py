@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dfkd.lab.miniature.drawings.icons import EVALUATION
+from dfkd.lab.miniature.icons import EVALUATION
 
 TRAINING = ("mdi", "ri", "uil")  # the last one is a validation collection
 NAMES = ("clock", "guitar", "bell", "anchor", "lamp")

@@ -8,31 +8,49 @@ import torch
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
+from dfkd.lab.baselines.inverter import Classifier
+from dfkd.lab.baselines.request import PartRequest, RunContext
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import class_text_embeddings
-from dfkd.synthesis.inversion.inverter import Classifier
-from dfkd.synthesis.request import PartRequest, RunContext
 from tests.helpers import small_manifest
 from tests.helpers.small_manifest import SMALLEST
 
 CLASSES = ("dog", "house")
+CHAINED = ("dfad", "cmi", "pre")
+METHODS = ("deepinversion", *CHAINED)
+"""The image sources that know the classes alone; of the chained ones each part needs that before.
+"""
 
 TREE: dict[str, Any] = {
     **SMALLEST,
     "name": "inversion",
     "classes": list(CLASSES),
     "prompts": {"method": "vanilla"},
-    "synthesis": {"images_per_class": 3, "shard_size": 2, "image_size": 64},
-    "cluster": {"workers": 1},
-    "inversion": {
-        "latent": 8,
-        "width": 4,
-        "snapshots": 2,
+    "synthesis": {
+        "images_per_class": 3,
+        "shard_size": 2,
+        "image_size": 64,
         "deepinversion": {"low_resolution_steps": 2, "steps": 3, "batch_size": 3},
-        "dfad": {"rounds": 3, "student_steps": 1, "batch_size": 4},
-        "cmi": {"steps": 2, "batch_size": 2, "student_steps": 2},
-        "pre": {"rounds": 2, "student_steps": 2, "memory_steps": 2, "batch_size": 16},
+        "dfad": {
+            "latent": 8,
+            "width": 4,
+            "snapshots": 2,
+            "rounds": 3,
+            "student_steps": 1,
+            "batch_size": 4,
+        },
+        "cmi": {"latent": 8, "width": 4, "steps": 2, "batch_size": 2, "student_steps": 2},
+        "pre": {
+            "latent": 8,
+            "width": 4,
+            "snapshots": 2,
+            "rounds": 2,
+            "student_steps": 2,
+            "memory_steps": 2,
+            "batch_size": 16,
+        },
     },
+    "cluster": {"workers": 1},
 }
 
 

@@ -7,12 +7,18 @@ import yaml
 
 from dfkd.config.manifest import Manifest
 
+
+def vqgan(**settings: Any) -> dict[str, Any]:
+    """The section of the bundled VQGAN with these settings."""
+    return {"kind": "vqgan", "vqgan": {"config": "miniature", "weights": "miniature", **settings}}
+
+
 SMALLEST: dict[str, Any] = {
     "name": "small",
     "classes": ["dog", "cat"],
     "storage": {"root": "unused"},
     "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
+    "generator": vqgan(),
 }
 
 

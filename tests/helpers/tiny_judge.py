@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dfkd.config.distillation import Distillation
-from dfkd.lab.miniature.training.classifier import save
+from dfkd.lab.miniature.classifier import save
 from dfkd.models.student import build
 
 

@@ -12,11 +12,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dfkd.config.synthesis import GeneratorConfig, TeacherConfig
+from dfkd.models.generators.settings import Vqgan
 from dfkd.models.teacher import Teacher
 from dfkd.utils.device import seeded
 
 TEACHER = TeacherConfig(model="miniature", weights="miniature")
-GENERATOR = GeneratorConfig(config="miniature", weights="miniature")
+VQGAN = Vqgan(config="miniature", weights="miniature")
+GENERATOR = GeneratorConfig(kind="vqgan", kinds={"vqgan": VQGAN})
 
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
 RESNET = {"layers": [1, 1, 1, 1], "width": 8, "patch_size": None, "image_size": 32}
@@ -114,13 +116,13 @@ def write_published(cache: Path, tree: dict[str, Any]) -> None:
     Path(files.weights).rename(cache / f"{name}.ckpt")
 
 
-def write_generator(folder: Path, tree: dict[str, Any], **extra: Any) -> GeneratorConfig:
+def write_generator(folder: Path, tree: dict[str, Any], **extra: Any) -> Vqgan:
     """An official checkpoint: `model.yaml` and `last.ckpt`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.yaml").write_text(yaml.safe_dump(tree))
     checkpoint = {"epoch": 3, "global_step": 10, "state_dict": official_state(tree), **extra}
     torch.save(checkpoint, folder / "last.ckpt")
-    return GeneratorConfig(config=str(folder / "model.yaml"), weights=str(folder / "last.ckpt"))
+    return Vqgan(config=str(folder / "model.yaml"), weights=str(folder / "last.ckpt"))
 
 
 def write_backbone(path: Path, name: str = "test_resnet") -> Path:

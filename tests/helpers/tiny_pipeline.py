@@ -99,14 +99,19 @@ def write_text_encoder(folder: Path, teacher: Teacher, layers: int, **other: Any
 def read_manifest(folder: Path, pipeline: Path, *overrides: str, **generator: Any) -> Manifest:
     """A manifest with the teacher of `tiny_teacher(folder)` and the generator in `pipeline`."""
     model, weights = str(folder / "model.json"), str(folder / "model.safetensors")
-    synthesis = {"images_per_class": 5, "shard_size": 3, "batch_size": 2, "steps": 2}
+    synthesis = {"images_per_class": 5, "shard_size": 3, "batch_size": 2}
+    own = {"weights": str(pipeline), "guidance": 1.0, "steps": 2}
     return small_manifest.read(
         folder,
         *overrides,
         storage={"root": str(folder / "run")},
         teacher={"model": model, "weights": weights},
-        generator={"kind": "diffusers", "weights": str(pipeline), "guidance": 1.0, **generator},
-        prompts={"method": ["vanilla", "mix", "random", "contrastive"], "scale": 2.0},
+        generator={"kind": "diffusers", "diffusers": own | generator},
+        prompts={
+            "method": ["vanilla", "mix", "random", "contrastive"],
+            "random": {"scale": 2.0},
+            "contrastive": {"scale": 2.0},
+        },
         synthesis=synthesis | {"image_size": SIZE},
     )
 

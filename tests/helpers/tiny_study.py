@@ -10,11 +10,12 @@ BASE = {
     "classes": ["clock", "book"],
     "storage": {"root": "?"},
     "teacher": {"model": "miniature", "weights": "miniature"},
-    "generator": {"config": "miniature", "weights": "miniature"},
+    "generator": {
+        "kind": "vqgan", "vqgan": {"config": "miniature", "weights": "miniature", "steps": 1},
+    },
     "prompts": {"method": "vanilla", "styles": "miniature"},
     "synthesis": {
-        "images_per_class": 2, "shard_size": 2, "image_size": 64, "steps": 1, "batch_size": 2,
-        "views": 0,
+        "images_per_class": 2, "shard_size": 2, "image_size": 64, "batch_size": 2, "views": 0,
     },
     "distillation": {
         "student": "timm:test_resnet", "weights": "none", "warmup_epochs": 0, "epochs": 1,

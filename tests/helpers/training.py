@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd.lab.miniature.training.common import Resumable
+from dfkd.lab.miniature.training import Resumable
 
 
 def interrupt_after_saving(trainer: Resumable) -> None:

@@ -43,10 +43,10 @@ def test_the_record_names_the_arguments_that_were_parsed(
     monkeypatch.setattr(suite, "configure_process", lambda threads: None)
     monkeypatch.setitem(suite.BENCHMARKS, "scale", lambda manifest, options: {"figures": []})
     path = str(write_manifest(tmp_path))
-    found = jobs.run_here("benchmark", "scale", path, "--set", "synthesis.steps=1")
+    found = jobs.run_here("benchmark", "scale", path, "--set", "generator.vqgan.steps=1")
     assert found.returncode == 0, found.stderr
     kept = json.loads((tmp_path / "run" / "benchmarks" / "scale.json").read_text())
-    assert kept["command"] == f"python jobs/benchmark.py scale {path} --set synthesis.steps=1"
+    assert kept["command"] == f"python jobs/benchmark.py scale {path} --set generator.vqgan.steps=1"
 
 
 def test_versions_of_few_classes_hold_a_batch(
@@ -67,7 +67,7 @@ def test_made_up_classes_take_nothing_of_the_manifest_s_own(tmp_path: Path) -> N
     manifest = Manifest.read(path)
     assert scale.sized(manifest, 2).classes == ("thing 0", "thing 1")
     assert scale.sized(manifest, 0).classes == manifest.classes
-    chained = Manifest.read(path, ("synthesis.method=dfad",))
+    chained = Manifest.read(path, ("synthesis.source=dfad",))
     assert scale.sized(chained, 0).method == "vanilla"
     with pytest.raises(ManifestError, match="classes: must be two or more"):
         scale.sized(manifest, 1)

@@ -14,8 +14,8 @@ import torch
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.pipelines import PIPELINES
-from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import Exit, WeightsError
+from dfkd.models.generators.settings import Vqgan
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.weights.artifacts import PUBLISHED_VQGANS
 from dfkd.operations.preflight import check_synthesis
@@ -61,7 +61,7 @@ def write_manifest(folder: Path, **sections: Any) -> Path:
     own = {
         "storage": {"root": str(folder / "run")},
         "cache": str(folder / "cache"),
-        "generator": {"config": NAME, "weights": NAME},
+        "generator": {"kind": "vqgan", "vqgan": {"config": NAME, "weights": NAME}},
         "distillation": {"weights": "none", "warmup_epochs": 0},
     }
     return small_manifest.write(folder, **own | sections)
@@ -86,8 +86,8 @@ def pipeline(tmp_path: Path) -> tuple[Path, Path]:
         "model": str(tmp_path / "model.json"),
         "weights": str(tmp_path / "model.safetensors"),
     }
-    generator = {"kind": "diffusers", "weights": TURBO}
-    path = write_manifest(tmp_path, teacher=teacher, generator=generator, synthesis={"steps": 2})
+    generator = {"kind": "diffusers", "diffusers": {"weights": TURBO, "steps": 2}}
+    path = write_manifest(tmp_path, teacher=teacher, generator=generator)
     return tmp_path / "hub", path
 
 
@@ -108,7 +108,7 @@ def test_a_diffusion_model_arrives_over_a_bad_line(
         assert jobs.run("fetch", path, env=jobs.environment() | endpoint).returncode == Exit.DONE
         assert not [path for path, _ in server.seen if "/resolve/" in path]
     line, last = done.stdout.splitlines()
-    assert line.startswith("generator.weights: stabilityai/sd-turbo at ")
+    assert line.startswith("generator.diffusers.weights: stabilityai/sd-turbo at ")
     assert "Stability AI Community License" in line
     assert last == f"wrote {tmp_path / 'cache'}"
     assert "text_encoder/model.safetensors of stabilityai/sd-turbo" in done.stderr
@@ -169,7 +169,7 @@ def test_what_was_fetched_is_verified_again(publisher: Publisher, tmp_path: Path
     assert len(publisher.seen) == 2
     assert all("sha256 " in line and " as stated by its" in line for line in lines[:2])
     assert lines[-1] == f"wrote {cache}"
-    config = GeneratorConfig(config=NAME, weights=NAME)
+    config = Vqgan(config=NAME, weights=NAME)
     generator = VQGAN.load(config, torch.device("cpu"), cache=str(cache))
     assert (generator.downsampling, len(generator.codebook)) == (16, 16384)
     (cache / f"{NAME}.ckpt").write_bytes(b"damaged")
@@ -194,7 +194,7 @@ def test_a_plan_has_the_facts_of_each_file_and_fetches_nothing(tmp_path: Path) -
     plan = jobs.plan("fetch", path)
     files = plan["files"]
     config, _, student = files.values()
-    assert config["key"] == "generator.config"
+    assert config["key"] == "generator.vqgan.config"
     assert (config["bytes"], len(config["sha256"])) == (692, 64)
     assert config["stated_by"].startswith("others")
     assert list(files)[-1] == "resnet18-f37072fd.pth"

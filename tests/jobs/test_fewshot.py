@@ -24,10 +24,15 @@ CLASSES = ("clock", "book", "camera")
 CURVES = ("untouched", "student", "library", "scratch")
 
 
-def fewshot(manifest: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-    """The job in this process."""
-    words = [word for setting in settings for word in ("--set", setting)]
-    return jobs.run_here("fewshot", manifest, "--threads", "1", *words)
+OPTIONS = (
+    *("--domains", "neon,chalk", "--shots", "1,4", "--seeds", "0,1", "--epochs", "1"),
+    *("--learning-rate", "0.001", "--threads", "1"),
+)
+
+
+def fewshot(manifest: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The job in this process; a later option replaces one of `OPTIONS`."""
+    return jobs.run_here("fewshot", manifest, *OPTIONS, *words)
 
 
 def write(folder: Path) -> Path:
@@ -39,11 +44,7 @@ def write(folder: Path) -> Path:
         folder,
         classes=list(CLASSES),
         distillation={"seeds": [0, 1], "weights": str(library)},
-        fewshot={
-            "domains": ["neon", "chalk"], "shots": [1, 4], "seeds": [0, 1], "epochs": 1,
-            "learning_rate": 0.001,
-        },
-    )  # fmt: skip
+    )
     manifest = Manifest.read(path)
     config = manifest.distillation
     publish(manifest)
@@ -78,7 +79,7 @@ def copied(prepared: Path, folder: Path) -> Path:
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never killed, by the job as a process."""
     path = copied(prepared, tmp_path_factory.mktemp("undisturbed"))
-    done = jobs.run("fewshot", path, "--threads", "1")
+    done = jobs.run("fewshot", path, *OPTIONS)
     assert done.returncode == 0, done.stderr
     (path.parent / "stdout").write_text(done.stdout)
     return path
@@ -139,7 +140,7 @@ def test_a_training_too_short_to_change_an_answer_has_the_untouched_accuracy(
     manifest: Path,
 ) -> None:
     """So both are of the same test images, and training starts from the student's own answers."""
-    job = fewshot(manifest, "fewshot.learning_rate=1.0e-12", "fewshot.starts=student")
+    job = fewshot(manifest, "--learning-rate", "1e-12", "--starts", "student")
     assert job.returncode == 0, job.stderr
     rows = {(r.curve, r.domain, r.shots, r.seed): r for r in results(manifest).rows if r.shots}
     assert len(rows) == 2 * 2 * 2 * 2
@@ -168,7 +169,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     prepared: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     path, folder = copied(prepared, tmp_path), tmp_path / "run/fewshot"
-    jobs.kill_when(lambda: len(cells(path)) >= 5, "fewshot", path, "--threads", "1")
+    jobs.kill_when(lambda: len(cells(path)) >= 5, "fewshot", path, *OPTIONS)
     assert 5 <= len(cells(path)) < 36
     assert not (folder / "results.json").exists()
     done = fewshot(path)
@@ -181,35 +182,39 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
 ) -> None:
     path = copied(undisturbed, tmp_path)
     before = cells(path)
-    for setting in ("fewshot.seeds=[1]", "fewshot.shots=[4]", "fewshot.starts=[scratch]"):
-        assert fewshot(path, setting).returncode == 0
+    for option in ("--seeds=1", "--shots=4", "--starts=scratch"):
+        assert fewshot(path, option).returncode == 0
         assert cells(path) == before
-    for setting in ("learning_rate=0.01", "epochs=2"):
-        fewshot(path, f"fewshot.{setting}", "fewshot.shots=[1]")
+    for option in ("--learning-rate=0.01", "--epochs=2"):
+        fewshot(path, option, "--shots=1")
         made = {name.split("-")[0] for name in cells(path) - before}
         assert made == {"student", "library", "scratch"}
         before = cells(path)
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
+    ("option", "words"),
     [
-        ("fewshot.domains=[neon, photo]", ["fewshot.domains", "'photo'", "chalk"]),
-        ("distillation.weights=none", ["fewshot.starts", "library"]),
-        ("fewshot.starts=[student, chance]", ["fewshot.starts.1", "'chance'"]),
-        ("fewshot.starts=[]", ["fewshot.starts"]),
-        ("fewshot.shots=[1, 0]", ["fewshot.shots.1"]),
-        ("fewshot.shots=[2, 2]", ["fewshot.shots", "once"]),
-        ("distillation.seeds=[0, 7]", ["fewshot.starts", "seed 7", "jobs/distill.py"]),
-        ("distillation.student=resnet18", ["fewshot.starts", "jobs/distill.py"]),
-        ("evaluation.data=/nowhere", ["evaluation.data", "/nowhere"]),
-        ("prompts.method=mix", ["storage.root", "mix", "jobs/synthesize.py"]),
+        ("--domains=neon,photo", ["--domains", "'photo'", "chalk"]),
+        ("--domains=neon,neon", ["--domains", "once"]),
+        ("--starts=student,chance", ["starts.1", "'chance'"]),
+        ("--starts=", ["starts", "1 or more"]),
+        ("--shots=1,0", ["shots.1", "equal to 1"]),
+        ("--shots=2,2", ["--shots", "once"]),
+        ("--seeds=0,0", ["--seeds", "once"]),
+        ("--learning-rate=0", ["learning_rate", "greater than 0"]),
+        ("--epochs=0", ["epochs", "equal to 1"]),
+        ("--set=distillation.weights=none", ["--starts", "library"]),
+        ("--set=distillation.seeds=[0, 7]", ["--starts", "seed 7", "jobs/distill.py"]),
+        ("--set=distillation.student=resnet18", ["--starts", "jobs/distill.py"]),
+        ("--set=evaluation.data=/nowhere", ["evaluation.data", "/nowhere"]),
+        ("--set=prompts.method=mix", ["storage.root", "mix", "jobs/synthesize.py"]),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(
-    manifest: Path, setting: str, words: list[str]
+    manifest: Path, option: str, words: list[str]
 ) -> None:
-    line = jobs.refusal("fewshot", manifest, "--set", setting)
+    line = jobs.refusal("fewshot", manifest, *OPTIONS, option)
     assert all(word in line for word in words), line
     assert not cells(manifest)
 
@@ -226,16 +231,16 @@ def paint(manifest: Path, *images: int) -> Path:
 
 
 def test_a_domain_in_which_nothing_can_be_told_apart_is_refused(manifest: Path) -> None:
-    words = [f"--set=evaluation.data={paint(manifest, 3, 1, 1)}", "--set=fewshot.domains=[]"]
+    words = [f"--set=evaluation.data={paint(manifest, 3, 1, 1)}"]
     line = jobs.refusal("fewshot", manifest, *words)
-    assert "fewshot.domains: a domain to train on needs two classes" in line
+    assert "--domains: a domain to train on needs two classes" in line
     assert "'flat'" in line
 
 
 def test_an_unreadable_image_ends_partial_with_everything_else_written(manifest: Path) -> None:
     data = paint(manifest, 3, 3, 3)
     (data / "flat" / "book" / "1.png").write_bytes(b"torn")
-    options = (f"evaluation.data={data}", "fewshot.domains=[]", "fewshot.starts=student")
+    options = (f"--set=evaluation.data={data}", "--domains=", "--starts=student")
     job = fewshot(manifest, *options)
     assert job.returncode == 3
     assert "book/1.png" in last_error(job)
@@ -271,7 +276,7 @@ def test_a_damaged_cell_is_named(undisturbed: Path, tmp_path: Path, damage: byte
 
 
 def test_a_dry_run_says_what_would_be_trained(manifest: Path) -> None:
-    plan = jobs.plan("fewshot", manifest)
+    plan = jobs.plan("fewshot", manifest, *OPTIONS)
     assert plan["trainings"] == 2 * 2 * 2 * 3
     assert (plan["domains"], plan["images"]) == (["chalk", "neon"], 60 + 60)
     assert not (manifest.parent / "run/fewshot").exists()

@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 import dfkd
-from dfkd.cluster.synthesis import identify
+from dfkd.cluster.making import identify
 from dfkd.config.identity import weights_of
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import blocks, tasks
 from dfkd.errors import DfkdError, Exit
-from dfkd.models.generators import kinds
+from dfkd.models.generators.diffusion import Diffusion
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers import tiny_version
@@ -25,7 +25,7 @@ from tests.helpers.tiny_version import write_manifest
 SMALL = [
     "synthesis.images_per_class=4",
     "synthesis.shard_size=2",
-    "synthesis.steps=3",
+    "generator.diffusers.steps=3",
     "prompts.method=[vanilla, contrastive]",
     "prompts.contrastive.updates=2",
     "distillation.student=timm:test_resnet",
@@ -138,7 +138,7 @@ def test_the_generator_is_loaded_by_synthesize_alone(
     def synthesize(*_: Any, **__: Any) -> Any:
         raise DfkdError("begun")
 
-    monkeypatch.setattr(kinds, "load", None)
+    monkeypatch.setattr(Diffusion, "load", None)
     monkeypatch.setattr(dfkd, "synthesize", synthesize)
     assert load("pipeline").main([str(MANIFEST), *settings(tmp_path / "run")]) == 1
     assert "begun" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from dfkd.storage.local import open_storage
 from tests.helpers.jobs import plan, refusal, run_here
 from tests.helpers.own_ray import own_ray
 from tests.helpers.published import published
+from tests.helpers.small_manifest import vqgan
 from tests.helpers.tiny_version import write_manifest
 
 CLASSES = ("clock", "book", "key")
@@ -45,9 +46,10 @@ def manifest(tmp_path: Path) -> Path:
         tmp_path,
         classes=list(CLASSES),
         synthesis={
-            "images_per_class": 4, "shard_size": 2, "image_size": 64, "steps": 1, "batch_size": 4,
+            "images_per_class": 4, "shard_size": 2, "image_size": 64, "batch_size": 4,
             "views": 0,
         },
+        generator=vqgan(steps=1),
         distillation={"epochs": 1},
         evaluation={"data": str(tmp_path / "data")},
         cluster={"workers": 1},
@@ -137,7 +139,7 @@ def test_a_second_regeneration_is_refused_while_one_is_at_work(
     [
         (
             "prompts.method=[vanilla, mix]",
-            "prompts.method, synthesis.method and synthesis.batch_norm_weight: must make one",
+            "prompts.method and synthesis.source: must make one",
         ),
         ("evaluation.models=teacher", "evaluation.models: must name student"),
         ("evaluation.data=none", "evaluation.data: must be labelled images to regenerate"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dfkd.errors import Exit
-from dfkd.lab.studies import listing
+from dfkd.lab.studies import listing, study
 from dfkd.storage import layout
 from tests.helpers import jobs
 from tests.helpers.tiny_judge import write_judge
@@ -25,8 +25,7 @@ PAPER = {
 }
 
 pytestmark = pytest.mark.usefixtures("two_cpus")
-ALONE = ("--threads", "1", "--at-once", "1")
-"""Students are trained in this process; test_parallel_students.py has them side by side."""
+ALONE = ("--threads", "1")
 
 
 def reproduce(*words: str | Path) -> tuple[int, str, str]:
@@ -59,6 +58,12 @@ def write_beside(made: Path, folder: Path, **changes: Any) -> Path:
 def results(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return found
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """What lies in the folders of all students."""
+    found = jobs.contents(folder / "root")
+    return {name: content for name, content in found.items() if "/students/" in f"/{name}"}
 
 
 def shown(values: list[float]) -> str:
@@ -113,13 +118,12 @@ def test_results_say_where_they_come_from(made: Path) -> None:
     assert found["command"] == f"python jobs/reproduce.py {made / 'study.yaml'}"
     assert {cell["outcome"]["version"] for row in found["rows"][1:] for cell in row["cells"]} == {
         json.loads(path.read_text())["fingerprint"]
-        for path in (made / "root").glob("data/*/versions/*/manifest.json")
+        for path in (made / "root").glob("*/data/*/versions/*/manifest.json")
     }
     for outcome in (cell["outcome"] for row in found["rows"] for cell in row["cells"]):
         assert {"python", "torch"} <= outcome["environment"].keys()
         assert outcome["machine"]["cpus"] >= 1
         assert len(outcome["date"]) == len("2026-01-01")
-    assert not list((made / "root").glob("data/*/current/*"))
 
 
 def test_what_is_finished_is_found_and_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
@@ -138,12 +142,12 @@ def test_cells_share_what_they_have_in_common(made: Path, tmp_path: Path) -> Non
     """Of another study too: one data set, one student of each number of epochs, made once."""
     axes = [{"name": "Epochs", "values": EPOCHS}]
     path = write_beside(made, tmp_path, axes=axes, kind="curve", x="Epochs", seeds=[0])
-    before = {path.name for path in (made / "root" / "students").iterdir()}
+    before = {path.name for path in (made / "root").glob("*/students/*")}
     out = finish(path)
     assert "1 seed 0: found " in out
     assert "2 seed 0: finished " in out
-    assert len(list((made / "root").glob("data/vanilla/versions/*"))) == 1
-    after = {path.name for path in (made / "root" / "students").iterdir()}
+    assert len(list((made / "root").glob("*/data/vanilla/versions/*"))) == 1
+    after = {path.name for path in (made / "root").glob("*/students/*")}
     assert len(after) == len(before) + 1
     svg = (tmp_path / "figure.svg").read_text()
     assert svg.startswith("<svg")
@@ -164,7 +168,7 @@ def test_whole_runs_are_compared_with_each_other(made: Path, tmp_path: Path) -> 
     assert len(set(versions)) == 2
     salts = {
         json.loads(path.read_text())["identity"].get("salt", 0)
-        for path in (tmp_path / "root").glob("data/*/versions/*/manifest.json")
+        for path in (tmp_path / "root").glob("*/data/*/versions/*/manifest.json")
     }
     assert salts == {0, 1}
     table = (tmp_path / "table.md").read_text()
@@ -177,7 +181,7 @@ def test_a_judge_recognises_the_images_of_the_class_that_it_names(
 ) -> None:
     """Of clocks and books those of one; another judge scores anew, with the same students."""
     shutil.copytree(made / "root", tmp_path / "root")
-    judge, students = tmp_path / "judge", jobs.contents(tmp_path / "root" / "students")
+    judge, students = tmp_path / "judge", trained(tmp_path)
     judged = {"judge": str(judge), "teacher": "CLIP"}
     for answer, share in (("key", 0.0), ("clock", 0.5)):
         write_judge(judge, ("key", "clock", "book"), answer)
@@ -192,7 +196,7 @@ def test_a_judge_recognises_the_images_of_the_class_that_it_names(
     lines = [line.split("|") for line in (tmp_path / "table.md").read_text("utf-8").splitlines()]
     shown = lines[2].index(" recognised ")
     assert [line[shown].strip()[:4] for line in lines[4:7]] == ["-", "50.0", "50.0"]
-    assert jobs.contents(tmp_path / "root" / "students") == students
+    assert trained(tmp_path) == students
     monkeypatch.delattr("dfkd.lab.studies.judge.Judge.recognised")
     before = jobs.contents(tmp_path / "root")
     for changes in (judged, {}):  # a study without a judge has cells of its own
@@ -220,7 +224,8 @@ def test_a_figure_is_drawn(made: Path, tmp_path: Path, kind: str) -> None:
 
 def test_the_student_of_a_map_is_made_again_if_it_is_gone(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "root", tmp_path / "root")
-    shutil.rmtree(tmp_path / "root" / "students")
+    for folder in (tmp_path / "root").glob("*/students"):
+        shutil.rmtree(folder)
     shown = {"kind": "embedding", "adaptation": {"domain": "pixel_art", "shots": 2}}
     out = finish(write(tmp_path, **shown))
     assert (out.count(": found "), out.count(": finished ")) == (2, 2)  # one seed of each row
@@ -246,7 +251,6 @@ def test_a_gallery_needs_no_student(made: Path, tmp_path: Path) -> None:
     assert out.splitlines()[-1] == f"wrote {tmp_path / 'figure.png'}"
     assert Image.open(tmp_path / "figure.png").width > 4 * 64
     assert not (tmp_path / "table.md").exists()
-    # It writes no cell, so only this mark keeps garbage collection from its data sets.
     assert (made / "root" / layout.STUDIES).exists()
     versions = [row["version"] for row in results(tmp_path)["rows"]]
     assert len(set(versions)) == 2
@@ -256,7 +260,7 @@ def test_a_failed_cell_is_named_and_the_rest_is_kept(made: Path, tmp_path: Path)
     """A shard of one data set is damaged before a third seed is asked for."""
     root = tmp_path / "root"
     shutil.copytree(made / "root", root)
-    shard = next(root.glob("data/random/versions/*/shards/*.tar"))
+    shard = next(root.glob("*/data/random/versions/*/shards/*.tar"))
     shard.write_bytes(shard.read_bytes()[:-1])
     path = write(tmp_path, seeds=[0, 1, 2])
     code, out, err = reproduce(path)
@@ -333,7 +337,7 @@ def test_a_class_without_evaluation_data_is_refused_before_anything_is_made(tmp_
 
 def require_refusal(path: Path, complaint: str) -> None:
     assert complaint in jobs.refusal("reproduce", path, *ALONE)
-    assert not (path.parent / "root" / "data").exists()
+    assert not list((path.parent / "root").glob("*/data"))
 
 
 def test_a_study_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -349,7 +353,7 @@ def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str
     assert ended.value.code == Exit.DONE
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["study", "shows", "rows", "seeds"]
-    names = {path.parent.name for path in listing.files()}
+    names = {path.parent.name for path in study.files()}
     blank = lines.index("")
     assert {line.split()[0] for line in lines[:blank]} == names
     dictionary = next(line for line in lines if line.startswith("dictionary"))
@@ -365,16 +369,16 @@ def test_the_list_names_every_table_and_figure(capsys: pytest.CaptureFixture[str
 
 
 def test_the_steps_of_a_study_are_those_of_its_generators(tmp_path: Path) -> None:
-    dfad = [{"name": "Method", "values": {"DFAD": {"synthesis": {"method": "dfad"}}}}]
-    without_latents = listing.cost(listing.find(str(write(tmp_path, axes=dfad)), ()))
+    dfad = [{"name": "Method", "values": {"DFAD": {"synthesis": {"source": "dfad"}}}}]
+    without_latents = listing.cost(study.find(str(write(tmp_path, axes=dfad)), ()))
     assert without_latents["images"] > 0
     assert (without_latents["optimisation_steps"], without_latents["sampling_steps"]) == (0, 0)
-    sampled = listing.cost(listing.find("dictionary", ()))
+    sampled = listing.cost(study.find("dictionary", ()))
     assert (sampled["optimisation_steps"], sampled["sampling_steps"]) == (0, 8 * sampled["images"])
 
 
 def test_the_plan_counts_and_makes_nothing(tmp_path: Path) -> None:
-    settings = {"storage": {"root": str(tmp_path / "quick")}, "synthesis": {"steps": 3}}
+    settings = {"storage": {"root": str(tmp_path / "quick")}, "generator": {"vqgan": {"steps": 3}}}
     path = write(tmp_path, quick={"settings": settings})
     plan = jobs.plan("reproduce", path, "--quick")
     assert plan["size"] == "quick"

@@ -304,7 +304,7 @@ def test_a_regeneration_that_is_unfinished_goes_on_first(
     claim = {"identity": identity(dataclasses.replace(manifest, salt=1), {})}
     storage.put("regenerations/00000001/claim.json", canonical(claim))
     assert status(path)["next"] == f"python jobs/regenerate.py {path}"
-    for other in ("synthesis.steps=7", "prompts.method=[vanilla, random]"):
+    for other in ("generator.vqgan.steps=7", "prompts.method=[vanilla, random]"):
         # jobs/regenerate.py would refuse to resume it with these.
         assert "jobs/synthesize.py" in status(path, "--set", other)["next"]
     accepted = tiny_version.publish(dataclasses.replace(manifest, salt=1))

@@ -20,13 +20,13 @@ TREE: dict[str, Any] = {
     "classes": ["dog", "house", "car"],
     "prompts": {
         "method": "contrastive",
-        "scale": 3.0,
-        "contrastive": {"updates": 5, "batch_size": 3, "learning_rate": 0.05},
+        "contrastive": {"scale": 3.0, "updates": 5, "batch_size": 3, "learning_rate": 0.05},
     },
     "synthesis": {
-        "images_per_class": 6, "shard_size": 2, "batch_size": 2, "image_size": 64, "steps": 8,
+        "images_per_class": 6, "shard_size": 2, "batch_size": 2, "image_size": 64,
         "views": 1,
     },
+    "generator": small_manifest.vqgan(steps=8),
     "cluster": {"workers": 1},
 }  # fmt: skip
 
@@ -98,9 +98,9 @@ def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> Non
     manifest = write(tmp_path)
     version = tmp_path / "run/data/contrastive/versions/0123456789abcdef"
     version.mkdir(parents=True)
-    (version / "identity.json").write_text('{"synthesis.steps": 99}')
+    (version / "identity.json").write_text('{"generator.vqgan.steps": 99}')
     line = refusal("synthesize", manifest)
-    assert "synthesis.steps: 99 there, 8 here" in line
+    assert "generator.vqgan.steps: 99 there, 8 here" in line
     assert "--abandon" in line
 
 
@@ -111,7 +111,7 @@ def test_another_manifest_does_not_resume_unfinished_work(tmp_path: Path) -> Non
         ("classes=[dog, '&nbsp;', cat]", "classes: "),
         ("synthesis.image_size=60", "synthesis.image_size: must be a multiple"),
         ("teacher.weights=/nowhere.pt", "teacher.weights: "),
-        ("generator.weights=/nowhere.ckpt", "generator.weights: "),
+        ("generator.vqgan.weights=/nowhere.ckpt", "generator.vqgan.weights: "),
         ("synthesis.images_per_class=2000000000", "storage.root: "),
         ("prompts.template='{class} " + "very " * 30 + "{style}'", "prompts.template: "),
     ],

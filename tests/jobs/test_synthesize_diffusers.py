@@ -33,8 +33,11 @@ def test_a_run_is_published_and_resumed_to_the_same_bytes(home: Path) -> None:
     assert sum(receipt.samples for receipt in version.receipts()) == 10
     identity = json.loads((data / "random/versions" / version.id / "identity.json").read_bytes())
     assert identity["generator.kind"] == "diffusers"
-    assert len(identity["generator.weights/unet/weights.sha256"]) == 64
-    unread = {"generator.weights", "generator.config", "synthesis.views", "synthesis.quantise"}
+    assert len(identity["generator.diffusers.weights/unet/weights.sha256"]) == 64
+    unread = {
+        "generator.diffusers.weights",
+        "synthesis.views",
+    }
     assert not unread & identity.keys()
 
     # As if it had been killed after all shards but one.
@@ -53,8 +56,11 @@ def test_a_run_is_published_and_resumed_to_the_same_bytes(home: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("synthesis.steps=500", "synthesis.steps: must suit LCMScheduler"),
-        ("generator.weights=/nowhere", "generator.weights: must be an existing folder or "),
+        ("generator.diffusers.steps=500", "generator.diffusers.steps: must suit LCMScheduler"),
+        (
+            "generator.diffusers.weights=/nowhere",
+            "generator.diffusers.weights: must be an existing folder or ",
+        ),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(override: str, message: str, home: Path) -> None:

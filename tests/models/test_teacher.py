@@ -23,10 +23,8 @@ from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
 from dfkd.models.teacher import (
     Teacher,
-    batch_norm_taps,
     check_classes,
     distances,
-    require_batch_norm,
     spherical_distance,
 )
 from dfkd.models.teacher_architecture import find_weights, read_architecture
@@ -326,12 +324,3 @@ def test_class_names_must_differ_to_the_teacher_and_fit(vit: Teacher) -> None:
     check_classes(vit, ["dog " * 14], "{class}")
     with pytest.raises(ManifestError, match="at most 14 tokens, this one 15"):
         check_classes(vit, ["dog " * 14], "A {class}")
-
-
-def test_batch_norm_is_detected_and_required(vit: Teacher, resnet: Teacher) -> None:
-    require_batch_norm(resnet, "DeepInversion")
-    for use in (require_batch_norm, batch_norm_taps):  # on which L_bn would be silently nothing
-        with pytest.raises(
-            ManifestError, match=r"^teacher\.model: DeepInversion needs .* batch norm.*$"
-        ):
-            use(vit, "DeepInversion")

@@ -1,13 +1,17 @@
 """Where a teacher's configuration and weight file come from, without loading the model."""
 
+import contextlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
+from open_clip import list_pretrained_tags_by_model
 from safetensors.torch import load_file, save_file
 
 from dfkd.config.synthesis import TeacherConfig
@@ -79,3 +83,14 @@ def test_the_factor_on_cosines_is_the_exponential_of_a_weight(
 def test_a_tower_of_images_that_are_not_square_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"^teacher\.model: must see square images, got"):
         load_teacher(tmp_path, model_config(VIT | {"image_size": [32, 64]}))
+
+
+def test_published_architectures_with_a_text_tower_like_clip_s_are_accepted() -> None:
+    accepted = set()
+    for name in open_clip.list_models():
+        with contextlib.suppress(ManifestError):
+            accepted.add(read_architecture(name).name)
+    refused = re.compile("SigLIP|CLIPA|nllb|roberta|worldwide|coca|mt5")
+    published = {name for name in open_clip.list_models() if list_pretrained_tags_by_model(name)}
+    assert {name for name in published if not refused.search(name)} <= accepted
+    assert not [name for name in accepted if refused.search(name)]

@@ -80,13 +80,6 @@ def test_a_tokenizer_with_more_tokens_than_the_tower_is_refused(tmp_path: Path) 
         load_teacher(tmp_path, model_config(VIT, vocab_size=814))
 
 
-def test_merges_that_unpack_to_any_size_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "merges.txt.gz").write_bytes(gzip.compress(bytes(20 << 20)))
-    kwargs = {"bpe_path": "merges.txt.gz"}
-    with pytest.raises(ManifestError, match=r"more than 16777216 bytes of merges"):
-        load_teacher(tmp_path, model_config(VIT, tokenizer_kwargs=kwargs))
-
-
 def test_a_tag_s_own_preprocessing_is_part_of_the_identity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,13 +254,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
         (model_config(VIT, tokenizer_kwargs={"clean": 1}), "its tokenizer cannot be loaded"),
         ({"embed_dim": 16}, "vision_cfg, text_cfg"),
         (model_config(VIT, layers="many"), "buildable by open_clip"),
-        (model_config(VIT, layers=10**9), "layers must be at most 200, is 1000000000"),
-        (model_config(VIT | {"width": 10**6}), "width must be at most 32768"),
-        (model_config(VIT, context_length=1 << 15), "context_length must be at most 4096"),
-        (model_config(VIT | {"image_size": [64, 1 << 15]}), "image_size must be at most 4096"),
         (model_config(VIT | {"patch_size": 0}), "buildable by open_clip"),
-        (model_config(VIT, vocab_size=10**9), "vocab_size must be at most 1048576"),
-        (model_config(VIT, eos_id=-(10**9)), "eos_id must be at most 1048576"),
+        (model_config(VIT, vocab_size=60_000), "differs in shape at token_embedding.weight"),
         (preprocessed(mean=[0, 0, float("nan")]), "JSON"),
         (preprocessed(mean=["0", "0", "nan"]), "preprocess_cfg.mean.0: "),
         (preprocessed(mean=[0.5]), "preprocess_cfg.mean: "),

@@ -26,7 +26,7 @@ from dfkd.storage.local import open_storage
 from tests.helpers import small_manifest
 from tests.helpers.partial_version import TASKS, fill, regenerated
 
-IDENTITY = {"prompts.method": ["mix"], "salt": 3, "synthesis.learning_rate": 0.1}
+IDENTITY = {"prompts.method": ["mix"], "salt": 3, "generator.vqgan.learning_rate": 0.1}
 DECISION = Decision("0" * 16, "", 0.5, None, (Rule("at least 1", "", "0", False),))
 DAMAGE = [
     *(b"", b"{", b"[]", b"{}", b"\xff", b'{"identity": [], "accuracy": "high"}'),
@@ -74,13 +74,13 @@ def test_the_next_number_follows_that_of_the_current_version(tmp_path: Path) -> 
     "setting",
     [
         "prompts.method=[vanilla, mix]",
-        "synthesis.method=[latent, dfad]",
-        "synthesis.batch_norm_weight=[0, 1]",
+        "synthesis.source=[latents, dfad]",
+        "synthesis.source=[latents, bn]",
     ],
 )
 def test_several_methods_are_refused(tmp_path: Path, setting: str) -> None:
     manifest = small_manifest.read(tmp_path, setting)
-    with pytest.raises(ManifestError, match="batch_norm_weight: must make one method"):
+    with pytest.raises(ManifestError, match=r"synthesis\.source: must make one method"):
         require_comparable(manifest)
 
 

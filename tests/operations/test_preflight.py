@@ -10,7 +10,7 @@ from dfkd.operations.preflight import (
     check_batches,
     check_evaluation,
     check_synthesis,
-    note_unknown_names,
+    note_surprises,
 )
 from tests.helpers import small_manifest
 from tests.helpers.inversion_runs import read as inversion
@@ -34,30 +34,24 @@ def test_names_that_the_bundled_model_does_not_draw_are_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     miniature = Path(__file__).parents[2] / "manifests/miniature.yaml"
-    note_unknown_names(Manifest.read(miniature, ("classes=[Cat, gazebo]",)))
+    note_surprises(Manifest.read(miniature, ("classes=[Cat, gazebo]",)))
     told = capsys.readouterr().err
     assert "was not trained to draw 'gazebo'; it draws 70 things" in told
-    note_unknown_names(Manifest.read(miniature))
-    inverts = ("classes=[Cat, gazebo]", "synthesis.method=cmi")  # which draws nothing
-    note_unknown_names(Manifest.read(miniature, inverts))
+    note_surprises(Manifest.read(miniature))
+    inverts = ("classes=[Cat, gazebo]", "synthesis.source=cmi")  # which draws nothing
+    note_surprises(Manifest.read(miniature, inverts))
     assert capsys.readouterr().err == ""
-
-
-def test_prompts_too_large_to_be_read_again_are_refused(tmp_path: Path) -> None:
-    large = ("synthesis.images_per_class=10000000", "synthesis.shard_size=10000000")
-    with pytest.raises(ManifestError, match=r"synthesis\.shard_size: .*must fit into \d+ bytes"):
-        check_synthesis(small_manifest.read(tmp_path, *large))
 
 
 def test_sizes_that_a_method_cannot_generate_are_refused() -> None:
     """Only the methods that cannot generate them refuse them."""
-    check_synthesis(inversion("synthesis.method=[dfad, pre]"))
-    check_synthesis(inversion("synthesis.method=cmi", "synthesis.image_size=72"))
+    check_synthesis(inversion("synthesis.source=[dfad, pre]"))
+    check_synthesis(inversion("synthesis.source=cmi", "synthesis.image_size=72"))
     with pytest.raises(
         ManifestError, match=r"image_size: must be a multiple of 16 .*got 72; use 64"
     ):
-        check_synthesis(inversion("synthesis.method=[cmi, pre]", "synthesis.image_size=72"))
-    few = ("inversion.dfad.rounds=1", "inversion.pre.rounds=1")
-    check_synthesis(inversion("synthesis.method=dfad", "synthesis.shard_size=3", *few))
+        check_synthesis(inversion("synthesis.source=[cmi, pre]", "synthesis.image_size=72"))
+    few = ("synthesis.dfad.rounds=1", "synthesis.pre.rounds=1")
+    check_synthesis(inversion("synthesis.source=dfad", "synthesis.shard_size=3", *few))
     with pytest.raises(ManifestError, match=r"dfad\.rounds: .* each of the 2 parts, got 1; raise"):
-        check_synthesis(inversion("synthesis.method=[cmi, dfad]", *few))
+        check_synthesis(inversion("synthesis.source=[cmi, dfad]", *few))

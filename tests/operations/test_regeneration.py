@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,14 @@ from unittest.mock import Mock
 
 import pytest
 
-from dfkd.cluster import distillation
+from dfkd.cluster import students
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import blocks, tasks
 from dfkd.dataset.published import PublishedVersion, advance, current_id
 from dfkd.distillation.student_names import student_name
 from dfkd.errors import BudgetError, DfkdError, GateError, LeaseError, ManifestError, PartialError
+from dfkd.models.generators.settings import Vqgan
 from dfkd.models.student import CARD
 from dfkd.operations import attempts, garbage_collection, regeneration, sweep
 from dfkd.operations.attempts import Attempt
@@ -65,7 +67,7 @@ def test_images_that_could_not_be_read_decide_nothing(
     monkeypatch.setattr(regeneration, "evaluate", lambda *_: scored)
     monkeypatch.setattr(regeneration, "note_origin", lambda *_: None)
     monkeypatch.setattr(regeneration._Run, "score", SCORE)
-    monkeypatch.setattr(distillation, "distill", lambda *_: student)
+    monkeypatch.setattr(students, "distill", lambda *_: student)
     publish(manifest)
     with pytest.raises(PartialError, match=r"1 images could not be read, the first is photo/dog"):
         regenerate(manifest)
@@ -78,15 +80,18 @@ def regenerate(manifest: Manifest) -> None:
 
 def test_images_of_other_settings_are_not_carried_over(manifest: Manifest) -> None:
     first = publish(manifest)
-    other = manifest.with_values(regeneration={"share": 0.5}, synthesis={"steps": 99})
-    carried = rf"^synthesis\.steps: must be that of the current version {first.id} .*, got 99"
+    own = Vqgan(config="miniature", weights="miniature", steps=99)
+    other = manifest.with_values(regeneration={"share": 0.5}, generator={"kinds": {"vqgan": own}})
+    carried = (
+        rf"^generator\.vqgan\.steps: must be that of the current version {first.id} .*, got 99"
+    )
     with pytest.raises(ManifestError, match=carried):
         regenerate(other)
 
 
-@pytest.mark.parametrize(("seconds", "limit"), [(0, None), (36, 36)])
+@pytest.mark.parametrize(("seconds", "limit"), [(0, math.inf), (36, 36)])
 def test_the_budget_is_that_of_the_synthesis(
-    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, seconds: int, limit: int | None
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, seconds: int, limit: float
 ) -> None:
     built = Mock(side_effect=BudgetError("spent"))
     monkeypatch.setattr(regeneration._Run, "build", BUILD)

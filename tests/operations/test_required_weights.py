@@ -21,7 +21,6 @@ from tests.helpers.tiny_models import (
 VQGAN = "vqgan-imagenet-f16-16384"
 OTHERS: dict[str, dict[str, Any]] = {
     "teacher": {"model": "ViT-B-32-quickgelu", "weights": "openai"},
-    "generator": {"config": "miniature", "weights": "miniature"},
     "distillation": {"weights": "none", "warmup_epochs": 0},
 }
 """The other keys of a section of which a test gives some."""
@@ -44,7 +43,7 @@ def test_bundled_models_and_paths_need_no_download(tmp_path: Path) -> None:
     config = manifest(
         tmp_path,
         teacher=asdict(teacher),
-        generator=asdict(generator),
+        generator={"kind": "vqgan", "vqgan": asdict(generator)},
     )
     assert wanted(config) == {}
     assert hub_models(config) == []
@@ -54,12 +53,12 @@ def test_names_stand_for_published_files(tmp_path: Path) -> None:
     config = manifest(
         tmp_path,
         teacher={"model": "RN50-quickgelu", "weights": "openai"},
-        generator={"config": VQGAN, "weights": VQGAN},
+        generator={"kind": "vqgan", "vqgan": {"config": VQGAN, "weights": VQGAN}},
         distillation={"student": "resnet50", "weights": "IMAGENET1K_V2"},
     )
     assert wanted(config) == {
-        "generator.config": f"{VQGAN}.yaml",
-        "generator.weights": f"{VQGAN}.ckpt",
+        "generator.vqgan.config": f"{VQGAN}.yaml",
+        "generator.vqgan.weights": f"{VQGAN}.ckpt",
         "distillation.weights": "resnet50-11ad3fa6.pth",
     }
     hub = "timm/resnet50_clip.openai"
@@ -80,10 +79,10 @@ def test_models_of_a_hub_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_diffusion_model_of_the_hub_is_needed_by_methods_with_prompts(tmp_path: Path) -> None:
-    generator = {"kind": "diffusers", "weights": "sd-turbo"}
+    generator = {"kind": "diffusers", "diffusers": {"weights": "sd-turbo"}}
     config = small_manifest.read(tmp_path, generator=generator, distillation=OTHERS["distillation"])
     (model,) = hub_models(config)
-    assert (model.field, model.library) == ("generator.weights", "diffusers")
+    assert (model.field, model.library) == ("generator.diffusers.weights", "diffusers")
     assert (model.id, model.licence[:12]) == ("stabilityai/sd-turbo", "Stability AI")
     assert wanted(config) == {}
 
@@ -101,8 +100,14 @@ def test_a_diffusion_model_of_the_hub_is_needed_by_methods_with_prompts(tmp_path
         ),
         ({"teacher": {"model": "ViT-B-99"}}, "teacher.model: must be an open_clip architecture"),
         ({"teacher": {"weights": "opneai"}}, "teacher.weights: must be an existing file"),
-        ({"generator": {"weights": "vqgan"}}, f"a published VQGAN .*{VQGAN}.*jobs/fetch.py"),
-        ({"generator": {"config": "none.yaml"}}, "generator.config: must be an existing file"),
+        (
+            {"generator": small_manifest.vqgan(weights="vqgan")},
+            f"a published VQGAN .*{VQGAN}.*jobs/fetch.py",
+        ),
+        (
+            {"generator": small_manifest.vqgan(config="none.yaml")},
+            "generator.vqgan.config: must be an existing file",
+        ),
         ({"distillation": {"weights": "IMAGENET9K"}}, "IMAGENET1K_V1"),
         ({"distillation": {"student": "resnet9", "weights": "DEFAULT"}}, "torchvision ResNet"),
     ],

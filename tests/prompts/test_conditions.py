@@ -19,11 +19,14 @@ from tests.helpers import small_manifest
 
 
 def read(tmp_path: Path, method: str, **prompts: Any) -> Manifest:
-    fast = {"contrastive": {"updates": 3, "batch_size": 4}}
+    fast = {
+        "random": {"scale": 3.0},
+        "contrastive": {"scale": 3.0, "updates": 3, "batch_size": 4},
+    }
     return small_manifest.read(
         tmp_path,
         classes=["dog", "house", "car"],
-        prompts={"method": method, "scale": 3.0, "styles": "miniature", **fast, **prompts},
+        prompts={"method": method, "styles": "miniature", **fast, **prompts},
         synthesis={"images_per_class": 3, "shard_size": 3, "image_size": 64},
     )
 
@@ -71,7 +74,7 @@ def test_states_of_mix_are_mixed_like_its_embeddings(tmp_path: Path, teacher: Te
     for row, text in zip(made, table["text"].to_pylist(), strict=True):
         one, _, two = text.partition(" + ")
         (share, one), (_, two) = (each.split(" ", 1) for each in (one, two))
-        first, second = states._of_texts([one, two])
+        first, second = states.of_texts([one, two])
         # The weight in the text is rounded to three digits.
         expected = float(share) * first + (1 - float(share)) * second
         torch.testing.assert_close(row, expected, atol=1e-2, rtol=0)
@@ -85,4 +88,4 @@ def test_a_prompt_s_states_do_not_depend_on_others(tmp_path: Path, teacher: Teac
     torch.testing.assert_close(
         states(prompts[4:5]).prompts[0], together.prompts[4], atol=1e-5, rtol=1e-5
     )
-    torch.testing.assert_close(together.empty[0], states._of_texts(["", "x"])[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.empty[0], states.of_texts(["", "x"])[0], atol=1e-5, rtol=0)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.config.synthesis import Contrastive
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
 from dfkd.prompts.contrastive import (
@@ -17,6 +16,7 @@ from dfkd.prompts.contrastive import (
     optimise,
 )
 from dfkd.prompts.pseudo_words import PseudoWords, Sentences, disturb
+from dfkd.prompts.settings import Contrastive
 
 AXES = torch.eye(3)
 
@@ -82,7 +82,7 @@ def spread(embeddings: torch.Tensor) -> float:
 
 def loss(task: Problem, pseudo_words: torch.Tensor) -> float:
     """The mean of equation 12, with the same disturbances at each call."""
-    kind, share, draw = Contrastive().positive, DISTURBANCE, np.random.default_rng(0)
+    kind, share, draw = "shuffle", DISTURBANCE, np.random.default_rng(0)
     tokens = task.words.disturbed(task.names, kind, share, draw)
     positives = Sentences(task.words.teacher, *tokens).encode(pseudo_words)
     embeddings = task.words.encode(task.names, pseudo_words)
@@ -109,7 +109,7 @@ def test_a_pseudo_word_follows_the_gradient_of_its_positive_too(teacher: Teacher
     config = Contrastive(updates=1)
     found, _ = optimise(task, pseudo, config, np.random.default_rng(7))
     words, vector = task.words, pseudo.clone().requires_grad_()
-    other = disturb(words.template, config.positive, DISTURBANCE, np.random.default_rng(7))
+    other = disturb(words.template, "shuffle", DISTURBANCE, np.random.default_rng(7))
     one, two = words.encode(["dog"] * 2, vector.expand(2, -1), [words.template, other])
     (one @ two).backward()
     uphill = (found - pseudo).sign() == vector.grad.sign()

@@ -1,6 +1,6 @@
 """Each method gives each image the prompt that the paper's equations give it, from its own seed."""
 
-import dataclasses
+from dataclasses import fields
 from pathlib import Path
 from unittest.mock import Mock, call, create_autospec
 
@@ -17,8 +17,11 @@ from dfkd.config.plan import part_count, part_name
 from dfkd.config.synthesis import Prompts
 from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
-from dfkd.prompts import maker as prompts
+from dfkd.prompts import contrastive as contrastive_prompts
+from dfkd.prompts.contrastive import ContrastivePrompts, PromptBank
 from dfkd.prompts.maker import SCHEMA, PromptMaker, check_prompts
+from dfkd.prompts.pseudo_words import PseudoWords
+from dfkd.prompts.settings import Contrastive, Random
 from dfkd.prompts.statistics import statistics
 from dfkd.prompts.styles import PAPER, mixture
 from tests.helpers import small_manifest
@@ -29,13 +32,17 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
         tmp_path,
         *overrides,
         classes=["dog", "house", "car"],
-        prompts={"styles": ["music", "metal", "water"], "scale": 3.0},
+        prompts={
+            "styles": ["music", "metal", "water"],
+            "random": {"scale": 3.0},
+            "contrastive": {"scale": 3.0},
+        },
         synthesis={"images_per_class": 10, "shard_size": 4},
     )
 
 
 def contrastive(tmp_path: Path, settings: str, *overrides: str) -> Manifest:
-    method = ("prompts.method=contrastive", f"prompts.contrastive={{{settings}}}")
+    method = ("prompts.method=contrastive", f"prompts.contrastive={{scale: 3.0, {settings}}}")
     return read(tmp_path, *method, *overrides)
 
 
@@ -88,7 +95,7 @@ def test_random_is_equations_8_to_11(tmp_path: Path, teacher: Teacher) -> None:
     noise = (pseudo - mean) / (3.0 * deviation)
     assert abs(float(noise.mean())) < 0.01
     assert float(noise.std()) == pytest.approx(1.0, abs=0.02)
-    words = PromptMaker(manifest, teacher).words
+    words = PseudoWords(teacher, manifest.prompts.template)
     again = words.encode(["dog"], pseudo[:1]).detach()
     assert torch.allclose(unit(table["embedding"])[:1], again, atol=1e-5)
 
@@ -127,8 +134,8 @@ def test_contrastive_starts_from_random_and_a_new_maker_resumes_the_bank(
 def test_each_part_and_salt_has_an_order_and_its_batches_have_seeds_of_their_own(
     tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = create_autospec(PromptMaker.draw, side_effect=PromptMaker.draw)
-    monkeypatch.setattr(PromptMaker, "draw", drawn)
+    drawn = create_autospec(ContrastivePrompts.draw, side_effect=ContrastivePrompts.draw)
+    monkeypatch.setattr(ContrastivePrompts, "draw", drawn)
     settings = "updates: 1, batch_size: 5"
     manifests = [contrastive(tmp_path, settings, f"salt={salt}") for salt in (0, 1)]
     orders = {tuple(make(m, teacher, part)["order"]) for m in manifests for part in (0, 1)}
@@ -137,34 +144,15 @@ def test_each_part_and_salt_has_an_order_and_its_batches_have_seeds_of_their_own
     assert len(set(seeds)) == len(seeds) == 12  # three batches of each
 
 
-def test_a_parallel_part_knows_all_parts_but_those_made_beside_it(
-    tmp_path: Path, teacher: Teacher
-) -> None:
-    manifest = contrastive(tmp_path, f"{SMALL}, parallel: 2", "synthesis.shard_size=2")
-    made: dict[int, pa.Table] = {}
-
-    def part(number: int) -> pa.Table:
-        maker = PromptMaker(manifest, teacher)
-        maker.remember(number, made.__getitem__)
-        return maker.part(number)
-
-    made[1] = part(1)  # of which part 0 need not be there
-    made[0] = part(0)
-    made[2] = part(2)
-    made[3] = part(3)
-    for numbers in ((0, 1, 2), (1, 3)):
-        one = PromptMaker(manifest, teacher)
-        for number in numbers:
-            one.remember(number, made.__getitem__)
-            assert one.part(number).equals(made[number])
-    assert not PromptMaker(manifest, teacher).part(2).equals(made[2])  # which knows part 0
-    assert PromptMaker(manifest, teacher).part(1).equals(made[1])
+def bank_of(maker: PromptMaker) -> PromptBank:
+    assert isinstance(maker.method, ContrastivePrompts)
+    return maker.method.bank
 
 
 def test_a_bank_is_filled_from_no_more_parts_than_it_can_hold(
     tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompts, "MAX_BANK", 12)
+    monkeypatch.setattr(contrastive_prompts, "MAX_BANK", 12)
     settings = "updates: 1, batch_size: 5, bank: 8"
     manifest = contrastive(tmp_path, settings, "synthesis.shard_size=2")
     maker = PromptMaker(manifest, teacher)
@@ -172,8 +160,8 @@ def test_a_bank_is_filled_from_no_more_parts_than_it_can_hold(
     late, table = PromptMaker(manifest, teacher), Mock(side_effect=parts.__getitem__)
     late.remember(len(parts), table)
     assert table.mock_calls == [call(len(parts) - 1), call(len(parts) - 2)]  # of six prompts each
-    assert torch.equal(late.bank.embeddings, maker.bank.embeddings)
-    assert len(late.bank) == 12
+    assert torch.equal(bank_of(late).embeddings, bank_of(maker).embeddings)
+    assert len(bank_of(late)) == 12
 
 
 def test_a_contrastive_text_is_that_of_its_embedding(tmp_path: Path, teacher: Teacher) -> None:
@@ -183,8 +171,9 @@ def test_a_contrastive_text_is_that_of_its_embedding(tmp_path: Path, teacher: Te
     table = maker.part(0).to_pydict()
     random = PromptMaker(read(tmp_path, "prompts.method=random"), teacher).part(0)
     embeddings, initial = (unit(each["embedding"]) for each in (table, random.to_pydict()))
-    expected = maker.words.encode(table["class"], torch.tensor(table["pseudo"])).detach()
-    assert table["text"] == [maker.words.text(name) for name in table["class"]]
+    words = PseudoWords(teacher, manifest.prompts.template)
+    expected = words.encode(table["class"], torch.tensor(table["pseudo"])).detach()
+    assert table["text"] == [words.text(name) for name in table["class"]]
     assert torch.allclose(embeddings, expected, atol=1e-4)
     assert not torch.isclose(embeddings, initial, atol=1e-3).all(dim=1).any()
 
@@ -211,18 +200,20 @@ def test_statistics_by_hand() -> None:
 EVERY_KEY = (
     "template='{class}, {style}'",
     "styles=[music, metal]",
-    "scale=2999.0",
+    "random.scale=2999.0",
+    "contrastive.scale=2999.0",
     "contrastive.updates=3",
     "contrastive.learning_rate=0.2",
     "contrastive.batch_size=3",
     "contrastive.bank=0",
-    "contrastive.parallel=2",
-    "contrastive.positive=substitute",
-    "contrastive.negatives=intra-class",
+    "contrastive_variant.positive=substitute",
+    "contrastive_variant.negatives=intra-class",
 )
 
 
-@pytest.mark.parametrize("method", ["vanilla", "mix", "random", "contrastive"])
+@pytest.mark.parametrize(
+    "method", ["vanilla", "mix", "random", "contrastive", "contrastive_variant"]
+)
 def test_the_fingerprint_has_the_keys_that_change_prompts_and_no_others(
     tmp_path: Path, teacher: Teacher, method: str
 ) -> None:
@@ -230,8 +221,9 @@ def test_the_fingerprint_has_the_keys_that_change_prompts_and_no_others(
     base = (
         f"prompts.method={method}",
         "classes=[house, home, building]",
-        "prompts.scale=3000.0",
-        "prompts.contrastive={updates: 2, batch_size: 4}",
+        "prompts.random.scale=3000.0",
+        "prompts.contrastive={scale: 3000.0, updates: 2, batch_size: 4}",
+        "prompts.contrastive_variant={scale: 3000.0, updates: 2, batch_size: 4}",
         "synthesis.images_per_class=24",
     )
 
@@ -245,8 +237,10 @@ def test_the_fingerprint_has_the_keys_that_change_prompts_and_no_others(
         return rows, fingerprint(identity(manifest, {}))
 
     prompts_, name = outcome()
-    keys = {field.name for field in dataclasses.fields(Prompts)}
-    assert {key.partition("=")[0].partition(".")[0] for key in EVERY_KEY} == keys - {"method"}
+    schemas = {"random": Random, "contrastive": Contrastive}
+    keys = {f"{name}.{key.name}" for name, each in schemas.items() for key in fields(each)}
+    given = {key.partition("=")[0] for key in EVERY_KEY}
+    assert given >= keys | {key.name for key in fields(Prompts)} - {"method", "kinds"}
     for override in EVERY_KEY:
         other, other_name = outcome(f"prompts.{override}")
         assert (other != prompts_) == (other_name != name), override

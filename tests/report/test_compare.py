@@ -8,13 +8,15 @@ from dfkd.config.manifest import Manifest
 from dfkd.report import compare
 from dfkd.report.facts import Facts, RunOrigin, collect
 from dfkd.storage.local import open_storage
+from tests.helpers import small_manifest
 from tests.helpers.finished_run import METHODS, finished
 
 
 @pytest.fixture(scope="module")
 def better(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     """A run with other images, whose students are right in 10 percent more."""
-    manifest = finished(tmp_path_factory.mktemp("better"), gain=0.1, synthesis={"steps": 7})
+    folder, other = tmp_path_factory.mktemp("better"), small_manifest.vqgan(steps=7)
+    manifest = finished(folder, gain=0.1, generator=other)
     return collect(open_storage(manifest.storage.root))
 
 
@@ -43,7 +45,7 @@ def test_what_only_one_run_has_scored_has_no_difference(facts: Facts) -> None:
 def test_what_differs_in_the_data_sets_is_named(facts: Facts, better: Facts) -> None:
     assert compare.settings(facts, facts) == []
     assert compare.settings(facts, better) == [
-        (f"{method}: synthesis.steps", "500", "7") for method in sorted(METHODS)
+        (f"{method}: generator.vqgan.steps", "500", "7") for method in sorted(METHODS)
     ]
 
 
@@ -80,7 +82,7 @@ def test_two_versions_of_one_manifest_differ_in_salt(
     origin = RunOrigin(1, "command", None, run.as_dict())
     old, new = (dataclasses.replace(each, origin=origin) for each in (facts, better))
     assert compare.settings(old, new) == [
-        (f"{method}: synthesis.steps", "500", "7") for method in sorted(METHODS)
+        (f"{method}: generator.vqgan.steps", "500", "7") for method in sorted(METHODS)
     ]
 
 
@@ -111,7 +113,7 @@ def test_both_runs_are_on_the_page(facts: Facts, better: Facts, run: Manifest) -
     Path(place).unlink()
     assert html.count("<h1>") == 2
     assert "+10.0" in html
-    assert "synthesis.steps" in html
+    assert "generator.vqgan.steps" in html
     assert html.count("<img") == 2 * 2 * 3 * 8
     assert "onerror=alert" not in html.replace("&lt;img src=x onerror=alert(1)&gt;", "")
     assert len(html) < 5_000_000

@@ -1,14 +1,14 @@
-"""Every key of a manifest, collected from the dataclasses that check it, for manifests/README.md.
+"""Every key of a manifest, collected from the dataclasses that check it, for manifests/KEYS.md.
 
-`python -m tests.repository.manifest_keys` writes the list anew between the two markers of that
-page; a test fails where it no longer is what the code says.
+`python -m tests.repository.manifest_keys` writes that page anew; a test fails where it no longer is
+what the code says.
 """
 
 import ast
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -19,10 +19,21 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from dfkd import Manifest
+from dfkd.config.plugins import (
+    GENERATORS,
+    IMAGE_SOURCES,
+    KINDS,
+    PROMPT_METHODS,
+    names,
+    package,
+    settings_class,
+)
 from tests.helpers.jobs import ROOT
 
-PAGE = ROOT / "manifests" / "README.md"
-BEGIN, END = "<!-- keys -->", "<!-- /keys -->"
+PAGE = ROOT / "manifests" / "KEYS.md"
+
+GROUPS = {"generator.": GENERATORS, "prompts.": PROMPT_METHODS, "synthesis.": IMAGE_SOURCES}
+"""The plug points by the beginning of their keys."""
 
 PLAIN = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
@@ -120,10 +131,15 @@ def sections(schema: type = Manifest, prefix: str = "") -> Iterator[Section]:
             texts.get(field.name, ""),
         )
         for field in fields
-        if field not in nested
+        if field not in nested and field.name != KINDS
     )
     about = " ".join((schema.__doc__ or "").split())
     yield Section(prefix.removesuffix("."), about, keys)
+    if group := GROUPS.get(prefix):
+        # Not those of packages that happen to be installed beside this one.
+        for name in names(group):
+            if not package(group, name):
+                yield from sections(settings_class(group, name, prefix), f"{prefix}{name}.")
     for field in nested:
         yield from sections(hints[field.name], f"{prefix}{field.name}.")
 
@@ -132,29 +148,50 @@ def _cell(words: str) -> str:
     return words.replace("|", "\\|")
 
 
-def listing() -> str:
-    """The list as it stands in the page, without the markers."""
+def of_the_laboratory(section: Section) -> bool:
+    """Whether these are settings of a kind that the laboratory brings."""
+    prefix, _, name = section.name.partition(".")
+    group = GROUPS.get(f"{prefix}.")
+    if not (group and name):
+        return False
+    return settings_class(group, name, prefix).__module__.startswith("dfkd.lab.")
+
+
+def page() -> str:
+    """The text of the page."""
     found = [section for section in sections() if section.keys]
-    lines = [f"{sum(len(section.keys) for section in found)} keys. {WRITTEN}"]
-    for section in found:
-        title = f"`{section.name}`" if section.name else "Top level"
-        lines += ["", f"### {title}", "", section.about, ""]
-        lines += ["| key | type | default | |", "|---|---|---|---|"]
-        lines += [
-            f"| `{key.name}` | {_cell(key.type)} | {_cell(key.default)} | {_cell(key.sentence)} |"
-            for key in section.keys
-        ]
-    return "\n".join(lines)
+    core = [section for section in found if not of_the_laboratory(section)]
+    own = [section for section in found if of_the_laboratory(section)]
+    written = "Written by `python -m tests.repository.manifest_keys`"
+    lines = ["# All keys of a manifest", "", f"{_count(core)} keys. {written}.", ""]
+    lines += [
+        "The keys of a prompt method, a generator or an image source stand in a section of its "
+        f"name. The laboratory brings {_count(own)} more, which are below; so may "
+        "[other packages](../dfkd/README.md#how-to-add).",
+    ]
+    for section in core:
+        lines += _table(section)
+    lines += ["", "# Keys of the laboratory"]
+    for section in own:
+        lines += _table(section)
+    return "\n".join(lines) + "\n"
 
 
-WRITTEN = "This list is written by `python -m tests.repository.manifest_keys`."
+def _count(found: Sequence[Section]) -> int:
+    return sum(len(section.keys) for section in found)
 
 
-def written() -> str:
-    """What stands between the markers of the page now."""
-    return PAGE.read_text().partition(f"{BEGIN}\n")[2].partition(f"\n{END}")[0]
+def _table(section: Section) -> list[str]:
+    """The lines of a section."""
+    title = f"`{section.name}`" if section.name else "Top level"
+    lines = ["", f"## {title}", "", section.about, ""]
+    lines += ["| key | type | default | |", "|---|---|---|---|"]
+    lines += [
+        f"| `{key.name}` | {_cell(key.type)} | {_cell(key.default)} | {_cell(key.sentence)} |"
+        for key in section.keys
+    ]
+    return lines
 
 
 if __name__ == "__main__":
-    old, new = (f"{BEGIN}\n{keys}\n{END}" for keys in (written(), listing()))
-    PAGE.write_text(PAGE.read_text().replace(old, new))
+    PAGE.write_text(page())

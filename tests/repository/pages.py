@@ -41,11 +41,6 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for found, code in FENCE.findall(page.read_text()) if found == language]
 
 
-def prose(page: Path) -> str:
-    """A page without its code."""
-    return re.sub(r"`[^`\n]*`", "`code`", FENCE.sub("", page.read_text()))
-
-
 def links(page: Path) -> list[str]:
     """The links of a page to files of the repository."""
     text = FENCE.sub("", page.read_text())

@@ -77,7 +77,7 @@ def test_a_manifest_with_a_credential_is_refused_without_saying_it(
 
 
 def test_a_path_to_a_secret_does_not_print_it(tmp_path: Path) -> None:
-    """The base of a study, or generator.config, may name any file of this machine."""
+    """The base of a study, or generator.vqgan.config, may name any file of this machine."""
     for text in ("hf_AbCdEfGh", "[default]\naws_secret_access_key = hunter2", "a: b\n\thunter2"):
         (tmp_path / "token").write_text(text)
         with pytest.raises(ManifestError) as caught:

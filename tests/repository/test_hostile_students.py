@@ -12,7 +12,7 @@ import torch
 
 from dfkd.config.distillation import Distillation
 from dfkd.errors import CorruptionError
-from dfkd.models.student import CARD, WEIGHTS, build, card, load_student
+from dfkd.models.student import CARD, WEIGHTS, card, load_student
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.local import open_storage
 from dfkd.utils.strict_json import canonical
@@ -55,24 +55,6 @@ def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:
             load_student(open_storage(str(tmp_path)))
 
 
-def test_a_card_cannot_ask_for_more_memory_than_its_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only shapes are built until the weights are known to fit, whatever architecture it names."""
-    built: list[bool] = []
-
-    def note(*arguments: Any, **options: Any) -> Any:
-        student = build(*arguments, **options)
-        built.append(student.mean.is_meta)
-        return student
-
-    monkeypatch.setattr("dfkd.models.student.build", note)
-    put_student(tmp_path, safetensors.torch.save({"x": torch.zeros(1)}), architecture="resnet152")
-    with pytest.raises(CorruptionError, match="has other tensors than its architecture"):
-        load_student(open_storage(str(tmp_path)))
-    assert built == [True]
-
-
 @pytest.mark.parametrize(
     ("changes", "place"),
     [
@@ -86,9 +68,8 @@ def test_a_card_cannot_ask_for_more_memory_than_its_weights(
         ),
         ({"classes": []}, "classes"),
         ({"classes": [1, 2]}, r"classes\.0"),
-        ({"image_size": 10**9}, "image_size"),
+        ({"image_size": 0}, "image_size"),
         ({"image_size": 32.0}, "image_size"),
-        ({"embedding_dim": 10**9}, "embedding_dim"),
         ({"sha256": "../x"}, "sha256"),
     ],
 )

@@ -14,16 +14,18 @@ import yaml
 from PIL import Image
 
 from dfkd.config.distillation import Distillation
-from dfkd.config.inversion import Inversion
 from dfkd.config.manifest import Manifest
 from dfkd.config.pipelines import PIPELINES
 from dfkd.config.synthesis import Prompts, Synthesis, TeacherConfig
 from dfkd.dataset.published import current
 from dfkd.evaluation import footprint
+from dfkd.lab.baselines.request import even_batches
+from dfkd.lab.baselines.settings import BatchNorm, Cmi, DeepInversion, Dfad, Pre
 from dfkd.models.teacher import Teacher
 from dfkd.operations.required_weights import hub_models, needs
+from dfkd.prompts.settings import Contrastive
 from dfkd.storage.local import open_storage
-from dfkd.synthesis.request import even_batches
+from dfkd.synthesis.settings import Latents
 from dfkd.utils.memory import watched
 from tests.helpers import jobs
 from tests.helpers.http_server import keep_hub_model
@@ -117,9 +119,11 @@ def test_the_students_of_a_manifest_have_a_size(name: str) -> None:
 def test_the_settings_are_the_paper_s(name: str) -> None:
     manifest = read(name)
     assert manifest.teacher == TeacherConfig(model="ViT-B-32-quickgelu", weights="openai")
-    assert manifest.synthesis == Synthesis(steps=500)
+    assert manifest.synthesis == Synthesis()
+    assert manifest.generator.settings.optimisation_steps == 500
     methods = ("vanilla", "mix", "random", "contrastive")
-    assert manifest.prompts == Prompts(method=methods)
+    kinds = {"contrastive": Contrastive()}
+    assert manifest.prompts == Prompts(method=methods, kinds=kinds)
     student = Distillation(seeds=(0, 1, 2, 3, 4), checkpoint_epochs=10)
     assert manifest.distillation == student
     assert len(manifest.classes) == {"pacs": 7, "vlcs": 5}.get(name, 12)
@@ -131,28 +135,31 @@ def test_table_5_has_the_settings_of_table_1_and_those_of_the_publications() -> 
         *("deepinversion", "dfad", "cmi", "pre"),
         *("contrastive-bn", "contrastive"),
     )
-    published, own = Inversion(), manifest.inversion
-    assert own == dataclasses.replace(
-        published,
-        cmi=dataclasses.replace(published.cmi, batch_size=60),
-        pre=dataclasses.replace(published.pre, batch_size=96),
-    )
+    own = manifest.synthesis.kinds
+    assert own == {
+        "deepinversion": DeepInversion(),
+        "dfad": Dfad(),
+        "cmi": Cmi(batch_size=60),
+        "pre": Pre(batch_size=96),
+        "bn": BatchNorm(weight=0.01),
+        "latents": Latents(),
+    }
     # Megabytes that an image keeps for its gradient with RN50 at 224 px, in float32; the rest of a
     # GPU with 24 GB is for weights and the largest single tensors.
     memory = {"deepinversion": 100, "dfad": 179, "cmi": 313, "pre": 212}
     for name, megabytes in memory.items():
-        assert megabytes * getattr(own, name).batch_size < 21_000, name
+        assert megabytes * own[name].batch_size < 21_000, name
     assert manifest.teacher == TeacherConfig(model="RN50-quickgelu", weights="openai")
-    ways = {"method", "batch_norm_weight", "shard_size"}
+    ways = {"source", "kinds", "shard_size"}
     alike = [vars(m.synthesis).items() for m in (manifest, plain)]
     assert {key for key, value in alike[0] if (key, value) not in alike[1]} == ways
     for section in ("classes", "generator", "distillation", "evaluation"):
         assert getattr(manifest, section) == getattr(plain, section)
-    assert manifest.prompts.contrastive == plain.prompts.contrastive
+    assert manifest.prompts.kinds["contrastive"] == plain.prompts.kinds["contrastive"]
     # Batches of statistics are full.
     part = len(manifest.classes) * manifest.synthesis.shard_size
     assert manifest.synthesis.images_per_class % manifest.synthesis.shard_size == 0
-    for size in (own.deepinversion.batch_size, own.cmi.batch_size):
+    for size in (own["deepinversion"].batch_size, own["cmi"].batch_size):
         assert {rows.stop - rows.start for rows in even_batches(part, size)} == {size}
 
 
@@ -162,7 +169,10 @@ def test_every_weight_file_has_a_known_source(name: str) -> None:
     vqgan = "vqgan-imagenet-f16-16384"
     files, models = [f"{vqgan}.yaml", f"{vqgan}.ckpt"], {TEACHERS.get(name, VIT_B), RN50}
     if name in DIFFUSION:
-        files, models = [], models | {PIPELINES[manifest.generator.weights].repository}
+        files, models = (
+            [],
+            models | {PIPELINES[manifest.generator.kinds["diffusers"].weights].repository},
+        )
     assert [need.artifact.file for need in needs(manifest)] == [*files, "resnet18-f37072fd.pth"]
     assert {model.id for model in hub_models(manifest)} == models
 
@@ -170,9 +180,7 @@ def test_every_weight_file_has_a_known_source(name: str) -> None:
 @pytest.mark.parametrize("name", DIFFUSION)
 def test_with_a_diffusion_model_only_generator_teacher_and_steps_differ(name: str) -> None:
     manifest, plain = read(name), read("pacs")
-    assert manifest.synthesis == dataclasses.replace(
-        plain.synthesis, steps=manifest.synthesis.steps
-    )
+    assert manifest.synthesis == plain.synthesis
     for section in ("classes", "prompts", "text_only", "evaluation"):
         assert getattr(manifest, section) == getattr(plain, section)
     assert manifest.distillation == dataclasses.replace(
@@ -197,7 +205,7 @@ def test_a_whole_run_can_be_planned(
     teacher = write_teacher(tmp_path / "teacher", config)
     if name in DIFFUSION:
         clip = Teacher.load(teacher, torch.device("cpu"))
-        write_pipeline(cache / manifest.generator.weights, clip, DIFFUSION[name])
+        write_pipeline(cache / manifest.generator.kinds["diffusers"].weights, clip, DIFFUSION[name])
     write_images(tmp_path / "data", domains, manifest.classes)
     settings = {
         "cache": cache,
@@ -255,12 +263,12 @@ def test_two_images_at_full_size(kind: str, tmp_path: Path) -> None:
         "storage.root": tmp_path / "run",
         "classes": "[dog, person]",
         "teacher.model": model,
-        "generator.config": cache / f"{name}.yaml",
-        "generator.weights": cache / f"{name}.ckpt",
+        "generator.vqgan.config": cache / f"{name}.yaml",
+        "generator.vqgan.weights": cache / f"{name}.ckpt",
         "prompts.method": "contrastive",
         "prompts.contrastive.updates": 2,
         "synthesis.images_per_class": 1,
-        "synthesis.steps": 1,
+        "generator.vqgan.steps": 1,
         "synthesis.views": 2,
         "distillation.seeds": "[0]",
         "distillation.warmup_epochs": 1,

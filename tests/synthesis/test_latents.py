@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 
 from dfkd.config.synthesis import Synthesis
-from dfkd.models.batch_norm import batch_norm_loss
 from dfkd.models.generators.vqgan import VQGAN
-from dfkd.models.teacher import Teacher, batch_norm_taps, spherical_distance
+from dfkd.models.teacher import Teacher, spherical_distance
 from dfkd.synthesis import latents
+from dfkd.synthesis.image_source import Synthesised
 from dfkd.synthesis.latents import Synthesiser
-from dfkd.synthesis.request import Synthesised
 from dfkd.utils.pixels import from_bytes
 from dfkd.utils.types import Precision
-from tests.helpers.tiny_models import GENERATOR
+from tests.helpers.tiny_models import VQGAN as SETTINGS
 
 PROMPTS = ("A dog", "A house", "A car", "A heart")
 SEEDS = (1, 2, 3, 4)
-SMALL = Synthesis(image_size=64, steps=6, views=1, view_noise=0.02)
+SMALL = Synthesis(image_size=64, views=1, view_noise=0.02)
+PLAIN = Synthesis(image_size=64, views=0)
 
 
-def made_by(teacher: Teacher, generator: VQGAN, config: Synthesis) -> Synthesiser:
-    """The loop with the steps of its configuration."""
-    assert config.steps is not None
-    return Synthesiser(teacher, generator, config, config.steps)
+def made_by(
+    teacher: Teacher, generator: VQGAN, config: Synthesis, steps: int = 6, rate: float = 0.15
+) -> Synthesiser:
+    return Synthesiser(teacher, generator, config, steps, rate)
 
 
 def run(
@@ -39,10 +39,13 @@ def run(
     config: Synthesis,
     prompts: Sequence[str] = PROMPTS,
     seeds: Sequence[int] = SEEDS,
+    *,
+    steps: int = 6,
+    rate: float = 0.15,
     **options: object,
 ) -> Synthesised:
     targets = teacher.encode_text(prompts)
-    return made_by(teacher, generator, config)(targets, seeds, **options)
+    return made_by(teacher, generator, config, steps, rate)(targets, seeds, **options)
 
 
 def test_an_image_depends_on_its_prompt_and_seed_and_not_on_its_batch(
@@ -76,8 +79,7 @@ def test_fused_adam_makes_the_same_image(
 
 def test_distances_fall(teacher: Teacher, generator: VQGAN) -> None:
     seen: list[Tensor] = []
-    config = Synthesis(image_size=64, views=0, steps=12)
-    made = run(teacher, generator, config, on_step=lambda step, losses: seen.append(losses))
+    made = run(teacher, generator, PLAIN, steps=12, on_step=lambda _, losses: seen.append(losses))
     assert bool((made.losses < seen[0]).all())
     assert not made.diverged.any()
     assert made.pixels.shape == (4, 64, 64, 3)
@@ -87,16 +89,16 @@ def test_distances_fall(teacher: Teacher, generator: VQGAN) -> None:
 def test_an_image_is_that_of_its_last_step(teacher: Teacher, generator: VQGAN) -> None:
     """An earlier image may have a lower loss, because views differ; latents hardly move here."""
     seen: list[Tensor] = []
-    config = Synthesis(image_size=64, steps=4, learning_rate=1e-9, views=1)
-    made = run(teacher, generator, config, on_step=lambda step, losses: seen.append(losses))
+    still = dataclasses.replace(SMALL, view_noise=0.0)
+    options = {"steps": 4, "rate": 1e-9, "on_step": lambda _, losses: seen.append(losses)}
+    made = run(teacher, generator, still, **options)
     assert torch.equal(made.losses, seen[-1])
     assert bool((made.losses > torch.stack(seen).amin(dim=0)).any())
     assert not made.diverged.any()
 
 
 def test_losses_are_those_of_the_pixels(teacher: Teacher, generator: VQGAN) -> None:
-    config = Synthesis(image_size=64, views=0, steps=8, learning_rate=5.0)
-    made = run(teacher, generator, config)
+    made = run(teacher, generator, PLAIN, steps=8, rate=5.0)
     pixels = from_bytes(made.pixels)
     again = spherical_distance(teacher.encode_image(pixels), teacher.encode_text(PROMPTS))
     assert torch.allclose(again, made.losses, atol=0.05)
@@ -107,7 +109,7 @@ def test_latents_are_projected_after_each_step(
 ) -> None:
     """Here to zero, so that all images are the same."""
     monkeypatch.setattr(generator, "constrain", torch.zeros_like)
-    made = run(teacher, generator, dataclasses.replace(SMALL, steps=2))
+    made = run(teacher, generator, SMALL, steps=2)
     assert len(made.pixels.unique(dim=0)) == 1
 
 
@@ -135,37 +137,6 @@ def test_a_latent_that_is_no_number_has_diverged(
     assert made.diverged.tolist() == [False, True, False, False]
 
 
-def test_statistics_that_are_asked_for_are_matched(teacher: Teacher, generator: VQGAN) -> None:
-    """L_bn of the kept images is lower with it than without, and it is counted in their losses."""
-
-    def loss(config: Synthesis) -> tuple[float, float]:
-        made = run(teacher, generator, config)
-        pixels = from_bytes(made.pixels)
-        with batch_norm_taps(teacher, "test") as taps:
-            seen = teacher.encode_image(pixels)
-            statistics = float(batch_norm_loss(taps.values))
-        distance = spherical_distance(seen, teacher.encode_text(PROMPTS)).mean()
-        return statistics, float(made.losses.mean() - distance)
-
-    without, rest = loss(Synthesis(image_size=64, views=0, steps=8))
-    matched, counted = loss(Synthesis(image_size=64, views=0, steps=8, batch_norm_weight=(0.1,)))
-    assert matched < 0.9 * without
-    assert rest == pytest.approx(0.0, abs=0.05)  # of the rounding to bytes
-    assert counted == pytest.approx(0.1 * matched, rel=0.1)
-    visual = teacher.model.get_submodule("visual")
-    assert not any(module._forward_hooks for module in visual.modules())
-
-
-def test_images_that_share_statistics_depend_on_each_other_and_on_nothing_else(
-    teacher: Teacher, generator: VQGAN
-) -> None:
-    config = Synthesis(image_size=64, views=0, steps=4, batch_norm_weight=(0.1,))
-    one, two = (run(teacher, generator, config) for _ in range(2))
-    assert torch.equal(one.pixels, two.pixels)
-    other = run(teacher, generator, config, PROMPTS, [1, 2, 3, 5])
-    assert not torch.equal(one.pixels[0], other.pixels[0])
-
-
 @pytest.mark.parametrize(("steps", "passes"), [(1, 0), (4, 3)])
 def test_the_last_step_computes_no_gradient(
     steps: int, passes: int, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
@@ -174,8 +145,7 @@ def test_the_last_step_computes_no_gradient(
     grad = Mock(wraps=torch.autograd.grad)
     monkeypatch.setattr(torch.autograd, "grad", grad)
     seen: list[Tensor] = []
-    config = dataclasses.replace(SMALL, steps=steps)
-    made = run(teacher, generator, config, on_step=lambda _, loss: seen.append(loss))
+    made = run(teacher, generator, SMALL, steps=steps, on_step=lambda _, loss: seen.append(loss))
     assert (len(seen), grad.call_count) == (steps, passes)
     assert torch.equal(made.losses, seen[-1])
 
@@ -190,9 +160,9 @@ def test_bfloat16_makes_nearly_the_same_image(
     """
     # A device that multiplies bfloat16, which this one may not.
     monkeypatch.setattr("dfkd.models.generators.vqgan.multiplies_bfloat16", lambda device: True)
-    config = dataclasses.replace(SMALL, steps=3, quantise=False)
+    settings = dataclasses.replace(SETTINGS, quantise=False)
     one, two = (
-        run(teacher, VQGAN.load(GENERATOR, torch.device("cpu"), precision), config)
+        run(teacher, VQGAN.load(settings, torch.device("cpu"), precision), SMALL, steps=3)
         for precision in get_args(Precision)
     )
     assert 0 < float((one.pixels.int() - two.pixels.int()).abs().float().mean()) < 3
@@ -210,8 +180,8 @@ def test_only_full_batches_are_compiled(
         return compiled[-1]
 
     monkeypatch.setattr(torch, "compile", compile_)
-    config = dataclasses.replace(SMALL, steps=2, batch_size=3, compile=True)
-    synthesiser, targets = made_by(teacher, generator, config), teacher.encode_text(PROMPTS)
+    config = dataclasses.replace(SMALL, batch_size=3, compile=True)
+    synthesiser, targets = made_by(teacher, generator, config, 2), teacher.encode_text(PROMPTS)
     for size in (1, 3, 2, 4):
         synthesiser(targets[:size], SEEDS[:size])
     calls = [args for each in compiled for args, _ in each.call_args_list]
@@ -223,9 +193,9 @@ def test_only_full_batches_are_compiled(
 def test_a_compiled_step_makes_the_same_image(teacher: Teacher, generator: VQGAN) -> None:
     """They differ by rounding only, which in so few steps is hardly a grey level."""
     targets = teacher.encode_text(PROMPTS)
-    config = dataclasses.replace(SMALL, steps=3, batch_size=len(PROMPTS))
+    config = dataclasses.replace(SMALL, batch_size=len(PROMPTS))
     plain, compiled = (
-        made_by(teacher, generator, dataclasses.replace(config, compile=switch))
+        made_by(teacher, generator, dataclasses.replace(config, compile=switch), 3)
         for switch in (False, True)
     )
     one, two = (made(targets, SEEDS) for made in (plain, compiled))

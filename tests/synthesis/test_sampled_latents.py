@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,12 @@ from torch import Tensor
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, Unit, tasks
 from dfkd.dataset.shards import Sample
-from dfkd.models.generators import kinds
 from dfkd.models.teacher import Teacher, spherical_distance
 from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.shard_maker import ShardMaker
-from dfkd.synthesis.sources import LatentSource
 from dfkd.utils.pixels import from_bytes
+from tests.helpers.sources import source_of
 from tests.helpers.tiny_pipeline import SIZE, read_manifest
 from tests.models.generators.test_diffusion import CPU, clip, home, pipeline
 
@@ -27,6 +27,10 @@ __all__ = ["clip", "home", "pipeline"]
 
 
 Make = Callable[..., list[Sample]]
+
+
+def load(manifest: Manifest) -> Any:
+    return manifest.generator.settings.load(CPU, "float32", manifest.cache)
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def make(home: Path, clip: Teacher, pipeline: Path, tmp_path: Path) -> Make:
         task = next(tasks(manifest))
         assert task == Task(0, 0, 0, 3)
         prompts = PromptMaker(manifest, clip).part(0).slice(0, 3)
-        source = LatentSource(manifest, clip, kinds.load(manifest, CPU))
+        source = source_of(manifest, clip, load(manifest))
         unit = Unit((task,), (task,))
         shard = ShardMaker(manifest, clip, source).shards(unit, prompts, tmp_path)[task]
         assert shard.failed == ()
@@ -99,7 +103,10 @@ def test_refinement_starts_from_the_sampled_image_and_comes_closer_to_the_prompt
     make: Make,
 ) -> None:
     def refined(steps: int, rate: float) -> list[Sample]:
-        refinement = (f"generator.refine_steps={steps}", f"generator.refine_rate={rate}")
+        refinement = (
+            f"generator.diffusers.refine_steps={steps}",
+            f"generator.diffusers.refine_rate={rate}",
+        )
         return make("synthesis.views=0", *refinement)
 
     for sampled, still, moved in zip(make(), refined(1, 1e-9), refined(8, 0.3), strict=True):
@@ -115,9 +122,11 @@ def test_refinement_by_default_keeps_most_of_what_was_sampled(teacher: Teacher) 
     rate of a VQGAN's latents. manifests/README.md has the figures of more latents and rates."""
 
     def moved(*rate: str) -> float:
-        manifest = Manifest.read("manifests/miniature.yaml", ("generator.refine_steps=20", *rate))
-        generator = kinds.load(manifest, CPU)
-        source = LatentSource(manifest.with_method("vanilla"), teacher, generator)
+        manifest = Manifest.read(
+            "manifests/miniature.yaml", ("generator.diffusers.refine_steps=20", *rate)
+        )
+        generator = load(manifest)
+        source = source_of(manifest.with_method("vanilla"), teacher, generator)
         seen: list[Tensor] = []
         init_latents, constrain = generator.init_latents, generator.constrain
 
@@ -135,4 +144,4 @@ def test_refinement_by_default_keeps_most_of_what_was_sampled(teacher: Teacher) 
         return float((end - start).square().mean().sqrt() / start.std())
 
     assert 0.25 < moved() < 0.4
-    assert moved("generator.refine_rate=0.15") > 0.75
+    assert moved("generator.diffusers.refine_rate=0.15") > 0.75

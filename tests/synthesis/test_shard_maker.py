@@ -17,21 +17,23 @@ from dfkd.dataset.shards import Sample, parse_shard
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.maker import PromptMaker
-from dfkd.synthesis.request import Synthesised, initial_batch_size
+from dfkd.synthesis.image_source import Synthesised, initial_batch_size
+from dfkd.synthesis.latent_source import LatentSource
 from dfkd.synthesis.shard_maker import ShardMaker
-from dfkd.synthesis.sources import LatentSource
 from dfkd.utils.pixels import from_bytes
 from tests.helpers import small_manifest
+from tests.helpers.sources import source_of
 from tests.helpers.tiny_models import TEACHER
 
 
 def read(tmp_path: Path, *overrides: str) -> Manifest:
-    synthesis = {"images_per_class": 5, "shard_size": 3, "batch_size": 2, "steps": 2}
+    synthesis = {"images_per_class": 5, "shard_size": 3, "batch_size": 2}
     return small_manifest.read(
         tmp_path,
         *overrides,
         classes=["dog", "house"],
-        prompts={"method": "random", "scale": 2.0},
+        prompts={"method": "random", "random": {"scale": 2.0}},
+        generator=small_manifest.vqgan(steps=2),
         synthesis=synthesis | {"image_size": 64},
     )
 
@@ -47,7 +49,7 @@ def make(
     """Make one task's shard; the prompts of the `broken` rows are no numbers."""
     table = PromptMaker(manifest, teacher).part(task.shard_index)
     mine = table.filter(pa.compute.equal(table["class_index"], task.class_index))
-    made = ShardMaker(manifest, teacher, LatentSource(manifest, teacher, generator)).shards(
+    made = ShardMaker(manifest, teacher, source_of(manifest, teacher, generator)).shards(
         alone(task), broken_at(broken, mine), folder
     )
     tar = folder / f"{task.id}.tar"
@@ -85,7 +87,7 @@ def test_batches_of_the_size_that_most_have_are_compiled(
 ) -> None:
     for override, size in (("batch_size=2", 2), ("batch_size=8", 3), ("batch_size=0", 3)):
         manifest = read(tmp_path, f"synthesis.{override}")
-        source = LatentSource(manifest, teacher, generator)
+        source = source_of(manifest, teacher, generator)
         assert source.synthesiser.full_batch == size
     ShardMaker(manifest, teacher, source)._halve(3)
     assert source.synthesiser.full_batch == 1
@@ -105,7 +107,7 @@ def run_with_an_error(
     task = next(iter(tasks(manifest)))
     notes: list[str] = []
     sizes: list[int] = []
-    source = LatentSource(manifest, teacher, generator)
+    source = source_of(manifest, teacher, generator)
     maker, synthesiser = ShardMaker(manifest, teacher, source, notes.append), source.synthesiser
 
     def make_or_fail(targets: torch.Tensor, *arguments: Any, **options: Any) -> Synthesised:
@@ -147,20 +149,6 @@ def test_samples_tell_all_about_their_image(
         assert facts["confidence"] == pytest.approx(float(logits.softmax(1)[0, 1]), abs=1e-4)
 
 
-def test_pace_takes_fewer_steps_at_a_higher_rate(
-    teacher: Teacher, generator: VQGAN, tmp_path: Path
-) -> None:
-    def images(*overrides: str) -> list[bytes]:
-        # Codes would hide small differences of latents.
-        manifest = read(tmp_path, "synthesis.quantise=false", *overrides)
-        _, samples = make(manifest, teacher, generator, Task(0, 0, 0, 3), tmp_path)
-        return [sample.image for sample in samples]
-
-    paced = images("synthesis.steps=4", "synthesis.learning_rate=0.0625", "synthesis.pace=2")
-    assert paced == images("synthesis.steps=2", "synthesis.learning_rate=0.125")
-    assert paced != images("synthesis.steps=2", "synthesis.learning_rate=0.0625")
-
-
 def test_an_image_that_fails_twice_is_counted_and_not_written(
     tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
@@ -179,7 +167,7 @@ def test_a_failed_image_is_counted_for_its_own_class_alone(
     manifest = read(tmp_path)
     both = tuple(task for task in tasks(manifest) if task.shard_index == 0)
     prompts = broken_at((4,), PromptMaker(manifest, teacher).part(0))  # three rows of each class
-    maker = ShardMaker(manifest, teacher, LatentSource(manifest, teacher, generator))
+    maker = ShardMaker(manifest, teacher, source_of(manifest, teacher, generator))
     made = maker.shards(Unit(both, both), prompts, tmp_path)
     assert [made[task].failed for task in both] == [(), (1,)]
 
@@ -202,7 +190,8 @@ def test_labels_are_made_in_float32_whatever_the_precision_of_synthesis(
 def test_a_retry_has_a_seed_of_its_own(
     tmp_path: Path, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = read(tmp_path, "synthesis.quantise=false")
+    monkeypatch.setattr(generator, "quantised", False)
+    manifest = read(tmp_path)
     task = next(tasks(manifest))
     spoil(generator, image_seed(manifest, 0, 1), monkeypatch)
     failed, samples = make(manifest, teacher, generator, task, tmp_path)
@@ -229,14 +218,14 @@ def test_with_batch_norm_statistics_a_diverged_image_takes_its_batch_to_the_seco
     tmp_path: Path, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stored images are those that the second seeds give, and other batches stay as before."""
-    options = ("synthesis.quantise=false", "synthesis.batch_norm_weight=0.1")
-    manifest = read(tmp_path, *options)
+    monkeypatch.setattr(generator, "quantised", False)
+    manifest = read(tmp_path, "synthesis.source=bn", "synthesis.bn.weight=0.1")
     task = next(tasks(manifest))
     _, clean = make(manifest, teacher, generator, task, tmp_path)
     seeds = [image_seed(manifest, 0, index, attempt=1) for index in (0, 1)]
     table = PromptMaker(manifest, teacher).part(0)
     targets = torch.from_numpy(np.stack(table["embedding"].to_numpy())[:2].copy())
-    expected = LatentSource(manifest, teacher, generator).synthesiser(targets, seeds)
+    expected = source_of(manifest, teacher, generator).synthesiser(targets, seeds)
     spoil(generator, image_seed(manifest, 0, 1), monkeypatch)
     failed, samples = make(manifest, teacher, generator, task, tmp_path)
     assert failed == ()
@@ -276,7 +265,7 @@ def test_prompts_of_more_or_fewer_images_are_refused(
     tmp_path: Path, teacher: Teacher, generator: VQGAN
 ) -> None:
     manifest = read(tmp_path)
-    maker = ShardMaker(manifest, teacher, LatentSource(manifest, teacher, generator))
+    maker = ShardMaker(manifest, teacher, source_of(manifest, teacher, generator))
     table = PromptMaker(manifest, teacher).part(0)
     for prompts in (table, table[:1]):
         with pytest.raises(ValueError, match="needs the prompts of images"):
@@ -297,6 +286,8 @@ def test_the_batch_that_is_tried_first(
     kind: str, size: int, refined: int, tried: int, tmp_path: Path
 ) -> None:
     sizes = f"synthesis={{batch_size: {size}, shard_size: 50}}"
-    model = f"generator={{kind: diffusers, weights: miniature, refine_steps: {refined}}}"
+    model = (
+        f"generator={{kind: diffusers, diffusers: {{weights: miniature, refine_steps: {refined}}}}}"
+    )
     manifest = small_manifest.read(tmp_path, sizes, model)
     assert initial_batch_size(manifest, torch.device(kind)) == tried

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dfkd
-from dfkd.cluster.synthesis import identify
+from dfkd.cluster.making import identify
 from dfkd.cluster.worker import Worker
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.versions import begin
@@ -25,6 +25,7 @@ from dfkd.utils.device import (
     seeded,
 )
 from tests.helpers.tiny_version import write_manifest
+from tests.helpers.workers import own_worker
 
 FAULTS = """
 import resource, torch
@@ -88,7 +89,7 @@ def test_a_worker_has_no_tf32_once_it_has_its_teacher(
     manifest = Manifest.read(write_manifest(tmp_path))
     version = begin(open_storage(manifest.storage.root), identify(manifest))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    Worker(manifest, version, 1.0).load_teacher()
+    own_worker(manifest, version, Worker).load_teacher()
     assert not torch.backends.cudnn.allow_tf32
 
 

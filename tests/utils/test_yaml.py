@@ -79,9 +79,9 @@ HUGE = "0x1" + "0" * 4000
 REFUSED = {
     **{f"prompts={{ ? {key} : 1}}": "(manifest|prompts): must " for key in (".nan", HUGE)},
     "prompts={ ? !!binary aGk= : 1}": "(manifest|prompts): must ",
-    "fewshot={1: 2}": r"fewshot\.1: ",
-    "fewshot={true: 2}": r"fewshot\.true: ",
-    "fewshot={~: 2}": r"fewshot\.null: ",
+    "cluster={1: 2}": r"cluster\.1: ",
+    "cluster={true: 2}": r"cluster\.true: ",
+    "cluster={~: 2}": r"cluster\.null: ",
     "classes=dog": r"classes: must be a list, got 'dog'; write it as \[A, B\]$",
     "evaluation.aliases={1: 2}": r"evaluation\.aliases\.1: ",
     **{

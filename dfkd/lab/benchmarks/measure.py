@@ -152,18 +152,12 @@ def time_loop(
         *(compared_with_peer(name, other, unit, rates) for other in variants),
         Figure(limit_name, "FLOP/s", rates[limit_name]),
     ]
-    profiles = _profiles({name: ours, peer: variants[peer]})
-    return {"flop_per_unit": flop_per_unit, "figures": figures, "profile": profiles}
-
-
-def _profiles(calls: Mapping[str, Call]) -> dict[str, dict[str, float]]:
-    """The `profile` of each call of which the profiler sees something."""
     profiles = {}
-    for name, call in calls.items():
+    for timed, call in ((name, ours), (peer, variants[peer])):
         # The figures are worth keeping without a profile.
         with contextlib.suppress(RuntimeError):
-            profiles[name] = profile(call)
-    return profiles
+            profiles[timed] = profile(call)
+    return {"flop_per_unit": flop_per_unit, "figures": figures, "profile": profiles}
 
 
 class _NoModules(contextlib.AbstractContextManager[None]):

@@ -27,6 +27,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
 from dfkd.prompts.contrastive import DISTURBANCE, Problem, PromptBank
 from dfkd.prompts.pseudo_words import PseudoWords, disturb
+from dfkd.prompts.settings import Contrastive
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.utils.device import pick_device
 
@@ -58,7 +59,7 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     device = pick_device()
     teacher = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     timed = _with_contrastive(manifest, updates=UPDATES)
-    bank = manifest.prompts.contrastive.bank
+    bank = _settings(manifest).bank
     variants = {
         f"{NAME}, bank of {size}": updates(_with_contrastive(timed, bank=size), teacher)
         for size in (int(part * bank) for part in BANKS)
@@ -88,11 +89,11 @@ def token_figures(repeats: int) -> list[Figure]:
 
 def _token_figures(words: PseudoWords, path: Path, repeats: int) -> Iterator[Figure]:
     """Yield the figures of one manifest's classes."""
-    classes, config = Manifest.read(path).classes, Prompts().contrastive
+    classes, config = Manifest.read(path).classes, Contrastive()
     names = [classes[row % len(classes)] for row in range(config.batch_size)]
     draw = np.random.default_rng(0)
     sentences = [
-        (name, disturb(words.template, config.positive, DISTURBANCE, draw))
+        (name, disturb(words.template, "shuffle", DISTURBANCE, draw))
         for _ in range(TOKEN_UPDATES)
         for name in names
     ]
@@ -109,7 +110,7 @@ def _token_figures(words: PseudoWords, path: Path, repeats: int) -> Iterator[Fig
 
     def whole() -> float:
         for _ in range(TOKEN_UPDATES):
-            words.disturbed(names, config.positive, DISTURBANCE, draw)
+            words.disturbed(names, "shuffle", DISTURBANCE, draw)
         return TOKEN_UPDATES
 
     name, peer, rest = (
@@ -126,8 +127,14 @@ def _token_figures(words: PseudoWords, path: Path, repeats: int) -> Iterator[Fig
 
 def _with_contrastive(manifest: Manifest, **values: Any) -> Manifest:
     """The manifest with new values for some keys of `prompts.contrastive`."""
-    config = dataclasses.replace(manifest.prompts.contrastive, **values)
-    return manifest.with_values(prompts={"contrastive": config})
+    config = dataclasses.replace(_settings(manifest), **values)
+    return manifest.with_values(prompts={"kinds": {"contrastive": config}})
+
+
+def _settings(manifest: Manifest) -> Contrastive:
+    """The section `prompts.contrastive` of a manifest, or its defaults."""
+    found: Contrastive = manifest.prompts.kinds.get("contrastive", Contrastive())
+    return found
 
 
 def updates(manifest: Manifest, teacher: Teacher, plain: bool = False) -> Call:
@@ -136,7 +143,7 @@ def updates(manifest: Manifest, teacher: Teacher, plain: bool = False) -> Call:
     Args:
         plain: as equation 12 states them: every sentence is encoded whole.
     """
-    config = manifest.prompts.contrastive
+    config = _settings(manifest)
     problem, start = example(manifest, teacher)
     optimise: Callable[..., object]
     optimise = partial(reference.plain_prompts, teacher) if plain else contrastive.optimise
@@ -150,7 +157,7 @@ def updates(manifest: Manifest, teacher: Teacher, plain: bool = False) -> Call:
 
 def example(manifest: Manifest, teacher: Teacher) -> tuple[Problem, torch.Tensor]:
     """A batch with labels of all classes in turn, its pseudo-words, and a full bank."""
-    config = manifest.prompts.contrastive
+    config = _settings(manifest)
     texts = class_text_embeddings(manifest, teacher)
     labels, bank_labels = (
         torch.arange(count, device=texts.device) % len(manifest.classes)
@@ -163,5 +170,5 @@ def example(manifest: Manifest, teacher: Teacher) -> tuple[Problem, torch.Tensor
     words = PseudoWords(teacher, manifest.prompts.template)
     draws = torch.Generator().manual_seed(0)
     noise = torch.randn(len(labels), teacher.token_table.shape[1], generator=draws)
-    start = words.around_the_mean(noise, manifest.prompts.scale)
+    start = words.around_the_mean(noise, config.scale)
     return Problem(words, names, labels, memory), start

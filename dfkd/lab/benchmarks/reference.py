@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.config.distillation import MOMENTUM, Distillation
-from dfkd.config.synthesis import Contrastive
 from dfkd.distillation.augmentation import augment
 from dfkd.lab.benchmarks.measure import Call
 from dfkd.models.generators.generator import to_pixels
@@ -22,6 +21,7 @@ from dfkd.models.student import Student
 from dfkd.models.teacher import Teacher, distances, spherical_distance
 from dfkd.prompts.contrastive import DISTURBANCE, TEMPERATURE, Problem, contrastive_loss
 from dfkd.prompts.pseudo_words import encode_whole
+from dfkd.prompts.settings import Contrastive
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.pixels import from_batch
 from dfkd.utils.types import Precision
@@ -120,18 +120,15 @@ def plain_prompts(
     """
     words, names, pseudo_words = problem.words, problem.names, start.clone().requires_grad_()
     remembered = problem.bank.draw(config.bank, draw)
-    within_class = config.negatives == "intra-class"
 
     def losses() -> Tensor:
         plain = words.tokens(names, [words.template] * len(names))
-        disturbed = words.disturbed(names, config.positive, DISTURBANCE, draw)
+        disturbed = words.disturbed(names, "shuffle", DISTURBANCE, draw)
         texts, positives = (
             encode_whole(teacher, tokens.to(start.device), at.to(start.device), pseudo_words)
             for tokens, at in (plain, disturbed)
         )
-        return contrastive_loss(
-            texts, positives, problem.labels, remembered, TEMPERATURE, within_class
-        )
+        return contrastive_loss(texts, positives, problem.labels, remembered, TEMPERATURE, False)
 
     optimizer = torch.optim.Adam([pseudo_words], lr=config.learning_rate)
     _minimise(losses, optimizer, config.updates)

@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dfkd.cluster.connection import connected
-from dfkd.cluster.synthesis import identify, write_missing
-from dfkd.cluster.tracking import ShardSummary
-from dfkd.cluster.worker import Worker, synthesis_pool
+from dfkd.cluster.making import identify, write_missing
+from dfkd.cluster.worker import Worker, synthesis_engine
 from dfkd.config.manifest import Manifest, StorageConfig
-from dfkd.config.plan import Unit, blocks, image_count, task_count
+from dfkd.config.plan import blocks, image_count, task_count
 from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion, current
-from dfkd.dataset.receipts import Receipt
-from dfkd.dataset.versions import begin
+from dfkd.dataset.versions import Version, begin
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.lab.benchmarks.measure import Effort, Figure, Results
 from dfkd.lab.benchmarks.stand_in import EMBEDDING, StandInMaker
@@ -50,10 +48,17 @@ BATCHES = 10
 class ScaleWorker(Worker):
     """A `Worker` that makes its shards without models."""
 
-    def make_shards(self, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
-        """Make, write and commit a stand-in for the shard of each task of a unit."""
-        self._shard_maker = self._shard_maker or StandInMaker(self.manifest)
-        return super().make_shards(unit)
+    def load_maker(self) -> Any:
+        """A maker of stand-ins."""
+        return StandInMaker(self.manifest)
+
+
+def fill(manifest: Manifest, version: Version, kind: type[Worker] = ScaleWorker) -> dict[str, str]:
+    """Make what a version lacks, by workers of a class without models; returns the reason for each
+    quarantined task id.
+    """
+    with synthesis_engine(manifest.cluster, kind) as engine:
+        return write_missing(manifest, version, CostCounter(), engine)
 
 
 def sized(manifest: Manifest, classes: int) -> Manifest:
@@ -130,11 +135,7 @@ def _build_and_read(manifest: Manifest) -> Results:
     home = root.child(layout.data(manifest.method))
     unfinished = begin(home, identify(manifest))
     reused_tasks = len(unfinished.done())  # a resumed run is faster than a whole one
-    with synthesis_pool(manifest.cluster) as pool:
-        failed = steps.do(
-            "prompts and shards",
-            lambda: write_missing(manifest, unfinished, CostCounter(), pool, kind=ScaleWorker),
-        )
+    failed = steps.do("prompts and shards", lambda: fill(manifest, unfinished))
     if failed:
         raise InfrastructureError(
             f"benchmark: {len(failed)} tasks failed; run it again, it resumes"

@@ -57,6 +57,15 @@ class StandInMaker:
         stream = io.BytesIO()
         image.save(stream, "PNG")
         self.image = stream.getvalue()
+        self.source = self
+        """What a worker asks before and after each part."""
+
+    def begin(self, part: int) -> int:
+        """See `ImageSource.begin`."""
+        return part
+
+    def finish(self, part: int) -> None:
+        """See `ImageSource.finish`."""
 
     def shards(self, unit: Unit, prompts: pa.Table, folder: Path) -> dict[Task, MadeShard]:
         """Write the shard of each task of a unit; no image fails."""
@@ -87,7 +96,7 @@ class StandInMaker:
                 "prompt": texts[row],
                 "loss": round(float(labels[row, 0]), 6),
                 "confidence": round(float(labels[row, 1]), 6),
-                "steps": manifest.steps,
+                "steps": 1,
             }
             arrays = {"distances": labels[row], "embedding": embeddings[row]}
             key = sample_key(task.class_index, index)

@@ -4,11 +4,12 @@ import datetime
 import json
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
+
 from dfkd.config.manifest import Manifest
 from dfkd.lab.benchmarks import distillation, loading, prompts, scale, synthesis, towers
 from dfkd.lab.benchmarks.measure import Effort, Results, page, table
 from dfkd.storage import layout
-from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import configure_process
 from dfkd.utils.hardware import describe_machine, environment
@@ -30,6 +31,8 @@ def run(
 ) -> Iterator[tuple[list[str], str]]:
     """Run benchmarks and store a record of each as `benchmarks/NAME.json` under the run's root.
 
+    `benchmarks/table.md` shows all records that are there.
+
     Yields the lines of a table and the record's location.
 
     Args:
@@ -40,10 +43,14 @@ def run(
     storage = open_storage(manifest.storage.root)
     configure_process(threads)  # as workers do
     for name in names:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         with watched() as watch:  # memory of workers counts too
             results = BENCHMARKS[name](manifest, effort)
         results["figures"] = [figure.as_dict() for figure in results["figures"]]
         results["memory"] = watch.summary()
+        if torch.cuda.is_available():
+            results["memory"]["gpu_most"] = torch.cuda.max_memory_allocated()
         record = {
             "benchmark": name,
             "command": command,
@@ -55,12 +62,7 @@ def run(
         key = f"{layout.BENCHMARKS}{name}.json"
         storage.put(key, canonical(record))
         # After each benchmark, so that the page is complete however many of them run.
-        _put_page(storage)
+        keys = (f"{layout.BENCHMARKS}{each}.json" for each in BENCHMARKS)
+        records = [json.loads(storage.get(each)) for each in keys if storage.exists(each)]
+        storage.put(f"{layout.BENCHMARKS}table.md", page(records).encode())
         yield table(results), storage.location(key)
-
-
-def _put_page(storage: Storage) -> None:
-    """Write `benchmarks/table.md` from all stored records."""
-    keys = (f"{layout.BENCHMARKS}{name}.json" for name in BENCHMARKS)
-    records = [json.loads(storage.get(key)) for key in keys if storage.exists(key)]
-    storage.put(f"{layout.BENCHMARKS}table.md", page(records).encode())

@@ -1,19 +1,23 @@
-"""Speed of synthesis, compared with the paper's loop: image-steps per second of a VQGAN."""
+"""Speed of synthesis: image-steps per second of a VQGAN, images per second of a diffusion model."""
 
 import dataclasses
 
 import torch
-from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Synthesis
-from dfkd.lab.benchmarks import reference, sampling
+from dfkd.dataset.versions import Version
+from dfkd.lab.benchmarks import reference
 from dfkd.lab.benchmarks.measure import Call, Effort, Results, time_loop
+from dfkd.models.generators.settings import Vqgan
 from dfkd.models.generators.vqgan import VQGAN
-from dfkd.models.teacher import Teacher
+from dfkd.models.teacher import Teacher, class_prompt
+from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
+from dfkd.storage.local import open_storage
+from dfkd.synthesis.image_source import SourceContext, initial_batch_size
+from dfkd.synthesis.latent_source import LatentSource
 from dfkd.synthesis.latents import Synthesiser
-from dfkd.synthesis.request import initial_batch_size
 from dfkd.utils.device import pick_device
 from dfkd.utils.types import Precision
 
@@ -21,74 +25,117 @@ STEPS = 4
 """Optimisation steps in one timed repeat. Our loop also evaluates its final latents, as at the end
 of a real run; the plain loop does not.
 """
-UNIT = "image-steps/s"
-PLAIN = "plain loop"
+BATCHES = (0.25, 0.5, 2)
+"""Other batch sizes, relative to the manifest's."""
 
 
 def measure(manifest: Manifest, effort: Effort) -> Results:
-    """Image-steps per second with the manifest's models, size, batch and precision.
+    """The manifest's models, image size, batch and precision, beside a plain loop.
 
     Returns:
-        The result of `time_loop`, also for other batch sizes, in float32 and compiled; a profile
-        covers `STEPS` steps. Of a diffusion model, that of `sampling.measure`.
+        The result of `time_loop`, also for other batch sizes and in float32; of a VQGAN also
+        compiled, where that can gain. A profile covers `STEPS` steps of a VQGAN, or a batch.
     """
-    if manifest.generator.kind == "diffusers":
-        return sampling.measure(manifest, effort)
     device = pick_device()
-    # The plain loops have no batch-norm loss, so ours goes without.
-    config = dataclasses.replace(manifest.synthesis, batch_norm_weight=(0.0,), compile=False)
-    models = _models(manifest, device, config.precision)
-    text = class_text_embeddings(manifest, models[0])[:1]
+    limit = reference.convolution(device, manifest.synthesis.precision)
+    named_limit = f"convolution, {manifest.synthesis.precision}", limit
+    settings = manifest.generator.settings
+    if isinstance(settings, Vqgan):
+        return _optimised(manifest, settings, device, named_limit, effort.repeats)
+    return _sampled(manifest, device, named_limit, effort.repeats)
+
+
+def _optimised(
+    manifest: Manifest,
+    settings: Vqgan,
+    device: torch.device,
+    limit: tuple[str, Call],
+    repeats: int,
+) -> Results:
+    """Image-steps per second of latents that are optimised; the plain loop is the paper's."""
+
+    def models(precision: Precision) -> tuple[Teacher, VQGAN]:
+        return (
+            Teacher.load(manifest.teacher, device, precision, manifest.cache),
+            VQGAN.load(settings, device, precision, manifest.cache),
+        )
+
+    config = dataclasses.replace(manifest.synthesis, compile=False)
+    own, exact, published = models(config.precision), models("float32"), models("float32")
+    text = class_text_embeddings(manifest, own[0])[:1]
+
+    def ours(pair: tuple[Teacher, VQGAN], config: Synthesis, batch: int) -> Call:
+        config = dataclasses.replace(config, batch_size=batch)
+        # The last step evaluates its latents without an update, so one more makes `STEPS`.
+        synthesiser = Synthesiser(*pair, config, STEPS + 1, settings.learning_rate)
+
+        def call() -> float:
+            synthesiser(text.expand(batch, -1), range(batch))
+            return float(STEPS * batch)
+
+        return call
+
     batch = initial_batch_size(manifest, device)
     variants = {
-        f"synthesis, batch of {size}": _ours(*models, config, text, size)
-        for size in (max(1, int(part * batch)) for part in sampling.BATCHES)
+        f"synthesis, batch of {size}": ours(own, config, size)
+        for size in (max(1, int(part * batch)) for part in BATCHES)
     }
     single = dataclasses.replace(config, precision="float32")
-    full_precision = _models(manifest, device, single.precision)
-    variants["synthesis, float32"] = _ours(*full_precision, single, text, batch)
+    variants["synthesis, float32"] = ours(exact, single, batch)
     # Compilation needs a compiler and gains nothing on a CPU.
     if manifest.synthesis.compile or device.type == "cuda":
         compiled = dataclasses.replace(config, compile=True)
-        variants["synthesis, compiled"] = _ours(*models, compiled, text, batch)
-    variants[PLAIN] = _plain_loop(manifest, device, text)
-    limit = f"convolution, {config.precision}", reference.convolution(device, config.precision)
-    ours = _ours(*models, config, text, batch)
-    return time_loop("synthesis", UNIT, ours, variants, PLAIN, limit, effort.repeats)
+        variants["synthesis, compiled"] = ours(own, compiled, batch)
 
-
-def _ours(teacher: Teacher, generator: VQGAN, config: Synthesis, text: Tensor, batch: int) -> Call:
-    """Our loop on `batch` images that share one prompt."""
-    config = dataclasses.replace(config, batch_size=batch)
-    # The last step evaluates its latents without an update, so one more makes `STEPS`.
-    synthesiser = Synthesiser(teacher, generator, config, STEPS + 1)
-
-    def call() -> float:
-        synthesiser(text.expand(batch, -1), range(batch))
-        return float(STEPS * batch)
-
-    return call
-
-
-def _plain_loop(manifest: Manifest, device: torch.device, text: Tensor) -> Call:
-    """The paper's loop, on models in their published layout."""
-    teacher, generator = _models(manifest, device, "float32")
+    teacher, generator = published
     reference.as_published(teacher.model, generator.network)
-    size = manifest.synthesis.image_size
 
     def plain() -> float:
         targets = text.expand(reference.BATCH, -1)
-        reference.plain_loop(teacher, generator, targets, size, STEPS)
+        reference.plain_loop(teacher, generator, targets, config.image_size, STEPS)
         return float(STEPS * reference.BATCH)
 
-    return plain
+    variants["plain loop"] = plain
+    timed = ours(own, config, batch)
+    return time_loop("synthesis", "image-steps/s", timed, variants, "plain loop", limit, repeats)
 
 
-def _models(
-    manifest: Manifest, device: torch.device, precision: Precision
-) -> tuple[Teacher, VQGAN]:
-    """The manifest's teacher and generator in a precision."""
-    return (
-        Teacher.load(manifest.teacher, device, precision, manifest.cache),
-        VQGAN.load(manifest.generator, device, precision, manifest.cache),
-    )
+def _sampled(
+    manifest: Manifest, device: torch.device, limit: tuple[str, Call], repeats: int
+) -> Results:
+    """Images per second from prompt to pixels and distance, as a worker makes them.
+
+    The plain loop is that of a pipeline of diffusers in its defaults: float32, one image a call.
+    """
+    # Its prompt is the class prompt. Other methods' prompts cost the model the same.
+    single = manifest.with_method("vanilla")
+    text = class_prompt(manifest.teacher.template, manifest.classes[0])
+
+    def source(precision: Precision) -> LatentSource:
+        own = single.with_values(synthesis={"precision": precision})
+        teacher = Teacher.load(own.teacher, device, precision, own.cache)
+        generator = own.generator.settings.load(device, precision, own.cache)
+        nowhere = Version(open_storage(own.storage.root), "0" * 64)
+        return LatentSource(SourceContext(own, teacher, generator, nowhere))
+
+    def making(source: LatentSource, batch: int) -> Call:
+        embedding = class_text_embeddings(single, source.synthesiser.teacher)[0]
+        prompts = [StoredPrompt(0, index, index, text, embedding, None) for index in range(batch)]
+
+        def call() -> float:
+            source.make(prompts, range(batch))
+            return float(batch)
+
+        return call
+
+    batch = initial_batch_size(manifest, device)
+    ours, exact = source(manifest.synthesis.precision), source("float32")
+    variants = {
+        f"synthesis, batch of {size}": making(ours, size)
+        for size in (max(1, int(part * batch)) for part in BATCHES)
+    }
+    variants["synthesis, float32"] = making(exact, batch)
+    plain = "one image a call, float32"
+    variants[plain] = making(exact, 1)
+    timed = making(ours, batch)
+    return time_loop("synthesis", "images/s", timed, variants, plain, limit, repeats)

@@ -35,29 +35,31 @@ from dfkd.evaluation.data import Domains, Item, open_data
 from dfkd.evaluation.image_lists import FIELD
 from dfkd.evaluation.public_data_sets import normalise_name
 from dfkd.evaluation.scoring import decode_items
-from dfkd.lab.few_shot.curves import markdown, picture
 from dfkd.lab.few_shot.results import (
     FOLDER,
     Curve,
     FewShotData,
     FewShotResults,
     FewShotRow,
+    markdown,
+    picture,
     row,
     sort_rows,
     summarise,
     write,
 )
-from dfkd.lab.few_shot.split import FewShotSplit, split_domain, training_count
-from dfkd.lab.few_shot.starts import (
+from dfkd.lab.few_shot.settings import FewShot
+from dfkd.lab.few_shot.tuning import (
+    FewShotSplit,
     InitialWeights,
+    LabelledImages,
     check_starts,
     curve_captions,
     initial_weights,
-)
-from dfkd.lab.few_shot.tuning import (
-    LabelledImages,
     learning_rates,
     predict,
+    split_domain,
+    training_count,
     tune_on_split,
 )
 from dfkd.models.student import Student
@@ -94,11 +96,12 @@ class Domain:
     """`name: reason` of each image that could not be read."""
 
 
-def few_shot(manifest: Manifest, threads: int = 0) -> FewShotResults:
+def few_shot(manifest: Manifest, config: FewShot, threads: int = 0) -> FewShotResults:
     """Run every training that has no cell yet, and write the results of all.
 
     Args:
         manifest: the run's manifest; its students must be finished if they are among the starts.
+        config: the settings of the trainings.
         threads: CPU threads for the models and for decoding; 0 uses all that the process may use.
 
     Returns:
@@ -112,28 +115,39 @@ def few_shot(manifest: Manifest, threads: int = 0) -> FewShotResults:
         DfkdError: a training diverged.
     """
     device = pick_device()
-    data, names = select_domains(manifest)
-    check_starts(manifest, device)
+    data, names = select_domains(manifest, config)
+    check_starts(manifest, config, device)
     root = open_storage(manifest.storage.root)
     origins = [
         (seed, initial_weights(manifest, start, seed, device))
-        for start in manifest.fewshot.starts
-        for seed in manifest.fewshot.seeds
+        for start in config.starts
+        for seed in config.seeds
     ]
     rows: list[FewShotRow] = []
     unreadable: list[str] = []
     with (
         thread_limit(threads) as thread_count,
-        bar("few-shot", len(names) * count_trainings(manifest), "training") as progress,
+        bar("few-shot", len(names) * count_trainings(config), "training") as progress,
     ):
         # One domain at a time: only one is decoded, and its disk space is freed with it.
         for name in names:
             domain = read_domain(manifest, data, name, thread_count)
             unreadable += domain.unreadable
             for seed, origin in origins:
-                experiment = _Experiment(manifest, root.child(CELLS), domain, origin, seed)
+                experiment = _Experiment(manifest, config, root.child(CELLS), domain, origin, seed)
                 rows += experiment.rows(progress)
-    results = _results(manifest, data, names, rows, unreadable)
+    # The same in whatever order rows and names come.
+    average = manifest.evaluation.average
+    remarks = (*data.notes, *notes(config, data, names))
+    results = FewShotResults(
+        architecture=manifest.distillation.student,
+        classes=manifest.classes,
+        data=FewShotData(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
+        curves=curve_captions(manifest, config),
+        rows=tuple(sort_rows(rows)),
+        average=average,
+        summary=tuple(summarise(rows, average)),
+    )
     storage = root.child(FOLDER)
     storage.put("table.md", markdown(results).encode())
     curves = picture(results)
@@ -143,27 +157,7 @@ def few_shot(manifest: Manifest, threads: int = 0) -> FewShotResults:
     return results
 
 
-def _results(
-    manifest: Manifest,
-    data: Domains,
-    names: Sequence[str],
-    rows: Sequence[FewShotRow],
-    unreadable: Sequence[str],
-) -> FewShotResults:
-    """The content of `fewshot/results.json`; the same in whatever order rows and names come."""
-    remarks = (*data.notes, *notes(manifest, data, names))
-    return FewShotResults(
-        architecture=manifest.distillation.student,
-        classes=manifest.classes,
-        data=FewShotData(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
-        curves=curve_captions(manifest),
-        rows=tuple(sort_rows(rows)),
-        average=manifest.evaluation.average,
-        summary=tuple(summarise(rows, manifest.evaluation.average)),
-    )
-
-
-def select_domains(manifest: Manifest) -> tuple[Domains, tuple[str, ...]]:
+def select_domains(manifest: Manifest, config: FewShot) -> tuple[Domains, tuple[str, ...]]:
     """The evaluation data and the domains to train on; reads names only.
 
     Raises:
@@ -172,12 +166,12 @@ def select_domains(manifest: Manifest) -> tuple[Domains, tuple[str, ...]]:
     data = open_data(manifest.evaluation, manifest.classes)
     known = {normalise_name(name): name for name in data.names}
     selected = set()
-    for name in manifest.fewshot.domains or data.names:
+    for name in config.domains or data.names:
         if normalise_name(name) not in known:
-            raise unknown_domain("fewshot.domains", data, name)
+            raise unknown_domain("--domains", data, name)
         selected.add(known[normalise_name(name)])
     for name in sorted(selected):
-        require_trainable("fewshot.domains", data, name)
+        require_trainable("--domains", data, name)
     return data, tuple(sorted(selected))
 
 
@@ -226,9 +220,9 @@ def _require_two(field: str, counts: Counter[int], name: str) -> None:
         )
 
 
-def notes(manifest: Manifest, data: Domains, names: Sequence[str]) -> Iterator[str]:
+def notes(config: FewShot, data: Domains, names: Sequence[str]) -> Iterator[str]:
     """Yield a line for each domain with too few images of a class, or with ambiguous ones."""
-    shots = max(manifest.fewshot.shots)
+    shots = max(config.shots)
     for name in names:
         counts = _counts(data, name)
         if left_out := sum(item.domain == name for item in data.items) - counts.total():
@@ -242,9 +236,8 @@ def notes(manifest: Manifest, data: Domains, names: Sequence[str]) -> Iterator[s
             )
 
 
-def count_trainings(manifest: Manifest) -> int:
+def count_trainings(config: FewShot) -> int:
     """The number of trainings in one domain: starts x shots x seeds."""
-    config = manifest.fewshot
     return len(config.seeds) * len(config.shots) * len(config.starts)
 
 
@@ -290,6 +283,7 @@ class _Experiment:
     """The trainings of one start and seed on one domain."""
 
     manifest: Manifest
+    config: FewShot
     cells: Storage
     domain: Domain
     origin: InitialWeights
@@ -310,7 +304,7 @@ class _Experiment:
 
         A row comes from its cell, or from a training that runs now.
         """
-        config = self.manifest.fewshot
+        config = self.config
         if self.origin.start == "student":
             # With k = 0 all images are tested, as `jobs/evaluate.py` does.
             for shots in (0, *config.shots):
@@ -324,7 +318,7 @@ class _Experiment:
         """The row of a curve at k = `shots`; makes its cell if there is none.
 
         Args:
-            settings: everything in the manifest that changes this training.
+            settings: everything in the configuration that changes this training.
         """
         labels, classes = self.domain.images.labels, self.manifest.classes
         split = split_domain(labels.tolist(), classes, self.domain.name, shots, self.seed)
@@ -367,13 +361,13 @@ class _Experiment:
         else:
             # Each k starts from the same weights, so the training works on a copy.
             classifier = copy.deepcopy(self.classifier)
-            tune_on_split(classifier, images, split, self.manifest.fewshot, start)
+            tune_on_split(classifier, images, split, self.config, start)
             answers = self._answers(classifier, test)
             # Counted as wrong answers, NaN logits would pass for a poor start.
             if (answers < 0).any():
                 raise DfkdError(
                     f"few-shot training of {start} on {self.domain.name!r} with {shots} "
-                    f"shots and seed {self.seed} diverged; lower fewshot.learning_rate"
+                    f"shots and seed {self.seed} diverged; lower --learning-rate"
                 )
         return test[answers == images.labels[test]]
 

@@ -1,23 +1,91 @@
-"""Fine-tuning on a few labelled images: cross-entropy at a low rate (section 4.3). Torch only.
+"""Few-shot training: the split of a domain, the weights that it starts from, and fine-tuning.
+
+The paper does not say how the k images of a class are drawn. Here the draw is a pure function of
+seed, domain, class name and the number of images of the class, so all starts train on the same
+images. The images of a class have a random order and k takes the first k, so the k = 2 set contains
+the k = 1 set. If a class has too few images, all but one are trained on. Every class thus keeps a
+test image, and a class with a single image is only tested. An error instead would exclude every
+domain with one rare class, such as the bundled set. The results state the number of images that
+each figure was trained and tested on.
 
 A classifier here is a `Student` whose outputs are logits: larger is likelier. All starts have this
-form, so they differ only in their initial weights and in the learning rates for these weights.
+form and the architecture of `distillation.student`, and end in one linear layer over the manifest's
+classes. They differ only in their initial weights and in the learning rates for these weights.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.config.distillation import Augmentation, FewShot, Start
+from dfkd.config.distillation import Augmentation, weights_file
 from dfkd.config.hashing import derive_seed
+from dfkd.config.manifest import Manifest
 from dfkd.distillation.augmentation import augment
-from dfkd.lab.few_shot.split import FewShotSplit
-from dfkd.models.student import Student, rescale_output
+from dfkd.distillation.student_names import weights_identity
+from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
+from dfkd.errors import ManifestError
+from dfkd.lab.few_shot.results import Curve, curves
+from dfkd.lab.few_shot.settings import FewShot, Start
+from dfkd.models.student import Student, build, read_card, rescale_output
 from dfkd.utils.device import seeded
 from dfkd.utils.pixels import from_batch
+
+
+@dataclass(frozen=True)
+class FewShotSplit:
+    """Two disjoint lists of image positions in a domain, each in ascending order."""
+
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+    seed: int
+    """Seed of the training on it."""
+
+
+def split_domain(
+    labels: Sequence[int], classes: Sequence[str], domain: str, shots: int, seed: int
+) -> FewShotSplit:
+    """Split a domain: `training_count` images of each class for training, the rest for test.
+
+    Args:
+        labels: class index of each image, in the order of the images.
+        classes: names by index.
+        domain: name of the domain, part of the draw's seed.
+        shots: k; with 0 all images are in the test set.
+        seed: the few-shot seed.
+    """
+    # One pass, because DomainNet has 345 classes and 170,000 images in a domain.
+    by_class: list[list[int]] = [[] for _ in classes]
+    for position, label in enumerate(labels):
+        by_class[label].append(position)
+    train: set[int] = set()
+    # Class by class, so a class's draw does not change with the images of the others.
+    for name, positions in zip(classes, by_class, strict=True):
+        first = draw_order(seed, domain, name, len(positions))
+        train |= {positions[number] for number in first[: training_count(shots, len(positions))]}
+    test = (position for position in range(len(labels)) if position not in train)
+    return FewShotSplit(
+        tuple(sorted(train)), tuple(test), derive_seed("fewshot", seed, domain, shots)
+    )
+
+
+def draw_order(seed: int, domain: str, name: str, images: int) -> list[int]:
+    """The numbers 0 .. `images` - 1 of a class's images in the order in which they are drawn.
+
+    The order sorts by a hash, so it does not depend on versions of Python or libraries.
+    """
+    lots = [derive_seed("shots", seed, domain, name, image) for image in range(images)]
+    return sorted(range(images), key=lots.__getitem__)
+
+
+def training_count(shots: int, images: int) -> int:
+    """The number of a class's images to train on: `shots`, but at most all images but one."""
+    return min(shots, max(images - 1, 0))
+
 
 BATCH = 32
 """Images in a step, or all of them if there are fewer."""
@@ -179,3 +247,115 @@ def _logits(classifier: Student, pixels: Tensor, seed: int) -> Tensor:
     with seeded(derive_seed("drop-path", seed), device):
         logits: Tensor = classifier(views.contiguous(memory_format=torch.channels_last))
     return logits
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """The initial weights of a start and few-shot seed."""
+
+    start: Start
+    weights: str
+    """Identifies the backbone: equal texts mean equal weights."""
+    make: Callable[[], Student]
+    """Makes the classifier, whose outputs are logits, on the device to work on."""
+
+
+def initial_weights(
+    manifest: Manifest, start: Start, seed: int, device: torch.device
+) -> InitialWeights:
+    """The initial weights of a start for a few-shot seed.
+
+    Seeds use the students of `distillation.seeds` in turn. With several, the standard deviation
+    over seeds includes the variance of distillation; with one, it is over draws of images alone.
+
+    Raises:
+        ManifestError: the student is missing, or the library weights cannot be loaded.
+    """
+    if start == "student":
+        location = student_of_seed(manifest, seed)
+        sha256 = read_card(location.storage)["sha256"]
+        return InitialWeights(
+            start,
+            f"student {sha256}",
+            lambda: from_distances(load_located(location, manifest.classes, device)[0]),
+        )
+    config, size, weights = manifest.distillation, manifest.synthesis.image_size, f"seed {seed}"
+    # Library weights are the same for every seed; random ones follow from it.
+    if start == "library":
+        weights = f"library {weights_identity(config.weights)}"
+    else:
+        # `build` refuses a warm-up of a random backbone, but it concerns distillation only.
+        config = dataclasses.replace(config, weights="none", warmup_epochs=0)
+
+    def make() -> Student:
+        classes = len(manifest.classes)
+        return build(config, classes, size, seed, manifest.cache).to(device)
+
+    return InitialWeights(start, weights, make)
+
+
+def student_of_seed(manifest: Manifest, seed: int) -> StudentLocation:
+    """The location of a few-shot seed's student, which is of the last method (as the export).
+
+    Raises:
+        ManifestError: the student is not finished.
+    """
+    location = locate_student(manifest, manifest.methods[-1], student_seed(manifest, seed))
+    if not location.finished:
+        raise ManifestError(
+            "--starts",
+            f"needs the student of method {location.method} seed {location.seed} at "
+            f"{location.location}",
+            "student",
+            "run jobs/distill.py with this manifest, or leave student out",
+        )
+    return location
+
+
+def student_seed(manifest: Manifest, seed: int) -> int:
+    """The distillation seed for a few-shot seed n: `distillation.seeds[n % len(seeds)]`."""
+    seeds = manifest.distillation.seeds
+    return seeds[seed % len(seeds)]
+
+
+def check_starts(
+    manifest: Manifest, config: FewShot, device: torch.device, students: bool = True
+) -> None:
+    """Make each start once, to raise errors before any training.
+
+    Args:
+        students: whether the start `student` is made too; a plan does not need it.
+
+    Raises:
+        ManifestError: as `initial_weights`, or there are no weights for the start `library`.
+        CorruptionError: a student is damaged.
+    """
+    if "library" in config.starts and manifest.distillation.weights == "none":
+        raise ManifestError(
+            "--starts",
+            "must do without library where distillation.weights is none",
+            list(config.starts),
+            "leave library out",
+        )
+    for start in config.starts:
+        if start != "student":  # these differ between seeds in random numbers only
+            initial_weights(manifest, start, config.seeds[0], device).make()
+        elif students:
+            once = {student_seed(manifest, seed): seed for seed in config.seeds}
+            for seed in once.values():
+                initial_weights(manifest, start, seed, device).make()
+
+
+def curve_captions(manifest: Manifest, config: FewShot) -> dict[Curve, str]:
+    """A description of each curve, for display."""
+    library = manifest.distillation.weights
+    if file := weights_file(library):
+        library = file.name
+    used = ", ".join(str(n) for n in sorted({student_seed(manifest, s) for s in config.seeds}))
+    captions: dict[Curve, str] = {
+        "untouched": "the distilled student before any training, on the same test images",
+        "student": f"distilled, {manifest.methods[-1]} images, seed {used}",
+        "library": f"weights {library}",
+        "scratch": "random weights",
+    }
+    return {curve: captions[curve] for curve in curves(config.starts)}

@@ -1,19 +1,21 @@
-"""The bundled models: teacher, generator, a student's backbone; evaluation images; their recipe.
+"""The recipe of the bundled models: teacher, generator, a student's backbone, evaluation images.
 
-The assets are used like any other weights and data, by `dfkd.models.teacher`,
-`dfkd.models.generators`, `dfkd.models.backbone` and `dfkd.evaluation.data`;
-`dfkd/bundled/MODEL_CARD.md` describes them.
-All modules here belong to the recipe behind `jobs/pretrain.py`, which alone imports them:
+The assets are used like any other weights and data, by `dfkd.models` and `dfkd.evaluation.data`;
+`dfkd/bundled/MODEL_CARD.md` describes them. `jobs/pretrain.py` alone imports the modules here:
 
-    recipe.py          the manifest                    -> settings of each stage
-    drawings           icons and clip art              -> pixels, names, batches of rows
-    looks              rows and looks                  -> painted images
-    captions.py        rows and looks                  -> captions, for tokenizer.py
-    training           the networks and their trainings; each resumes (work_folder.py)
-    pretraining.py     the stages: drawings, tokenizer, teacher and its tower, generator
-    evaluation_set.py  held-out drawings               -> the bundled evaluation set
-    scoring.py         exported files                  -> scores (fidelity.py, samples.py)
-    making.py          all stages in a row             -> assets with their model card (card.py)
+    recipe.py          the manifest                     -> settings and work folder of each stage
+    icons.py           the icon package                 -> names, licences, what is held out
+    clipart.py         the Open Clip Art Library        -> rendered drawings with names
+    painting.py        pixels                           -> strokes, materials, grounds, finishes
+    looks.py           looks, at random or of a domain  -> painted batches
+    drawings.py        icons and clip art               -> cache, images, batches, comparisons
+    captions.py        drawings and looks               -> captions and their tokens
+    training.py        what the trainings share; each resumes from its last checkpoint
+    teacher.py, generator.py, diffusion.py, classifier.py   the networks and their trainings
+    evaluation_set.py  held-out drawings                -> the bundled evaluation set
+    pretraining.py     the stages: the split of drawings, teacher, its image tower, generator
+    scoring.py         exported files                   -> scores
+    making.py          all stages in a row              -> assets with their model card
 
 Start with `making.make`. In this package a *drawing* is an icon or a piece of clip art, a *row* is
 its entry in the cache of rendered drawings, a *look* is a way to paint it, an *image* is a painted

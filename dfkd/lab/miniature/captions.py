@@ -1,22 +1,29 @@
-"""Captions of painted drawings in the manner of the web: the texts that the teacher learns from.
+"""Captions of painted drawings in the manner of the web, from which the teacher learns; its tokens.
 
 A caption names an object, or makes statements about a look ("red", "oil painting"), or both.
 Captions of the default look, black ink on white, mostly do not mention it, as texts on the web do
 not say that a photograph is one. Most captions of other looks make one to three statements.
+
+The tokenizer is CLIP's byte-pair encoding, reduced to the words it needs. CLIP has 49,408 tokens.
+The miniature keeps only the merges that make tokens of the words of its captions, so its token
+table is small. Other words are spelled in shorter pieces, down to letters.
 """
 
+import gzip
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dfkd.lab.miniature.drawings.rendering import DrawingRow
-from dfkd.lab.miniature.looks.look import Look
+from dfkd.lab.miniature.drawings import DrawingRow
+from dfkd.lab.miniature.looks import Look, vocabulary
 
 SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("house", "home"),
@@ -197,3 +204,46 @@ def names(row: DrawingRow) -> frozenset[str]:
 def _lower_words(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation."""
     return [w for w in "".join(c if c.isalnum() else " " for c in text.lower()).split() if w]
+
+
+def caption_words(rows: Sequence[DrawingRow], at_least: int) -> list[str]:
+    """The words that get their own tokens, sorted.
+
+    They are the words in the names of at least `at_least` drawings, and all words that captions
+    add.
+    """
+    counts = Counter(w for r in rows for w in {*r.words, *r.style, *" ".join(r.aliases).split()})
+    common = {w for w, n in counts.items() if n >= at_least and w.isalpha()}
+    looks = {word for statement in vocabulary() for word in statement.split()}
+    return sorted(common | looks | CAPTION_WORDS)
+
+
+def merges(words: Sequence[str]) -> str:
+    """The lines of CLIP's merges file that a tokenizer needs to spell `words` as CLIP's does.
+
+    The file has a header, then one merge of two symbols in each line, most frequent first.
+    """
+    full = SimpleTokenizer()
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as stream:
+        lines = stream.read().split("\n")
+    pairs = [tuple(line.split()) for line in lines[1:] if line]
+    # Each symbol of this file is made by one merge alone.
+    made = {"".join(pair): pair for pair in pairs}
+    needed: set[tuple[str, ...]] = set()
+
+    def need(symbol: str) -> None:
+        """Add the merge that makes a symbol, and those that make its two parts."""
+        if symbol in made:
+            needed.add(made[symbol])
+            for part in made[symbol]:
+                need(part)
+
+    for word in words:
+        for symbol in full.bpe(word).split():
+            need(symbol)
+    return "\n".join([lines[0], *(" ".join(pair) for pair in pairs if pair in needed)])
+
+
+def write_merges(path: Path, text: str) -> None:
+    """Write a merges file for open_clip's tokenizer; the same text gives the same bytes."""
+    path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from dfkd.lab.miniature.drawings import clipart
-from dfkd.lab.miniature.drawings.icons import EMOJI, shuffle_key
-from dfkd.lab.miniature.drawings.rendering import Cache, DrawingRow, Pixels, painted
-from dfkd.lab.miniature.looks.domains import DOMAINS, domain_look
+from dfkd.lab.miniature import clipart
+from dfkd.lab.miniature.drawings import Cache, DrawingRow, Pixels, painted
+from dfkd.lab.miniature.icons import EMOJI, shuffle_key
+from dfkd.lab.miniature.looks import DOMAINS, domain_look
 from dfkd.utils.pixels import to_bytes
 
 _ITS_OWN_NAME = (

@@ -1,4 +1,4 @@
-"""Stages of `jobs/pretrain.py`: drawings and their split, teacher, its image tower, generator.
+"""Stages of `jobs/pretrain.py`: the split of drawings, teacher, its image tower, generator.
 
 Each stage stores its result in the work folder and reuses it there, so the same command resumes.
 """
@@ -16,21 +16,22 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dfkd.lab.miniature import evaluation_set
-from dfkd.lab.miniature.captions import Captioner
-from dfkd.lab.miniature.drawings import clipart, rendering, separation
-from dfkd.lab.miniature.drawings.icons import EVALUATION, VALIDATION, Catalogue, package_folder
-from dfkd.lab.miniature.drawings.nouns import common_nouns, object_nouns
-from dfkd.lab.miniature.drawings.rendering import Cache, DrawingRow, plain
-from dfkd.lab.miniature.drawings.sampling import Batches, class_weights
-from dfkd.lab.miniature.fidelity import psnr
-from dfkd.lab.miniature.recipe import Recipe
-from dfkd.lab.miniature.tokenizer import caption_words, merges, write_merges
-from dfkd.lab.miniature.training import generator
-from dfkd.lab.miniature.training import teacher as teacher_recipe
-from dfkd.lab.miniature.training.common import log
-from dfkd.lab.miniature.training.tower import TowerTrainer
-from dfkd.lab.miniature.work_folder import folder_of, write_whole
+from dfkd.lab.miniature import clipart, drawings, evaluation_set, generator
+from dfkd.lab.miniature import teacher as teacher_recipe
+from dfkd.lab.miniature.captions import Captioner, caption_words, merges, write_merges
+from dfkd.lab.miniature.drawings import Batches, Cache, DrawingRow, class_weights, plain
+from dfkd.lab.miniature.generator import psnr
+from dfkd.lab.miniature.icons import (
+    EVALUATION,
+    VALIDATION,
+    Catalogue,
+    common_nouns,
+    object_nouns,
+    package_folder,
+)
+from dfkd.lab.miniature.recipe import Recipe, folder_of, write_whole
+from dfkd.lab.miniature.teacher import TowerTrainer
+from dfkd.lab.miniature.training import log
 from dfkd.utils.pixels import from_bytes
 
 _CHUNK = 8000
@@ -97,16 +98,55 @@ def split_drawings(recipe: Recipe) -> DataSplit:
     Raises:
         ManifestError: the icon package or the clip art is not where the recipe says.
     """
-    catalogue = Catalogue(package_folder(recipe.data))
+    data, work, processes = recipe.data, folder_of(recipe, "world"), recipe.threads
+    catalogue = Catalogue(package_folder(data))
     prefixes = [c.prefix for c in catalogue.training()]
-    training, held_out = _rendered(catalogue, prefixes, recipe)
-    matches = _matches(catalogue, training, held_out, recipe)
+
+    # Icons, followed by clip art.
+    log(f"icons of {len(prefixes)} collections to learn from, {len(EVALUATION)} held out")
+    variants, most = data.variants_per_drawing, data.icons_per_collection
+    icons = drawings.build(catalogue, prefixes, work / "training", variants, processes, most)
+    shown = drawings.build(catalogue, EVALUATION, work / "held-out", variants, processes)
+    # Titles of clip art are free text, in which the names of icons tell what is an object.
+    nouns, official = object_nouns(icons.rows), evaluation_set.official_names()
+    art, held_out_art = clipart.build(
+        Path(data.clipart), nouns, official, work / "clipart", processes
+    )
+    training, held_out = drawings.joined(icons, art), drawings.joined(shown, held_out_art)
+
+    # Training drawings that equal a held-out one, by path data or hash.
+    record = work / "matches.json"
+    if not record.exists():
+        paths, bits = [], []
+        for cache in (training, held_out):
+            # Clip art has no key: no icon set copies its paths.
+            keys = {
+                (prefix, icon.name): drawings.path_key(icon.body, max(icon.box[2:]))
+                for prefix in {row.collection for row in cache.rows} & set(catalogue.collections)
+                for icon in catalogue.icons(prefix)
+            }
+            paths.append([keys.get((row.collection, row.name), "") for row in cache.rows])
+            bits.append(drawings.hashes(drawings.grey(cache, row) for row in cache.rows))
+        found = drawings.find_matches(paths[0], bits[0], paths[1], bits[1], data.max_hash_distance)
+        write_whole(record, json.dumps(sorted(found.items())))
+    matches: dict[int, str] = dict(json.loads(record.read_text("utf-8")))
     log(f"{len(training.rows)} drawings rendered, {len(matches)} are of held-out sets")
     trained_on = {*prefixes, clipart.TRAINING} - VALIDATION
-    usable = [i for i, row in enumerate(training.rows) if i not in matches]
+    usable = [i for i in range(len(training.rows)) if i not in matches]
     keep = [i for i in usable if training.rows[i].collection in trained_on]
     validation = [training.rows[i] for i in usable if training.rows[i].collection in VALIDATION]
-    left_out = _correlated(training, keep, held_out, recipe)
+
+    # Held-out drawings of the evaluation classes that correlate with a training drawing.
+    candidates = [row for rows in evaluation_set.by_class(held_out.rows).values() for row in rows]
+    vectors = drawings.unit_vectors(drawings.grey(held_out, row) for row in candidates)
+    # In chunks, because the correlations of all pairs would not fit into memory.
+    highest = np.full(len(candidates), -1.0, np.float32)
+    for start in range(0, len(keep), _CHUNK):
+        rows = [training.rows[i] for i in keep[start : start + _CHUNK]]
+        chunk = drawings.unit_vectors(drawings.grey(training, row) for row in rows)
+        highest = np.maximum(highest, drawings.max_correlation(vectors, chunk))
+    alike = zip(candidates, highest >= data.max_likeness, strict=True)
+    left_out = frozenset(row for row, same in alike if same)
     evaluation = evaluation_set.select(held_out, left_out)
     return DataSplit(
         catalogue,
@@ -118,71 +158,6 @@ def split_drawings(recipe: Recipe) -> DataSplit:
         evaluation,
         len(left_out),
     )
-
-
-def _rendered(catalogue: Catalogue, prefixes: Sequence[str], recipe: Recipe) -> tuple[Cache, Cache]:
-    """The training and the held-out drawings: icons, followed by clip art."""
-    data, work, processes = recipe.data, folder_of(recipe, "world"), recipe.threads
-    log(f"icons of {len(prefixes)} collections to learn from, {len(EVALUATION)} held out")
-    variants, most = data.variants_per_drawing, data.icons_per_collection
-    training = rendering.build(catalogue, prefixes, work / "training", variants, processes, most)
-    held_out = rendering.build(catalogue, EVALUATION, work / "held-out", variants, processes)
-    # Titles of clip art are free text, in which the names of icons tell what is an object.
-    art, held_out_art = clipart.build(
-        Path(data.clipart),
-        object_nouns(training.rows),
-        evaluation_set.official_names(),
-        work / "clipart",
-        processes,
-    )
-    return rendering.joined(training, art), rendering.joined(held_out, held_out_art)
-
-
-def _correlated(
-    training: Cache, keep: Sequence[int], held_out: Cache, recipe: Recipe
-) -> frozenset[DrawingRow]:
-    """The held-out drawings of the evaluation classes that correlate with a training drawing."""
-    groups = evaluation_set.by_class(held_out.rows)
-    candidates = [row for rows in groups.values() for row in rows]
-    evaluation = separation.unit_vectors(rendering.grey(held_out, row) for row in candidates)
-    # In chunks, because the correlations of all pairs would not fit into memory.
-    highest = np.full(len(candidates), -1.0, np.float32)
-    for start in range(0, len(keep), _CHUNK):
-        rows = [training.rows[i] for i in keep[start : start + _CHUNK]]
-        chunk = separation.unit_vectors(rendering.grey(training, row) for row in rows)
-        highest = np.maximum(highest, separation.max_correlation(evaluation, chunk))
-    alike = highest >= recipe.data.max_likeness
-    return frozenset(row for row, same in zip(candidates, alike, strict=True) if same)
-
-
-def _matches(
-    catalogue: Catalogue,
-    training: Cache,
-    held_out: Cache,
-    recipe: Recipe,
-) -> dict[int, str]:
-    """The training drawings that equal a held-out one, by path data or hash: `find_matches`."""
-    record = folder_of(recipe, "world") / "matches.json"
-    if not record.exists():
-        caches = training, held_out
-        paths = [_path_keys(catalogue, cache.rows) for cache in caches]
-        bits = [separation.hashes(rendering.grey(c, row) for row in c.rows) for c in caches]
-        matches = separation.find_matches(
-            paths[0], bits[0], paths[1], bits[1], recipe.data.max_hash_distance
-        )
-        write_whole(record, json.dumps(sorted(matches.items())))
-    return dict(json.loads(record.read_text("utf-8")))
-
-
-def _path_keys(catalogue: Catalogue, rows: Sequence[DrawingRow]) -> list[str]:
-    """The `path_key` of each row."""
-    keys = {
-        (prefix, icon.name): separation.path_key(icon.body, max(icon.box[2:]))
-        for prefix in sorted({row.collection for row in rows} & set(catalogue.collections))
-        for icon in catalogue.icons(prefix)
-    }
-    # Clip art has no key: no icon set copies its paths.
-    return [keys.get((row.collection, row.name), "") for row in rows]
 
 
 def write_captioner(recipe: Recipe, split: DataSplit, output: Path) -> Captioner:

@@ -20,14 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dfkd.config.paths import MINIATURE
+from dfkd.lab.miniature import generator
+from dfkd.lab.miniature import teacher as teacher_recipe
 from dfkd.lab.miniature.evaluation_set import OFFICIAL, EvaluationImage
-from dfkd.lab.miniature.fidelity import colours_kept, psnr
-from dfkd.lab.miniature.looks.domains import DOMAINS, SPARSE
-from dfkd.lab.miniature.looks.look import vocabulary
+from dfkd.lab.miniature.generator import colours_kept, psnr
+from dfkd.lab.miniature.looks import DOMAINS, SPARSE, vocabulary
 from dfkd.lab.miniature.pretraining import DataSplit, reconstruct
 from dfkd.lab.miniature.recipe import GeneratorRecipe, Recipe, TeacherRecipe
-from dfkd.lab.miniature.training import generator
-from dfkd.lab.miniature.training import teacher as teacher_recipe
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.diversity import pair_cosines
 from dfkd.prompts.pseudo_words import PseudoWords
@@ -81,6 +80,9 @@ def teacher_scores(
         model: the exported teacher.
     """
     accuracies = _accuracies(model, tokenizer, split.evaluation, split.evaluation_pixels())
+    nouns = split.nouns()
+    images, labels = split.validation_set(nouns)
+    correct = teacher_recipe.zero_shot(model, tokenizer, images, labels, nouns)
     # A copy, because the library's teacher changes the memory layout of its model.
     teacher = Teacher(copy.deepcopy(model), tokenizer, MINIATURE, preprocess={})
     return {
@@ -90,7 +92,13 @@ def teacher_scores(
         "second": lengths["second"],
         "zero_shot": accuracies["all"],
         "zero_shot_official": accuracies["official"],
-        "common_nouns": _noun_scores(model, tokenizer, split),
+        # On the validation collections.
+        "common_nouns": {
+            "words": len(nouns),
+            "images": len(labels),
+            "chance": round(1 / len(nouns), 4),
+            "accuracy": round(float(correct.float().mean()), 4),
+        },
         "styles": style_scores(teacher),
         "random_prompts": {
             f"e={scale:g}": random_prompt_scores(teacher, scale) for scale in _SCALES
@@ -151,6 +159,7 @@ def _mean_cosine(groups: Tensor) -> float:
     return float(pair_cosines(groups.flatten(0, 1).numpy(), labels)[0].mean())
 
 
+@torch.no_grad()
 def generator_scores(
     network: generator.Autoencoder,
     teacher: nn.Module,
@@ -168,36 +177,21 @@ def generator_scores(
     evaluation, images = split.evaluation, split.evaluation_pixels()
     reconstructed = reconstruct(network, images)
     after = _accuracies(teacher, tokenizer, evaluation, reconstructed)
+    codes = [network.quantize(network.encode(part * 2 - 1))[1] for part in images.split(64)]
+    hue_error, chroma_kept = colours_kept(reconstructed, images)
+    domains = _indices_by_domain(evaluation)
+    ratios = {name: psnr(reconstructed[rows], images[rows]) for name, rows in domains.items()}
     return {
         "decoder_parameters": _size(network.decoder),
         "parameters": _size(network),
         "codes": len(network.quantize.mass),
-        "codes_used_by_the_bundled_set": _codes_used(network, images),
-        **_fidelity(evaluation, images, reconstructed),
-        "teacher_on_reconstructions": after,
-        "teacher_kept": {k: round(after[k]["mean"] / max(before[k], 1e-4), 4) for k in before},
-    }
-
-
-@torch.no_grad()
-def _codes_used(network: generator.Autoencoder, images: Tensor) -> int:
-    """Number of different codes of the images [N, 3, 64, 64] in [0, 1]."""
-    parts = [network.quantize(network.encode(part * 2 - 1))[1] for part in images.split(64)]
-    return len(torch.cat(parts).unique())
-
-
-def _fidelity(
-    evaluation: Sequence[EvaluationImage], images: Tensor, reconstructed: Tensor
-) -> Scores:
-    """Pixel errors of reconstructions of images, both [N, 3, 64, 64] in [0, 1]."""
-    domains = _indices_by_domain(evaluation)
-    hue_error, chroma_kept = colours_kept(reconstructed, images)
-    ratios = {name: psnr(reconstructed[rows], images[rows]) for name, rows in domains.items()}
-    return {
+        "codes_used_by_the_bundled_set": len(torch.cat(codes).unique()),
         "l1": round(float((reconstructed - images).abs().mean()), 4),
         "hue_error_degrees": round(hue_error, 2),
         "chroma_kept": round(chroma_kept, 4),
         "psnr_db": {name: round(ratio, 2) for name, ratio in ratios.items()},
+        "teacher_on_reconstructions": after,
+        "teacher_kept": {k: round(after[k]["mean"] / max(before[k], 1e-4), 4) for k in before},
     }
 
 
@@ -253,19 +247,6 @@ def _by_domain(
         "chance": round(1 / len(classes), 4),
         "accuracy": shares,
         "mean": round(sum(shares.values()) / len(shares), 4),
-    }
-
-
-def _noun_scores(model: nn.Module, tokenizer: SimpleTokenizer, split: DataSplit) -> Scores:
-    """Zero-shot accuracy on the validation collections."""
-    nouns = split.nouns()
-    images, labels = split.validation_set(nouns)
-    correct = teacher_recipe.zero_shot(model, tokenizer, images, labels, nouns)
-    return {
-        "words": len(nouns),
-        "images": len(labels),
-        "chance": round(1 / len(nouns), 4),
-        "accuracy": round(float(correct.float().mean()), 4),
     }
 
 

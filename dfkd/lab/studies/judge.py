@@ -98,7 +98,16 @@ def read_judge(
     if not source:
         return None
     path = Path(source)
-    metadata = _metadata(path)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = _Metadata.model_validate(file.metadata() or {})
+    except (OSError, SafetensorError, ValidationError):
+        raise WeightsError(
+            "judge",
+            "must be a safetensors file whose metadata has architecture and classes, a JSON list",
+            source,
+            _REMEDY,
+        ) from None
     require_unique(f"judge: classes of {source}", metadata.classes)
     if unknown := [name for name in classes if name not in metadata.classes]:
         raise ManifestError(
@@ -121,17 +130,3 @@ def read_judge(
     network = build(config, len(metadata.classes), image_size, seed=0)
     load_into("judge", path, network, state)
     return Judge(network.eval().to(device), metadata.classes, sha256_file(path), device)
-
-
-def _metadata(path: Path) -> _Metadata:
-    """The metadata of a judge's file; `WeightsError` without them."""
-    try:
-        with safe_open(path, "pt") as file:
-            return _Metadata.model_validate(file.metadata() or {})
-    except (OSError, SafetensorError, ValidationError):
-        raise WeightsError(
-            "judge",
-            "must be a safetensors file whose metadata has architecture and classes, a JSON list",
-            str(path),
-            _REMEDY,
-        ) from None

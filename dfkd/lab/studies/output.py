@@ -6,27 +6,72 @@ table.md                  not for a gallery
 figure.svg, figure.png    only the PNG for a gallery and a case
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from PIL import Image
 
 from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.data import Domains
 from dfkd.evaluation.footprint import megabytes
-from dfkd.lab.studies.paired import Difference
-from dfkd.lab.studies.results import FILE, StudyResults, StudyRow
-from dfkd.lab.studies.schema import StudyFile
-from dfkd.lab.studies.study import Study
-from dfkd.lab.studies.tables import Entry, Grid, markdown
+from dfkd.evaluation.results import Spread
+from dfkd.lab.studies.results import FILE, Difference, StudyResults, StudyRow
+from dfkd.lab.studies.study import Study, StudyFile
 from dfkd.report import figures
 from dfkd.report.contact_sheet import contact_sheet, examples
 from dfkd.report.figures import RenderedChart, Scatter, Series
 from dfkd.report.tables import HEADS
 from dfkd.storage.base import Storage
 from dfkd.utils.images import decode_image
+from dfkd.utils.markdown import escape, table
 
 MEAN, AGREEMENT, RECOGNISED, UNSEEN = "mean", "agreement", "recognised", "unseen"
 SIZES = ("MB", "ms")
+
+
+Entry = str | Spread | Difference | float | None
+"""Text; our accuracies or their difference (0-1); a number as the paper prints it; or nothing."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Headings and rows of the same width; the first `names` columns contain text."""
+
+    title: str
+    head: tuple[str, ...]
+    names: int
+    rows: tuple[tuple[Entry, ...], ...]
+    notes: tuple[str, ...]
+    """Sentences below the table."""
+
+
+def format_entry(cell: Entry) -> str:
+    """A cell as text: our figures in percent with one decimal and the deviation, the paper's with
+    two.
+    """
+    if cell is None:
+        return "-"
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, float):
+        return f"{cell:.2f}"
+    if isinstance(cell, Difference):
+        # Percentage points with sign and interval: `+1.5 (-0.3 to +3.3)`.
+        if cell.low is None or cell.high is None:
+            return f"{100 * cell.mean:+.1f}"
+        return f"{100 * cell.mean:+.1f} ({100 * cell.low:+.1f} to {100 * cell.high:+.1f})"
+    deviates = "" if cell["std"] is None else f" ± {100 * cell['std']:.1f}"
+    return f"{100 * cell['mean']:.1f}{deviates}"
+
+
+def markdown(grid: Grid) -> str:
+    """A heading, the table, and the notes as a list."""
+    rows = [[escape(format_entry(cell)) for cell in row] for row in grid.rows]
+    text = [f"# {escape(grid.title)}", "", table([*map(escape, grid.head)], rows, grid.names)]
+    if grid.notes:
+        text += ["", *(f"- {escape(note)}" for note in grid.notes)]
+    return "\n".join(text) + "\n"
 
 
 def write(
@@ -71,9 +116,25 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
         ms: milliseconds for one image on one core, by the row's label.
     """
     axes = tuple(axis.name for axis in described.chosen_axes)
-    layout = _by_class if described.columns == "classes" else _by_domain
-    head, rows = layout(described, results)
-    names = ("domain", *axes) if described.columns == "classes" else axes
+    # Each row with the entries of its names and accuracies.
+    lines: list[tuple[StudyRow, tuple[Entry, ...]]] = []
+    if described.columns == "classes":
+        # A column for each class and their mean, and a row for each domain.
+        names, head = ("domain", *axes), (*results.classes, MEAN)
+        for domain in results.domains:
+            for row in results.rows:
+                entries = tuple(row.of_class(domain, name) for name in results.classes)
+                lines.append((row, (domain, *row.names, *entries, row.class_mean(domain))))
+    else:
+        names, head = axes, (*results.domains, MEAN)
+        for row in results.rows:
+            if described.kind == "case" and described.pictures:
+                (name,) = described.pictures.classes
+                cells = [row.of_class(domain, name) for domain in results.domains]
+                mean = row.of_class_everywhere(name)
+            else:
+                cells, mean = [row.domains[domain] for domain in results.domains], row.mean
+            lines.append((row, (*row.names, *cells, mean)))
     differences = _differences(described, results)
     # These columns are there only if a row has a figure, or most tables would have empty ones.
     measured = [
@@ -89,7 +150,8 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
         yield from (getattr(row, name) for name in measured)
         if compared:
             yield differences.get(row.label)
-        yield from _size(row, ms)
+        yield None if row.parameters is None else f"{megabytes(row.parameters):.1f}"
+        yield f"{ms[row.label]:.1f}" if row.label in ms else None
         for paper in described.paper:
             # The paper has no numbers for rows that only this study has.
             yield from paper.rows.get(row.label, (None,) * len(paper.columns))
@@ -98,40 +160,9 @@ def grid(described: StudyFile, results: StudyResults, ms: Mapping[str, float]) -
         title=described.title,
         head=(*names, *head, *measured, *compared, *SIZES, *papers),
         names=len(names),
-        rows=tuple((*cells, *further(row)) for row, cells in rows),
+        rows=tuple((*entries, *further(row)) for row, entries in lines),
         notes=tuple(_notes(described, results)),
     )
-
-
-Rows = list[tuple[StudyRow, tuple[Entry, ...]]]
-
-
-def _by_domain(described: StudyFile, results: StudyResults) -> tuple[tuple[str, ...], Rows]:
-    """Head and rows with one column for each domain and one for the mean.
-
-    In a case the accuracies are those of its one class.
-    """
-    domains = tuple(results.domains)
-    rows: Rows = []
-    for row in results.rows:
-        if described.kind == "case" and described.pictures:
-            (name,) = described.pictures.classes
-            cells = [row.of_class(domain, name) for domain in domains]
-            mean = row.of_class_everywhere(name)
-        else:
-            cells, mean = [row.domains[domain] for domain in domains], row.mean
-        rows.append((row, (*row.names, *cells, mean)))
-    return (*domains, MEAN), rows
-
-
-def _by_class(described: StudyFile, results: StudyResults) -> tuple[tuple[str, ...], Rows]:
-    """Head and rows with one column for each class and their mean, and a row for each domain."""
-    rows: Rows = []
-    for domain in results.domains:
-        for row in results.rows:
-            cells = tuple(row.of_class(domain, name) for name in results.classes)
-            rows.append((row, (domain, *row.names, *cells, row.class_mean(domain))))
-    return (*results.classes, MEAN), rows
 
 
 def _differences(described: StudyFile, results: StudyResults) -> dict[str, Difference]:
@@ -154,16 +185,18 @@ def _differences(described: StudyFile, results: StudyResults) -> dict[str, Diffe
     return {label: each for label, each in differences.items() if each}
 
 
-def _size(row: StudyRow, ms: Mapping[str, float]) -> tuple[Entry, Entry]:
-    """Size in megabytes (float32) and latency in milliseconds of the row's network."""
-    size = None if row.parameters is None else f"{megabytes(row.parameters):.1f}"
-    return size, (f"{ms[row.label]:.1f}" if row.label in ms else None)
-
-
 def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
     """Yield the notes below the table."""
-    repeats = _describe_repeats(results)
-    over = f", mean ± standard deviation over {repeats}" if repeats else ""
+    # What the deviations are over: students of one data set, or whole runs, or seeds if rows differ
+    # in that. A row with a single cell has no deviation, so it says nothing about it.
+    repeated = [row for row in results.rows if row.model == "student" and len(row.cells) > 1]
+    count, over = max((len(row.cells) for row in repeated), default=0), ""
+    if repeated:
+        over = f", mean ± standard deviation over {count} seeds"
+        if all(row.data_sets == 1 for row in repeated):
+            over = f", mean ± standard deviation over {count} students of one data set"
+        elif all(row.data_sets == len(row.cells) for row in repeated):
+            over = f", mean ± standard deviation over {count} whole runs (data set and student)"
     of = f" of {described.pictures.classes[0]}" if described.pictures else ""
     scored = ", ".join(f"{name} {images}" for name, images in results.domains.items())
     by_class = results.average == "classes" and not described.pictures
@@ -171,14 +204,7 @@ def _notes(described: StudyFile, results: StudyResults) -> Iterator[str]:
     places = "the classes with images there" if described.columns == "classes" else "domains"
     yield f"{kind}{of} in percent{over}. Images scored: {scored}."
     yield f"{MEAN}: over {places}, each with the same weight."
-    yield from _notes_on_columns(described, results)
-    yield from described.notes
-    yield from results.notes
-    yield from _missing(results)
-
-
-def _notes_on_columns(described: StudyFile, results: StudyResults) -> Iterator[str]:
-    """Yield what each column beside the accuracies means."""
+    # What each column beside the accuracies means.
     yield (
         "MB: size of the model's parameters in float32. ms: one image on one core of the "
         "machine that wrote this table."
@@ -214,31 +240,14 @@ def _notes_on_columns(described: StudyFile, results: StudyResults) -> Iterator[s
             f"({paper.data}, paper): printed in {paper.of} of the paper, about its own data, "
             "teacher and students; not part of any mean here."
         )
-
-
-def _missing(results: StudyResults) -> Iterator[str]:
-    """Yield a note for each row that lacks seeds of the study, and for each failed cell."""
+    yield from described.notes
+    yield from results.notes
+    # Rows that lack seeds of the study, and failed cells.
     for row in results.rows:
         if row.model == "student" and len(row.cells) < len(results.seeds):
             yield f"{row.label}: {len(row.cells)} of {len(results.seeds)} seeds."
     for label, reason in results.failed.items():
         yield f"Missing: {label} ({reason})."
-
-
-def _describe_repeats(results: StudyResults) -> str:
-    """What the standard deviation is taken over: students of one data set, or whole runs, or seeds
-    if rows differ in that; empty if no row has one.
-    """
-    # A row with a single cell has no deviation, so it says nothing about what that is over.
-    rows = [row for row in results.rows if row.model == "student" and len(row.cells) > 1]
-    count = max((len(row.cells) for row in rows), default=0)
-    if not count:
-        return ""
-    if all(row.data_sets == 1 for row in rows):
-        return f"{count} students of one data set"
-    if all(row.data_sets == len(row.cells) for row in rows):
-        return f"{count} whole runs (data set and student)"
-    return f"{count} seeds"
 
 
 def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:
@@ -249,20 +258,21 @@ def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:
         mean = len(described.chosen_axes) == 1
         return figures.curve(described.title, described.x, y, lines, mean) if lines else None
     if described.kind == "bars":
-        return figures.bars(described.title, y, [_bars(row, results) for row in results.rows])
-    if described.kind == "embedding":
-        return figures.maps(described.title, _map_pairs(results)) if results.maps else None
+        groups = []
+        for row in results.rows:
+            bars = [(name, row.domains[name]) for name in results.domains]
+            groups.append(Series(row.label, (*bars, *([(MEAN, row.mean)] if row.mean else []))))
+        return figures.bars(described.title, y, groups)
+    if described.kind == "embedding" and results.maps:
+        # The maps of each row, before and after training.
+        rows: dict[str, list[Scatter]] = {}
+        for each in results.maps:
+            when = f"after {each.shots} shots" if each.shots else "before"
+            name = f"{each.row}, {when} (silhouette {each.silhouette:.2f})"
+            shown = Scatter(name, each.points, each.classes, each.taught)
+            rows.setdefault(each.row, []).append(shown)
+        return figures.maps(described.title, list(rows.values()))
     return None
-
-
-def _map_pairs(results: StudyResults) -> list[list[Scatter]]:
-    """The maps of each row, before and after training."""
-    rows: dict[str, list[Scatter]] = {}
-    for each in results.maps:
-        when = f"after {each.shots} shots" if each.shots else "before"
-        name = f"{each.row}, {when} (silhouette {each.silhouette:.2f})"
-        rows.setdefault(each.row, []).append(Scatter(name, each.points, each.classes, each.taught))
-    return list(rows.values())
 
 
 def _lines(described: StudyFile, results: StudyResults) -> list[Series]:
@@ -291,12 +301,6 @@ def _line(name: str, x_position: int, rows: Sequence[StudyRow], domain: str | No
     return Series(name, tuple((x, spread) for x, spread in values if spread))
 
 
-def _bars(row: StudyRow, results: StudyResults) -> Series:
-    """The bars of a row: one for each domain, and the mean."""
-    values = [(name, row.domains[name]) for name in results.domains]
-    return Series(row.label, (*values, *([(MEAN, row.mean)] if row.mean else [])))
-
-
 def picture_sheet(
     study: Study, versions: Mapping[str, PublishedVersion], data: Domains | None
 ) -> bytes:
@@ -314,24 +318,15 @@ def picture_sheet(
     # A gallery has no evaluation data, so it has no real images to show beside its own.
     if data is None:
         return contact_sheet(described.title, shown.classes, examples_of, footer)
-    real = {
-        f"{name} (real)": _real_images(study, data, name, positions[0], shown.count)
-        for name in data.names
-    }
+    # The first images of the class in each domain as students see them, if readable.
+    size, real = study.manifest.synthesis.image_size, dict[str, list[Image.Image]]()
+    for name in data.names:
+        items = [i for i in data.items if i.domain == name and i.class_index == positions[0]]
+        real[f"{name} (real)"] = []
+        for item in items[: shown.count]:
+            with contextlib.suppress(OSError, ValueError):
+                image = Image.fromarray(decode_image(item.read(), size))
+                real[f"{name} (real)"].append(image)
     rows = {row: images for row, (images,) in examples_of.items()} | real
     block = {shown.classes[0]: list(rows.values())}
     return contact_sheet(described.title, list(rows), block, footer)
-
-
-def _real_images(
-    study: Study, data: Domains, domain: str, class_index: int, count: int
-) -> list[Image.Image]:
-    """The first `count` images of a class in a domain as students see them, if readable."""
-    size, images = study.manifest.synthesis.image_size, []
-    items = [i for i in data.items if i.domain == domain and i.class_index == class_index]
-    for item in items[:count]:
-        try:
-            images.append(Image.fromarray(decode_image(item.read(), size)))
-        except (OSError, ValueError):
-            continue
-    return images

@@ -1,32 +1,287 @@
-"""The results of a study: its cells by row, with mean and standard deviation over seeds.
+"""What a study has measured: stored cells, rows of cells, and results.json.
+
+    {data set}/cells/{model}-{hash12}/cell.json     a `CellResult`; there once the cell is finished
+
+`model` is the student's name, which covers data set, settings and seed, or the name of the teacher,
+whose cell lies in the root itself. Studies that have a cell in common and use the same root share
+its result.
 
 `results.json` (schema 2) holds the fields of `StudyResults`; accuracies are 0-1. Tables and charts
 are made from it alone. It does not contain the time of writing, so the same cells give the same
 bytes.
 """
 
+import hashlib
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.distillation import Average, Model
-from dfkd.config.manifest import Manifest
+from dfkd.config.hashing import fingerprint
 from dfkd.dataset.published import PublishedVersion
-from dfkd.errors import CorruptionError
-from dfkd.evaluation import footprint
-from dfkd.evaluation.data import Domains
-from dfkd.evaluation.results import Spread, domain_means, over_seeds, spread
-from dfkd.lab.studies.cells import CellResult, Score
-from dfkd.lab.studies.paired import Difference, difference
+from dfkd.errors import CorruptionError, ManifestError
+from dfkd.evaluation.data import Domains, open_data
+from dfkd.evaluation.results import ResultRow, Spread, domain_means, over_seeds, selected, spread
 from dfkd.lab.studies.study import Study
-from dfkd.utils.strict_json import indented
+from dfkd.storage import layout
+from dfkd.storage.base import MissingObject, Storage
+from dfkd.utils.strict_json import canonical, indented, read_as
+from dfkd.utils.types import CHECKED, Fraction, Sha256
 
 FILE = "results.json"
+CELL = "cell.json"
+CELL_LIMIT = 1 << 22
+"""Maximum size of cell.json in bytes."""
+SCHEMA = 2
+"""Increase it with every code change that changes the scores of an unchanged student."""
 
 Point = tuple[float, float]
 """Position (x, y) on a map."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference of accuracies (0-1) with its 95 % interval."""
+
+    mean: float
+    low: float | None
+    """Lower end of the interval; None for a single pair, which has no interval."""
+    high: float | None
+    """Upper end of the interval; None for a single pair."""
+
+
+def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """The mean of ours minus theirs over the common seeds; None if there is no common seed.
+
+    Two runs with the same seed share the latents' noise and the student's initial weights and
+    batches. What they share cancels in the difference, which narrows the interval if both rows rise
+    and fall together. If they are unrelated, it is a little wider than that of two separate means,
+    because it has only n - 1 degrees of freedom.
+
+    The interval is that of Student's t: mean ± t(0.975, n - 1) s / sqrt(n), where s is the standard
+    deviation (n - 1) of the n differences.
+
+    Args:
+        ours: accuracies by seed.
+        theirs: accuracies of the reference by seed.
+
+    Raises:
+        ManifestError: scipy is missing.
+    """
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    count = len(differences)
+    if not count:
+        return None
+    mean = statistics.fmean(differences)
+    # One difference has no standard deviation.
+    if count == 1:
+        return Difference(mean, None, None)
+    half = _quantile(count - 1) * statistics.stdev(differences) / count**0.5
+    return Difference(mean, mean - half, mean + half)
+
+
+def require_scipy() -> None:
+    """Raise `ManifestError` if scipy is missing; only these intervals need it."""
+    _quantile(1)
+
+
+def _quantile(freedom: int) -> float:
+    """The 0.975 quantile of Student's t with `freedom` degrees of freedom."""
+    try:
+        from scipy.special import stdtrit
+    except ImportError:
+        raise ManifestError(
+            "environment", "needs the extra studies", "no scipy", "pip install -e '.[studies]'"
+        ) from None
+    return float(stdtrit(freedom, 0.975))
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Score:
+    """A model's scores on one domain."""
+
+    domain: str
+    images: Annotated[int, Field(ge=1)]
+    accuracy: Fraction
+    class_mean: Fraction
+    per_class: dict[str, Fraction]
+
+    def averaged(self, average: Average) -> float:
+        """The accuracy over images, or the mean over classes, as `average` says; 0-1."""
+        return selected(self.accuracy, self.class_mean, average)
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class CellResult:
+    """A model's scores, and when, where and with what software they were made."""
+
+    schema: Literal[1] = 1
+    model: str
+    """Name of the student's folder, or `teacher-{hash12}`."""
+    version: Sha256 | Literal[""]
+    """Fingerprint of the data set that the student learned from; empty for the teacher."""
+    data: Sha256
+    """Digest of the scored images and their labels (`evaluation_digest`)."""
+    held_out: Sha256 | Literal[""] = ""
+    """Fingerprint of the data set that `agreement` was measured on; empty without one."""
+    agreement: Fraction | None = None
+    """Share of the held-out images for which student and teacher choose the same class."""
+    judge: Sha256 | Literal[""] = ""
+    """The sha256 of the judge's file; empty without one."""
+    recognised: Fraction | None = None
+    """Share of the data set's images that the judge puts into the class they were made for."""
+    unseen_data: Sha256 | Literal[""] = ""
+    """Digest of the images of classes that the student did not learn; empty without any."""
+    unseen: Fraction | None = None
+    """Accuracy on all of these images together."""
+    scores: Annotated[tuple[Score, ...], Field(min_length=1)]
+    """One score for each domain."""
+    notes: tuple[str, ...]
+    """Remarks about the evaluation data."""
+    date: str
+    """Day in UTC, ISO 8601."""
+    machine: dict[str, Any]
+    environment: dict[str, str]
+
+    def mean(self, average: Average) -> float:
+        """Mean over domains of the accuracy that `average` selects, 0-1."""
+        return sum(score.averaged(average) for score in self.scores) / len(self.scores)
+
+
+def pooled_accuracy(scores: Sequence[Score]) -> float:
+    """Accuracy on the images of all domains together, 0-1."""
+    return sum(each.accuracy * each.images for each in scores) / sum(each.images for each in scores)
+
+
+@dataclass(frozen=True)
+class CellStore:
+    """Where the result of a model on an evaluation set is stored."""
+
+    storage: Storage
+    """The root of the data set, or of the study for the teacher."""
+    model: str
+    version: str
+    data: str
+    held_out: str = ""
+    judge: str = ""
+    unseen_data: str = ""
+
+    @property
+    def folder(self) -> str:
+        """Folder relative to the root; its name contains a hash of all fields."""
+        about = {"schema": SCHEMA, **self._fields}
+        return f"{layout.CELLS}{self.model}-{hashlib.sha256(canonical(about)).hexdigest()[:12]}"
+
+    @property
+    def _fields(self) -> dict[str, str]:
+        fields = {
+            "model": self.model,
+            "version": self.version,
+            "data": self.data,
+            "held_out": self.held_out,
+        }
+        # Only where they are measured, so that cells without them keep their names.
+        later = {"judge": self.judge, "unseen_data": self.unseen_data}
+        return fields | {name: value for name, value in later.items() if value}
+
+    def read(self) -> CellResult | None:
+        """The stored result; None if the cell is not finished.
+
+        Raises:
+            CorruptionError: the file is damaged or belongs to another cell.
+        """
+        key = f"{self.folder}/{CELL}"
+        try:
+            result = read_as(TypeAdapter(CellResult), self.storage.get(key, CELL_LIMIT))
+        except MissingObject:
+            return None
+        except ValueError:
+            result = None
+        # The hash in the folder's name covers these fields, so a difference means damage.
+        if result is None or not self._fields.items() <= asdict(result).items():
+            raise CorruptionError(
+                f"{self.storage.location(key)}: is not the cell that was written; delete it and "
+                "run the same command again, which makes it anew"
+            )
+        return result
+
+    def keep(self, outcome: CellResult) -> CellResult:
+        """Write the result unless there is one already; returns the stored result."""
+        key = f"{self.folder}/{CELL}"
+        # Two calls may finish the same cell; both then show the first result.
+        if self.storage.put_if_absent(key, canonical(asdict(outcome))):
+            return outcome
+        return self.read() or outcome
+
+
+def cell_of_teacher(
+    storage: Storage, identity: Mapping[str, Any], data: str, unseen_data: str = ""
+) -> CellStore:
+    """Where the zero-shot result of a data set's teacher is stored.
+
+    Args:
+        identity: of the data set; only its classes and teacher keys matter.
+    """
+    # Prompts and images of the data set do not change what the teacher says about other images.
+    keys = [key for key in identity if key == "classes" or key.startswith("teacher.")]
+    name = f"teacher-{fingerprint({key: identity[key] for key in keys})[:12]}"
+    return CellStore(storage, name, "", data, unseen_data=unseen_data)
+
+
+def evaluation_digest(data: Domains) -> str:
+    """The sha256 of all images with their domains and classes; file names do not matter.
+
+    An image that cannot be read is included as `unreadable`.
+    """
+    entries = []
+    for item in data.items:
+        try:
+            image_hash = hashlib.sha256(item.read()).hexdigest()
+        # It has no score, but repairing it changes the scored images, and so the digest.
+        except (OSError, ValueError):  # the latter for a file that is too large
+            image_hash = "unreadable"
+        entries.append((item.domain, item.class_index, image_hash))
+    return hashlib.sha256(canonical([list(data.classes), sorted(entries)])).hexdigest()
+
+
+def unseen_digest(study: Study) -> str:
+    """Digest of the images of the study's `unseen` classes; empty without any.
+
+    Raises:
+        ManifestError: students learn one of these classes, or the evaluation data lack one.
+    """
+    unseen, manifest = study.described.unseen, study.manifest
+    if not unseen:
+        return ""
+    if learned := [name for name in unseen if name in manifest.classes]:
+        raise ManifestError(
+            "unseen", "must name classes that no student learns", learned, "remove these"
+        )
+    data = open_data(manifest.evaluation, unseen)
+    if data.unscored:
+        raise ManifestError(
+            "unseen", "must name classes of the evaluation data", data.unscored, "remove these"
+        )
+    return evaluation_digest(data)
+
+
+def scores(rows: list[ResultRow]) -> tuple[Score, ...]:
+    """The scores of the one model in the rows."""
+    return tuple(
+        Score(
+            domain=row["domain"],
+            images=row["images"],
+            accuracy=row["accuracy"],
+            class_mean=row["class_mean"],
+            per_class=row["per_class"],
+        )
+        for row in rows
+    )
 
 
 @dataclass(frozen=True)
@@ -210,32 +465,6 @@ class StudyResults:
         return indented(asdict(self))
 
 
-def networks(study: Study, study_cells: StudyCells) -> dict[str, footprint.TimedNetwork]:
-    """The network of each row with a finished cell, by the row's label."""
-    rows: dict[str, footprint.TimedNetwork] = {}
-    if study_cells.teacher:
-        rows[study.described.teacher] = footprint.tower(
-            study.manifest.teacher, study.manifest.cache
-        )
-    # Rows with the same shape share one network, so it is built and measured once.
-    shapes: dict[tuple[object, ...], footprint.TimedNetwork] = {}
-    for row in (name for name, scored in study_cells.students.items() if scored):
-        manifest = study.rows[row][0].manifest
-        shape = student_shape(manifest)
-        if shape not in shapes:
-            shapes[shape] = footprint.student(manifest)
-        rows[row] = shapes[shape]
-    return rows
-
-
-def student_shape(manifest: Manifest) -> tuple[object, ...]:
-    """Everything that decides whether a student can be built, and how large it is."""
-    config = manifest.distillation
-    # The teacher's name too, because a student of embeddings has an output for each dimension.
-    target = config.target, manifest.teacher.model
-    return config.student, config.weights, *target, manifest.synthesis.image_size
-
-
 def scored_images(study: Study, data: Domains) -> dict[str, int]:
     """Number of images by domain that a study's table is about, in the order of the data."""
     pictures = study.described.pictures
@@ -262,7 +491,31 @@ def collect_results(
     Raises:
         CorruptionError: a stored cell has scores of other domains.
     """
-    outcomes = _outcomes(study_cells, domains.keys())
+    cells = [cell for row in study_cells.students.values() for cell in row]
+    cells += [study_cells.teacher] if study_cells.teacher else []
+    for cell in cells:
+        # The root may be a stranger's.
+        if {score.domain for score in cell.outcome.scores} != domains.keys():
+            raise CorruptionError(
+                f"{cell.folder}: has scores of other domains than evaluation.data; delete it and "
+                "run the same command again, which makes it anew"
+            )
+    outcomes = [cell.outcome for cell in cells]
+    average, rows = study.manifest.evaluation.average, list[StudyRow]()
+    if study_cells.teacher:
+        name = study.described.teacher
+        # Blanks, because every row of a table has a cell for each axis.
+        names = (name, *("",) * (len(study.described.chosen_axes) - 1))
+        size = parameters.get(name)
+        rows.append(StudyRow.of(names, "teacher", (study_cells.teacher,), average, size))
+    for name, finished in study_cells.students.items():
+        if finished:
+            names, size = study.rows[name][0].names, parameters.get(name)
+            rows.append(StudyRow.of(names, "student", finished, average, size))
+    # The rows of a gallery are data sets, without scores.
+    for name, version in () if study.trains else study_cells.versions.items():
+        names, made_by = study.rows[name][0].names, version.manifest["environment"]
+        rows.append(StudyRow(names, "student", (), {}, None, None, version.fingerprint, made_by))
     return StudyResults(
         study=study.described.name,
         size=study.described.size,
@@ -273,57 +526,10 @@ def collect_results(
         domains=dict(domains),
         classes=study.manifest.classes,
         notes=outcomes[0].notes if outcomes else (),
-        rows=tuple(_rows(study, study_cells, parameters)),
+        rows=tuple(rows),
         failed=dict(study_cells.failed),
         maps=tuple(maps),
         judge=next((outcome.judge for outcome in outcomes if outcome.judge), ""),
         judge_accuracy=study_cells.judge_accuracy,
-        average=study.manifest.evaluation.average,
+        average=average,
     )
-
-
-def _outcomes(study_cells: StudyCells, domains: Set[str]) -> list[CellResult]:
-    """The results of all cells; `CorruptionError` if one has scores of other domains."""
-    cells = [cell for row in study_cells.students.values() for cell in row]
-    cells += [study_cells.teacher] if study_cells.teacher else []
-    for cell in cells:
-        # The root may be a stranger's.
-        if {score.domain for score in cell.outcome.scores} != domains:
-            raise CorruptionError(
-                f"{cell.folder}: has scores of other domains than evaluation.data; delete it and "
-                "run the same command again, which makes it anew"
-            )
-    return [cell.outcome for cell in cells]
-
-
-def _rows(
-    study: Study, study_cells: StudyCells, parameters: Mapping[str, int]
-) -> Iterable[StudyRow]:
-    """The rows with a finished cell: with scores or, in a gallery, without."""
-    if study.trains:
-        return _scored_rows(study, study_cells, parameters)
-    return _gallery_rows(study, study_cells)
-
-
-def _scored_rows(
-    study: Study, study_cells: StudyCells, parameters: Mapping[str, int]
-) -> Iterable[StudyRow]:
-    """Yield the rows with a finished cell: the teacher, then the students."""
-    average = study.manifest.evaluation.average
-    if study_cells.teacher:
-        name = study.described.teacher
-        # Blanks, because every row of a table has a cell for each axis.
-        names = (name, *("",) * (len(study.described.chosen_axes) - 1))
-        yield StudyRow.of(names, "teacher", (study_cells.teacher,), average, parameters.get(name))
-    for name, cells in study_cells.students.items():
-        if cells:
-            names = study.rows[name][0].names
-            yield StudyRow.of(names, "student", cells, average, parameters.get(name))
-
-
-def _gallery_rows(study: Study, study_cells: StudyCells) -> Iterable[StudyRow]:
-    """Yield a row for each data set of a gallery, which has no scores."""
-    for name, version in study_cells.versions.items():
-        names = study.rows[name][0].names
-        fingerprint, environment = version.fingerprint, version.manifest["environment"]
-        yield StudyRow(names, "student", (), {}, None, None, fingerprint, environment)

@@ -6,13 +6,18 @@ of one data set. This module imports neither torch nor ray, so a bad study is re
 """
 
 import dataclasses
+import difflib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.identity import identity
@@ -20,13 +25,211 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS
 from dfkd.errors import ManifestError
-from dfkd.lab.studies.schema import Settings, StudyFile
+from dfkd.lab.few_shot.settings import FewShot
+from dfkd.utils.types import CHECKED, Count, Name, Natural, Positive, require_unique
 from dfkd.utils.yaml import check, expand_preset, load, merge, read_tree
 
 FILE = "study.yaml"
-
+STUDIES = Path(__file__).parents[3] / "manifests" / "studies"
+"""The studies of the repository."""
 HELD_OUT_SALT = 2**31 - 1
 """Salt of the data set that measures agreement; no study has it among its seeds."""
+
+Settings = dict[str, Any]
+"""Manifest keys with new values, nested as in a manifest file."""
+
+Kind = Literal["table", "curve", "bars", "gallery", "embedding", "case"]
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Axis:
+    """Named alternatives; each row uses one of them."""
+
+    name: Name
+    """Column heading in a table, or the title of a curve's axis."""
+    values: Annotated[dict[Name, Settings | tuple[Settings, ...]], Field(min_length=1)]
+    """Settings by name, as in the paper. Of a list of settings, each seed uses the next one."""
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Paper:
+    """Figures of the paper for these rows, in percent, measured on the paper's own data."""
+
+    of: Name
+    """Which table of the paper, e.g. `Table 1`."""
+    data: Name
+    """Data set of the paper, e.g. `PACS`."""
+    columns: Annotated[tuple[Name, ...], Field(min_length=1)]
+    rows: dict[Name, tuple[float, ...]]
+    """Figures by row, whose name is its values joined by spaces, or that of the teacher's row."""
+
+    def __post_init__(self) -> None:
+        for label, figures in self.rows.items():
+            if len(figures) != len(self.columns):
+                raise ManifestError(
+                    f"paper.rows.{label}",
+                    f"must have a figure for each of {len(self.columns)} columns",
+                    list(figures),
+                    "add or remove figures",
+                )
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Pictures:
+    """Which images a gallery or a case shows."""
+
+    classes: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Classes to show; exactly one in a case."""
+    count: Count = 8
+    """Images of each class and row in a gallery, or of each row in a case."""
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Adaptation:
+    """What an embedding shows: a domain before and after few-shot training."""
+
+    domain: Name
+    """A domain of `evaluation.data`."""
+    shots: Count = 16
+    """Training images of each class. A class with too few keeps one image for testing."""
+    epochs: Count = FewShot.epochs
+    """As those of `dfkd.lab.few_shot.settings.FewShot`, also for the rate."""
+    learning_rate: Positive = FewShot.learning_rate
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Quick:
+    """What `--quick` changes: the same study, smaller, with seed 0 and, as a rule, its own root."""
+
+    settings: Settings
+    """Settings applied before those of the axes, as a rule with another storage.root."""
+    axes: tuple[Axis, ...] = ()
+    """Axes that replace the study's; empty keeps the study's."""
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class StudyFile:
+    """The content of a study's file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    title: Name
+    shows: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Tables and figures of the paper that the study reproduces, e.g. `Table 1`; `-` if none."""
+    kind: Kind
+    """`table`, `curve` (one axis on x), `bars` (one group for each domain), `gallery` (images of
+    classes), `embedding` (t-SNE of the students' features on a domain) or `case` (one class in
+    several methods and domains).
+    """
+    base: Name
+    """Path of the manifest that all cells start from, relative to the study's file."""
+    settings: Settings = field(default_factory=dict)
+    """Settings of all cells, applied to the base. `name`, `distillation.seeds`, `evaluation.models`
+    and, with `repeat: run`, `salt` are the study's own: neither these nor other settings hold them.
+    """
+    axes: Annotated[tuple[Axis, ...], Field(min_length=1)]
+    skip: tuple[dict[Name, Name], ...] = ()
+    """Rows to leave out: a row is skipped if it has all values of an entry, given by axis."""
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    """Each row has one cell for each seed; a gallery uses only the first."""
+    repeat: Literal["student", "run"] = "student"
+    """What a seed repeats: the student of one data set, or the whole run, with the seed as salt."""
+    compare: str = ""
+    """A value of one axis. Each row is compared with the row that has this value in the place of
+    its own: the table shows the paired difference of their means over domains, with its 95 %
+    interval. Empty compares none, and so does a table of single classes.
+    """
+    held_out_images: Natural = 0
+    """Images of each class in one more data set, which no student learns from. The table then has
+    a column `agreement`: the share of these images for which student and teacher choose the same
+    class. 0 makes none.
+    """
+    judge: str = ""
+    """Weights of a classifier that guided no synthesis (`jobs/pretrain.py --only judge`),
+    relative to the working directory. The table then has a column `recognised`: the share of a
+    row's synthesised images that this judge puts into the class that they were made for. Empty
+    measures nothing, as `--quick` does.
+    """
+    unseen: tuple[Name, ...] = ()
+    """Classes that no student learns. The table then has a column `unseen`: the accuracy on all
+    images of these classes, of the teacher and of the students of embeddings, whose classes can be
+    replaced. Empty measures nothing.
+    """
+    teacher: str = ""
+    """Name of the row with the teacher's zero-shot accuracy; empty leaves it out."""
+    columns: Literal["domains", "classes"] = "domains"
+    """Columns of the table; with `classes` there is a row for each domain, as in Table 4."""
+    x: str = ""
+    """The axis that a curve has on x; its values are numbers."""
+    pictures: Pictures | None = None
+    adaptation: Adaptation | None = None
+    """Required for an embedding, forbidden elsewhere."""
+    paper: tuple[Paper, ...] = ()
+    notes: tuple[Name, ...] = ()
+    """Sentences shown below the table."""
+    quick: Quick
+    size: Literal["full", "quick"] = "full"
+    """`--quick` sets it to `quick`."""
+
+    def __post_init__(self) -> None:
+        require_unique("axes", tuple(axis.name for axis in self.axes))
+        require_unique("seeds", self.seeds)
+        require_unique("unseen", self.unseen)
+        # Found only where a student is scored otherwise, which is after its training.
+        if len(self.unseen) == 1:
+            raise ManifestError(
+                "unseen", "must be empty, or name two classes or more", self.unseen, "name more"
+            )
+        # Both sizes, so that an error in the quick one is found before somebody tries it.
+        for axes in (self.axes, self.quick.axes or self.axes) if self.kind == "curve" else ():
+            named = [axis for axis in axes if axis.name == self.x]
+            if not named or not all(map(_is_number, named[0].values)):
+                raise ManifestError(
+                    "x",
+                    "must name an axis of a curve whose values are numbers",
+                    self.x,
+                    f"name one of {', '.join(axis.name for axis in axes)}",
+                )
+        if (self.adaptation is not None) != (self.kind == "embedding"):
+            raise ManifestError(
+                "adaptation",
+                "names the domain of an embedding, and nothing elsewhere",
+                self.adaptation and self.adaptation.domain,
+                "add or remove it",
+            )
+        # A case has columns for domains, so there is no room for a second class.
+        shown = 0 if self.pictures is None else len(self.pictures.classes)
+        fits = {"gallery": shown > 0, "case": shown == 1}.get(self.kind, shown == 0)
+        if not fits:
+            raise ManifestError(
+                "pictures",
+                "names classes in a gallery, one class in a case, and nothing elsewhere",
+                shown,
+                "add, shorten or remove it",
+            )
+
+    @property
+    def chosen_axes(self) -> tuple[Axis, ...]:
+        """The axes of the selected size."""
+        return (self.quick.axes or self.axes) if self.size == "quick" else self.axes
+
+    @property
+    def chosen_seeds(self) -> tuple[int, ...]:
+        """The seeds of the selected size; only the first for a gallery."""
+        seeds = (0,) if self.size == "quick" else self.seeds
+        return seeds[:1] if self.kind == "gallery" else seeds
+
+    @property
+    def chosen_judge(self) -> str:
+        """The judge's file; empty for the quick study, which must run without it."""
+        return "" if self.size == "quick" else self.judge
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -48,6 +251,11 @@ class Cell:
     def method(self) -> Method:
         """The method that makes the cell's images."""
         return self.manifest.method
+
+    @property
+    def home(self) -> Manifest:
+        """The manifest with a root of its own for its data set, below that of the study."""
+        return at_home(self.manifest)
 
     @property
     def label(self) -> str:
@@ -90,14 +298,13 @@ class Study:
             return None
         # One salt for all seeds, so that all cells of a synthesis are measured on the same images.
         larger = cell.manifest.with_values(synthesis={"images_per_class": images})
-        return dataclasses.replace(larger, salt=HELD_OUT_SALT)
+        return at_home(dataclasses.replace(larger, salt=HELD_OUT_SALT))
 
-    def data_sets(self) -> dict[str, Manifest]:
-        """The manifest of each different data set, by the fingerprint of its identity."""
-        # Without hashes of weight files: they take long, and equal names mean equal files here.
-        manifests = [cell.manifest for cell in self.cells]
+    def data_sets(self) -> list[Manifest]:
+        """The manifest of each different data set, with its own root."""
+        manifests = [cell.home for cell in self.cells]
         manifests += filter(None, map(self.held_out, self.cells))
-        return {fingerprint(identity(manifest, {})): manifest for manifest in manifests}
+        return list({manifest.storage.root: manifest for manifest in manifests}.values())
 
     def as_dict(self) -> dict[str, Any]:
         """The file's content with every default, as plain values."""
@@ -107,6 +314,41 @@ class Study:
     def manifests(self) -> list[dict[str, Any]]:
         """The manifest of each cell, as plain values."""
         return [cell.manifest.as_dict() for cell in self.cells]
+
+
+def at_home(manifest: Manifest) -> Manifest:
+    """The manifest with a root of its own for its data set, below the root that it has.
+
+    Each data set has its own, so `current` is the only one there, and all studies below one root
+    share data sets and students.
+    """
+    # Without hashes of weight files, which take long: a version's fingerprint has them.
+    key = fingerprint(identity(manifest, {}))[:12]
+    return manifest.with_values(storage={"root": f"{manifest.storage.root.rstrip('/')}/{key}"})
+
+
+def find(source: str, overrides: tuple[str, ...]) -> Study:
+    """The study for a name, a folder or a file.
+
+    Raises:
+        ManifestError: there is no such study, or it breaks a rule.
+    """
+    # A path first, so that a study of one's own may have the name of a shipped one. Other folders
+    # may have it too: `images` is the name of a study.
+    path = Path(source)
+    if path.exists() and (not path.is_dir() or (path / FILE).exists()):
+        return read(source, overrides)
+    names = [path.parent.name for path in files()]
+    if source in names:
+        return read(STUDIES / source, overrides)
+    near = difflib.get_close_matches(source, names, n=1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)}"
+    raise ManifestError("study", "must be a study's name, folder or file", source, remedy)
+
+
+def files() -> list[Path]:
+    """Paths of all studies in the repository, sorted by name."""
+    return sorted(STUDIES.glob(f"*/{FILE}"))
 
 
 def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
@@ -124,14 +366,7 @@ def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     if not cells:
         raise ManifestError("skip", "must leave a row", len(described.skip), "shorten it")
     study = Study(described, path.parent, cells)
-    _check_common_settings(study)
-    _check_distinct_rows(study)
-    _check_measures(study)
-    _check_pictures(study)
-    # A quick study may replace axes, so the paper's rows and the reference may be missing.
-    if described.size == "full":
-        _check_paper(study)
-        _check_compared(study)
+    _check(study)
     return study
 
 
@@ -142,63 +377,41 @@ def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
         # Beneath the axes, so that the rows differ in the small study as in the full one.
         common.append(described.quick.settings)
     # Refused and not overwritten, because an ignored setting would mislead whoever wrote it.
-    study_settings = _study_settings(described, described.chosen_seeds[0])
-    _refuse_study_settings("settings", described.settings, study_settings)
-    _refuse_study_settings("quick.settings", described.quick.settings, study_settings)
-    for names, alternatives in _rows(described):
-        for number, seed in enumerate(described.chosen_seeds):
-            settings = [_settings_of_seed(names, each, number) for each in alternatives]
-            for each in settings:
-                _refuse_study_settings(f"axes: {' '.join(names)}", each, study_settings)
-            yield Cell(
-                names,
-                seed,
-                _manifest(names, [*common, *settings], _study_settings(described, seed)),
-            )
-
-
-Alternatives = list[Settings | tuple[Settings, ...]]
-"""The settings that each axis contributes to a row."""
-
-
-def _rows(described: StudyFile) -> Iterator[tuple[tuple[str, ...], Alternatives]]:
-    """Yield the names and the settings of each row."""
+    own = _own_settings(described, described.chosen_seeds[0])
+    _refuse_own_settings("settings", described.settings, own)
+    _refuse_own_settings("quick.settings", described.quick.settings, own)
     axes = described.chosen_axes
-    skipped = [_skipped(described, entry) for entry in described.skip]
-    for choice in itertools.product(*(axis.values.items() for axis in axes)):
-        names = {axis.name: name for axis, (name, _) in zip(axes, choice, strict=True)}
-        if not any(entry.items() <= names.items() for entry in skipped):
-            yield tuple(names.values()), [settings for _, settings in choice]
-
-
-def _skipped(described: StudyFile, entry: Mapping[str, str]) -> dict[str, str]:
-    """An entry of `skip`; its values must exist, except with `--quick`, which may replace axes."""
-    known = {axis.name: axis.values for axis in described.chosen_axes}
-    for axis, value in entry.items():
-        if described.size == "full" and value not in known.get(axis, ()):
+    # The values of `skip` must exist, except with `--quick`, which may replace axes.
+    known = {axis.name: axis.values for axis in axes}
+    for entry in described.skip if described.size == "full" else ():
+        if any(value not in known.get(axis, ()) for axis, value in entry.items()):
             raise ManifestError(
                 "skip", "must name values by their axes", dict(entry), "fix or remove it"
             )
-    return dict(entry)
+    for choice in itertools.product(*(axis.values.items() for axis in axes)):
+        names = tuple(name for name, _ in choice)
+        by_axis = {axis.name: name for axis, name in zip(axes, names, strict=True)}
+        if any(entry.items() <= by_axis.items() for entry in described.skip):
+            continue
+        row = f"axes: {' '.join(names)}"
+        for number, seed in enumerate(described.chosen_seeds):
+            settings = []
+            for _, given in choice:
+                # Of a list of settings, each seed uses the next one.
+                if isinstance(given, tuple) and number >= len(given):
+                    raise ManifestError(
+                        row,
+                        "a list of settings must have one for each seed",
+                        len(given),
+                        "lengthen it or name fewer seeds",
+                    )
+                settings.append(given[number] if isinstance(given, tuple) else given)
+                _refuse_own_settings(row, settings[-1], own)
+            parts, own_of_seed = [*common, *settings], _own_settings(described, seed)
+            yield Cell(names, seed, _manifest(row, names, parts, own_of_seed))
 
 
-def _settings_of_seed(
-    names: tuple[str, ...], settings: Settings | tuple[Settings, ...], number: int
-) -> Settings:
-    """The settings of an axis' value for the seed at position `number`."""
-    if not isinstance(settings, tuple):
-        return settings
-    if number >= len(settings):
-        raise ManifestError(
-            f"axes: {' '.join(names)}",
-            "a list of settings must have one for each seed",
-            len(settings),
-            "lengthen it or name fewer seeds",
-        )
-    return settings[number]
-
-
-def _study_settings(described: StudyFile, seed: int) -> Settings:
+def _own_settings(described: StudyFile, seed: int) -> Settings:
     """The manifest keys of a cell that the study sets itself."""
     settings: Settings = {
         "name": described.name,
@@ -208,25 +421,23 @@ def _study_settings(described: StudyFile, seed: int) -> Settings:
     return settings | ({"salt": seed} if described.repeat == "run" else {})
 
 
-def _refuse_study_settings(
-    field: str, settings: Any, study_settings: Settings, parent: str = ""
-) -> None:
+def _refuse_own_settings(where: str, settings: Any, own: Settings, parent: str = "") -> None:
     """Refuse settings that the study would overwrite."""
-    for name, value in study_settings.items():
+    for name, value in own.items():
         if not isinstance(settings, dict) or name not in settings:
             continue
         key = f"{parent}{name}"
         if not isinstance(value, dict):
             raise ManifestError(
-                field,
+                where,
                 f"must not hold {key}, which the study gives",
                 settings[name],
                 "remove it; seeds are a key of the study",
             )
-        _refuse_study_settings(field, settings[name], value, f"{key}.")
+        _refuse_own_settings(where, settings[name], value, f"{key}.")
 
 
-def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Settings) -> Manifest:
+def _manifest(row: str, names: tuple[str, ...], parts: list[Settings], own: Settings) -> Manifest:
     """Merge settings into the manifest of a cell; later parts override earlier ones.
 
     Raises:
@@ -239,7 +450,7 @@ def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Set
     # preset.
     tree = expand_preset(tree, PRESETS)
     # Last, so that no preset changes what the study sets itself.
-    for key, value in study_settings.items():
+    for key, value in own.items():
         section = isinstance(value, dict)
         if not section or isinstance(tree.get(key, {}), dict):  # else the check names it
             tree = merge(tree, {key: value})
@@ -247,46 +458,35 @@ def _manifest(names: tuple[str, ...], parts: list[Settings], study_settings: Set
     try:
         manifest = check(Manifest, tree)
     except ManifestError as error:
-        raise ManifestError(
-            f"axes: {' '.join(names)}", f"must be a manifest ({error})", names, "fix the study"
-        ) from None
+        raise ManifestError(row, f"must be a manifest ({error})", names, "fix the study") from None
     # A cell is one student of one data set.
     if len(manifest.methods) != 1:
         raise ManifestError(
-            f"axes: {' '.join(names)}",
-            "prompts.method, synthesis.method and batch_norm_weight must make one method",
+            row,
+            "prompts.method and synthesis.source must make one method",
             list(manifest.methods),
             "make it an axis",
         )
     return manifest
 
 
-def _check_common_settings(study: Study) -> None:
-    """Refuse rows that differ in what they share: place, actors, classes and evaluation."""
+def _check(study: Study) -> None:
+    """Refuse what the rows of a study contradict."""
+    described = study.described
     for cell in study.cells:
-        for field in ("storage", "cluster", "classes", "evaluation"):
-            if getattr(cell.manifest, field) != getattr(study.manifest, field):
+        for section in ("storage", "cluster", "classes", "evaluation"):
+            if getattr(cell.manifest, section) != getattr(study.manifest, section):
                 raise ManifestError(
                     f"axes: {cell.row}",
-                    f"{field} must be the same in all rows",
-                    cell.manifest.as_dict()[field],
+                    f"{section} must be the same in all rows",
+                    cell.manifest.as_dict()[section],
                     "move it to settings",
                 )
-
-
-def _check_distinct_rows(study: Study) -> None:
-    """Refuse rows with the same name."""
-    for cell in study.cells:
         # Names of values may hold spaces, so other values can join to the same name.
         if study.rows[cell.row][0].names != cell.names:
             raise ManifestError(
                 "axes", "must give each row a name of its own", cell.row, "rename a value"
             )
-
-
-def _check_measures(study: Study) -> None:
-    """Refuse a teacher's row with the name of another, and an agreement with other labels."""
-    described = study.described
     if described.teacher in study.rows:
         raise ManifestError("teacher", "must not be a row's name", described.teacher, "rename one")
     # Stored distances, with which students are compared, are to the class texts alone.
@@ -298,32 +498,21 @@ def _check_measures(study: Study) -> None:
             described.held_out_images,
             "set it to 0",
         )
-
-
-def _check_pictures(study: Study) -> None:
-    """Refuse pictures of a class that the study does not have."""
-    shown_classes = study.described.pictures.classes if study.described.pictures else ()
-    for name in shown_classes:
+    for name in described.pictures.classes if described.pictures else ():
         if name not in study.manifest.classes:
             raise ManifestError(
                 "pictures.classes", "must be among classes", name, "name one of them"
             )
-
-
-def _check_paper(study: Study) -> None:
-    """Refuse numbers of the paper for a row that the study does not have."""
-    labels = list(filter(None, [*study.rows, study.described.teacher]))
-    for number, paper in enumerate(study.described.paper):
+    # A quick study may replace axes, so the paper's rows and the reference may be missing.
+    if described.size == "quick":
+        return
+    labels = list(filter(None, [*study.rows, described.teacher]))
+    for number, paper in enumerate(described.paper):
         for label in paper.rows:
             if label not in labels:
                 raise ManifestError(
                     f"paper.{number}.rows", f"must be among {', '.join(labels)}", label, "fix it"
                 )
-
-
-def _check_compared(study: Study) -> None:
-    """Refuse a reference that is no value of an axis, or of two axes."""
-    described = study.described
     values = [value for axis in described.chosen_axes for value in axis.values]
     if described.compare and values.count(described.compare) != 1:
         raise ManifestError(

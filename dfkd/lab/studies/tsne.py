@@ -11,20 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dfkd.config.distillation import FewShot
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import Domains
 from dfkd.lab.few_shot.run import read_domain
-from dfkd.lab.few_shot.split import split_domain
+from dfkd.lab.few_shot.settings import FewShot
 from dfkd.lab.few_shot.tuning import (
     LabelledImages,
     features_of,
     from_distances,
+    split_domain,
     tune_on_split,
 )
 from dfkd.lab.studies.results import Map, StudyCells
-from dfkd.lab.studies.schema import Adaptation
-from dfkd.lab.studies.study import Study
+from dfkd.lab.studies.study import Adaptation, Study
 from dfkd.models.student import Student, load_student
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
@@ -48,20 +47,19 @@ def maps(study: Study, data: Domains, study_cells: StudyCells, threads: int = 0)
         study_cells: the finished cells; a row whose first one is not finished has no maps.
         threads: threads that decode images; 0 means one for each processor.
     """
-    root, device = open_storage(study.manifest.storage.root), pick_device()
     adaptation = study.described.adaptation
     if adaptation is None:
         return
     for row, finished in study_cells.students.items():
         # One student, because positions on several maps have no mean.
         if finished and finished[0].seed == study.rows[row][0].seed:
-            folder = root.child(layout.student(finished[0].outcome.model))
-            student, _ = load_student(folder, device)
-            manifest = study.rows[row][0].manifest
-            domain = read_domain(manifest, data, adaptation.domain, threads)
-            yield from before_and_after(
-                row, student, domain.images, data.classes, adaptation, manifest.fewshot
+            manifest = study.rows[row][0].home
+            folder = layout.student(finished[0].outcome.model)
+            student, _ = load_student(
+                open_storage(manifest.storage.root).child(folder), pick_device()
             )
+            domain = read_domain(manifest, data, adaptation.domain, threads)
+            yield from before_and_after(row, student, domain.images, data.classes, adaptation)
 
 
 def before_and_after(
@@ -70,7 +68,6 @@ def before_and_after(
     images: LabelledImages,
     classes: Sequence[str],
     adaptation: Adaptation,
-    config: FewShot,
 ) -> Iterator[Map]:
     """Yield the maps of a domain before and after few-shot training, of the same images.
 
@@ -79,10 +76,10 @@ def before_and_after(
         student: gives distances, as distillation leaves it.
         images: all images of the domain.
         classes: names by index.
-        adaptation: the domain's name, and the training images of each class.
-        config: settings of the training; its first seed is that of the split.
+        adaptation: the domain's name, and the settings of the training.
     """
-    shots, seed = adaptation.shots, config.seeds[0]
+    shots, seed = adaptation.shots, 0
+    config = FewShot(epochs=adaptation.epochs, learning_rate=adaptation.learning_rate)
     split = split_domain(images.labels.tolist(), classes, adaptation.domain, shots, seed)
     tune_on_split(tuned := from_distances(student), images, split, config, "student")
     # The same images in both maps, so that a reader can follow each of them.

@@ -19,7 +19,7 @@ from dfkd.models.weights.artifacts import FETCH, PIPELINE_FILES, cached
 from dfkd.models.weights.reading import load_into, match, read_json, read_state_dict
 from dfkd.utils.strict_json import numbers
 
-FIELD = "generator.weights"
+FIELD = "generator.diffusers.weights"
 """The manifest key that errors name."""
 REMEDY = "give an intact folder in diffusers' layout"
 
@@ -57,7 +57,7 @@ The latter multiply; Stable Diffusion has at most 4 of each."""
 
 
 def find_folder(value: str, cache: str = CACHE) -> Path:
-    """The folder that `generator.weights` names.
+    """The folder that `generator.diffusers.weights` names.
 
     Raises:
         WeightsError: no such folder or name, it is of another kind of pipeline, or a file is not in
@@ -163,7 +163,7 @@ def read_scheduler(path: Path, steps: int) -> Any:
         kind = type(scheduler).__name__
         rule = f"must suit {kind} ({one_line(error)})"
         remedy = f"choose another number, or fix {path}"
-        raise ManifestError("synthesis.steps", rule, steps, remedy) from None
+        raise ManifestError("generator.diffusers.steps", rule, steps, remedy) from None
     # Some keys are read only when a step is taken, so a copy takes all of them.
     trial, sample = copy.deepcopy(scheduler), torch.zeros(1, 1, 1, 1)
     try:

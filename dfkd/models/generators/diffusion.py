@@ -1,7 +1,7 @@
 """The generator whose latents are sampled: a latent diffusion model in diffusers' layout.
 
     x_T    = sigma_T * noise                                         of the image's own seed
-    x_t-1  = scheduler(UNet(x_t, t, states), t, x_t)                 `synthesis.steps` times
+    x_t-1  = scheduler(UNet(x_t, t, states), t, x_t)                 `steps` times
     image  = VAE decoder(x_0 / scaling factor)
 
 This is what diffusers' `StableDiffusionPipeline` computes, and a test compares the two. But the
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.config.paths import CACHE
-from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import WeightsError
 from dfkd.models.generators.diffusers_folder import (
     FIELD,
@@ -32,6 +31,7 @@ from dfkd.models.generators.diffusers_folder import (
     weights_file,
 )
 from dfkd.models.generators.generator import Condition, TextInput, to_pixels
+from dfkd.models.generators.settings import Diffusers
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.utils.device import multiplies_bfloat16
@@ -80,12 +80,12 @@ class Diffusion:
         self._guided = guidance > 1 and self._scale is None
 
     @classmethod
-    def files(cls, config: GeneratorConfig, cache: str = CACHE) -> dict[str, Path]:
-        """Configurations and weights of all parts; see `Generator.files`.
+    def files(cls, settings: Diffusers, cache: str = CACHE) -> dict[str, Path]:
+        """Configurations and weights of all parts; see `GeneratorSettings.files`.
 
         Of the text encoder only the configuration changes a pixel.
         """
-        folder = find_folder(config.weights, cache)
+        folder = find_folder(settings.weights, cache)
         files = {
             "unet/config": folder / "unet/config.json",
             "unet/weights": weights_file(folder / "unet"),
@@ -97,29 +97,32 @@ class Diffusion:
         for path in files.values():
             if not path.is_file():
                 rule = f"must hold {path.relative_to(folder)}"
-                raise WeightsError(FIELD, rule, config.weights, REMEDY)
+                raise WeightsError(FIELD, rule, settings.weights, REMEDY)
         return {f"{FIELD}/{part}": path for part, path in files.items()}
 
     @classmethod
     def load(
         cls,
-        config: GeneratorConfig,
+        settings: Diffusers,
         device: torch.device,
         precision: Precision = "float32",
         cache: str = CACHE,
-        *,
-        steps: int,
     ) -> "Diffusion":
-        """See `Generator.load`."""
-        files = cls.files(config, cache)
-        folder = find_folder(config.weights, cache)
+        """See `GeneratorSettings.load`.
+
+        Raises:
+            ManifestError: the scheduler cannot do so many steps.
+        """
+        files = cls.files(settings, cache)
+        folder = find_folder(settings.weights, cache)
         encoder = TextEncoder.read(folder)
+        steps, guidance = settings.sampling_steps, settings.guidance
         scheduler = read_scheduler(files[f"{FIELD}/scheduler"], steps)
         unet = read_network("unet", UNETS, files, device)
         vae = read_network("vae", VAES, files, device)
         require_fitting(unet.config, vae.config, encoder.shape.hidden_size, folder)
-        assert config.guidance is not None  # noqa: S101 - a manifest fills it in
-        return cls(unet, vae, scheduler, encoder, steps, config.guidance, precision)
+        assert guidance is not None  # noqa: S101 - the settings fill it in
+        return cls(unet, vae, scheduler, encoder, steps, guidance, precision)
 
     def require(self, teacher: Teacher, image_size: int) -> None:
         """Refuse a teacher whose text tower is not the pipeline's own; images are resized."""
@@ -167,12 +170,8 @@ class Diffusion:
         empty, prompted = output.float().chunk(2)
         return empty + self.guidance * (prompted - empty)
 
-    def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
-        """Pixels float32 [B, 3, H, W] in [0, 1] of a latent [B, C, h, w].
-
-        Args:
-            quantise: not used, because the latents have no codes.
-        """
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pixels float32 [B, 3, H, W] in [0, 1] of a latent [B, C, h, w]."""
         if torch.is_grad_enabled():
             return self._decode_at_once(latent)
         # The images of a batch that has been sampled may not fit: at 512 px the VAE's widest layer

@@ -1,4 +1,4 @@
-"""What synthesis needs of a generator, whatever its kind (`dfkd.models.generators.kinds`).
+"""What synthesis needs of a generator, whatever its kind.
 
 A generator gives each image a latent and decodes it. What makes the latent depends on the kind:
 
@@ -9,16 +9,12 @@ A generator gives each image a latent and decodes it. What makes the latent depe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dfkd.config.paths import CACHE
-from dfkd.config.synthesis import GeneratorConfig
 from dfkd.models.teacher import Teacher
-from dfkd.utils.types import Precision
 
 
 @dataclass(frozen=True)
@@ -42,45 +38,10 @@ class Condition:
 
 
 class Generator(Protocol):
-    """A frozen generator of images."""
+    """A frozen generator of images, made by `GeneratorSettings.load`."""
 
     text: TextInput | None
     """What `init_latents` needs as condition; None if it needs none."""
-
-    @classmethod
-    def files(cls, config: GeneratorConfig, cache: str) -> dict[str, Path]:
-        """The files that can change a pixel, by their role in `dfkd.config.identity`.
-
-        A role is the key that names the file, such as `generator.config`, or of a folder the key
-        and the part, such as `generator.weights/unet`.
-
-        Raises:
-            WeightsError: a file is missing.
-        """
-
-    @classmethod
-    def load(
-        cls,
-        config: GeneratorConfig,
-        device: torch.device,
-        precision: Precision = "float32",
-        cache: str = CACHE,
-        *,
-        steps: int,
-    ) -> Self:
-        """The generator that a manifest names.
-
-        Args:
-            config: the section of the manifest.
-            device: where its weights are put.
-            precision: `bfloat16` autocasts its networks on devices with such instructions.
-            cache: the folder with published files.
-            steps: `synthesis.steps`, of a generator that samples its latents.
-
-        Raises:
-            ManifestError: the generator cannot do so many steps.
-            WeightsError: a file is missing, corrupt or hostile, or of another architecture.
-        """
 
     def require(self, teacher: Teacher, image_size: int) -> None:
         """Raise `ManifestError` if teacher or image size do not fit the generator."""
@@ -95,12 +56,8 @@ class Generator(Protocol):
                 that one.
         """
 
-    def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
-        """Pixels float32 [B, 3, H, W] in [0, 1], differentiable in the latent.
-
-        Args:
-            quantise: decode the nearest codes, if the generator has codes.
-        """
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pixels float32 [B, 3, H, W] in [0, 1], differentiable in the latent."""
 
     def constrain(self, latent: Tensor) -> Tensor:
         """Move a latent, in place, into the range that the generator can decode; returns it."""

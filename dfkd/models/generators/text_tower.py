@@ -99,7 +99,8 @@ class TextEncoder:
         if difference:
             raise ManifestError(
                 "teacher.model",
-                f"must have the text tower that generator.weights was trained on ({difference})",
+                "must have the text tower that generator.diffusers.weights was trained on "
+                f"({difference})",
                 teacher.name,
                 "choose the CLIP that the diffusion model names as its text encoder",
             )

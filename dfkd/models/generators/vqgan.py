@@ -12,9 +12,9 @@ from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor, nn
 
 from dfkd.config.paths import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS, MINIATURE, local_path
-from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.generators.generator import Condition, TextInput, to_pixels
+from dfkd.models.generators.settings import Vqgan
 from dfkd.models.generators.vqgan_config import Model, read_model
 from dfkd.models.generators.vqgan_decoder import decode
 from dfkd.models.teacher import Teacher
@@ -29,14 +29,17 @@ MAX_DISTANCES = 1 << 24
 _PARTS = ("decoder.", "quantize.", "post_quant_conv.")
 """Beginnings of the names of the tensors that are used of a checkpoint."""
 
-_MINIATURE = {"generator.config": GENERATOR_CONFIG, "generator.weights": GENERATOR_WEIGHTS}
+_MINIATURE = {
+    "generator.vqgan.config": GENERATOR_CONFIG,
+    "generator.vqgan.weights": GENERATOR_WEIGHTS,
+}
 
 
 def find_file(field: str, value: str, cache: str = CACHE) -> Path:
-    """The file that a key of `generator` names.
+    """The file that a key of `generator.vqgan` names.
 
     Args:
-        field: `generator.config` or `generator.weights`.
+        field: `generator.vqgan.config` or `generator.vqgan.weights`.
         value: the value of that key.
         cache: the folder with the files of published VQGANs.
 
@@ -61,12 +64,16 @@ class VQGAN:
     Attributes:
         downsampling: height and width in pixels of one code (16 for f16).
         codebook: [K, C] float32.
+        quantised: whether `decode` takes the nearest codes (straight-through) of a latent.
         network: decoder and codebook, frozen.
     """
 
     text: TextInput | None = None
 
-    def __init__(self, network: "Network", precision: Precision = "float32") -> None:
+    def __init__(
+        self, network: "Network", precision: Precision = "float32", *, quantised: bool = True
+    ) -> None:
+        self.quantised = quantised
         self.network = network.eval().requires_grad_(False)
         self.codebook: Tensor = network.get_parameter("quantize.embedding.weight")
         self.downsampling = network.downsampling
@@ -83,28 +90,25 @@ class VQGAN:
     @classmethod
     def load(
         cls,
-        config: GeneratorConfig,
+        settings: Vqgan,
         device: torch.device,
         precision: Precision = "float32",
         cache: str = CACHE,
-        *,
-        steps: int = 0,
     ) -> "VQGAN":
-        """See `Generator.load`; the nearest codes are always searched in float32.
-
-        Args:
-            steps: not used, because the latents are optimised elsewhere.
-        """
-        files = cls.files(config, cache)
+        """See `GeneratorSettings.load`; the nearest codes are always searched in float32."""
+        files = cls.files(settings, cache)
         network, state = _read(files)
         network.to_empty(device=device)
-        load_into("generator.weights", files["generator.weights"], network, state)
-        return cls(network, precision)
+        load_into("generator.vqgan.weights", files["generator.vqgan.weights"], network, state)
+        return cls(network, precision, quantised=settings.quantise)
 
     @classmethod
-    def files(cls, config: GeneratorConfig, cache: str = CACHE) -> dict[str, Path]:
-        """Configuration and checkpoint; see `Generator.files`."""
-        values = {"generator.config": config.config, "generator.weights": config.weights}
+    def files(cls, settings: Vqgan, cache: str = CACHE) -> dict[str, Path]:
+        """Configuration and checkpoint; see `GeneratorSettings.files`."""
+        values = {
+            "generator.vqgan.config": settings.config,
+            "generator.vqgan.weights": settings.weights,
+        }
         return {field: find_file(field, value, cache) for field, value in values.items()}
 
     def require(self, teacher: Teacher, image_size: int) -> None:
@@ -175,13 +179,9 @@ class VQGAN:
         straight: Tensor = _StraightThrough.apply(latent, codes)  # type: ignore[no-untyped-call]
         return straight
 
-    def decode(self, latent: Tensor, quantise: bool = True) -> Tensor:
-        """Pixels [B, 3, H, W] float32 in [0, 1] of a latent [B, C, h, w].
-
-        Args:
-            quantise: decode the nearest codes (straight-through) instead of the latent itself.
-        """
-        codes = self.quantise(latent) if quantise else latent
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] float32 in [0, 1] of a latent [B, C, h, w]."""
+        codes = self.quantise(latent) if self.quantised else latent
         with torch.autocast(codes.device.type, torch.bfloat16, enabled=self._mixed):
             image = self.network(codes)
         return to_pixels(image.float())
@@ -237,14 +237,14 @@ class _StraightThrough(torch.autograd.Function):
 def _read(files: dict[str, Path]) -> tuple[Network, dict[str, Tensor]]:
     """The network without memory for its weights, and the tensors of a checkpoint that match it."""
     with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
-        network = Network(read_model(files["generator.config"]))
-    weights = files["generator.weights"]
+        network = Network(read_model(files["generator.vqgan.config"]))
+    weights = files["generator.vqgan.weights"]
     # A checkpoint also holds the encoder and the discriminator of its training.
     state = {
         key: value
-        for key, value in read_state_dict("generator.weights", weights).items()
+        for key, value in read_state_dict("generator.vqgan.weights", weights).items()
         if key.startswith(_PARTS)
     }
-    remedy = "give the checkpoint that belongs to generator.config"
-    match("generator.weights", weights, state, network.state_dict(), remedy)
+    remedy = "give the checkpoint that belongs to generator.vqgan.config"
+    match("generator.vqgan.weights", weights, state, network.state_dict(), remedy)
     return network, state

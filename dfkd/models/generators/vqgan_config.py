@@ -96,7 +96,7 @@ def read_model(path: Path) -> Model:
         raise
     except ManifestError as error:
         raise WeightsError(
-            "generator.config",
+            "generator.vqgan.config",
             f"must be an official VQGAN model.yaml ({error})",
             str(path),
             "give the model.yaml that came with the checkpoint",
@@ -106,4 +106,4 @@ def read_model(path: Path) -> Model:
 def _refusal(field: str, rule: str, value: object) -> WeightsError:
     """The error about a key of `ddconfig` whose value is out of bounds."""
     remedy = "give the model.yaml that came with the checkpoint"
-    return WeightsError(f"generator.config: ddconfig.{field}", rule, value, remedy)
+    return WeightsError(f"generator.vqgan.config: ddconfig.{field}", rule, value, remedy)

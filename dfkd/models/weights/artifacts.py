@@ -88,7 +88,7 @@ _COPIES = "others who keep copies, not by its authors"
 # several catalogues that others keep. They keep none of the smaller codebook, so it is not here.
 PUBLISHED_VQGANS = {
     "vqgan-imagenet-f16-16384": {
-        "generator.config": Artifact(
+        "generator.vqgan.config": Artifact(
             "vqgan-imagenet-f16-16384.yaml",
             _HEIBOX.format("configs%2Fmodel.yaml"),
             _TAMING,
@@ -96,7 +96,7 @@ PUBLISHED_VQGANS = {
             692,
             _COPIES,
         ),
-        "generator.weights": Artifact(
+        "generator.vqgan.weights": Artifact(
             "vqgan-imagenet-f16-16384.ckpt",
             _HEIBOX.format("ckpts%2Flast.ckpt"),
             _TAMING,

@@ -3,11 +3,9 @@
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import cast
 
 from dfkd.config.identity import as_stored
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import Method
 from dfkd.distillation.student_names import exported_student
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.results import read_results
@@ -124,7 +122,7 @@ def _versions(
 ) -> tuple[VersionStatus, ...]:
     """The versions of each method; see `read_versions`."""
     # No other program writes folders under data/, so their names are methods.
-    methods = manifest.methods if manifest else cast(tuple[Method, ...], root.folders(layout.DATA))
+    methods = manifest.methods if manifest else root.folders(layout.DATA)
     return tuple(
         version
         for method in methods

@@ -4,10 +4,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import Literal
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import Method
 from dfkd.distillation.student_names import student_name
 from dfkd.operations.status.activity import Activity
 from dfkd.operations.status.versions import VersionStatus
@@ -100,8 +99,7 @@ def expected_students(
         for seed in manifest.distillation.seeds:
             name, student = None, Stored(version.method, seed)
             if version.fingerprint:
-                method = cast(Method, version.method)
-                name = student_name(manifest, version.fingerprint, method, seed)
+                name = student_name(manifest, version.fingerprint, version.method, seed)
                 student = stored.get(name, student)
             status = _status(student, name, processes > 0)
             # A process trains one student at a time, and they begin in this order.

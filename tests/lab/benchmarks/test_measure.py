@@ -39,7 +39,7 @@ from dfkd.prompts import contrastive
 from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.types import Precision
 from tests.helpers import small_manifest
-from tests.helpers.tiny_models import GENERATOR
+from tests.helpers.tiny_models import VQGAN as SETTINGS
 from tests.helpers.tiny_version import write_manifest
 
 CPU = torch.device("cpu")
@@ -84,10 +84,10 @@ def test_limits_do_what_they_count(precision: Precision) -> None:
 
 def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> None:
     """The same losses at the same step, as far as float32 goes."""
-    generator = VQGAN.load(GENERATOR, CPU, "float32")
+    generator = VQGAN.load(SETTINGS, CPU, "float32")
     targets = teacher.encode_text(["A cat", "A clock"])
     losses = []
-    ours = Synthesiser(teacher, generator, Synthesis(image_size=64, batch_size=2, views=0), 3)
+    ours = Synthesiser(teacher, generator, Synthesis(image_size=64, batch_size=2, views=0), 3, 0.15)
     ours(targets, [0, 1], lambda _, found: losses.append(found))
     assert torch.allclose(
         reference.plain_loop(teacher, generator, targets, 64, 3), losses[-1], rtol=1e-3
@@ -125,7 +125,7 @@ def test_plain_distillation_is_distillation_without_any_switch(
 
 @pytest.mark.parametrize(
     "variant",
-    [{"bank": 4}, {"bank": 0}, {"bank": 4, "negatives": "intra-class", "positive": "substitute"}],
+    [{"bank": 4}, {"bank": 0}],
 )
 def test_plain_prompts_are_contrastive_prompts(
     teacher: Teacher, tmp_path: Path, variant: dict[str, Any]
@@ -133,7 +133,7 @@ def test_plain_prompts_are_contrastive_prompts(
     sizes = {"updates": 3, "batch_size": 6}
     manifest = Manifest.read(write_manifest(tmp_path, prompts={"contrastive": sizes | variant}))
     problem, start = prompts.example(manifest, teacher)
-    config = manifest.prompts.contrastive
+    config = manifest.prompts.kinds["contrastive"]
     ours, _ = contrastive.optimise(problem, start, config, np.random.default_rng(0))
     plain = reference.plain_prompts(teacher, problem, start, config, np.random.default_rng(0))
     torch.testing.assert_close(plain, ours, rtol=1e-3, atol=1e-3)
@@ -269,7 +269,7 @@ def test_a_diffusion_model_is_timed_as_a_worker_samples() -> None:
     settings = "classes=[cat, clock]", "synthesis.batch_size=2"
     found = {}
     for steps, guidance in ((1, 1), (2, 1), (2, 3)):
-        more = f"synthesis.steps={steps}", f"generator.guidance={guidance}"
+        more = f"generator.diffusers.steps={steps}", f"generator.diffusers.guidance={guidance}"
         manifest = Manifest.read("manifests/miniature.yaml", (*settings, *more))
         found[steps, guidance] = synthesis.measure(manifest, QUICK)
     flop = {each: results["flop_per_unit"] for each, results in found.items()}

@@ -1,16 +1,17 @@
 from collections.abc import Sequence
 
-from dfkd.config.distillation import Start
-from dfkd.lab.few_shot.curves import markdown, picture
 from dfkd.lab.few_shot.results import (
     Curve,
     FewShotData,
     FewShotResults,
     curves,
+    markdown,
+    picture,
     row,
     sort_rows,
     summarise,
 )
+from dfkd.lab.few_shot.settings import Start
 
 CURVES: dict[Curve, str] = {
     "untouched": "before any training",

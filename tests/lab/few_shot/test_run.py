@@ -18,9 +18,8 @@ from dfkd.lab.few_shot.run import (
     read_domain,
     select_domains,
 )
-from dfkd.lab.few_shot.split import FewShotSplit
-from dfkd.lab.few_shot.starts import InitialWeights
-from dfkd.lab.few_shot.tuning import LabelledImages
+from dfkd.lab.few_shot.settings import FewShot
+from dfkd.lab.few_shot.tuning import FewShotSplit, InitialWeights, LabelledImages
 from dfkd.models.student import Student
 from dfkd.storage.local import open_storage
 from tests.evaluation.test_data import write
@@ -34,13 +33,11 @@ def test_domains_are_named_as_in_the_evaluation_data(tmp_path: Path) -> None:
         names = [f"{domain}/{name}/{n}.png" for name in ("dog", "cat") for n in range(2)]
         write(tmp_path / "data", *names)
     data = {"data": str(tmp_path / "data")}
-    own, unknown = (
-        small_manifest.read(tmp_path, evaluation=data, fewshot={"domains": domains})
-        for domains in (["Photo", "Élan"], ["ink"])
-    )
-    assert select_domains(own)[1] == (packed, "photo")
-    with pytest.raises(ManifestError, match=r"fewshot\.domains: must be among those .* got 'ink'"):
-        select_domains(unknown)
+    manifest = small_manifest.read(tmp_path, evaluation=data)
+    own, unknown = (FewShot(domains=domains) for domains in (("Photo", "Élan"), ("ink",)))
+    assert select_domains(manifest, own)[1] == (packed, "photo")
+    with pytest.raises(ManifestError, match=r"--domains: must be among those .* got 'ink'"):
+        select_domains(manifest, unknown)
 
 
 def test_an_image_of_two_classes_is_neither_trained_on_nor_tested(tmp_path: Path) -> None:
@@ -53,11 +50,11 @@ def test_an_image_of_two_classes_is_neither_trained_on_nor_tested(tmp_path: Path
         pairs += [(0, 11)] if domain == "p" else []
         write_list(tmp_path / f"{domain}_list.txt", [f"{domain}/{n}.jpg {c}" for n, c in pairs])
     manifest = small_manifest.read(tmp_path, classes=list(CLEF), evaluation={"data": str(tmp_path)})
-    data, names = select_domains(manifest)
+    data, names = select_domains(manifest, FewShot())
     labels = read_domain(manifest, data, "pascal", 1).images.labels.tolist()
     assert labels == [0, *(number // 2 for number in range(2, 24))]
     note = "domain pascal: 2 entries of images with several classes are left out"
-    assert [line for line in notes(manifest, data, names) if "entries" in line] == [note]
+    assert [line for line in notes(FewShot(), data, names) if "entries" in line] == [note]
 
 
 def test_pixels_are_zero_and_can_be_written() -> None:
@@ -81,7 +78,7 @@ def test_the_same_images_in_other_classes_are_another_domain(tmp_path: Path) -> 
     for cats, dogs in ((2, 3), (3, 2)):
         folder = grey(tmp_path / str(cats), cat=cats, dog=dogs)
         manifest = small_manifest.read(tmp_path, evaluation={"data": str(folder)})
-        data, names = select_domains(manifest)
+        data, names = select_domains(manifest, FewShot())
         digests.add(read_domain(manifest, data, *names, threads=1).sha256)
     assert len(digests) == 2
 
@@ -100,7 +97,9 @@ def experiment(folder: Path, **settings: object) -> _Experiment:
     start = InitialWeights("scratch", "seed 0", lambda: Student(Brightness(), nn.Linear(1, 2)))
     manifest = small_manifest.read(folder, **settings)
     cells = open_storage(str(folder / "cells"))
-    return _Experiment(manifest, cells, Domain("ink", images, "digest", ()), start, seed=0)
+    return _Experiment(
+        manifest, FewShot(epochs=1), cells, Domain("ink", images, "digest", ()), start, seed=0
+    )
 
 
 def test_whatever_changes_the_counts_of_a_training_changes_its_cell(tmp_path: Path) -> None:
@@ -122,4 +121,4 @@ def test_whatever_changes_the_counts_of_a_training_changes_its_cell(tmp_path: Pa
 def test_a_single_answer_that_is_no_number_is_no_score(tmp_path: Path) -> None:
     split = FewShotSplit(train=(0, 1), test=(2, 3), seed=0)
     with pytest.raises(DfkdError, match="scratch on 'ink' with 1 shots and seed 0 diverged"):
-        experiment(tmp_path, fewshot={"epochs": 1})._correct("scratch", split, 1)
+        experiment(tmp_path)._correct("scratch", split, 1)

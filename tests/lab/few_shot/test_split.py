@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.lab.few_shot.split import draw_order, split_domain
+from dfkd.lab.few_shot.tuning import draw_order, split_domain
 
 CLASSES = ("cat", "dog", "owl")
 Labels = st.lists(st.integers(0, 2), max_size=40)

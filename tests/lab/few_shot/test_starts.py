@@ -7,8 +7,9 @@ import torch
 
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.lab.few_shot import starts
-from dfkd.lab.few_shot.starts import InitialWeights
+from dfkd.lab.few_shot import tuning as starts
+from dfkd.lab.few_shot.settings import FewShot
+from dfkd.lab.few_shot.tuning import InitialWeights
 from dfkd.models.student import build
 from tests.helpers.tiny_version import publish, write_manifest
 
@@ -22,7 +23,7 @@ def read(folder: Path, *settings: str) -> Manifest:
 
 
 def test_equal_texts_of_weights_mean_equal_backbones(tmp_path: Path) -> None:
-    manifest = read(tmp_path, "fewshot.seeds=[0, 1]")
+    manifest = read(tmp_path)
     first, again, other = (
         starts.initial_weights(manifest, "scratch", seed, CPU) for seed in (0, 0, 1)
     )
@@ -78,25 +79,26 @@ def test_library_weights_come_from_the_cache(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "error"),
     [
-        ("none", r"fewshot\.starts: must do without library"),
+        ("none", r"--starts: must do without library"),
         ("a/b.pth", r"distillation\.weights: must be an existing file"),
     ],
 )
 def test_library_weights_that_cannot_be_are_refused(
     tmp_path: Path, weights: str, error: str
 ) -> None:
-    manifest = read(tmp_path, "fewshot.starts=library", f"distillation.weights={weights}")
+    manifest = read(tmp_path, f"distillation.weights={weights}")
+    config = FewShot(starts=("library",))
     for students in (True, False):
         with pytest.raises(ManifestError, match=error):
-            starts.check_starts(manifest, CPU, students)
+            starts.check_starts(manifest, config, CPU, students)
 
 
 def test_a_start_is_described_by_its_students_or_by_its_file_without_the_folder(
     tmp_path: Path,
 ) -> None:
-    library = ("distillation.weights=/home/me/imagenet.pth", "fewshot.starts=[library, student]")
-    manifest = read(tmp_path, "distillation.seeds=[3, 8]", *library)
-    captions = starts.curve_captions(manifest)
+    settings = ("distillation.weights=/home/me/imagenet.pth", "distillation.seeds=[3, 8]")
+    config = FewShot(starts=("library", "student"))
+    captions = starts.curve_captions(read(tmp_path, *settings), config)
     assert captions["library"] == "weights imagenet.pth"
     assert captions["student"] == "distilled, vanilla images, seed 3, 8"
 
@@ -107,4 +109,4 @@ def test_the_student_is_that_of_the_last_method(tmp_path: Path) -> None:
         publish(manifest, method)
     with pytest.raises(ManifestError, match="needs the student of method mix seed 0"):
         starts.student_of_seed(manifest, 0)
-    assert starts.curve_captions(manifest)["student"] == "distilled, mix images, seed 0"
+    assert starts.curve_captions(manifest, FewShot())["student"] == "distilled, mix images, seed 0"

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dfkd.config.distillation import Distillation, FewShot, Start
+from dfkd.config.distillation import Distillation
 from dfkd.lab.few_shot import tuning
-from dfkd.lab.few_shot.split import FewShotSplit
+from dfkd.lab.few_shot.settings import FewShot, Start
 from dfkd.lab.few_shot.tuning import (
     TEMPERATURE,
+    FewShotSplit,
     LabelledImages,
     batches,
     fine_tune,

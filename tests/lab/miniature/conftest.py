@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
-from dfkd.lab.miniature.drawings.rendering import Cache
-from dfkd.lab.miniature.tokenizer import merges, write_merges
+from dfkd.lab.miniature.captions import merges, write_merges
+from dfkd.lab.miniature.drawings import Cache
 from tests.helpers.drawings import WORDS, row
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -16,13 +15,12 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder
 
 from dfkd.config import paths
 from dfkd.config.manifest import Manifest
-from dfkd.lab.miniature import card, evaluation_set, recipe
-from dfkd.lab.miniature.drawings import clipart, icons
-from dfkd.lab.miniature.looks.domains import DOMAINS, SPARSE
-from dfkd.models.generators import kinds
+from dfkd.lab.miniature import clipart, evaluation_set, icons, making, recipe
+from dfkd.lab.miniature.looks import DOMAINS, SPARSE
 from dfkd.models.generators.generator import Condition
 from dfkd.models.teacher import Teacher
 from dfkd.utils.yaml import load
+from tests.helpers.sources import load_generator
 
 CPU = torch.device("cpu")
 MANIFEST = "manifests/pretrain.yaml"
@@ -82,7 +80,7 @@ def test_the_shipped_models_were_scored_as_good_enough() -> None:
 def test_the_bundled_diffusion_model_draws_most_classes(teacher: Teacher) -> None:
     """As a manifest names it, one image of each class of the demo."""
     manifest = Manifest.read("manifests/miniature.yaml")
-    model = kinds.load(manifest, CPU)
+    model = load_generator(manifest)
     model.require(teacher, manifest.synthesis.image_size)
     assert model.text is not None
     prompts = [f"A {name}" for name in manifest.classes]
@@ -142,10 +140,8 @@ def test_notice_names_every_set_with_its_licence() -> None:
 
 
 def test_the_card_is_the_job_s(tmp_path: Path) -> None:
-    (tmp_path / "diffusion").mkdir()
-    for name in ("scores.json", "diffusion/scores.json"):
-        shutil.copy(paths.ASSETS / name, tmp_path / name)
-    card.write(tmp_path)
+    diffusion = json.loads((paths.ASSETS / "diffusion/scores.json").read_text("utf-8"))
+    making.write_card(SCORES, diffusion, tmp_path)
     shipped, written = (folder / "MODEL_CARD.md" for folder in (paths.ASSETS, tmp_path))
     assert shipped.read_text("utf-8") == written.read_text("utf-8")
     assert SCORES["data"]["package"] == load(recipe.Recipe, MANIFEST).data.package

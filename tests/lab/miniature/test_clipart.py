@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dfkd.errors import ManifestError
-from dfkd.lab.miniature.drawings import clipart
+from dfkd.lab.miniature import clipart
 from tests.helpers import icon_package
 
 NOUNS = frozenset(("clock", "lamp", "cup", "computer", "old"))

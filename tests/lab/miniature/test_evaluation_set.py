@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfkd.lab.miniature import evaluation_set
-from dfkd.lab.miniature.drawings import clipart
-from dfkd.lab.miniature.drawings.icons import EMOJI
-from dfkd.lab.miniature.drawings.rendering import Cache, DrawingRow
+from dfkd.lab.miniature import clipart, evaluation_set
+from dfkd.lab.miniature.drawings import Cache, DrawingRow
 from dfkd.lab.miniature.evaluation_set import OFFICIAL, OFFICIAL_IMAGES, OTHER_IMAGES
-from dfkd.lab.miniature.looks.domains import DOMAINS
+from dfkd.lab.miniature.icons import EMOJI
+from dfkd.lab.miniature.looks import DOMAINS
 
 
 def icon(name: str, collection: str, colour: bool, slot: int) -> DrawingRow:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.errors import ManifestError
-from dfkd.lab.miniature.drawings.icons import (
+from dfkd.lab.miniature.icons import (
     EVALUATION,
     LICENCES,
     RESERVED,

@@ -6,15 +6,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd.lab.miniature.looks.arrangements import ARRANGEMENTS
-from dfkd.lab.miniature.looks.colours import BLACK, CONTRAST, NAMES, WHITE, brightness
-from dfkd.lab.miniature.looks.domains import DOMAINS, domain_look
-from dfkd.lab.miniature.looks.finishes import FINISHES
-from dfkd.lab.miniature.looks.grounds import GROUNDS
-from dfkd.lab.miniature.looks.look import EVALUATION_ONLY, Look, LookSampler, vocabulary
-from dfkd.lab.miniature.looks.materials import MATERIALS
-from dfkd.lab.miniature.looks.painting import paint, smudged
-from dfkd.lab.miniature.looks.strokes import STROKES, silhouette
+from dfkd.lab.miniature.looks import (
+    DOMAINS,
+    EVALUATION_ONLY,
+    Look,
+    LookSampler,
+    domain_look,
+    paint,
+    smudged,
+    vocabulary,
+)
+from dfkd.lab.miniature.painting import (
+    ARRANGEMENTS,
+    BLACK,
+    CONTRAST,
+    FINISHES,
+    GROUNDS,
+    MATERIALS,
+    NAMES,
+    STROKES,
+    WHITE,
+    brightness,
+    silhouette,
+)
 from dfkd.prompts.styles import MINIATURE
 
 

@@ -13,13 +13,13 @@ from dfkd.config.manifest import Manifest
 from dfkd.errors import Exit, ManifestError
 from dfkd.lab.miniature.evaluation_set import OFFICIAL
 from dfkd.lab.miniature.recipe import Recipe
-from dfkd.models.generators import kinds
 from dfkd.models.generators.generator import Condition
 from dfkd.models.teacher import Teacher
 from dfkd.utils.device import CPU
 from dfkd.utils.hardware import thread_limit
 from dfkd.utils.yaml import load
 from tests.helpers import icon_package, jobs
+from tests.helpers.sources import load_generator
 
 MANIFEST = jobs.ROOT / "manifests" / "pretrain.yaml"
 
@@ -125,11 +125,14 @@ def require_usable(assets: Path) -> None:
         str(jobs.ROOT / "manifests" / "pacs_sd15.yaml"),
         (
             *(f"teacher.{key}={path}" for key, path in files.items()),
-            *(f"generator.weights={assets / 'diffusion'}", "generator.guidance=2"),
-            *("prompts.method=mix", "synthesis.steps=2"),
+            *(
+                f"generator.diffusers.weights={assets / 'diffusion'}",
+                "generator.diffusers.guidance=2",
+            ),
+            *("prompts.method=mix", "generator.diffusers.steps=2"),
         ),
     )
-    generator = kinds.load(manifest, CPU)
+    generator = load_generator(manifest)
     teacher = Teacher.load(manifest.teacher, CPU)
     generator.require(teacher, 64)
     ids = teacher.tokenize(["a cat", ""])

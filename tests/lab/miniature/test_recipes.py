@@ -9,17 +9,15 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from dfkd.lab.miniature import captions
-from dfkd.lab.miniature.drawings import rendering, sampling
-from dfkd.lab.miniature.drawings.rendering import Cache
-from dfkd.lab.miniature.fidelity import colours_kept, psnr
-from dfkd.lab.miniature.looks.colours import NAMES
-from dfkd.lab.miniature.looks.look import Look
+from dfkd.lab.miniature import captions, diffusion, drawings, generator
+from dfkd.lab.miniature import teacher as teacher_recipe
+from dfkd.lab.miniature.diffusion import LatentSpace
+from dfkd.lab.miniature.drawings import Cache
+from dfkd.lab.miniature.generator import colours_kept, psnr
+from dfkd.lab.miniature.looks import Look
+from dfkd.lab.miniature.painting import NAMES
 from dfkd.lab.miniature.recipe import DiffusionRecipe, GeneratorRecipe
-from dfkd.lab.miniature.training import diffusion, generator
-from dfkd.lab.miniature.training import teacher as teacher_recipe
-from dfkd.lab.miniature.training.latent_space import LatentSpace
-from dfkd.lab.miniature.training.teacher import CaptionedBatch, PaintedDrawing, positives
+from dfkd.lab.miniature.teacher import CaptionedBatch, PaintedDrawing, positives
 from dfkd.models.teacher import Teacher
 from tests.helpers.drawings import WORDS, row, small_teacher
 from tests.helpers.training import interrupt_after_saving, same_weights
@@ -91,7 +89,7 @@ def test_easy_captions_use_the_icon_s_own_name(tokenizer: SimpleTokenizer) -> No
 
 
 def test_groups_are_two_looks_of_a_drawing_and_two_others_of_its_name(cache: Cache) -> None:
-    batches = sampling.Batches(cache, np.arange(8), 12, 0)
+    batches = drawings.Batches(cache, np.arange(8), 12, 0)
     rows, _ = batches.draw(3, groups=2)
     assert len(rows) == 12
     for start in (4, 8):
@@ -103,10 +101,10 @@ def test_groups_are_two_looks_of_a_drawing_and_two_others_of_its_name(cache: Cac
 def test_things_that_sets_share_are_seen_more_than_interface_parts() -> None:
     dogs = [row("dog", f"set {i}") for i in range(5)]
     rows = [*dogs, row("arrow left"), row("odd compound name")]
-    shares = sampling.weights(rows)
+    shares = drawings.weights(rows)
     assert shares.sum() == pytest.approx(1)
     assert shares[0] > max(shares[5:])
-    assert sampling.easy_weights(rows)[5:].sum() == 0
+    assert drawings.easy_weights(rows)[5:].sum() == 0
 
 
 def test_all_names_are_equally_likely_and_so_are_the_drawings_of_one() -> None:
@@ -115,25 +113,25 @@ def test_all_names_are_equally_likely_and_so_are_the_drawings_of_one() -> None:
         row("dog", "second", slot=3),
         row("cat", "second", slot=4),
     ]
-    shares = sampling.name_weights(rows)
+    shares = drawings.name_weights(rows)
     np.testing.assert_allclose(shares, [1 / 12, 1 / 12, 1 / 12, 1 / 4, 1 / 2])
 
 
 def test_batches_depend_on_seed_and_step_only(cache: Cache) -> None:
     keep = np.arange(len(cache.rows))
-    first, second = (sampling.Batches(cache, keep, 16, 3).draw(5) for _ in range(2))
+    first, second = (drawings.Batches(cache, keep, 16, 3).draw(5) for _ in range(2))
     assert first[0] == second[0]
     assert first[1].random() == second[1].random()
     assert len(first[0]) == 16
-    assert sampling.Batches(cache, keep, 16, 3).draw(6)[0] != first[0]
+    assert drawings.Batches(cache, keep, 16, 3).draw(6)[0] != first[0]
 
 
 def test_pictures_come_in_the_order_of_their_rows(cache: Cache) -> None:
     coloured, black = cache.rows[6], cache.rows[0]
     rows = [coloured, black, coloured]
     gen = torch.Generator().manual_seed(0)
-    images = rendering.painted(cache, rows, [Look()] * 3, gen, pose=0.0)
-    plain = rendering.plain(cache, rows)
+    images = drawings.painted(cache, rows, [Look()] * 3, gen, pose=0.0)
+    plain = drawings.plain(cache, rows)
     # The white of grounds varies a little.
     assert (images - plain).abs().mean((1, 2, 3)).max() < 0.06
 
@@ -189,7 +187,7 @@ def test_training_text_path_equals_open_clip(tokenizer: SimpleTokenizer) -> None
 def test_interrupted_teacher_resumes(
     cache: Cache, tokenizer: SimpleTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = sampling.Batches(cache, np.arange(8), small_teacher().batch_size, 0)
+    batches = drawings.Batches(cache, np.arange(8), small_teacher().batch_size, 0)
     painted: list[int] = []
 
     def trainer() -> teacher_recipe.TeacherTrainer:
@@ -239,7 +237,7 @@ def test_generator_trains_with_codes_resumes_and_exports_official_names(
         batch_size=4, checkpoint_every=2, adversarial_from=1, critic_channels=8,
     )  # fmt: skip
     teacher = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).eval()
-    batches = sampling.Batches(cache, np.arange(8), recipe.batch_size, 0)
+    batches = drawings.Batches(cache, np.arange(8), recipe.batch_size, 0)
     trainer, begun, resumed = (
         generator.GeneratorTrainer(recipe, batches, teacher, tmp_path / name, 0)
         for name in ("whole", "parts", "parts")
@@ -276,7 +274,7 @@ def diffusion_trainer(
     return diffusion.DiffusionTrainer(
         DiffusionRecipe(channels=(64, 64), steps=steps, batch_size=4, checkpoint_every=1),
         SMALL_VQ,
-        sampling.Batches(cache, np.arange(8), 4, 7, sampling.name_weights),
+        drawings.Batches(cache, np.arange(8), 4, 7, drawings.name_weights),
         generator.Autoencoder(SMALL_VQ).eval().requires_grad_(False),
         Teacher(clip, tokenizer, "small", preprocess={}),
         captions.Captioner(tokenizer, WORDS),

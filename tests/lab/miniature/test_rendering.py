@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dfkd.lab.miniature.drawings import rendering, separation
-from dfkd.lab.miniature.drawings.icons import Catalogue, Icon
+from dfkd.lab.miniature import drawings
+from dfkd.lab.miniature.icons import Catalogue, Icon
 from tests.helpers.icon_package import NAMES, write
 
 HOUSE = '<path fill="currentColor" d="M8 1L1 8h2v7h4v-4h2v4h4V8h2z"/>'
@@ -18,13 +18,13 @@ def icon(body: str, box: tuple[float, float, float, float] = (0, 0, 16, 16)) -> 
     return Icon("some", "house", ("house",), (), (), (), body, box)
 
 
-def rgba(drawn: Icon) -> rendering.Pixels:
-    pixels = rendering.rgba(drawn)
+def rgba(drawn: Icon) -> drawings.Pixels:
+    pixels = drawings.rgba(drawn)
     assert pixels is not None
     return pixels
 
 
-def grey(body: str, box: tuple[float, float, float, float] = (0, 0, 16, 16)) -> rendering.Pixels:
+def grey(body: str, box: tuple[float, float, float, float] = (0, 0, 16, 16)) -> drawings.Pixels:
     return np.asarray(255 - rgba(icon(body, box))[..., 3])
 
 
@@ -45,57 +45,57 @@ def test_wide_icons_are_centred_in_a_square() -> None:
 
 
 def test_what_cannot_be_drawn_is_left_out() -> None:
-    assert rendering.rgba(icon("<path d=")) is None
-    assert rendering.rgba(icon('<path d="M0 0z"/>')) is None
+    assert drawings.rgba(icon("<path d=")) is None
+    assert drawings.rgba(icon('<path d="M0 0z"/>')) is None
 
 
 def test_the_cache_is_reused_and_keeps_colours_apart(tmp_path: Path) -> None:
     catalogue = Catalogue(
         write(tmp_path / "package", {"mdi": {"sky": '<circle r="9" fill="#08f"/>'}})
     )
-    built = rendering.build(catalogue, ["mdi"], tmp_path / "cache", 3, 1)
+    built = drawings.build(catalogue, ["mdi"], tmp_path / "cache", 3, 1)
     assert [row.concept for row in built.rows] == [*sorted((*NAMES, "sky"))]
     assert (len(built.mono), len(built.colour)) == (len(NAMES), 1)
-    again = rendering.build(catalogue, ["unknown"], tmp_path / "cache", 3, 1)
+    again = drawings.build(catalogue, ["unknown"], tmp_path / "cache", 3, 1)
     assert again.rows == built.rows
 
 
 def test_a_trial_draws_a_few_icons_of_each_collection(tmp_path: Path) -> None:
     catalogue = Catalogue(write(tmp_path / "package"))
-    built = rendering.build(catalogue, ["mdi", "ri"], tmp_path / "cache", 3, 1, most=2)
+    built = drawings.build(catalogue, ["mdi", "ri"], tmp_path / "cache", 3, 1, most=2)
     assert [row.collection for row in built.rows] == ["mdi", "mdi", "ri", "ri"]
 
 
 def test_planted_copy_is_found_by_its_path_data() -> None:
     moved = HOUSE.replace("M8 1L1 8", "M8.000 1L 1,8").replace("currentColor", "#123")
     scaled = '<path d="M16 2L2 16h4v14h8v-8h4v8h8V16h4z"/>'
-    keys = [separation.path_key(moved, 16), separation.path_key(scaled, 32)]
-    assert keys == [separation.path_key(HOUSE, 16)] * 2
-    assert separation.path_key(MOON, 16) != keys[0]
+    keys = [drawings.path_key(moved, 16), drawings.path_key(scaled, 32)]
+    assert keys == [drawings.path_key(HOUSE, 16)] * 2
+    assert drawings.path_key(MOON, 16) != keys[0]
 
 
 @pytest.mark.parametrize("box", [(-4.0, -4.0, 24.0, 24.0), (-1.0, -1.0, 18.0, 18.0)])
 def test_planted_near_copy_is_found_by_its_hash(box: tuple[float, float, float, float]) -> None:
     lower = HOUSE.replace("v7h4", "v6.8h4")
-    train = separation.hashes([grey(MOON), grey(lower, box)])
-    known = separation.hashes([grey(HOUSE)])
-    matches = separation.find_matches(["a", "b"], train, ["c"], known, 8)
+    train = drawings.hashes([grey(MOON), grey(lower, box)])
+    known = drawings.hashes([grey(HOUSE)])
+    matches = drawings.find_matches(["a", "b"], train, ["c"], known, 8)
     assert matches == {1: "hash"}
 
 
 def test_equal_paths_count_once_and_empty_paths_never() -> None:
-    train, known = separation.hashes([grey(MOON)] * 2), separation.hashes([grey(HOUSE)])
-    matches = separation.find_matches(["", "x"], train, ["x"], known, 0)
+    train, known = drawings.hashes([grey(MOON)] * 2), drawings.hashes([grey(HOUSE)])
+    matches = drawings.find_matches(["", "x"], train, ["x"], known, 0)
     assert matches == {1: "path"}
-    assert not separation.find_matches([""], train[:1], [""], known, 0)
+    assert not drawings.find_matches([""], train[:1], [""], known, 0)
 
 
 def test_colour_hides_nothing_from_the_hash() -> None:
     pixels = rgba(replace(icon(HOUSE), body=HOUSE.replace("currentColor", "#a11")))
-    row = rendering.DrawingRow("some", "house", ("house",), (), (), (), True, 0)
-    cache = rendering.Cache([row], np.zeros((0, 64, 64), np.uint8), pixels[None])
-    bits = separation.perceptual_hash(rendering.grey(cache, row))
-    assert (bits != separation.perceptual_hash(grey(HOUSE))).sum() <= 8
+    row = drawings.DrawingRow("some", "house", ("house",), (), (), (), True, 0)
+    cache = drawings.Cache([row], np.zeros((0, 64, 64), np.uint8), pixels[None])
+    bits = drawings.perceptual_hash(drawings.grey(cache, row))
+    assert (bits != drawings.perceptual_hash(grey(HOUSE))).sum() <= 8
 
 
 def test_likeness_finds_the_same_symmetric_drawing_at_another_size() -> None:
@@ -106,12 +106,12 @@ def test_likeness_finds_the_same_symmetric_drawing_at_another_size() -> None:
     smaller[2:26, 30:54], smaller[6:22, 34:50] = 0, 255
     bar = np.full((64, 64), 255, np.uint8)
     bar[30:34, 4:60], bar[10:34, 30:34] = 0, 255
-    shown = separation.unit_vectors([ring, bar])
-    highest = separation.max_correlation(shown, separation.unit_vectors([smaller]))
+    shown = drawings.unit_vectors([ring, bar])
+    highest = drawings.max_correlation(shown, drawings.unit_vectors([smaller]))
     assert highest[0] > 0.98
     assert highest[1] < 0.9
 
 
 @pytest.mark.parametrize("link", ["file:///etc/passwd", "https://example.org/x.png"])
 def test_an_icon_that_names_a_file_is_left_out(link: str) -> None:
-    assert rendering.rgba(icon(f'{HOUSE}<image href="{link}"/>')) is None
+    assert drawings.rgba(icon(f'{HOUSE}<image href="{link}"/>')) is None

@@ -7,8 +7,14 @@ from typing import Any, get_args
 
 import pytest
 
-from dfkd.lab.miniature.recipe import GeneratorRecipe, IconData, Recipe
-from dfkd.lab.miniature.work_folder import Stage, folder_of, write_whole
+from dfkd.lab.miniature.recipe import (
+    GeneratorRecipe,
+    IconData,
+    Recipe,
+    Stage,
+    folder_of,
+    write_whole,
+)
 
 
 @contextmanager

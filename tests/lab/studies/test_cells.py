@@ -9,7 +9,7 @@ from dfkd.config.identity import identity
 from dfkd.distillation.student_names import student_name
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains, Item
-from dfkd.lab.studies.cells import (
+from dfkd.lab.studies.results import (
     CellResult,
     CellStore,
     Score,
@@ -97,7 +97,7 @@ def test_teachers_differ_by_template_and_classes_and_not_by_prompts(tmp_path: Pa
         found = identity(study.cells[number].manifest, {"teacher.weights": "5" * 64})
         return cell_of_teacher(storage, found, DATA).model
 
-    assert model(0) == model(2) == model(0, synthesis={"steps": 9})
+    assert model(0) == model(2) == model(0, generator={"vqgan": {"steps": 9}})
     assert model(0) != model(0, teacher={"template": "One {class}"})
     assert model(0) != model(0, classes=["book", "clock"])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.errors import ManifestError
-from dfkd.lab.studies.listing import STUDIES, find
+from dfkd.lab.studies.study import STUDIES, find
 from tests.helpers.tiny_study import write
 
 

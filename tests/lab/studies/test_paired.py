@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.lab.studies.paired import Difference, difference
+from dfkd.lab.studies.results import Difference, difference
 
 
 def test_an_interval_of_three_pairs_by_hand() -> None:

@@ -7,10 +7,11 @@ import pytest
 
 from dfkd.errors import CorruptionError
 from dfkd.evaluation.data import Domains, Item
-from dfkd.lab.studies.cells import CellResult, Score
 from dfkd.lab.studies.output import chart, grid
 from dfkd.lab.studies.results import (
+    CellResult,
     CellScore,
+    Score,
     StudyCells,
     StudyRow,
     collect_results,

@@ -6,8 +6,8 @@ import pytest
 
 from dfkd.errors import ManifestError
 from dfkd.evaluation import footprint
-from dfkd.lab.studies.results import CellScore, StudyCells, networks
-from dfkd.lab.studies.runner import open_evaluation
+from dfkd.lab.studies.reproduce import networks, open_evaluation
+from dfkd.lab.studies.results import CellScore, StudyCells
 from dfkd.lab.studies.study import read
 from tests.evaluation.test_data import write as write_data
 from tests.helpers.tiny_study import write

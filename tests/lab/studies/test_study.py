@@ -27,7 +27,7 @@ TWO = [{"name": "Method", "values": METHODS}, {"name": "Epochs", "values": EPOCH
 
 
 def test_axes_span_rows_and_seeds_cells(tmp_path: Path) -> None:
-    study = read(write(tmp_path, axes=TWO, settings={"synthesis": {"steps": 7}}))
+    study = read(write(tmp_path, axes=TWO, settings={"generator": {"vqgan": {"steps": 7}}}))
     rows = [("Baseline", "1"), ("Baseline", "2"), ("Random_Prompt", "1"), ("Random_Prompt", "2")]
     found = [(cell.names, cell.seed) for cell in study.cells]
     assert found == [(names, seed) for names in rows for seed in (0, 1)]
@@ -37,7 +37,10 @@ def test_axes_span_rows_and_seeds_cells(tmp_path: Path) -> None:
     manifest = last.manifest
     assert (manifest.name, manifest.evaluation.models) == ("tiny", ("student",))
     assert (manifest.distillation.seeds, manifest.distillation.epochs) == ((1,), 2)
-    assert (manifest.synthesis.steps, manifest.synthesis.images_per_class) == (7, 2)
+    assert (
+        manifest.generator.settings.optimisation_steps,
+        manifest.synthesis.images_per_class,
+    ) == (7, 2)
     assert len(study.data_sets()) == 2  # epochs are no matter of the data set
 
 
@@ -63,7 +66,11 @@ def test_a_seed_may_be_a_whole_run(tmp_path: Path) -> None:
     salts = [(cell.manifest.salt, cell.manifest.distillation.seeds) for cell in study.cells]
     assert salts == [(0, (0,)), (3, (3,))] * 2
     assert len(study.data_sets()) == 4
-    assert study.data_sets().keys() > read(write(tmp_path)).data_sets().keys()
+    roots, of_students = (
+        {manifest.storage.root for manifest in each.data_sets()}
+        for each in (study, read(write(tmp_path)))
+    )
+    assert roots > of_students
 
 
 def test_all_cells_of_one_synthesis_share_the_held_out_data_set(tmp_path: Path) -> None:
@@ -87,16 +94,16 @@ def test_quick_is_beneath_the_axes_and_has_its_own_root(tmp_path: Path) -> None:
     assert {cell.seed for cell in study.cells} == {0}
     assert study.manifest.storage.root == "elsewhere"
     assert read(path).manifest.storage.root != "elsewhere"
-    other = [{"name": "Steps", "values": {3: {"synthesis": {"steps": 3}}}}]
+    other = [{"name": "Steps", "values": {3: {"generator": {"vqgan": {"steps": 3}}}}}]
     study = read(write(tmp_path, axes=TWO, quick={**quick, "axes": other}), ("size=quick",))
     assert list(study.rows) == ["3"]
     assert study.manifest.distillation.epochs == 9
 
 
 def test_an_override_changes_a_key_of_the_file(tmp_path: Path) -> None:
-    study = read(write(tmp_path), ("seeds=[7]", "settings.synthesis.steps=3"))
+    study = read(write(tmp_path), ("seeds=[7]", "settings.generator.vqgan.steps=3"))
     assert [cell.seed for cell in study.cells] == [7, 7]
-    assert study.manifest.synthesis.steps == 3
+    assert study.manifest.generator.settings.optimisation_steps == 3
     assert study.as_dict()["seeds"] == [7]
 
 
@@ -112,7 +119,7 @@ def test_a_submission_is_named_by_the_base_too(tmp_path: Path) -> None:
 @settings(max_examples=20)
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 3))
 def test_the_number_of_cells_is_a_product(lengths: list[int], seeds: int) -> None:
-    keys = ("steps", "batch_size", "shard_size")
+    keys = ("views", "batch_size", "shard_size")
     axes = [
         {"name": key, "values": {n: {"synthesis": {key: n}} for n in range(1, length + 1)}}
         for key, length in zip(keys, lengths, strict=False)
@@ -137,8 +144,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"axes": []}, "axes"),
     (axis(), "axes.0.values"),
     ({"axes": [*TWO, {"name": "Method", "values": {"x": {}}}]}, "every entry once, got 'Method'"),
-    (axis(x={"prompts": {"scal": 1}}), "axes: x: must be a manifest (prompts.scal"),
-    (axis(x={"prompts": {"scal": 1}}), "did you mean 'scale'?"),
+    (axis(x={"prompts": {"stles": 1}}), "axes: x: must be a manifest (prompts.stles"),
+    (axis(x={"prompts": {"stles": 1}}), "did you mean 'styles'?"),
     (axis(x=3), "axes.0.values.x: must be an object, got 3"),
     (axis(x={"distillation": 3}), "axes: x: must be a manifest (distillation: "),
     (axis(x={"evaluation": None}), "axes: x: must be a manifest (evaluation: "),
@@ -149,7 +156,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         axis(x={"prompts": {"method": ["mix", "random"]}}),
-        "x: prompts.method, synthesis.method and batch_norm_weight must make one method",
+        "x: prompts.method and synthesis.source must make one method",
     ),
     (
         {
@@ -233,7 +240,7 @@ def test_any_change_of_a_study_is_valid_or_refused(place: tuple[Any, ...], value
 def test_every_study_that_is_shipped_can_be_read(path: Path, size: str) -> None:
     study = read(path, (f"size={size}",))
     assert study.described.name == path.parent.name
-    steps = {cell.manifest.steps for cell in study.cells}
+    steps = {cell.manifest.generator.settings.sampling_steps for cell in study.cells}
     roots = {cell.manifest.storage.root for cell in study.cells}
     assert roots == {"runs/studies" if size == "full" else "runs/studies-quick"}
     assert size == "full" or max(steps) <= 12

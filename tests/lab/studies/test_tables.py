@@ -1,8 +1,8 @@
 """A grid as Markdown, byte by byte."""
 
 from dfkd.evaluation.results import Spread
-from dfkd.lab.studies.paired import Difference
-from dfkd.lab.studies.tables import Grid, markdown
+from dfkd.lab.studies.output import Grid, markdown
+from dfkd.lab.studies.results import Difference
 
 GRID = Grid(
     title="50 % & more",

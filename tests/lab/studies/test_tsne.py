@@ -1,12 +1,14 @@
 """The map of a student's features: neighbours stay neighbours, the same rows give the same map."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from dfkd.config.distillation import Distillation, FewShot
+from dfkd.config.distillation import Distillation
 from dfkd.lab.few_shot.tuning import LabelledImages, features_of
-from dfkd.lab.studies.schema import Adaptation
+from dfkd.lab.studies.study import Adaptation
 from dfkd.lab.studies.tsne import before_and_after, silhouette, tsne
 from dfkd.models.student import build
 
@@ -40,15 +42,15 @@ def test_training_moves_the_features_and_pale_images_are_those_it_learns_from() 
     images = LabelledImages(pixels, torch.arange(12) % 2)
     random = Distillation(student="timm:test_resnet", weights="none", warmup_epochs=0)
     student = build(random, 2, 32, 0).eval()
-    config = FewShot(epochs=2, learning_rate=0.01)
-    before, after = before_and_after("row", student, images, ("cat", "dog"), ADAPTATION, config)
+    taught = dataclasses.replace(ADAPTATION, epochs=2, learning_rate=0.01)
+    before, after = before_and_after("row", student, images, ("cat", "dog"), taught)
     assert (before.shots, after.shots) == (0, 4)
     assert before.points != after.points
     assert before.taught == after.taught
     assert [sum(before.taught[label::2]) for label in (0, 1)] == [4, 4]
     assert before.classes == tuple(("cat", "dog")[label] for label in images.labels)
-    frozen = FewShot(epochs=2, learning_rate=1e-12)
-    first, last = before_and_after("row", student, images, ("cat", "dog"), ADAPTATION, frozen)
+    frozen = dataclasses.replace(taught, learning_rate=1e-12)
+    first, last = before_and_after("row", student, images, ("cat", "dog"), frozen)
     assert last.silhouette == pytest.approx(first.silhouette, abs=0.001)
     assert after.silhouette != pytest.approx(before.silhouette, abs=0.001)
     left = [number for number, taught in enumerate(first.taught) if not taught]

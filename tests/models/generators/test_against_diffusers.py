@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd.models.generators import kinds
 from dfkd.models.generators.diffusers_folder import SCHEDULERS
 from dfkd.models.generators.diffusion import Diffusion
 from dfkd.models.generators.generator import Condition, TextInput
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.prompts.conditions import ConditionEncoder
 from dfkd.utils.pixels import to_bytes
+from tests.helpers.sources import load_generator
 from tests.helpers.tiny_models import VIT, load_teacher, model_config
 from tests.helpers.tiny_pipeline import (
     SIZE,
@@ -41,8 +41,8 @@ def test_images_are_those_of_the_pipeline(kind: str, guidance: float, tmp_path: 
     scheduler = kind if kind in SCHEDULERS else "LCMScheduler"
     unet = {"time_cond_proj_dim": 16} if kind == "consistency" else {}
     folder = write_pipeline(tmp_path / "pipeline", tiny_teacher(tmp_path), scheduler, **unet)
-    manifest = read_manifest(tmp_path, folder, "synthesis.steps=4", guidance=guidance)
-    ours = kinds.load(manifest, torch.device("cpu"))
+    manifest = read_manifest(tmp_path, folder, "generator.diffusers.steps=4", guidance=guidance)
+    ours = load_generator(manifest)
     assert isinstance(ours, Diffusion)
     latents = ours.init_latents(SEEDS, SIZE, Condition(noise(3), noise(1)))
 
@@ -111,4 +111,4 @@ def test_texts_are_padded_as_the_tokenizer_does(end: bool, tmp_path: Path) -> No
     ids += [stop if end else 0] * (teacher.context_length - len(ids))
     with torch.no_grad():
         expected = encoder(torch.tensor([ids])).last_hidden_state
-    torch.testing.assert_close(states._of_texts(["A dog"]), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states.of_texts(["A dog"]), expected, atol=1e-5, rtol=1e-5)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from dfkd.models.generators import kinds
 from dfkd.utils.device import seeded
+from tests.helpers.sources import load_generator
 from tests.helpers.tiny_pipeline import KL, read_manifest, tiny_teacher, write_pipeline
 
 
@@ -22,7 +22,7 @@ def test_codes_may_be_wider_than_the_decoder_s_input(tmp_path: Path) -> None:
         )
     shutil.rmtree(folder / "vae")
     vae.save_pretrained(folder / "vae")
-    generator = kinds.load(read_manifest(tmp_path, folder), torch.device("cpu"))
+    generator = load_generator(read_manifest(tmp_path, folder))
     latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         image = vae.eval().decode(latent / vae.config.scaling_factor).sample

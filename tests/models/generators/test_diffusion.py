@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.errors import Exit, ManifestError
-from dfkd.models.generators import diffusion, kinds
+from dfkd.models.generators import diffusion
 from dfkd.models.generators.diffusers_folder import SCHEDULERS
 from dfkd.models.generators.diffusion import Diffusion, scale_embedding
 from dfkd.models.generators.generator import Condition
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.operations.preflight import check_synthesis
+from tests.helpers.sources import generator_hashes, load_generator
 from tests.helpers.tiny_pipeline import (
     SIZE,
     noise,
@@ -57,7 +58,7 @@ def own(tmp_path: Path, clip: Teacher) -> Path:
 
 
 def load(manifest: Manifest) -> Diffusion:
-    generator = kinds.load(manifest, CPU)
+    generator = load_generator(manifest)
     assert isinstance(generator, Diffusion)
     return generator
 
@@ -179,7 +180,7 @@ def test_weights_are_rounded_once_to_what_autocast_rounds_them_to_at_each_call(
     home: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(diffusion, "multiplies_bfloat16", lambda device: True)
-    once = kinds.load(read_manifest(home, pipeline), CPU, "bfloat16")
+    once = load_generator(read_manifest(home, pipeline), "bfloat16")
     each_time = load(read_manifest(home, pipeline))
     each_time._mixed = True
     assert isinstance(once, Diffusion)
@@ -204,8 +205,9 @@ def test_every_file_that_changes_a_pixel_is_hashed(home: Path, pipeline: Path) -
         "text_encoder": "text_encoder/config.json",
         "tokenizer": "tokenizer/special_tokens_map.json",
     }
-    assert kinds.file_hashes(manifest.generator) == {
-        f"generator.weights/{role}": sha256_file(pipeline / file) for role, file in files.items()
+    assert generator_hashes(manifest.generator.settings) == {
+        f"generator.diffusers.weights/{role}": sha256_file(pipeline / file)
+        for role, file in files.items()
     }
 
 
@@ -271,7 +273,9 @@ def test_another_text_tower_is_refused_for_its_shape(
         write_pipeline(own, clip, cross_attention_dim=value)
         write_text_encoder(own, clip, 2, hidden_size=value)
     text = refusal(read_manifest(home, own))
-    assert text.startswith("teacher.model: must have the text tower that generator.weights was")
+    assert text.startswith(
+        "teacher.model: must have the text tower that generator.diffusers.weights was"
+    )
     assert f"({key} is " in text
     assert f"there and {value} here)" in text
 
@@ -335,7 +339,9 @@ def test_a_missing_file_is_named(file: str, home: Path, own: Path) -> None:
     """A pickle in its place is never read."""
     (own / file).rename((own / file).with_suffix(".bin"))
     part = file if not file.startswith("tokenizer") else "tokenizer/tokenizer_config.json"
-    assert f"generator.weights: must hold {part}, got" in refusal(read_manifest(home, own))
+    assert f"generator.diffusers.weights: must hold {part}, got" in refusal(
+        read_manifest(home, own)
+    )
 
 
 UNET, VAE, SCHEDULER = "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"
@@ -374,7 +380,7 @@ def test_a_configuration_that_cannot_be_used_is_refused(
     tree = json.loads((own / file).read_text())
     (own / file).write_text(json.dumps(tree | changes))
     text = refusal(read_manifest(home, own))
-    assert text.startswith("generator.weights")
+    assert text.startswith("generator.diffusers.weights")
     assert any(each in text for each in named.split("|")), text
 
 

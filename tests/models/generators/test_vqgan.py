@@ -1,5 +1,6 @@
 """The VQGAN: official checkpoints, nearest codes, straight-through gradients, independence."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,22 @@ from taming.modules.vqvae.quantize import VectorQuantizer
 from torch import Tensor, nn
 
 from dfkd.config.hashing import sha256_file
-from dfkd.config.synthesis import GeneratorConfig
 from dfkd.errors import WeightsError
-from dfkd.models.generators.kinds import file_hashes
+from dfkd.models.generators.settings import Vqgan
 from dfkd.models.generators.vqgan import VQGAN
+from tests.helpers.sources import generator_hashes
 from tests.helpers.tiny_models import F16, official_state, official_yaml, write_generator
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> GeneratorConfig:
+def files(tmp_path_factory: pytest.TempPathFactory) -> Vqgan:
     return write_generator(tmp_path_factory.mktemp("vqgan"), official_yaml())
 
 
 @pytest.fixture(scope="module")
-def vqgan(files: GeneratorConfig) -> VQGAN:
+def vqgan(files: Vqgan) -> VQGAN:
     return VQGAN.load(files, CPU)
 
 
@@ -94,11 +95,12 @@ def test_quantising_gives_exact_codes_and_passes_the_gradient_on(vqgan: VQGAN) -
     assert not any(p.requires_grad for p in vqgan.network.parameters())
 
 
-def test_without_quantisation_the_latent_itself_is_decoded(vqgan: VQGAN) -> None:
+def test_without_quantisation_the_latent_itself_is_decoded(files: Vqgan, vqgan: VQGAN) -> None:
+    plain = VQGAN.load(dataclasses.replace(files, quantise=False), CPU)
     latent = torch.randn(1, 16, 2, 2, generator=torch.Generator().manual_seed(1))
-    assert not torch.allclose(vqgan.decode(latent, quantise=False), vqgan.decode(latent))
+    assert not torch.allclose(plain.decode(latent), vqgan.decode(latent))
     codes = vqgan.quantise(latent)
-    assert torch.equal(vqgan.decode(codes, quantise=False), vqgan.decode(latent))
+    assert torch.equal(plain.decode(codes), vqgan.decode(latent))
 
 
 def test_the_pixel_clamp_lets_out_of_range_pixels_return(vqgan: VQGAN) -> None:
@@ -165,26 +167,26 @@ def test_an_image_does_not_depend_on_its_companions(vqgan: VQGAN) -> None:
     torch.testing.assert_close(alone.grad[0], first.grad[1], atol=1e-4, rtol=1e-4)
 
 
-def test_both_files_are_hashed(files: GeneratorConfig) -> None:
-    assert file_hashes(files) == {
-        "generator.config": sha256_file(files.config),
-        "generator.weights": sha256_file(files.weights),
+def test_both_files_are_hashed(files: Vqgan) -> None:
+    assert generator_hashes(files) == {
+        "generator.vqgan.config": sha256_file(files.config),
+        "generator.vqgan.weights": sha256_file(files.weights),
     }
 
 
 def test_safetensors_with_the_same_keys_give_the_same_model(
-    files: GeneratorConfig, vqgan: VQGAN, tmp_path: Path
+    files: Vqgan, vqgan: VQGAN, tmp_path: Path
 ) -> None:
     path = tmp_path / "decoder.safetensors"
     state = official_state(official_yaml())
     save_file({k: v for k, v in state.items() if not k.startswith(("encoder", "loss"))}, path)
-    loaded = VQGAN.load(GeneratorConfig(config=files.config, weights=str(path)), CPU)
+    loaded = VQGAN.load(Vqgan(config=files.config, weights=str(path)), CPU)
     latent = loaded.init_latents([1], 32)
     assert torch.equal(loaded.decode(latent), vqgan.decode(latent))
 
 
 def test_loading_prints_nothing_and_draws_no_random_number(
-    files: GeneratorConfig, capsys: pytest.CaptureFixture[str]
+    files: Vqgan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = torch.random.get_rng_state()
     VQGAN.load(files, CPU)
@@ -194,15 +196,13 @@ def test_loading_prints_nothing_and_draws_no_random_number(
 
 def refusal(config: str, weights: str) -> str:
     with pytest.raises(WeightsError) as caught:
-        VQGAN.load(GeneratorConfig(config=config, weights=weights), CPU)
+        VQGAN.load(Vqgan(config=config, weights=weights), CPU)
     text = str(caught.value)
     assert "\n" not in text
     return text
 
 
-def test_a_checkpoint_of_another_architecture_is_described(
-    files: GeneratorConfig, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_architecture_is_described(files: Vqgan, tmp_path: Path) -> None:
     other = write_generator(tmp_path, official_yaml(codes=128, latent=32))
     text = refusal(files.config, other.weights)
     assert "differs in shape at decoder.conv_in.weight (64, 32, 3, 3) for (64, 16, 3, 3)" in text
@@ -256,10 +256,10 @@ SHAPE = f"{PARAMS}.ddconfig"
     ],
 )
 def test_a_hostile_model_yaml_is_refused_in_one_line(
-    text: str, named: str, files: GeneratorConfig, tmp_path: Path
+    text: str, named: str, files: Vqgan, tmp_path: Path
 ) -> None:
     bad = tmp_path / "model.yaml"
     bad.write_text(text)
     message = refusal(str(bad), files.weights)
-    assert message.startswith("generator.config")
+    assert message.startswith("generator.vqgan.config")
     assert named in message

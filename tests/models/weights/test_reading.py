@@ -61,7 +61,7 @@ def test_old_lightning_checkpoints_name_their_callback_class(tmp_path: Path) -> 
     finally:
         for missing in [name, *(parent for parent, found in parents.items() if found is None)]:
             sys.modules.pop(missing, None)
-    assert same(read_state_dict("generator.weights", tmp_path / "last.ckpt"))
+    assert same(read_state_dict("generator.vqgan.weights", tmp_path / "last.ckpt"))
     assert name not in sys.modules
 
 
@@ -156,10 +156,10 @@ def test_a_key_of_nested_tuples_is_refused_before_it_is_hashed(
 def test_a_configuration_of_more_than_a_megabyte_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(b"{}".ljust(1 << 20))
-    assert read_json("generator.weights", path, "give another") == {}
+    assert read_json("generator.vqgan.weights", path, "give another") == {}
     path.write_bytes(b"{}".ljust((1 << 20) + 1))
     with pytest.raises(WeightsError, match="more than 1048576 bytes"):
-        read_json("generator.weights", path, "give another")
+        read_json("generator.vqgan.weights", path, "give another")
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:

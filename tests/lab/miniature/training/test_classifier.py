@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from dfkd.config.distillation import Distillation
-from dfkd.lab.miniature.drawings.rendering import Cache, DrawingRow
-from dfkd.lab.miniature.recipe import ClassifierRecipe
-from dfkd.lab.miniature.training.classifier import (
+from dfkd.lab.miniature.classifier import (
     ClassifierTrainer,
     LabelledBatches,
     accuracy,
     save,
 )
+from dfkd.lab.miniature.drawings import Cache, DrawingRow
+from dfkd.lab.miniature.recipe import ClassifierRecipe
 from dfkd.lab.studies.judge import read_judge
 from dfkd.models.student import build
 from dfkd.utils.device import CPU

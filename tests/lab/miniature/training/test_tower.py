@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
+from dfkd.lab.miniature import drawings
+from dfkd.lab.miniature import teacher as teacher_recipe
 from dfkd.lab.miniature.captions import Captioner
-from dfkd.lab.miniature.drawings import sampling
-from dfkd.lab.miniature.drawings.rendering import Cache
+from dfkd.lab.miniature.drawings import Cache
 from dfkd.lab.miniature.recipe import TowerRecipe
-from dfkd.lab.miniature.training import teacher as teacher_recipe
-from dfkd.lab.miniature.training.tower import NamedBatch, TowerTrainer
+from dfkd.lab.miniature.teacher import NamedBatch, TowerTrainer
 from tests.helpers.drawings import WORDS, row, small_teacher
 from tests.helpers.training import interrupt_after_saving, same_weights
 
@@ -22,21 +22,21 @@ def trainer(
     torch.manual_seed(5)
     state = teacher_recipe.build(small_teacher(), tokenizer.vocab_size).state_dict()
     recipe = TowerRecipe(steps=3, names_weight=names_weight)
-    batches = sampling.Batches(cache, np.arange(8), small_teacher().batch_size, 3)
+    batches = drawings.Batches(cache, np.arange(8), small_teacher().batch_size, 3)
     captioner = Captioner(tokenizer, WORDS)
     return TowerTrainer(recipe, small_teacher(), state, batches, captioner, folder, 0)
 
 
 def test_classes_share_the_share_that_they_are_given_equally() -> None:
     rows = [row("dog", "a"), row("dog", "b"), row("cat", "a"), row("odd name", "a")]
-    shares = sampling.class_weights(rows, [rows[:2], rows[2:3]], 0.8)
-    usual = sampling.weights(rows)
+    shares = drawings.class_weights(rows, [rows[:2], rows[2:3]], 0.8)
+    usual = drawings.weights(rows)
     np.testing.assert_allclose(shares, 0.2 * usual + [0.2, 0.2, 0.4, 0])
     # Equal rows of a cache that was read again are the same drawings.
     again = [row("dog", "a"), row("dog", "b")]
-    np.testing.assert_allclose(sampling.class_weights(rows, [again, rows[2:3]], 0.8), shares)
+    np.testing.assert_allclose(drawings.class_weights(rows, [again, rows[2:3]], 0.8), shares)
     # Drawings of none of the classes leave the usual shares.
-    np.testing.assert_allclose(sampling.class_weights(rows, [], 0.8), usual)
+    np.testing.assert_allclose(drawings.class_weights(rows, [], 0.8), usual)
 
 
 def test_only_the_image_tower_learns_and_it_resumes_to_the_same_weights(
