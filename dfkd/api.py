@@ -72,7 +72,7 @@ def read_manifest(path: str | Path, **values: Any) -> Manifest:
         path: of the file, e.g. `manifests/miniature.yaml`.
         **values: new values by key; a section is a mapping of the keys to change, e.g.
             `classes=["rocket", "tree"], synthesis={"steps": 50}`. Values are plain values or paths.
-            A name with dots is that of a key in a section: `**{"synthesis.steps": 50}`.
+            A name with dots is that of a key in a section: `**{"synthesis.views": 4}`.
 
     Returns:
         The manifest that all stages take.

@@ -139,7 +139,9 @@ class Worker(Actor):
         settings, cache = self.manifest.generator.settings, self.manifest.cache
         hashes = {role: sha256_file(path) for role, path in settings.files(cache).items()}
         self._require_same("generator", hashes)
-        return settings.load(pick_device(), self.manifest.synthesis.precision, cache)
+        precision = self.manifest.synthesis.precision
+        generator: Generator = settings.load(pick_device(), precision, cache)
+        return generator
 
     def _require_same(self, section: str, digests: Mapping[str, str]) -> None:
         """Raise `WeightsError` if a weight file of this node is not that of the fingerprint.

@@ -78,7 +78,7 @@ def parser(
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="override a manifest key, e.g. --set synthesis.steps=50 (repeatable)",
+        help="override a manifest key, e.g. --set synthesis.views=4 (repeatable)",
     )
     arguments.add_argument(
         "--print-manifest", action="store_true", help="print the resolved manifest and stop"

@@ -10,7 +10,8 @@ A package declares an entry point in one of these groups. It names a frozen data
 says in `made_by` what does the work. The settings stand in the manifest in a section of the entry
 point's name (`prompts.contrastive`), and are part of the fingerprint with the version of their
 package. They are checked before any model is loaded, so their module should import neither torch
-nor Ray: then a wrong manifest is refused at once.
+nor Ray: then a wrong manifest is refused at once. For the same reason this module names classes of
+higher packages in its texts alone.
 """
 
 import dataclasses
@@ -21,22 +22,13 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic_core import ArgsKwargs
 
 from dfkd.errors import ManifestError
 from dfkd.utils import yaml
-
-if TYPE_CHECKING:
-    import torch
-
-    from dfkd.config.manifest import Manifest
-    from dfkd.models.generators.generator import Generator
-    from dfkd.models.teacher import Teacher
-    from dfkd.prompts.method import PromptMethod
-    from dfkd.synthesis.image_source import ImageSource, SourceContext
-    from dfkd.utils.types import Precision
+from dfkd.utils.types import Precision
 
 PROMPT_METHODS, GENERATORS, IMAGE_SOURCES = (
     "dfkd.prompt_methods",
@@ -61,15 +53,14 @@ class PromptSettings:
     """The keys of `prompts` that the method reads: `template`, `styles`. Others do not change its
     fingerprint."""
 
-    def load(self, manifest: "Manifest", teacher: "Teacher") -> "PromptMethod":
-        """What makes the prompts of a run.
+    def load(self, manifest: Any, teacher: Any) -> Any:
+        """The `PromptMethod` of a run.
 
         Args:
-            manifest: of a single method.
-            teacher: whose text tower embeds them.
+            manifest: a `Manifest` of a single method.
+            teacher: the `Teacher` whose text tower embeds the prompts.
         """
-        made: PromptMethod = pkgutil.resolve_name(self.made_by)(manifest, teacher, self)
-        return made
+        return pkgutil.resolve_name(self.made_by)(manifest, teacher, self)
 
 
 class GeneratorSettings:
@@ -120,19 +111,18 @@ class GeneratorSettings:
         found: dict[str, Path] = pkgutil.resolve_name(self.made_by).files(self, cache)
         return found
 
-    def load(self, device: "torch.device", precision: "Precision", cache: str) -> "Generator":
-        """The generator on a device.
+    def load(self, device: Any, precision: Precision, cache: str) -> Any:
+        """The `Generator` on a device.
 
         Args:
-            device: where its weights are put.
+            device: the `torch.device` where its weights are put.
             precision: `bfloat16` autocasts its networks on devices with such instructions.
             cache: the folder with published files.
 
         Raises:
             WeightsError: a file is missing, corrupt or hostile, or of another architecture.
         """
-        loaded: Generator = pkgutil.resolve_name(self.made_by).load(self, device, precision, cache)
-        return loaded
+        return pkgutil.resolve_name(self.made_by).load(self, device, precision, cache)
 
 
 class SourceSettings:
@@ -151,13 +141,12 @@ class SourceSettings:
     reads: ClassVar[tuple[str, ...]] = ()
     """The keys of `synthesis` that the source reads beside sizes, `precision` and `format`."""
 
-    def check(self, manifest: "Manifest", teacher: "Teacher") -> None:
-        """Raise `ManifestError` if the source cannot work with this manifest and teacher."""
+    def check(self, manifest: Any, teacher: Any) -> None:
+        """Raise `ManifestError` if the source cannot work with this `Manifest` and `Teacher`."""
 
-    def load(self, context: "SourceContext") -> "ImageSource":
-        """What makes the images of a run."""
-        made: ImageSource = pkgutil.resolve_name(self.made_by)(context, self)
-        return made
+    def load(self, context: Any) -> Any:
+        """The `ImageSource` of a run, from a `SourceContext`."""
+        return pkgutil.resolve_name(self.made_by)(context, self)
 
 
 BASES: dict[str, type] = {

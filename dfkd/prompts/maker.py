@@ -16,7 +16,7 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import PromptRow, fresh_tasks, part_name, part_rows, root_seed
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.method import PromptBatch
+from dfkd.prompts.method import PromptBatch, PromptMethod
 from dfkd.prompts.styles import check_styled_prompts
 
 SCHEMA = pa.schema(
@@ -48,7 +48,7 @@ class PromptMaker:
     ) -> None:
         self.manifest = manifest
         self.base = base
-        self.method = manifest.prompt_settings.load(manifest, teacher)
+        self.method: PromptMethod = manifest.prompt_settings.load(manifest, teacher)
         self._next: int | None = 0
         """The part before which the method remembers what an uninterrupted run would."""
 
