@@ -30,8 +30,8 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
     Args:
         manifest: a manifest with one method (`Manifest.with_method`).
         weights: sha256 of each weight or configuration file, by role (`teacher.weights`, or
-            `generator.diffusers.weights/unet` of a folder). The hash replaces the path, so that moving a file
-            changes nothing.
+            `generator.diffusers.weights/unet` of a folder). The hash replaces the path, so that
+            moving a file changes nothing.
         base: fingerprint of the version whose tasks are carried over by a regeneration; empty
             without one.
     """

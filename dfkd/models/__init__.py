@@ -3,5 +3,5 @@
 In: a section of the manifest and published weights. Out: modules that map pixels and texts to
 embeddings (teacher), latents to pixels (generator), and pixels to distances (student). Teacher and
 generator are frozen. `weights/` fetches, verifies and reads their files. Begin with `teacher.py`,
-`generators/` and `student.py`; `batch_norm.py` has the loss L_bn.
+`generators/` and `student.py`.
 """

@@ -2,7 +2,6 @@
 
 In: the prompts of a unit, teacher and generator. Out: shards of images, each with the teacher's
 distances to the class prompts and its embedding. Begin with `latents.py` (Eqs 1-3) and
-`shard_maker.py`, which makes the shards of what a source gives (`image_source.py`, `sources.py`);
-`views.py` has the augmented views. `inversion/` holds the conventional methods that the paper
-compares with.
+`shard_maker.py`, which makes the shards of what a source gives (`image_source.py`, the interface,
+and `latent_source.py`); `views.py` has the augmented views.
 """
