@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,9 +85,9 @@ def test_images_of_other_settings_are_not_carried_over(manifest: Manifest) -> No
         regenerate(other)
 
 
-@pytest.mark.parametrize(("seconds", "limit"), [(0, None), (36, 36)])
+@pytest.mark.parametrize(("seconds", "limit"), [(0, math.inf), (36, 36)])
 def test_the_budget_is_that_of_the_synthesis(
-    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, seconds: int, limit: int | None
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, seconds: int, limit: float
 ) -> None:
     built = Mock(side_effect=BudgetError("spent"))
     monkeypatch.setattr(regeneration._Run, "build", BUILD)
