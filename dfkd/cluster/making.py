@@ -327,8 +327,11 @@ class _ShardReport:
             if not isinstance(item.unit, Unit):
                 continue  # of the prompts, with which the run ends
             report_quarantined(self.manifest, self.version.id, item)
+            # Some tasks of a large unit may have been finished by an attempt that failed later.
+            finished = self.version.done() if len(item.unit.tasks) > 1 else ()
             for task in item.unit.tasks:
-                self.version.quarantine(task.id, item.reason)
+                if task.id not in finished:
+                    self.version.quarantine(task.id, item.reason)
         counts = {"failed": self.tracker.failed, "quarantined": len(self.engine.quarantine)}
         shown = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
         self.progress.set_postfix_str(shown, refresh=False)

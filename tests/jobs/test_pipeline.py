@@ -122,11 +122,11 @@ def test_evaluation_data_is_looked_at_before_anything_is_made(tmp_path: Path) ->
 @pytest.mark.heavy
 def test_a_manifest_is_refused_before_a_cluster_is_joined(tmp_path: Path) -> None:
     """Exit code 4 would make a scheduler repeat what no repetition cures."""
-    words = settings(tmp_path / "run", "synthesis.shard_size=1000000")
+    words = settings(tmp_path / "run", "generator.diffusers.weights=nowhere")
     dead = environment() | {"RAY_ADDRESS": "127.0.0.1:9"}
     refused = run("pipeline", MANIFEST, *words, env=dead)
     assert refused.returncode == Exit.USAGE
-    assert last_error(refused).startswith("error: synthesis.shard_size: ")
+    assert last_error(refused).startswith("error: generator.diffusers.")
 
 
 @pytest.mark.heavy
