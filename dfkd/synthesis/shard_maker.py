@@ -88,33 +88,27 @@ class ShardMaker:
                 chained method has diverged.
             ValueError: `prompts` are not those of the unit.
         """
-        made = {}
+        made: dict[Task, MadeShard] = {}
+        pending: dict[int, list[_PendingSample]] = defaultdict(list)
+        remaining = self._stored_prompts(unit, prompts)
         # A separate thread encodes while the next batch is synthesised; Pillow releases the GIL.
         with ThreadPoolExecutor(1, "encoder") as encoder:
-            pending, failures = self._make(self._stored_prompts(unit, prompts), encoder)
+            for attempt in range(MAX_ATTEMPTS):
+                # The same seed would diverge again, so each attempt derives another one.
+                failed = []
+                for prompt, result in self._attempt(remaining, attempt, encoder):
+                    if result is None:
+                        failed.append(prompt)
+                    else:
+                        pending[prompt.class_index].append(result)
+                remaining = failed
             for task in unit.tasks:
                 own = sorted(pending[task.class_index], key=lambda each: each.prompt.index)
                 samples = [each.sample(self.manifest.synthesis.format) for each in own]
                 write_shard(samples, folder / f"{task.id}.tar")
-                failed = sorted(p.index for p in failures if p.class_index == task.class_index)
-                made[task] = MadeShard(samples, tuple(failed))
+                lost = sorted(p.index for p in remaining if p.class_index == task.class_index)
+                made[task] = MadeShard(samples, tuple(lost))
         return made
-
-    def _make(
-        self, prompts: list[StoredPrompt], encoder: ThreadPoolExecutor
-    ) -> tuple[dict[int, list[_PendingSample]], list[StoredPrompt]]:
-        """The samples by class index, and the prompts whose images failed at every attempt."""
-        pending: dict[int, list[_PendingSample]] = defaultdict(list)
-        for attempt in range(MAX_ATTEMPTS):
-            # The same seed would diverge again, so each attempt derives another one.
-            failed = []
-            for prompt, result in self._attempt(prompts, attempt, encoder):
-                if result is None:
-                    failed.append(prompt)
-                else:
-                    pending[prompt.class_index].append(result)
-            prompts = failed
-        return pending, prompts
 
     def _stored_prompts(self, unit: Unit, prompts: pa.Table) -> list[StoredPrompt]:
         """The prompts of a unit, ordered by index and class, so that batches mix the classes."""
