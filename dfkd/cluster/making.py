@@ -17,7 +17,7 @@ from dfkd.cluster.tracking import Forecast, ShardSummary, ShardTracker
 from dfkd.cluster.work_order import PromptProgress, ready_work
 from dfkd.cluster.worker import UnitResult, synthesis_engine
 from dfkd.config import identity as identities
-from dfkd.config.hashing import fingerprint, sha256_file
+from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.config.plan import (
@@ -181,8 +181,7 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
     cache = manifest.cache
     weights = teacher.file_hashes(manifest.teacher, cache)
     if manifest.source.follows_prompts:
-        files = manifest.generator.settings.files(cache)
-        weights = weights | {role: sha256_file(path) for role, path in files.items()}
+        weights = weights | manifest.generator.settings.hashes(cache)
     return identities.identity(manifest, weights, base)
 
 

@@ -19,7 +19,6 @@ from dfkd.cluster.connection import require_on_this_node
 from dfkd.cluster.engine import Actor, Engine
 from dfkd.cluster.metrics import count_request
 from dfkd.cluster.tracking import ShardSummary
-from dfkd.config.hashing import sha256_file
 from dfkd.config.identity import weights_of
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.plan import (
@@ -137,8 +136,7 @@ class Worker(Actor):
         if not self.manifest.source.follows_prompts:
             return None
         settings, cache = self.manifest.generator.settings, self.manifest.cache
-        hashes = {role: sha256_file(path) for role, path in settings.files(cache).items()}
-        self._require_same("generator", hashes)
+        self._require_same("generator", settings.hashes(cache))
         precision = self.manifest.synthesis.precision
         generator: Generator = settings.load(pick_device(), precision, cache)
         return generator

@@ -177,8 +177,7 @@ class Manifest:
                 self.prompts.styles,
                 "add styles or set distillation.texts=template",
             )
-        followed = any(self.synthesis.kinds[name].follows_prompts for name in self.synthesis.source)
-        if followed and not self.generator.settings.optimisation_steps:
+        if self.follows_prompts and not self.generator.settings.optimisation_steps:
             for each in dataclasses.fields(self.synthesis):
                 value = getattr(self.synthesis, each.name)
                 if each.name in OPTIMISER_KEYS and value != each.default:
@@ -231,6 +230,11 @@ class Manifest:
         """The settings of the first image source, likewise."""
         settings: SourceSettings = self.synthesis.kinds[self.synthesis.source[0]]
         return settings
+
+    @property
+    def follows_prompts(self) -> bool:
+        """Whether an image source makes images from prompts, by the generator."""
+        return any(self.synthesis.kinds[name].follows_prompts for name in self.synthesis.source)
 
     @property
     def prompt_settings(self) -> PromptSettings:

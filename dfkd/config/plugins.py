@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic_core import ArgsKwargs
 
+from dfkd.config.hashing import sha256_file
 from dfkd.errors import ManifestError
 from dfkd.utils import yaml
 from dfkd.utils.types import Precision
@@ -110,6 +111,10 @@ class GeneratorSettings:
         """
         found: dict[str, Path] = pkgutil.resolve_name(self.made_by).files(self, cache)
         return found
+
+    def hashes(self, cache: str) -> dict[str, str]:
+        """The sha256 of each of the `files`, which are read completely."""
+        return {role: sha256_file(path) for role, path in self.files(cache).items()}
 
     def load(self, device: Any, precision: Precision, cache: str) -> Any:
         """The `Generator` on a device.

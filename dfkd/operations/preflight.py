@@ -47,10 +47,10 @@ def check_synthesis(manifest: Manifest) -> tuple[Teacher, Generator | None]:
     teacher = Teacher.load(manifest.teacher, cpu, cache=cache)
     check_classes(teacher, manifest.classes, manifest.teacher.template)
     check_prompts(manifest, teacher)
-    singles = [manifest.with_method(method) for method in manifest.methods]
-    for single in singles:
+    for method in manifest.methods:
+        single = manifest.with_method(method)
         single.source.check(single, teacher)
-    if not any(single.source.follows_prompts for single in singles):
+    if not manifest.follows_prompts:
         return teacher, None
     generator = manifest.generator.settings.load(cpu, "float32", cache)
     generator.require(teacher, manifest.synthesis.image_size)
@@ -59,7 +59,7 @@ def check_synthesis(manifest: Manifest) -> tuple[Teacher, Generator | None]:
 
 def note_surprises(manifest: Manifest) -> None:
     """Say what the generator's settings want a person to know about these classes."""
-    if any(manifest.synthesis.kinds[name].follows_prompts for name in manifest.synthesis.source):
+    if manifest.follows_prompts:
         for note in manifest.generator.settings.notes(manifest.classes):
             say(f"note: {note}")
 

@@ -82,7 +82,7 @@ def _generator(manifest: Manifest) -> list[tuple[str, Artifact | None]]:
     """The generator's files by manifest key; none if no method of the run uses it, or if it is a
     kind of which nothing is published as single files."""
     settings = manifest.generator.settings
-    if not _generates(manifest):
+    if not manifest.follows_prompts:
         return []
     if isinstance(settings, Diffusers) and settings.weights not in PIPELINES:
         find_folder(settings.weights)
@@ -98,16 +98,10 @@ def _generator(manifest: Manifest) -> list[tuple[str, Artifact | None]]:
     return [(field, published(field, value)) for field, value in named.items()]
 
 
-def _generates(manifest: Manifest) -> bool:
-    """Whether a method of the run uses the generator."""
-    sources = (manifest.synthesis.kinds[name] for name in manifest.synthesis.source)
-    return any(source.follows_prompts for source in sources)
-
-
 def published_pipeline(manifest: Manifest) -> tuple[str, Pipeline] | None:
     """The published diffusion model that a manifest names and one of its methods uses, by name."""
     settings = manifest.generator.settings
-    if not isinstance(settings, Diffusers) or not _generates(manifest):
+    if not isinstance(settings, Diffusers) or not manifest.follows_prompts:
         return None
     pipeline = PIPELINES.get(settings.weights)
     return (settings.weights, pipeline) if pipeline and pipeline.repository else None

@@ -4,10 +4,7 @@ from typing import Any
 
 import torch
 
-from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
-from dfkd.config.paths import CACHE
-from dfkd.config.plugins import GeneratorSettings
 from dfkd.dataset.versions import Version
 from dfkd.models.generators.generator import Generator
 from dfkd.models.teacher import Teacher
@@ -25,8 +22,3 @@ def source_of(manifest: Manifest, teacher: Teacher, generator: Generator | None)
 def load_generator(manifest: Manifest, precision: Precision = "float32") -> Any:
     """The generator that a manifest names, on the CPU."""
     return manifest.generator.settings.load(torch.device("cpu"), precision, manifest.cache)
-
-
-def generator_hashes(settings: GeneratorSettings, cache: str = CACHE) -> dict[str, str]:
-    """The sha256 of each file of a generator, by its role."""
-    return {role: sha256_file(path) for role, path in settings.files(cache).items()}

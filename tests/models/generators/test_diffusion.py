@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
+from dfkd.config.paths import CACHE
 from dfkd.errors import Exit, ManifestError
 from dfkd.models.generators import diffusion
 from dfkd.models.generators.diffusers_folder import SCHEDULERS
@@ -22,7 +23,7 @@ from dfkd.models.generators.generator import Condition
 from dfkd.models.generators.text_tower import TextEncoder
 from dfkd.models.teacher import Teacher
 from dfkd.operations.preflight import check_synthesis
-from tests.helpers.sources import generator_hashes, load_generator
+from tests.helpers.sources import load_generator
 from tests.helpers.tiny_pipeline import (
     SIZE,
     noise,
@@ -205,7 +206,7 @@ def test_every_file_that_changes_a_pixel_is_hashed(home: Path, pipeline: Path) -
         "text_encoder": "text_encoder/config.json",
         "tokenizer": "tokenizer/special_tokens_map.json",
     }
-    assert generator_hashes(manifest.generator.settings) == {
+    assert manifest.generator.settings.hashes(CACHE) == {
         f"generator.diffusers.weights/{role}": sha256_file(pipeline / file)
         for role, file in files.items()
     }

@@ -15,10 +15,10 @@ from taming.modules.vqvae.quantize import VectorQuantizer
 from torch import Tensor, nn
 
 from dfkd.config.hashing import sha256_file
+from dfkd.config.paths import CACHE
 from dfkd.errors import WeightsError
 from dfkd.models.generators.settings import Vqgan
 from dfkd.models.generators.vqgan import VQGAN
-from tests.helpers.sources import generator_hashes
 from tests.helpers.tiny_models import F16, official_state, official_yaml, write_generator
 
 CPU = torch.device("cpu")
@@ -168,7 +168,7 @@ def test_an_image_does_not_depend_on_its_companions(vqgan: VQGAN) -> None:
 
 
 def test_both_files_are_hashed(files: Vqgan) -> None:
-    assert generator_hashes(files) == {
+    assert files.hashes(CACHE) == {
         "generator.vqgan.config": sha256_file(files.config),
         "generator.vqgan.weights": sha256_file(files.weights),
     }
