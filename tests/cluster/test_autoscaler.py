@@ -1,9 +1,11 @@
 """Ray's own autoscaler, with a provider that starts nodes on this machine instead of in a cloud."""
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
 from dfkd.storage.local import open_storage
 from dfkd.utils.memory import descendants
+from dfkd.utils.yaml import merge
 from nodes import Node, RayCluster
 from tests.helpers import jobs, tiny_study
 from tests.helpers.machines import title
@@ -80,14 +83,18 @@ class Autoscaled(RayCluster):
 
 def write(folder: Path) -> Path:
     made = {"images_per_class": 4, "shard_size": 1, "image_size": 64, "views": 0}
+    # Some seconds an image: long enough for a second node to come, which takes as long.
     return write_manifest(
-        folder, classes=["dog", "house"], synthesis=made, distillation={"epochs": 1}
+        folder,
+        classes=["dog", "house"],
+        generator={"vqgan": {"steps": 20}},
+        synthesis=made,
+        distillation={"epochs": 1},
     )
 
 
 def start(job: str, file: Path, cluster: Autoscaled) -> "subprocess.Popen[bytes]":
-    """A job on a cluster that is a head alone."""
-    assert cluster.size == 1
+    """A job on the cluster."""
     address = f"{cluster.nodes[0].address}:{cluster.port}"
     environment = jobs.environment() | cluster.environment | {"RAY_ADDRESS": address}
     with file.with_name(f"{job}.log").open("wb") as log:
@@ -95,7 +102,8 @@ def start(job: str, file: Path, cluster: Autoscaled) -> "subprocess.Popen[bytes]
 
 
 def run(job: str, file: Path, cluster: Autoscaled) -> int:
-    """Run a job to its end; the most nodes at once."""
+    """Run a job to its end on a cluster that is a head alone; the most nodes at once."""
+    assert cluster.size == 1
     process, most = start(job, file, cluster), cluster.size
     while process.poll() is None:
         most = max(most, cluster.size)
@@ -130,8 +138,14 @@ def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
 
 
 def test_a_study_gets_a_node_for_each_student(tmp_path: Path) -> None:
-    """Its data set is made by one worker, so there is one node when its students begin."""
     axes = [{"name": "Method", "values": {"Baseline": tiny_study.METHODS["Baseline"]}}]
-    file = tiny_study.write(tmp_path, axes=axes, seeds=list(range(WORKERS)))
+    # So many epochs that the first student is still training when the second node comes.
+    changes = {"cluster": {"workers": WORKERS}, "distillation": {"epochs": 400}}
+    start: dict[str, Any] = merge(tiny_study.BASE, changes)
+    start["storage"] = {"root": str(tmp_path / "root")}
+    file = tiny_study.write(tmp_path, start, axes=axes, seeds=list(range(WORKERS)))
     with Autoscaled() as cluster:
         assert run("reproduce", file, cluster) == 1 + WORKERS
+    # A node has room for one, so the second was not asked for by the data set's workers only.
+    log = file.with_name("reproduce.log").read_text()
+    assert len(set(re.findall(r"StudentDistiller pid=(\d+)", log))) == WORKERS
