@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from dfkd.utils.memory import descendants
+from dfkd.lab.benchmarks.memory import descendants
 from servers import PATIENCE, free_ports, wait_until
 
 RAY = str(Path(sys.executable).with_name("ray"))

@@ -18,7 +18,14 @@ def pick_device() -> torch.device:
     A worker sees only the GPUs that it has reserved (see `dfkd.cluster.capacity`), so the
     choice is right there too.
     """
-    forbid_tf32()
+    # By default torch lets cuDNN round the inputs of a convolution to TF32 (10 bits of mantissa),
+    # and NVIDIA's container images do the same for matrix products by an environment variable. That
+    # is too coarse, because distances to class prompts differ by a few hundredths. The key
+    # `precision: bfloat16` buys speed instead, and it affects neither labels nor distances.
+    # torch 2.9 added `fp32_precision`. It is not used here, because torch raises when it is set and
+    # a library then reads one of the two settings below.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -33,20 +40,6 @@ def try_gpu() -> None:
     torch.ones(1, device="cuda").sum().item()
 
 
-def forbid_tf32() -> None:
-    """Make a GPU compute float32 convolutions and matrix products in full float32.
-
-    By default torch lets cuDNN round the inputs of a convolution to TF32 (10 bits of mantissa), and
-    NVIDIA's container images do the same for matrix products by an environment variable. That is
-    too coarse, because distances to class prompts differ by a few hundredths. The key `precision:
-    bfloat16` buys speed instead, and it affects neither labels nor distances.
-    """
-    # torch 2.9 added `fp32_precision`. It is not used here, because torch raises when it is set and
-    # a library then reads one of the two settings below.
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-
-
 def device_name(device: torch.device) -> str:
     """The name of the GPU, or `cpu`."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else device.type
@@ -55,16 +48,9 @@ def device_name(device: torch.device) -> str:
 def configure_process(cpus: float) -> None:
     """Set up a worker process for the `cpus` that are reserved for it: at least one thread."""
     torch.set_num_threads(max(1, int(cpus)))
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next allocation; does nothing without glibc.
-
-    By default glibc returns large tensors to the kernel as soon as they are freed. The next step
-    then gets zeroed memory page by page, which takes about a tenth of synthesis on a CPU.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
+    # By default glibc returns large tensors to the kernel as soon as they are freed. The next step
+    # then gets zeroed memory page by page, which takes about a tenth of synthesis on a CPU.
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # glibc's maximum
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

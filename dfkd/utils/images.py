@@ -8,7 +8,7 @@ import io
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -86,7 +86,16 @@ def preprocess(
         ValueError: its file is truncated, or its mode has no RGB; the text says why.
     """
     with _value_errors():
-        return np.asarray(_fit(_on_white(_upright(image)), image_size, resizing))
+        image.load()  # raises an error of its own if the pixels are damaged
+        # Pillow fails on damaged EXIF data with errors of many kinds, and the pixels are good.
+        with suppress(Exception):
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip to white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        return np.asarray(_fit(image.convert("RGB"), image_size, resizing))
 
 
 @contextmanager
@@ -137,39 +146,23 @@ def header_size(encoded: bytes | memoryview, kind: str) -> tuple[int, int]:
     size = len(_PNG_HEADER)
     if kind == "PNG" and encoded[:size] == _PNG_HEADER and len(encoded) >= size + 8:
         width, height = struct.unpack_from(">II", encoded, size)
-        _require_pixels_only(encoded)
+        # A decoder inflates texts and profiles too, of which a thousand fit into one image. So no
+        # chunks are allowed but those that dfkd writes.
+        start = len(_PNG_SIGNATURE)
+        while start + 8 <= len(encoded):
+            length, name = struct.unpack_from(">I4s", encoded, start)
+            if name not in _PNG_CHUNKS:
+                raise ValueError(f"a PNG with a chunk {name!r}")
+            start += length + 12  # with its length, name and checksum
         return width, height
     with open_image(encoded, (kind,)) as image:
         return image.size
-
-
-def _require_pixels_only(png: bytes | memoryview) -> None:
-    """Raise `ValueError` if a PNG has other chunks than those that dfkd writes.
-
-    A decoder inflates texts and profiles too, of which a thousand fit into one image.
-    """
-    start = len(_PNG_SIGNATURE)
-    while start + 8 <= len(png):
-        length, kind = struct.unpack_from(">I4s", png, start)
-        if kind not in _PNG_CHUNKS:
-            raise ValueError(f"a PNG with a chunk {kind!r}")
-        start += length + 12  # with its length, kind and checksum
 
 
 def batch(images: Sequence[npt.NDArray[np.uint8]]) -> Array:
     """N images uint8 [S, S, 3] as a student's input: float32 [N, 3, S, S] in [0, 1]."""
     stacked = np.stack(images).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned upright by its EXIF orientation; as it is if an entry there is damaged."""
-    image.load()  # raises an error of its own if the pixels are damaged
-    # Pillow fails on damaged EXIF data with errors of many kinds, and the pixels are good.
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
 
 
 def _fit(image: Image.Image, size: int, resizing: Resizing) -> Image.Image:
@@ -189,14 +182,3 @@ def _centre(image: Image.Image, size: Sequence[int]) -> Image.Image:
     """The central part of `size` (width, height), with torchvision's rounding."""
     left, top = (round((side - kept) / 2) for side, kept in zip(image.size, size, strict=True))
     return image.crop((left, top, left + size[0], top + size[1]))
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """The image as RGB with 8 bits, transparent parts on white."""
-    if image.mode.startswith("I"):  # 16 bits per pixel, which PIL would clip to white
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")

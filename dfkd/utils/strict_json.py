@@ -30,20 +30,12 @@ def parse(data: bytes | str) -> Any:
         tree = _DECODER.decode(data if isinstance(data, str) else data.decode())
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    _require_shallow(tree)
-    return tree
-
-
-def _require_shallow(tree: Any) -> None:
-    """Raise `ValueError` if a value lies deeper than `NESTING` containers.
-
-    How deep Python's own reader goes depends on its version, and writers may go less deep.
-    """
+    # How deep Python's own reader goes depends on its version, and writers may go less deep.
     level = [tree]
     for _ in range(NESTING):
         containers = [value for value in level if isinstance(value, dict | list)]
         if not containers:
-            return
+            return tree
         level = [
             inner
             for outer in containers

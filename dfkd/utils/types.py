@@ -36,7 +36,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 Precision = Literal["float32", "bfloat16"]
 """Precision of a network's products. `float32` never means TF32, see
-`dfkd.utils.device.forbid_tf32`."""
+`dfkd.utils.device.pick_device`."""
 
 CHECKED = ConfigDict(extra="forbid", strict=True)
 """For sections of the manifest: unknown keys are refused, and no value is converted."""

@@ -109,7 +109,22 @@ def load(
     """
     tree = read_tree(path)
     for override in overrides:
-        _apply(tree, override)
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ManifestError(
+                "--set", "takes key.sub=value", override, "write for example --set seed=1"
+            )
+        *parents, leaf = key.split(".")
+        section = tree
+        # Sections that the file does not mention are created on the way.
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ManifestError(
+                    f"--set {key}", f"{parent} holds a value, not keys", section, "shorten the key"
+                )
+        section[leaf] = _parse(text, f"--set {key}")
     return check(schema, expand_preset(tree, presets))
 
 
@@ -143,7 +158,21 @@ def read_tree(path: str | Path) -> Tree:
     Raises:
         ManifestError: no such file, not YAML, or not a mapping.
     """
-    tree = _parse(_read(Path(path)), str(path))
+    file = Path(path)
+    if not file.is_file():
+        raise ManifestError(
+            "manifest",
+            "must be an existing file",
+            str(path),
+            "give the path of a manifest, such as manifests/miniature.yaml",
+        )
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise ManifestError("manifest", f"at most {MAX_BYTES} bytes", size, "check the path")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ManifestError("manifest", "must be UTF-8 text", str(path), "check the path") from None
+    tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise ManifestError(
             # Not the content, which may be a secret if the path leads to another file.
@@ -220,25 +249,6 @@ def _require_plain(field: str, value: Any) -> None:
         )
 
 
-def _read(path: Path) -> str:
-    """The text of a manifest file."""
-    if not path.is_file():
-        raise ManifestError(
-            "manifest",
-            "must be an existing file",
-            str(path),
-            "give the path of a manifest, such as manifests/miniature.yaml",
-        )
-    if path.stat().st_size > MAX_BYTES:
-        raise ManifestError(
-            "manifest", f"at most {MAX_BYTES} bytes", path.stat().st_size, "check the path"
-        )
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ManifestError("manifest", "must be UTF-8 text", str(path), "check the path") from None
-
-
 def _parse(text: str, field: str) -> Any:
     """The value that a YAML text holds; `field` is what a message names."""
     try:
@@ -251,28 +261,8 @@ def _parse(text: str, field: str) -> Any:
         # Not its whole text, which repeats the line: a path may lead to a file of secrets.
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        reason = f"{place}{problem}"
+        reason = place + (getattr(error, "problem", None) or type(error).__name__)
         raise ManifestError(field, "must be valid YAML", reason, "fix that line") from None
-
-
-def _apply(tree: Tree, override: str) -> None:
-    """Write the value of `key.sub=value`, in YAML, into `tree`."""
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise ManifestError(
-            "--set", "takes key.sub=value", override, "write for example --set seed=1"
-        )
-    *parents, leaf = key.split(".")
-    # Sections that the file does not mention are created on the way.
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise ManifestError(
-                f"--set {key}", f"{parent} holds a value, not keys", tree, "shorten the key"
-            )
-    tree[leaf] = _parse(text, f"--set {key}")
 
 
 def _first_problem(

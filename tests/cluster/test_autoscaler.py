@@ -11,8 +11,8 @@ import pytest
 
 from dfkd.dataset.published import current
 from dfkd.dataset.verification import verify
+from dfkd.lab.benchmarks.memory import descendants
 from dfkd.storage.local import open_storage
-from dfkd.utils.memory import descendants
 from dfkd.utils.yaml import merge
 from nodes import Node, RayCluster
 from tests.helpers import jobs, tiny_study

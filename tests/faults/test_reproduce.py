@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dfkd.errors import Exit
-from dfkd.utils.memory import descendants
+from dfkd.lab.benchmarks.memory import descendants
 from tests.helpers.jobs import environment, kill_when, run_here, start
 from tests.helpers.machines import title
 from tests.helpers.tiny_study import METHODS, write

@@ -12,7 +12,7 @@ import pytest
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from dfkd.utils.memory import descendants
+from dfkd.lab.benchmarks.memory import descendants
 from tests.helpers import jobs
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -6,11 +6,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dfkd.config.manifest import Manifest
 from dfkd.errors import Exit
+from dfkd.lab.benchmarks.memory import descendants
 from dfkd.models.student import load_student
 from dfkd.models.teacher import file_hashes
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
-from dfkd.utils.memory import descendants
 from tests.helpers import jobs
 from tests.helpers.machines import title
 from tests.helpers.published import flip_bit

@@ -21,12 +21,12 @@ from dfkd.dataset.published import current
 from dfkd.evaluation import footprint
 from dfkd.lab.baselines.request import even_batches
 from dfkd.lab.baselines.settings import BatchNorm, Cmi, DeepInversion, Dfad, Pre
+from dfkd.lab.benchmarks.memory import watched
 from dfkd.models.teacher import Teacher
 from dfkd.operations.required_weights import hub_models, needs
 from dfkd.prompts.settings import Contrastive
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.settings import Latents
-from dfkd.utils.memory import watched
 from tests.helpers import jobs
 from tests.helpers.http_server import keep_hub_model
 from tests.helpers.tiny_models import (

@@ -33,12 +33,12 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, blocks, image_count, task_count, tasks
 from dfkd.dataset.versions import Version, begin
 from dfkd.lab.benchmarks.measure import Results
+from dfkd.lab.benchmarks.memory import descendants, watched
 from dfkd.lab.benchmarks.scale import sized
 from dfkd.lab.benchmarks.stand_in import StandInMaker, put_prompts, put_shards
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import describe_machine, environment
-from dfkd.utils.memory import descendants, watched
 from dfkd.utils.progress import bar
 from dfkd.utils.strict_json import canonical
 

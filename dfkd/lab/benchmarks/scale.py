@@ -23,6 +23,7 @@ from dfkd.dataset.published import PublishedVersion, current
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import InfrastructureError, ManifestError
 from dfkd.lab.benchmarks.measure import Effort, Figure, Results
+from dfkd.lab.benchmarks.memory import watched
 from dfkd.lab.benchmarks.stand_in import EMBEDDING, StandInMaker
 from dfkd.operations import garbage_collection
 from dfkd.operations.status.run import read_status
@@ -31,7 +32,6 @@ from dfkd.storage.base import Request
 from dfkd.storage.cost_records import CostCounter
 from dfkd.storage.local import open_storage
 from dfkd.utils.hardware import environment
-from dfkd.utils.memory import watched
 
 T = TypeVar("T")
 

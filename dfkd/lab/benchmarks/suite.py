@@ -9,11 +9,11 @@ import torch
 from dfkd.config.manifest import Manifest
 from dfkd.lab.benchmarks import distillation, loading, prompts, scale, synthesis, towers
 from dfkd.lab.benchmarks.measure import Effort, Results, page, table
+from dfkd.lab.benchmarks.memory import watched
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import configure_process
 from dfkd.utils.hardware import describe_machine, environment
-from dfkd.utils.memory import watched
 from dfkd.utils.strict_json import canonical
 
 BENCHMARKS: dict[str, Callable[[Manifest, Effort], Results]] = {

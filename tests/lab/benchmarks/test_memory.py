@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.utils import memory
-from dfkd.utils.memory import Memory, Watch, watched
+from dfkd.lab.benchmarks import memory
+from dfkd.lab.benchmarks.memory import Memory, Watch, watched
 
 
 def test_descendants_are_found_whatever_a_process_is_called(
