@@ -54,7 +54,15 @@ def read_class(storage: Storage, key: str, class_index: int) -> pa.Table:
     """
     source = cast(BinaryIO, _RangeReader(storage, key, storage.size(key)))
     with _readable(storage.location(key)), pq.ParquetFile(source, pre_buffer=True) as file:
-        table = file.read_row_groups(_groups(file.metadata, class_index))
+        column = file.metadata.schema.names.index(CLASS)
+        groups = []
+        for number in range(file.num_row_groups):
+            known = file.metadata.row_group(number).column(column).statistics
+            # A file from another writer may lack statistics; then the group is read and filtered.
+            told = known is not None and known.has_min_max and isinstance(known.min, int)
+            if not told or known.min <= class_index <= known.max:
+                groups.append(number)
+        table = file.read_row_groups(groups)
         return table.filter(pc.equal(table[CLASS], class_index)).sort_by("index")
 
 
@@ -69,21 +77,6 @@ def _readable(where: str) -> Iterator[None]:
             raise
         told = f"{where}: no readable Parquet ({one_line(error)}); delete it, run again"
         raise CorruptionError(told) from None
-
-
-def _groups(metadata: pq.FileMetaData, class_index: int) -> list[int]:
-    """The numbers of the row groups that may hold a class."""
-    column = metadata.schema.names.index(CLASS)
-
-    def may_hold(number: int) -> bool:
-        """Whether the statistics of a row group admit the class."""
-        statistics = metadata.row_group(number).column(column).statistics
-        # A file from another writer may lack statistics; then the group is read and filtered.
-        if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, int):
-            return True
-        return bool(statistics.min <= class_index <= statistics.max)
-
-    return [number for number in range(metadata.num_row_groups) if may_hold(number)]
 
 
 @dataclass

@@ -55,8 +55,9 @@ INDEX_ROWS = 8192
 MAX_POINTER_NUMBER = 10**8 - 2
 """The highest pointer number that is accepted, so that its successor also has eight digits."""
 
+BLOCK_REMEDY = "run jobs/verify.py, which restores it"
 PROMPTS_REMEDY = "restore it from a copy, or give another storage.root and synthesise again"
-"""What to do about a damaged part of the prompts, for messages."""
+"""What to do about a damaged block or part of the prompts, for messages."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,8 @@ class PublishedVersion:
         Raises:
             CorruptionError: they are not what was published.
         """
-        return _RECEIPTS.validate_json(self._block_file(block.receipts_key, block.receipts))
+        data = self._verified(block.receipts_key, block.receipts, BLOCK_REMEDY)
+        return _RECEIPTS.validate_json(data)
 
     def block_index(self, block: Block, columns: Sequence[str]) -> pa.Table:
         """Some columns of the index of a block: a row for each image.
@@ -204,21 +206,8 @@ class PublishedVersion:
         Raises:
             CorruptionError: it is not what was published.
         """
-        source = pa.BufferReader(self._block_file(block.index_key, block.index))
-        return pq.read_table(source, columns=list(columns))
-
-    def _block_file(self, key: str, digest: str) -> bytes:
-        """The bytes of a file of a block; `CorruptionError` unless they have this sha256."""
-        try:
-            data = self.storage.get(key)
-        except MissingObject:
-            data = b""
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise CorruptionError(
-                f"{self.storage.location(key)}: is not what was published; "
-                "run jobs/verify.py, which restores it"
-            )
-        return data
+        data = self._verified(block.index_key, block.index, BLOCK_REMEDY)
+        return pq.read_table(pa.BufferReader(data), columns=list(columns))
 
     def prompt_part(self, name: str) -> pa.Table:
         """All rows of prompts/{name}.parquet.
@@ -226,8 +215,8 @@ class PublishedVersion:
         Raises:
             CorruptionError: the file, or prompts.json, is not what was published.
         """
-        key = layout.prompts(name)
-        data = self._prompts_object(key, self.prompt_digests().get(name))
+        digest = self.prompt_digests().get(name)
+        data = self._verified(layout.prompts(name), digest, PROMPTS_REMEDY)
         return pq.read_table(pa.BufferReader(data))
 
     def prompt_digests(self) -> dict[str, str]:
@@ -246,18 +235,18 @@ class PublishedVersion:
             CorruptionError: prompts.json is not what was published.
         """
         key = layout.PROMPTS_SUMMARY
-        data = self._prompts_object(key, self.manifest.get("prompts"))
+        data = self._verified(key, self.manifest.get("prompts"), PROMPTS_REMEDY)
         return parse_json(data, self.storage.location(key))
 
-    def _prompts_object(self, key: str, digest: str | None) -> bytes:
-        """The bytes of an object of the prompts; `CorruptionError` unless they have this sha256."""
+    def _verified(self, key: str, digest: str | None, remedy: str) -> bytes:
+        """The bytes of an object of the version; `CorruptionError` unless they have this sha256."""
         try:
             data = self.storage.get(key)
         except MissingObject:
             data = b""  # the same error: no job writes it again
         if hashlib.sha256(data).hexdigest() != digest:
             where = self.storage.location(key)
-            raise CorruptionError(f"{where}: is not what was published; {PROMPTS_REMEDY}")
+            raise CorruptionError(f"{where}: is not what was published; {remedy}")
         return data
 
     def damaged_files(self) -> list[str]:
@@ -291,7 +280,18 @@ def open_version(home: Storage, name: str, sha256: str | None = None) -> Publish
     try:
         # Without `sha256` nothing vouches for the bytes, so the content itself is checked.
         checked = _Manifest.model_validate_json(data)
-        consistent = _is_consistent(checked, name)
+        digest = fingerprint(checked.identity)
+        consistent = (
+            checked.fingerprint == digest
+            and digest[:16] == name
+            and checked.identity.get("classes") == list(checked.classes)
+            and len({block.name for block in checked.blocks}) == len(checked.blocks)
+            and len(checked.class_samples) == len(checked.class_failed) == len(checked.classes)
+            and checked.shards == sum(block.shards for block in checked.blocks)
+            and checked.samples == sum(block.samples for block in checked.blocks)
+            and checked.samples == sum(checked.class_samples)
+            and checked.failed == sum(checked.class_failed)
+        )
     except (ValidationError, RecursionError):
         consistent = False
     if not consistent or (sha256 and hashlib.sha256(data).hexdigest() != sha256):
@@ -300,22 +300,6 @@ def open_version(home: Storage, name: str, sha256: str | None = None) -> Publish
             "restore it, or give another storage.root and synthesise again"
         )
     return PublishedVersion(home, manifest, checked.blocks)
-
-
-def _is_consistent(manifest: _Manifest, name: str) -> bool:
-    """Whether the identity hashes to `name`, and the totals are those of classes and blocks."""
-    digest = fingerprint(manifest.identity)
-    return (
-        manifest.fingerprint == digest
-        and digest[:16] == name
-        and manifest.identity.get("classes") == list(manifest.classes)
-        and len({block.name for block in manifest.blocks}) == len(manifest.blocks)
-        and len(manifest.class_samples) == len(manifest.class_failed) == len(manifest.classes)
-        and manifest.shards == sum(block.shards for block in manifest.blocks)
-        and manifest.samples == sum(block.samples for block in manifest.blocks)
-        and manifest.samples == sum(manifest.class_samples)
-        and manifest.failed == sum(manifest.class_failed)
-    )
 
 
 def current(home: Storage) -> PublishedVersion | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from dfkd.dataset.published import PublishedVersion
+from dfkd.dataset.published import Block, PublishedVersion
 from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.sampling_order import Indices
 from dfkd.dataset.shards import ARRAY_FILES, NPY_HEADER_BYTES, refuse
@@ -83,13 +83,12 @@ class Examples:
             if block not in self._blocks:
                 while len(self._blocks) >= self._kept:
                     self._blocks.popitem(last=False)
-                self._blocks[block] = self._read_block(block)
+                self._blocks[block] = self._read_block(self.version.blocks[block])
             self._blocks.move_to_end(block)
             return self._blocks[block]
 
-    def _read_block(self, number: int) -> BlockRows:
+    def _read_block(self, block: Block) -> BlockRows:
         """What the receipts and the index of a block say of its samples."""
-        block = self.version.blocks[number]
         receipts = [each for each in self.version.block_receipts(block) if each.samples]
         table = self.version.block_index(block, ["class_index", "start", "sha256"])
         counts = [receipt.samples for receipt in receipts]
@@ -114,7 +113,10 @@ class Examples:
         Raises:
             CorruptionError: a sample is not what was published.
         """
-        rows, places, receipt = self._placed(samples)
+        block = int(np.searchsorted(self.bounds, samples[0], "right")) - 1
+        rows, places = self.rows(block), samples - self.bounds[block]
+        shard = int(np.searchsorted(rows.bounds, places[0], "right")) - 1
+        receipt = rows.receipts[shard]
         base = int(rows.starts[places[0]])
         try:
             data = self.version.home.get_range(receipt.key, base, int(rows.stops[places[-1]]))
@@ -123,10 +125,14 @@ class Examples:
         starts = (rows.starts[places] - base).tolist()
         stops = (rows.stops[places] - base).tolist()
         digests = rows.digests.take(places).to_pylist()
-        return [
-            _verified(memoryview(data)[start:stop], digest, receipt.key)
-            for start, stop, digest in zip(starts, stops, digests, strict=True)
-        ]
+        contents = []
+        for start, stop, expected in zip(starts, stops, digests, strict=True):
+            content = bytearray(memoryview(data)[start:stop])
+            if (digest := hashlib.sha256(content).digest()) != expected:
+                sums = f"sha256 {digest.hex()[:12]}.., the index says {expected.hex()[:12]}.."
+                refuse(receipt.key, f"a sample of {len(content)} bytes with {sums}")
+            contents.append(content)
+        return contents
 
     def labels(self, samples: Indices) -> Indices:
         """The class indices of any samples, int64 [B]."""
@@ -136,22 +142,6 @@ class Examples:
             mine = blocks == block
             labels[mine] = self.rows(int(block)).labels[samples[mine] - self.bounds[block]]
         return labels
-
-    def _placed(self, samples: Indices) -> tuple[BlockRows, Indices, Receipt]:
-        """The block of some samples of one shard, their places in it, and the shard's receipt."""
-        block = int(np.searchsorted(self.bounds, samples[0], "right")) - 1
-        rows, places = self.rows(block), samples - self.bounds[block]
-        shard = int(np.searchsorted(rows.bounds, places[0], "right")) - 1
-        return rows, places, rows.receipts[shard]
-
-
-def _verified(data: memoryview, sha256: bytes, name: str) -> bytearray:
-    """A copy of the bytes of one sample of shard `name`; `CorruptionError` if the hash differs."""
-    content = bytearray(data)
-    if (digest := hashlib.sha256(content).digest()) != sha256:
-        sums = f"sha256 {digest.hex()[:12]}.., the index says {sha256.hex()[:12]}.."
-        refuse(name, f"a sample of {len(content)} bytes with {sums}")
-    return content
 
 
 def parse(data: bytearray) -> Example:

@@ -100,8 +100,13 @@ def decode(data: bytes, where: str) -> tuple[Receipt, Images]:
         CorruptionError: `data`, which comes from `where`, is nothing that `encode` writes.
     """
     try:
+        # A stranger may have made it of any size.
+        stream = zlib.decompressobj(wbits=31)  # gzip's
+        content = stream.decompress(data, SMALL_OBJECT)
+        if not stream.eof or stream.unused_data:
+            raise ValueError("no whole gzip file of one receipt")
         # Not `read_as`, which parses in Python too: a publisher may read millions of these.
-        stored = _STORED.validate_json(_inflated(data), strict=True)
+        stored = _STORED.validate_json(content, strict=True)
         for name in COLUMNS:
             if (found := len(getattr(stored.images, name))) != stored.receipt.samples:
                 raise ValueError(f"images.{name}: {found} of {stored.receipt.samples} images")
@@ -114,15 +119,6 @@ def decode(data: bytes, where: str) -> tuple[Receipt, Images]:
     raise CorruptionError(
         f"{where}: not a receipt ({problem}); delete it and run the same command again"
     )
-
-
-def _inflated(data: bytes) -> bytes:
-    """The content of a gzip file, which a stranger may have made of any size."""
-    stream = zlib.decompressobj(wbits=31)  # gzip's
-    content = stream.decompress(data, SMALL_OBJECT)
-    if not stream.eof or stream.unused_data:
-        raise ValueError("no whole gzip file of one receipt")
-    return content
 
 
 def read(storage: Storage, key: str, fingerprint: str) -> tuple[Receipt, Images]:

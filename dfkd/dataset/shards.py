@@ -250,8 +250,26 @@ def _samples_with_slices(data: bytes, name: str) -> Iterator[tuple[Sample, slice
     # A tar that is cut between two members has no other mark of it.
     if not data or len(data) % tarfile.RECORDSIZE or data[-END_MARK_BYTES:].strip(b"\0"):
         refuse(name, f"{len(data)} bytes without the end mark of a tar")
+    # The slices of each sample's members: by key of the sample, then by suffix.
+    groups: dict[str, dict[str, slice]] = {}
+    last = None
     try:
-        groups = _groups(members(data), name, len(data))
+        for member, span in members(data):
+            match, size = MEMBER_NAME.fullmatch(member), span.stop - span.start
+            if not match:
+                refuse(name, f"member {member[:80]!r} is not a plain file of a sample")
+            if size > MAX_MEMBER_BYTES:
+                refuse(name, f"member {member!r} has {size} bytes, at most {MAX_MEMBER_BYTES}")
+            if span.stop > len(data):
+                refuse(name, f"member {member!r} is cut")
+            # A sample is one range of bytes, so its members must be adjacent.
+            if match["key"] in groups and match["key"] != last:
+                refuse(name, f"the members of sample {match['key']!r} are not side by side")
+            last = match["key"]
+            group = groups.setdefault(last, {})
+            if match["suffix"] in group:
+                refuse(name, f"member {member!r} is there twice")
+            group[match["suffix"]] = span
     except ValueError as error:
         refuse(name, str(error))
     start = 0
@@ -261,33 +279,6 @@ def _samples_with_slices(data: bytes, name: str) -> Iterator[tuple[Sample, slice
         stop = len(data) if number == len(groups) else end + -end % tarfile.BLOCKSIZE
         yield _decode(data, name, key, slices), slice(start, stop)
         start = stop
-
-
-def _groups(found: Iterable[tuple[str, slice]], name: str, end: int) -> dict[str, dict[str, slice]]:
-    """The slices of each sample's members: by key of the sample, then by suffix.
-
-    `end` is that of the tar.
-    """
-    groups: dict[str, dict[str, slice]] = {}
-    last = None
-    for member, span in found:
-        match = MEMBER_NAME.fullmatch(member)
-        if not match:
-            refuse(name, f"member {member[:80]!r} is not a plain file of a sample")
-        if span.stop - span.start > MAX_MEMBER_BYTES:
-            size = span.stop - span.start
-            refuse(name, f"member {member!r} has {size} bytes, at most {MAX_MEMBER_BYTES}")
-        if span.stop > end:
-            refuse(name, f"member {member!r} is cut")
-        # A sample is one range of bytes, so its members must be adjacent.
-        if match["key"] in groups and match["key"] != last:
-            refuse(name, f"the members of sample {match['key']!r} are not side by side")
-        last = match["key"]
-        group = groups.setdefault(last, {})
-        if match["suffix"] in group:
-            refuse(name, f"member {member!r} is there twice")
-        group[match["suffix"]] = span
-    return groups
 
 
 def _decode(data: bytes, name: str, key: str, slices: Mapping[str, slice]) -> Sample:

@@ -1,7 +1,7 @@
 """Verify a published version: every shard, receipt, prompt, and the index."""
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import chain
 
 from dfkd.dataset.published import PROMPTS_REMEDY, Block, PublishedVersion, sha256_object
 from dfkd.dataset.receipts import Receipt, read
@@ -28,7 +28,16 @@ def verify(version: PublishedVersion, over_blocks: OverBlocks = map) -> list[str
     ]
     for found in over_blocks(lambda block: block_problems(version, block), version.blocks):
         problems += found
-    return problems + list(_prompt_problems(version))
+    if version.manifest.get("prompts") is None:
+        return problems
+    try:
+        for name, digest in version.prompt_digests().items():
+            if sha256_object(version.storage, layout.prompts(name)) != digest:
+                where = version.storage.location(layout.prompts(name))
+                problems.append(f"{where}: is not what was published; {PROMPTS_REMEDY}")
+    except CorruptionError as error:
+        problems.append(str(error))
+    return problems
 
 
 def block_problems(version: PublishedVersion, block: Block) -> list[str]:
@@ -38,41 +47,22 @@ def block_problems(version: PublishedVersion, block: Block) -> list[str]:
         version.block_index(block, [])
     except CorruptionError as error:
         return [str(error)]
-    found = in_order(lambda receipt: _receipt_problem(version, receipt), receipts)
-    shards = in_order(lambda receipt: _shard_problem(version, receipt), receipts, ahead=4)
-    return [problem for problem in itertools.chain(found, shards) if problem]
 
+    def found(receipt: Receipt) -> list[str]:
+        """The problems of a stored receipt and of its shard."""
+        problems = []
+        key = layout.receipt(receipt.task)
+        try:
+            if read(version.storage, key, version.fingerprint)[0] != receipt:
+                where = version.storage.location(key)
+                problems.append(f"{where}: is not the receipt that was published; restore it")
+        except CorruptionError as error:
+            problems.append(str(error))
+        try:
+            for _ in version.samples(receipt):
+                pass
+        except CorruptionError as error:
+            problems.append(str(error))
+        return problems
 
-def _prompt_problems(version: PublishedVersion) -> Iterator[str]:
-    """Yield the problems of prompts.json and of the parts of the prompts."""
-    if version.manifest.get("prompts") is None:
-        return
-    try:
-        for name, digest in version.prompt_digests().items():
-            if sha256_object(version.storage, layout.prompts(name)) != digest:
-                where = version.storage.location(layout.prompts(name))
-                yield f"{where}: is not what was published; {PROMPTS_REMEDY}"
-    except CorruptionError as error:
-        yield str(error)
-
-
-def _receipt_problem(version: PublishedVersion, receipt: Receipt) -> str:
-    """The problem of a stored receipt; empty if it has none."""
-    key = layout.receipt(receipt.task)
-    try:
-        stored, _ = read(version.storage, key, version.fingerprint)
-    except CorruptionError as error:
-        return str(error)
-    if stored != receipt:
-        return f"{version.storage.location(key)}: is not the receipt that was published; restore it"
-    return ""
-
-
-def _shard_problem(version: PublishedVersion, receipt: Receipt) -> str:
-    """The problem of one shard; empty if it has none."""
-    try:
-        for _ in version.samples(receipt):
-            pass
-    except CorruptionError as error:
-        return str(error)
-    return ""
+    return list(chain.from_iterable(in_order(found, receipts, ahead=4)))

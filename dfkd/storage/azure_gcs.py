@@ -1,20 +1,26 @@
 """Storage in a container of Azure Blob or a bucket of Google Cloud Storage, through obstore.
 
-The clients and errors are in `dfkd.storage.azure_gcs_client`. A file is mapped and sent in one
-request, so it is never in memory as a whole.
+obstore binds Rust's object_store, which finds credentials in the environment and on the machine.
+Its own retries are off: they cannot be observed, they leave out HTTP 429 and a conditional write
+whose connection broke, and they hide that an earlier attempt of such a write may have succeeded.
+
+A file is mapped and sent in one request, so it is never in memory as a whole. A forked process
+cannot use its parent's storage: obstore's threads do not survive the fork.
 """
 
 import contextlib
 import mmap
+import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import obstore.store
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
-from dfkd.errors import ManifestError
-from dfkd.storage.azure_gcs_client import ObstoreConnection, explain, is_transient, reason
+from dfkd.errors import DfkdError, InfrastructureError, ManifestError
 from dfkd.storage.base import (
     KEY,
     WRITER_METADATA,
@@ -22,14 +28,61 @@ from dfkd.storage.base import (
     Request,
     StoredObject,
     disk_full_error,
+    missing_object,
+    refused_request,
     require_disk_space,
 )
-from dfkd.storage.bucket import BucketStorage, folder_names
+from dfkd.storage.bucket import BucketConnection, BucketStorage, folder_names
 
 T = TypeVar("T")
 
+STORES: dict[str, Any] = {"az": obstore.store.AzureStore, "gs": obstore.store.GCSStore}
+TOTAL_SECONDS = 3600
+"""Timeout of a whole request; the library's own limit of 30 seconds would cut large bodies off."""
+BUSY_STATUSES = {408, 429, 500, 502, 503, 504, 507}
+"""HTTP statuses after which the same request may succeed."""
+ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "GOOGLE_BASE_URL")
+"""Variables of the environment from which obstore takes another endpoint than the service's own."""
 PAGE = 1000
 """Entries of a listing that are handed over at once."""
+
+
+@dataclass
+class ObstoreConnection(BucketConnection):
+    """The clients of a storage and all of its children."""
+
+    _clients: dict[float, Any] = field(default_factory=dict)
+    """Clients by their timeout for an answer."""
+
+    def client(self, scheme: str, bucket: str, patience: float) -> Any:
+        """obstore's client, which waits at most `patience` seconds for an answer to begin.
+
+        Raises:
+            ManifestError: the credentials or the endpoint in the environment cannot be read.
+        """
+        if patience in self._clients:
+            return self._clients[patience]
+        # Options of the argument `client_options` would replace those of the environment.
+        options = {
+            "connect_timeout": f"{int(self.limits.connect * 1000)}ms",
+            "read_timeout": f"{int(patience * 1000)}ms",
+            "timeout": f"{TOTAL_SECONDS}s",
+        }
+        for name in ENDPOINTS:
+            address = os.environ.get(name, "")
+            # obstore would panic. What stands before an @ may be a password.
+            if address and not address.startswith(("http://", "https://")):
+                raise ManifestError(
+                    name, "must be an http(s) URL", address.rpartition("@")[2], "fix or unset it"
+                )
+            if address.startswith("http://"):
+                options["allow_http"] = "true"
+        try:
+            made = STORES[scheme](bucket, config=options, retry_config={"max_retries": 0})
+        except BaseError as error:
+            raise no_credentials(scheme, error) from None
+        self._clients[patience] = made
+        return made
 
 
 @dataclass(frozen=True)
@@ -64,10 +117,16 @@ class ObstoreStorage(BucketStorage):
         limits = self.connection.limits
         patience = limits.read if size < limits.large else limits.write
         client = self.connection.client(self.scheme, self.bucket, patience)
+        body: bytes | mmap.mmap = b"" if isinstance(data, Path) else data
+        if isinstance(data, Path) and size:  # an empty file cannot be mapped
+            # The pages are read from the disk while they are sent. Never closed by hand: a request
+            # that failed may hold the mapping a little longer.
+            with data.open("rb") as stream:
+                body = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         # At most `MAX_UPLOADS` bodies at once: more would share the bandwidth and time out.
         with self.connection.slots:
             try:
-                client.put(name, _buffer(data, size), use_multipart=False, **options)
+                client.put(name, body, use_multipart=False, **options)
             except (AlreadyExistsError, PreconditionError):
                 if writer:
                     return False
@@ -215,10 +274,68 @@ class ObstoreStorage(BucketStorage):
             self._attempt("delete", key, lambda _: self._client.delete(name))
 
 
-def _buffer(data: bytes | Path, size: int) -> bytes | mmap.mmap:
-    """The data, or the mapped file, whose pages are read from the disk while they are sent."""
-    if isinstance(data, bytes) or not size:  # an empty file cannot be mapped
-        return data if isinstance(data, bytes) else b""
-    with data.open("rb") as stream:
-        # Never closed by hand: a request that failed may hold the mapping a little longer.
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+def _headline(error: Exception) -> str:
+    """The text of an error without the dump of the request behind it."""
+    return str(error).partition("Debug source:")[0]
+
+
+def status(error: Exception) -> int:
+    """The HTTP status in obstore's text of an error; 0 if there was no answer."""
+    match = re.search(r"\bcode: (\d{3})\b", _headline(error))
+    return int(match[1]) if match else 0
+
+
+def reason(error: Exception) -> str:
+    """One word for an error: the store's code, the HTTP status, or the kind of failure.
+
+    Nothing else of obstore's text is ever shown, because its URLs may hold a signature.
+    """
+    if match := re.search(r"<Code>(\w+)</Code>", str(error)):
+        return match[1]
+    if number := status(error):
+        return str(number)
+    dump = str(error).partition("Debug source:")[2]
+    match = re.search(r"HttpError {\s*kind: (\w+)", dump) or re.search(r"source: (\w+)", dump)
+    return match[1] if match else type(error).__name__
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    return status(error) in BUSY_STATUSES or "HTTP error" in _headline(error)
+
+
+def no_credentials(scheme: str, error: Exception) -> ManifestError:
+    """The error for credentials that are missing or cannot be read."""
+    return ManifestError(
+        "storage.root",
+        f"needs credentials for {scheme}://",
+        reason(error),
+        "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or for gs:// "
+        "GOOGLE_APPLICATION_CREDENTIALS, or use a machine that has an identity",
+    )
+
+
+def explain(error: Exception, scheme: str, location: str) -> DfkdError:
+    """The `DfkdError` for obstore's error of a request about `location`."""
+    word = reason(error)
+    if "token request" in _headline(error):
+        return no_credentials(scheme, error)
+    if word in ("ContainerNotFound", "NoSuchBucket") or status(error) in (401, 403):
+        return ManifestError(
+            "storage.root", "must be a bucket you may use", f"{location} ({word})", "check it"
+        )
+    # obstore cannot list a prefix that holds an object with such a name.
+    if word in ("EmptySegment", "BadSegment"):
+        return ManifestError(
+            "storage.root",
+            "must hold no object that has an empty or relative part in its name",
+            f"{location} ({word})",
+            "remove the object or give another prefix",
+        )
+    if isinstance(error, FileNotFoundError):
+        return missing_object(location)
+    if status(error) and not is_transient(error):
+        return refused_request(f"{location} ({word})")
+    return InfrastructureError(
+        f"storage: {location}: {word}; run the same command again, it resumes"
+    )

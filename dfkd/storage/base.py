@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from dfkd.errors import CorruptionError, InfrastructureError, ManifestError
 
@@ -257,27 +257,6 @@ def refused_request(what: str) -> ManifestError:
         what,
         "check the credentials, the bucket's settings and what the store supports",
     )
-
-
-def write_synced(data: bytes | Path, stream: BinaryIO) -> None:
-    """Write data to a file, and the file to the disk."""
-    if isinstance(data, bytes):
-        stream.write(data)
-    else:
-        with data.open("rb") as source:
-            shutil.copyfileobj(source, stream, 1 << 20)
-    # The bytes must be on the disk before the name is: after a power cut an object is whole.
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def sync_directory(folder: Path) -> None:
-    """Write the names in a folder to the disk, so that a new object survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

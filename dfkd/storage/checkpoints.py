@@ -48,7 +48,9 @@ class Checkpoints:
         # safetensors checks its header only, so a flipped bit of a tensor shows in the hash alone.
         try:
             tensors: dict[str, Tensor] = safetensors.torch.load(data)
-            if _metadata(data).get("sha256") != _digest(tensors):
+            size = int.from_bytes(data[:8], "little")  # of the header that follows
+            metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+            if metadata.get("sha256") != _digest(tensors):
                 raise SafetensorError("its tensors have another sha256 than they were written with")
         # A stranger's file may have a dtype that torch lacks: a KeyError.
         except (SafetensorError, KeyError) as error:
@@ -82,13 +84,6 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a valid safetensors file: 8 bytes of header length, then the header."""
-    size = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    return metadata
-
-
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state of each parameter, as tensors named `optimizer.INDEX.NAME`."""
     return {
@@ -112,8 +107,10 @@ def restore_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         if not index.isdecimal():
             raise ValueError(f"{key}: {index} is no parameter")
         parameter = parameters[int(index)]
-        # Fused kernels run over raw memory, so a moment needs the size of its parameter.
-        if value.dtype != parameter.dtype or value.shape != _shape(name, parameter):
+        # Fused kernels run over raw memory, so a moment needs the size of its parameter, and Adam's
+        # count of steps that of a number.
+        shape = torch.Size() if name == "step" else parameter.shape
+        if value.dtype != parameter.dtype or value.shape != shape:
             raise ValueError(f"{key}: {value.dtype} of shape {tuple(value.shape)}")
         if name != "step":  # and its strides
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)
@@ -124,11 +121,6 @@ def restore_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
         if found.keys() != names:
             raise ValueError(f"moments {sorted(found)}, not {sorted(names)}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _shape(name: str, parameter: Tensor) -> torch.Size:
-    """The shape of a moment: its parameter's, or that of a number for Adam's count of steps."""
-    return torch.Size() if name == "step" else parameter.shape
 
 
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

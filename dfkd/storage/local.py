@@ -33,8 +33,6 @@ from dfkd.storage.base import (
     missing_object,
     require_disk_space,
     split_root,
-    sync_directory,
-    write_synced,
 )
 from dfkd.storage.bucket import BucketStorage
 
@@ -137,7 +135,15 @@ class LocalStorage:
         try:
             with disk_full_error(self.root, 1):
                 folder.mkdir(parents=True, exist_ok=True)
-                _try_link(folder)
+                # `put_if_absent` needs hard links, which not every file system has.
+                partial, stream = _open_partial(folder)
+                link = partial.with_suffix(".link")
+                with stream:
+                    try:
+                        os.link(partial, link)
+                    finally:
+                        partial.unlink(missing_ok=True)
+                        link.unlink(missing_ok=True)
         except OSError as error:
             if error.errno not in UNSUITABLE:
                 raise
@@ -149,8 +155,12 @@ class LocalStorage:
             ) from None
         # A writer that is alive holds a lock on its file; the kernel releases those of dead ones.
         for leftover in folder.iterdir():
-            if UNFINISHED.fullmatch(leftover.name) and not leftover.is_symlink():
-                _remove_unless_locked(leftover)
+            if not UNFINISHED.fullmatch(leftover.name) or leftover.is_symlink():
+                continue
+            # NFS gives an exclusive lock only on a file that is open for writing.
+            with contextlib.suppress(OSError), leftover.open("r+b") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         """The file of an object; `CorruptionError` for a key or link that leads out of the root, or
@@ -198,22 +208,28 @@ class LocalStorage:
         """Yield a synced file with `data`, locked against `prepare` in other processes."""
         size = byte_count(data)
         with self._observed("put", size), disk_full_error(target, size):
-            self._make_folder(target.parent)
+            # The names of new folders must be on the disk too, as those of their objects.
+            folders = (target.parent, *target.parent.parents)
+            above = itertools.takewhile(lambda each: each != self.root, folders)
+            missing = [each for each in above if not each.exists()]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for each in missing:
+                sync_directory(each.parent)
             partial, stream = _open_partial(self.root / PARTIAL)
             try:
                 with stream:
-                    write_synced(data, stream)
+                    if isinstance(data, bytes):
+                        stream.write(data)
+                    else:
+                        with data.open("rb") as source:
+                            shutil.copyfileobj(source, stream, 1 << 20)
+                    # The bytes must be on the disk before the name is: after a power cut an object
+                    # is whole.
+                    stream.flush()
+                    os.fsync(stream.fileno())
                     yield partial
             finally:
                 partial.unlink(missing_ok=True)
-
-    def _make_folder(self, folder: Path) -> None:
-        """Make a folder below the root, whose name is then on the disk as those of its objects."""
-        above = itertools.takewhile(lambda each: each != self.root, (folder, *folder.parents))
-        missing = [each for each in above if not each.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        for each in missing:
-            sync_directory(each.parent)
 
     @contextlib.contextmanager
     def _observed(self, operation: str, size: int) -> Iterator[None]:
@@ -327,6 +343,15 @@ class LocalStorage:
         return replace(self, observe=observe)
 
 
+def sync_directory(folder: Path) -> None:
+    """Write the names in a folder to the disk, so that a new object survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _walk(folder: Path, head: str, prefix: str) -> Iterator[str]:
     """Yield the keys with a prefix in and below a folder, sorted; `head` is the folder's key."""
     if not folder.is_dir():
@@ -346,18 +371,6 @@ def _walk(folder: Path, head: str, prefix: str) -> Iterator[str]:
             yield key
 
 
-def _try_link(folder: Path) -> None:
-    """Raise `OSError` if the file system has no hard links, which `put_if_absent` needs."""
-    partial, stream = _open_partial(folder)
-    link = partial.with_suffix(".link")
-    with stream:
-        try:
-            os.link(partial, link)
-        finally:
-            partial.unlink(missing_ok=True)
-            link.unlink(missing_ok=True)
-
-
 def _open_partial(folder: Path) -> tuple[Path, BinaryIO]:
     """A new file, opened for writing and locked."""
     while True:
@@ -367,11 +380,3 @@ def _open_partial(folder: Path) -> tuple[Path, BinaryIO]:
         if os.fstat(stream.fileno()).st_nlink:
             return path, stream
         stream.close()  # another process's `prepare` removed it between open and lock
-
-
-def _remove_unless_locked(path: Path) -> None:
-    """Remove the unfinished file of a dead process."""
-    # NFS gives an exclusive lock only on a file that is open for writing.
-    with contextlib.suppress(OSError), path.open("r+b") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas  # noqa: F401 - for pyarrow; here once, so that not each forked process imports it
 import pyarrow as pa
-import webdataset  # noqa: F401 - here once, so that not each forked process imports it on its way
+import webdataset  # noqa: F401 - likewise
 
 from dfkd.config.plan import Task
 from dfkd.dataset import versions

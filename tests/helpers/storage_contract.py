@@ -20,14 +20,12 @@ from dfkd.dataset.published import current
 from dfkd.dataset.random_access import Examples, parse
 from dfkd.dataset.verification import verify
 from dfkd.errors import CorruptionError, DfkdError, Exit, InfrastructureError, ManifestError
-from dfkd.storage.azure_gcs import ObstoreStorage
-from dfkd.storage.azure_gcs_client import ObstoreConnection
+from dfkd.storage.azure_gcs import ObstoreConnection, ObstoreStorage
 from dfkd.storage.base import MAX_UPLOADS, MissingObject, Request, Storage, split_root
 from dfkd.storage.bucket import BucketStorage
 from dfkd.storage.local import LocalStorage, open_storage
 from dfkd.storage.retries import Limits, RetryPolicy
-from dfkd.storage.s3 import S3Storage
-from dfkd.storage.s3_client import S3Connection
+from dfkd.storage.s3 import S3Connection, S3Storage
 from tests.helpers import partial_version
 from tests.helpers.jobs import contents
 from tests.helpers.s3_proxy import Proxy

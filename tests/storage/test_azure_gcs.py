@@ -11,10 +11,10 @@ from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError
-from dfkd.storage.azure_gcs import ObstoreStorage
-from dfkd.storage.azure_gcs_client import (
+from dfkd.storage.azure_gcs import (
     STORES,
     ObstoreConnection,
+    ObstoreStorage,
     explain,
     is_transient,
     reason,

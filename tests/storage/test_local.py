@@ -18,6 +18,7 @@ from dfkd.storage.local import LocalStorage, open_storage, open_to_read
 from tests.helpers.storage_contract import StorageTests
 
 CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([__name__])  # else each process imports all of this for itself
 BIG = 3 << 20
 
 

@@ -20,8 +20,7 @@ from dfkd.storage.base import CLEANUP_ATTEMPTS, OPENING_ATTEMPTS, Request, Stora
 from dfkd.storage.lease import protecting
 from dfkd.storage.local import open_storage
 from dfkd.storage.retries import Limits, RetryPolicy
-from dfkd.storage.s3 import S3Storage
-from dfkd.storage.s3_client import BUSY_CODES, S3Connection
+from dfkd.storage.s3 import BUSY_CODES, S3Connection, S3Storage
 from tests.helpers.loopback import Handler, Loopback
 from tests.helpers.storage_contract import S3FaultTests, StorageTests
 
@@ -202,7 +201,7 @@ def test_a_request_without_an_answer_is_sent_again(error: Exception) -> None:
             raise error
         return request.attempt
 
-    assert twice().attempt("get", send) == 2
+    assert S3Storage("bucket", connection=twice())._attempt("get", "key", send) == 2
 
 
 def test_a_client_waits_as_long_as_it_is_told_and_is_of_its_process(
