@@ -13,8 +13,8 @@ from pathlib import Path
 from dfkd.config.distillation import Evaluation
 from dfkd.config.paths import EVALUATION, local_path
 from dfkd.errors import CorruptionError, ManifestError, printable_line
-from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Entry, Tally, bad_line, read_rows
-from dfkd.evaluation.layouts import Layout, recognise
+from dfkd.evaluation.image_lists import FIELD, SUFFIXES, Tally, bad_line, read_rows
+from dfkd.evaluation.layouts import recognise
 from dfkd.evaluation.public_data_sets import normalise_name
 
 LISTS = frozenset({".txt", ".csv"})
@@ -125,12 +125,7 @@ def open_data(config: Evaluation, classes: Sequence[str]) -> Domains:
             "check the path",
         )
     data = _domains(config, classes, content)
-    _require_every_class(config, data, content)
-    return data
-
-
-def _require_every_class(config: Evaluation, data: Domains, content: _SourceContent) -> None:
-    """Refuse data that lack a class, which is most likely one with another name in the data."""
+    # A class without an image is most likely one that has another name in the data.
     for name in data.unscored:
         raise ManifestError(
             FIELD,
@@ -140,6 +135,7 @@ def _require_every_class(config: Evaluation, data: Domains, content: _SourceCont
             "add images as domain/class/image, rename the class or name it in evaluation.aliases; "
             f"the data also has {_join_names(content.foreign)}",
         )
+    return data
 
 
 def open_bundle(path: Path, classes: Sequence[str], config: Evaluation) -> Domains:
@@ -150,12 +146,32 @@ def open_bundle(path: Path, classes: Sequence[str], config: Evaluation) -> Domai
         CorruptionError: the file is missing or no tar, or a member is not such an image.
     """
     content, labels = _SourceContent(), _labels(classes, config.aliases)
-    for name, image in _members(path):
-        domain, word, _ = name.split("/")
-        if (index := labels.get(normalise_name(word))) is None:
-            content.foreign.add(word)
-        else:
-            content.items.append(Item(domain, index, name, image))
+    try:
+        with tarfile.open(path, mode="r:") as archive:
+            for member in archive:
+                if member.isdir():
+                    continue
+                stream = archive.extractfile(member) if member.isreg() else None
+                # `domain/class/image`, without `.` or `..` as a part.
+                parts = member.name.split("/")
+                named = len(parts) == 3 and all(part.strip(".") for part in parts)
+                is_image = named and Path(member.name).suffix in SUFFIXES
+                # The set is read whole, so a large member could fill the memory.
+                if stream is None or member.size > MAX_MEMBER or not is_image:
+                    raise CorruptionError(
+                        f"bundled set {path}: member {member.name!r} is not a small "
+                        "domain/class/image file; reinstall dfkd"
+                    )
+                domain, word, _ = parts
+                if (index := labels.get(normalise_name(word))) is None:
+                    content.foreign.add(word)
+                else:
+                    content.items.append(Item(domain, index, member.name, stream.read()))
+    # The file belongs to the package, so a missing file is damage too.
+    except (tarfile.TarError, EOFError, FileNotFoundError) as error:
+        raise CorruptionError(
+            f"bundled set {path} is no readable tar ({error}); reinstall dfkd"
+        ) from None
     if not content.items:
         raise ManifestError(
             FIELD,
@@ -280,45 +296,36 @@ def _folder(root: Path, labels: Mapping[str, int], requested: Sequence[str]) -> 
     # Numbers are positions in `classes`, unless the manifest names classes by those numbers.
     by_label = layout.numbered and not any(normalise_name(word) in labels for word in layout.words)
     if by_label:
-        _check_order(layout, labels)
+        # A class that the manifest calls by another name cannot be checked, so it passes.
+        for index, name in enumerate(layout.data_set.class_order if layout.data_set else ()):
+            if (place := labels.get(normalise_name(name), index)) != index:
+                raise ManifestError(
+                    "classes",
+                    f"must be in the published order, as {FIELD} has labels only: {name!r} is "
+                    f"label {index}",
+                    f"position {place}",
+                    "reorder them",
+                )
         content.by_label = tuple(labels)
     else:
         content.foreign = {word for word in layout.words if normalise_name(word) not in labels}
     for entry in layout.only(selected).entries(content.foreign, content.tally):
         # Published numbers count all classes, so this comes before foreign ones are dropped.
         counts[entry.domain] += 1
-        index = _label(entry, labels) if by_label else labels.get(normalise_name(entry.word))
-        if index is not None:
-            content.items.append(Item(entry.domain, index, entry.path))
+        label = int(entry.word) if by_label else labels.get(normalise_name(entry.word))
+        if label is None:
+            continue
+        if label >= len(labels):
+            raise ManifestError(
+                f"{FIELD} {entry.source}",
+                f"a label must be one of the {len(labels)} classes, from 0",
+                entry.word,
+                "give all classes, in the published order",
+            )
+        content.items.append(Item(entry.domain, label, entry.path))
     content.remarks = list(layout.remarks(selected, counts))
     content.tally.ignored["files beside the domain folders"] += layout.other_files
     return content
-
-
-def _check_order(layout: Layout, labels: Mapping[str, int]) -> None:
-    """Raise `ManifestError` if a public data set's classes are in another order than its labels."""
-    # A class that the manifest calls by another name cannot be checked, so it passes.
-    for index, name in enumerate(layout.data_set.class_order if layout.data_set else ()):
-        if labels.get(normalise_name(name), index) != index:
-            raise ManifestError(
-                "classes",
-                f"must be in the published order, as {FIELD} has labels only: {name!r} is label "
-                f"{index}",
-                f"position {labels[normalise_name(name)]}",
-                "reorder them",
-            )
-
-
-def _label(entry: Entry, labels: Mapping[str, int]) -> int:
-    """The entry's number as a class index; `ManifestError` if there are fewer classes."""
-    if int(entry.word) >= len(labels):
-        raise ManifestError(
-            f"{FIELD} {entry.source}",
-            f"a label must be one of the {len(labels)} classes, from 0",
-            entry.word,
-            "give all classes, in the published order",
-        )
-    return int(entry.word)
 
 
 def _list(path: Path, labels: Mapping[str, int]) -> _SourceContent:
@@ -339,32 +346,3 @@ def _list(path: Path, labels: Mapping[str, int]) -> _SourceContent:
         else:
             content.items.append(Item(domain, index, str(image)))
     return content
-
-
-def _members(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each file in a bundled set; other members are an error."""
-    try:
-        with tarfile.open(path, mode="r:") as archive:
-            for member in archive:
-                if member.isdir():
-                    continue
-                stream = archive.extractfile(member) if member.isreg() else None
-                # The set is read whole, so a large member could fill the memory.
-                if stream is None or member.size > MAX_MEMBER or not _is_image_name(member.name):
-                    raise CorruptionError(
-                        f"bundled set {path}: member {member.name!r} is not a small "
-                        "domain/class/image file; reinstall dfkd"
-                    )
-                yield member.name, stream.read()
-    # The file belongs to the package, so a missing file is damage too.
-    except (tarfile.TarError, EOFError, FileNotFoundError) as error:
-        raise CorruptionError(
-            f"bundled set {path} is no readable tar ({error}); reinstall dfkd"
-        ) from None
-
-
-def _is_image_name(name: str) -> bool:
-    """Whether a name has the form `domain/class/image`, without `.` or `..` as a part."""
-    parts = name.split("/")
-    named = len(parts) == 3 and all(part.strip(".") for part in parts)
-    return named and Path(name).suffix in SUFFIXES

@@ -138,92 +138,56 @@ def listed_images(
     Raises:
         ManifestError: a line is wrong or contradicts the folders; the message names its number.
     """
+    first, last = data_set.first_label, data_set.first_label + data_set.classes - 1
+    # `folder NAME` of each `label NUMBER` and the reverse, each with the `list:line` of the first.
     # Across all domains: in each of them a label must mean the same class.
     stated: dict[str, tuple[str, str]] = {}
+    # Without class folders the images lie directly in the folder of the domain.
+    form, depth = ("class/image", 2) if in_classes else ("image", 1)
     for domain, home in homes.items():
-        reader = _ListReader(data_set, domain, images_by_class(home, in_classes=in_classes), stated)
+        existing = images_by_class(home, in_classes=in_classes)
         listed: set[tuple[str, str, int]] = set()
         for path in lists[domain]:
-            for number, key in reader.keys(path):
+            seen: dict[tuple[str, str, int], int] = {}
+            for number, names, label in read_labelled_lines(path):
+                # What stands before the domain is ignored, because lists are often written with the
+                # paths of another machine.
+                above = names[-depth - 1] if len(names) > depth else domain
+                if len(names) < depth or data_set.domain(above) != domain:
+                    raise bad_line(path, number, f"must lead to {domain}/{form}", "/".join(names))
+                word, name = names[-2] if in_classes else "", names[-1]
+                if not first <= label <= last:
+                    rule = f"a label must be from {first} to {last}"
+                    raise bad_line(path, number, rule, label)
+                if name not in existing.get(word, ()):
+                    # Published lists name a few images that published copies do not have.
+                    if name in data_set.missing_images:
+                        continue
+                    rule = "must name an image of that domain, not through links"
+                    raise bad_line(path, number, rule, "/".join(names))
+                if in_classes:
+                    here, pair = f"{path}:{number}", (f"label {label}", f"folder {word}")
+                    # In both directions, so neither two labels share a folder nor two folders a
+                    # label.
+                    for one, other in (pair, pair[::-1]):
+                        before, line = stated.setdefault(one, (other, here))
+                        if before != other:
+                            told = f"{one} goes with {before} in {line}"
+                            rule = f"must agree with the folders: {told}"
+                            raise bad_line(path, number, rule, other)
+                key = (word, name, label)
+                if (earlier := seen.setdefault(key, number)) != number:
+                    raise bad_line(path, number, f"repeats line {earlier}", "/".join(names))
                 if key in listed:  # train and crossval lists of one domain may overlap
                     continue
                 listed.add(key)
-                word, name, label = key
                 # Built from checked parts, because the line's own path may lead anywhere.
                 image = os.path.join(home, word, name)
-                class_word = word if in_classes else str(label - data_set.first_label)
+                class_word = word if in_classes else str(label - first)
                 yield Entry(domain, class_word, image, f"{path}:{number}")
         named = {(word, name) for word, name, _ in listed}
         tally.in_two_classes[domain] += len(listed) - len(named)
-        present = sum(map(len, reader.existing.values()))
-        tally.ignored["images that no list names"] += present - len(named)
-
-
-@dataclass
-class _ListReader:
-    """Reads the lists of one domain and checks them against the files in its folder."""
-
-    data_set: PublicDataSet
-    domain: str
-    existing: Mapping[str, frozenset[str]]
-    """Names of the image files by class folder, or all of them under ''."""
-    stated: dict[str, tuple[str, str]]
-    """By all domains: `folder NAME` of each `label NUMBER` and the reverse, each with the
-    `list:line` of the first."""
-
-    def keys(self, path: Path) -> Iterator[tuple[int, tuple[str, str, int]]]:
-        """Yield the number of each line with (class folder or '', file name, label)."""
-        first = self.data_set.first_label
-        last = first + self.data_set.classes - 1
-        seen: dict[tuple[str, str, int], int] = {}
-        for number, names, label in read_labelled_lines(path):
-            word, name = self._located(path, number, names)
-            if not first <= label <= last:
-                raise bad_line(path, number, f"a label must be from {first} to {last}", label)
-            if name not in self.existing.get(word, ()):
-                # Published lists name a few images that published copies do not have.
-                if name in self.data_set.missing_images:
-                    continue
-                raise bad_line(
-                    path,
-                    number,
-                    "must name an image of that domain, not through links",
-                    "/".join(names),
-                )
-            # Without class folders only the label says the class, and there is nothing to compare.
-            if word:
-                self._require_agreement(path, number, word, label)
-            key = (word, name, label)
-            if (before := seen.setdefault(key, number)) != number:
-                raise bad_line(path, number, f"repeats line {before}", "/".join(names))
-            yield number, key
-
-    def _require_agreement(self, path: Path, number: int, word: str, label: int) -> None:
-        """Raise `ManifestError` if label and class folder contradict an earlier line."""
-        here, pair = f"{path}:{number}", (f"label {label}", f"folder {word}")
-        # In both directions, so neither two labels share a folder nor two folders a label.
-        for key, value in (pair, pair[::-1]):
-            first, first_line = self.stated.setdefault(key, (value, here))
-            if first != value:
-                rule = f"must agree with the folders: {key} goes with {first} in {first_line}"
-                raise bad_line(path, number, rule, value)
-
-    def _located(self, path: Path, number: int, names: list[str]) -> tuple[str, str]:
-        """Class folder (or '') and file name; path components before the domain are ignored.
-
-        Lists are often written with the paths of another machine.
-        """
-        # Without class folders the images lie directly in the folder of the domain.
-        depth = 1 if "" in self.existing else 2
-        above = names[-depth - 1] if len(names) > depth else self.domain
-        if len(names) < depth or self.data_set.domain(above) != self.domain:
-            raise bad_line(
-                path,
-                number,
-                f"must lead to {self.domain}/{'image' if depth == 1 else 'class/image'}",
-                "/".join(names),
-            )
-        return ("" if depth == 1 else names[-2]), names[-1]
+        tally.ignored["images that no list names"] += sum(map(len, existing.values())) - len(named)
 
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})

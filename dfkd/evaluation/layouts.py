@@ -115,23 +115,16 @@ class Layout:
         """
         name = f"{self.data_set.name} as " if self.data_set else ""
         yield f"the layout is {name}{self.form}"
-        if self.data_set:
-            yield from _differences(self.data_set, selected, counts)
+        if known := self.data_set:
+            for domain in selected:
+                published, present = known.images[domain], counts.get(domain, 0)
+                if present != published:
+                    yield (
+                        f"{known.name} as published has {published:,} images of {domain}, "
+                        f"this has {present:,}"
+                    )
         if self.ignored_folders:
             yield f"ignored: the folders {', '.join(self.ignored_folders)}"
-
-
-def _differences(
-    data_set: PublicDataSet, selected: Sequence[str], counts: Mapping[str, int]
-) -> Iterator[str]:
-    """Yield a note for each domain whose number of images differs from the published one."""
-    for domain in selected:
-        published, present = data_set.images[domain], counts.get(domain, 0)
-        if present != published:
-            yield (
-                f"{data_set.name} as published has {published:,} images of {domain}, "
-                f"this has {present:,}"
-            )
 
 
 def recognise(root: Path) -> Layout:
@@ -190,70 +183,53 @@ def _public_layout(root: Path) -> Layout | None:
 
 def _listed_layout(root: Path, home: Path) -> Layout | None:
     """A public data set whose lists name the images in `home`."""
-    files = list(_list_files(root, home))
-    candidates = [
-        (data_set, named)
-        for data_set in DATA_SETS
-        if (named := _lists_by_domain(data_set, home, files))
-    ]
-    # Data sets share names of domains (clipart, sketch, real): a candidate must explain every list
-    # that some candidate explains, and then have the right number of classes.
-    words = {
-        word for word, _ in files for data_set, its in candidates if data_set.domain(word) in its
-    }
-    fitting = [
-        _with_lists(data_set, home, named)
-        for data_set, named in candidates
-        if all(data_set.domain(word) for word in words)
-    ]
-    # Names and lists fit several sets, so the number of classes decides.
-    if len(fitting) > 1:
-        fitting = [
-            layout
-            for layout in fitting
-            if layout.data_set and len(layout.words) == layout.data_set.classes
-        ]
-    if candidates and len(fitting) != 1:
-        names = ", ".join(data_set.name for data_set, _ in candidates)
-        raise _ambiguous(root, f"has lists that fit {names}", "keep the lists of one of them")
-    return fitting[0] if fitting else None
-
-
-def _list_files(root: Path, home: Path) -> Iterator[tuple[str, Path]]:
-    """Yield each list with the part of its name that stands for the domain."""
+    folders = subfolders(home)
+    # Each list, with the part of its name that stands for the domain.
+    files: list[tuple[str, Path]] = []
     for folder in (root, *(root / name for name in LISTS)):
         for path in sorted(folder.glob("*.txt")):
             match = LIST_STEM.fullmatch(path.stem)
             # In the root any text file may lie around: a list there needs a telling end.
             if match and path.is_file() and (match["end"] or folder != root):
-                yield match["domain"], path
-    for folder in subfolders(home):
+                files.append((match["domain"], path))
+    for folder in folders:
         if (path := folder / "image_list.txt").is_file():
-            yield folder.name, path
-
-
-def _lists_by_domain(
-    data_set: PublicDataSet, home: Path, files: Sequence[tuple[str, Path]]
-) -> dict[str, list[Path]]:
-    """The lists of each domain of a data set, for domains with a folder in `home`."""
-    # A list whose domain has no folder names no image that could be read.
-    present = {data_set.domain(folder.name) for folder in subfolders(home)} - {""}
-    named: dict[str, list[Path]] = {}
-    for word, path in files:
-        if (domain := data_set.domain(word)) in present:
-            named.setdefault(domain, []).append(path)
-    return named
-
-
-def _with_lists(data_set: PublicDataSet, home: Path, named: Mapping[str, Sequence[Path]]) -> Layout:
-    """The layout of a data set whose images are those that its lists name."""
-    domains = {folder: data_set.domain(folder.name) for folder in subfolders(home)}
-    homes = {name: folder for folder, name in domains.items() if name in named}
-    words = {inner.name for folder in homes.values() for inner in subfolders(folder)}
-    # Folders of lists were read, so a note that they are ignored would be wrong.
-    used = {*(folder.name for folder in homes.values()), *LISTS}
-    ignored = [folder.name for folder in domains if folder.name not in used]
-    return Layout("image lists", homes, words, data_set, named, ignored_folders=ignored)
+            files.append((folder.name, path))
+    # The lists of each domain, by data set.
+    candidates: list[tuple[PublicDataSet, dict[str, list[Path]]]] = []
+    for data_set in DATA_SETS:
+        # A list whose domain has no folder names no image that could be read.
+        present = {data_set.domain(folder.name) for folder in folders} - {""}
+        named: dict[str, list[Path]] = {}
+        for word, path in files:
+            if (domain := data_set.domain(word)) in present:
+                named.setdefault(domain, []).append(path)
+        if named:
+            candidates.append((data_set, named))
+    # Data sets share names of domains (clipart, sketch, real): a candidate must explain every list
+    # that some candidate explains, and then have the right number of classes.
+    words = {
+        word for word, _ in files for data_set, its in candidates if data_set.domain(word) in its
+    }
+    fitting: list[tuple[PublicDataSet, Layout]] = []
+    for data_set, named in candidates:
+        if not all(data_set.domain(word) for word in words):
+            continue
+        domains = {folder: data_set.domain(folder.name) for folder in folders}
+        homes = {name: folder for folder, name in domains.items() if name in named}
+        classes = {inner.name for folder in homes.values() for inner in subfolders(folder)}
+        # Folders of lists were read, so a note that they are ignored would be wrong.
+        used = {*(folder.name for folder in homes.values()), *LISTS}
+        ignored = [folder.name for folder in folders if folder.name not in used]
+        layout = Layout("image lists", homes, classes, data_set, named, ignored_folders=ignored)
+        fitting.append((data_set, layout))
+    # Names and lists fit several sets, so the number of classes decides.
+    if len(fitting) > 1:
+        fitting = [each for each in fitting if len(each[1].words) == each[0].classes]
+    if candidates and len(fitting) != 1:
+        known = ", ".join(data_set.name for data_set, _ in candidates)
+        raise _ambiguous(root, f"has lists that fit {known}", "keep the lists of one of them")
+    return fitting[0][1] if fitting else None
 
 
 def _folder_layout(home: Path) -> Layout | None:

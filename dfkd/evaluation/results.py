@@ -309,14 +309,24 @@ def validate_results(results: Mapping[str, Any], place: str = "results") -> None
     try:
         checked = RESULTS.validate_python(results, strict=True)
     except ValidationError as error:
-        field, rule, value = first_problem(error)
-        _refuse(f"{place} {field}", rule, value)
+        wrong, rule, found = first_problem(error)
+        _refuse(f"{place} {wrong}", rule, found)
     keys = set()
+    size = len(checked["classes"])
     for number, entry in enumerate(checked["rows"]):
-        _validate_row(f"{place} rows.{number}", entry, checked["classes"])
+        field = f"{place} rows.{number}"
+        if [len(line) for line in entry["confusion"]] != [size] * size:
+            _refuse(f"{field}.confusion", f"must be {size} x {size} counts", "another")
+        counts = np.array(entry["confusion"], dtype=np.int64)
+        if not counts.any():
+            _refuse(f"{field}.confusion", "must count at least one image", 0)
         key = (entry["model"], entry["method"], entry["seed"], entry["domain"])
+        # Every figure is computed again, so nobody can edit one alone.
+        for name, value in row(*key, checked["classes"], counts).items():
+            if (given := dict(entry)[name]) != value:
+                _refuse(f"{field}.{name}", "must follow from the confusion counts", given)
         if key in keys:
-            _refuse(f"{place} rows.{number}", "model, method, seed and domain must occur once", key)
+            _refuse(field, "model, method, seed and domain must occur once", key)
         keys.add(key)
     # Tables show the size of every model.
     models = {entry["model"] for entry in checked["rows"]}
@@ -326,21 +336,6 @@ def validate_results(results: Mapping[str, Any], place: str = "results") -> None
         )
     if checked["summary"] != summarise(checked["rows"], checked["average"]):
         _refuse(f"{place} summary", "must follow from the rows", "other figures")
-
-
-def _validate_row(field: str, entry: ResultRow, classes: Sequence[str]) -> None:
-    """Raise `CorruptionError` unless a row's figures follow from its confusion counts."""
-    size = len(classes)
-    if [len(line) for line in entry["confusion"]] != [size] * size:
-        _refuse(f"{field}.confusion", f"must be {size} x {size} counts", "another")
-    counts = np.array(entry["confusion"], dtype=np.int64)
-    if not counts.any():
-        _refuse(f"{field}.confusion", "must count at least one image", 0)
-    about = (entry["model"], entry["method"], entry["seed"], entry["domain"])
-    # Every figure is computed again, so nobody can edit one alone.
-    for key, value in row(*about, classes, counts).items():
-        if (given := dict(entry)[key]) != value:
-            _refuse(f"{field}.{key}", "must follow from the confusion counts", given)
 
 
 def _refuse(field: str, rule: str, value: object) -> NoReturn:

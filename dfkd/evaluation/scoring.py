@@ -129,26 +129,10 @@ def evaluate(
     # Whatever is missing is refused here, before the first model is loaded.
     scored = manifest.with_classes(classes) if classes else manifest
     data = open_data(scored.evaluation, scored.classes)
-    wanted = manifest.evaluation.models
-    students = list(_finished_students(manifest, version, classes)) if "student" in wanted else []
-    root = open_storage(manifest.storage.root)
-    candidates = _load_candidates(scored, root, students, manifest.classes)
-    scores = score(candidates, data, threads)
-    names, average = [student.name for student in students], manifest.evaluation.average
-    content = results(data, scores.rows, scores.unreadable, scores.parameters, names, average)
-    location = write_results(root.child(folder) if folder else root, content)
-    return Evaluated(content, location, {s.method: s.version for s in students})
-
-
-def _finished_students(
-    manifest: Manifest, version: str, classes: tuple[str, ...]
-) -> Iterator[StudentLocation]:
-    """Yield the location of each method's and seed's student.
-
-    Raises:
-        ManifestError: one is missing, or `classes` are given and it knows only its own.
-    """
-    for found in locate_students(manifest, version=version):
+    students: list[StudentLocation] = []
+    if "student" in manifest.evaluation.models:
+        students = locate_students(manifest, version=version)
+    for found in students:
         if not found.finished:
             raise ManifestError(
                 "evaluation.models",
@@ -158,7 +142,13 @@ def _finished_students(
             )
         if classes:
             require_replaceable_classes(manifest, found.method, found.version)
-        yield found
+    root = open_storage(manifest.storage.root)
+    candidates = _load_candidates(scored, root, students, manifest.classes)
+    scores = score(candidates, data, threads)
+    names, average = [student.name for student in students], manifest.evaluation.average
+    content = results(data, scores.rows, scores.unreadable, scores.parameters, names, average)
+    location = write_results(root.child(folder) if folder else root, content)
+    return Evaluated(content, location, {s.method: s.version for s in students})
 
 
 def _load_candidates(
@@ -175,9 +165,21 @@ def _load_candidates(
     """
     device, wanted = pick_device(), manifest.evaluation.models
     if "teacher" in wanted:
-        yield _teacher_candidate(manifest, device)
+        teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
+        check_classes(teacher, manifest.classes, manifest.teacher.template)
+        vectors = class_text_embeddings(manifest, teacher)
+        yield _tower_candidate("teacher", ZERO_SHOT, 0, teacher, vectors)
+        del teacher
     if "text-only" in wanted:
-        yield from _text_only_candidates(manifest, root)
+        tower = load_tower(manifest, device)
+        # Without a tower of its own that would be the teacher once more.
+        if manifest.text_only.model:
+            vectors = class_text_embeddings(manifest, tower)
+            yield _tower_candidate("text-only", ZERO_SHOT, 0, tower, vectors)
+        for seed in manifest.distillation.seeds:
+            vectors = class_vectors(manifest, tower, seed, root)
+            yield _tower_candidate("text-only", CLASSIFIER, seed, tower, vectors)
+        del tower
     replaced = students and manifest.classes != own_classes
     texts = encode_classes(manifest, manifest.classes) if replaced else None
     for location in students:
@@ -187,27 +189,6 @@ def _load_candidates(
         size = card["image_size"]
         about = location.method, location.seed, size, student, device, parameters(student)
         yield Candidate("student", *about)
-
-
-def _teacher_candidate(manifest: Manifest, device: torch.device) -> Candidate:
-    """The teacher as a zero-shot classifier of the manifest's classes."""
-    teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
-    check_classes(teacher, manifest.classes, manifest.teacher.template)
-    return _tower_candidate(
-        "teacher", ZERO_SHOT, 0, teacher, class_text_embeddings(manifest, teacher)
-    )
-
-
-def _text_only_candidates(manifest: Manifest, root: Storage) -> Iterator[Candidate]:
-    """Yield the classifier of each seed; before them the tower, zero-shot, if it has its own."""
-    tower = load_tower(manifest, pick_device())
-    if manifest.text_only.model:
-        yield _tower_candidate(
-            "text-only", ZERO_SHOT, 0, tower, class_text_embeddings(manifest, tower)
-        )
-    for seed in manifest.distillation.seeds:
-        vectors = class_vectors(manifest, tower, seed, root)
-        yield _tower_candidate("text-only", CLASSIFIER, seed, tower, vectors)
 
 
 def _tower_candidate(

@@ -69,12 +69,16 @@ def quantise(source: Path, path: Path, images: Sequence[npt.NDArray[np.uint8]]) 
         # Batch norms are folded into the convolutions first, so that both are quantised as one.
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
+        operators = {node.op_type for node in graph.node}
+        # Residual sums of transformers have outliers that do not fit int8, so only products are
+        # quantised there. Layer norm tells a transformer from a ResNet.
+        products = ["Conv", "Gemm", "MatMul"] if "LayerNormalization" in operators else None
         quantize_static(
             prepared,
             quantised,
             _Calibration(images),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_quantised_operators(graph),
+            op_types_to_quantize=products,  # None is all
             # The last layer stays float32: in 8 bits the distances of close classes would be
             # equal, and distances beyond the calibrated range would be clipped.
             nodes_to_exclude=[
@@ -86,14 +90,6 @@ def quantise(source: Path, path: Path, images: Sequence[npt.NDArray[np.uint8]]) 
             weight_type=QuantType.QInt8,
         )
         _save(onnx.load(quantised), path)
-
-
-def _quantised_operators(graph: onnx.GraphProto) -> list[str] | None:
-    """Names of the operators to quantise; None for all."""
-    operators = {node.op_type for node in graph.node}
-    # Residual sums of transformers have outliers that do not fit int8, so only products are
-    # quantised there. Layer norm tells a transformer from a ResNet.
-    return ["Conv", "Gemm", "MatMul"] if "LayerNormalization" in operators else None
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]

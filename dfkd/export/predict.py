@@ -67,15 +67,15 @@ class Predictor:
                 raise ManifestError(f"student {folder / name}", rule, digest, remedy)
         self.labels, self.texts = _labels(json.loads(files[LABELS]))
         if labels is not None:
-            self.labels, self.texts = self._replaced(labels, facts["data"]["weights"].get(TEACHER))
+            self._replace_labels(labels, facts["data"]["weights"].get(TEACHER))
         rules = json.loads(files[RULES])
         self._size, self._temperature = rules["size"], rules["temperature"]
         self._session = onnxruntime.InferenceSession(
             files[model], providers=["CPUExecutionProvider"]
         )
 
-    def _replaced(self, path: Path, teacher: str | None) -> tuple[tuple[str, ...], Array | None]:
-        """Names and texts of the other classes in the file `path`.
+    def _replace_labels(self, path: Path, teacher: str | None) -> None:
+        """Answer with the other classes in the file `path` from now on.
 
         `teacher` is the sha256 of the weights of the student's teacher, whose text tower has
         encoded its classes; the vectors of another one mean nothing to the student.
@@ -90,14 +90,14 @@ class Predictor:
         remedy = "write it with jobs/labels.py in the run of the student"
         try:
             written = json.loads(path.read_bytes())
-            found, encoder = _labels(written["labels"]), written["teacher"]
+            labels, encoder = _labels(written["labels"]), written["teacher"]
         except MALFORMED as error:
             rule = f"must be a file that jobs/labels.py wrote ({one_line(error)})"
             raise ManifestError("--labels", rule, str(path), remedy) from None
         if encoder != teacher:
             rule = "must be of the student's own teacher"
             raise ManifestError("--labels", rule, str(path), remedy)
-        return found
+        self.labels, self.texts = labels
 
     def distances(self, encoded: bytes) -> Array:
         """The distances float32 [M] of an encoded picture to the labels; smaller is closer.
@@ -105,10 +105,8 @@ class Predictor:
         Raises:
             ValueError: not a picture, or it is truncated or too large.
         """
-        name = self._session.get_inputs()[0].name
-        output: Array = self._session.run(None, {name: batch([decode_image(encoded, self._size)])})[
-            0
-        ]
+        name, pixels = self._session.get_inputs()[0].name, decode_image(encoded, self._size)
+        output: Array = self._session.run(None, {name: batch([pixels])})[0]
         found: Array = (output if self.texts is None else distances(output, self.texts))[0]
         return found
 
@@ -160,7 +158,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _label_pictures(argv: Sequence[str] | None) -> int:
+    """Print a line for each picture; returns the exit code, as not every one may be readable."""
     parser = argparse.ArgumentParser(prog="python -m dfkd.export.predict", description=__doc__)
     parser.add_argument("folder", type=Path, help="the student/ folder of a run")
     parser.add_argument(
@@ -173,11 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--top", type=_positive, default=3, metavar="K", help="labels a picture (3)"
     )
-    return parser
-
-
-def _label_pictures(options: argparse.Namespace) -> int:
-    """Print a line for each picture; returns the exit code, as not every one may be readable."""
+    options = parser.parse_args(argv)
     predictor, unreadable = Predictor(options.folder, options.int8, options.labels), 0
     for path in options.pictures:
         try:
@@ -197,14 +192,13 @@ def _label_pictures(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the labels of each picture on a line; returns the exit code."""
-    options = _parser().parse_args(argv)
     # A class name may have letters that this terminal or file cannot show.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     # The limit of pixels here is stricter than the one of which Pillow warns.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     try:
-        return _label_pictures(options)
+        return _label_pictures(argv)
     except DfkdError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return error.exit_code

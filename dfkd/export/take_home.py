@@ -39,7 +39,6 @@ from dfkd.export.onnx_graphs import (
     INPUT,
     OPSET,
     OUTPUT,
-    GraphFunction,
     export,
     load_graph,
     quantise,
@@ -91,18 +90,20 @@ def write_take_home(manifest: Manifest, results: Mapping[str, Any] | None, threa
             "calibration": {"images": len(images), "version": location.version.id},
             "temperature": rules["temperature"],
             "latency": _latency(folder, student, teacher, card["image_size"]),
-            "evaluation": results and _evaluation(results, location),
+            "evaluation": _evaluation(results, location),
             "check": check_graphs(student, folder, others, threads),
         }
         return _publish(folder, facts, open_storage(manifest.storage.root).child(FOLDER))
 
 
-def _evaluation(results: Mapping[str, Any], student: StudentLocation) -> dict[str, Any] | None:
+def _evaluation(
+    results: Mapping[str, Any] | None, student: StudentLocation
+) -> dict[str, Any] | None:
     """The scored data, and the accuracies of the student and of the teacher, if it was scored.
 
-    None if the results are not of this student.
+    None if there are no results, or none of this student.
     """
-    if student.name not in results["students"]:
+    if results is None or student.name not in results["students"]:
         return None
     average = results["average"]
     models = {
@@ -229,14 +230,6 @@ def _origin(
     }
 
 
-def _giving_distances(graph: GraphFunction, student: Student) -> GraphFunction:
-    """A student's graph that gives distances, also if its output is an embedding."""
-    if student.texts is None:
-        return graph
-    texts = student.texts.numpy()
-    return lambda pixels: class_distances(graph(pixels), texts)
-
-
 def check_graphs(
     student: Student, folder: Path, images: Sequence[npt.NDArray[np.uint8]], threads: int
 ) -> dict[str, Any]:
@@ -249,10 +242,7 @@ def check_graphs(
         The number of images, and for each graph the largest difference of a distance and the
         fraction of images for which the prediction is the same.
     """
-    graphs = {
-        name: _giving_distances(load_graph(folder / name, threads), student)
-        for name in (MODEL, INT8)
-    }
+    graphs = {name: load_graph(folder / name, threads) for name in (MODEL, INT8)}
     largest, equal = dict.fromkeys(graphs, 0.0), dict.fromkeys(graphs, 0)
     for start in range(0, len(images), BATCH):
         pixels = batch(images[start : start + BATCH])
@@ -260,6 +250,8 @@ def check_graphs(
             expected = student(torch.from_numpy(pixels)).numpy()
         for name, graph in graphs.items():
             found = graph(pixels)
+            if student.texts is not None:  # a graph of embeddings
+                found = class_distances(found, student.texts.numpy())
             # Two figures, because neither implies the other: a small difference can change the
             # answer for an image between two classes, and a large one often changes none.
             largest[name] = max(largest[name], float(np.abs(found - expected).max()))

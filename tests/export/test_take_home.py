@@ -128,14 +128,12 @@ def test_the_check_is_of_images_that_did_not_calibrate_int8(
     assert again["model.int8.onnx"] == pytest.approx(check["model.int8.onnx"], rel=0.01)
 
 
-def test_without_results_of_the_student_the_card_has_no_accuracy(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_results_of_the_student_the_card_has_no_accuracy(run: Run) -> None:
     """Those of other settings of the same method and seed are no results of it."""
-    monkeypatch.setattr(take_home, "_publish", lambda _folder, facts, _home: facts)
+    student = locate_student(run.manifest, "mix", 1)
+    assert take_home._evaluation(run.results, student) == run.facts["evaluation"]
     for results in (None, {**run.results, "students": ["mix-s1-ffffffffffff"]}):
-        facts: Any = take_home.write_take_home(run.manifest, results, threads=1)
-        assert facts["evaluation"] is None
+        assert take_home._evaluation(results, student) is None
 
 
 def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: Path) -> None:
