@@ -101,7 +101,18 @@ class Layout:
         # In a known data set foreign classes are counted too, to compare with published numbers.
         skipped = frozenset() if self.data_set else foreign
         for domain, home in self.homes.items():
-            for folder in _class_folders(home, self.split, tally):
+            tally.ignored["files beside the class folders"] += count_others(home)
+            folders = subfolders(home)
+            if self.split:
+                parts = {folder.name.lower(): folder for folder in folders}
+                # Reading both would count each image twice.
+                if "train" in parts and "full" in parts:
+                    del parts["full"]
+                    tally.ignored["folders full/, which repeat train/ and crossval/"] += 1
+                for part in parts.values():
+                    tally.ignored["files beside the class folders"] += count_others(part)
+                folders = [folder for part in parts.values() for folder in subfolders(part)]
+            for folder in folders:
                 if folder.name not in skipped:
                     for image in image_files(folder, tally):
                         yield Entry(domain, folder.name, image.path, str(folder))
@@ -273,19 +284,3 @@ def _unnamed_layout(root: Path, kinds: Mapping[Path, bool], homes: Mapping[str, 
     # Folders that hold no folders are no domains; notes count them with the files.
     rest = count_others(root) + len(subfolders(root)) - len(_has_splits(root))
     return Layout(form, homes, words, split=split, other_files=rest)
-
-
-def _class_folders(home: Path, split: bool, tally: Tally) -> Iterator[Path]:
-    """Yield the class folders of a domain; other entries are counted in `tally`."""
-    tally.ignored["files beside the class folders"] += count_others(home)
-    if not split:
-        yield from subfolders(home)
-        return
-    parts = {folder.name.lower(): folder for folder in subfolders(home)}
-    # Reading both would count each image twice.
-    if "train" in parts and "full" in parts:
-        del parts["full"]
-        tally.ignored["folders full/, which repeat train/ and crossval/"] += 1
-    for folder in parts.values():
-        tally.ignored["files beside the class folders"] += count_others(folder)
-        yield from subfolders(folder)

@@ -167,7 +167,10 @@ def accuracy_of(row: ResultRow, average: Average) -> float:
 def summarise(rows: Sequence[ResultRow], average: Average = "images") -> list[Summary]:
     """A summary for each model and method: mean over domains, mean and deviation over seeds."""
     summaries = []
-    for (model, method), group in by_model(rows).items():
+    groups: dict[tuple[str, str], list[ResultRow]] = {}
+    for row in sort_rows(rows):
+        groups.setdefault((row["model"], row["method"]), []).append(row)
+    for (model, method), group in groups.items():
         by_seed: dict[int, dict[str, float]] = {}
         for row in group:
             by_seed.setdefault(row["seed"], {})[row["domain"]] = accuracy_of(row, average)
@@ -177,14 +180,6 @@ def summarise(rows: Sequence[ResultRow], average: Average = "images") -> list[Su
             Summary(model=model, method=method, seeds=seeds, domains=domains, **overall)
         )
     return summaries
-
-
-def by_model(rows: Sequence[ResultRow]) -> dict[tuple[str, str], list[ResultRow]]:
-    """The rows grouped by (model, method); groups and rows are sorted as by `sort_rows`."""
-    groups: dict[tuple[str, str], list[ResultRow]] = {}
-    for row in sort_rows(rows):
-        groups.setdefault((row["model"], row["method"]), []).append(row)
-    return groups
 
 
 def over_seeds(by_seed: Mapping[int, Mapping[str, float]]) -> tuple[dict[str, Spread], Spread]:

@@ -228,16 +228,18 @@ def score(
     rows: list[ResultRow] = []
     unreadable: dict[str, str] = {}
     sizes: dict[str, int] = {}
-    for group in _groups(candidates):
-        counts = _confusions(group, data, threads, unreadable)
-        for candidate, domains in zip(group, counts, strict=True):
-            about = (candidate.model, candidate.method, candidate.seed)
-            sizes[candidate.model] = candidate.parameters
-            rows += [
-                row(*about, domain, data.classes, confusion)
-                for domain, confusion in domains.items()
-                if confusion.any()  # a domain without a readable image has no accuracy
-            ]
+    # Models in a row that take the same pixels are scored together.
+    for _, same in groupby(candidates, lambda each: (each.image_size, each.resizing)):
+        while group := tuple(islice(same, GROUP)):
+            counts = _confusions(group, data, threads, unreadable)
+            for candidate, domains in zip(group, counts, strict=True):
+                about = (candidate.model, candidate.method, candidate.seed)
+                sizes[candidate.model] = candidate.parameters
+                rows += [
+                    row(*about, domain, data.classes, confusion)
+                    for domain, confusion in domains.items()
+                    if confusion.any()  # a domain without a readable image has no accuracy
+                ]
     if not rows and unreadable:
         name, reason = min(unreadable.items())
         raise DfkdError(
@@ -246,13 +248,6 @@ def score(
         )
     problems = (f"{name}: {reason}" for name, reason in sorted(unreadable.items()))
     return Scores(tuple(rows), tuple(problems), sizes)
-
-
-def _groups(candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, ...]]:
-    """Yield models in a row that take the same pixels together, at most `GROUP` of them."""
-    for _, same in groupby(candidates, lambda each: (each.image_size, each.resizing)):
-        while group := tuple(islice(same, GROUP)):
-            yield group
 
 
 def _confusions(

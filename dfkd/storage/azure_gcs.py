@@ -198,17 +198,8 @@ class ObstoreStorage(BucketStorage):
 
         self._attempt("get", key, send)
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """See `Storage.list`."""
-        return (key for key, _ in self._items(prefix))
-
     def entries(self, prefix: str = "") -> Iterator[StoredObject]:
         """See `Storage.entries`."""
-        for key, item in self._items(prefix):
-            yield StoredObject(key, item["size"], item["last_modified"].timestamp())
-
-    def _items(self, prefix: str) -> Iterator[tuple[str, Any]]:
-        """Yield keys that begin with `prefix`, with obstore's descriptions, in ascending order."""
         last = ""
         for page in self._pages(prefix):
             for item in page:
@@ -225,7 +216,7 @@ class ObstoreStorage(BucketStorage):
                         "use an account without hierarchical namespace",
                     )
                 last = key
-                yield key, item
+                yield StoredObject(key, item["size"], item["last_modified"].timestamp())
 
     def _pages(self, prefix: str) -> Iterator[Any]:
         """Yield the parts of the listing of what begins with `prefix`, or of more."""

@@ -3,7 +3,7 @@
 import threading
 import uuid
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -149,6 +149,10 @@ class BucketStorage(Storage):
         except MissingObject:
             return False
         return True
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """See `Storage.list`."""
+        return (entry.key for entry in self.entries(prefix))
 
     def location(self, key: str = "") -> str:
         """See `Storage.location`."""

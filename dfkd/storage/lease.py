@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -140,13 +140,8 @@ def holding(storage: Storage, name: str) -> Iterator[Lease]:
     """Hold a lease inside the block, renewed by a thread; raises `LeaseError` as `acquire`."""
     lease = acquire(storage, name)
     # Released also after an error, so that the same command need not wait for the lease to expire.
-    background = _in_background(lease)
-    try:
-        with _renewing(background):
-            yield lease
-    finally:
-        with _failing_quietly():
-            background.release()
+    with _renewing(lease, Lease.release):
+        yield lease
 
 
 @contextmanager
@@ -158,38 +153,25 @@ def protecting(storage: Storage, versions: Iterable[str]) -> Iterator[None]:
     lease = Lease(storage, key, _holder(), time.time(), tuple(versions))
     # Readers do not exclude each other, so each has an object of its own and no number.
     lease.renew()
-    background = _in_background(lease)
-    try:
-        with _renewing(background):
-            yield
-    finally:
-        with _failing_quietly():
-            background.storage.delete(key)
-
-
-def _in_background(lease: Lease) -> Lease:
-    """The same lease for requests that may fail: those of the renewing thread, and the last one."""
-    return replace(lease, storage=lease.storage.with_attempts(CLEANUP_ATTEMPTS))
-
-
-def _failing_quietly() -> contextlib.suppress:
-    """Ignores that a lease cannot be released: it expires, and the block's own error counts."""
-    return contextlib.suppress(DfkdError, OSError)
+    with _renewing(lease, lambda background: background.storage.delete(key)):
+        yield
 
 
 @contextmanager
-def _renewing(lease: Lease) -> Iterator[None]:
-    """Renew the lease in a thread inside the block.
+def _renewing(lease: Lease, end: Callable[[Lease], None]) -> Iterator[None]:
+    """Renew the lease in a thread inside the block, and `end` it afterwards.
 
-    A failed renewal is only tried again; `fence` notices if the lease was lost.
+    All of these requests may fail: the next renewal comes soon, `fence` notices if the lease was
+    lost, and one that cannot be ended expires.
     """
+    background = replace(lease, storage=lease.storage.with_attempts(CLEANUP_ATTEMPTS))
     stop = threading.Event()
 
     def renew() -> None:
         """Renew until the block has ended."""
         while not stop.wait(SECONDS / RENEWALS_PER_LEASE):
             with contextlib.suppress(DfkdError, OSError):
-                lease.renew()
+                background.renew()
 
     # A daemon thread does not keep a process alive that has died of an error.
     thread = threading.Thread(target=renew, name=f"dfkd-lease-{lease.name}", daemon=True)
@@ -199,6 +181,8 @@ def _renewing(lease: Lease) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        with contextlib.suppress(DfkdError, OSError):  # the block's own error counts
+            end(background)
 
 
 def newest_lease(storage: Storage, name: str) -> tuple[str, LeaseRecord | None]:

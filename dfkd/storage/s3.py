@@ -249,10 +249,6 @@ class S3Storage(BucketStorage):
 
         self._attempt("get", key, send)
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """See `Storage.list`."""
-        return (entry.key for entry in self.entries(prefix))
-
     def entries(self, prefix: str = "") -> Iterator[StoredObject]:
         """See `Storage.entries`."""
         for page in self._pages(prefix):

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas  # noqa: F401 - for pyarrow; here once, so that not each forked process imports it
 import pyarrow as pa
-import webdataset  # noqa: F401 - likewise
+import webdataset  # noqa: F401 - here once, so that not each forked process imports it on its way
 
 from dfkd.config.plan import Task
 from dfkd.dataset import versions
@@ -21,6 +20,8 @@ from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from tests.helpers.jobs import contents
+
+pa.array([0])  # likewise: with its first array pyarrow imports pandas, if that is installed
 
 IDENTITY: dict[str, Any] = {
     "schema": 1,

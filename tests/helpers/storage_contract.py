@@ -201,8 +201,8 @@ class FaultTests:
 
     @pytest.fixture
     def impatient(self, root: str, proxy: Proxy) -> BucketStorage:
-        """Waits two seconds for an answer."""
-        return opened(root, read=2.0)
+        """Waits a second for an answer."""
+        return opened(root, read=1.0)
 
     def test_busy_stores_are_asked_again(self, storage: Storage, proxy: Proxy) -> None:
         seen: list[Request] = []

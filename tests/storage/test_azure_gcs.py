@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class Unordered:
         pass
 
     def list(self, *_: object, **__: object) -> Iterator[list[dict[str, Any]]]:
-        return iter([[{"path": "a/b"}, {"path": "a-b"}]])
+        facts = {"size": 0, "last_modified": datetime.now(UTC)}
+        return iter([[{"path": path, **facts} for path in ("a/b", "a-b")]])
 
 
 def test_a_store_in_which_both_writers_win_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

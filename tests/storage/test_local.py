@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfkd.errors import CorruptionError, Exit, InfrastructureError, ManifestError
@@ -39,6 +39,7 @@ KEYS = st.lists(
 ).map("/".join)
 
 
+@settings(max_examples=40)
 @given(st.lists(KEYS, max_size=12), st.sampled_from(["", "a", "a/", "a/b", "b.", "0/a/"]))
 def test_list_is_sorted_and_complete(keys: list[str], prefix: str) -> None:
     # No key may be a directory of another one: S3 allows that, a file system does not.
