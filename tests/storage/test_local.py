@@ -1,11 +1,10 @@
 import errno
-import multiprocessing
 import os
-import resource
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,17 @@ from hypothesis import strategies as st
 from dfkd.errors import CorruptionError, Exit, InfrastructureError, ManifestError
 from dfkd.storage.base import KEY, split_root
 from dfkd.storage.local import LocalStorage, open_storage, open_to_read
+from tests.helpers.jobs import ROOT
 from tests.helpers.storage_contract import StorageTests
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])  # else each process imports all of this for itself
 BIG = 3 << 20
+
+
+def process(script: str, *words: object) -> subprocess.Popen[str]:
+    """A script in a process of its own, which imports no more than it needs."""
+    command = [sys.executable, "-c", script, *map(str, words)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
 
 
 def leftovers(root: Path) -> list[Path]:
@@ -67,8 +72,14 @@ def test_files_that_no_key_names_are_not_listed(tmp_path: Path) -> None:
     assert list(storage.list()) == ["a"]
 
 
-def _race(root: str, writer: int) -> bool:
-    return open_storage(root).put_if_absent("prize", bytes([writer]) * BIG)
+WRITER = """
+import sys
+from dfkd.storage.local import open_storage
+storage, data = open_storage(sys.argv[1]), bytes([int(sys.argv[2])]) * int(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+print(storage.put_if_absent("prize", data))
+"""
 
 
 def test_exactly_one_of_racing_processes_wins(tmp_path: Path) -> None:
@@ -84,8 +95,12 @@ def test_exactly_one_of_racing_processes_wins(tmp_path: Path) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    with ProcessPoolExecutor(4, mp_context=CONTEXT) as pool:
-        won = list(pool.map(_race, [str(tmp_path)] * 8, range(8)))
+    writers = [process(WRITER, tmp_path, number, BIG) for number in range(8)]
+    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 8
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    won = [writer.communicate()[0] == "True\n" for writer in writers]
     done.set()
     reader.join()
     assert sum(won) == 1
@@ -208,20 +223,23 @@ def test_what_is_no_file_is_waited_for_neither_once_nor_again_and_again(
     assert place.exists()
 
 
-def _read_limited(root: str) -> str:
-    """What a process with a limit on its memory says about an object that exceeds it."""
-    resource.setrlimit(resource.RLIMIT_AS, (1 << 36, 1 << 36))
-    with pytest.raises(CorruptionError) as caught:
-        LocalStorage(Path(root)).get("results.json")
-    return str(caught.value)
+LIMITED_READER = """
+import resource, sys
+from dfkd.errors import CorruptionError
+from dfkd.storage.local import open_to_read
+resource.setrlimit(resource.RLIMIT_AS, (1 << 36, 1 << 36))
+try:
+    open_to_read(sys.argv[1]).get("results.json")
+except CorruptionError as error:
+    print(error)
+"""
 
 
 def test_an_object_beyond_all_memory_is_named(tmp_path: Path) -> None:
     """A sparse file takes no space on the disk of the stranger who sends it."""
     (tmp_path / "results.json").touch()
     os.truncate(tmp_path / "results.json", 1 << 40)
-    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
-        message = pool.submit(_read_limited, str(tmp_path)).result()
+    message, _ = process(LIMITED_READER, tmp_path).communicate()
     assert "results.json: its 1099511627776 bytes do not fit into memory" in message
 
 
@@ -238,18 +256,20 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small_disk: Path) -> None:
     assert storage.put_if_absent("second", b"2" * (100 << 10))
 
 
-def _write_limited(root: str) -> str:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    try:
-        open_storage(root).put_if_absent("big", b"x" * 5000)
-    except InfrastructureError as error:
-        return str(error)
-    return "written"
+LIMITED_WRITER = """
+import resource, sys
+from dfkd.errors import InfrastructureError
+from dfkd.storage.local import open_storage
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    open_storage(sys.argv[1]).put_if_absent("big", b"x" * 5000)
+except InfrastructureError as error:
+    print(error)
+"""
 
 
 def test_a_file_size_limit_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
-    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
-        message = pool.submit(_write_limited, str(tmp_path)).result()
+    message, _ = process(LIMITED_WRITER, tmp_path).communicate()
     assert "no room for" in message
     assert "5000 bytes" in message
     assert list(open_storage(str(tmp_path)).list()) == []
