@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="OTHER",
         help="a second run to compare with; both may be manifests or folders of finished runs",
     )
-    return command_line.run_with(read, arguments, work, plan, argv)
+    return command_line.run(arguments, work, plan, argv, read)
 
 
 if __name__ == "__main__":

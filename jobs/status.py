@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help=f"repeat until everything is finished or Ctrl-C (default: every {SECONDS:.0f})",
     )
-    return command_line.run_with(read, arguments, work, plan, argv)
+    return command_line.run(arguments, work, plan, argv, read)
 
 
 if __name__ == "__main__":
