@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfkd.commands import command_line
+from dfkd.commands.runs import RUN, Run, read
 from dfkd.storage.local import open_to_read
-from report import RUN, Run, read
 
 SECONDS = 10.0
 """Default of --watch: seconds from one look to the next."""
