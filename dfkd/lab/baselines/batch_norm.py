@@ -2,10 +2,12 @@
 
 It makes images whose features have the mean and the variance that the teacher's training data had,
 which batch norm has stored. Forward hooks compute the statistics, because the inputs of inner
-layers are visible nowhere else.
+layers are visible nowhere else. The source `bn` adds it to the loss of latents (the row "+ L_bn" of
+Table 5).
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.errors import ManifestError
+from dfkd.lab.baselines.settings import BatchNorm
+from dfkd.models.generators.generator import Condition
 from dfkd.models.teacher import Teacher
+from dfkd.synthesis.image_source import OnStep, SourceContext, Synthesised
+from dfkd.synthesis.latent_source import LatentSource
+from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.progress import Closing
 
 Measure = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -51,18 +58,20 @@ class Taps(Closing):
     def __init__(self, modules: Iterable[nn.Module], measure: Measure) -> None:
         self._values: dict[int, Tensor] = {}
         self._handles = [
-            module.register_forward_hook(self._hook(number, measure))
+            module.register_forward_hook(partial(self._keep, number, measure))
             for number, module in enumerate(modules)
         ]
 
-    def _hook(self, number: int, measure: Measure) -> Any:
-        """A forward hook that stores the tensor of module `number`."""
-
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            """Called by torch after the module's forward pass."""
-            self._values[number] = measure(module, inputs[0], output)
-
-        return hook
+    def _keep(
+        self,
+        number: int,
+        measure: Measure,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        output: Tensor,
+    ) -> None:
+        """Called by torch after the forward pass of module `number`."""
+        self._values[number] = measure(module, inputs[0], output)
 
     @property
     def values(self) -> list[Tensor]:
@@ -122,3 +131,40 @@ def batch_norm_taps(teacher: Teacher, what: str) -> Taps:
     """
     require_batch_norm(teacher, what)
     return Taps(layers(teacher.visual), statistics_distance)
+
+
+class BatchNormSynthesiser(Synthesiser):
+    """Adds L_bn of the batch to the loss of each image, so that its relative weight does not depend
+    on the batch size. If the loss of one image is no number, its whole batch
+    has diverged.
+    """
+
+    weight: float
+    taps: Taps
+
+    def __call__(
+        self,
+        targets: Tensor,
+        seeds: Sequence[int],
+        on_step: OnStep | None = None,
+        condition: Condition | None = None,
+    ) -> Synthesised:
+        """See `Synthesiser`; `ManifestError` if the teacher has no batch norm."""
+        with batch_norm_taps(self.teacher, "L_bn") as self.taps:
+            return super().__call__(targets, seeds, on_step, condition)
+
+    def losses(self, distances: Tensor) -> Tensor:
+        """See `Synthesiser.losses`."""
+        # Added to every image, so the sum over the batch keeps the ratio of the two terms.
+        return distances + self.weight * batch_norm_loss(self.taps.values)
+
+
+class BatchNormLatents(LatentSource):
+    """A `LatentSource` with L_bn."""
+
+    synthesiser_class = BatchNormSynthesiser
+
+    def __init__(self, context: SourceContext, settings: BatchNorm) -> None:
+        super().__init__(context)
+        assert isinstance(self.synthesiser, BatchNormSynthesiser)  # noqa: S101
+        self.synthesiser.weight = settings.weight

@@ -11,8 +11,7 @@ from torch import Tensor
 from dfkd.config.hashing import derive_seed
 from dfkd.config.plan import image_count, part_count, parts, root_seed
 from dfkd.dataset.shards import get_shard, read_shard
-from dfkd.lab.baselines.inverter import Classifier, Inverter
-from dfkd.lab.baselines.request import PartRequest, RunContext
+from dfkd.lab.baselines.inverter import Classifier, Inverter, PartRequest, RunContext
 from dfkd.lab.baselines.settings import Inversion
 from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
