@@ -2,8 +2,7 @@
 
 It makes images whose features have the mean and the variance that the teacher's training data had,
 which batch norm has stored. Forward hooks compute the statistics, because the inputs of inner
-layers are visible nowhere else. The source `bn` adds it to the loss of latents (the row "+ L_bn" of
-Table 5).
+layers are visible nowhere else.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,12 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.errors import ManifestError
-from dfkd.lab.baselines.settings import BatchNorm
-from dfkd.models.generators.generator import Condition
 from dfkd.models.teacher import Teacher
-from dfkd.synthesis.image_source import OnStep, SourceContext, Synthesised
-from dfkd.synthesis.latent_source import LatentSource
-from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.progress import Closing
 
 Measure = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -131,40 +125,3 @@ def batch_norm_taps(teacher: Teacher, what: str) -> Taps:
     """
     require_batch_norm(teacher, what)
     return Taps(layers(teacher.visual), statistics_distance)
-
-
-class BatchNormSynthesiser(Synthesiser):
-    """Adds L_bn of the batch to the loss of each image, so that its relative weight does not depend
-    on the batch size. If the loss of one image is no number, its whole batch
-    has diverged.
-    """
-
-    weight: float
-    taps: Taps
-
-    def __call__(
-        self,
-        targets: Tensor,
-        seeds: Sequence[int],
-        on_step: OnStep | None = None,
-        condition: Condition | None = None,
-    ) -> Synthesised:
-        """See `Synthesiser`; `ManifestError` if the teacher has no batch norm."""
-        with batch_norm_taps(self.teacher, "L_bn") as self.taps:
-            return super().__call__(targets, seeds, on_step, condition)
-
-    def losses(self, distances: Tensor) -> Tensor:
-        """See `Synthesiser.losses`."""
-        # Added to every image, so the sum over the batch keeps the ratio of the two terms.
-        return distances + self.weight * batch_norm_loss(self.taps.values)
-
-
-class BatchNormLatents(LatentSource):
-    """A `LatentSource` with L_bn."""
-
-    synthesiser_class = BatchNormSynthesiser
-
-    def __init__(self, context: SourceContext, settings: BatchNorm) -> None:
-        super().__init__(context)
-        assert isinstance(self.synthesiser, BatchNormSynthesiser)  # noqa: S101
-        self.synthesiser.weight = settings.weight

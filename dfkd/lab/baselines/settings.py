@@ -147,7 +147,7 @@ class BatchNorm(SourceSettings):
     Images then depend on the others of their batch.
     """
 
-    made_by = "dfkd.lab.baselines.batch_norm:BatchNormLatents"
+    made_by = "dfkd.lab.baselines.source:BatchNormLatents"
     scope = "part"
     reads = ("batch_size", "views", "view_noise", "compile")
 
