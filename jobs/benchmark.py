@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import image_count, task_count
+from dfkd.lab.benchmarks import BENCHMARKS
 
 if TYPE_CHECKING:
     from dfkd.lab.benchmarks.measure import Effort
-
-BENCHMARKS = ("synthesis", "prompts", "streaming", "distillation", "scale", "towers")
 
 
 def effort(options: argparse.Namespace) -> Effort:
@@ -34,8 +33,8 @@ def selected(options: argparse.Namespace) -> list[str]:
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be measured."""
-    from dfkd.lab.benchmarks.loading import images_per_class
     from dfkd.lab.benchmarks.scale import sized
+    from dfkd.lab.benchmarks.streaming import images_per_class
 
     simulated, requested = sized(manifest, options.classes), effort(options)
     streamed = images_per_class(manifest, requested) * len(manifest.classes)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
-from dfkd.lab.baselines.inverter import Classifier
-from dfkd.lab.baselines.request import PartRequest, RunContext
+from dfkd.lab.baselines.inverter import Classifier, PartRequest, RunContext
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import class_text_embeddings
 from tests.helpers import small_manifest

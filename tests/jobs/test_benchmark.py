@@ -16,7 +16,7 @@ from dfkd.config.plan import tasks
 from dfkd.dataset.published import current, open_version
 from dfkd.dataset.versions import begin
 from dfkd.errors import Exit, ManifestError
-from dfkd.lab.benchmarks import loading, scale, suite, towers
+from dfkd.lab.benchmarks import scale, streaming, suite, towers
 from dfkd.lab.benchmarks.measure import FULL, QUICK
 from dfkd.lab.benchmarks.stand_in import StandInMaker, put_prompts, put_shards
 from dfkd.storage.base import Request, Storage
@@ -41,7 +41,7 @@ def test_the_record_names_the_arguments_that_were_parsed(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["pytest", "-q"])
     monkeypatch.setattr(suite, "configure_process", lambda threads: None)
-    monkeypatch.setitem(suite.BENCHMARKS, "scale", lambda manifest, options: {"figures": []})
+    monkeypatch.setattr(scale, "measure", lambda manifest, options: {"figures": []})
     path = str(write_manifest(tmp_path))
     found = jobs.run_here("benchmark", "scale", path, "--set", "generator.vqgan.steps=1")
     assert found.returncode == 0, found.stderr
@@ -52,13 +52,13 @@ def test_the_record_names_the_arguments_that_were_parsed(
 def test_versions_of_few_classes_hold_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "SIZES", (64,))
+    monkeypatch.setattr(streaming, "SIZES", (64,))
     path = write_manifest(tmp_path)
     manifest = Manifest.read(path, ("classes=[cat, dog]",))
-    names = [figure.name for figure in loading.measure(manifest, QUICK)["figures"]]
+    names = [figure["name"] for figure in streaming.measure(manifest, QUICK)["figures"]]
     assert names == ["stream, 64 px", "bare decoding, 64 px"]
-    assert loading.images_per_class(manifest, QUICK) == 24
-    assert loading.images_per_class(manifest, FULL) == FULL.per_class
+    assert streaming.images_per_class(manifest, QUICK) == 24
+    assert streaming.images_per_class(manifest, FULL) == FULL.per_class
 
 
 def test_made_up_classes_take_nothing_of_the_manifest_s_own(tmp_path: Path) -> None:
@@ -197,7 +197,3 @@ FIGURES = {
     "streaming": "stream, 64 px",
     "distillation": "distillation, live labels",
 }
-
-
-def test_the_job_offers_every_benchmark() -> None:
-    assert list(jobs.load("benchmark").BENCHMARKS) == list(suite.BENCHMARKS)

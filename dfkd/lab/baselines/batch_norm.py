@@ -6,6 +6,7 @@ layers are visible nowhere else.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,18 +52,20 @@ class Taps(Closing):
     def __init__(self, modules: Iterable[nn.Module], measure: Measure) -> None:
         self._values: dict[int, Tensor] = {}
         self._handles = [
-            module.register_forward_hook(self._hook(number, measure))
+            module.register_forward_hook(partial(self._keep, number, measure))
             for number, module in enumerate(modules)
         ]
 
-    def _hook(self, number: int, measure: Measure) -> Any:
-        """A forward hook that stores the tensor of module `number`."""
-
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            """Called by torch after the module's forward pass."""
-            self._values[number] = measure(module, inputs[0], output)
-
-        return hook
+    def _keep(
+        self,
+        number: int,
+        measure: Measure,
+        module: nn.Module,
+        inputs: tuple[Tensor, ...],
+        output: Tensor,
+    ) -> None:
+        """Called by torch after the forward pass of module `number`."""
+        self._values[number] = measure(module, inputs[0], output)
 
     @property
     def values(self) -> list[Tensor]:

@@ -41,17 +41,15 @@ from dfkd.lab.baselines.inverter import (
     Classifier,
     InnerStudentTrainer,
     Inverter,
+    PartRequest,
+    RunContext,
     cosine_factor,
+    even_batches,
     minimise,
     set_rate,
     stage_taps,
 )
 from dfkd.lab.baselines.networks import CmiGenerator, init_normal
-from dfkd.lab.baselines.request import (
-    PartRequest,
-    RunContext,
-    even_batches,
-)
 from dfkd.lab.baselines.settings import Cmi
 from dfkd.synthesis.image_source import Synthesised, synthesised
 from dfkd.utils.pixels import from_bytes, to_bytes

@@ -21,15 +21,20 @@ method.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.lab.baselines.batch_norm import Taps, batch_norm_loss, batch_norm_taps
-from dfkd.lab.baselines.inverter import Classifier, Inverter, set_rate
-from dfkd.lab.baselines.request import PartRequest, RunContext, even_batches
+from dfkd.lab.baselines.inverter import (
+    Classifier,
+    Inverter,
+    PartRequest,
+    RunContext,
+    even_batches,
+    set_rate,
+)
 from dfkd.lab.baselines.settings import DeepInversion
 from dfkd.synthesis.image_source import Synthesised, synthesised
 from dfkd.utils.pixels import to_bytes
@@ -49,6 +54,7 @@ class DeepInverter(Inverter):
     """Makes each image from noise with its own seed."""
 
     name = "deepinversion"
+    taps: Taps
 
     def __init__(
         self, classifier: Classifier, context: RunContext, settings: DeepInversion
@@ -58,80 +64,61 @@ class DeepInverter(Inverter):
 
     def images(self, request: PartRequest) -> Synthesised:
         """Make a part batch after batch."""
-        classifier, config = self.classifier, self.config
-        side = self.context.image_size
-        with batch_norm_taps(classifier.teacher, self.name) as taps:
-            results = [
-                _Batch(classifier, taps, request.select(rows), side, config).optimise()
-                for rows in even_batches(len(request.seeds), config.batch_size)
-            ]
-        pixels = torch.cat([to_bytes(classifier.denormalise(images)) for images, _ in results])
+        config, side = self.config, self.context.image_size
+        made = []
+        with batch_norm_taps(self.classifier.teacher, self.name) as self.taps:
+            for rows in even_batches(len(request.seeds), config.batch_size):
+                batch = request.select(rows)
+                rngs = (torch.Generator().manual_seed(seed) for seed in batch.seeds)
+                noise = torch.stack([torch.randn(3, side, side, generator=rng) for rng in rngs])
+                images = noise.to(self.device).requires_grad_()
+                self.rng = batch.make_rng("jitter")
+                self._optimise(images, batch.labels, config.low_resolution_steps, halve=True)
+                made.append(self._optimise(images, batch.labels, config.steps))
+        pixels = torch.cat([to_bytes(self.classifier.denormalise(images)) for images, _ in made])
         steps = config.low_resolution_steps + config.steps
-        return synthesised(pixels, torch.cat([losses for _, losses in results]), steps)
+        return synthesised(pixels, torch.cat([losses for _, losses in made]), steps)
 
+    def _optimise(
+        self, images: Tensor, labels: Tensor, steps: int, *, halve: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Optimise normalised images [B, 3, H, W] at one resolution.
 
-class _Batch:
-    """A batch of normalised images [B, 3, H, W] during its optimisation."""
-
-    def __init__(
-        self,
-        classifier: Classifier,
-        taps: Taps,
-        request: PartRequest,
-        side: int,
-        config: DeepInversion,
-    ) -> None:
-        self.classifier, self.taps, self.config = classifier, taps, config
-        self.labels = request.labels
-        noise = _noise(request.seeds, side)
-        self.images = noise.to(request.labels.device).requires_grad_()
-        self.rng = request.make_rng("jitter")
-        self.range = [classifier.normalise(torch.tensor(level)) for level in (0.0, 1.0)]
-
-    def optimise(self) -> tuple[Tensor, Tensor]:
-        """Whitened images [B, 3, H, W] and losses [B] of the best step at the full side."""
-        self._optimise(self.config.low_resolution_steps, halve=True)
-        return self._optimise(self.config.steps)
-
-    def _optimise(self, steps: int, *, halve: bool = False) -> tuple[Tensor, Tensor]:
-        """Optimise at one resolution; returns the images and losses [B] of the best step."""
+        Returns:
+            The images and their losses [B] of the best step.
+        """
+        darkest, brightest = (self.classifier.normalise(torch.tensor(x)) for x in (0.0, 1.0))
         # A new optimiser, so the full side does not begin with the moments of the pooled gradients.
-        optimizer = torch.optim.Adam([self.images], LEARNING_RATE, BETAS)
-        best, lowest = self.images.detach().clone(), torch.inf
+        optimizer = torch.optim.Adam([images], LEARNING_RATE, BETAS)
+        best, lowest = images.detach().clone(), torch.inf
         # Losses that stay NaN mark the batch as diverged.
         best_losses = best.new_full((len(best),), torch.nan)
         for step in range(steps):
             # The pixels always have the full side, and at half of it their means are judged. So the
             # full side continues from them without enlarging anything.
-            seen = F.avg_pool2d(self.images, 2) if halve else self.images
-            losses = self._losses(jittered(seen, self.rng))
+            seen = F.avg_pool2d(images, 2) if halve else images
+            losses = self.losses(jittered(seen, self.rng), labels)
             loss = losses.mean()
             # The loss of the whole batch decides, because L_bn is a property of all its images.
             if loss.item() < lowest:
-                best, best_losses = self.images.detach().clone(), losses.detach()
+                best, best_losses = images.detach().clone(), losses.detach()
                 lowest = loss.item()
             set_rate(optimizer, learning_rate(LEARNING_RATE, step, steps))
-            (self.images.grad,) = torch.autograd.grad(loss, [self.images])
+            (images.grad,) = torch.autograd.grad(loss, [images])
             optimizer.step()
-            self.images.data.clamp_(*self.range)
+            images.data.clamp_(darkest, brightest)
         return best, best_losses
 
-    def _losses(self, images: Tensor) -> Tensor:
+    def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """The loss [B] of each image: its cross-entropy plus the terms of the whole batch."""
         logits = self.classifier.logits(self.classifier.denormalise(images))
         # The batch terms are added to each image; the mean over the batch counts them once.
         return (
-            F.cross_entropy(logits, self.labels, reduction="none")
+            F.cross_entropy(logits, labels, reduction="none")
             + BATCH_NORM_WEIGHT * batch_norm_loss(self.taps.values, FIRST_LAYER_FACTOR)
             + TOTAL_VARIATION_WEIGHT * total_variation(images)
             + NORM_WEIGHT * mean_norm(images)
         )
-
-
-def _noise(seeds: Sequence[int], side: int) -> Tensor:
-    """Whitened noise [B, 3, side, side] from N(0, 1), each image from its own seed."""
-    rngs = (torch.Generator().manual_seed(seed) for seed in seeds)
-    return torch.stack([torch.randn(3, side, side, generator=rng) for rng in rngs])
 
 
 def jittered(images: Tensor, rng: torch.Generator) -> Tensor:

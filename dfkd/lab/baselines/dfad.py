@@ -28,11 +28,12 @@ from dfkd.lab.baselines.inverter import (
     Classifier,
     InnerStudentTrainer,
     Inverter,
+    PartRequest,
+    RunContext,
     minimise,
     set_rate,
 )
 from dfkd.lab.baselines.networks import DfadGenerator
-from dfkd.lab.baselines.request import PartRequest, RunContext
 from dfkd.lab.baselines.settings import Dfad
 from dfkd.lab.baselines.snapshots import SnapshotSampler
 from dfkd.synthesis.image_source import Synthesised

@@ -39,13 +39,14 @@ from dfkd.lab.baselines.inverter import (
     Classifier,
     InnerStudentTrainer,
     Inverter,
+    PartRequest,
+    RunContext,
     cosine_factor,
     embedding_taps,
     minimise,
     set_rate,
 )
 from dfkd.lab.baselines.networks import PreEncoder, PreGenerator
-from dfkd.lab.baselines.request import PartRequest, RunContext
 from dfkd.lab.baselines.settings import Pre
 from dfkd.lab.baselines.snapshots import SnapshotSampler
 from dfkd.synthesis.image_source import Synthesised

@@ -148,7 +148,7 @@ class BatchNorm(SourceSettings):
     Images then depend on the others of their batch.
     """
 
-    made_by = "dfkd.lab.baselines.batch_norm_latents:BatchNormLatents"
+    made_by = "dfkd.lab.baselines.source:BatchNormLatents"
     scope = "part"
 
     weight: Positive = 0.01

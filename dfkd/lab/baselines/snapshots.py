@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dfkd.lab.baselines.request import PartRequest
+from dfkd.lab.baselines.inverter import PartRequest
 from dfkd.synthesis.image_source import Synthesised, synthesised
 from dfkd.utils.pixels import to_bytes
 

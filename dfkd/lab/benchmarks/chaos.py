@@ -73,13 +73,6 @@ def _raylet(node: Any) -> int:
     return int(found.process.pid)
 
 
-def _works(pid: int) -> bool:
-    """Whether a process is a `Filler`; Ray's own helpers have such names too."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Filler")
-    return False
-
-
 def kill_while(
     filling: Future[T], cluster: Any, nodes: list[Any], pause: float, chance: random.Random
 ) -> list[dict[str, Any]]:
@@ -102,8 +95,13 @@ def kill_while(
             nodes.remove(node)
             killed, kind, gone = [_raylet(node), *family], "node", gone + 1
         else:
-            workers = [pid for pid in family if _works(pid)]
-            killed, kind = workers[:1], "worker"
+            killed, kind = [], "worker"
+            for pid in family:
+                # Ray's own helpers are of the family too, and a process may end meanwhile.
+                with contextlib.suppress(OSError):
+                    line = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    if line.startswith(b"ray::Filler") and not killed:
+                        killed = [pid]
         for pid in killed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray.train
@@ -24,9 +24,9 @@ from dfkd.lab.benchmarks import reference
 from dfkd.lab.benchmarks.measure import (
     Call,
     Effort,
-    Figure,
     Results,
     compared_with_peer,
+    figure,
     spread,
     time_loop,
 )
@@ -207,43 +207,37 @@ def ranks(
     Returns:
         `figures`; and `waiting`: the share of a rank's time in which it waits for data, by figure.
     """
-    figures: list[Figure] = []
+    figures: list[dict[str, Any]] = []
     waiting: dict[str, Any] = {}
     batch_sizes = [multiple * manifest.distillation.batch_size for multiple in multiples]
     # A version must hold a batch.
     per_class = max(per_class, -(-max(batch_sizes) // len(manifest.classes)))
+    synthesis = {"images_per_class": per_class, "shard_size": max(1, per_class // 4)}
+    single_method = manifest.with_method(manifest.method)
     for batch_size in batch_sizes if counts else ():
-        turns = _turns(manifest, per_class, batch_size, repeats, counts)
-        rates: dict[str, tuple[float, ...]] = {}
+        # The warm-up would be faster; the stand-in's labels are random, so not standardised.
+        training = {
+            "batch_size": batch_size,
+            "warmup_epochs": 0,
+            "standardise": False,
+            "target": "distances",
+        }
+        with temporary_root(single_method, synthesis=synthesis, distillation=training) as sized:
+            version = put_version(sized).id
+            # Like `time_in_turns`: the numbers of ranks take turns.
+            turns = [
+                {count: _run_ranks(sized, version, count) for count in counts}
+                for _ in range(repeats)
+            ]
+        rates: dict[str, list[float]] = {}
         for count in counts:
             name = f"distillation, {count} rank{'s' * (count > 1)}, batch of {batch_size}"
-            rates[name] = tuple(turn[count]["images_per_s"] for turn in turns)
+            rates[name] = [turn[count]["images_per_s"] for turn in turns]
             waiting[name] = spread([turn[count]["waiting"] for turn in turns])
         single, *others = rates
-        figures.append(Figure(single, UNIT, rates[single]))
+        figures.append(figure(single, UNIT, rates[single]))
         figures += [compared_with_peer(single, name, UNIT, rates) for name in others]
     return {"figures": figures, "waiting": waiting}
-
-
-def _turns(
-    manifest: Manifest, per_class: int, batch_size: int, repeats: int, counts: Sequence[int]
-) -> list[dict[int, dict[str, float]]]:
-    """The figures of rank 0 by number of ranks, for each repeat, on a new version of noise."""
-    single_method = manifest.with_method(manifest.method)
-    synthesis = {"images_per_class": per_class, "shard_size": max(1, per_class // 4)}
-    # The warm-up would be faster; the stand-in's labels are random, so not standardised.
-    training = {
-        "batch_size": batch_size,
-        "warmup_epochs": 0,
-        "standardise": False,
-        "target": "distances",
-    }
-    with temporary_root(single_method, synthesis=synthesis, distillation=training) as sized:
-        version = put_version(sized).id
-        # Like `time_in_turns`: the numbers of ranks take turns.
-        return [
-            {count: _run_ranks(sized, version, count) for count in counts} for _ in range(repeats)
-        ]
 
 
 def _ranks(count: int) -> Ranks:
@@ -283,24 +277,20 @@ def _time_rank(config: dict[str, Any]) -> bool:
     size, batch_size = manifest.synthesis.image_size, manifest.distillation.batch_size
     stream = Stream(version, size, batch_size, job.seed, RankShare(rank, world), cache_bytes=0)
     distiller = open_distiller(job, version, stream, rank, world)
-    steps = _timed_steps(distiller, stream)
-    # The first steps fill the buffers of the stream and of DDP.
-    timed = list(itertools.islice(steps, WARMUP_STEPS, WARMUP_STEPS + TIMED_STEPS))
-    waited, seconds = sum(wait for wait, _ in timed), sum(wait + work for wait, work in timed)
+    waited, worked = 0.0, 0.0
+    batches = (batch for epoch in itertools.count() for batch in stream.batches(epoch))
+    asked = time.perf_counter()
+    for step, batch in enumerate(itertools.islice(batches, WARMUP_STEPS + TIMED_STEPS)):
+        received = time.perf_counter()
+        # Reading the loss waits until the device has finished the step.
+        distiller.advance(batch).loss.item()
+        done = time.perf_counter()
+        # The first steps fill the buffers of the stream and of DDP.
+        if step >= WARMUP_STEPS:
+            waited, worked = waited + received - asked, worked + done - received
+        asked = done
     if rank == 0:
+        seconds = waited + worked
         speed = {"images_per_s": TIMED_STEPS * batch_size / seconds, "waiting": waited / seconds}
         root.put(RESULT_FILE, canonical(speed))
     return False
-
-
-def _timed_steps(distiller: Distiller, stream: Stream) -> Iterator[tuple[float, float]]:
-    """Yield the seconds of waiting for data and of work in each step, epoch after epoch."""
-    for epoch in itertools.count():
-        asked = time.perf_counter()
-        for batch in stream.batches(epoch):
-            received = time.perf_counter()
-            # Reading the loss waits until the device has finished the step.
-            distiller.advance(batch).loss.item()
-            done = time.perf_counter()
-            yield received - asked, done - received
-            asked = done

@@ -1,8 +1,8 @@
 """How much is measured, timed repeats, and figures with their limits and peers.
 
 A record is a JSON object: `benchmark`, `command`, `date` (UTC), `machine`, `environment` (library
-versions) and `results`. The module that measures describes its `results`. Each entry of `figures`
-is a `Figure`, in a record as from `Figure.as_dict`.
+versions) and `results`. The module that measures describes its `results`. Each entry of its
+`figures` is from `figure`.
 """
 
 import contextlib
@@ -50,31 +50,28 @@ QUICK = Effort(1, 16, (1,))
 """For a check within minutes that everything runs; its figures say little."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A measured quantity, and what it is compared with."""
+def figure(
+    name: str,
+    unit: str,
+    values: Sequence[float],
+    limit: tuple[str, float] | None = None,
+    peer: tuple[str, float] | None = None,
+) -> dict[str, Any]:
+    """A measured quantity, and what it is compared with.
 
-    name: str
-    unit: str
-    values: tuple[float, ...]
-    """One value for each repeat."""
-    limit: str = ""
-    """Name of the figure that bounds this one on the machine."""
-    share: float | None = None
-    """Share of that limit, median over repeats; both were measured in turns."""
-    peer: str = ""
-    """Name of the figure of an alternative that does the same work."""
-    ratio: float | None = None
-    """Speed relative to the peer, median over repeats."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figure in a record, without the comparisons that it does not have."""
-        tree: dict[str, Any] = {"name": self.name, "unit": self.unit, **spread(self.values)}
-        if self.share is not None:
-            tree |= {"limit": self.limit, "share": round(self.share, 4)}
-        if self.ratio is not None:
-            tree |= {"peer": self.peer, "ratio": round(self.ratio, 3)}
-        return tree
+    Args:
+        values: one for each repeat.
+        limit: name of the figure that bounds this one on the machine, and the share of it that is
+            reached, median over turns.
+        peer: name of the figure of an alternative that does the same work, and the speed relative
+            to it, median over turns.
+    """
+    tree: dict[str, Any] = {"name": name, "unit": unit, **spread(values)}
+    if limit:
+        tree |= {"limit": limit[0], "share": round(limit[1], 4)}
+    if peer:
+        tree |= {"peer": peer[0], "ratio": round(peer[1], 3)}
+    return tree
 
 
 def time_in_turns(
@@ -109,10 +106,9 @@ def median_ratio(values: Sequence[float], others: Sequence[float], factor: float
 
 def compared_with_peer(
     peer: str, name: str, unit: str, rates: Mapping[str, Sequence[float]]
-) -> Figure:
+) -> dict[str, Any]:
     """The figure `name` of the results of `time_in_turns`, compared with the figure `peer`."""
-    ratio = median_ratio(rates[name], rates[peer])
-    return Figure(name, unit, tuple(rates[name]), peer=peer, ratio=ratio)
+    return figure(name, unit, rates[name], peer=(peer, median_ratio(rates[name], rates[peer])))
 
 
 def time_loop(
@@ -148,9 +144,9 @@ def time_loop(
     share = median_ratio(rates[name], rates[limit_name], flop_per_unit)
     ratio = median_ratio(rates[name], rates[peer])
     figures = [
-        Figure(name, unit, rates[name], limit_name, share, peer, ratio),
+        figure(name, unit, rates[name], (limit_name, share), (peer, ratio)),
         *(compared_with_peer(name, other, unit, rates) for other in variants),
-        Figure(limit_name, "FLOP/s", rates[limit_name]),
+        figure(limit_name, "FLOP/s", rates[limit_name]),
     ]
     profiles = {}
     for timed, call in ((name, ours), (peer, variants[peer])):
@@ -223,8 +219,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> list[str]:
     """One line for each of the `figures` of results, below a heading."""
-    rows = ([figure["name"], *figure_cells(figure)] for figure in results["figures"])
-    return align([HEAD, *rows], gap="  ")
+    return align([HEAD, *map(figure_cells, results["figures"])], gap="  ")
 
 
 def page(records: Iterable[Mapping[str, Any]]) -> str:
@@ -241,10 +236,7 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
             "",
             f"| {' | '.join(HEAD)} |",
             f"|---|{'---:|' * 3}{'---|' * 3}",
-            *(
-                f"| {' | '.join([figure['name'], *figure_cells(figure)])} |"
-                for figure in record["results"]["figures"]
-            ),
+            *(f"| {' | '.join(figure_cells(each))} |" for each in record["results"]["figures"]),
             "",
             *profile_table(record["results"].get("profile", {})),
         ]
@@ -265,13 +257,15 @@ def profile_table(calls: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     yield ""
 
 
-def figure_cells(figure: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the cells of a figure, below all of `HEAD` but its name."""
-    for key in ("median", "least", "most"):
-        yield scaled(figure[key])
-    yield figure["unit"]
-    yield f"{figure['share']:.0%} of {figure['limit']}" if "share" in figure else "-"
-    yield f"{figure['ratio']:.2f} x {figure['peer']}" if "ratio" in figure else "-"
+def figure_cells(found: Mapping[str, Any]) -> list[str]:
+    """The cells of a figure, below `HEAD`."""
+    return [
+        found["name"],
+        *(scaled(found[key]) for key in ("median", "least", "most")),
+        found["unit"],
+        f"{found['share']:.0%} of {found['limit']}" if "share" in found else "-",
+        f"{found['ratio']:.2f} x {found['peer']}" if "ratio" in found else "-",
+    ]
 
 
 def scaled(value: float) -> str:

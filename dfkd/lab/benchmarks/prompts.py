@@ -16,8 +16,8 @@ from dfkd.lab.benchmarks import reference
 from dfkd.lab.benchmarks.measure import (
     Call,
     Effort,
-    Figure,
     Results,
+    figure,
     median_ratio,
     time_in_turns,
     time_loop,
@@ -72,57 +72,55 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     return results
 
 
-def token_figures(repeats: int) -> list[Figure]:
-    """Milliseconds of CPU that the sentences of an update take, with default settings.
+def token_figures(repeats: int) -> Iterator[dict[str, Any]]:
+    """Yield figures of milliseconds of CPU that the sentences of an update take.
 
-    For each manifest of `TOKENISED` the token ids of disturbed sentences, ours and by open_clip's
-    tokenizer, once their words have been seen, as nearly all have after a batch of a run. Then all
-    that is done on the CPU before the sentences are encoded: letters drawn, token ids, padding.
+    For each manifest of `TOKENISED`, with default settings: the token ids of disturbed sentences,
+    ours and by open_clip's tokenizer, once their words have been seen, as nearly all have after a
+    batch of a run. Then all that is done on the CPU before the sentences are encoded: letters
+    drawn, token ids, padding.
     """
     architecture = teacher_architecture.read_architecture(TOWER)
     tokenizer = teacher_architecture.build_tokenizer(architecture)
     model = teacher_architecture.build(architecture)  # whose random weights are not used
     teacher = Teacher(model, tokenizer, TOWER, architecture.preprocess)
-    words = PseudoWords(teacher, Prompts().template)
-    return [figure for path in TOKENISED for figure in _token_figures(words, path, repeats)]
+    words, config = PseudoWords(teacher, Prompts().template), Contrastive()
+    for path in TOKENISED:
+        classes, draw = Manifest.read(path).classes, np.random.default_rng(0)
+        names = [classes[row % len(classes)] for row in range(config.batch_size)]
+        sentences = [
+            (name, disturb(words.template, "shuffle", DISTURBANCE, draw))
+            for _ in range(TOKEN_UPDATES)
+            for name in names
+        ]
 
+        def ours(sentences: list[tuple[str, str]] = sentences) -> float:
+            for sentence in sentences:
+                words.sentence(*sentence)
+            return TOKEN_UPDATES
 
-def _token_figures(words: PseudoWords, path: Path, repeats: int) -> Iterator[Figure]:
-    """Yield the figures of one manifest's classes."""
-    classes, config = Manifest.read(path).classes, Contrastive()
-    names = [classes[row % len(classes)] for row in range(config.batch_size)]
-    draw = np.random.default_rng(0)
-    sentences = [
-        (name, disturb(words.template, "shuffle", DISTURBANCE, draw))
-        for _ in range(TOKEN_UPDATES)
-        for name in names
-    ]
+        def plain(sentences: list[tuple[str, str]] = sentences) -> float:
+            for name, template in sentences:
+                before, after = template.replace("{class}", name).split("{style}")
+                for text in (before, after):
+                    tokenizer.encode(text)
+            return TOKEN_UPDATES
 
-    def ours() -> float:
-        for sentence in sentences:
-            words.sentence(*sentence)
-        return TOKEN_UPDATES
+        def whole(names: list[str] = names, draw: np.random.Generator = draw) -> float:
+            for _ in range(TOKEN_UPDATES):
+                words.disturbed(names, "shuffle", DISTURBANCE, draw)
+            return TOKEN_UPDATES
 
-    def plain() -> float:
-        for sentence in sentences:
-            reference.plain_tokens(words.teacher, *sentence)
-        return TOKEN_UPDATES
-
-    def whole() -> float:
-        for _ in range(TOKEN_UPDATES):
-            words.disturbed(names, "shuffle", DISTURBANCE, draw)
-        return TOKEN_UPDATES
-
-    name, peer, rest = (
-        f"{what}, {len(classes)} classes"
-        for what in ("tokens", "open_clip's tokens", "letters, tokens and padding")
-    )
-    rates = time_in_turns({name: ours, peer: plain, rest: whole}, repeats, time.thread_time)
-    spent = {key: tuple(1000 / rate for rate in values) for key, values in rates.items()}
-    unit, ratio = "ms of CPU an update", median_ratio(rates[name], rates[peer])
-    yield Figure(name, unit, spent[name], peer=peer, ratio=ratio)
-    yield Figure(peer, unit, spent[peer])
-    yield Figure(rest, unit, spent[rest])
+        name, peer, rest = (
+            f"{what}, {len(classes)} classes"
+            for what in ("tokens", "open_clip's tokens", "letters, tokens and padding")
+        )
+        rates = time_in_turns({name: ours, peer: plain, rest: whole}, repeats, time.thread_time)
+        spent = {key: [1000 / rate for rate in values] for key, values in rates.items()}
+        unit, ratio = "ms of CPU an update", median_ratio(rates[name], rates[peer])
+        yield figure(name, unit, spent[name], peer=(peer, ratio))
+        yield figure(peer, unit, spent[peer])
+        yield figure(rest, unit, spent[rest])
 
 
 def _with_contrastive(manifest: Manifest, **values: Any) -> Manifest:

@@ -135,12 +135,6 @@ def plain_prompts(
     return pseudo_words.detach()
 
 
-def plain_tokens(teacher: Teacher, name: str, template: str) -> tuple[list[int], list[int]]:
-    """The token ids before and after the style word, by open_clip's tokenizer."""
-    before, after = template.replace("{class}", name).split("{style}")
-    return teacher.tokenizer.encode(before), teacher.tokenizer.encode(after)
-
-
 def plain_distillation(
     student: Student,
     teacher: Teacher,

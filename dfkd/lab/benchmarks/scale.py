@@ -22,7 +22,7 @@ from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion, current
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import InfrastructureError, ManifestError
-from dfkd.lab.benchmarks.measure import Effort, Figure, Results
+from dfkd.lab.benchmarks.measure import Effort, Results, figure
 from dfkd.lab.benchmarks.memory import watched
 from dfkd.lab.benchmarks.stand_in import EMBEDDING, StandInMaker
 from dfkd.operations import garbage_collection
@@ -79,12 +79,6 @@ def sized(manifest: Manifest, classes: int) -> Manifest:
     return dataclasses.replace(single, storage=root)
 
 
-def measure(manifest: Manifest, effort: Effort) -> Results:
-    """Time a whole run without models, at the size given by the manifest and --classes."""
-    with connected():
-        return _build_and_read(sized(manifest, effort.classes))
-
-
 @dataclass
 class Steps:
     """What each step of a run cost this process."""
@@ -122,39 +116,37 @@ class Steps:
         return result
 
 
-def _build_and_read(manifest: Manifest) -> Results:
-    """Build the version of a manifest from `sized` without models, then open and read it.
+def measure(manifest: Manifest, effort: Effort) -> Results:
+    """Build the version of a manifest without models, then open and read it.
 
     Finished tasks of an earlier run are reused; `found_tasks` is their number.
 
     Returns:
         The sizes, and `steps`, as in `Steps.costs`.
     """
+    manifest = sized(manifest, effort.classes)
     steps = Steps()
     root = open_storage(manifest.storage.root).observed(steps.count)
     home = root.child(layout.data(manifest.method))
-    unfinished = begin(home, identify(manifest))
-    reused_tasks = len(unfinished.done())  # a resumed run is faster than a whole one
-    failed = steps.do("prompts and shards", lambda: fill(manifest, unfinished))
-    if failed:
-        raise InfrastructureError(
-            f"benchmark: {len(failed)} tasks failed; run it again, it resumes"
-        )
-    steps.do("publish", lambda: unfinished.publish(blocks(manifest), environment()))
-    version = steps.do("open", lambda: current(home))
-    assert version is not None  # noqa: S101 - it has just been published
-    steps.do("check", lambda: _check(version))
-    steps.do("stream", lambda: _stream(manifest, version))
-    steps.do("status", lambda: read_status(root, manifest, lambda job: job))
-    steps.do("plan a removal", lambda: garbage_collection.plan(root, manifest, 1, 0.0))
-    seconds = {name: (cost["seconds"],) for name, cost in steps.costs.items()}
-    figures = [Figure(f"scale, {name}", "s", values) for name, values in seconds.items()]
-    sizes = _sizes(manifest, version)
-    return {**sizes, "found_tasks": reused_tasks, "steps": steps.costs, "figures": figures}
-
-
-def _sizes(manifest: Manifest, version: PublishedVersion) -> dict[str, Any]:
-    """Counts and bytes of the version."""
+    with connected():
+        unfinished = begin(home, identify(manifest))
+        reused_tasks = len(unfinished.done())  # a resumed run is faster than a whole one
+        failed = steps.do("prompts and shards", lambda: fill(manifest, unfinished))
+        if failed:
+            raise InfrastructureError(
+                f"benchmark: {len(failed)} tasks failed; run it again, it resumes"
+            )
+        steps.do("publish", lambda: unfinished.publish(blocks(manifest), environment()))
+        version = steps.do("open", lambda: current(home))
+        assert version is not None  # noqa: S101 - it has just been published
+        steps.do("check", lambda: _check(version))
+        steps.do("stream", lambda: _stream(manifest, version))
+        steps.do("status", lambda: read_status(root, manifest, lambda job: job))
+        steps.do("plan a removal", lambda: garbage_collection.plan(root, manifest, 1, 0.0))
+    receipt_bytes, index_bytes = (
+        sum(entry.size for entry in version.storage.entries(folder))
+        for folder in (layout.RECEIPTS, layout.INDEX)
+    )
     return {
         "classes": len(manifest.classes),
         "images": image_count(manifest),
@@ -162,15 +154,15 @@ def _sizes(manifest: Manifest, version: PublishedVersion) -> dict[str, Any]:
         "samples": version.manifest["samples"],
         "shard_bytes": version.manifest["bytes"],
         "manifest_bytes": version.storage.size(layout.MANIFEST),
-        "receipt_bytes": _bytes_below(version, layout.RECEIPTS),
-        "index_bytes": _bytes_below(version, layout.INDEX),
+        "receipt_bytes": receipt_bytes,
+        "index_bytes": index_bytes,
         "embedding": EMBEDDING,
+        "found_tasks": reused_tasks,
+        "steps": steps.costs,
+        "figures": [
+            figure(f"scale, {name}", "s", [cost["seconds"]]) for name, cost in steps.costs.items()
+        ],
     }
-
-
-def _bytes_below(version: PublishedVersion, folder: str) -> int:
-    """The bytes of all objects of a version in a folder."""
-    return sum(entry.size for entry in version.storage.entries(folder))
 
 
 def _check(version: PublishedVersion) -> None:

@@ -53,7 +53,12 @@ class StandInMaker:
         """
         self.manifest = manifest
         size = manifest.synthesis.image_size
-        image = _noise(size) if noisy else Image.new("RGB", (size, size), "grey")
+        image = Image.new("RGB", (size, size), "grey")
+        if noisy:
+            # Of a quarter of the size, enlarged.
+            side = -(-size // 4)
+            noise = np.random.default_rng(0).integers(256, size=(side, side, 3), dtype=np.uint8)
+            image = Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
         stream = io.BytesIO()
         image.save(stream, "PNG")
         self.image = stream.getvalue()
@@ -69,46 +74,35 @@ class StandInMaker:
 
     def shards(self, unit: Unit, prompts: pa.Table, folder: Path) -> dict[Task, MadeShard]:
         """Write the shard of each task of a unit; no image fails."""
-        made = {}
+        manifest, made = self.manifest, {}
         for task in unit.tasks:
             task_prompts = prompts.filter(pc.equal(prompts["class_index"], task.class_index))
-            samples = self._samples(task, task_prompts)
+            texts = task_prompts["text"].to_pylist()
+            # Seeded by the task, so that a task that is made twice gives the same bytes.
+            noise = np.random.default_rng(image_seed(manifest, task.class_index, task.start))
+            labels = noise.random((task.count, len(manifest.classes)), np.float32)
+            embeddings = noise.random((task.count, EMBEDDING), np.float32).astype(np.float16)
+            samples = []
+            for row, index in enumerate(task.indices):
+                # As of real ones.
+                metadata = {
+                    "class": manifest.classes[task.class_index],
+                    "class_index": task.class_index,
+                    "index": index,
+                    "seed": image_seed(manifest, task.class_index, index),
+                    "attempt": 0,
+                    "method": manifest.method,
+                    "prompt": texts[row],
+                    "loss": round(float(labels[row, 0]), 6),
+                    "confidence": round(float(labels[row, 1]), 6),
+                    "steps": 1,
+                }
+                arrays = {"distances": labels[row], "embedding": embeddings[row]}
+                key = sample_key(task.class_index, index)
+                samples.append(Sample(key, self.image, "png", metadata, arrays))
             write_shard(samples, folder / f"{task.id}.tar")
             made[task] = MadeShard(samples)
         return made
-
-    def _samples(self, task: Task, prompts: pa.Table) -> list[Sample]:
-        """Samples with the metadata of real ones."""
-        manifest, texts = self.manifest, prompts["text"].to_pylist()
-        # Seeded by the task, so that a task that is made twice gives the same bytes.
-        noise = np.random.default_rng(image_seed(manifest, task.class_index, task.start))
-        labels = noise.random((task.count, len(manifest.classes)), np.float32)
-        embeddings = noise.random((task.count, EMBEDDING), np.float32).astype(np.float16)
-        samples = []
-        for row, index in enumerate(task.indices):
-            metadata = {
-                "class": manifest.classes[task.class_index],
-                "class_index": task.class_index,
-                "index": index,
-                "seed": image_seed(manifest, task.class_index, index),
-                "attempt": 0,
-                "method": manifest.method,
-                "prompt": texts[row],
-                "loss": round(float(labels[row, 0]), 6),
-                "confidence": round(float(labels[row, 1]), 6),
-                "steps": 1,
-            }
-            arrays = {"distances": labels[row], "embedding": embeddings[row]}
-            key = sample_key(task.class_index, index)
-            samples.append(Sample(key, self.image, "png", metadata, arrays))
-        return samples
-
-
-def _noise(size: int) -> Image.Image:
-    """Noise of a quarter of the size, enlarged."""
-    side = -(-size // 4)
-    noise = np.random.default_rng(0).integers(256, size=(side, side, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def put_version(manifest: Manifest) -> PublishedVersion:

@@ -1,29 +1,21 @@
-"""All benchmarks by name, and the records that they leave."""
+"""Runs benchmarks by name, and keeps the records that they leave."""
 
 import datetime
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 
 import torch
 
 from dfkd.config.manifest import Manifest
-from dfkd.lab.benchmarks import distillation, loading, prompts, scale, synthesis, towers
-from dfkd.lab.benchmarks.measure import Effort, Results, page, table
+from dfkd.lab.benchmarks import BENCHMARKS
+from dfkd.lab.benchmarks.measure import Effort, page, table
 from dfkd.lab.benchmarks.memory import watched
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import configure_process
 from dfkd.utils.hardware import describe_machine, environment
 from dfkd.utils.strict_json import canonical
-
-BENCHMARKS: dict[str, Callable[[Manifest, Effort], Results]] = {
-    "synthesis": synthesis.measure,
-    "prompts": prompts.measure,
-    "streaming": loading.measure,
-    "distillation": distillation.measure,
-    "scale": scale.measure,
-    "towers": towers.measure,
-}
 
 
 def run(
@@ -36,7 +28,7 @@ def run(
     Yields the lines of a table and the record's location.
 
     Args:
-        names: keys of `BENCHMARKS`.
+        names: among `BENCHMARKS`.
         threads: CPU threads of torch.
         command: the command line, which the records contain.
     """
@@ -46,8 +38,7 @@ def run(
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         with watched() as watch:  # memory of workers counts too
-            results = BENCHMARKS[name](manifest, effort)
-        results["figures"] = [figure.as_dict() for figure in results["figures"]]
+            results = import_module(f"dfkd.lab.benchmarks.{name}").measure(manifest, effort)
         results["memory"] = watch.summary()
         if torch.cuda.is_available():
             results["memory"]["gpu_most"] = torch.cuda.max_memory_allocated()

@@ -1,12 +1,14 @@
 """Time of small CLIP image towers and of students for one image on one core."""
 
+from functools import partial
+
 import torch
 from timm.utils.model import reparameterize_model
 
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.evaluation.footprint import TimedNetwork, parameters
-from dfkd.lab.benchmarks.measure import Call, Effort, Figure, Results, median_ratio, time_in_turns
+from dfkd.lab.benchmarks.measure import Call, Effort, Results, figure, median_ratio, time_in_turns
 from dfkd.models import student
 from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import build, build_tokenizer, read_architecture
@@ -39,29 +41,30 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
     """
     classes = len(manifest.classes)
     networks = [*map(_tower, TOWERS), *(_student(name, classes) for name in STUDENTS)]
-    calls = {network.name: _call(network) for network in networks}
-    with thread_limit(1), torch.inference_mode():
-        rates = time_in_turns(calls, TURNS * effort.repeats)
-    figures = []
-    for name, values in rates.items():
-        ms = tuple(1000 / rate for rate in values)
-        figures.append(Figure(name, "ms", ms, peer=PEER, ratio=median_ratio(values, rates[PEER])))
-    return {
-        "figures": figures,
-        "parameters": {network.name: network.parameters for network in networks},
-        "image_size": {network.name: network.image_size for network in networks},
-    }
 
-
-def _call(network: TimedNetwork) -> Call:
-    """Answers one image."""
-    pixels = torch.rand(1, 3, network.image_size, network.image_size)
-
-    def call() -> float:
+    def answer(network: TimedNetwork, pixels: torch.Tensor) -> float:
         network.answer(pixels)
         return 1.0
 
-    return call
+    calls: dict[str, Call] = {
+        each.name: partial(answer, each, torch.rand(1, 3, each.image_size, each.image_size))
+        for each in networks
+    }
+    with thread_limit(1), torch.inference_mode():
+        rates = time_in_turns(calls, TURNS * effort.repeats)
+    return {
+        "figures": [
+            figure(
+                name,
+                "ms",
+                [1000 / rate for rate in values],
+                peer=(PEER, median_ratio(values, rates[PEER])),
+            )
+            for name, values in rates.items()
+        ],
+        "parameters": {network.name: network.parameters for network in networks},
+        "image_size": {network.name: network.image_size for network in networks},
+    }
 
 
 def _tower(name: str) -> TimedNetwork:

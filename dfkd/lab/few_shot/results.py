@@ -174,14 +174,10 @@ def write(storage: Storage, results: FewShotResults) -> str:
     return storage.location(KEY)
 
 
-LABELS = ("images a class", "gain", "trained on", "tested on")
-"""Labels of the rows that are not curves."""
 AXIS = "training images of each class (0: before any training)"
 
 Bands = Mapping[tuple[Curve, int], Spread]
 """Mean and deviation by curve and number of shots."""
-Grid = list[list[str]]
-"""Rows of cells, the label first: shots, each curve, gains, and two rows of image counts."""
 
 
 def markdown(results: FewShotResults) -> str:
@@ -190,8 +186,8 @@ def markdown(results: FewShotResults) -> str:
     A table has a column for each number of shots. Its last rows are the gain of training over the
     untrained student, and how many images one seed's trainings used and were tested on.
     """
-    ticks, names = _ticks(results), results.data.domains
-    means = _grid(results, _bands(results), ticks, names)
+    names = results.data.domains
+    means = _grid(results, _bands(results), names)
     parts = [
         f"# Few-shot {HEADS[results.average]}, of {escape(results.architecture)}",
         "Mean and standard deviation over seeds: each draws the labelled images and random weights "
@@ -204,17 +200,12 @@ def markdown(results: FewShotResults) -> str:
         table(means[0], means[1:]),
     ]
     for name in names if len(names) > 1 else ():
-        grid = _grid(results, _bands(results, name), ticks, [name])
+        grid = _grid(results, _bands(results, name), [name])
         parts += [f"## {escape(name)}", table(grid[0], grid[1:])]
     remarks = [*results.data.notes, *(f"unreadable: {line}" for line in results.data.unreadable)]
     if remarks:
         parts += ["## Notes", "\n".join(f"- {escape(remark)}" for remark in remarks)]
     return "\n\n".join(parts) + "\n"
-
-
-def _ticks(results: FewShotResults) -> list[int]:
-    """The numbers of shots, rising."""
-    return sorted({point.shots for point in results.summary})
 
 
 def _bands(results: FewShotResults, domain: str | None = None) -> Bands:
@@ -227,24 +218,22 @@ def _bands(results: FewShotResults, domain: str | None = None) -> Bands:
     }
 
 
-def _grid(
-    results: FewShotResults, bands: Bands, ticks: Sequence[int], names: Sequence[str]
-) -> Grid:
-    """The cells of a table, with one column for each of `ticks`.
+def _grid(results: FewShotResults, bands: Bands, names: Sequence[str]) -> list[list[str]]:
+    """The cells of a table, the label of a row first, with one column for each number of shots.
 
     Args:
         bands: figures of the curves.
-        ticks: numbers of shots.
         names: domains that the figures are over.
     """
     rows = [row for row in results.rows if row.domain in names]
+    ticks = sorted({point.shots for point in results.summary})
     # Every curve has the largest number of shots, but only one has 0.
     curves = [curve for curve, shots in bands if shots == max(ticks)]
     grid = [[curve, *(_figure(bands.get((curve, shots))) for shots in ticks)] for curve in curves]
     if added := gains(rows, results.average):
-        grid.append([LABELS[1], *(_figure(added.get(shots), sign="+") for shots in ticks)])
+        grid.append(["gain", *(_figure(added.get(shots), sign="+") for shots in ticks)])
     # All seeds use the same number of images, so those of one seed are counted.
-    for label, trained in ((LABELS[2], True), (LABELS[3], False)):
+    for label, trained in (("trained on", True), ("tested on", False)):
         images = {
             (row.shots, row.domain): sum(row.trained if trained else row.tested)
             for row in rows
@@ -252,7 +241,7 @@ def _grid(
         }
         counts = (sum(images[shots, name] for name in names) for shots in ticks)
         grid.append([label, *map(str, counts)])
-    return [[LABELS[0], *map(str, ticks)], *grid]
+    return [["images a class", *map(str, ticks)], *grid]
 
 
 def _figure(figure: Spread | None, sign: str = "") -> str:

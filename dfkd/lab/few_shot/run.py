@@ -20,11 +20,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -50,7 +48,6 @@ from dfkd.lab.few_shot.results import (
 )
 from dfkd.lab.few_shot.settings import FewShot
 from dfkd.lab.few_shot.tuning import (
-    FewShotSplit,
     InitialWeights,
     LabelledImages,
     check_starts,
@@ -123,7 +120,7 @@ def few_shot(manifest: Manifest, config: FewShot, threads: int = 0) -> FewShotRe
         for start in config.starts
         for seed in config.seeds
     ]
-    rows: list[FewShotRow] = []
+    found: list[FewShotRow] = []
     unreadable: list[str] = []
     with (
         thread_limit(threads) as thread_count,
@@ -134,8 +131,8 @@ def few_shot(manifest: Manifest, config: FewShot, threads: int = 0) -> FewShotRe
             domain = read_domain(manifest, data, name, thread_count)
             unreadable += domain.unreadable
             for seed, origin in origins:
-                experiment = _Experiment(manifest, config, root.child(CELLS), domain, origin, seed)
-                rows += experiment.rows(progress)
+                cells = root.child(CELLS)
+                found += rows(manifest, config, cells, domain, origin, seed, progress)
     # The same in whatever order rows and names come.
     average = manifest.evaluation.average
     remarks = (*data.notes, *notes(config, data, names))
@@ -144,9 +141,9 @@ def few_shot(manifest: Manifest, config: FewShot, threads: int = 0) -> FewShotRe
         classes=manifest.classes,
         data=FewShotData(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
         curves=curve_captions(manifest, config),
-        rows=tuple(sort_rows(rows)),
+        rows=tuple(sort_rows(found)),
         average=average,
-        summary=tuple(summarise(rows, average)),
+        summary=tuple(summarise(found, average)),
     )
     storage = root.child(FOLDER)
     storage.put("table.md", markdown(results).encode())
@@ -246,11 +243,17 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
 
     Raises:
         ManifestError: too few images can be read.
+        OSError: the disk is full.
     """
     items = _single_label_items(data, name)
     size = manifest.synthesis.image_size
-    # Pixels are decoded once for all trainings; 55,000 images of 224 px are 8 GB, so not in memory.
-    pixels = _mapped((len(items), size, size, 3))
+    # Pixels are decoded once for all trainings; 55,000 images of 224 px are 8 GB, so not in memory
+    # but in an unnamed file, which is deleted with the array.
+    shape = len(items), size, size, 3
+    with tempfile.TemporaryFile(prefix="dfkd-fewshot-") as stream:
+        # Reserve the space now: a full disk would kill the process at a later write to the map.
+        os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
+        pixels = np.memmap(stream, np.uint8, "r+", shape=shape)
     labels: list[int] = []
     unreadable = []
     digest = hashlib.sha256()
@@ -270,123 +273,102 @@ def read_domain(manifest: Manifest, data: Domains, name: str, threads: int) -> D
     )
 
 
-def _mapped(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """A zero array in an unnamed file, deleted with the array; `OSError` if the disk is full."""
-    with tempfile.TemporaryFile(prefix="dfkd-fewshot-") as stream:
-        # Reserve the space now: a full disk would kill the process at a later write to the map.
-        os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
-        return np.memmap(stream, np.uint8, "r+", shape=shape)
+def rows(
+    manifest: Manifest,
+    config: FewShot,
+    cells: Storage,
+    domain: Domain,
+    origin: InitialWeights,
+    seed: int,
+    progress: Bar,
+) -> Iterator[FewShotRow]:
+    """Yield the rows of one start and seed on a domain, each from its cell or from a training now.
 
+    The untouched student comes first, if it is the start, then each number of shots.
 
-@dataclass(frozen=True)
-class _Experiment:
-    """The trainings of one start and seed on one domain."""
-
-    manifest: Manifest
-    config: FewShot
-    cells: Storage
-    domain: Domain
-    origin: InitialWeights
-    seed: int
-
-    @cached_property
-    def classifier(self) -> Student:
-        """The classifier before any training."""
-        return self.origin.make()
-
-    @cached_property
-    def initial_answers(self) -> Tensor:
-        """The untrained classifier's predictions for all images, int64 [N]."""
-        return self._answers(self.classifier, torch.arange(len(self.domain.images)))
-
-    def rows(self, progress: Bar) -> Iterator[FewShotRow]:
-        """Yield the rows of the untouched student, if it is the start, and then of each training.
-
-        A row comes from its cell, or from a training that runs now.
-        """
-        config = self.config
-        if self.origin.start == "student":
-            # With k = 0 all images are tested, as `jobs/evaluate.py` does.
-            for shots in (0, *config.shots):
-                yield self._row("untouched", shots, {})
-        settings = {"epochs": config.epochs, "rates": learning_rates(config, self.origin.start)}
-        for shots in config.shots:
-            yield self._row(self.origin.start, shots, settings)
-            progress.update(1)
-
-    def _row(self, curve: Curve, shots: int, settings: dict[str, Any]) -> FewShotRow:
-        """The row of a curve at k = `shots`; makes its cell if there is none.
-
-        Args:
-            settings: everything in the configuration that changes this training.
-        """
-        labels, classes = self.domain.images.labels, self.manifest.classes
-        split = split_domain(labels.tolist(), classes, self.domain.name, shots, self.seed)
+    Raises:
+        CorruptionError: a cell is damaged.
+        DfkdError: a training diverged.
+    """
+    images, labels, start = domain.images, domain.images.labels, origin.start
+    # With k = 0 all images are tested, as `jobs/evaluate.py` does.
+    untouched = (0, *config.shots) if start == "student" else ()
+    planned: list[tuple[Curve, int]] = [("untouched", shots) for shots in untouched]
+    planned += [(start, shots) for shots in config.shots]
+    # The classifier before any training, and its predictions; made when a cell is missing.
+    classifier: Student | None = None
+    initial_answers: Tensor | None = None
+    for curve, shots in planned:
+        split = split_domain(labels.tolist(), manifest.classes, domain.name, shots, seed)
         trained, tested = (
-            torch.bincount(labels[list(part)], minlength=len(classes)).tolist()
+            torch.bincount(labels[list(part)], minlength=len(manifest.classes)).tolist()
             for part in (split.train, split.test)
         )
-        key = self._key(curve, shots, settings)
         # The key covers all that changes the counts, so an existing cell needs no training.
-        if not self.cells.exists(key):
-            right = labels[self._correct(curve, split, shots)]
-            counts = torch.bincount(right, minlength=len(classes)).tolist()
-            self.cells.put_if_absent(key, canonical(counts))
+        key = cell_key(manifest, config, domain, origin, curve, shots, seed)
+        if not cells.exists(key):
+            classifier = origin.make() if classifier is None else classifier
+            test = torch.tensor(split.test)
+            if curve == "untouched":
+                # One pass over the domain serves every k, because only the choice differs.
+                if initial_answers is None:
+                    initial_answers = predict(classifier, images.pixels, torch.arange(len(images)))
+                answers = initial_answers[test]
+            else:
+                # Each k starts from the same weights, so the training works on a copy.
+                tuned = copy.deepcopy(classifier)
+                tune_on_split(tuned, images, split, config, start)
+                answers = predict(tuned, images.pixels, test)
+                # Counted as wrong answers, NaN logits would pass for a poor start.
+                if (answers < 0).any():
+                    raise DfkdError(
+                        f"few-shot training of {start} on {domain.name!r} with {shots} "
+                        f"shots and seed {seed} diverged; lower --learning-rate"
+                    )
+            right = labels[test[answers == labels[test]]]
+            counts = torch.bincount(right, minlength=len(manifest.classes)).tolist()
+            cells.put_if_absent(key, canonical(counts))
         # Read back in any case, so a new and an old cell give the same row.
-        stored = self._read(key, tested)
-        return row(curve, self.domain.name, shots, self.seed, trained, tested, stored)
-
-    def _key(self, curve: Curve, shots: int, settings: dict[str, Any]) -> str:
-        """The cell's key, with a hash of everything that can change its counts."""
-        identity = {
-            "schema": SCHEMA,
-            "settings": settings,
-            "architecture": self.manifest.distillation.student,
-            "weights": self.origin.weights,
-            "classes": self.manifest.classes,
-            "domain": self.domain.name,
-            "pixels": self.domain.sha256,
-            "shots": shots,
-            "seed": self.seed,
-        }
-        digest = hashlib.sha256(canonical(identity)).hexdigest()[:16]
-        return f"{curve}-k{shots}-s{self.seed}-{digest}.json"
-
-    def _correct(self, curve: Curve, split: FewShotSplit, shots: int) -> Tensor:
-        """Positions int64 [C] of the correctly classified test images; trains if needed."""
-        images, start, test = self.domain.images, self.origin.start, torch.tensor(split.test)
-        if curve == "untouched":
-            # One pass over the domain serves every k, because only the choice of images differs.
-            answers = self.initial_answers[test]
-        else:
-            # Each k starts from the same weights, so the training works on a copy.
-            classifier = copy.deepcopy(self.classifier)
-            tune_on_split(classifier, images, split, self.config, start)
-            answers = self._answers(classifier, test)
-            # Counted as wrong answers, NaN logits would pass for a poor start.
-            if (answers < 0).any():
-                raise DfkdError(
-                    f"few-shot training of {start} on {self.domain.name!r} with {shots} "
-                    f"shots and seed {self.seed} diverged; lower --learning-rate"
-                )
-        return test[answers == images.labels[test]]
-
-    def _answers(self, classifier: Student, indices: Tensor) -> Tensor:
-        """The predicted class of some of the domain's images, int64."""
-        return predict(classifier, self.domain.images.pixels, indices)
-
-    def _read(self, key: str, tested: Sequence[int]) -> tuple[int, ...]:
-        """The correct counts of a cell; `CorruptionError` unless `tested` images can have them."""
-        counts: tuple[int, ...] = ()
-        data = self.cells.get(key, CELL_LIMIT)
+        stored: tuple[int, ...] = ()
+        data = cells.get(key, CELL_LIMIT)
         try:
-            counts = read_as(RIGHT, data)
-            fits = all(right <= total for right, total in zip(counts, tested, strict=True))
+            stored = read_as(RIGHT, data)
+            fits = all(right <= total for right, total in zip(stored, tested, strict=True))
         except ValueError:  # no such cell, or counts of another number of classes
             fits = False
         if not fits:
             raise CorruptionError(
-                f"{self.cells.location(key)}: is not the cell that was written; delete it and run "
+                f"{cells.location(key)}: is not the cell that was written; delete it and run "
                 "the same command again, which makes it anew"
             )
-        return counts
+        yield row(curve, domain.name, shots, seed, trained, tested, stored)
+        if curve == start:
+            progress.update(1)
+
+
+def cell_key(
+    manifest: Manifest,
+    config: FewShot,
+    domain: Domain,
+    origin: InitialWeights,
+    curve: Curve,
+    shots: int,
+    seed: int,
+) -> str:
+    """The key of a cell, with a hash of everything that can change its counts."""
+    settings: dict[str, Any] = {}
+    if curve != "untouched":
+        settings = {"epochs": config.epochs, "rates": learning_rates(config, origin.start)}
+    identity = {
+        "schema": SCHEMA,
+        "settings": settings,
+        "architecture": manifest.distillation.student,
+        "weights": origin.weights,
+        "classes": manifest.classes,
+        "domain": domain.name,
+        "pixels": domain.sha256,
+        "shots": shots,
+        "seed": seed,
+    }
+    digest = hashlib.sha256(canonical(identity)).hexdigest()[:16]
+    return f"{curve}-k{shots}-s{seed}-{digest}.json"

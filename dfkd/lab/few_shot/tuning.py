@@ -27,7 +27,7 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.augmentation import augment
 from dfkd.distillation.student_names import weights_identity
-from dfkd.distillation.student_store import StudentLocation, load_located, locate_student
+from dfkd.distillation.student_store import load_located, locate_student
 from dfkd.errors import ManifestError
 from dfkd.lab.few_shot.results import Curve, curves
 from dfkd.lab.few_shot.settings import FewShot, Start
@@ -209,7 +209,7 @@ def fine_tune(
     # Evaluation mode keeps the statistics of a trained backbone.
     classifier.backbone.train(start == "scratch")
     classifier.requires_grad_(True)
-    size = min(BATCH, len(shots))
+    size, device = min(BATCH, len(shots)), classifier.mean.device
     # The last batch of an epoch is filled from the next permutation.
     steps = config.epochs * -(-len(shots) // size)
     peaks = learning_rates(config, start)
@@ -218,7 +218,13 @@ def fine_tune(
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
     # Views are drawn from seed and step alone, so a training does not depend on what ran before.
     for step, indices in enumerate(batches(len(shots), size, steps, seed)):
-        logits = _logits(classifier, shots.pixels[indices], derive_seed("view", seed, step))
+        of_step = derive_seed("view", seed, step)
+        generator = torch.Generator(device).manual_seed(of_step)
+        views = augment(_scaled(shots.pixels[indices], device), AUGMENTATION, generator)
+        # Drop-path draws from torch's global generator and takes no other. Not with the seed of the
+        # views, because on a GPU it would draw the numbers of their crops again.
+        with seeded(derive_seed("drop-path", of_step), device):
+            logits: Tensor = classifier(views.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits, shots.labels[indices].to(logits.device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -235,18 +241,6 @@ def learning_rates(config: FewShot, start: Start) -> tuple[float, float]:
     return {"student": (trained, trained), "library": (trained, fresh), "scratch": (fresh, fresh)}[
         start
     ]
-
-
-def _logits(classifier: Student, pixels: Tensor, seed: int) -> Tensor:
-    """Logits float32 [B, M] of augmented views; the same for the same seed."""
-    device = classifier.mean.device
-    generator = torch.Generator(device).manual_seed(seed)
-    views = augment(_scaled(pixels, device), AUGMENTATION, generator)
-    # Drop-path draws from torch's global generator and takes no other. Not with the seed of the
-    # views, because on a GPU it would draw the numbers of their crops again.
-    with seeded(derive_seed("drop-path", seed), device):
-        logits: Tensor = classifier(views.contiguous(memory_format=torch.channels_last))
-    return logits
 
 
 @dataclass(frozen=True)
@@ -272,7 +266,16 @@ def initial_weights(
         ManifestError: the student is missing, or the library weights cannot be loaded.
     """
     if start == "student":
-        location = student_of_seed(manifest, seed)
+        # Of the last method, as the export.
+        location = locate_student(manifest, manifest.methods[-1], student_seed(manifest, seed))
+        if not location.finished:
+            raise ManifestError(
+                "--starts",
+                f"needs the student of method {location.method} seed {location.seed} at "
+                f"{location.location}",
+                "student",
+                "run jobs/distill.py with this manifest, or leave student out",
+            )
         sha256 = read_card(location.storage)["sha256"]
         return InitialWeights(
             start,
@@ -292,24 +295,6 @@ def initial_weights(
         return build(config, classes, size, seed, manifest.cache).to(device)
 
     return InitialWeights(start, weights, make)
-
-
-def student_of_seed(manifest: Manifest, seed: int) -> StudentLocation:
-    """The location of a few-shot seed's student, which is of the last method (as the export).
-
-    Raises:
-        ManifestError: the student is not finished.
-    """
-    location = locate_student(manifest, manifest.methods[-1], student_seed(manifest, seed))
-    if not location.finished:
-        raise ManifestError(
-            "--starts",
-            f"needs the student of method {location.method} seed {location.seed} at "
-            f"{location.location}",
-            "student",
-            "run jobs/distill.py with this manifest, or leave student out",
-        )
-    return location
 
 
 def student_seed(manifest: Manifest, seed: int) -> int:

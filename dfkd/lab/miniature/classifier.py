@@ -103,16 +103,12 @@ def save(network: nn.Module, path: Path, architecture: str, classes: Sequence[st
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
     metadata = {"architecture": architecture, "classes": json.dumps(list(classes))}
-    path.write_bytes(_in_order(safetensors.torch.save(tensors, metadata)))
-    return path
-
-
-def _in_order(data: bytes) -> bytes:
-    """A safetensors file with sorted metadata, whose order the library leaves to chance."""
-    # The length of the JSON header comes first. The order matters because names of students and
-    # cells contain the hash of the whole file.
+    data = safetensors.torch.save(tensors, metadata)
+    # The library leaves the order of the metadata to chance. It matters, because names of students
+    # and cells contain the hash of the whole file. The length of the JSON header comes first.
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return data[:8] + text.ljust(length) + data[8 + length :]
+    path.write_bytes(data[:8] + text.ljust(length) + data[8 + length :])
+    return path

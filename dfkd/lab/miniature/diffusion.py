@@ -179,22 +179,22 @@ def autoencoder(recipe: GeneratorRecipe, network: Autoencoder, space: LatentSpac
         scaling_factor=1 / float(space.scale),
     )
     model.encoder = model.quant_conv = None
-    official = space.decoder_weights(network.official()).items()
-    state = {_vq_name(key, levels): x for key, x in official if not key.startswith(ENCODING)}
+    state = {}
+    for official, value in space.decoder_weights(network.official()).items():
+        if official.startswith(ENCODING):
+            continue
+        key = official
+        for pattern, name in _VQ_NAMES:
+            key = re.sub(rf"(?<=\.){pattern}", name, key)
+        # taming counts residual blocks of the middle from 1, levels of the decoder from the end.
+        key = re.sub(r"mid\.block_(\d)", lambda m: f"mid_block.resnets.{int(m[1]) - 1}", key)
+        key = re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{levels - 1 - int(m[1])}", key)
+        state[key] = value
     for key, expected in model.state_dict().items():
         # The attention's 1 x 1 convolutions are matrices there.
         state[key] = state[key].float().reshape(expected.shape)
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)
-
-
-def _vq_name(key: str, levels: int) -> str:
-    """diffusers' name of a tensor of an official VQGAN."""
-    for pattern, name in _VQ_NAMES:
-        key = re.sub(rf"(?<=\.){pattern}", name, key)
-    # taming counts residual blocks of the middle from 1, and levels of the decoder from the end.
-    key = re.sub(r"mid\.block_(\d)", lambda m: f"mid_block.resnets.{int(m[1]) - 1}", key)
-    return re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{levels - 1 - int(m[1])}", key)
 
 
 class DiffusionTrainer(Resumable):

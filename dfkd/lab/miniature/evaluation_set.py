@@ -142,12 +142,23 @@ def select(cache: Cache, left_out: Collection[DrawingRow] = ()) -> list[Evaluati
         _CLIPART: by_class([row for row in rows if row.collection == clipart.EVALUATION]),
         "color_emoji": by_class([row for row in rows if row.collection in EMOJI]),
     }
-    images = [
-        image
-        for domain in DOMAINS
-        for label, drawings in sources.get(domain, mono).items()
-        for image in _images(domain, label, drawings, cache)
-    ]
+    images = []
+    for domain in DOMAINS:
+        for label, drawings in sources.get(domain, mono).items():
+            count = min(OTHER_IMAGES, len(drawings))
+            if label in OFFICIAL:
+                count = OFFICIAL_IMAGES if domain != _CLIPART else len(drawings)
+            # After the last drawing the first one comes again.
+            selected = [drawings[i % len(drawings)] for i in range(count)]
+            # Each class of each domain has its own seed, so no other class or domain changes it.
+            seed = hashlib.sha256(f"{domain}/{label}".encode()).digest()[:7]
+            gen = torch.Generator().manual_seed(int.from_bytes(seed))
+            looks = [domain_look(domain, gen) for _ in selected]
+            pixels = to_bytes(painted(cache, selected, looks, gen, _POSE)).numpy()
+            images += [
+                EvaluationImage(domain, label, row, number, pixels[number])
+                for number, row in enumerate(selected)
+            ]
     return sorted(images, key=lambda image: image.member)
 
 
@@ -165,26 +176,6 @@ def by_class(rows: Sequence[DrawingRow]) -> dict[str, list[DrawingRow]]:
 def official_names() -> frozenset[str]:
     """The names of drawings of all official classes."""
     return frozenset(name for label in OFFICIAL for name in NAMES[label].split("/"))
-
-
-def _images(
-    domain: str, label: str, rows: Sequence[DrawingRow], cache: Cache
-) -> list[EvaluationImage]:
-    """The images of one class in one domain, from the class's drawings."""
-    count = min(OTHER_IMAGES, len(rows))
-    if label in OFFICIAL:
-        count = OFFICIAL_IMAGES if domain != _CLIPART else len(rows)
-    # After the last drawing the first one comes again.
-    selected = [rows[i % len(rows)] for i in range(count)]
-    # Each class of each domain has a seed of its own, so no other class or domain changes it.
-    seed = hashlib.sha256(f"{domain}/{label}".encode()).digest()[:7]
-    gen = torch.Generator().manual_seed(int.from_bytes(seed))
-    looks = [domain_look(domain, gen) for _ in selected]
-    pixels = to_bytes(painted(cache, selected, looks, gen, _POSE)).numpy()
-    return [
-        EvaluationImage(domain, label, row, number, pixels[number])
-        for number, row in enumerate(selected)
-    ]
 
 
 def write(images: Sequence[EvaluationImage], path: Path) -> None:

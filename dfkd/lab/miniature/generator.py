@@ -313,7 +313,9 @@ def colours_kept(reconstructed: Tensor, real: Tensor) -> tuple[float, float]:
         the reconstructions, relative to that of the originals.
     """
     coloured = (real.amax(1) - real.amin(1)) > _COLOURED
-    planes = [_chroma_plane(x.movedim(1, -1)[coloured]) for x in (reconstructed, real)]
+    # The plane orthogonal to grey; red is at angle 0.
+    axes = torch.tensor([[1.0, -0.5, -0.5], [0.0, 0.75**0.5, -(0.75**0.5)]])
+    planes = [x.movedim(1, -1)[coloured] @ axes.T for x in (reconstructed, real)]
     angles = [torch.atan2(plane[:, 1], plane[:, 0]) for plane in planes]
     # Differences of angles, brought to [-pi, pi).
     error = (angles[0] - angles[1] + torch.pi).remainder(2 * torch.pi) - torch.pi
@@ -322,9 +324,3 @@ def colours_kept(reconstructed: Tensor, real: Tensor) -> tuple[float, float]:
     means = [error.abs()[sector == i].mean() for i in range(12) if (sector == i).any()]
     kept = planes[0].norm(dim=1).mean() / planes[1].norm(dim=1).mean()
     return float(torch.stack(means).mean().rad2deg()), float(kept)
-
-
-def _chroma_plane(pixels: Tensor) -> Tensor:
-    """Coordinates [N, 2] of RGB [N, 3] in the plane orthogonal to grey; red is at angle 0."""
-    axes = torch.tensor([[1.0, -0.5, -0.5], [0.0, 0.75**0.5, -(0.75**0.5)]])
-    return pixels @ axes.T

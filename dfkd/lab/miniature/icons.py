@@ -4,6 +4,7 @@ A collection is an icon set, known by its prefix, such as `lucide`. `collections
 unpacked package describes the sets, and `json/<prefix>.json` contains the SVG bodies of one.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -130,27 +131,20 @@ def package_folder(data: IconData) -> Path:
     Raises:
         ManifestError: the folder holds no package, or another release of it.
     """
-    folder = Path(data.directory)
-    whole = (folder / "collections.json").is_file() and (folder / "json").is_dir()
-    found = _description(folder / "package.json") if whole else {}
+    folder, release = Path(data.directory), "no package of icons"
+    if (folder / "collections.json").is_file() and (folder / "json").is_dir():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            description = json.loads((folder / "package.json").read_bytes())
+            release = f"{description['name']}@{description['version']}"
     # The model card names the release, so another one must not be taken for it.
-    if (release := f"{found.get('name')}@{found.get('version')}") != data.package:
+    if release != data.package:
         raise ManifestError(
             "data.directory",
             f"must hold the unpacked {data.package}",
-            f"{data.directory} with {release if found else 'no package of icons'}",
+            f"{data.directory} with {release}",
             "give its folder; manifests/pretrain.yaml says how to get it",
         )
     return folder
-
-
-def _description(path: Path) -> dict[str, Any]:
-    """The content of a package's `package.json`; nothing if it is missing or damaged."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 class Catalogue:
@@ -208,9 +202,13 @@ class Catalogue:
             if not any(w.isalpha() and len(w) > 1 for w in words):
                 continue
             names = tuple(" ".join(split_name(a, raw)[0]) for a in aliases.get(name, ()))
-            yield Icon(
-                prefix, name, words, style, categories, names, entry["body"], _view_box(entry, raw)
+            # The icon's own view box, then that of its set, then the format's.
+            left, top, width, height = (
+                float(entry.get(key, raw.get(key, default)))
+                for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
             )
+            box = left, top, width, height
+            yield Icon(prefix, name, words, style, categories, names, entry["body"], box)
 
     def _raw(self, prefix: str) -> dict[str, Any]:
         """The content of a collection's file."""
@@ -281,15 +279,6 @@ def choose(icons: Iterable[Icon], per_drawing: int) -> list[Icon]:
 def shuffle_key(drawing: Drawing) -> bytes:
     """A sort key that mixes collections and names, and gives the same order on every machine."""
     return hashlib.sha256(f"{drawing.collection}:{drawing.name}".encode()).digest()
-
-
-def _view_box(entry: dict[str, Any], raw: dict[str, Any]) -> tuple[float, float, float, float]:
-    """The view box of an icon: its own values, then those of its set, then the format's."""
-
-    def value(key: str, default: float) -> float:
-        return float(entry.get(key, raw.get(key, default)))
-
-    return value("left", 0), value("top", 0), value("width", 16), value("height", 16)
 
 
 UI_WORDS = word_set(

@@ -19,6 +19,7 @@ from dfkd.lab.miniature.painting import (
     CHROMATIC,
     CONTRAST,
     FINISHES,
+    GROUND_COLOURS,
     GROUNDS,
     MATERIALS,
     NAMES,
@@ -174,7 +175,7 @@ class LookSampler:
         draw = self._uniform()
         if draw < _TEXTURED:
             ground = self._one_of(self.tables["ground"])
-            ground_colour = NAMES.index(self._one_of(GROUNDS[ground].base))
+            ground_colour = NAMES.index(self._one_of(GROUND_COLOURS[ground]))
         elif draw < _TEXTURED + _COLOURED:
             ground_colour = self._one_of((BLACK, *CHROMATIC))
         ink = self._one_of(_contrasting(ground_colour))
@@ -283,13 +284,21 @@ def paint(
     # finishes.
     n = len(inks)
     ink = posed(inks.unsqueeze(1), gen, pose)
-    layers = torch.cat([_inked(ink, looks[:n], gen), posed(coloured, gen, pose)])
+    # What the ink encloses is found before the stroke, which could open or close the outline.
+    bodies = torch.tensor([look.body for look in looks[:n]], dtype=torch.long)
+    filled = (bodies >= 0).nonzero().squeeze(1)
+    inside = silhouette(ink[filled]) if len(filled) else ink[filled]
+    ink = _each(ink, [look.stroke for look in looks[:n]], STROKES, gen)
+    colours = torch.tensor([look.ink for look in looks[:n]], dtype=torch.long)
+    layer = flat(shades(colours, gen), ink)
+    body = flat(shades(bodies[filled], gen), inside)
+    layer = layer.index_copy(0, filled, over(layer[filled], body))
+    layers = torch.cat([layer, posed(coloured, gen, pose)])
     layers = _each(layers, [look.arrangement for look in looks], ARRANGEMENTS, gen)
     layers = _each(layers, [look.material for look in looks], MATERIALS, gen)
     base = shades(torch.tensor([look.ground_colour for look in looks], dtype=torch.long), gen)
-    table = {name: ground.paint for name, ground in GROUNDS.items()}
-    grounds = [look.ground for look in looks]
-    ground = _each(base.expand(-1, -1, SIZE, SIZE), grounds, table, gen)
+    areas = base.expand(-1, -1, SIZE, SIZE)
+    ground = _each(areas, [look.ground for look in looks], GROUNDS, gen)
     images = (layers[:, :3] + ground * (1 - layers[:, 3:])).clamp_(0, 1)
     return _each(images, [look.finish for look in looks], FINISHES, gen)
 
@@ -341,21 +350,6 @@ def posed(x: Tensor, gen: torch.Generator, strength: float) -> Tensor:
     theta = torch.stack([torch.stack(x_row, 1), torch.stack(y_row, 1)], 1)
     grid = F.affine_grid(theta, [n, 1, SIZE, SIZE], align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
-
-
-def _inked(ink: Tensor, looks: Sequence[Look], gen: torch.Generator) -> Tensor:
-    """Layers [N, 4, 64, 64] of coverage [N, 1, 64, 64], with the looks' inks, bodies and
-    strokes.
-    """
-    # What the ink encloses is found before the stroke, which could open or close the outline.
-    bodies = torch.tensor([look.body for look in looks], dtype=torch.long)
-    filled = (bodies >= 0).nonzero().squeeze(1)
-    inside = silhouette(ink[filled]) if len(filled) else ink[filled]
-    ink = _each(ink, [look.stroke for look in looks], STROKES, gen)
-    inks = torch.tensor([look.ink for look in looks], dtype=torch.long)
-    layer = flat(shades(inks, gen), ink)
-    body = flat(shades(bodies[filled], gen), inside)
-    return layer.index_copy(0, filled, over(layer[filled], body))
 
 
 def _each(

@@ -14,7 +14,6 @@ comes from the generator that a function is given, in an order that is part of t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -77,7 +76,36 @@ SIZE = 64
 """Width and height of all drawings and images, in pixels."""
 
 Operation = Callable[[Tensor, torch.Generator], Tensor]
-"""A stroke, arrangement, material, ground or finish: changes or paints a batch."""
+"""A stroke, arrangement, material, ground or finish: changes or paints a batch. A ground paints on
+areas of one colour.
+"""
+STROKES: dict[str, Operation] = {}
+ARRANGEMENTS: dict[str, Operation] = {}
+MATERIALS: dict[str, Operation] = {}
+GROUNDS: dict[str, Operation] = {}
+FINISHES: dict[str, Operation] = {}
+GROUND_COLOURS: dict[str, tuple[str, ...]] = {}
+"""Names of the base colours that a ground may have, by its word."""
+_PASTEL = ("beige", "pink", "yellow", "cyan", "lime")
+"""Base colours of white patterns."""
+_GRIDS = (10, 12, 14, 16, 20)
+"""Widths of pixel art, in its large pixels."""
+
+
+def _entered(table: dict[str, Operation], word: str) -> Callable[[Operation], Operation]:
+    """Enter the decorated operation in a table, under the word that captions use."""
+
+    def enter(operation: Operation) -> Operation:
+        table[word] = operation
+        return operation
+
+    return enter
+
+
+def _ground(word: str, *colours: str) -> Callable[[Operation], Operation]:
+    """Enter the decorated ground, with its base colours."""
+    GROUND_COLOURS[word] = colours
+    return _entered(GROUNDS, word)
 
 
 def uniform(n: int, low: float, high: float, gen: torch.Generator) -> Tensor:
@@ -218,35 +246,41 @@ def silhouette(ink: Tensor) -> Tensor:
     return torch.from_numpy(~outside[:, 1:-1, 1:-1]).unsqueeze(1).to(ink.dtype)
 
 
+@_entered(STROKES, "thin")
 def _thin(ink: Tensor, gen: torch.Generator) -> Tensor:
     # Erosion alone would erase lines of one or two pixels.
     return 0.45 * (ink + eroded(ink))
 
 
+@_entered(STROKES, "hatched")
 def _hatched(ink: Tensor, gen: torch.Generator) -> Tensor:
     body = silhouette(ink)
     edge = body - eroded(body)
     return torch.maximum(edge, body * stripes(len(ink), (4, 5), gen, 0.45))
 
 
+@_entered(STROKES, "doubled")
 def _double(ink: Tensor, gen: torch.Generator) -> Tensor:
     body = silhouette(ink)
     outer = dilated(body, 3) - dilated(body, 2)
     return torch.maximum(ink, outer)
 
 
+@_entered(STROKES, "stencil")
 def _stencil(ink: Tensor, gen: torch.Generator) -> Tensor:
     body = torch.maximum(ink, silhouette(ink))
     bars = lines(pixel_x() // 2, 10, 5) + lines(pixel_y() // 2, 13, 8)
     return body * (1 - bars.clamp(max=1))
 
 
+@_entered(STROKES, "rough")
 def _rough(ink: Tensor, gen: torch.Generator) -> Tensor:
     # Noise before the threshold frays the edge; the second condition allows no spots away from it.
     noise = 0.22 * smooth_noise(len(ink), 24, gen)
     return ((blurred(ink) + noise > 0.35) & (dilated(ink, 2) > 0.3)).float()
 
 
+@_entered(STROKES, "sketchy")
 def _sketchy(ink: Tensor, gen: torch.Generator) -> Tensor:
     n = len(ink)
     copies = [
@@ -257,40 +291,49 @@ def _sketchy(ink: Tensor, gen: torch.Generator) -> Tensor:
     return torch.stack(copies).mean(0) ** 0.7
 
 
+@_entered(STROKES, "wavy")
 def _wavy(ink: Tensor, gen: torch.Generator) -> Tensor:
     period = uniform(len(ink), 8, 12, gen)
     wave = 1.5 * (pixel_y() * 2 * torch.pi / period).sin().expand(len(ink), 1, 64, 64)
     return warped(ink, torch.cat([wave, torch.zeros_like(wave)], 1))
 
 
+@_entered(STROKES, "brush")
 def _brushed(ink: Tensor, gen: torch.Generator) -> Tensor:
     bristles = 0.6 + 0.4 * stripes(len(ink), (3, 4), gen, 0.6)
     trail = torch.maximum(dilated(ink), shifted(ink, 1, 1))
     return trail * (bristles + 0.25 * white_noise(len(ink), gen))
 
 
+@_entered(STROKES, "contour")
 def _contour(ink: Tensor, gen: torch.Generator) -> Tensor:
     body = dilated(silhouette(ink))
     return body - eroded(body, 2)
 
 
-STROKES: dict[str, Operation] = {
-    "outline": lambda ink, gen: dilated(ink) - eroded(ink),
-    "bold": lambda ink, gen: dilated(ink),
-    "thin": _thin,
-    "filled": lambda ink, gen: torch.maximum(ink, silhouette(ink)),
-    "dashed": lambda ink, gen: dilated(ink) * stripes(len(ink), (6, 9), gen, 0.6),
-    "dotted": lambda ink, gen: dilated(ink, 1) * dot_grid(len(ink), 4, 1.6, gen),
-    "hatched": _hatched,
-    "doubled": _double,
-    "stencil": _stencil,
-    "rough": _rough,
-    "sketchy": _sketchy,
-    "wavy": _wavy,
-    "brush": _brushed,
-    "contour": _contour,
-}
-"""Word -> stroke."""
+@_entered(STROKES, "outline")
+def _outline(ink: Tensor, gen: torch.Generator) -> Tensor:
+    return dilated(ink) - eroded(ink)
+
+
+@_entered(STROKES, "bold")
+def _bold(ink: Tensor, gen: torch.Generator) -> Tensor:
+    return dilated(ink)
+
+
+@_entered(STROKES, "filled")
+def _filled(ink: Tensor, gen: torch.Generator) -> Tensor:
+    return torch.maximum(ink, silhouette(ink))
+
+
+@_entered(STROKES, "dashed")
+def _dashed(ink: Tensor, gen: torch.Generator) -> Tensor:
+    return dilated(ink) * stripes(len(ink), (6, 9), gen, 0.6)
+
+
+@_entered(STROKES, "dotted")
+def _dotted(ink: Tensor, gen: torch.Generator) -> Tensor:
+    return dilated(ink, 1) * dot_grid(len(ink), 4, 1.6, gen)
 
 
 def _mapped(layer: Tensor, theta: Tensor) -> Tensor:
@@ -316,17 +359,20 @@ def _zoomed(layer: Tensor, scale: float, reach: float, gen: torch.Generator) -> 
     return _mapped(layer, theta)
 
 
+@_entered(ARRANGEMENTS, "tiled")
 def _tiled(layer: Tensor, gen: torch.Generator) -> Tensor:
     half = F.avg_pool2d(layer, 2)
     return half.repeat(1, 1, 2, 2)
 
 
+@_entered(ARRANGEMENTS, "tilted")
 def _tilted(layer: Tensor, gen: torch.Generator) -> Tensor:
     n = len(layer)
     side = (torch.rand(n, 1, 1, 1, generator=gen) < 0.5).float() * 2 - 1
     return _turned(layer, side * uniform(n, 0.45, 0.85, gen), 1.15)
 
 
+@_entered(ARRANGEMENTS, "perspective")
 def _perspective(layer: Tensor, gen: torch.Generator) -> Tensor:
     n = len(layer)
     x, y = pixel_centres()
@@ -344,39 +390,46 @@ def _with_band(layer: Tensor, band: Tensor) -> Tensor:
     return over(small, frame)
 
 
+@_entered(ARRANGEMENTS, "badge")
 def _badge(layer: Tensor, gen: torch.Generator) -> Tensor:
     radius = ((pixel_x() - 31.5).square() + (pixel_y() - 31.5).square()).sqrt()
     return _with_band(layer, ((radius > 26) & (radius < 30)).float())
 
 
+@_entered(ARRANGEMENTS, "framed")
 def _framed(layer: Tensor, gen: torch.Generator) -> Tensor:
     edge = torch.maximum((pixel_x() - 31.5).abs(), (pixel_y() - 31.5).abs())
     return _with_band(layer, ((edge > 25) & (edge < 29)).float())
 
 
-ARRANGEMENTS: dict[str, Operation] = {
-    "tiled": _tiled,
-    "small": lambda layer, gen: _zoomed(layer, 2.0, 0.8, gen),
-    "close": lambda layer, gen: _zoomed(layer, 0.65, 0.2, gen),
-    "tilted": _tilted,
-    "upside down": lambda layer, gen: layer.flip(2),
-    "perspective": _perspective,
-    "badge": _badge,
-    "framed": _framed,
-}
-"""Word -> arrangement."""
+@_entered(ARRANGEMENTS, "small")
+def _small(layer: Tensor, gen: torch.Generator) -> Tensor:
+    return _zoomed(layer, 2.0, 0.8, gen)
 
 
+@_entered(ARRANGEMENTS, "close")
+def _close_up(layer: Tensor, gen: torch.Generator) -> Tensor:
+    return _zoomed(layer, 0.65, 0.2, gen)
+
+
+@_entered(ARRANGEMENTS, "upside down")
+def _upside_down(layer: Tensor, gen: torch.Generator) -> Tensor:
+    return layer.flip(2)
+
+
+@_entered(MATERIALS, "shadow")
 def _shadow(layer: Tensor, gen: torch.Generator) -> Tensor:
     cast = blurred(shifted(layer[:, 3:], 4, 4), 1)
     return over(layer, flat(rgb("black"), 0.55 * cast))
 
 
+@_entered(MATERIALS, "glowing")
 def _glow(layer: Tensor, gen: torch.Generator) -> Tensor:
     halo = blurred(dilated(layer[:, 3:], 3), 3)
     return over(layer, flat(rgb("yellow"), 0.9 * halo))
 
 
+@_entered(MATERIALS, "neon")
 def _neon(layer: Tensor, gen: torch.Generator) -> Tensor:
     alpha = layer[:, 3:]
     colour = mean_colour(layer)
@@ -387,23 +440,27 @@ def _neon(layer: Tensor, gen: torch.Generator) -> Tensor:
     return over(flat(core, tube.clamp(0, 1)), halo)
 
 
+@_entered(MATERIALS, "sticker")
 def _sticker(layer: Tensor, gen: torch.Generator) -> Tensor:
     cut = dilated(layer[:, 3:], 3)
     sheet = over(flat(rgb("white"), cut), flat(rgb("black"), 0.35 * shifted(cut, 2, 2)))
     return over(layer, sheet)
 
 
+@_entered(MATERIALS, "chalk")
 def _chalk(layer: Tensor, gen: torch.Generator) -> Tensor:
     dust = (0.75 + 0.45 * white_noise(len(layer), gen)).clamp(0, 1)
     return torch.lerp(layer, dilated(layer), 0.5) * dust
 
 
+@_entered(MATERIALS, "crayon")
 def _crayon(layer: Tensor, gen: torch.Generator) -> Tensor:
     n = len(layer)
     wax = (0.9 + 0.9 * smooth_noise(n, 30, gen) + 0.5 * stripes(n, (3, 5), gen)).clamp(0, 1)
     return dilated(layer) * wax
 
 
+@_entered(MATERIALS, "watercolour")
 def _watercolour(layer: Tensor, gen: torch.Generator) -> Tensor:
     n = len(layer)
     wash = (0.55 + 0.3 * smooth_noise(n, 6, gen)).clamp(0.15, 1)
@@ -413,6 +470,7 @@ def _watercolour(layer: Tensor, gen: torch.Generator) -> Tensor:
     return soft * (wash + rim).clamp(0, 1)
 
 
+@_entered(MATERIALS, "spray paint")
 def _spray(layer: Tensor, gen: torch.Generator) -> Tensor:
     # Drops are likelier where the spray is denser.
     mist = blurred(dilated(layer, 2), 3)
@@ -421,6 +479,7 @@ def _spray(layer: Tensor, gen: torch.Generator) -> Tensor:
     return over(flat(colour, spots), 0.8 * blurred(layer, 1))
 
 
+@_entered(MATERIALS, "glossy")
 def _glossy(layer: Tensor, gen: torch.Generator) -> Tensor:
     curve = 24 + 6 * ((pixel_x() - 32) / 20).square()
     shine = 0.55 * (pixel_y() < curve).float()
@@ -428,18 +487,21 @@ def _glossy(layer: Tensor, gen: torch.Generator) -> Tensor:
     return torch.cat([colours + (alpha - colours) * shine, alpha], 1)
 
 
+@_entered(MATERIALS, "banded")
 def _banded(layer: Tensor, gen: torch.Generator) -> Tensor:
     bands = stripes(len(layer), (5, 8), gen)
     colours, alpha = layer[:, :3], layer[:, 3:]
     return torch.cat([torch.lerp(colours, alpha * rgb("white"), 0.75 * bands), alpha], 1)
 
 
+@_entered(MATERIALS, "speckled")
 def _speckled(layer: Tensor, gen: torch.Generator) -> Tensor:
     dots = dot_grid(len(layer), 6, 1.7, gen)
     colours, alpha = layer[:, :3], layer[:, 3:]
     return torch.cat([torch.lerp(colours, alpha * rgb("yellow"), 0.8 * dots), alpha], 1)
 
 
+@_entered(MATERIALS, "rainbow")
 def _rainbow(layer: Tensor, gen: torch.Generator) -> Tensor:
     angle = uniform(len(layer), 0, 2 * torch.pi, gen)
     along = (pixel_x() * angle.cos() + pixel_y() * angle.sin()) / 64 * 2 * torch.pi
@@ -449,6 +511,7 @@ def _rainbow(layer: Tensor, gen: torch.Generator) -> Tensor:
     return torch.cat([alpha * (0.55 + 0.45 * (1.4 * along + phases).sin()), alpha], 1)
 
 
+@_entered(MATERIALS, "solid")
 def _extruded(layer: Tensor, gen: torch.Generator) -> Tensor:
     # Darker copies below the drawing, each a pixel further, look like its thickness.
     dark = torch.cat([0.45 * layer[:, :3], layer[:, 3:]], 1)
@@ -458,11 +521,13 @@ def _extruded(layer: Tensor, gen: torch.Generator) -> Tensor:
     return block
 
 
+@_entered(MATERIALS, "glass")
 def _glass(layer: Tensor, gen: torch.Generator) -> Tensor:
     rim = layer - 0.75 * blurred(layer, 2)
     return (0.35 * layer + rim.clamp(min=0)).clamp(0, 1)
 
 
+@_entered(MATERIALS, "papercut")
 def _papercut(layer: Tensor, gen: torch.Generator) -> Tensor:
     # From top to bottom: the paper of the drawing's colours, its shadow, a white sheet.
     cut = (dilated(layer[:, 3:]) > 0.3).float()
@@ -472,40 +537,13 @@ def _papercut(layer: Tensor, gen: torch.Generator) -> Tensor:
     return over(over(sheet, flat(rgb("black"), 0.4 * shifted(cut, 2, 2) * dilated(cut, 2))), back)
 
 
-MATERIALS: dict[str, Operation] = {
-    "shadow": _shadow,
-    "glowing": _glow,
-    "neon": _neon,
-    "sticker": _sticker,
-    "chalk": _chalk,
-    "crayon": _crayon,
-    "watercolour": _watercolour,
-    "spray paint": _spray,
-    "glossy": _glossy,
-    "banded": _banded,
-    "speckled": _speckled,
-    "rainbow": _rainbow,
-    "solid": _extruded,
-    "worn": lambda layer, gen: (
-        layer
-        * (smooth_noise(len(layer), 20, gen) + 0.4 * white_noise(len(layer), gen) > -0.55).float()
-    ),
-    "glass": _glass,
-    "papercut": _papercut,
-}
-"""Word -> material."""
+@_entered(MATERIALS, "worn")
+def _worn(layer: Tensor, gen: torch.Generator) -> Tensor:
+    noise = smooth_noise(len(layer), 20, gen) + 0.4 * white_noise(len(layer), gen)
+    return layer * (noise > -0.55).float()
 
 
-@dataclass(frozen=True)
-class Ground:
-    """A ground that captions name."""
-
-    paint: Operation
-    """Gives [n, 3, 64, 64] for areas of one colour, of the same shape."""
-    base: tuple[str, ...]
-    """Names of the base colours that it may have."""
-
-
+@_ground("lined paper", "white")
 def _lined(base: Tensor, gen: torch.Generator) -> Tensor:
     rule = lines(pixel_y(), 8, 3)
     margin = lines(pixel_x(), 64, 54)
@@ -513,17 +551,20 @@ def _lined(base: Tensor, gen: torch.Generator) -> Tensor:
     return torch.lerp(page, rgb("red"), 0.6 * margin)
 
 
+@_ground("squared paper", "white")
 def _squared(base: Tensor, gen: torch.Generator) -> Tensor:
     grid = (lines(pixel_y(), 6) + lines(pixel_x(), 6)).clamp(max=1)
     return torch.lerp(base, rgb("teal"), 0.35 * grid)
 
 
+@_ground("wood", "brown", "gold", "beige")
 def _wood(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     rings = (pixel_y() * 0.7 + 4 * smooth_noise(n, 3, gen) + uniform(n, 0, 9, gen)).sin()
     return base * (1 + 0.14 * rings + 0.1 * stretched_noise(n, 32, 5, gen))
 
 
+@_ground("brick", "maroon", "red", "brown")
 def _bricks(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     # Every second course of bricks is moved by half a brick.
@@ -533,11 +574,13 @@ def _bricks(base: Tensor, gen: torch.Generator) -> Tensor:
     return torch.lerp(wall, rgb("beige"), 0.8 * joints)
 
 
+@_ground("checks", *_PASTEL)
 def _checks(base: Tensor, gen: torch.Generator) -> Tensor:
     field = ((pixel_x() // 8 + pixel_y() // 8) % 2).expand(len(base), 1, 64, 64)
     return torch.lerp(base, rgb("white"), 0.45 * field)
 
 
+@_ground("night", "navy", "black", "purple")
 def _night(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     stars = (torch.rand(n, 1, 64, 64, generator=gen) > 0.985).float()
@@ -545,29 +588,34 @@ def _night(base: Tensor, gen: torch.Generator) -> Tensor:
     return torch.lerp(sky, rgb("white"), stars)
 
 
+@_ground("grass", "green", "olive")
 def _grass(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     blades = stretched_noise(n, 64, 10, gen).transpose(2, 3)
     return base * (1 + 0.25 * blades) + 0.05 * white_noise(n, gen)
 
 
+@_ground("sand", "beige", "gold")
 def _sand(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     dunes = (pixel_y() * 0.5 + 3 * smooth_noise(n, 3, gen)).sin()
     return base * (1 + 0.06 * dunes) + 0.08 * white_noise(n, gen)
 
 
+@_ground("water", "blue", "teal")
 def _water(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     waves = (pixel_y() * 1.1 + 2.5 * (pixel_x() * 0.25 + uniform(n, 0, 6, gen)).sin()).sin()
     return torch.lerp(base, rgb("white"), 0.28 * (waves + smooth_noise(n, 6, gen)).clamp(0, 1))
 
 
+@_ground("fabric", "navy", "maroon", "teal", "purple")
 def _fabric(base: Tensor, gen: torch.Generator) -> Tensor:
     weave = ((pixel_x() + pixel_y()) % 4 < 2).float() - 0.5
     return base * (1 + 0.3 * weave + 0.06 * white_noise(len(base), gen))
 
 
+@_ground("marble", "white", "grey")
 def _marble(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     # Veins run where the noise changes its sign.
@@ -575,88 +623,66 @@ def _marble(base: Tensor, gen: torch.Generator) -> Tensor:
     return base * (1 - 0.35 * veins)
 
 
+@_ground("metal", "grey")
 def _metal(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     shine = (pixel_x() / 64 * 2 * torch.pi + uniform(n, 0, 6, gen)).sin()
     return base * (1 + 0.15 * shine + 0.1 * stretched_noise(n, 64, 2, gen))
 
 
+@_ground("sunset", "purple")
 def _sunset(base: Tensor, gen: torch.Generator) -> Tensor:
     height = pixel_y().expand(len(base), 1, 64, 64) / 63
     low = torch.lerp(rgb("pink"), rgb("yellow"), ((height - 0.5) * 2).clamp(0, 1))
     return torch.lerp(rgb("purple").expand_as(low), low, (height * 2).clamp(0, 1))
 
 
+@_ground("rays", "yellow", "orange", "cyan", "pink")
 def _rays(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     angle = torch.atan2(pixel_y() - 32, pixel_x() - 32) + uniform(n, 0, 6, gen)
     return torch.lerp(base, rgb("white"), 0.45 * ((angle * 8).sin() > 0).float())
 
 
+@_ground("blackboard", "black", "green")
 def _board(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     smears = blurred(stretched_noise(n, 12, 4, gen), 2).clamp(0, 2)
     return base + 0.06 * smears + 0.02 * white_noise(n, gen)
 
 
+@_ground("blueprint", "blue", "navy")
 def _blueprint(base: Tensor, gen: torch.Generator) -> Tensor:
     grid = (lines(pixel_y(), 8, 4) + lines(pixel_x(), 8, 4)).clamp(max=1)
     return torch.lerp(base, rgb("cyan"), 0.35 * grid)
 
 
+@_ground("leaves", "green", "olive", "teal")
 def _leaves(base: Tensor, gen: torch.Generator) -> Tensor:
     n = len(base)
     patches = (smooth_noise(n, 12, gen) > 0.3).float() + (smooth_noise(n, 12, gen) > 0.6).float()
     return base * (0.75 + 0.3 * patches)
 
 
-_PASTEL = ("beige", "pink", "yellow", "cyan", "lime")
-"""Base colours of white patterns."""
-GROUNDS: dict[str, Ground] = {
-    "paper": Ground(
-        lambda base, gen: (
-            base + 0.05 * smooth_noise(len(base), 5, gen) + 0.04 * white_noise(len(base), gen)
-        ),
-        ("white", "beige"),
-    ),
-    "lined paper": Ground(_lined, ("white",)),
-    "squared paper": Ground(_squared, ("white",)),
-    "wood": Ground(_wood, ("brown", "gold", "beige")),
-    "brick": Ground(_bricks, ("maroon", "red", "brown")),
-    "checks": Ground(_checks, _PASTEL),
-    "stripes": Ground(
-        lambda base, gen: torch.lerp(base, rgb("white"), 0.5 * stripes(len(base), (8, 14), gen)),
-        _PASTEL,
-    ),
-    "spots": Ground(
-        lambda base, gen: torch.lerp(base, rgb("white"), 0.6 * dot_grid(len(base), 12, 3.2, gen)),
-        _PASTEL,
-    ),
-    "night": Ground(_night, ("navy", "black", "purple")),
-    "grass": Ground(_grass, ("green", "olive")),
-    "sand": Ground(_sand, ("beige", "gold")),
-    "water": Ground(_water, ("blue", "teal")),
-    "stone": Ground(
-        lambda base, gen: (
-            base
-            * (1 + 0.16 * smooth_noise(len(base), 10, gen) + 0.1 * smooth_noise(len(base), 24, gen))
-        ),
-        ("grey",),
-    ),
-    "fabric": Ground(_fabric, ("navy", "maroon", "teal", "purple")),
-    "marble": Ground(_marble, ("white", "grey")),
-    "metal": Ground(_metal, ("grey",)),
-    "sunset": Ground(_sunset, ("purple",)),
-    "rays": Ground(_rays, ("yellow", "orange", "cyan", "pink")),
-    "blackboard": Ground(_board, ("black", "green")),
-    "blueprint": Ground(_blueprint, ("blue", "navy")),
-    "leaves": Ground(_leaves, ("green", "olive", "teal")),
-}
-"""Word -> ground."""
+@_ground("paper", "white", "beige")
+def _paper(base: Tensor, gen: torch.Generator) -> Tensor:
+    return base + 0.05 * smooth_noise(len(base), 5, gen) + 0.04 * white_noise(len(base), gen)
 
 
-_GRIDS = (10, 12, 14, 16, 20)
-"""Widths of pixel art, in its large pixels."""
+@_ground("stripes", *_PASTEL)
+def _stripes(base: Tensor, gen: torch.Generator) -> Tensor:
+    return torch.lerp(base, rgb("white"), 0.5 * stripes(len(base), (8, 14), gen))
+
+
+@_ground("spots", *_PASTEL)
+def _spots(base: Tensor, gen: torch.Generator) -> Tensor:
+    return torch.lerp(base, rgb("white"), 0.6 * dot_grid(len(base), 12, 3.2, gen))
+
+
+@_ground("stone", "grey")
+def _stone(base: Tensor, gen: torch.Generator) -> Tensor:
+    n = len(base)
+    return base * (1 + 0.16 * smooth_noise(n, 10, gen) + 0.1 * smooth_noise(n, 24, gen))
 
 
 def _grey(x: Tensor) -> Tensor:
@@ -673,6 +699,7 @@ def _dark_on_light(x: Tensor) -> Tensor:
     return torch.where(border < 0.5, 1 - light, light)
 
 
+@_entered(FINISHES, "embossed")
 def _embossed(x: Tensor, gen: torch.Generator) -> Tensor:
     light = _grey(x)
     # The difference to a moved copy lights edges from one side. 1 is taken away for the shift and
@@ -681,6 +708,7 @@ def _embossed(x: Tensor, gen: torch.Generator) -> Tensor:
     return 0.6 + 0.14 * (x - 0.5) + 0.5 * relief
 
 
+@_entered(FINISHES, "halftone")
 def _halftone(x: Tensor, gen: torch.Generator) -> Tensor:
     # A grid of dots, turned by 45 degrees, is the threshold of each pixel and colour.
     u, v = (pixel_x() + pixel_y()) * 0.7071, (pixel_x() - pixel_y()) * 0.7071
@@ -688,6 +716,7 @@ def _halftone(x: Tensor, gen: torch.Generator) -> Tensor:
     return ((blurred(x, 1) - screen) * 5 + 0.5).clamp(0, 1)
 
 
+@_entered(FINISHES, "mosaic")
 def _mosaic(x: Tensor, gen: torch.Generator) -> Tensor:
     tiles = pixelated(x, 16)
     tint = 0.1 * F.interpolate(torch.randn(len(x), 1, 16, 16, generator=gen), size=(SIZE, SIZE))
@@ -695,6 +724,7 @@ def _mosaic(x: Tensor, gen: torch.Generator) -> Tensor:
     return torch.lerp(tiles + tint, rgb("grey"), 0.75 * joints)
 
 
+@_entered(FINISHES, "engraved")
 def _engraved(x: Tensor, gen: torch.Generator) -> Tensor:
     # Wavy lines that are thicker where the image is darker.
     dark = blurred(1 - _dark_on_light(x), 1)
@@ -702,12 +732,14 @@ def _engraved(x: Tensor, gen: torch.Generator) -> Tensor:
     return ((wave - 2.4 * dark + 1.3) * 2).clamp(0, 1).expand_as(x)
 
 
+@_entered(FINISHES, "sepia")
 def _sepia(x: Tensor, gen: torch.Generator) -> Tensor:
     corner = ((pixel_x() - 31.5).square() + (pixel_y() - 31.5).square()) / 2000
     tone = torch.lerp(rgb("black"), torch.tensor((0.96, 0.86, 0.66)).view(1, 3, 1, 1), _grey(x))
     return tone * (1.05 - 0.3 * corner)
 
 
+@_entered(FINISHES, "television")
 def _screen(x: Tensor, gen: torch.Generator) -> Tensor:
     # Every second pair of rows is dark, and red and blue are a pixel off.
     rows = 1 - 0.55 * ((pixel_y() // 2) % 2)
@@ -715,11 +747,13 @@ def _screen(x: Tensor, gen: torch.Generator) -> Tensor:
     return 1.1 * ghost * rows
 
 
+@_entered(FINISHES, "poster")
 def _posterised(x: Tensor, gen: torch.Generator) -> Tensor:
     vivid = _grey(x) + 1.8 * (x - _grey(x))
     return (vivid * 2.5).round() / 2.5
 
 
+@_entered(FINISHES, "stitched")
 def _stitched(x: Tensor, gen: torch.Generator) -> Tensor:
     cells = pixelated(x, 16)
     # A cross in each cell of 4 x 4 pixels.
@@ -728,18 +762,21 @@ def _stitched(x: Tensor, gen: torch.Generator) -> Tensor:
     return cells * (0.62 + 0.45 * cross)
 
 
+@_entered(FINISHES, "oil painting")
 def _oil(x: Tensor, gen: torch.Generator) -> Tensor:
     n = len(x)
     strokes = torch.cat([smooth_noise(n, 20, gen), smooth_noise(n, 20, gen)], 1) * 1.2
     return warped(blurred(x, 1), strokes) * (1 + 0.12 * smooth_noise(n, 28, gen))
 
 
+@_entered(FINISHES, "photocopy")
 def _photocopy(x: Tensor, gen: torch.Generator) -> Tensor:
     n = len(x)
     copy = ((_dark_on_light(x) - 0.6) * 4 + 0.5 + 0.25 * smooth_noise(n, 16, gen)).clamp(0.05, 0.95)
     return (copy + 0.08 * white_noise(n, gen)).expand_as(x)
 
 
+@_entered(FINISHES, "glitch")
 def _glitch(x: Tensor, gen: torch.Generator) -> Tensor:
     n = len(x)
     bands = F.interpolate(torch.randn(n, 1, 10, 1, generator=gen), size=(SIZE, SIZE))
@@ -748,11 +785,13 @@ def _glitch(x: Tensor, gen: torch.Generator) -> Tensor:
     return warped(x, torch.cat([offset, torch.zeros_like(offset)], 1))
 
 
+@_entered(FINISHES, "foggy")
 def _fog(x: Tensor, gen: torch.Generator) -> Tensor:
     mist = (0.45 + 0.25 * smooth_noise(len(x), 4, gen)).clamp(0, 0.8)
     return torch.lerp(blurred(x, 1), rgb("white"), mist)
 
 
+@_entered(FINISHES, "rippled")
 def _ripples(x: Tensor, gen: torch.Generator) -> Tensor:
     n = len(x)
     u, v = pixel_x() - uniform(n, 20, 44, gen), pixel_y() - uniform(n, 20, 44, gen)
@@ -761,25 +800,21 @@ def _ripples(x: Tensor, gen: torch.Generator) -> Tensor:
     return warped(x, torch.cat([u * wave, v * wave], 1))
 
 
-FINISHES: dict[str, Operation] = {
-    "pixelated": lambda x, gen: pixelated(
-        x, _GRIDS[int(torch.randint(len(_GRIDS), (), generator=gen))]
-    ),
-    "blurred": lambda x, gen: blurred(blurred(x, 2), 1),
-    "embossed": _embossed,
-    "grainy": lambda x, gen: x + 0.16 * white_noise(len(x), gen),
-    "halftone": _halftone,
-    "mosaic": _mosaic,
-    "engraved": _engraved,
-    "faded": lambda x, gen: 0.62 + 0.32 * (x - 0.5),
-    "sepia": _sepia,
-    "television": _screen,
-    "poster": _posterised,
-    "stitched": _stitched,
-    "oil painting": _oil,
-    "photocopy": _photocopy,
-    "glitch": _glitch,
-    "foggy": _fog,
-    "rippled": _ripples,
-}
-"""Word -> finish."""
+@_entered(FINISHES, "pixelated")
+def _pixelated(x: Tensor, gen: torch.Generator) -> Tensor:
+    return pixelated(x, _GRIDS[int(torch.randint(len(_GRIDS), (), generator=gen))])
+
+
+@_entered(FINISHES, "blurred")
+def _blurred(x: Tensor, gen: torch.Generator) -> Tensor:
+    return blurred(blurred(x, 2), 1)
+
+
+@_entered(FINISHES, "grainy")
+def _grainy(x: Tensor, gen: torch.Generator) -> Tensor:
+    return x + 0.16 * white_noise(len(x), gen)
+
+
+@_entered(FINISHES, "faded")
+def _faded(x: Tensor, gen: torch.Generator) -> Tensor:
+    return 0.62 + 0.32 * (x - 0.5)

@@ -112,18 +112,34 @@ def _accuracies(
     evaluation: Sequence[EvaluationImage],
     images: Tensor,
 ) -> Scores:
-    """Accuracies on `all` classes and on the `official` ones.
+    """Zero-shot accuracies on `all` classes and on the `official` ones, by domain and their mean.
 
     The latter leave out the domains that have too few images of them.
     """
-    classes = sorted({image.label for image in evaluation})
-    indices = [i for i, image in enumerate(evaluation) if image.domain not in SPARSE]
-    selected = [evaluation[i] for i in indices]
-    official = _by_domain(model, tokenizer, selected, images[indices], list(OFFICIAL))
-    return {
-        "all": _by_domain(model, tokenizer, evaluation, images, classes),
-        "official": official | {"names": list(OFFICIAL)},
-    }
+    accuracies: Scores = {}
+    known = sorted({image.label for image in evaluation})
+    for kind, classes, sparse in (("all", known, frozenset()), ("official", [*OFFICIAL], SPARSE)):
+        indices = [
+            i
+            for i, image in enumerate(evaluation)
+            if image.label in classes and image.domain not in sparse
+        ]
+        labels = torch.tensor([classes.index(evaluation[i].label) for i in indices])
+        correct = teacher_recipe.zero_shot(model, tokenizer, images[indices], labels, classes)
+        by_domain = _indices_by_domain([evaluation[i] for i in indices])
+        shares = {
+            domain: round(float(correct[rows].float().mean()), 4)
+            for domain, rows in by_domain.items()
+        }
+        accuracies[kind] = {
+            "classes": len(classes),
+            "images": len(indices),
+            "chance": round(1 / len(classes), 4),
+            "accuracy": shares,
+            "mean": round(sum(shares.values()) / len(shares), 4),
+        }
+    accuracies["official"]["names"] = list(OFFICIAL)
+    return accuracies
 
 
 def style_scores(teacher: Teacher) -> Scores:
@@ -226,28 +242,6 @@ def exported_generator(recipe: GeneratorRecipe, folder: Path) -> generator.Autoe
     exported = load_file(folder / "generator.safetensors")
     network.load_state_dict(network.state_dict() | exported)
     return network.eval()
-
-
-def _by_domain(
-    model: nn.Module,
-    tokenizer: SimpleTokenizer,
-    evaluation: Sequence[EvaluationImage],
-    images: Tensor,
-    classes: Sequence[str],
-) -> Scores:
-    """Zero-shot accuracy on the images of some classes: in each domain, and the mean of domains."""
-    indices = [i for i, image in enumerate(evaluation) if image.label in classes]
-    labels = torch.tensor([classes.index(evaluation[i].label) for i in indices])
-    correct = teacher_recipe.zero_shot(model, tokenizer, images[indices], labels, classes).float()
-    by_domain = _indices_by_domain([evaluation[i] for i in indices])
-    shares = {domain: round(float(correct[rows].mean()), 4) for domain, rows in by_domain.items()}
-    return {
-        "classes": len(classes),
-        "images": len(indices),
-        "chance": round(1 / len(classes), 4),
-        "accuracy": shares,
-        "mean": round(sum(shares.values()) / len(shares), 4),
-    }
 
 
 def random_prompt_scores(teacher: Teacher, scale: float) -> Scores:

@@ -8,7 +8,6 @@ students side by side.
 
 import contextlib
 import datetime
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,15 +32,14 @@ from dfkd.lab.studies.results import (
     CellResult,
     CellScore,
     CellStore,
+    Score,
     StudyCells,
     StudyResults,
     cell_of_teacher,
     collect_results,
     evaluation_digest,
-    pooled_accuracy,
     require_scipy,
     scored_images,
-    scores,
     unseen_digest,
 )
 from dfkd.lab.studies.study import Cell, Study
@@ -73,18 +71,7 @@ def make(study: Study, place: Storage, command: str, threads: int = 0) -> str:
         PartialError: some cells failed; the others are stored and shown in the table.
     """
     data = open_evaluation(study)
-    average = study.manifest.evaluation.average
-
-    def tell(label: str, outcome: CellResult | str, reused: bool) -> None:
-        """Print a line about a cell; a failure at once, because the other cells may take hours."""
-        told = f"failed: {outcome}"
-        if not isinstance(outcome, str):
-            accuracy = 100 * outcome.mean(average)
-            status = "found" if reused else "finished"
-            told = f"{status} {outcome.model}, accuracy {accuracy:.1f}"
-        print(printable_line(f"{label}: {told}"), flush=True)
-
-    cells = run(study, data, threads, tell)
+    cells = run(study, data, threads)
     rows = networks(study, cells)
     results = collect_results(
         study,
@@ -148,19 +135,13 @@ def open_evaluation(study: Study) -> Domains | None:
     return data
 
 
-def run(
-    study: Study,
-    data: Domains | None,
-    threads: int = 0,
-    on_cell: Callable[[str, CellResult | str, bool], object] = lambda label, outcome, reused: None,
-) -> StudyCells:
-    """Run every unfinished cell. A cell that fails is reported in the result, and the others go on.
+def run(study: Study, data: Domains | None, threads: int = 0) -> StudyCells:
+    """Run every unfinished cell, and print a line about each. A cell that fails is reported in the
+    result, and the others go on.
 
     Args:
         data: the evaluation data, as `open_evaluation` returns them.
         threads: threads that decode images while scoring; 0 means one for each processor.
-        on_cell: called for each cell at once with its label, its result or the reason why there is
-            none, and whether the result was there already.
 
     Returns:
         All cells of the study, finished by this call or an earlier one.
@@ -176,13 +157,39 @@ def run(
     if described.compare:
         require_scipy()
     size = manifest.synthesis.image_size
-    judge = read_judge(described.chosen_judge, manifest.classes, size, pick_device())
+    # The quick study must run without the judge's file.
+    judge_file = "" if described.size == "quick" else described.judge
+    judge = read_judge(judge_file, manifest.classes, size, pick_device())
     # Each data set is identified once, because `identify` hashes whole weight files.
     data_sets = {each.storage.root: each for each in study.data_sets()}
     identities = {root: identify(each) for root, each in data_sets.items()}
-    digests = (evaluation_digest(data), unseen_digest(study)) if data else ("", "")
-    stores = _stores(study, digests, identities, judge.sha256 if judge else "")
-    outcomes = {}
+    digest, unseen_images = (evaluation_digest(data), unseen_digest(study)) if data else ("", "")
+    stores: dict[str, CellStore] = {}
+    teachers: set[str] = set()
+    outcomes: dict[str, CellResult] = {}
+    for cell in study.cells if study.trains else ():
+        home, held_out = cell.home, study.held_out(cell)
+        own = identities[home.storage.root]
+        version = fingerprint(own)
+        stores[cell.label] = store = CellStore(
+            open_storage(home.storage.root),
+            student_name(home, version, home.method, cell.seed),
+            version,
+            digest,
+            fingerprint(identities[held_out.storage.root]) if held_out else "",
+            judge.sha256 if judge else "",
+            # Students of distances know only their own classes.
+            unseen_images if home.distillation.embeds else "",
+        )
+        # The table has a single row for the teacher, so all rows must share one.
+        teachers.add(cell_of_teacher(store.storage, own, digest).model)
+        if described.teacher and len(teachers) > 1:
+            raise ManifestError(
+                "teacher",
+                f"must be empty where rows have several teachers, as {cell.row} has another",
+                described.teacher,
+                "empty it, or move the teacher to settings",
+            )
     for cell in study.cells if study.trains else ():
         store = stores[cell.label]
         # A map needs the student of its row's first cell, which may have been deleted since.
@@ -205,6 +212,12 @@ def run(
     made: dict[str, PublishedVersion | DfkdError] = {}
     failed: dict[str, str] = {}
     shown: dict[str, PublishedVersion] = {}
+
+    def tell(label: str, what: str, outcome: CellResult | None = None) -> None:
+        """Print a line about a cell; a failure at once, because the others may take hours."""
+        if outcome:
+            what += f", accuracy {100 * outcome.mean(manifest.evaluation.average):.1f}"
+        print(printable_line(f"{label}: {what}"), flush=True)
 
     def data_set(manifest: Manifest) -> PublishedVersion:
         """The version of a data set; one that cannot be made is tried once."""
@@ -240,7 +253,7 @@ def run(
             store = stores[cell.label]
             outcome = _score(cell.home, store, threads, agreed, recognised, unseen)
             outcomes[cell.label] = outcome
-            on_cell(cell.label, outcome, False)
+            tell(cell.label, f"finished {outcome.model}", outcome)
 
     # Tells others what this root is for.
     open_storage(manifest.storage.root).put_if_absent(layout.STUDIES, b"")
@@ -248,7 +261,8 @@ def run(
         teacher = None
         if described.teacher and study.trains:
             own = identities[study.cells[0].home.storage.root]
-            store = cell_of_teacher(open_storage(manifest.storage.root), own, *digests)
+            storage = open_storage(manifest.storage.root)
+            store = cell_of_teacher(storage, own, digest, unseen_images)
             only = manifest.with_values(evaluation={"models": ("teacher",)})
             outcome = store.read() or _score(only, store, threads, unseen=described.unseen)
             teacher = CellScore(0, store.folder, outcome)
@@ -259,7 +273,8 @@ def run(
             unfinished = [cell for cell in group if cell.label not in outcomes]
             for cell in group:
                 if cell.label in outcomes:
-                    on_cell(cell.label, outcomes[cell.label], True)
+                    outcome = outcomes[cell.label]
+                    tell(cell.label, f"found {outcome.model}", outcome)
             try:
                 if described.pictures and row not in shown:
                     shown[row] = data_set(group[0].home)
@@ -274,54 +289,16 @@ def run(
                 for cell in unfinished or group:
                     if cell.label not in outcomes or not unfinished:
                         failed[cell.label] = " ".join(why.split())
-                        on_cell(cell.label, failed[cell.label], False)
+                        tell(cell.label, f"failed: {failed[cell.label]}")
     students: dict[str, tuple[CellScore, ...]] = {}
-    root = f"{manifest.storage.root.rstrip('/')}/"
+    above = f"{manifest.storage.root.rstrip('/')}/"
     for cell in study.cells:
         if cell.label in outcomes:
-            home = cell.home.storage.root.removeprefix(root)
-            folder = f"{home}/{stores[cell.label].folder}"
+            below = cell.home.storage.root.removeprefix(above)
+            folder = f"{below}/{stores[cell.label].folder}"
             scored = CellScore(cell.seed, folder, outcomes[cell.label])
             students[cell.row] = (*students.get(cell.row, ()), scored)
     return StudyCells(teacher, students, shown, failed, named)
-
-
-def _stores(
-    study: Study, digests: tuple[str, str], identities: dict[str, dict[str, Any]], judge: str
-) -> dict[str, CellStore]:
-    """Where the result of each cell is stored, by its label; `ManifestError` for two teachers.
-
-    Args:
-        digests: of the evaluation data, and of the images of unseen classes.
-        identities: of each data set, by its root.
-        judge: the sha256 of the judge's file; empty without one.
-    """
-    digest, unseen = digests
-    stores, teachers = {}, set()
-    for cell in study.cells if study.trains else ():
-        home, held_out = cell.home, study.held_out(cell)
-        own = identities[home.storage.root]
-        version = fingerprint(own)
-        stores[cell.label] = CellStore(
-            open_storage(home.storage.root),
-            student_name(home, version, cell.method, cell.seed),
-            version,
-            digest,
-            fingerprint(identities[held_out.storage.root]) if held_out else "",
-            judge,
-            # Students of distances know only their own classes.
-            unseen if home.distillation.embeds else "",
-        )
-        # The table has a single row for the teacher, so all rows must share one.
-        teachers.add(cell_of_teacher(open_storage(home.storage.root), own, digest).model)
-        if study.described.teacher and len(teachers) > 1:
-            raise ManifestError(
-                "teacher",
-                f"must be empty where rows have several teachers, as {cell.row} has another",
-                study.described.teacher,
-                "empty it, or move the teacher to settings",
-            )
-    return stores
 
 
 def _score(
@@ -352,8 +329,12 @@ def _score(
         return results
 
     results = measured(store.folder, ())
-    # All images count alike, because a domain may have few images of some of these classes.
-    others = measured(f"{store.folder}/unseen", unseen)["rows"] if unseen else None
+    pooled = None
+    if unseen:
+        # All images count alike, because a domain may have few images of some of these classes.
+        rows = measured(f"{store.folder}/unseen", unseen)["rows"]
+        right = sum(row["accuracy"] * row["images"] for row in rows)
+        pooled = right / sum(row["images"] for row in rows)
     return store.keep(
         CellResult(
             model=store.model,
@@ -364,8 +345,17 @@ def _score(
             judge=store.judge,
             recognised=recognised,
             unseen_data=store.unseen_data,
-            unseen=pooled_accuracy(scores(others)) if others else None,
-            scores=scores(results["rows"]),
+            unseen=pooled,
+            scores=tuple(
+                Score(
+                    domain=row["domain"],
+                    images=row["images"],
+                    accuracy=row["accuracy"],
+                    class_mean=row["class_mean"],
+                    per_class=row["per_class"],
+                )
+                for row in results["rows"]
+            ),
             notes=tuple(results["data"]["notes"]),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
             machine=describe_machine(),

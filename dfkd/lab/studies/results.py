@@ -14,7 +14,7 @@ bytes.
 import hashlib
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -26,7 +26,7 @@ from dfkd.config.hashing import fingerprint
 from dfkd.dataset.published import PublishedVersion
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.data import Domains, open_data
-from dfkd.evaluation.results import ResultRow, Spread, domain_means, over_seeds, selected, spread
+from dfkd.evaluation.results import Spread, domain_means, over_seeds, selected, spread
 from dfkd.lab.studies.study import Study
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
@@ -81,24 +81,20 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differ
     # One difference has no standard deviation.
     if count == 1:
         return Difference(mean, None, None)
-    half = _quantile(count - 1) * statistics.stdev(differences) / count**0.5
+    quantile = float(require_scipy().stdtrit(count - 1, 0.975))
+    half = quantile * statistics.stdev(differences) / count**0.5
     return Difference(mean, mean - half, mean + half)
 
 
-def require_scipy() -> None:
-    """Raise `ManifestError` if scipy is missing; only these intervals need it."""
-    _quantile(1)
-
-
-def _quantile(freedom: int) -> float:
-    """The 0.975 quantile of Student's t with `freedom` degrees of freedom."""
+def require_scipy() -> Any:
+    """`scipy.special`, which only these intervals need; `ManifestError` if scipy is missing."""
     try:
-        from scipy.special import stdtrit
+        from scipy import special
     except ImportError:
         raise ManifestError(
             "environment", "needs the extra studies", "no scipy", "pip install -e '.[studies]'"
         ) from None
-    return float(stdtrit(freedom, 0.975))
+    return special
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
@@ -151,11 +147,6 @@ class CellResult:
     def mean(self, average: Average) -> float:
         """Mean over domains of the accuracy that `average` selects, 0-1."""
         return sum(score.averaged(average) for score in self.scores) / len(self.scores)
-
-
-def pooled_accuracy(scores: Sequence[Score]) -> float:
-    """Accuracy on the images of all domains together, 0-1."""
-    return sum(each.accuracy * each.images for each in scores) / sum(each.images for each in scores)
 
 
 @dataclass(frozen=True)
@@ -268,20 +259,6 @@ def unseen_digest(study: Study) -> str:
             "unseen", "must name classes of the evaluation data", data.unscored, "remove these"
         )
     return evaluation_digest(data)
-
-
-def scores(rows: list[ResultRow]) -> tuple[Score, ...]:
-    """The scores of the one model in the rows."""
-    return tuple(
-        Score(
-            domain=row["domain"],
-            images=row["images"],
-            accuracy=row["accuracy"],
-            class_mean=row["class_mean"],
-            per_class=row["per_class"],
-        )
-        for row in rows
-    )
 
 
 @dataclass(frozen=True)

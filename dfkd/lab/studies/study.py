@@ -7,10 +7,10 @@ of one data set. This module imports neither torch nor ray, so a bad study is re
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,6 @@ from pydantic.dataclasses import dataclass as checked
 from dfkd.config.hashing import fingerprint
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
-from dfkd.config.methods import Method
 from dfkd.config.presets import PRESETS
 from dfkd.errors import ManifestError
 from dfkd.lab.few_shot.settings import FewShot
@@ -218,11 +217,6 @@ class StudyFile:
         seeds = (0,) if self.size == "quick" else self.seeds
         return seeds[:1] if self.kind == "gallery" else seeds
 
-    @property
-    def chosen_judge(self) -> str:
-        """The judge's file; empty for the quick study, which must run without it."""
-        return "" if self.size == "quick" else self.judge
-
 
 def _is_number(text: str) -> bool:
     """Whether a text is a finite number."""
@@ -246,11 +240,6 @@ class Cell:
     def row(self) -> str:
         """The row's name."""
         return " ".join(self.names)
-
-    @property
-    def method(self) -> Method:
-        """The method that makes the cell's images."""
-        return self.manifest.method
 
     @property
     def home(self) -> Manifest:
@@ -361,25 +350,12 @@ def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     path = Path(source)
     path = path / FILE if path.is_dir() else path
     described = load(StudyFile, path, overrides)
-    base = read_tree(path.parent / described.base)
-    cells = tuple(_cells(described, base))
-    if not cells:
-        raise ManifestError("skip", "must leave a row", len(described.skip), "shorten it")
-    study = Study(described, path.parent, cells)
-    _check(study)
-    return study
-
-
-def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
-    """Yield the cells of all rows and seeds."""
-    common = [base, described.settings]
+    common = [read_tree(path.parent / described.base), described.settings]
     if described.size == "quick":
         # Beneath the axes, so that the rows differ in the small study as in the full one.
         common.append(described.quick.settings)
-    # Refused and not overwritten, because an ignored setting would mislead whoever wrote it.
-    own = _own_settings(described, described.chosen_seeds[0])
-    _refuse_own_settings("settings", described.settings, own)
-    _refuse_own_settings("quick.settings", described.quick.settings, own)
+    _refuse_own_keys("settings", described.settings, described)
+    _refuse_own_keys("quick.settings", described.quick.settings, described)
     axes = described.chosen_axes
     # The values of `skip` must exist, except with `--quick`, which may replace axes.
     known = {axis.name: axis.values for axis in axes}
@@ -388,6 +364,7 @@ def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
             raise ManifestError(
                 "skip", "must name values by their axes", dict(entry), "fix or remove it"
             )
+    cells: list[Cell] = []
     for choice in itertools.product(*(axis.values.items() for axis in axes)):
         names = tuple(name for name, _ in choice)
         by_axis = {axis.name: name for axis, name in zip(axes, names, strict=True)}
@@ -395,7 +372,7 @@ def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
             continue
         row = f"axes: {' '.join(names)}"
         for number, seed in enumerate(described.chosen_seeds):
-            settings = []
+            parts = list(common)
             for _, given in choice:
                 # Of a list of settings, each seed uses the next one.
                 if isinstance(given, tuple) and number >= len(given):
@@ -405,60 +382,54 @@ def _cells(described: StudyFile, base: Settings) -> Iterator[Cell]:
                         len(given),
                         "lengthen it or name fewer seeds",
                     )
-                settings.append(given[number] if isinstance(given, tuple) else given)
-                _refuse_own_settings(row, settings[-1], own)
-            parts, own_of_seed = [*common, *settings], _own_settings(described, seed)
-            yield Cell(names, seed, _manifest(row, names, parts, own_of_seed))
+                parts.append(given[number] if isinstance(given, tuple) else given)
+                _refuse_own_keys(row, parts[-1], described)
+            cells.append(Cell(names, seed, _manifest(row, parts, described, seed)))
+    if not cells:
+        raise ManifestError("skip", "must leave a row", len(described.skip), "shorten it")
+    study = Study(described, path.parent, tuple(cells))
+    _check(study)
+    return study
 
 
-def _own_settings(described: StudyFile, seed: int) -> Settings:
-    """The manifest keys of a cell that the study sets itself."""
-    settings: Settings = {
-        "name": described.name,
-        "distillation": {"seeds": [seed]},
-        "evaluation": {"models": ["student"]},
-    }
-    return settings | ({"salt": seed} if described.repeat == "run" else {})
-
-
-def _refuse_own_settings(where: str, settings: Any, own: Settings, parent: str = "") -> None:
-    """Refuse settings that the study would overwrite."""
-    for name, value in own.items():
-        if not isinstance(settings, dict) or name not in settings:
-            continue
-        key = f"{parent}{name}"
-        if not isinstance(value, dict):
+def _refuse_own_keys(where: str, settings: Settings, described: StudyFile) -> None:
+    """Refuse settings of keys that the study sets itself; ignored they would mislead the writer."""
+    own = ["name", "distillation.seeds", "evaluation.models"]
+    for key in [*own, "salt"] if described.repeat == "run" else own:
+        section, _, name = key.rpartition(".")
+        holder = settings.get(section) if section else settings
+        if isinstance(holder, dict) and name in holder:
             raise ManifestError(
                 where,
                 f"must not hold {key}, which the study gives",
-                settings[name],
+                holder[name],
                 "remove it; seeds are a key of the study",
             )
-        _refuse_own_settings(where, settings[name], value, f"{key}.")
 
 
-def _manifest(row: str, names: tuple[str, ...], parts: list[Settings], own: Settings) -> Manifest:
-    """Merge settings into the manifest of a cell; later parts override earlier ones.
+def _manifest(row: str, parts: list[Settings], described: StudyFile, seed: int) -> Manifest:
+    """The manifest of a cell from settings, of which later ones override earlier ones.
 
     Raises:
         ManifestError: the settings make no manifest, or one with several methods.
     """
-    tree: Settings = {}
-    for part in parts:
-        tree = merge(tree, part)
     # Presets expand after all settings of the study's file, so that any of them may choose the
     # preset.
-    tree = expand_preset(tree, PRESETS)
+    tree = expand_preset(functools.reduce(merge, parts), PRESETS)
     # Last, so that no preset changes what the study sets itself.
-    for key, value in own.items():
-        section = isinstance(value, dict)
-        if not section or isinstance(tree.get(key, {}), dict):  # else the check names it
-            tree = merge(tree, {key: value})
+    tree["name"] = described.name
+    if described.repeat == "run":
+        tree["salt"] = seed
+    own: Settings = {"distillation": {"seeds": [seed]}, "evaluation": {"models": ["student"]}}
+    for section, values in own.items():
+        if isinstance(tree.get(section, {}), dict):  # else the check names it
+            tree = merge(tree, {section: values})
     # The manifest's error names a key, but the reader must also know which row has it.
     try:
         manifest = check(Manifest, tree)
     except ManifestError as error:
-        raise ManifestError(row, f"must be a manifest ({error})", names, "fix the study") from None
+        rule = f"must be a manifest ({error})"
+        raise ManifestError(row, rule, row.removeprefix("axes: "), "fix the study") from None
     # A cell is one student of one data set.
     if len(manifest.methods) != 1:
         raise ManifestError(

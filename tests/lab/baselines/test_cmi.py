@@ -20,8 +20,7 @@ from dfkd.lab.baselines.cmi import (
     student_loss,
 )
 from dfkd.lab.baselines.crops import random_shift
-from dfkd.lab.baselines.inverter import cosine_factor, stage_taps
-from dfkd.lab.baselines.request import PartRequest
+from dfkd.lab.baselines.inverter import PartRequest, cosine_factor, stage_taps
 from dfkd.lab.baselines.settings import Cmi
 from dfkd.models.teacher import Teacher
 from tests.helpers.inversion_runs import problem, run_context

@@ -11,7 +11,6 @@ from dfkd.lab.baselines import deepinversion
 from dfkd.lab.baselines.batch_norm import batch_norm_loss, batch_norm_taps
 from dfkd.lab.baselines.deepinversion import (
     DeepInverter,
-    _Batch,
     jittered,
     learning_rate,
     mean_norm,
@@ -44,14 +43,15 @@ def test_the_loss_is_class_statistics_variation_and_norm(
 ) -> None:
     """The weights are so large that every term shows in the sum."""
     classifier, run = problem(teacher, 0, 1, 1)
-    config = DeepInversion()
     monkeypatch.setattr(deepinversion, "BATCH_NORM_WEIGHT", 0.5)
     monkeypatch.setattr(deepinversion, "FIRST_LAYER_FACTOR", 3.0)
     monkeypatch.setattr(deepinversion, "TOTAL_VARIATION_WEIGHT", 0.25)
     monkeypatch.setattr(deepinversion, "NORM_WEIGHT", 0.125)
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with batch_norm_taps(teacher, "test") as taps:
-        losses = _Batch(classifier, taps, run, 64, config)._losses(images)
+        inverter = DeepInverter(classifier, run_context(), DeepInversion())
+        inverter.taps = taps
+        losses = inverter.losses(images, run.labels)
         logits = classifier.logits(images * teacher.std + teacher.mean)
         statistics = float(batch_norm_loss(taps.values, 3.0))
     shared = 0.5 * statistics
@@ -101,15 +101,15 @@ def test_the_teacher_recognises_the_classes_of_the_images(
 ) -> None:
     classifier, run = problem(teacher, 0, 1, 0, 1)
     seen: list[Tensor] = []
-    real = _Batch._losses
+    inverter = DeepInverter(classifier, run_context(), SHORT)
+    real = inverter.losses
 
-    def losses(batch: _Batch, images: Tensor) -> Tensor:
-        found = real(batch, images)
+    def losses(images: Tensor, labels: Tensor) -> Tensor:
+        found = real(images, labels)
         seen.append(found.detach())
         return found
 
-    monkeypatch.setattr(_Batch, "_losses", losses)
-    inverter = DeepInverter(classifier, run_context(), SHORT)
+    monkeypatch.setattr(inverter, "losses", losses)
     made = inverter.make(run)
     pixels = from_bytes(made.pixels)
     assert classifier.logits(pixels).argmax(1).tolist() == [0, 1, 0, 1]

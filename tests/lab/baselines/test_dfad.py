@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from dfkd.lab.baselines import dfad
 from dfkd.lab.baselines.dfad import DfadInverter, rate_factor
-from dfkd.lab.baselines.inverter import Classifier, InnerStudentTrainer
-from dfkd.lab.baselines.request import PartRequest
+from dfkd.lab.baselines.inverter import Classifier, InnerStudentTrainer, PartRequest
 from dfkd.lab.baselines.settings import Dfad
 from dfkd.models.teacher import Teacher
 from tests.helpers.inversion_runs import problem, run_context

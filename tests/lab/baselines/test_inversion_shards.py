@@ -15,7 +15,7 @@ from dfkd.dataset.shards import Sample, parse_shard
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.lab.baselines.deepinversion import DeepInverter
-from dfkd.lab.baselines.request import PartRequest
+from dfkd.lab.baselines.inverter import PartRequest
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, distances
 from dfkd.operations.preflight import check_synthesis

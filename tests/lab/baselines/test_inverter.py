@@ -17,9 +17,14 @@ from torch import nn
 
 from dfkd.errors import DfkdError
 from dfkd.lab.baselines import cmi
-from dfkd.lab.baselines.inverter import Inverter, embedding_taps, stage_taps
+from dfkd.lab.baselines.inverter import (
+    Inverter,
+    PartRequest,
+    embedding_taps,
+    even_batches,
+    stage_taps,
+)
 from dfkd.lab.baselines.networks import DfadGenerator, PreGenerator
-from dfkd.lab.baselines.request import PartRequest, even_batches
 from dfkd.lab.baselines.settings import Cmi, Dfad, Inversion, Pre
 from dfkd.models.teacher import Teacher
 from dfkd.synthesis.image_source import synthesised

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd.lab.baselines.request import PartRequest
+from dfkd.lab.baselines.inverter import PartRequest
 from dfkd.lab.baselines.snapshots import SnapshotSampler, assign_to_classes
 
 

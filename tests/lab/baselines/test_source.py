@@ -24,8 +24,7 @@ from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError, DfkdError
-from dfkd.lab.baselines.inverter import Inverter
-from dfkd.lab.baselines.request import PartRequest
+from dfkd.lab.baselines.inverter import Inverter, PartRequest
 from dfkd.lab.baselines.source import InversionSource
 from dfkd.models.teacher import Teacher
 from dfkd.storage.checkpoints import Checkpoints

@@ -42,7 +42,7 @@ def test_a_version_has_the_images_of_the_largest_batch(
         assert shown.synthesis.images_per_class == made
         assert steps_per_epoch(3 * made, shown.distillation.batch_size) > 0
     assert {shown.distillation.batch_size for shown, _ in runs} == {32, 128}
-    assert [figure.ratio for figure in found["figures"]] == [None, 2.0] * 2
+    assert [figure.get("ratio") for figure in found["figures"]] == [None, 2.0] * 2
 
 
 def test_views_are_labelled_as_in_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Domains that are chosen, and the pixels of one, in parts that need no student."""
 
-import dataclasses
 import unicodedata
 from pathlib import Path
 
@@ -12,16 +11,17 @@ from torch import Tensor, nn
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.lab.few_shot.run import (
     Domain,
-    _Experiment,
-    _mapped,
+    cell_key,
     notes,
     read_domain,
+    rows,
     select_domains,
 )
 from dfkd.lab.few_shot.settings import FewShot
-from dfkd.lab.few_shot.tuning import FewShotSplit, InitialWeights, LabelledImages
+from dfkd.lab.few_shot.tuning import InitialWeights, LabelledImages, split_domain
 from dfkd.models.student import Student
 from dfkd.storage.local import open_storage
+from dfkd.utils.progress import bar
 from tests.evaluation.test_data import write
 from tests.helpers import small_manifest
 from tests.helpers.public_layouts import CLEF, write_list
@@ -57,13 +57,6 @@ def test_an_image_of_two_classes_is_neither_trained_on_nor_tested(tmp_path: Path
     assert [line for line in notes(FewShot(), data, names) if "entries" in line] == [note]
 
 
-def test_pixels_are_zero_and_can_be_written() -> None:
-    pixels = _mapped((2, 4, 4, 3))
-    assert not pixels.any()
-    pixels[1] = 7
-    assert pixels.sum() == 7 * 48
-
-
 def grey(folder: Path, **images: int) -> Path:
     """A domain of the same grey image, so many times in each class."""
     for name, count in images.items():
@@ -90,35 +83,47 @@ class Brightness(nn.Module):
         return normal.mean(dim=(1, 2, 3)).clamp_min(0).log()[:, None]
 
 
-def experiment(folder: Path, **settings: object) -> _Experiment:
-    """Of three white images and a black one, in two classes."""
+def of_brightness(weights: str = "seed 0") -> InitialWeights:
+    return InitialWeights("scratch", weights, lambda: Student(Brightness(), nn.Linear(1, 2)))
+
+
+def grey_domain(name: str = "ink", sha256: str = "digest") -> Domain:
+    """Three white images and a black one, in two classes."""
     pixels = torch.tensor([255, 255, 255, 0], dtype=torch.uint8).view(4, 1, 1, 1)
     images = LabelledImages(pixels.expand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))
-    start = InitialWeights("scratch", "seed 0", lambda: Student(Brightness(), nn.Linear(1, 2)))
-    manifest = small_manifest.read(folder, **settings)
-    cells = open_storage(str(folder / "cells"))
-    return _Experiment(
-        manifest, FewShot(epochs=1), cells, Domain("ink", images, "digest", ()), start, seed=0
-    )
+    return Domain(name, images, sha256, ())
 
 
 def test_whatever_changes_the_counts_of_a_training_changes_its_cell(tmp_path: Path) -> None:
-    plain = experiment(tmp_path)
-    experiments = [
-        plain,
-        experiment(tmp_path, classes=["dog", "owl"]),
-        experiment(tmp_path, distillation={"student": "resnet50"}),
-        dataclasses.replace(plain, origin=dataclasses.replace(plain.origin, weights="seed 1")),
-        dataclasses.replace(plain, domain=dataclasses.replace(plain.domain, name="oil")),
-        dataclasses.replace(plain, domain=dataclasses.replace(plain.domain, sha256="other")),
-        dataclasses.replace(plain, seed=1),
+    plain = small_manifest.read(tmp_path)
+    settings, origin, ink = FewShot(epochs=1), of_brightness(), grey_domain()
+    keys = [
+        cell_key(plain, settings, ink, origin, "scratch", 1, 0),
+        *(
+            cell_key(
+                small_manifest.read(tmp_path, **changes), settings, ink, origin, "scratch", 1, 0
+            )
+            for changes in ({"classes": ["dog", "owl"]}, {"distillation": {"student": "resnet50"}})
+        ),
+        cell_key(plain, FewShot(epochs=2), ink, origin, "scratch", 1, 0),
+        cell_key(plain, FewShot(epochs=1, learning_rate=1.0), ink, origin, "scratch", 1, 0),
+        cell_key(plain, settings, grey_domain("oil"), origin, "scratch", 1, 0),
+        cell_key(plain, settings, grey_domain("ink", "other"), origin, "scratch", 1, 0),
+        cell_key(plain, settings, ink, of_brightness("seed 1"), "scratch", 1, 0),
+        cell_key(plain, settings, ink, origin, "untouched", 1, 0),
+        cell_key(plain, settings, ink, origin, "scratch", 2, 0),
+        cell_key(plain, settings, ink, origin, "scratch", 1, 1),
     ]
-    keys = {each._key("scratch", 1, {}) for each in experiments}
-    keys |= {plain._key("scratch", 2, {}), plain._key("scratch", 1, {"epochs": 1})}
-    assert len({key.removesuffix(".json")[-16:] for key in keys}) == len(experiments) + 2
+    assert len({key.removesuffix(".json")[-16:] for key in keys}) == len(keys)
 
 
 def test_a_single_answer_that_is_no_number_is_no_score(tmp_path: Path) -> None:
-    split = FewShotSplit(train=(0, 1), test=(2, 3), seed=0)
-    with pytest.raises(DfkdError, match="scratch on 'ink' with 1 shots and seed 0 diverged"):
-        experiment(tmp_path)._correct("scratch", split, 1)
+    manifest, cells = small_manifest.read(tmp_path), open_storage(str(tmp_path / "cells"))
+    config = FewShot(epochs=1, shots=(1,))
+    # The black image is not trained on.
+    assert split_domain([0, 1, 0, 1], manifest.classes, "ink", 1, 1).test == (0, 3)
+    with (
+        bar("trainings", 1, "training") as progress,
+        pytest.raises(DfkdError, match="scratch on 'ink' with 1 shots and seed 1 diverged"),
+    ):
+        list(rows(manifest, config, cells, grey_domain(), of_brightness(), 1, progress))

@@ -108,5 +108,5 @@ def test_the_student_is_that_of_the_last_method(tmp_path: Path) -> None:
     for method in manifest.methods:
         publish(manifest, method)
     with pytest.raises(ManifestError, match="needs the student of method mix seed 0"):
-        starts.student_of_seed(manifest, 0)
+        starts.initial_weights(manifest, "student", 0, CPU)
     assert starts.curve_captions(manifest, FewShot())["student"] == "distilled, mix images, seed 0"

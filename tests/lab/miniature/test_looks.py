@@ -21,7 +21,7 @@ from dfkd.lab.miniature.painting import (
     BLACK,
     CONTRAST,
     FINISHES,
-    GROUNDS,
+    GROUND_COLOURS,
     MATERIALS,
     NAMES,
     STROKES,
@@ -55,8 +55,8 @@ PARTS = [
     *(Look(stroke=word) for word in STROKES),
     *(
         Look(WHITE if brightness(colour) < 0.5 else BLACK, ground_colour=colour, ground=word)
-        for word, ground in GROUNDS.items()
-        for colour in [NAMES.index(ground.base[0])]
+        for word, colours in GROUND_COLOURS.items()
+        for colour in [NAMES.index(colours[0])]
     ),
     *(Look(material=word, ink=NAMES.index("red")) for word in MATERIALS),
     *(Look(arrangement=word) for word in ARRANGEMENTS),

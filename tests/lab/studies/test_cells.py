@@ -81,7 +81,7 @@ def test_the_folder_changes_with_all_that_can_change_the_scores(place: CellStore
 def test_students_differ_by_settings_seed_and_version(tmp_path: Path) -> None:
     study = read(write(tmp_path, axes=[{"name": "Epochs", "values": EPOCHS}]))
     names = {
-        student_name(cell.manifest, version, cell.method, cell.seed)
+        student_name(cell.manifest, version, cell.manifest.method, cell.seed)
         for cell in study.cells
         for version in (VERSION, "4" * 64)
     }
