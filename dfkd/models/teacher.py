@@ -116,7 +116,7 @@ class Teacher:
         self.causal = self.text.attn_mask is not None
         visual: Any = model.visual
         self.visual = visual.to(memory_format=torch.channels_last)
-        size = self.visual.image_size
+        size: int | tuple[int, int] = self.visual.image_size
         self.image_size, width = (size, size) if isinstance(size, int) else size
         if self.image_size != width:
             raise ManifestError("teacher.model", "must see square images", name, "choose another")
