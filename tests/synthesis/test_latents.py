@@ -30,7 +30,7 @@ def latents_of(
     teacher: Teacher,
     generator: VQGAN,
     settings: Sequence[str],
-    steps: int = 6,
+    steps: int = 4,
     rate: float = 0.15,
     seen: list[Tensor] | None = None,
 ) -> LatentSource:
