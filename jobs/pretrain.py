@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="train only one model: the backbone that a student may start from, a diffusion model "
         "in the latent space of the generator, or the judge of synthesised images",
     )
-    return command_line.run_with(partial(yaml.load, Recipe), arguments, work, plan, argv)
+    return command_line.run(arguments, work, plan, argv, partial(yaml.load, Recipe))
 
 
 if __name__ == "__main__":

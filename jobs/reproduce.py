@@ -75,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--output", type=_place, metavar="PLACE", help="folder or bucket of the table and figure")
     command_line.add_threads(arguments)
-    return command_line.run_with(
-        find, arguments, work, plan, argv, lambda study: study.manifest.storage.root
-    )
+    return command_line.run(arguments, work, plan, argv, find)
 
 
 if __name__ == "__main__":

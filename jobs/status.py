@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfkd.commands import command_line
+from dfkd.commands.runs import RUN, Run, read
 from dfkd.storage.local import open_to_read
-from report import RUN, Run, read
 
 SECONDS = 10.0
 """Default of --watch: seconds from one look to the next."""
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help=f"repeat until everything is finished or Ctrl-C (default: every {SECONDS:.0f})",
     )
-    return command_line.run_with(read, arguments, work, plan, argv)
+    return command_line.run(arguments, work, plan, argv, read)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,14 @@ def build(
                 workers = engine or own.enter_context(synthesis_engine(manifest.cluster))
                 quarantined = write_missing(manifest, version, cost, workers, worker_seconds)
         if quarantined and not accept_partial:
-            _refuse_quarantined(manifest, version, quarantined)
+            shown = [f"{name}: {reason}" for name, reason in sorted(quarantined.items())[:REASONS]]
+            if len(quarantined) > REASONS:
+                shown.append("jobs/status.py shows more, with --json all")
+            raise PartialError(
+                f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks "
+                f"quarantined ({'; '.join(shown)}); run the same command again; --accept-partial "
+                "publishes without them"
+            )
         # Checked again, because a driver that was suspended may have lost its lease meanwhile.
         refuse_removal(version.home, version.id)
         published = version.publish(blocks(manifest), environment(), quarantined, make_current)
@@ -129,8 +136,17 @@ def require_space(planned: Sequence[tuple[Manifest, Mapping[str, Any]]]) -> None
     root = open_storage(path)
     for manifest, identity in planned:
         version = _version(root, manifest, identity)
-        if not version.published:
-            size += estimated_bytes(manifest, _missing_images(manifest, version, identity))
+        if version.published:
+            continue
+        done = version.done()
+        if identity.get("carried.from"):
+            # A regeneration takes all but its fresh shards from another version.
+            images = sum(task.count for task in fresh_tasks(manifest) if task.id not in done)
+        else:
+            # Not task by task, because a mistake in the manifest may ask for any number of them.
+            left = task_count(manifest) - len(done)
+            images = min(image_count(manifest), left * manifest.synthesis.shard_size)
+        size += estimated_bytes(manifest, images)
     if size:
         require_root_space(path, size)
 
@@ -138,31 +154,6 @@ def require_space(planned: Sequence[tuple[Manifest, Mapping[str, Any]]]) -> None
 def _version(root: Storage, manifest: Manifest, identity: Mapping[str, Any]) -> Version:
     """The version of an identity, which may not have been begun."""
     return Version(root.child(layout.data(manifest.method)), fingerprint(identity))
-
-
-def _missing_images(manifest: Manifest, version: Version, identity: Mapping[str, Any]) -> int:
-    """The number of images that a version still lacks, at most."""
-    done = version.done()
-    # A regeneration takes all but its fresh shards from another version.
-    if identity.get("carried.from"):
-        return sum(task.count for task in fresh_tasks(manifest) if task.id not in done)
-    # Not task by task, because a mistake in the manifest may ask for any number of them.
-    left = task_count(manifest) - len(done)
-    return min(image_count(manifest), left * manifest.synthesis.shard_size)
-
-
-def _refuse_quarantined(
-    manifest: Manifest, version: Version, quarantined: Mapping[str, str]
-) -> None:
-    """Raise `PartialError` with the reasons of the first quarantined tasks."""
-    shown = [f"{name}: {reason}" for name, reason in sorted(quarantined.items())[:REASONS]]
-    if len(quarantined) > REASONS:
-        shown.append("jobs/status.py shows more, with --json all")
-    reasons = "; ".join(shown)
-    raise PartialError(
-        f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks quarantined "
-        f"({reasons}); run the same command again; --accept-partial publishes without them"
-    )
 
 
 def is_published(manifest: Manifest, identity: Mapping[str, Any]) -> bool:

@@ -110,9 +110,9 @@ def train(config: dict[str, Any]) -> bool:
         version = open_version(home, job.version)
         # On each node, because each reads its own weight files.
         check_initial_weights(job.manifest, version, job.method, job.seed, job.name)
-        if job.manifest.distillation.labels != "stored":
+        if not job.manifest.distillation.stored_labels:
             check_teacher(job.manifest, job.method, version)
-        stream = open_stream(job.manifest, version, job.seed, rank, world, job.ranks.cpus)
+        stream = open_stream(job.manifest, version, job.seed, rank, world, job.ranks)
         distiller = open_distiller(job, version, stream, rank, world)
         checkpoints = Checkpoints(folder.child(layout.CHECKPOINTS))
         # Rank 0 decides, because a rank of an earlier attempt may still write while others list.
@@ -157,22 +157,24 @@ def _read(checkpoints: Checkpoints, step: int) -> dict[str, Tensor]:
         ) from None
 
 
+MAX_DECODE_THREADS = 8
+"""Threads at most that decode images beside a GPU."""
+
+
 def open_stream(
     manifest: Manifest,
     version: PublishedVersion,
     seed: int,
     rank: int,
     world: int,
-    cpus: float = 1.0,
+    ranks: Ranks,
 ) -> Stream:
-    """The batches of a version for one rank; raises `ManifestError` if it has too few images.
-
-    Args:
-        cpus: those of the rank, from which its share of the memory for decoded images follows.
-    """
+    """The batches of a version for one rank; raises `ManifestError` if it has too few images."""
     config, size = manifest.distillation, manifest.synthesis.image_size
-    share = RankShare(rank, world, config.loader_workers)
-    return Stream(version, size, config.batch_size, seed, share, cache_limit(cpus))
+    # Beside a GPU the CPUs are free to decode; without one they compute the steps.
+    threads = min(MAX_DECODE_THREADS, int(ranks.cpus) - 1) if ranks.gpu else 0
+    share = RankShare(rank, world, max(0, threads))
+    return Stream(version, size, config.batch_size, seed, share, cache_limit(ranks.cpus))
 
 
 @dataclass

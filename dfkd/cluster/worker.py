@@ -190,38 +190,35 @@ class Worker(Actor):
             For each task the receipt, and what is shown of the shard.
         """
         maker = self._shard_maker = self._shard_maker or self.load_maker()
-        committed, parts = [], list(unit.by_part())
+        committed: list[tuple[Receipt, ShardSummary]] = []
+        parts = list(unit.by_part())
         wanted = [each.part for each in parts if each.tasks]
         # A source whose parts depend on each other may have to begin with an earlier one.
         first = maker.source.begin(wanted[0])
-        for each in parts:
-            if first <= each.part <= wanted[-1]:
-                committed += self._make_part(maker, each)
-                maker.source.finish(each.part)
-        return committed
-
-    def _make_part(self, maker: ShardMaker, unit: Unit) -> list[tuple[Receipt, ShardSummary]]:
-        """Write and commit the shards of a unit that lies within one part."""
-        size, committed = estimated_bytes(self.manifest, unit.count), []
-        with scratch_folder("dfkd-shards-") as folder:
-            require_disk_space(folder / "shards", size)
-            # The prompts of a single task are its own rows only.
-            prompts = (
-                self.version.prompts(unit.generated[0])
-                if len(unit.generated) == 1
-                else self.version.prompt_part(part_name(unit.part))
-            )
-            # Only a full disk ends the run. Another error may be this node's, so another worker
-            # tries it again.
-            with disk_full_error(folder, size):
-                made = maker.shards(unit, prompts, folder)
-            for task in unit.tasks:
-                # The receipt is that of the first attempt at the task, whoever made it.
-                samples, failed = made[task].samples, made[task].failed
-                receipt = self.version.commit(task, folder / f"{task.id}.tar", failed)
-                # The driver shows images of the first shard of each class only.
-                name, first = self.manifest.classes[task.class_index], task.shard_index == 0
-                committed.append((receipt, ShardSummary.of(name, samples, len(failed), first)))
+        for part in parts:
+            if not first <= part.part <= wanted[-1]:
+                continue
+            size = estimated_bytes(self.manifest, part.count)
+            with scratch_folder("dfkd-shards-") as folder:
+                require_disk_space(folder / "shards", size)
+                # The prompts of a single task are its own rows only.
+                prompts = (
+                    self.version.prompts(part.generated[0])
+                    if len(part.generated) == 1
+                    else self.version.prompt_part(part_name(part.part))
+                )
+                # Only a full disk ends the run. Another error may be this node's, so another worker
+                # tries it again.
+                with disk_full_error(folder, size):
+                    made = maker.shards(part, prompts, folder)
+                for task in part.tasks:
+                    # The receipt is that of the first attempt at the task, whoever made it.
+                    samples, failed = made[task].samples, made[task].failed
+                    receipt = self.version.commit(task, folder / f"{task.id}.tar", failed)
+                    # The driver shows images of the first shard of each class only.
+                    name, shown = self.manifest.classes[task.class_index], task.shard_index == 0
+                    committed.append((receipt, ShardSummary.of(name, samples, len(failed), shown)))
+            maker.source.finish(part.part)
         return committed
 
     def load_maker(self) -> ShardMaker:

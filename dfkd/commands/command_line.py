@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
@@ -33,17 +33,6 @@ class Composed(Protocol):
 
     def manifests(self) -> list[dict[str, Any]]:
         """Each of these manifests, as plain values."""
-
-
-D = TypeVar("D", bound=Described)
-
-Work = Callable[[Manifest, argparse.Namespace], str]
-"""Does the job and returns the path of what it wrote, or an empty text if it only printed
-something. Raises `DfkdError` for anything that the user can fix.
-"""
-
-Plan = Callable[[Manifest, argparse.Namespace], dict[str, Any]]
-"""What the job would do, for `--dry-run`: a mapping that is printed as JSON."""
 
 
 MAX_COUNT = 10**6
@@ -154,41 +143,42 @@ def add_classes(arguments: argparse.ArgumentParser, *, required: bool = False) -
 
 def run(
     arguments: argparse.ArgumentParser,
-    work: Work,
-    plan: Plan,
+    work: Callable[[Any, argparse.Namespace], str],
+    plan: Callable[[Any, argparse.Namespace], dict[str, Any]],
     argv: Sequence[str] | None = None,
+    read: Callable[[str, tuple[str, ...]], Described] = Manifest.read,
 ) -> int:
-    """Call `run_with` for a job whose file is a `Manifest`; returns the exit code."""
-    return run_with(
-        Manifest.read, arguments, work, plan, argv, lambda manifest: manifest.storage.root
-    )
-
-
-def run_with(
-    read: Callable[[str, tuple[str, ...]], D],
-    arguments: argparse.ArgumentParser,
-    work: Callable[[D, argparse.Namespace], str],
-    plan: Callable[[D, argparse.Namespace], dict[str, Any]],
-    argv: Sequence[str] | None = None,
-    root: Callable[[D], str] | None = None,
-) -> int:
-    """Parse the arguments, read the manifest, do the work and report; returns the exit code.
+    """Parse the arguments, read the file, do the work and report; returns the exit code.
 
     A job that wrote something ends stdout with the line `wrote PATH`. An error that a person can
-    fix is one line on stderr; any other exception is a bug and keeps its traceback. `root` gives
-    the storage root of the described run; None if it has none.
+    fix is one line on stderr; any other exception is a bug and keeps its traceback.
+
+    Args:
+        work: does the job and returns the path of what it wrote, or an empty text if it only
+            printed something. Raises `DfkdError` for anything that the user can fix.
+        plan: what the job would do, for `--dry-run`: a mapping that is printed as JSON.
+        read: gives the content of the file, with overrides applied; both get it.
     """
     _prepare_output()
     options = arguments.parse_args(argv)
     terminated = threading.Event()
     try:
-        manifest = read(options.manifest, tuple(options.overrides))
-        if (text := _only_text(arguments.prog, manifest, options, plan)) is not None:
-            show(text)
+        content = read(options.manifest, tuple(options.overrides))
+        # An option may ask for a text instead of the work.
+        if options.print_manifest:
+            show(dump(content.as_dict()))
             return Exit.DONE
-        log = logs.json_log(Path(arguments.prog).stem, root(manifest) if root else "")
+        if options.submission_id:
+            show(f"{submission_id(arguments.prog, content, options)}\n")
+            return Exit.DONE
+        if options.dry_run:
+            show(f"{json.dumps(plan(content, options), indent=2)}\n")
+            return Exit.DONE
+        # A study or a finished run has a manifest; a recipe has none, and so no root.
+        own = content if isinstance(content, Manifest) else getattr(content, "manifest", None)
+        log = logs.json_log(Path(arguments.prog).stem, own.storage.root if own else "")
         with _interrupted_by_sigterm(terminated), log:
-            written = work(manifest, options)
+            written = work(content, options)
         if terminated.is_set():  # `status.py --watch` ends quietly
             return Exit.TERMINATED
         if written:
@@ -196,10 +186,21 @@ def run_with(
     except DfkdError as error:
         return fail(error)
     # A disk or a network that fails is no bug, wherever it shows.
+    except BrokenPipeError:
+        gone = "stdout: its reader has gone, so the job has stopped"
+        return fail(DfkdError(f"{gone}; run the same command again, it resumes"))
     except OSError as error:
-        return fail(_of_the_system(error))
+        told = f"operating system: {error}; fix that and run the same command again, it resumes"
+        # Most failures pass, so the same command may succeed; a wrong path stays wrong.
+        return fail(InfrastructureError(told) if may_pass(error) else DfkdError(told))
     except (KeyboardInterrupt, SystemExit) as stop:
-        return _stopped(stop, terminated.is_set())
+        # While Ray starts, SIGTERM meets its handler, which calls sys.exit(SIGTERM).
+        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:
+            raise
+        by_person = isinstance(stop, KeyboardInterrupt) and not terminated.is_set()
+        code = Exit.INTERRUPTED if by_person else Exit.TERMINATED
+        print(f"{code.name.lower()}; run the same command again, it resumes", file=sys.stderr)
+        return code
     return Exit.DONE
 
 
@@ -212,27 +213,6 @@ def _prepare_output() -> None:
         # The name of a class or domain may have letters that this terminal or file cannot show.
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _of_the_system(error: OSError) -> DfkdError:
-    """What it means that the operating system refused something."""
-    if isinstance(error, BrokenPipeError):
-        gone = "stdout: its reader has gone, so the job has stopped"
-        return DfkdError(f"{gone}; run the same command again, it resumes")
-    # Most failures pass, so the same command may succeed; a wrong path stays wrong.
-    told = f"operating system: {error}; fix that and run the same command again, it resumes"
-    return InfrastructureError(told) if may_pass(error) else DfkdError(told)
-
-
-def _stopped(stop: KeyboardInterrupt | SystemExit, terminated: bool) -> Exit:
-    """Print the line of a job that was stopped from outside; returns its exit code."""
-    # While Ray starts, SIGTERM meets its handler, which calls sys.exit(SIGTERM).
-    if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:
-        raise stop
-    by_person = isinstance(stop, KeyboardInterrupt) and not terminated
-    code = Exit.INTERRUPTED if by_person else Exit.TERMINATED
-    print(f"{code.name.lower()}; run the same command again, it resumes", file=sys.stderr)
-    return code
 
 
 @contextmanager
@@ -257,22 +237,6 @@ def _interrupted_by_sigterm(terminated: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _only_text(
-    prog: str,
-    manifest: D,
-    options: argparse.Namespace,
-    plan: Callable[[D, argparse.Namespace], dict[str, Any]],
-) -> str | None:
-    """Manifest, submission id or plan, if an option asks for one instead of the work."""
-    if options.print_manifest:
-        return dump(manifest.as_dict())
-    if options.submission_id:
-        return f"{submission_id(prog, manifest, options)}\n"
-    if options.dry_run:
-        return f"{json.dumps(plan(manifest, options), indent=2)}\n"
-    return None
 
 
 def show(text: str) -> None:

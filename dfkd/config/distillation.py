@@ -67,7 +67,8 @@ class Distillation:
     """Schedule of the learning rate; a cosine falls to zero within each phase. The paper names
     none; the study manifests/studies/recipe compares the two."""
     augmentation: tuple[Augmentation, ...] = ("flip", "crop")
-    """Random changes of each image; teacher and student see the same view."""
+    """Random changes of each image; teacher and student see the same view. Without any, the targets
+    are those that the shards store, literally those of equation 4, and no teacher runs."""
     precision: Precision = "float32"
     """Precision of the student's layers in training and of the gradients that ranks exchange. A
     device without bfloat16 instructions computes the layers in float32."""
@@ -87,13 +88,10 @@ class Distillation:
     the embedding with both losses. The classes of the latter two can be replaced after the training
     (`jobs/evaluate.py --classes`, `jobs/labels.py`); with `both` and `texts: styles` they were as
     accurate on their own classes in `manifests/studies/better`."""
-    labels: Literal["live", "stored"] = "live"
-    """Training targets: the teacher's distances (or embedding) for the augmented view, or those
-    that the shard stores (literally equation 4)."""
     texts: Texts = "template"
     """Texts that the teacher compares images with: the class prompt, or each class' mean over
     its class prompt and `prompts.styles` (an ensemble). Stored distances are to the class prompt
-    alone."""
+    alone and are not used with styles."""
     standardise: bool | tuple[float, Positive] = True
     """Rescale labels to mean 0 and standard deviation 1, because a CLIP's distances differ too
     little for the usual learning rates. `[mean, std]` rescales distances to these, false leaves
@@ -102,9 +100,6 @@ class Distillation:
     """DDP ranks of a student: a number, or `[least, most]` for a number that follows the cluster's
     free resources. Students of one rank train side by side, as many as there are GPUs or CPUs;
     others train one after the other. Raise it if there are more GPUs than students."""
-    loader_workers: Natural = 0
-    """Threads per rank that decode shards; 0: the thread that reads ahead also decodes. Raise it
-    for 224 px images and a fast GPU, because a single thread then keeps the GPU waiting."""
     checkpoint_epochs: Count = 1
     """Epochs between checkpoints. A checkpoint holds weights and the optimizer's moments, so it is
     twice (sgd) or three times (adamw) as large as the student."""
@@ -127,7 +122,13 @@ class Distillation:
                 self.warmup_epochs,
                 "set it to 0, or name the weights that the backbone starts from",
             )
-        self._require_fitting_targets()
+        if self.embeds and self.standardise is not True:
+            raise ManifestError(
+                "distillation.standardise",
+                f"must be true with distillation.target={self.target}, which always rescales",
+                self.standardise,
+                "leave it out",
+            )
         least, most = self.rank_limits
         if least > most:
             raise ManifestError(
@@ -142,29 +143,11 @@ class Distillation:
                 "raise it or lower distillation.workers",
             )
 
-    def _require_fitting_targets(self) -> None:
-        """Raise `ManifestError` if what the student learns from and for does not fit together."""
-        if self.labels == "stored" and self.augmentation:
-            raise ManifestError(
-                "distillation.labels",
-                "stored labels belong to the plain image and allow no augmentation",
-                self.labels,
-                "set distillation.labels=live or distillation.augmentation=[]",
-            )
-        if not self.embeds and self.labels == "stored" and self.texts != "template":
-            raise ManifestError(
-                "distillation.texts",
-                "must be template with stored labels, which are distances to it",
-                self.texts,
-                "set distillation.labels=live",
-            )
-        if self.embeds and self.standardise is not True:
-            raise ManifestError(
-                "distillation.standardise",
-                f"must be true with distillation.target={self.target}, which always rescales",
-                self.standardise,
-                "leave it out",
-            )
+    @property
+    def stored_labels(self) -> bool:
+        """Whether the shards hold the targets: an embedding, or distances to the class prompt, both
+        of the plain image."""
+        return not self.augmentation and (self.embeds or self.texts == "template")
 
     @property
     def embeds(self) -> bool:

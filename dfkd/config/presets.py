@@ -31,7 +31,6 @@ PAPER: dict[str, Any] = {
         "finetune_factor": 0.1,
         "schedule": "cosine",
         "standardise": True,
-        "labels": "live",
         "texts": "template",
         "augmentation": ["flip", "crop"],
     },

@@ -22,13 +22,13 @@ float32."""
 
 
 def target_function(manifest: Manifest, device: torch.device) -> TargetFunction | None:
-    """The targets that `distillation.labels` selects; None for what the shards store.
+    """The targets of augmented views; None for what the shards store.
 
     Raises:
         ManifestError: see `target_embeddings`.
         WeightsError: the teacher's files are missing or damaged.
     """
-    if manifest.distillation.labels == "stored":
+    if manifest.distillation.stored_labels:
         return None
     # Always float32: distances to different classes differ by a few hundredths, and bfloat16 has
     # steps of 0.004 near their usual value.

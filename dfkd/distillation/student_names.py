@@ -20,7 +20,7 @@ from dfkd.utils.strict_json import canonical
 SCHEMA = 1
 """Increase it with every code change that changes the student of unchanged settings."""
 
-TRAINING_ONLY_KEYS = ("seeds", "workers", "loader_workers", "checkpoint_epochs")
+TRAINING_ONLY_KEYS = ("seeds", "workers", "checkpoint_epochs")
 """Keys of `distillation` that are not part of the name, because a training may resume with other
 values of them."""
 

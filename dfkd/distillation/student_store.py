@@ -120,7 +120,7 @@ def require_students(manifest: Manifest, root: Storage, version: PublishedVersio
     names = [student_name(manifest, version.fingerprint, method, seed) for seed in config.seeds]
     finished = all(root.child(layout.student(name)).exists(CARD) for name in names)
     # Only training needs the teacher.
-    if not finished and (config.embeds or config.labels == "live"):
+    if not finished and (config.embeds or not config.stored_labels):
         check_teacher(manifest, method, version)
 
 

@@ -266,6 +266,12 @@ def gate(
         current_version: the current version, if there is one.
         current_accuracy: accuracy of its students, measured in the same way.
     """
+    # 0.14 - 0.02 is a little above 0.12, which must pass: no rounding is as large as 1e-9.
+    least = -1.0 if current_accuracy is None else current_accuracy - config.tolerance - 1e-9
+    fewest, class_name = min(
+        zip(candidate.manifest["class_samples"], candidate.classes, strict=True), key=itemgetter(0)
+    )
+    measured = diversity(candidate)
     return Decision(
         candidate=candidate.id,
         current=current_version.id if current_version else "",
@@ -273,50 +279,26 @@ def gate(
         current_accuracy=current_accuracy,
         # All rules, also after one has failed, so that a person reads all reasons at once.
         rules=(
-            _accuracy_rule(config.tolerance, accuracy, current_accuracy),
-            *_image_rules(config.diversity_floor, candidate),
+            Rule(
+                f"mean accuracy, at most {100 * config.tolerance:g} points less",
+                "" if current_accuracy is None else f"{100 * current_accuracy:.2f} %",
+                f"{100 * accuracy:.2f} %",
+                accuracy >= least,
+            ),
+            Rule(
+                f"images of each class, at least {MINIMUM_PER_CLASS}",
+                "",
+                f"{fewest} of {class_name}",
+                fewest >= MINIMUM_PER_CLASS,
+            ),
+            Rule(
+                f"diversity, at least {config.diversity_floor:g}",
+                "",
+                f"{measured:.4f}",
+                measured >= config.diversity_floor,
+            ),
         ),
     )
-
-
-def _accuracy_rule(tolerance: float, accuracy: float, current: float | None) -> Rule:
-    """The students may be worse than the current ones by no more than `tolerance`."""
-    # 0.14 - 0.02 is a little above 0.12, which must pass: no rounding is as large as this.
-    least = -1.0 if current is None else current - tolerance - 1e-9
-    return Rule(
-        f"mean accuracy, at most {100 * tolerance:g} points less",
-        "" if current is None else f"{100 * current:.2f} %",
-        f"{100 * accuracy:.2f} %",
-        accuracy >= least,
-    )
-
-
-def _image_rules(diversity_floor: float, candidate: PublishedVersion) -> tuple[Rule, Rule]:
-    """The images are enough of each class, and diverse enough."""
-    fewest, class_name = fewest_images(candidate)
-    measured = diversity(candidate)
-    return (
-        Rule(
-            f"images of each class, at least {MINIMUM_PER_CLASS}",
-            "",
-            f"{fewest} of {class_name}",
-            fewest >= MINIMUM_PER_CLASS,
-        ),
-        Rule(
-            f"diversity, at least {diversity_floor:g}",
-            "",
-            f"{measured:.4f}",
-            measured >= diversity_floor,
-        ),
-    )
-
-
-def fewest_images(version: PublishedVersion) -> tuple[int, str]:
-    """Number of images of the smallest class, and the name of that class."""
-    fewest, class_name = min(
-        zip(version.manifest["class_samples"], version.classes, strict=True), key=itemgetter(0)
-    )
-    return int(fewest), class_name
 
 
 def diversity(version: PublishedVersion) -> float:

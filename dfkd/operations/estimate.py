@@ -246,7 +246,7 @@ def student_work(manifest: Manifest, student: Student, steps: int, warmup: int) 
         dataclasses.replace(counted(call, without_data=False) * times, precision=config.precision)
         for call, times in ((forward, warmup), (step, steps - warmup))
     ]
-    if config.labels != "stored":
+    if not config.stored_labels:
         works.append(label_work(manifest) * steps)
     return [work * config.batch_size for work in works]
 

@@ -105,14 +105,8 @@ def regenerate(
         if decision.accepted:
             page = run.accept(decision)
         attempt.finish()
-    _refuse_rejected(attempt, decision, page)
-    return page
-
-
-def _refuse_rejected(attempt: Attempt, decision: Decision, page: str) -> None:
-    """Raise `GateError` if the gate has refused the candidate, after naming the page about it."""
     if decision.accepted:
-        return
+        return page
     if decision.current:
         print(f"wrote {page}", flush=True)
     reasons = (

@@ -124,7 +124,7 @@ def check_step_of_the_whole_batch(manifest: Manifest) -> None:
 def one_step(manifest: Manifest, target: StudentLocation, rank: int) -> Student:
     """The student after the only step, made of one rank's images alone."""
     config = manifest.distillation
-    stream = open_stream(manifest, target.version, 0, rank, 2)
+    stream = open_stream(manifest, target.version, 0, rank, 2, Ranks(2, 1.0, "cpu"))
     assert (stream.steps, stream.rank_batch_size) == (1, 12 - rank)
     objective: Objective = DistanceObjective()
     if config.embeds:

@@ -141,19 +141,6 @@ def test_why_a_task_is_quarantined_is_known_until_it_is_tried_again(
     assert list(version.storage.list("quarantined/")) == []
 
 
-def test_of_many_quarantined_tasks_the_error_repeats_three_reasons(tmp_path: Path) -> None:
-    version = Version(open_storage(str(tmp_path)), "0" * 64)
-    quarantined = {f"0000-0000{number}": f"why {number}" for number in range(4)}
-    more = (
-        r"\(0000-00000: why 0; .*; 0000-00002: why 2; jobs/status\.py shows more, with --json all\)"
-    )
-    with pytest.raises(PartialError, match=more):
-        making._refuse_quarantined(read(tmp_path), version, quarantined)
-    del quarantined["0000-00003"]
-    with pytest.raises(PartialError, match=r"; 0000-00002: why 2\); run the same command again"):
-        making._refuse_quarantined(read(tmp_path), version, quarantined)
-
-
 def test_a_damaged_part_of_the_prompts_that_was_deleted_is_made_again(
     actors: Engine[Any], tmp_path: Path
 ) -> None:

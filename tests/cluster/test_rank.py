@@ -34,7 +34,7 @@ def test_a_rank_keeps_what_its_share_of_the_memory_holds(
     monkeypatch.setattr(loader, "CACHE_BYTES", 0)
     monkeypatch.setattr(loader, "available_memory", lambda: 2 * decoded)
     monkeypatch.setattr(loader, "cpu_count", lambda: 4)
-    assert open_stream(manifest, version, 0, 0, 1, cpus).cached == cached
+    assert open_stream(manifest, version, 0, 0, 1, Ranks(1, cpus, "cpu")).cached == cached
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_ranks_on_gpus_share_their_batch_norm(
         name="student",
         ranks=Ranks(world, 1.0, "a GPU" if gpu else "cpu"),
     )
-    stream = open_stream(manifest, version, 0, 0, world)
+    stream = open_stream(manifest, version, 0, 0, world, job.ranks)
     student: object = open_distiller(job, version, stream, 0, world)
     assert isinstance(student, nn.Module)
     layers = [each for each in student.modules() if isinstance(each, BatchNorm)]

@@ -95,16 +95,10 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("synthesis.dfad.batch_size=1", "synthesis.dfad.batch_size", "or equal to 2"),
         ("distillation.weights=none", "distillation.warmup_epochs", "must be 0 with"),
         ("distillation.augmentation=[flip, flip]", "distillation.augmentation", "once"),
-        ("distillation.labels=stored", "distillation.labels", "augmentation"),
         (
             "distillation={target: embedding, standardise: [0, 2]}",
             "distillation.standardise",
             "target=embedding",
-        ),
-        (
-            "distillation={labels: stored, augmentation: [], texts: styles}",
-            "distillation.texts",
-            "stored",
         ),
         ("distillation={workers: [1, 8], batch_size: 15}", "distillation.batch_size", "8 ranks"),
         ("distillation.workers=[2, 1]", "distillation.workers", "least, most"),
@@ -158,10 +152,21 @@ def test_an_ensemble_of_texts_needs_a_style(path: Path) -> None:
     assert Manifest.read(path, overrides[1:]).prompts.styles == ()
 
 
-def test_a_student_of_embeddings_may_store_them_beside_an_ensemble_of_texts(path: Path) -> None:
-    """Its targets are the stored embeddings, which belong to no text."""
-    stored = "distillation={target: embedding, labels: stored, augmentation: [], texts: styles}"
-    assert Manifest.read(path, (stored,)).distillation.embeds
+@pytest.mark.parametrize(
+    ("settings", "stored"),
+    [
+        ("augmentation: []", True),
+        ("augmentation: [flip]", False),  # the labels of another view
+        ("augmentation: [], texts: styles", False),  # shards hold distances to the class prompts
+        ("augmentation: [], texts: styles, target: embedding", True),  # which belongs to no text
+    ],
+)
+def test_the_shards_hold_the_labels_of_plain_images(
+    path: Path, settings: str, stored: bool
+) -> None:
+    assert (
+        Manifest.read(path, (f"distillation={{{settings}}}",)).distillation.stored_labels == stored
+    )
 
 
 def test_weights_with_a_suffix_are_a_file_of_the_current_folder(path: Path) -> None:

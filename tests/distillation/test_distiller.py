@@ -19,7 +19,6 @@ pytestmark = pytest.mark.heavy
 CONFIG = Distillation(
     student="resnet18",
     weights="backbone.safetensors",
-    labels="stored",
     augmentation=(),
     warmup_epochs=2,
     epochs=3,
@@ -202,7 +201,6 @@ def test_a_restored_run_ends_with_the_same_bits(cut: int, optimizer: str) -> Non
         student="timm:test_resnet",
         optimizer=optimizer,
         augmentation=("crop", "colour", "noise"),
-        labels="live",
     )
     options = {"target_function": lambda pixels, *_: pixels.mean(dim=(2, 3))}
     whole = advance(distiller(config, **options), SCHEDULE.total)
@@ -247,7 +245,7 @@ def test_the_first_step_of_a_phase_has_no_moments() -> None:
 
 def test_live_labels_belong_to_the_augmented_view() -> None:
     seen: dict[str, Tensor] = {}
-    config = dataclasses.replace(CONFIG, labels="live", augmentation=("crop", "invert"))
+    config = dataclasses.replace(CONFIG, augmentation=("crop", "invert"))
 
     def label(pixels: Tensor, *_: object) -> Tensor:
         assert not torch.is_grad_enabled()
@@ -263,7 +261,7 @@ def test_live_labels_belong_to_the_augmented_view() -> None:
 
 
 def test_ranks_steps_and_seeds_augment_differently() -> None:
-    config = dataclasses.replace(CONFIG, labels="live", augmentation=("noise",))
+    config = dataclasses.replace(CONFIG, augmentation=("noise",))
     views = []
     for rank in (0, 1):
         run = distiller(

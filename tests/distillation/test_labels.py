@@ -26,12 +26,12 @@ def read(tmp_path: Path, *overrides: str) -> Manifest:
         *overrides,
         classes=["cat", "clock"],
         prompts={"styles": STYLES},
-        distillation={"augmentation": []},
+        distillation={"augmentation": ["flip"]},
     )
 
 
 def test_stored_labels_need_no_teacher(tmp_path: Path) -> None:
-    manifest = read(tmp_path, "distillation.labels=stored", "teacher.weights=/nowhere.pt")
+    manifest = read(tmp_path, "distillation.augmentation=[]", "teacher.weights=/nowhere.pt")
     assert target_function(manifest, torch.device("cpu")) is None
 
 

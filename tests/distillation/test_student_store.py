@@ -39,7 +39,7 @@ def named(fingerprint: str = "f", seed: int = 0, **settings: Any) -> str:
 
 @pytest.mark.parametrize(
     "change",
-    [{"workers": 2}, {"loader_workers": 3}, {"checkpoint_epochs": 9}, {"seeds": (0, 1, 2)}],
+    [{"workers": 2}, {"checkpoint_epochs": 9}, {"seeds": (0, 1, 2)}],
 )
 def test_how_a_student_is_trained_does_not_rename_it(change: dict[str, Any]) -> None:
     assert named(**change) == named()
@@ -66,7 +66,6 @@ CHANGED: dict[str, Any] = {
     "weights": "none",
     "batch_size": 64,
     "target": "embedding",
-    "labels": "stored",
     "texts": "styles",
     "standardise": False,
 }

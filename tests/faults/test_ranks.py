@@ -130,32 +130,38 @@ DEATHS: Deaths = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(two_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a student whose ranks nothing has happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    student = distill(prepare(folder / "run"), "vanilla", 0).student
+    whole(student)
+    return student.storage.get(WEIGHTS)
+
+
 def test_ranks_killed_in_both_phases_change_no_bit_of_the_student(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In warm-up and in fine-tuning, the leading rank and the other, by a checkpoint or far off.
 
     These are more deaths than may come without a new checkpoint between them.
     """
     assert len(DEATHS) > launch.MAX_RANK_FAILURES
-    undisturbed = distill(prepare(tmp_path / "undisturbed"), "vanilla", 0).student
-    whole(undisturbed)
     student = run(prepare(tmp_path / "run"), DEATHS, tmp_path / "marks", monkeypatch)
     whole(student)
-    assert student.storage.get(WEIGHTS) == undisturbed.storage.get(WEIGHTS)
+    assert student.storage.get(WEIGHTS) == undisturbed
     print(f"ranks killed before steps {sorted(DEATHS)} of {TOTAL}: the same student")
 
 
 def test_a_rank_that_hangs_is_ended_and_changes_no_bit_of_the_student(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = distill(prepare(tmp_path / "undisturbed"), "vanilla", 0).student
     hanging: Deaths = {WARMUP + INTERVAL + 3: (1, math.inf)}
     student = run(
         prepare(tmp_path / "run", task_timeout=20), hanging, tmp_path / "marks", monkeypatch
     )
     whole(student)
-    assert student.storage.get(WEIGHTS) == undisturbed.storage.get(WEIGHTS)
+    assert student.storage.get(WEIGHTS) == undisturbed
 
 
 def test_after_too_many_deaths_the_same_command_goes_on_with_another_number_of_ranks(

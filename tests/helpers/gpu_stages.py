@@ -80,7 +80,7 @@ RUNS: dict[str, dict[str, Any]] = {
         method: {
             "prompts": TREE["prompts"],
             "synthesis": {**TREE["synthesis"], "source": method},
-            "distillation": {**STUDENT, "labels": "stored", "augmentation": []},
+            "distillation": {**STUDENT, "augmentation": []},
         }
         for method in METHODS
     },

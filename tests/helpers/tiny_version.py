@@ -36,7 +36,6 @@ def write_manifest(folder: Path, **sections: dict[str, object]) -> Path:
         "distillation": {
             "student": "timm:test_resnet",
             "weights": "none",
-            "labels": "stored",
             "augmentation": [],
             "batch_size": 6,
             "warmup_epochs": 0,

@@ -39,7 +39,6 @@ def test_a_killed_and_resumed_job_gives_the_undisturbed_student(
         "warmup_epochs": 2,
         "epochs": 6,
         "augmentation": ["crop", "noise"],
-        "labels": "live",
         "learning_rate": 0.01,
     }
     manifests = {}

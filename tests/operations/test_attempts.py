@@ -15,7 +15,6 @@ from dfkd.operations.attempts import (
     Rule,
     begin,
     diversity,
-    fewest_images,
     gate,
     next_number,
     require_comparable,
@@ -90,8 +89,9 @@ def owls(tmp_path: Path) -> PublishedVersion:
     return fill(tmp_path, [task for task in TASKS if task.class_index == 0])
 
 
-def test_a_class_without_shards_is_the_smallest(owls: PublishedVersion) -> None:
-    assert fewest_images(owls) == (0, "tree")
+def test_a_class_without_images_is_refused_and_named(owls: PublishedVersion) -> None:
+    rules = gate(Regeneration(), owls, 0.5, owls, 0.5).rules
+    assert [(rule.value, rule.holds) for rule in rules][1] == ("0 of tree", False)
 
 
 @pytest.mark.parametrize(("accuracy", "holds"), [(0.12, True), (0.1199, False)])

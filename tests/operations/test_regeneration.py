@@ -264,7 +264,7 @@ def test_a_base_whose_removal_has_begun_is_not_carried_over(manifest: Manifest) 
     [
         ("", "classes", ("red", "green", "owl"), "classes: must be that of version"),
         ("synthesis", "image_size", 64, r"synthesis\.image_size: must be that of version"),
-        ("distillation", "labels", "live", r"teacher\.model: must be that of version"),
+        ("distillation", "augmentation", ("flip",), r"teacher\.model: must be that of version"),
     ],
 )
 def test_students_that_the_current_version_cannot_have_are_refused_at_once(
@@ -290,7 +290,7 @@ def test_finished_students_of_another_teacher_s_version_are_compared(
     teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
     version = publish(manifest)
     manifest = dataclasses.replace(manifest, teacher=teacher)
-    manifest = manifest.with_values(distillation={"labels": "live"})
+    manifest = manifest.with_values(distillation={"augmentation": ("flip",)})
     name = student_name(manifest, version.fingerprint, "vanilla", 0)
     root = open_storage(manifest.storage.root)
     root.child(layout.student(name)).put(CARD, b"{}")

@@ -52,7 +52,7 @@ VALID: dict[str, Any] = {
     },
     "generator": vqgan(steps=3, learning_rate=0.1),
     "synthesis": {"format": "jpg", "bn": {"weight": 2.0}},
-    "distillation": {"seeds": [0, 1], "labels": "live", "batch_size": 8, "workers": 2},
+    "distillation": {"seeds": [0, 1], "batch_size": 8, "workers": 2},
     "evaluation": {"models": "teacher"},
 }
 

@@ -79,8 +79,10 @@ def time_steps(manifest: Manifest, device: torch.device, repeats: int) -> Result
         stored labels, and in the warm-up; a profile covers `STEPS` steps.
     """
     config = manifest.distillation
-    # As a job labels a student of distances, whatever the manifest's student learns from.
-    labelled = manifest.with_values(distillation={"labels": "live", "target": "distances"})
+    # As a job labels a student of distances, whatever the manifest's student learns from. The
+    # shards hold the labels of images that are not augmented.
+    changes = {"target": "distances", "augmentation": config.augmentation or ("flip",)}
+    labelled = manifest.with_values(distillation=changes)
     label = target_function(labelled, device)
     published = Teacher.load(manifest.teacher, device, "float32", manifest.cache)
     reference.as_published(published.model)
@@ -136,7 +138,7 @@ def ours(
     """
     config = manifest.distillation
     if label is None:
-        config = dataclasses.replace(config, labels="stored", texts="template", augmentation=())
+        config = dataclasses.replace(config, texts="template", augmentation=())
     schedule = Schedule(steps_per_epoch=1, warmup=warmup, total=warmup + MANY_STEPS)
     distiller = Distiller(_student(manifest), config, schedule, 0, label, device=device)
 

@@ -19,7 +19,7 @@ from dfkd.operations.status.students import (
     found_students,
     stored_students,
 )
-from dfkd.operations.status.versions import VersionStatus, read_versions
+from dfkd.operations.status.versions import read_versions
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 
@@ -42,40 +42,20 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
         InfrastructureError: the store does not answer.
     """
     activity, known = Activity.read(root), attempts(root)
-    status = _status(root, manifest, activity, bool(known))
-    step = next_step(
-        status,
-        planned=manifest is not None,
-        # Only the newest attempt can be unfinished.
-        regenerating=bool(known) and not known[-1].finished and _is_resumed(known[-1], manifest),
-        study=manifest is None and any(root.folders(layout.CELLS)),
+    renewed = bool(known)
+    # No other program writes folders under data/, so their names are methods.
+    versions = [
+        version
+        for method in (manifest.methods if manifest else root.folders(layout.DATA))
+        for version in read_versions(root, method, manifest, activity, renewed)
+    ]
+    listed, stored = time.time(), stored_students(root)
+    own = [version for version in versions if version.own]
+    students = (
+        list(expected_students(manifest, own, stored, activity))
+        if manifest
+        else list(found_students(stored, activity))
     )
-    if step is None:
-        return status
-    remarks = filter(None, (step.remark, _wait(activity)))
-    command_line = " ".join((command(step.job), *step.options))
-    return replace(status, next=command_line, remark="; ".join(remarks))
-
-
-def _wait(activity: Activity) -> str:
-    """The remark that names the processes at work; empty without any."""
-    names = sorted({each.holder for each in activity.holders})
-    if len(names) > 1:
-        return f"once the {len(names)} processes at work have ended"
-    return f"once {names[0]} has ended" if names else ""
-
-
-def _status(
-    root: Storage, manifest: Manifest | None, activity: Activity, renewed: bool
-) -> RunStatus:
-    """The status without the next command; raises as `read_status`.
-
-    Args:
-        renewed: whether there are regenerations.
-    """
-    versions = _versions(root, manifest, activity, renewed)
-    listed = time.time()
-    students = _students(root, manifest, versions, activity)
     finished = [listed - (s.age_seconds or 0.0) for s in students if s.state == "finished"]
     # Without a manifest, the newest student may be one that jobs/regenerate.py has refused.
     trained = max(finished, default=0.0) if manifest or not renewed else 0.0
@@ -87,24 +67,39 @@ def _status(
             root.location(),
             "give the manifest, or the storage.root of a run",
         )
-    evaluate, report = FileStatus(state="not planned"), FileStatus(state="not planned")
+    evaluate = report = take_home = FileStatus(state="not planned")
     if manifest is None or manifest.evaluation.scored:
         evaluate = _file(results, trained, not results or _scores_all(root, manifest, students))
         report = _file(_written(root, layout.REPORT), results or 0.0)
-    take_home, exported = FileStatus(state="not planned"), _written(root, layout.TAKE_HOME)
+    exported = _written(root, layout.TAKE_HOME)
     if exported or (students and manifest):
         of_others = exported and students and manifest and not _is_own(root, manifest, students)
         take_home = _file(exported, trained, not of_others)
-    return RunStatus(
+    status = RunStatus(
         root=root.location().rstrip("/"),
         at_work=activity.holders,
-        synthesize=versions,
-        distill=students,
+        synthesize=tuple(versions),
+        distill=tuple(students),
         evaluate=evaluate,
         report=report,
         take_home=take_home,
         cost=activity.cost,
     )
+    step = next_step(
+        status,
+        planned=manifest is not None,
+        # Only the newest attempt can be unfinished.
+        regenerating=renewed and not known[-1].finished and _is_resumed(known[-1], manifest),
+        study=manifest is None and any(root.folders(layout.CELLS)),
+    )
+    if step is None:
+        return status
+    names = sorted({each.holder for each in activity.holders})
+    wait = f"once {names[0]} has ended" if names else ""
+    if len(names) > 1:
+        wait = f"once the {len(names)} processes at work have ended"
+    command_line = " ".join((command(step.job), *step.options))
+    return replace(status, next=command_line, remark="; ".join(filter(None, (step.remark, wait))))
 
 
 def _is_resumed(attempt: Attempt, manifest: Manifest | None) -> bool:
@@ -115,33 +110,6 @@ def _is_resumed(attempt: Attempt, manifest: Manifest | None) -> bool:
         return False
     salted = replace(manifest, salt=attempt.number)
     return as_stored(salted, attempt.identity) == attempt.identity
-
-
-def _versions(
-    root: Storage, manifest: Manifest | None, activity: Activity, renewed: bool
-) -> tuple[VersionStatus, ...]:
-    """The versions of each method; see `read_versions`."""
-    # No other program writes folders under data/, so their names are methods.
-    methods = manifest.methods if manifest else root.folders(layout.DATA)
-    return tuple(
-        version
-        for method in methods
-        for version in read_versions(root, method, manifest, activity, renewed)
-    )
-
-
-def _students(
-    root: Storage,
-    manifest: Manifest | None,
-    versions: tuple[VersionStatus, ...],
-    activity: Activity,
-) -> tuple[StudentStatus, ...]:
-    """The students of the manifest, or all that are stored."""
-    stored = stored_students(root)
-    if manifest is None:
-        return tuple(found_students(stored, activity))
-    own = [version for version in versions if version.own]
-    return tuple(expected_students(manifest, own, stored, activity))
 
 
 def _written(root: Storage, key: str) -> float | None:

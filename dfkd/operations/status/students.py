@@ -136,11 +136,15 @@ def _timed(
     epochs, steps = config.warmup_epochs + config.epochs, version.images.done // config.batch_size
     if status.state == "finished" or version.state != "published" or not steps:
         return replace(status, epochs=epochs)
-    # A training that was resumed has been at work only since its lease began.
-    key = f"{status.method}/{version.id}"
-    holders = [each.since_seconds for each in activity.holders if key in each.versions]
-    rate = _rate(student.checkpoints, config.batch_size, max(holders, default=math.inf))
-    rate = rate or activity.rate("distill", status.method, status.seed)
+    rate = activity.rate("distill", status.method, status.seed)
+    if len(student.checkpoints) > 1:
+        (before, older), (after, newer) = student.checkpoints[-2:]
+        # A training that was resumed has been at work only since its lease began.
+        key = f"{status.method}/{version.id}"
+        holders = [each.since_seconds for each in activity.holders if key in each.versions]
+        older = min(older, max(holders, default=math.inf))
+        if older > newer:
+            rate = (after - before) * config.batch_size / (older - newer)
     images = (epochs * steps - status.step) * config.batch_size
     return replace(
         status,
@@ -149,17 +153,3 @@ def _timed(
         images_per_second=rate,
         seconds_left=images / rate if rate else None,
     )
-
-
-def _rate(checkpoints: list[tuple[int, float]], batch_size: int, at_work: float) -> float | None:
-    """Images per second between the two newest checkpoints; None if there are not two.
-
-    Args:
-        checkpoints: step and age in seconds of each.
-        at_work: seconds for which the training has been at work.
-    """
-    if len(checkpoints) < 2:
-        return None
-    (before, older), (after, newer) = checkpoints[-2:]
-    older = min(older, at_work)
-    return (after - before) * batch_size / (older - newer) if older > newer else None

@@ -59,7 +59,7 @@ def test_views_are_labelled_as_in_a_job(tmp_path: Path, monkeypatch: pytest.Monk
     manifest = Manifest.read(write_manifest(tmp_path, distillation=precision))
     cpu = torch.device("cpu")
     distillation.time_steps(manifest, cpu, 1)
-    in_a_job = target_function(manifest.with_values(distillation={"labels": "live"}), cpu)
+    in_a_job = target_function(manifest.with_values(distillation={"augmentation": ("flip",)}), cpu)
     views = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     live = [label for label in labels if label is not None]
     assert len(live) == 1 + len(distillation.BATCHES)
