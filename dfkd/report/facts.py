@@ -76,7 +76,7 @@ class MethodImages:
     version: PublishedVersion
     index: Index
     gallery: Gallery
-    prompts: dict[str, float]
+    prompts: dict[str, Any]
     """Statistics of all prompts, as `prompts.statistics` describes them; empty without prompts."""
 
 
@@ -230,8 +230,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
     images = []
     for method, version in versions.items():
         index = read_index(version)
-        stored = version.prompts_summary() if version.manifest.get("prompts") else {}
-        prompts = {name: value for name, value in stored.items() if isinstance(value, int | float)}
+        prompts = version.prompts_summary() if version.manifest.get("prompts") else {}
         shown = gallery(version, index, per_class)
         images.append(MethodImages(method, version, index, shown, prompts))
     name = origin.manifest.get("name") if origin else None

@@ -178,8 +178,22 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
 
     def pictures(rows: Iterable[int]) -> list[GalleryImage]:
         """The images of some rows of the index, in their order."""
-        samples = (wanted.get(_key(index, row)) for row in rows)
-        return [_picture(sample) for sample in samples if sample is not None]
+        found = []
+        for row in rows:
+            if sample := wanted.get(_key(index, row)):
+                told = sample.metadata
+                found.append(
+                    GalleryImage(
+                        class_index=told["class_index"],
+                        index=told["index"],
+                        prompt=told["prompt"],
+                        confidence=told["confidence"],
+                        loss=told["loss"],
+                        predicted=predicted(sample),
+                        uri=sample.decoded(data_uri),
+                    )
+                )
+        return found
 
     sampled = _arrays(evenly(usable, MAX_EMBEDDINGS))
     return Gallery(
@@ -215,20 +229,6 @@ def _key(index: Index, row: int) -> str:
 def predicted(sample: Sample) -> int:
     """The index of the class that the teacher puts a sample into."""
     return int(sample.arrays["distances"].argmin())
-
-
-def _picture(sample: Sample) -> GalleryImage:
-    """The sample as the page shows it; an image that cannot be decoded is a `CorruptionError`."""
-    facts = sample.metadata
-    return GalleryImage(
-        class_index=facts["class_index"],
-        index=facts["index"],
-        prompt=facts["prompt"],
-        confidence=facts["confidence"],
-        loss=facts["loss"],
-        predicted=predicted(sample),
-        uri=sample.decoded(data_uri),
-    )
 
 
 def data_uri(encoded: bytes) -> str:

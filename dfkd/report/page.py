@@ -22,7 +22,6 @@ from dfkd.errors import ManifestError
 from dfkd.evaluation.results import read_results
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report.facts import Facts, collect, commit, note_origin
-from dfkd.report.figures import band
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
@@ -109,8 +108,8 @@ def render(facts: Facts) -> str:
     weights: dict[str, str] = {}
     environment: dict[str, str] = {}
     for images in facts.method_images:
-        weights |= {str(k): str(v) for k, v in images.version.manifest["weights"].items()}
-        environment |= {str(k): str(v) for k, v in images.version.manifest["environment"].items()}
+        weights |= images.version.manifest["weights"]
+        environment |= images.version.manifest["environment"]
     # Sections without content are left out together with their links.
     present = {
         **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
@@ -206,6 +205,12 @@ class ModelBar:
     low: float
     high: float
     """Ends of the line of ± one standard deviation."""
+
+
+def band(mean: float, std: float | None) -> tuple[float, float]:
+    """One standard deviation below and above an accuracy 0-1, in percent; None counts as 0."""
+    # A band that leaves 0 to 100 % would stretch the axis.
+    return 100 * max(mean - (std or 0), 0), 100 * min(mean + (std or 0), 1)
 
 
 def accuracy_charts(
