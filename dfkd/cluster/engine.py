@@ -1,7 +1,7 @@
 """Tasks on Ray actors that may die, hang, or lose their node at any moment.
 
 Storage alone says what is done, so an actor may be lost at any moment and a task be made twice. The
-loop in `Engine.run` gives each actor one task at a time, and a task that failed to another actor,
+loop in `Engine.run` gives each actor one task at a time, and a task that failed to any actor again,
 `attempts` times in all. Ray places the actors: those without room are pending, which is the demand
 for which an autoscaler adds nodes, and all of them end with the driver.
 

@@ -198,8 +198,8 @@ def write_missing(
 ) -> dict[str, str]:
     """Make every missing part of the prompts, prompts.json, and every task without a receipt.
 
-    Images are made as soon as their prompts are there, because few workers can make prompts at a
-    time: contrastive ones depend on earlier ones. Each result is shown: in progress bars,
+    Parts of the prompts are made one after the other, because contrastive ones depend on earlier
+    ones; images are made meanwhile, as soon as their prompts are there. Each result is shown: in progress bars,
     TensorBoard, metrics and log.
 
     Args:

@@ -30,7 +30,6 @@ from dfkd.models.teacher_architecture import HUB, hub_files
 from dfkd.models.weights.artifacts import FETCH, PIPELINE_FILES, Artifact, hub_id
 from dfkd.operations.preflight import check_distillation
 from dfkd.operations.required_weights import (
-    HubModel,
     hub_models,
     missing_of_pipeline,
     needs,
@@ -71,20 +70,29 @@ def fetch(manifest: Manifest) -> str:
         print("nothing to fetch: all weights are bundled or files of this machine")
         return ""
     for need in files:
-        print(f"{need.field}: {_fetch_file(need.artifact, manifest.cache)}", flush=True)
+        print(f"{need.field}: {fetch_file(need.artifact, manifest.cache)}", flush=True)
     for model in models:
         try:
-            print(f"{model.field}: {_fetch_from_hub(manifest, model)}", flush=True)
+            if model.library == "diffusers":
+                found = _fetch_pipeline(manifest)
+            elif model.library == "open_clip":
+                tower = towers(manifest)[model.field]
+                tag = get_pretrained_cfg(tower.model, tower.weights) or {}
+                found = f"{model.id}: {_fetch_tag(model.field, tag, manifest.cache)}"
+            else:
+                check_distillation(manifest)  # timm downloads a model only by building it
+                found = f"{model.id}, fetched by {model.library}"
         except ManifestError as error:
             if not _is_outage(error):
                 raise
             raise InfrastructureError(
                 f"{model.field}: the hub of {model.id} did not answer; run the same command again"
             ) from None
+        print(f"{model.field}: {found}", flush=True)
     return str(local_path(manifest.cache))
 
 
-def _fetch_file(artifact: Artifact, cache: str) -> str:
+def fetch_file(artifact: Artifact, cache: str) -> str:
     """Download a file unless it is in the cache, and verify it; returns what is known about it."""
     target = artifact.within(cache)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,30 +123,9 @@ def _download(artifact: Artifact, target: Path) -> str:
     """
     host, before = urlsplit(artifact.address).hostname, socket.getdefaulttimeout()
     remedy = f"or copy the file to {target}"
-    require_disk_space(target, artifact.bytes or 0)
-    socket.setdefaulttimeout(TIMEOUT)  # torch's function has no argument for it
-    try:
-        with (
-            disk_full_error(target, artifact.bytes or 0),
-            tempfile.TemporaryDirectory(prefix="fetch-", dir=target.parent) as folder,
-        ):
-            return _attempt_download(artifact, Path(folder, target.name), target)
-    except (*NETWORK_ERRORS, ValueError) as error:  # a redirection may lead to no address
-        reason = f"{artifact.file}: {host}: {one_line(error)}"
-        if _may_pass(error):
-            raise InfrastructureError(f"{reason}; run the same command again, {remedy}") from None
-        raise DfkdError(f"{reason}; check the address, {remedy}") from None
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _attempt_download(artifact: Artifact, part: Path, target: Path) -> str:
-    """Download a file to `part`, several times if need be, then move it to `target`; returns its
-    sha256.
-    """
-    host = urlsplit(artifact.address).hostname
 
     def send(request: Request) -> str:
+        """One attempt: download all of it to `part`."""
         # Without the hash, because torch takes a body that was cut off for the whole one and then
         # complains of its hash.
         bar = sys.stderr.isatty()
@@ -160,10 +147,25 @@ def _attempt_download(artifact: Artifact, part: Path, target: Path) -> str:
         if request.error:
             say(f"{artifact.file}: {host}: {request.error}")
 
+    require_disk_space(target, artifact.bytes or 0)
     say(f"{artifact.file} from {host}")  # torch's own bar is only for terminals
-    digest: str = RETRIES.attempt("download", send, one_line, _may_pass, observe)
-    part.replace(target)
-    return digest
+    socket.setdefaulttimeout(TIMEOUT)  # torch's function has no argument for it
+    try:
+        with (
+            disk_full_error(target, artifact.bytes or 0),
+            tempfile.TemporaryDirectory(prefix="fetch-", dir=target.parent) as folder,
+        ):
+            part = Path(folder, target.name)
+            digest: str = RETRIES.attempt("download", send, one_line, _may_pass, observe)
+            part.replace(target)
+            return digest
+    except (*NETWORK_ERRORS, ValueError) as error:  # a redirection may lead to no address
+        reason = f"{artifact.file}: {host}: {one_line(error)}"
+        if _may_pass(error):
+            raise InfrastructureError(f"{reason}; run the same command again, {remedy}") from None
+        raise DfkdError(f"{reason}; check the address, {remedy}") from None
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _may_pass(error: Exception) -> bool:
@@ -173,18 +175,6 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError):
         return False
     return isinstance(error, NETWORK_ERRORS)
-
-
-def _fetch_from_hub(manifest: Manifest, model: HubModel) -> str:
-    """Make a hub's client download a model; returns a description."""
-    if model.library == "diffusers":
-        return _fetch_pipeline(manifest)
-    if model.library == "open_clip":
-        tower = towers(manifest)[model.field]
-        tag = get_pretrained_cfg(tower.model, tower.weights) or {}
-        return f"{model.id}: {_fetch_tag(model.field, tag, manifest.cache)}"
-    check_distillation(manifest)  # timm downloads a model only by building it
-    return f"{model.id}, fetched by {model.library}"
 
 
 def _fetch_tag(field: str, tag: dict[str, Any], cache: str) -> str:

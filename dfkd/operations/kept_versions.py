@@ -1,7 +1,7 @@
 """Which versions garbage collection keeps, and which shards these need."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dfkd.dataset.published import open_version, pointers, read_json
@@ -34,29 +34,53 @@ class KeptVersions:
             listing: older than this call. So a version that is begun or named after it is either
                 not in the listing or among the references that are read here.
         """
-        kept = _in_use(root)
+        kept: dict[str, str] = {}
+        if attempt := unfinished(root):
+            why = f"regeneration {attempt.number} is unfinished"
+            names = [attempt.candidate, *([attempt.base[:16]] if attempt.base else [])]
+            kept |= {f"{attempt.method}/{name}": why for name in names}
+        for key, record in lease.held_leases(root).items():
+            kept |= dict.fromkeys(record.versions, f"held by {record.holder} ({key})")
+
         # After the leases, because a version may be published and its lease end between the two.
         current = _named_by_pointers(root, keep)
         kept = {name: f"current {number}" for name, number in current.items()} | kept
-        begun = _begun_removals(root, listing)
-        _keep_unfinished(root, listing, kept, begun, grace)
+
+        # Versions of which objects may have been deleted already, as their marks say.
+        begun = set()
+        for key, objects in listing.versions.items():
+            if layout.REMOVING in objects:
+                with contextlib.suppress(MissingObject):  # a sweep has ended since the listing
+                    if root.get(f"{folder(key)}/{layout.REMOVING}", SMALL_OBJECT) == BEGUN:
+                        begun.add(key)
+
+        for key, objects in listing.versions.items():
+            if key in begun or layout.IDENTITY not in objects:
+                continue
+            if layout.MANIFEST not in objects and layout.ABANDONED not in objects:
+                kept.setdefault(key, "unfinished")
+            elif age(objects) < grace:
+                kept.setdefault(key, f"younger than {grace:g} s")
+        # An unpublished version has no receipts yet for all the shards that it carries over.
+        for key in [key for key in kept if key in listing.versions]:
+            objects = listing.versions[key]
+            # Of a removed one there may be shards that others carry.
+            if layout.MANIFEST not in objects and layout.IDENTITY in objects:
+                identity = read_json(root, f"{folder(key)}/{layout.IDENTITY}")
+                if base := str(identity.get("carried.from", "")):
+                    method = key.partition("/")[0]
+                    kept.setdefault(f"{method}/{base[:16]}", f"{key} carries over from it")
+
         # A removal that was killed goes on, whatever is to be kept now. A job that leases the
         # version came later than its mark, and refuses to work on it.
         kept = {key: why for key, why in kept.items() if key not in begun}
-        _require_manifests(root, listing, [key for key in current if key in kept])
+        # Without the manifest of a version that is or was current, nobody knows which shards in
+        # other folders it refers to.
+        for key in (key for key in current if key in kept):
+            objects = listing.versions.get(key, {})
+            if layout.IDENTITY in objects and layout.MANIFEST not in objects:
+                root.size(f"{folder(key)}/{layout.MANIFEST}")  # raises `MissingObject`
         return cls(kept, begun, {key for name in kept for key in _carried_keys(root, name)})
-
-
-def _in_use(root: Storage) -> dict[str, str]:
-    """The versions that a job works with, by `{method}/{id}`, with what names them."""
-    found: dict[str, str] = {}
-    if attempt := unfinished(root):
-        why = f"regeneration {attempt.number} is unfinished"
-        names = [attempt.candidate, *([attempt.base[:16]] if attempt.base else [])]
-        found |= {f"{attempt.method}/{name}": why for name in names}
-    for key, record in lease.held_leases(root).items():
-        found |= dict.fromkeys(record.versions, f"held by {record.holder} ({key})")
-    return found
 
 
 def _named_by_pointers(root: Storage, keep: int) -> dict[str, int]:
@@ -73,53 +97,6 @@ def _named_by_pointers(root: Storage, keep: int) -> dict[str, int]:
                 break
         found |= names
     return found
-
-
-def _keep_unfinished(
-    root: Storage, listing: Listing, kept: dict[str, str], begun: set[str], grace: float
-) -> None:
-    """Add to `kept` the unfinished versions, the bases of unpublished ones, and young versions."""
-    for key, objects in listing.versions.items():
-        if key in begun or layout.IDENTITY not in objects:
-            continue
-        if layout.MANIFEST not in objects and layout.ABANDONED not in objects:
-            kept.setdefault(key, "unfinished")
-        elif age(objects) < grace:
-            kept.setdefault(key, f"younger than {grace:g} s")
-    # An unpublished version has no receipts yet for all the shards that it carries over.
-    for key in [key for key in kept if key in listing.versions]:
-        objects = listing.versions[key]
-        # Of a removed one there may be shards that others carry.
-        if layout.MANIFEST not in objects and layout.IDENTITY in objects:
-            identity = read_json(root, f"{folder(key)}/{layout.IDENTITY}")
-            if base := str(identity.get("carried.from", "")):
-                method = key.partition("/")[0]
-                kept.setdefault(f"{method}/{base[:16]}", f"{key} carries over from it")
-
-
-def _begun_removals(root: Storage, listing: Listing) -> set[str]:
-    """The versions of which objects may have been deleted already, as their marks say."""
-    begun = set()
-    for key, objects in listing.versions.items():
-        with contextlib.suppress(MissingObject):  # a sweep has ended since the listing
-            if (
-                layout.REMOVING in objects
-                and root.get(f"{folder(key)}/{layout.REMOVING}", SMALL_OBJECT) == BEGUN
-            ):
-                begun.add(key)
-    return begun
-
-
-def _require_manifests(root: Storage, listing: Listing, published: Sequence[str]) -> None:
-    """Raise `CorruptionError` if one of these versions, which are or were current, has lost its
-    manifest.
-
-    Without it nobody knows which shards in other folders it refers to.
-    """
-    for key in published:
-        objects = listing.versions.get(key, {})
-        if layout.IDENTITY in objects and layout.MANIFEST not in objects:
-            root.size(f"{folder(key)}/{layout.MANIFEST}")  # raises `MissingObject`
 
 
 def _carried_keys(root: Storage, key: str) -> Iterator[str]:

@@ -3,8 +3,8 @@
 data/{method}/
     versions/{id}/                  a version of the method's data set:
         identity.json               everything that the fingerprint hashes; written first
-        prompts/{part}.parquet      written before any shard
-        prompts.json                summary and sha256 of the prompts; written before any shard
+        prompts/{part}.parquet      written before the shards of the part
+        prompts.json                summary and sha256 of the prompts; written after all of them
         state/                      states of a chained method; deleted once it is published
         shards/{task}.tar
         receipts/{task}.json.gz     with it a shard counts as complete

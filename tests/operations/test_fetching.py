@@ -30,7 +30,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
 
 
 def fetch(cache: Path, artifact: Artifact) -> str:
-    return fetching._fetch_file(artifact, str(cache))
+    return fetching.fetch_file(artifact, str(cache))
 
 
 def failure(cache: Path, artifact: Artifact) -> DfkdError:
