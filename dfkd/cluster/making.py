@@ -199,8 +199,8 @@ def write_missing(
     """Make every missing part of the prompts, prompts.json, and every task without a receipt.
 
     Parts of the prompts are made one after the other, because contrastive ones depend on earlier
-    ones; images are made meanwhile, as soon as their prompts are there. Each result is shown: in progress bars,
-    TensorBoard, metrics and log.
+    ones; images are made meanwhile, as soon as their prompts are there. Each result is shown: in
+    progress bars, TensorBoard, metrics and log.
 
     Args:
         worker_seconds: those at which no more work starts.
