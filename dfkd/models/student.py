@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import safetensors.torch
 import torch
 from pydantic import BaseModel, Field, TypeAdapter
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -200,7 +201,10 @@ def load_student(
         raise _damaged(storage.location(CARD), one_line(error)) from None
     if width:
         student.texts = torch.empty(classes, width)
-    tensors = safetensors.torch.load(data)
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch lacks
+        raise _damaged(storage.location(WEIGHTS), one_line(error)) from None
     # Another release of timm may build another network under the name.
     expected = {key: value.shape for key, value in student.state_dict().items()}
     if {key: value.shape for key, value in tensors.items()} != expected:
