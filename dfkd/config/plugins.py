@@ -50,9 +50,9 @@ class PromptSettings:
     made_by: ClassVar[str]
     """`module:class` of the `dfkd.prompts.method.PromptMethod`, made with manifest, teacher and
     these settings."""
-    reads: ClassVar[tuple[str, ...]] = ()
-    """The keys of `prompts` that the method reads: `template`, `styles`. Others do not change its
-    fingerprint."""
+    reads: ClassVar[tuple[str, ...]] = ("template", "styles")
+    """The keys of `prompts` that the method reads. Leave out one that it does not read, so that a
+    change of that key makes no new data set."""
 
     def load(self, manifest: Any, teacher: Any) -> Any:
         """The `PromptMethod` of a run.
@@ -143,8 +143,9 @@ class SourceSettings:
     follows_prompts: ClassVar[bool] = True
     """Whether it makes images from the prompts of `prompts.method` by the generator. Otherwise it
     knows the classes alone, and its name is that of its method."""
-    reads: ClassVar[tuple[str, ...]] = ()
-    """The keys of `synthesis` that the source reads beside sizes, `precision` and `format`."""
+    reads: ClassVar[tuple[str, ...]] = ("batch_size", "views", "view_noise", "compile")
+    """The keys of `synthesis` that the source reads beside sizes, `precision` and `format`,
+    likewise."""
 
     def check(self, manifest: Any, teacher: Any) -> None:
         """Raise `ManifestError` if the source cannot work with this `Manifest` and `Teacher`."""

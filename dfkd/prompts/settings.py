@@ -17,6 +17,7 @@ class Vanilla(PromptSettings):
     """The class prompt `teacher.template` itself, the same for all images of a class."""
 
     made_by = "dfkd.prompts.method:PromptMethod"
+    reads = ()
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -24,7 +25,6 @@ class Mix(PromptSettings):
     """Two of `prompts.styles`, mixed with a random weight (equation 6)."""
 
     made_by = "dfkd.prompts.mix:MixPrompts"
-    reads = ("template", "styles")
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

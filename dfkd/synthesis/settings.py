@@ -12,4 +12,3 @@ class Latents(SourceSettings):
     it (equations 1-3)."""
 
     made_by = "dfkd.synthesis.latents:LatentSource"
-    reads = ("batch_size", "views", "view_noise", "compile")

@@ -31,6 +31,7 @@ class Inversion(SourceSettings):
 
     made_by = "dfkd.lab.baselines.source:InversionSource"
     follows_prompts = False
+    reads = ()
     inverter: ClassVar[str]
     """`module:class` of the `dfkd.lab.baselines.inverter.Inverter`."""
 
@@ -149,7 +150,6 @@ class BatchNorm(SourceSettings):
 
     made_by = "dfkd.lab.baselines.batch_norm_latents:BatchNormLatents"
     scope = "part"
-    reads = ("batch_size", "views", "view_noise", "compile")
 
     weight: Positive = 0.01
     """Weight of L_bn, which is added to each image's distance."""
