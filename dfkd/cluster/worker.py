@@ -91,8 +91,8 @@ class Worker(Actor):
         """Make prompts and shards of `version` from now on."""
         self._prompt_maker = self._shard_maker = None
         if self._teacher:
-            # The generator goes before the next version loads its own. A synthesiser refers to its
-            # own method, so only a collection frees its networks.
+            # The generator goes before the next version loads its own. A source may refer to
+            # itself, so only a collection frees its networks.
             gc.collect()
             torch.cuda.empty_cache()
             # What is compiled for models that are gone counts towards torch's limit.

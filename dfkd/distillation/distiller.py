@@ -150,7 +150,12 @@ class Distiller:
         """
         assert self.model is not None  # noqa: S101 - for the type checker
         views = self.augmented(batch)
-        targets = self._targets(views, batch)
+        # The teacher's distances [B, M] or embeddings [B, E]: of the views, or stored with images.
+        with torch.no_grad():
+            if self.target_function is None:
+                targets = self.objective.stored(batch).to(self.device).float()
+            else:
+                targets = self.target_function(views)
         # Not the seed of the views: on a GPU drop-path would draw the numbers of their crops again.
         noise = derive_seed("drop-path", self._step_seed)
         with seeded(noise, self.device), autocast(self.device, self.config.precision):
@@ -188,15 +193,6 @@ class Distiller:
         """The seed of this step's randomness on this rank."""
         return derive_seed("step", self.seed, self.step, self.rank)
 
-    @torch.no_grad()
-    def _targets(self, pixels: Tensor, batch: Batch) -> Tensor:
-        """The teacher's distances [B, M] or embeddings [B, E], float32: of the views, or stored
-        with the images.
-        """
-        if self.target_function is None:
-            return self.objective.stored(batch).to(self.device).float()
-        return self.target_function(pixels)
-
     def state(self) -> dict[str, Tensor]:
         """All that `restore` needs, as CPU tensors: `student.*`, `optimizer.INDEX.NAME` and `step`.
 
@@ -215,28 +211,24 @@ class Distiller:
             CorruptionError: the state belongs to another student or schedule.
         """
         try:
-            self._restore(tensors)
+            step = tensors["step"]
+            if step.dtype != torch.int64 or step.ndim:
+                raise ValueError(f"a step of {step.dtype} with {step.ndim} axes")
+            self.step = int(step)
+            if not 0 <= self.step <= self.schedule.total:
+                raise ValueError(f"step {self.step} of {self.schedule.total}")
+            self.student.load_state_dict(below(tensors, "student."))
+            # The step decides the phase, and the phase decides which parameters have moments.
+            self._enter_phase()
+            restore_moments(self.optimizer, tensors)
+            if not self.optimizer.state and self.step not in (0, self.schedule.warmup):
+                raise ValueError(f"no moments after step {self.step}")
         except (LookupError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise CorruptionError(
                 f"a checkpoint is not of this student ({reason}); "
                 "delete checkpoints/ in the student's folder and run again"
             ) from None
-
-    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """`restore`, with the errors of torch and of a missing key."""
-        step = tensors["step"]
-        if step.dtype != torch.int64 or step.ndim:
-            raise ValueError(f"a step of {step.dtype} with {step.ndim} axes")
-        self.step = int(step)
-        if not 0 <= self.step <= self.schedule.total:
-            raise ValueError(f"step {self.step} of {self.schedule.total}")
-        self.student.load_state_dict(below(tensors, "student."))
-        # The step decides the phase, and the phase decides which parameters have moments.
-        self._enter_phase()
-        restore_moments(self.optimizer, tensors)
-        if not self.optimizer.state and self.step not in (0, self.schedule.warmup):
-            raise ValueError(f"no moments after step {self.step}")
 
 
 def make_optimizer(config: Distillation, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

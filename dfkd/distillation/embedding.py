@@ -10,7 +10,6 @@ from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.receipts import Receipt
 from dfkd.distillation.labels import target_embeddings
 from dfkd.distillation.objective import MIN_STD, EmbeddingObjective
-from dfkd.errors import CorruptionError
 from dfkd.models.teacher import Teacher, check_classes
 from dfkd.storage.base import in_order
 
@@ -49,7 +48,7 @@ def embedding_moments(version: PublishedVersion) -> tuple[Tensor, float]:
     """The mean float32 [E] of a version's embeddings, and the root mean square around it.
 
     Raises:
-        CorruptionError: a shard is not what was published, or embeddings differ in dimension.
+        CorruptionError: a shard is not what was published.
     """
 
     def embeddings(receipt: Receipt) -> npt.NDArray[np.float64]:
@@ -57,15 +56,9 @@ def embedding_moments(version: PublishedVersion) -> tuple[Tensor, float]:
         return np.stack(rows).astype(np.float64)
 
     count, total, squares = 0, np.zeros(()), 0.0
-    try:
-        for rows in in_order(embeddings, (each for each in version.receipts() if each.samples)):
-            count, total = count + len(rows), total + rows.sum(axis=0)
-            squares += float(np.square(rows).sum())
-    except ValueError as error:
-        raise CorruptionError(
-            f"version {version.id}: embeddings differ in dimension ({error}); "
-            "delete the version and synthesise again"
-        ) from None
+    for rows in in_order(embeddings, (each for each in version.receipts() if each.samples)):
+        count, total = count + len(rows), total + rows.sum(axis=0)
+        squares += float(np.square(rows).sum())
     mean = total / count
     std = float(np.sqrt((squares / count - np.square(mean).sum()) / mean.size))
     return torch.from_numpy(mean.astype(np.float32)), max(std, MIN_STD)

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_eval
 
 from dfkd.config.manifest import Manifest
-from dfkd.models.batch_norm import fold_batch_norms
 from dfkd.models.teacher import Teacher, distances
 from dfkd.prompts.styles import (
     check_styled_prompts,
@@ -61,3 +62,22 @@ def target_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:
 def live_targets(teacher: Teacher, text_embeddings: Tensor) -> TargetFunction:
     """The distances of the views themselves to unit text embeddings [M, E]."""
     return lambda views: distances(teacher.encode_image(views), text_embeddings)
+
+
+def fold_batch_norms(tower: nn.Module) -> None:
+    """Put the batch norms of a CLIP's ResNet in eval mode into the convolutions before them.
+
+    Its outputs stay the same up to rounding, and it no longer reads and writes all features once
+    more for each norm. Other towers are left alone, because names of modules do not tell whether a
+    norm comes right after a convolution.
+    """
+    if not isinstance(tower, ModifiedResNet):
+        return
+    pairs = [(f"conv{number}", f"bn{number}") for number in (1, 2, 3)] + [("0", "1")]
+    for module in list(tower.modules()):
+        children = dict(module.named_children())
+        for convolution, norm in pairs:
+            if isinstance(children.get(norm), nn.BatchNorm2d):
+                folded = fuse_conv_bn_eval(children[convolution], children[norm])
+                setattr(module, convolution, folded)
+                setattr(module, norm, nn.Identity())

@@ -74,26 +74,18 @@ def locate_students(
     for method, seed in students:
         if method not in data_sets:
             home = root.child(layout.data(method))
-            data_sets[method] = _published(manifest, home, method, version)
+            opened = open_version(home, version) if version else current(home)
+            if opened is None:
+                rule = f"must hold a published version of method {method}"
+                place, remedy = manifest.storage.root, "run jobs/synthesize.py first"
+                raise ManifestError("storage.root", rule, place, remedy)
+            _require_own(manifest, method, opened)
+            data_sets[method] = opened
         data_set = data_sets[method]
         name = student_name(manifest, data_set.fingerprint, method, seed)
         storage = root.child(layout.student(name))
         found.append(StudentLocation(method, seed, data_set, name, storage))
     return found
-
-
-def _published(manifest: Manifest, home: Storage, method: Method, name: str) -> PublishedVersion:
-    """The version `name`, or the current one if empty; `ManifestError` if it does not fit."""
-    version = open_version(home, name) if name else current(home)
-    if version is None:
-        raise ManifestError(
-            "storage.root",
-            f"must hold a published version of method {method}",
-            manifest.storage.root,
-            "run jobs/synthesize.py first",
-        )
-    _require_own(manifest, method, version)
-    return version
 
 
 def _require_own(manifest: Manifest, method: Method, version: PublishedVersion) -> None:

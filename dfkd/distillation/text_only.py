@@ -31,7 +31,7 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.models.teacher import Teacher, check_classes, file_hashes
-from dfkd.prompts.pseudo_words import PseudoWords, Sentences
+from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils.progress import bar
 from dfkd.utils.strict_json import canonical
@@ -161,37 +161,28 @@ def style_features(
     names, templates = ["", *classes], [STYLE, *[STYLED] * len(classes)]
     sentences = PseudoWords(tower, STYLED).sentences(names, templates)
     contents, width = tower.encode_text(classes), tower.token_table.shape[1]
+    words = (len(names), width)  # all sentences share the word
     styles: list[Tensor] = []
     features: list[Tensor] = []
     with bar("text-only classifier", count, "style") as progress:
         for _ in range(count):
             # Drawn on the CPU, so that every device starts from the same word.
-            start = (SPREAD * torch.randn(width, generator=draw)).to(tower.device)
-            encoded = _learned_style(sentences, start, styles, contents)
+            word = (SPREAD * torch.randn(width, generator=draw)).to(tower.device).requires_grad_()
+            optimizer = torch.optim.SGD([word], STYLE_RATE, MOMENTUM)
+            for _ in range(UPDATES):
+                encoded = sentences.encode(word.expand(words))
+                # Earlier styles are fixed, so each style only has to avoid those before it.
+                loss = style_loss(encoded[0], styles) + content_loss(encoded[1:], contents)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            # Encoded once more, because the last update changed the word.
+            with torch.no_grad():
+                encoded = sentences.encode(word.expand(words))
             styles.append(encoded[0])
             features.append(encoded[1:])
             progress.update(1)
     return torch.stack(features)
-
-
-def _learned_style(
-    sentences: Sentences, start: Tensor, earlier: Sequence[Tensor], contents: Tensor
-) -> Tensor:
-    """Learn one style word from `start` [D]; returns the sentences' unit features [1 + M, E]."""
-    word = start.requires_grad_()
-    optimizer = torch.optim.SGD([word], STYLE_RATE, MOMENTUM)
-    # All sentences share the word.
-    words = (1 + len(contents), len(start))
-    for _ in range(UPDATES):
-        encoded = sentences.encode(word.expand(words))
-        # The earlier styles are fixed, so each style only has to avoid those before it.
-        loss = style_loss(encoded[0], earlier) + content_loss(encoded[1:], contents)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    # Encoded once more, because the last update changed the word.
-    with torch.no_grad():
-        return sentences.encode(word.expand(words))
 
 
 def style_loss(style: Tensor, earlier: Sequence[Tensor]) -> Tensor:

@@ -2,5 +2,5 @@
 
 Nothing in the core imports it. `baselines` are the conventional methods that the paper compares,
 `few_shot` fine-tunes on a few real images, `studies` repeat the paper's tables, `benchmarks`
-measure each part, and `miniature` is the recipe of the bundled models.
+measure each part, and `miniature` is the recipe of the bundled models. `charts.py` draws results.
 """

@@ -34,7 +34,15 @@ def build_backbone(
     if config.student.startswith("timm:"):
         backbone, mean, std = _timm(config, image_size)
     else:
-        backbone, mean, std = _resnet(config.student)
+        _require_resnet(config.student)
+        # Blocks of random weights start as the identity, as timm's do (arXiv:1706.02677, section
+        # 5.1). After 300 steps of `jobs/pretrain.py` a ResNet-50 named 69 % of validation icons,
+        # without it 35 %.
+        backbone = torchvision.models.get_model(
+            config.student, weights=None, zero_init_residual=True
+        )
+        backbone.fc = nn.Identity()
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
     if artifact:
         _load_backbone(backbone, cached(FIELD, config.weights, artifact.file, cache))
     elif file := weights_file(config.weights):
@@ -85,17 +93,6 @@ def _require_resnet(student: str) -> None:
             student,
             f"use one of {', '.join(resnets)}",
         )
-
-
-def _resnet(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    """A torchvision ResNet without its head, and mean and deviation of its input's channels."""
-    _require_resnet(name)
-    # Blocks of random weights start as the identity, as timm's do (arXiv:1706.02677, section 5.1).
-    # After 300 steps of `jobs/pretrain.py` a ResNet-50 named 69 % of validation icons, without it
-    # 35 %.
-    model = torchvision.models.get_model(name, weights=None, zero_init_residual=True)
-    model.fc = nn.Identity()
-    return model, IMAGENET_MEAN, IMAGENET_STD
 
 
 def _timm(

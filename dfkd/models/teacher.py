@@ -116,7 +116,10 @@ class Teacher:
         self.causal = self.text.attn_mask is not None
         visual: Any = model.visual
         self.visual = visual.to(memory_format=torch.channels_last)
-        self.image_size = _square(name, self.visual.image_size)
+        size: int | tuple[int, int] = self.visual.image_size
+        self.image_size, width = (size, size) if isinstance(size, int) else size
+        if self.image_size != width:
+            raise ManifestError("teacher.model", "must see square images", name, "choose another")
         self.token_table: Tensor = self.text.token_embedding.weight
         self.device = self.token_table.device
         self.context_length = int(self.text.context_length)
@@ -309,11 +312,3 @@ def distances(images: Tensor, texts: Tensor) -> Tensor:
     difference = torch.cdist(images, texts, compute_mode=exact).double()
     total = torch.cdist(images, -texts, compute_mode=exact).double()
     return (2 * torch.atan2(difference, total).square()).float()
-
-
-def _square(name: str, size: int | tuple[int, int]) -> int:
-    """The side of the tower's input; raises `ManifestError` if it is not square."""
-    height, width = (size, size) if isinstance(size, int) else size
-    if height != width:
-        raise ManifestError("teacher.model", "must see square images", name, "choose another")
-    return height

@@ -118,9 +118,26 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
     elif tag := get_pretrained_cfg(architecture.name, weights):
         quick_gelu = bool(tag.get("quick_gelu"))
         require_activation(weights, quick_gelu, architecture)  # before the file is looked for
-        source = Source(_tagged(weights, tag, cache), tag, quick_gelu)
+        # Without the network, which the nodes of a cluster need not have, and whose absence the
+        # hub's client notices only after minutes of retries.
+        repository, files = hub_files(tag)
+        tried = (
+            try_to_load_from_cache(repository, each, local_path(cache) / HUB) for each in files
+        )
+        found = next((Path(path) for path in tried if isinstance(path, str)), None)
+        if found is None:
+            rule = f"needs {hub_id(tag)}, which is not in the cache {cache}"
+            raise WeightsError("teacher.weights", rule, weights, f"run {FETCH}")
+        source = Source(found, tag, quick_gelu)
     elif given.is_dir():
-        source = _in_directory(given)
+        checkpoints = [path for pattern in _CHECKPOINTS for path in sorted(given.glob(pattern))]
+        if not checkpoints:
+            rule = f"must hold a checkpoint ({', '.join(_CHECKPOINTS)})"
+            remedy = "give the path of the file itself"
+            raise WeightsError("teacher.weights", rule, str(given), remedy)
+        # A folder of a model hub may also hold the weights in the format of another library.
+        preferred = [path for path in checkpoints if path.stem.startswith("open_clip")]
+        source = _beside((preferred or checkpoints)[0])
     elif given.is_file():
         source = _beside(given)
     else:
@@ -134,23 +151,6 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
         )
     require_activation(str(source.path), source.quick_gelu, architecture)
     return source
-
-
-def _tagged(weights: str, tag: dict[str, Any], cache: str) -> Path:
-    """The weight file of a tag, from the cache."""
-    # Without the network, which the nodes of a cluster need not have, and whose absence the hub's
-    # client notices only after minutes of retries.
-    repository, files = hub_files(tag)
-    for each in files:
-        found = try_to_load_from_cache(repository, each, local_path(cache) / HUB)
-        if isinstance(found, str):
-            return Path(found)
-    raise WeightsError(
-        "teacher.weights",
-        f"needs {hub_id(tag)}, which is not in the cache {cache}",
-        weights,
-        f"run {FETCH}",
-    )
 
 
 def hub_files(tag: dict[str, Any]) -> tuple[str, tuple[str, str]]:
@@ -287,34 +287,13 @@ def _shipped(model: str) -> dict[str, Any]:
         raise ManifestError(
             "teacher.model", "must be an open_clip architecture or a JSON file", model, remedy
         )
-    return {"model_cfg": config, "preprocess_cfg": _usual_preprocess(model)}
-
-
-def _usual_preprocess(model: str) -> dict[str, Any]:
-    """The preprocessing that all published weights of an architecture share; empty if they differ.
-
-    It matters because some architectures differ from CLIP, for example MobileCLIP.
-    """
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    published = [get_pretrained_cfg(model, tag) for tag in tags]
+    # What all published weights of the architecture share; empty if they differ. It matters because
+    # some architectures, for example MobileCLIP, have other preprocessing than CLIP.
     keys = ("mean", "std", "interpolation", "resize_mode")
-    usual = [{key: each[key] for key in keys} for each in published]
-    return usual[0] if usual and all(each == usual[0] for each in usual) else {}
-
-
-def _in_directory(directory: Path) -> Source:
-    """The weight file in a folder."""
-    checkpoints = [path for pattern in _CHECKPOINTS for path in sorted(directory.glob(pattern))]
-    # A folder of a model hub may also hold the weights in the format of another library.
-    preferred = [path for path in checkpoints if path.stem.startswith("open_clip")]
-    if not checkpoints:
-        raise WeightsError(
-            "teacher.weights",
-            f"must hold a checkpoint ({', '.join(_CHECKPOINTS)})",
-            str(directory),
-            "give the path of the file itself",
-        )
-    return _beside((preferred or checkpoints)[0])
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    stated = [{key: get_pretrained_cfg(model, tag)[key] for key in keys} for tag in tags]
+    usual = stated[0] if stated and all(each == stated[0] for each in stated) else {}
+    return {"model_cfg": config, "preprocess_cfg": usual}
 
 
 def _beside(path: Path) -> Source:

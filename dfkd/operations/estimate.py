@@ -37,7 +37,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
 from dfkd.prompts.pseudo_words import PseudoWords, Sentences
 from dfkd.prompts.settings import Contrastive
-from dfkd.synthesis.latents import Synthesiser
+from dfkd.synthesis.latents import view_distances
 from dfkd.synthesis.views import Views
 from dfkd.utils.progress import say
 from dfkd.utils.types import Precision
@@ -161,8 +161,6 @@ def synthesis_work(manifest: Manifest, teacher: Teacher, generator: Generator) -
 def images_work(manifest: Manifest, teacher: Teacher, generator: Generator) -> list[Work]:
     """The work of one image and its label."""
     config, steps = manifest.synthesis, manifest.generator.settings.optimisation_steps
-    eager = dataclasses.replace(config, compile=False)
-    synthesiser = Synthesiser(teacher, generator, eager, 1, 1.0)
     side, works = teacher.image_size, []
 
     def step(images: int) -> None:
@@ -171,7 +169,7 @@ def images_work(manifest: Manifest, teacher: Teacher, generator: Generator) -> l
         drawn = views.draw(0)
         latents = _latents(generator, images, config.image_size).requires_grad_()
         targets = _blank(images, teacher.embedding_dim)
-        losses = synthesiser.full_batch_distances(latents, targets, drawn)
+        losses = view_distances(latents, targets, drawn, teacher, generator, config.image_size)
         torch.autograd.grad(losses.sum(), [latents])
 
     if isinstance(generator, Diffusion):

@@ -60,7 +60,14 @@ class PromptMaker:
             table: reads a finished part by its number.
         """
         if part != self._next:
-            self.method.remember(part, lambda n: self._fresh_rows(table(n)).sort_by("order"))
+
+            def made_here(earlier: int) -> pa.Table:
+                """The rows of a part that this run has made itself, in that order."""
+                rows = table(earlier)
+                fresh = rows if self.base is None else rows.filter(self._fresh_mask(rows))
+                return fresh.sort_by("order")
+
+            self.method.remember(part, made_here)
             self._next = part
 
     def part(self, part: int) -> pa.Table:
@@ -78,10 +85,6 @@ class PromptMaker:
             table = _sorted([fresh, carried.filter(pc.invert(self._fresh_mask(carried)))])
         self._next = part + 1
         return table
-
-    def _fresh_rows(self, table: pa.Table) -> pa.Table:
-        """The rows of a part that this run has made itself."""
-        return table if self.base is None else table.filter(self._fresh_mask(table))
 
     def _fresh_mask(self, table: pa.Table) -> pa.Array:
         """Whether each row of a part belongs to a task that is not carried over."""

@@ -320,7 +320,10 @@ def disturb(template: str, kind: str, share: float, generator: np.random.Generat
     if kind == "shuffle":
         changes = _derangement(template, order, count)
     else:
-        changes = {i: _other_letter(template[i], generator) for i in order[:count]}
+        changes = {}
+        for position in order[:count]:
+            others = string.ascii_lowercase.replace(template[position].lower(), "")
+            changes[position] = others[int(generator.integers(len(others)))]
     letters = list(template)
     for position, letter in changes.items():
         letters[position] = letter
@@ -359,9 +362,3 @@ def _derangement(template: str, order: Sequence[int], count: int) -> dict[int, s
     step = max(map(len, groups.values()), default=0)
     sources = ring[step:] + ring[:step]
     return {position: template[source] for position, source in zip(ring, sources, strict=True)}
-
-
-def _other_letter(letter: str, generator: np.random.Generator) -> str:
-    """A random lower-case letter that differs from `letter`."""
-    others = [other for other in string.ascii_lowercase if other != letter.lower()]
-    return others[int(generator.integers(len(others)))]

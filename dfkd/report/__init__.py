@@ -2,6 +2,6 @@
 
 In: the storage of a run. Out: HTML that loads nothing from a network, PNG, Markdown, and text for a
 terminal. Begin with `page.py`, then `facts.py`, which collects what a page shows with `gallery.py`.
-`wording.py` writes the headline and formats numbers. `tables.py`, `contact_sheet.py`
-and `figures.py` (charts as files) stand by themselves.
+`wording.py` writes the headline and formats numbers. `tables.py` and `contact_sheet.py` stand by
+themselves.
 """

@@ -1,6 +1,6 @@
 """`comparison.html`: two runs next to each other, and their differences."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfkd.config.identity import flatten
@@ -111,26 +111,17 @@ def settings(first: Facts, second: Facts) -> list[tuple[str, str, str]]:
     methods = [{images.method for images in facts.method_images} for facts in (first, second)]
     # Manifests tell which methods only one run has, and such a data set differs in every key.
     shown = methods[0] & methods[1] if manifests else methods[0] | methods[1]
-    flat = [_flat_settings(facts, manifests, shown) for facts in (first, second)]
+    flat: list[dict[str, Any]] = []
+    for facts in (first, second):
+        flat.append(flatten(facts.origin.manifest) if manifests and facts.origin else {})
+        for images in facts.method_images:
+            if images.method in shown:
+                identity = images.version.manifest["identity"]
+                flat[-1] |= {f"{images.method}: {key}": value for key, value in identity.items()}
     keys = {key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key)}
     # What differs in the manifests need not be told of each method's data set again.
     told = sorted(key for key in keys if key.partition(": ")[2] not in keys)
     return [(key, _shown(flat[0], key), _shown(flat[1], key)) for key in told]
-
-
-def _flat_settings(facts: Facts, manifests: bool, methods: Set[str]) -> dict[str, Any]:
-    """The manifest's keys, written with dots, and the identities of versions.
-
-    Args:
-        manifests: whether the manifest's keys are included.
-        methods: those whose versions are included.
-    """
-    flat = flatten(facts.origin.manifest) if manifests and facts.origin else {}
-    for images in facts.method_images:
-        if images.method in methods:
-            identity = images.version.manifest["identity"]
-            flat |= {f"{images.method}: {key}": value for key, value in identity.items()}
-    return flat
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:

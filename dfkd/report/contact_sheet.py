@@ -87,8 +87,11 @@ def contact_sheet(
         draw.text((x, y - 10), method, INK, _font(16), anchor="ls")
         for row, images in enumerate(blocks[method][: len(shown)]):
             for column, image in enumerate(images):
-                corner = (x + column * sheet.step, y + row * sheet.step)
-                _paste(canvas, draw, image, corner, sheet.cell)
+                left, top, cell = x + column * sheet.step, y + row * sheet.step, sheet.cell
+                if image.size != (cell, cell):
+                    image = image.resize((cell, cell), Image.Resampling.LANCZOS)
+                canvas.paste(image, (left, top))
+                draw.rectangle((left - 1, top - 1, left + cell, top + cell), outline=LINE)
     for line in range(len(sheet.lines)):
         for row, name in enumerate(shown):
             middle = sheet.top(line) + row * sheet.step + sheet.cell // 2
@@ -156,18 +159,3 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _width(text: str, size: int) -> int:
     """Pixels that a text takes as it is drawn."""
     return math.ceil(_font(size).getlength(text))
-
-
-def _paste(
-    canvas: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    image: Image.Image,
-    corner: tuple[int, int],
-    cell: int,
-) -> None:
-    """Draw an image at `corner` as a square of `cell` pixels with a thin frame."""
-    if image.size != (cell, cell):
-        image = image.resize((cell, cell), Image.Resampling.LANCZOS)
-    canvas.paste(image, corner)
-    x, y = corner
-    draw.rectangle((x - 1, y - 1, x + cell, y + cell), outline=LINE)

@@ -76,7 +76,7 @@ class MethodImages:
     version: PublishedVersion
     index: Index
     gallery: Gallery
-    prompts: dict[str, float]
+    prompts: dict[str, Any]
     """Statistics of all prompts, as `prompts.statistics` describes them; empty without prompts."""
 
 
@@ -201,10 +201,38 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
     origin = _read_origin(storage)
     classes, rows = tuple(results["classes"]), sort_rows(results["rows"])
     run = root or storage
-    scored = _scored_models(results, rows, footprint.read(run).ms)
+    ms, scored = footprint.read(run).ms, []
+    for summary in results["summary"]:
+        model, key = summary["model"], (summary["model"], summary["method"])
+        confusions = [row["confusion"] for row in rows if (row["model"], row["method"]) == key]
+        total = np.array(confusions, dtype=np.int64).sum(axis=0)
+        scored.append(ScoredModel(summary, total, results["parameters"][model], ms.get(model)))
     students = _trained_students(run, rows, results["students"])
-    versions = _shown_versions(run, scored, students)
-    versions = {m: version for m, version in versions.items() if version.classes == classes}
+    # Never the current version of a method with a scored student: its scores are of another one.
+    opened: dict[str, PublishedVersion | None]
+    if any(model.summary["model"] == "student" for model in scored):
+        learned = {student.method: student.card.get("version") for student in students}
+        opened = {
+            method: open_version(run.child(layout.data(method)), version[:16])
+            for method, version in learned.items()
+            if version
+        }
+    else:
+        methods = run.folders(layout.DATA)
+        opened = {method: current(run.child(layout.data(method))) for method in methods}
+    versions = {
+        method: version
+        for method, version in opened.items()
+        if version and version.classes == classes
+    }
+    strips = len(shown_classes(classes)) * max(len(versions), 1)
+    per_class = min(MAX_PER_CLASS, max(MAX_PICTURES // strips, 1))
+    images = []
+    for method, version in versions.items():
+        index = read_index(version)
+        prompts = version.prompts_summary() if version.manifest.get("prompts") else {}
+        shown = gallery(version, index, per_class)
+        images.append(MethodImages(method, version, index, shown, prompts))
     name = origin.manifest.get("name") if origin else None
     location, exported = as_utf8(storage.location()), exported_student(storage)
     return Facts(
@@ -216,70 +244,13 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         notes=tuple(results["data"]["notes"]),
         unreadable=tuple(results["data"]["unreadable"]),
         scored=scored,
-        method_images=_method_images(versions, classes),
+        method_images=images,
         trained_students=students,
         # The folder of a regeneration has none: those of the root are of all versions.
         entries=cost_records.read(storage),
         exported=exported if exported in results["students"] else "",
         origin=origin,
     )
-
-
-def _scored_models(
-    results: Mapping[str, Any], rows: Sequence[ResultRow], ms: Mapping[str, float]
-) -> list[ScoredModel]:
-    """The scores of each model and method in the summary, with the sum of their confusions."""
-    models = []
-    for summary in results["summary"]:
-        model, key = summary["model"], (summary["model"], summary["method"])
-        confusions = [row["confusion"] for row in rows if (row["model"], row["method"]) == key]
-        total = np.array(confusions, dtype=np.int64).sum(axis=0)
-        models.append(ScoredModel(summary, total, results["parameters"][model], ms.get(model)))
-    return models
-
-
-def _shown_versions(
-    storage: Storage, scored: Sequence[ScoredModel], students: Sequence[TrainedStudent]
-) -> dict[str, PublishedVersion]:
-    """The version of each method that a page shows."""
-    # Never the current version of a method with a scored student: its scores are of another one.
-    has_students = any(model.summary["model"] == "student" for model in scored)
-    return _learned_versions(storage, students) if has_students else _current_versions(storage)
-
-
-def _learned_versions(
-    storage: Storage, students: Sequence[TrainedStudent]
-) -> dict[str, PublishedVersion]:
-    """The version of each method that its students learned from, as their cards say."""
-    learned = {student.method: student.card.get("version") for student in students}
-    return {
-        method: open_version(storage.child(layout.data(method)), version[:16])
-        for method, version in learned.items()
-        if version
-    }
-
-
-def _current_versions(storage: Storage) -> dict[str, PublishedVersion]:
-    """The current version of each method that has one."""
-    folders = storage.folders(layout.DATA)
-    opened = {method: current(storage.child(layout.data(method))) for method in folders}
-    return {method: version for method, version in opened.items() if version}
-
-
-def _method_images(
-    versions: Mapping[str, PublishedVersion], classes: tuple[str, ...]
-) -> list[MethodImages]:
-    """Images, index and prompts of each method's version, within the limits of a page."""
-    strips = len(shown_classes(classes)) * max(len(versions), 1)
-    per_class = min(MAX_PER_CLASS, max(MAX_PICTURES // strips, 1))
-    images = []
-    for method, version in versions.items():
-        index = read_index(version)
-        summary = version.prompts_summary() if version.manifest.get("prompts") else {}
-        prompts = {name: value for name, value in summary.items() if isinstance(value, int | float)}
-        shown = gallery(version, index, per_class)
-        images.append(MethodImages(method, version, index, shown, prompts))
-    return images
 
 
 def _trained_students(

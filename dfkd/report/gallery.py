@@ -8,7 +8,7 @@ shards that hold them are opened (`gallery`).
 import base64
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from dfkd.dataset.published import PublishedVersion
-from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.shards import Sample, sample_key
 from dfkd.prompts.diversity import near_duplicates, pair_cosines, vendi_score
 from dfkd.utils.images import open_image
@@ -156,17 +155,50 @@ def gallery(version: PublishedVersion, index: Index, per_class: int) -> Gallery:
     # The last key of lexsort sorts first; class and index make the order the same each time.
     by_doubt = np.lexsort((index.index, index.class_index, index.confidence))[:WORST]
     spaced = [row for rows in picks.values() for row in rows]
-    # All shards are scanned in one pass, so that none is read twice.
-    scan = _ShardScan(version)
+    # The keys of samples by block and shard: each shard is opened once, for all that it holds.
+    blocks: dict[int, dict[str, set[str]]] = {}
+    for row in [*spaced, *by_doubt]:
+        shards = blocks.setdefault(int(index.block[row]), {})
+        shards.setdefault(index.shard[row], set()).add(_key(index, row))
     counted = {str(index.shard[row]) for row in spaced}
-    scan.read(index, [*spaced, *by_doubt], counted)
-    strips = {c: scan.pictures(index, rows) for c, rows in picks.items()}
-    # A zero vector has no direction, so no cosine.
-    usable = [(own, vector) for own, vector in scan.embeddings if vector.any()]
+    wanted: dict[str, Sample] = {}
+    usable: list[tuple[int, Numbers]] = []
+    for number, shards in sorted(blocks.items()):
+        for receipt in version.block_receipts(version.blocks[number]):
+            if receipt.shard not in shards:
+                continue
+            for sample in version.samples(receipt):
+                if sample.key in shards[receipt.shard]:
+                    wanted[sample.key] = sample
+                # A shard that is opened for a doubtful image has more of them than others, so it
+                # would bias the figures about all images. A zero vector has no cosine.
+                vector = sample.arrays["embedding"]
+                if receipt.shard in counted and vector.any():
+                    usable.append((sample.metadata["class_index"], vector))
+
+    def pictures(rows: Iterable[int]) -> list[GalleryImage]:
+        """The images of some rows of the index, in their order."""
+        found = []
+        for row in rows:
+            if sample := wanted.get(_key(index, row)):
+                told = sample.metadata
+                found.append(
+                    GalleryImage(
+                        class_index=told["class_index"],
+                        index=told["index"],
+                        prompt=told["prompt"],
+                        confidence=told["confidence"],
+                        loss=told["loss"],
+                        predicted=predicted(sample),
+                        uri=sample.decoded(data_uri),
+                    )
+                )
+        return found
+
     sampled = _arrays(evenly(usable, MAX_EMBEDDINGS))
     return Gallery(
-        strips=strips,
-        unsure=scan.pictures(index, by_doubt),
+        strips={c: pictures(rows) for c, rows in picks.items()},
+        unsure=pictures(by_doubt),
         embeddings=sampled[0],
         labels=sampled[1],
         # Of all, because few images of a sample have their twin in it.
@@ -189,48 +221,6 @@ def _spaced(index: Index, class_index: int, count: int) -> list[int]:
     return [int(row) for row in evenly(inside.tolist(), count)]
 
 
-@dataclass
-class _ShardScan:
-    """Opens shards once each, and keeps what a page needs of their samples."""
-
-    version: PublishedVersion
-    wanted: dict[str, Sample] = field(default_factory=dict)
-    """The samples that `read` was asked for, by key."""
-    embeddings: list[tuple[int, Numbers]] = field(default_factory=list)
-    """Class index and embedding of every counted sample."""
-
-    def read(self, index: Index, rows: Iterable[int], counted: set[str]) -> None:
-        """Scan the shards that hold these rows of the index.
-
-        Args:
-            counted: keys of the shards whose samples are counted.
-        """
-        blocks: dict[int, dict[str, set[str]]] = {}
-        for row in rows:
-            shards = blocks.setdefault(int(index.block[row]), {})
-            shards.setdefault(index.shard[row], set()).add(_key(index, row))
-        for number, shards in sorted(blocks.items()):
-            for receipt in self.version.block_receipts(self.version.blocks[number]):
-                if keys := shards.get(receipt.shard):
-                    self._scan(receipt, keys, receipt.shard in counted)
-
-    def _scan(self, receipt: Receipt, keys: set[str], counted: bool) -> None:
-        """Keep the samples of a shard with one of these keys; count all of them if `counted`."""
-        for sample in self.version.samples(receipt):
-            if sample.key in keys:
-                self.wanted[sample.key] = sample
-            # A shard that is opened for a doubtful image has more of them than others, so it would
-            # bias the figures about all images.
-            if counted:
-                own = sample.metadata["class_index"]
-                self.embeddings.append((own, sample.arrays["embedding"]))
-
-    def pictures(self, index: Index, rows: Iterable[int]) -> list[GalleryImage]:
-        """The images of these rows, in their order."""
-        samples = (self.wanted.get(_key(index, row)) for row in rows)
-        return [_picture(sample) for sample in samples if sample is not None]
-
-
 def _key(index: Index, row: int) -> str:
     """The key of the sample in a row of the index."""
     return sample_key(int(index.class_index[row]), int(index.index[row]))
@@ -239,20 +229,6 @@ def _key(index: Index, row: int) -> str:
 def predicted(sample: Sample) -> int:
     """The index of the class that the teacher puts a sample into."""
     return int(sample.arrays["distances"].argmin())
-
-
-def _picture(sample: Sample) -> GalleryImage:
-    """The sample as the page shows it; an image that cannot be decoded is a `CorruptionError`."""
-    facts = sample.metadata
-    return GalleryImage(
-        class_index=facts["class_index"],
-        index=facts["index"],
-        prompt=facts["prompt"],
-        confidence=facts["confidence"],
-        loss=facts["loss"],
-        predicted=predicted(sample),
-        uri=sample.decoded(data_uri),
-    )
 
 
 def data_uri(encoded: bytes) -> str:

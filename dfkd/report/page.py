@@ -22,7 +22,6 @@ from dfkd.errors import ManifestError
 from dfkd.evaluation.results import read_results
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report.facts import Facts, collect, commit, note_origin
-from dfkd.report.figures import band
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
 from dfkd.report.wording import FILTERS, figures, headline
@@ -105,6 +104,12 @@ def write_stored(storage: Storage) -> str:
 def render(facts: Facts) -> str:
     """The page about a run; the same facts give the same text."""
     slots = slots_of(facts)
+    # All versions of a run share weights and libraries.
+    weights: dict[str, str] = {}
+    environment: dict[str, str] = {}
+    for images in facts.method_images:
+        weights |= images.version.manifest["weights"]
+        environment |= images.version.manifest["environment"]
     # Sections without content are left out together with their links.
     present = {
         **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
@@ -131,7 +136,10 @@ def render(facts: Facts) -> str:
             facts.entries, key=lambda each: (each.stage != "synthesize", slots.get(each.method, 0))
         ),
         longest=max((entry.seconds for entry in facts.entries), default=0) or 1,
-        **_provenance(facts),
+        weights=sorted(weights.items()),
+        environment=sorted(environment.items()),
+        manifest=dump(facts.origin.manifest) if facts.origin else None,
+        commit=commit(),
     )
 
 
@@ -197,6 +205,12 @@ class ModelBar:
     low: float
     high: float
     """Ends of the line of ± one standard deviation."""
+
+
+def band(mean: float, std: float | None) -> tuple[float, float]:
+    """One standard deviation below and above an accuracy 0-1, in percent; None counts as 0."""
+    # A band that leaves 0 to 100 % would stretch the axis.
+    return 100 * max(mean - (std or 0), 0), 100 * min(mean + (std or 0), 1)
 
 
 def accuracy_charts(
@@ -271,7 +285,14 @@ def _per_class(facts: Facts) -> list[dict[str, Any]]:
     if len(order) > CLASS_LINES:
         recall = _recall(leading.confusion)
         order = np.argsort(np.nan_to_num(recall, nan=2.0), kind="stable")[:CLASS_LINES]
-    made, failed, confidence = _synthesised(facts)
+    # Images made, images failed, and mean confidence of each class, over all methods.
+    made, failed, confidences, read = np.zeros((4, len(facts.classes)))
+    for images in facts.method_images:
+        # Counts come from the version, because the index may have been read in part.
+        made += images.version.manifest["class_samples"]
+        failed += images.version.manifest["class_failed"]
+        np.add.at(confidences, images.index.class_index, images.index.confidence)
+        np.add.at(read, images.index.class_index, 1)
     # The confusion matrix is a sum over seeds, so each image was counted once for each seed.
     runs = max(len(leading.summary["seeds"]), 1)
     return [
@@ -281,9 +302,9 @@ def _per_class(facts: Facts) -> list[dict[str, Any]]:
             "accuracies": [
                 None if np.isnan(recall[c]) else float(recall[c]) for recall in accuracies
             ],
-            "made": made[c],
-            "failed": failed[c],
-            "confidence": confidence[c],
+            "made": int(made[c]),
+            "failed": int(failed[c]),
+            "confidence": float(confidences[c] / read[c]) if read[c] else None,
         }
         for c in order.tolist()
     ]  # fmt: skip
@@ -295,22 +316,6 @@ def _recall(confusion: npt.NDArray[Any]) -> npt.NDArray[Any]:
     shares: npt.NDArray[Any] = np.full(len(sums), np.nan)
     np.divide(confusion.diagonal(), sums, out=shares, where=sums > 0)
     return shares
-
-
-def _synthesised(facts: Facts) -> tuple[list[int], list[int], list[float | None]]:
-    """Images made, images failed, and mean confidence of each class, over all methods."""
-    M = len(facts.classes)
-    made, failed = [0] * M, [0] * M
-    total, count = np.zeros(M), np.zeros(M)
-    for images in facts.method_images:
-        # Counts come from the version, because the index may have been read in part.
-        for c in range(M):
-            made[c] += images.version.manifest["class_samples"][c]
-            failed[c] += images.version.manifest["class_failed"][c]
-        np.add.at(total, images.index.class_index, images.index.confidence)
-        np.add.at(count, images.index.class_index, 1)
-    means = [float(t / n) if n else None for t, n in zip(total, count, strict=True)]
-    return made, failed, means
 
 
 def _diversities(facts: Facts) -> list[dict[str, Any]]:
@@ -332,19 +337,3 @@ def _diversities(facts: Facts) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _provenance(facts: Facts) -> dict[str, Any]:
-    """Weights and libraries, which all versions of a run share, and the manifest."""
-    weights: dict[str, str] = {}
-    environment: dict[str, str] = {}
-    for images in facts.method_images:
-        weights |= {str(k): str(v) for k, v in images.version.manifest["weights"].items()}
-        environment |= {str(k): str(v) for k, v in images.version.manifest["environment"].items()}
-    manifest = facts.origin.manifest if facts.origin else None
-    return {
-        "weights": sorted(weights.items()),
-        "environment": sorted(environment.items()),
-        "manifest": manifest and dump(manifest),
-        "commit": commit(),
-    }

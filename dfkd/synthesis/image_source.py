@@ -1,7 +1,7 @@
 """The interface of what makes the pixels of a unit of work, and what it is given and returns."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,6 @@ from dfkd.prompts.conditions import StoredPrompt
 
 CPU_BATCH_SIZE = 8
 """Batch size on a CPU with `synthesis.batch_size: 0`; larger batches are hardly faster."""
-
-OnStep = Callable[[int, Tensor], None]
-"""Called with the step and the losses [B] of the batch."""
 
 
 @dataclass(frozen=True)

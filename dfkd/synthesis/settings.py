@@ -11,4 +11,4 @@ class Latents(SourceSettings):
     """Decodes latents of the generator, each of which is optimised for its prompt, or sampled from
     it (equations 1-3)."""
 
-    made_by = "dfkd.synthesis.latent_source:LatentSource"
+    made_by = "dfkd.synthesis.latents:LatentSource"

@@ -2,9 +2,8 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,8 @@ JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 """Encoder options, close to lossless; labels are computed from the stored pixels in any case."""
 
 
-@dataclass(frozen=True)
-class _PendingSample:
-    """A sample whose image is still being encoded."""
-
-    prompt: StoredPrompt
-    image: Future[bytes]
-    metadata: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-
-    def sample(self, extension: str) -> Sample:
-        """The finished sample; waits for the encoder."""
-        key = sample_key(self.prompt.class_index, self.prompt.index)
-        return Sample(key, self.image.result(), extension, self.metadata, self.arrays)
+_Labelled = tuple[Future[bytes], dict[str, Any], dict[str, np.ndarray]]
+"""An image that may still be being encoded, and the metadata and the arrays of its sample."""
 
 
 class ShardMaker:
@@ -88,23 +76,42 @@ class ShardMaker:
                 chained method has diverged.
             ValueError: `prompts` are not those of the unit.
         """
-        made: dict[Task, MadeShard] = {}
-        pending: dict[int, list[_PendingSample]] = defaultdict(list)
+        extension = self.manifest.synthesis.format
+        pending: dict[int, list[_Labelled]] = defaultdict(list)
         remaining = self._stored_prompts(unit, prompts)
         # A separate thread encodes while the next batch is synthesised; Pillow releases the GIL.
         with ThreadPoolExecutor(1, "encoder") as encoder:
             for attempt in range(MAX_ATTEMPTS):
-                # The same seed would diverge again, so each attempt derives another one.
-                failed = []
-                for prompt, result in self._attempt(remaining, attempt, encoder):
-                    if result is None:
-                        failed.append(prompt)
-                    else:
-                        pending[prompt.class_index].append(result)
+                failed: list[StoredPrompt] = []
+                while remaining:
+                    size = len(remaining) if self.source.whole_part else self.batch_size
+                    batch, labelled = remaining[:size], None
+                    try:
+                        labelled = self._batch(batch, attempt, encoder)
+                    except (RuntimeError, MemoryError) as error:
+                        alone = len(batch) == 1 and not self.dependent
+                        if not is_out_of_memory(error) or alone:
+                            raise
+                    if labelled is None:
+                        # Not in the handler: the error holds the frames, and they hold the batch's
+                        # tensors. The batch is halved and made again.
+                        self._halve(len(batch))
+                        continue
+                    remaining = remaining[size:]
+                    for prompt, each in zip(batch, labelled, strict=True):
+                        if each is None:
+                            failed.append(prompt)
+                        else:
+                            pending[prompt.class_index].append(each)
+                # The same seeds would diverge again, so each attempt derives other ones.
                 remaining = failed
+            made: dict[Task, MadeShard] = {}
             for task in unit.tasks:
-                own = sorted(pending[task.class_index], key=lambda each: each.prompt.index)
-                samples = [each.sample(self.manifest.synthesis.format) for each in own]
+                samples = []
+                for image, metadata, arrays in pending[task.class_index]:
+                    key = sample_key(task.class_index, metadata["index"])
+                    samples.append(Sample(key, image.result(), extension, metadata, arrays))
+                samples.sort(key=lambda sample: int(sample.metadata["index"]))
                 write_shard(samples, folder / f"{task.id}.tar")
                 lost = sorted(p.index for p in remaining if p.class_index == task.class_index)
                 made[task] = MadeShard(samples, tuple(lost))
@@ -123,33 +130,6 @@ class ShardMaker:
         words = table["pseudo"].to_numpy()
         seeds, texts = table["seed"].to_pylist(), table["text"].to_pylist()
         return list(map(StoredPrompt, classes, indices, seeds, texts, targets, words))
-
-    def _attempt(
-        self,
-        prompts: list[StoredPrompt],
-        attempt: int,
-        encoder: ThreadPoolExecutor,
-    ) -> Iterator[tuple[StoredPrompt, _PendingSample | None]]:
-        """Yield each prompt with its sample, or with None if the image has diverged.
-
-        Batch after batch is made; one that memory has no room for is halved and made again.
-        """
-        start = 0
-        while start < len(prompts):
-            size = len(prompts) if self.source.whole_part else self.batch_size
-            batch = prompts[start : start + size]
-            results = None
-            try:
-                results = self._batch(batch, attempt, encoder)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or (len(batch) == 1 and not self.dependent):
-                    raise
-            if results is None:
-                # Not in the handler: the error holds the frames, and they hold the batch's tensors.
-                self._halve(len(batch))
-            else:
-                yield from zip(batch, results, strict=True)
-                start += len(batch)
 
     def _halve(self, tried: int) -> None:
         """Halve the batch size after `tried` images did not fit into memory.
@@ -178,15 +158,19 @@ class ShardMaker:
         batch: list[StoredPrompt],
         attempt: int,
         encoder: ThreadPoolExecutor,
-    ) -> list[_PendingSample | None]:
+    ) -> list[_Labelled | None]:
         """Synthesise and label one batch; an image that diverged gives None."""
         seeds = [image_seed(self.manifest, p.class_index, p.index, attempt) for p in batch]
         images = self.source.make(batch, seeds)
         pixels = images.pixels.numpy()
         # Diverged images are encoded as well: they are rare, and the rows stay aligned.
         encoded = [encoder.submit(self._encode, each) for each in pixels]
-        embeddings, to_texts, probabilities = self._label(self._stored(pixels, encoded))
-        results: list[_PendingSample | None] = []
+        # Labels are of what readers will decode. PNG is lossless; only JPEG waits for the encoder.
+        if self.manifest.synthesis.format != "png":
+            files = (io.BytesIO(each.result()) for each in encoded)
+            pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+        embeddings, to_texts, probabilities = self._label(pixels)
+        results: list[_Labelled | None] = []
         for i, prompt in enumerate(batch):
             metadata = {
                 "class": self.manifest.classes[prompt.class_index],
@@ -204,8 +188,7 @@ class ShardMaker:
                 "distances": to_texts[i].numpy().copy(),
                 "embedding": embeddings[i].numpy().astype(np.float16),
             }
-            sample = _PendingSample(prompt, encoded[i], metadata, arrays)
-            results.append(None if images.diverged[i] else sample)
+            results.append(None if images.diverged[i] else (encoded[i], metadata, arrays))
         return results
 
     def _encode(self, pixels: np.ndarray) -> bytes:
@@ -215,14 +198,6 @@ class ShardMaker:
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, kind, **options)
         return stream.getvalue()
-
-    def _stored(self, pixels: np.ndarray, encoded: list[Future[bytes]]) -> np.ndarray:
-        """Pixels, uint8 [B, H, W, 3], as readers will decode them from the files."""
-        # PNG is lossless, so only JPEG has to wait for the encoder.
-        if self.manifest.synthesis.format == "png":
-            return pixels
-        files = (io.BytesIO(each.result()) for each in encoded)
-        return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
 
     @torch.no_grad()
     def _label(self, stored: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,11 +29,12 @@ CONFIG = Distillation(
 )
 LONG = dataclasses.replace(
     CONFIG,
+    student="timm:test_resnet",
     weights="none",
     warmup_epochs=0,
     epochs=20,
     optimizer="adamw",
-    learning_rate=1e-3,
+    learning_rate=3e-3,
     finetune_factor=1.0,
     schedule="cosine",
 )

@@ -18,10 +18,9 @@ from dfkd.dataset.batch import Batch
 from dfkd.dataset.shards import write_shard
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.embedding import embedding_moments, encode_classes
-from dfkd.distillation.labels import target_function
+from dfkd.distillation.labels import fold_batch_norms, target_function
 from dfkd.distillation.objective import EmbeddingObjective
 from dfkd.errors import ManifestError
-from dfkd.models.batch_norm import fold_batch_norms
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher, distances
 from tests.helpers import small_manifest

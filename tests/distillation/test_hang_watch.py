@@ -50,7 +50,7 @@ def test_a_process_without_steps_ends_and_shows_where_it_hangs(
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    ("limit", "steps", "pause", "later"), [(3, 8, 0.5, 60), (0, 1, 1.5, 60), (60, 3, 3.5, 2)]
+    ("limit", "steps", "pause", "later"), [(3, 8, 0.5, 60), (0, 1, 1.5, 60), (60, 2, 2.5, 1)]
 )
 def test_a_process_that_makes_steps_or_may_take_any_time_goes_on(
     limit: float, steps: int, pause: float, later: float

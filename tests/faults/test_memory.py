@@ -17,7 +17,7 @@ from dfkd.config.plan import PromptPart, units
 from dfkd.dataset.versions import begin
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.image_source import Synthesised
-from dfkd.synthesis.latent_source import LatentSource
+from dfkd.synthesis.latents import LatentSource
 from tests.helpers import small_manifest
 from tests.helpers.workers import own_worker
 

@@ -14,9 +14,9 @@ from dfkd.models.teacher import Teacher
 from dfkd.operations import estimate
 from dfkd.operations.estimate import A100, DEVICES, H100, L4, Work, counted, device_of
 from dfkd.prompts.settings import Contrastive
-from dfkd.synthesis.latents import Synthesiser
 from tests.helpers import jobs, published_sizes, small_manifest
 from tests.helpers.published_sizes import F16_16384, SD15, TURBO, VIT, Sampler
+from tests.helpers.sources import source_of, stored
 
 PAGES = Path(__file__).parents[2]
 
@@ -64,13 +64,14 @@ def test_an_unknown_gpu_gets_the_bound_of_an_h100(
 @pytest.mark.heavy
 def test_steps_are_counted_as_if_they_had_been_done(tmp_path: Path) -> None:
     settings = ("synthesis.image_size=32", "generator.vqgan.steps=7", "synthesis.views=2")
-    manifest = Manifest.read(PAGES / "manifests/studies/vqgan.yaml", settings)
+    file = PAGES / "manifests/studies/vqgan.yaml"
+    manifest = Manifest.read(file, settings)
     teacher, generator = published_sizes.teacher("miniature"), published_sizes.generator()
 
     def done(steps: int) -> int:
-        synthesiser = Synthesiser(teacher, generator, manifest.synthesis, steps, rate=0.1)
-        targets = teacher.encode_text(["A dog", "A cat", "A tree"])
-        return operations(lambda: synthesiser(targets, range(3)))
+        own = Manifest.read(file, (*settings, f"generator.vqgan.steps={steps}"))
+        prompts = stored(teacher.encode_text(["A dog", "A cat", "A tree"]))
+        return operations(lambda: source_of(own, teacher, generator).make(prompts, range(3)))
 
     step, label = estimate.images_work(manifest, teacher, generator)
     assert step.flop == pytest.approx(7 * (done(3) - done(2)) / 3, rel=1e-3)

@@ -224,7 +224,7 @@ def test_the_fingerprint_has_the_keys_that_change_prompts_and_no_others(
         "prompts.random.scale=3000.0",
         "prompts.contrastive={scale: 3000.0, updates: 2, batch_size: 4}",
         "prompts.contrastive_variant={scale: 3000.0, updates: 2, batch_size: 4}",
-        "synthesis.images_per_class=24",
+        "synthesis.images_per_class=12",
     )
 
     def outcome(*overrides: str) -> tuple[object, str]:

@@ -1,7 +1,6 @@
 """An image is optimised towards its own prompt, independently of whatever shares its batch."""
 
 import dataclasses
-import functools
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
@@ -11,41 +10,50 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfkd.config.synthesis import Synthesis
+from dfkd.config.manifest import Manifest
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, spherical_distance
-from dfkd.synthesis import latents
 from dfkd.synthesis.image_source import Synthesised
-from dfkd.synthesis.latents import Synthesiser
+from dfkd.synthesis.latents import LatentSource
 from dfkd.utils.pixels import from_bytes
 from dfkd.utils.types import Precision
+from tests.helpers.sources import source_of, stored
 from tests.helpers.tiny_models import VQGAN as SETTINGS
 
 PROMPTS = ("A dog", "A house", "A car", "A heart")
 SEEDS = (1, 2, 3, 4)
-SMALL = Synthesis(image_size=64, views=1, view_noise=0.02)
-PLAIN = Synthesis(image_size=64, views=0)
+SMALL = ("synthesis.view_noise=0.02",)
+PLAIN = ("synthesis.views=0", "synthesis.view_noise=0")
 
 
-def made_by(
-    teacher: Teacher, generator: VQGAN, config: Synthesis, steps: int = 6, rate: float = 0.15
-) -> Synthesiser:
-    return Synthesiser(teacher, generator, config, steps, rate)
+def latents_of(
+    teacher: Teacher,
+    generator: VQGAN,
+    settings: Sequence[str],
+    steps: int = 4,
+    rate: float = 0.15,
+    seen: list[Tensor] | None = None,
+) -> LatentSource:
+    """The source of a VQGAN's latents, which appends the losses of each step to `seen`."""
+    loop = (f"generator.vqgan.steps={steps}", f"generator.vqgan.learning_rate={rate}")
+    manifest = Manifest.read("manifests/studies/vqgan.yaml", (*loop, *settings))
+    source: LatentSource = source_of(manifest, teacher, generator)
+    if seen is not None:
+        # Copies, because what is appended must not hold a step's graph.
+        source.losses = lambda found: seen.append(found.detach().clone()) or found  # type: ignore
+    return source
 
 
 def run(
     teacher: Teacher,
     generator: VQGAN,
-    config: Synthesis,
+    settings: Sequence[str],
     prompts: Sequence[str] = PROMPTS,
     seeds: Sequence[int] = SEEDS,
-    *,
-    steps: int = 6,
-    rate: float = 0.15,
-    **options: object,
+    **options: Any,
 ) -> Synthesised:
     targets = teacher.encode_text(prompts)
-    return made_by(teacher, generator, config, steps, rate)(targets, seeds, **options)
+    return latents_of(teacher, generator, settings, **options).make(stored(targets), seeds)
 
 
 def test_an_image_depends_on_its_prompt_and_seed_and_not_on_its_batch(
@@ -69,9 +77,10 @@ def test_fused_adam_makes_the_same_image(
     teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job on a GPU has it; a gradient of another layout than the latents' would spoil them."""
-    plain = run(teacher, generator, SMALL)
-    fused = functools.partial(torch.optim.Adam, fused=True)
-    monkeypatch.setattr(latents, "_adam", lambda moved, rate: fused([moved], rate))
+    plain, adam = run(teacher, generator, SMALL), torch.optim.Adam
+    monkeypatch.setattr(
+        torch.optim, "Adam", lambda moved, rate, fused: adam(moved, rate, fused=True)
+    )
     made = run(teacher, generator, SMALL)
     assert float((made.pixels.int() - plain.pixels.int()).abs().float().mean()) < 0.05
     torch.testing.assert_close(made.losses, plain.losses, rtol=0.01, atol=0.001)
@@ -79,7 +88,7 @@ def test_fused_adam_makes_the_same_image(
 
 def test_distances_fall(teacher: Teacher, generator: VQGAN) -> None:
     seen: list[Tensor] = []
-    made = run(teacher, generator, PLAIN, steps=12, on_step=lambda _, losses: seen.append(losses))
+    made = run(teacher, generator, PLAIN, steps=12, seen=seen)
     assert bool((made.losses < seen[0]).all())
     assert not made.diverged.any()
     assert made.pixels.shape == (4, 64, 64, 3)
@@ -89,9 +98,8 @@ def test_distances_fall(teacher: Teacher, generator: VQGAN) -> None:
 def test_an_image_is_that_of_its_last_step(teacher: Teacher, generator: VQGAN) -> None:
     """An earlier image may have a lower loss, because views differ; latents hardly move here."""
     seen: list[Tensor] = []
-    still = dataclasses.replace(SMALL, view_noise=0.0)
-    options = {"steps": 4, "rate": 1e-9, "on_step": lambda _, losses: seen.append(losses)}
-    made = run(teacher, generator, still, **options)
+    still = ("synthesis.view_noise=0",)
+    made = run(teacher, generator, still, steps=4, rate=1e-9, seen=seen)
     assert torch.equal(made.losses, seen[-1])
     assert bool((made.losses > torch.stack(seen).amin(dim=0)).any())
     assert not made.diverged.any()
@@ -115,9 +123,9 @@ def test_latents_are_projected_after_each_step(
 
 def test_a_nan_stays_with_its_own_image(teacher: Teacher, generator: VQGAN) -> None:
     targets = teacher.encode_text(PROMPTS)
-    clean = made_by(teacher, generator, SMALL)(targets, SEEDS)
-    targets[2] = torch.nan
-    made = made_by(teacher, generator, SMALL)(targets, SEEDS)
+    source = latents_of(teacher, generator, SMALL)
+    clean = source.make(stored(targets), SEEDS)
+    made = source.make(stored(targets.index_fill(0, torch.tensor(2), torch.nan)), SEEDS)
     assert made.diverged.tolist() == [False, False, True, False]
     assert torch.equal(made.pixels[[0, 1, 3]], clean.pixels[[0, 1, 3]])
 
@@ -127,12 +135,11 @@ def test_a_latent_that_is_no_number_has_diverged(
 ) -> None:
     """Its nearest codes have a finite loss."""
 
-    def step(generator: VQGAN, values: Tensor, *others: Any) -> None:
-        take_step(generator, values, *others)
-        values.data[1] = torch.nan
+    def constrain(latents: Tensor) -> Tensor:
+        latents[1] = torch.nan
+        return latents
 
-    take_step = latents._step
-    monkeypatch.setattr(latents, "_step", step)
+    monkeypatch.setattr(generator, "constrain", constrain)
     made = run(teacher, generator, SMALL)
     assert made.diverged.tolist() == [False, True, False, False]
 
@@ -145,7 +152,7 @@ def test_the_last_step_computes_no_gradient(
     grad = Mock(wraps=torch.autograd.grad)
     monkeypatch.setattr(torch.autograd, "grad", grad)
     seen: list[Tensor] = []
-    made = run(teacher, generator, SMALL, steps=steps, on_step=lambda _, loss: seen.append(loss))
+    made = run(teacher, generator, SMALL, steps=steps, seen=seen)
     assert (len(seen), grad.call_count) == (steps, passes)
     assert torch.equal(made.losses, seen[-1])
 
@@ -180,10 +187,10 @@ def test_only_full_batches_are_compiled(
         return compiled[-1]
 
     monkeypatch.setattr(torch, "compile", compile_)
-    config = dataclasses.replace(SMALL, batch_size=3, compile=True)
-    synthesiser, targets = made_by(teacher, generator, config, 2), teacher.encode_text(PROMPTS)
+    settings = (*SMALL, "synthesis.batch_size=3", "synthesis.compile=true")
+    source, targets = latents_of(teacher, generator, settings, 2), teacher.encode_text(PROMPTS)
     for size in (1, 3, 2, 4):
-        synthesiser(targets[:size], SEEDS[:size])
+        source.make(stored(targets[:size]), SEEDS[:size])
     calls = [args for each in compiled for args, _ in each.call_args_list]
     assert [len(latents) for latents, *_ in calls] == [3, 3]
 
@@ -192,13 +199,11 @@ def test_only_full_batches_are_compiled(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
 def test_a_compiled_step_makes_the_same_image(teacher: Teacher, generator: VQGAN) -> None:
     """They differ by rounding only, which in so few steps is hardly a grey level."""
-    targets = teacher.encode_text(PROMPTS)
-    config = dataclasses.replace(SMALL, batch_size=len(PROMPTS))
-    plain, compiled = (
-        made_by(teacher, generator, dataclasses.replace(config, compile=switch), 3)
-        for switch in (False, True)
+    settings = (*SMALL, f"synthesis.batch_size={len(PROMPTS)}")
+    one, two = (
+        run(teacher, generator, (*settings, f"synthesis.compile={switch}"), steps=3)
+        for switch in ("false", "true")
     )
-    one, two = (made(targets, SEEDS) for made in (plain, compiled))
     difference = (one.pixels.int() - two.pixels.int()).abs().float()
     assert float(difference.mean()) < 0.05
     torch.testing.assert_close(one.losses, two.losses, rtol=0.02, atol=0.002)

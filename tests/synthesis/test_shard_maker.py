@@ -16,13 +16,14 @@ from dfkd.config.plan import Task, Unit, image_seed, tasks
 from dfkd.dataset.shards import Sample, parse_shard
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, distances
+from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.image_source import Synthesised, initial_batch_size
-from dfkd.synthesis.latent_source import LatentSource
+from dfkd.synthesis.latents import LatentSource
 from dfkd.synthesis.shard_maker import ShardMaker
 from dfkd.utils.pixels import from_bytes
 from tests.helpers import small_manifest
-from tests.helpers.sources import source_of
+from tests.helpers.sources import source_of, stored
 from tests.helpers.tiny_models import TEACHER
 
 
@@ -88,9 +89,9 @@ def test_batches_of_the_size_that_most_have_are_compiled(
     for override, size in (("batch_size=2", 2), ("batch_size=8", 3), ("batch_size=0", 3)):
         manifest = read(tmp_path, f"synthesis.{override}")
         source = source_of(manifest, teacher, generator)
-        assert source.synthesiser.full_batch == size
+        assert source.full_batch == size
     ShardMaker(manifest, teacher, source)._halve(3)
-    assert source.synthesiser.full_batch == 1
+    assert source.full_batch == 1
 
 
 def test_another_error_halves_nothing(tmp_path: Path, teacher: Teacher, generator: VQGAN) -> None:
@@ -108,15 +109,16 @@ def run_with_an_error(
     notes: list[str] = []
     sizes: list[int] = []
     source = source_of(manifest, teacher, generator)
-    maker, synthesiser = ShardMaker(manifest, teacher, source, notes.append), source.synthesiser
+    maker, really = ShardMaker(manifest, teacher, source, notes.append), source.make
 
-    def make_or_fail(targets: torch.Tensor, *arguments: Any, **options: Any) -> Synthesised:
-        sizes.append(len(targets))
+    def make_or_fail(prompts: list[StoredPrompt], seeds: list[int]) -> Synthesised:
+        sizes.append(len(prompts))
         if len(sizes) == 1:
             raise error
-        return synthesiser(targets, *arguments, **options)
+        made: Synthesised = really(prompts, seeds)
+        return made
 
-    source.synthesiser = make_or_fail  # type: ignore[assignment]
+    source.make = make_or_fail
     table = PromptMaker(manifest, teacher).part(task.shard_index)
     mine = table.filter(pa.compute.equal(table["class_index"], task.class_index))
     maker.shards(alone(task), mine, tmp_path)
@@ -225,13 +227,13 @@ def test_with_batch_norm_statistics_a_diverged_image_takes_its_batch_to_the_seco
     seeds = [image_seed(manifest, 0, index, attempt=1) for index in (0, 1)]
     table = PromptMaker(manifest, teacher).part(0)
     targets = torch.from_numpy(np.stack(table["embedding"].to_numpy())[:2].copy())
-    expected = source_of(manifest, teacher, generator).synthesiser(targets, seeds)
+    expected = source_of(manifest, teacher, generator).make(stored(targets), seeds)
     spoil(generator, image_seed(manifest, 0, 1), monkeypatch)
     failed, samples = make(manifest, teacher, generator, task, tmp_path)
     assert failed == ()
     assert [s.metadata["attempt"] for s in samples] == [1, 1, 0]
-    stored = [np.array(Image.open(io.BytesIO(s.image))) for s in samples[:2]]
-    assert np.array_equal(np.stack(stored), expected.pixels.numpy())
+    kept = [np.array(Image.open(io.BytesIO(s.image))) for s in samples[:2]]
+    assert np.array_equal(np.stack(kept), expected.pixels.numpy())
     assert [s.metadata["loss"] for s in samples[:2]] == expected.losses.tolist()
     assert samples[2].image == clean[2].image
 

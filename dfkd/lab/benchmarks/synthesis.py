@@ -5,7 +5,6 @@ import dataclasses
 import torch
 
 from dfkd.config.manifest import Manifest
-from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.versions import Version
 from dfkd.lab.benchmarks import reference
 from dfkd.lab.benchmarks.measure import Call, Effort, Results, time_loop
@@ -16,8 +15,7 @@ from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.storage.local import open_storage
 from dfkd.synthesis.image_source import SourceContext, initial_batch_size
-from dfkd.synthesis.latent_source import LatentSource
-from dfkd.synthesis.latents import Synthesiser
+from dfkd.synthesis.latents import LatentSource
 from dfkd.utils.device import pick_device
 from dfkd.utils.types import Precision
 
@@ -60,43 +58,47 @@ def _optimised(
             VQGAN.load(settings, device, precision, manifest.cache),
         )
 
-    config = dataclasses.replace(manifest.synthesis, compile=False)
-    own, exact, published = models(config.precision), models("float32"), models("float32")
+    own, exact, published = (
+        models(precision) for precision in (manifest.synthesis.precision, "float32", "float32")
+    )
     text = class_text_embeddings(manifest, own[0])[:1]
+    # The last step evaluates its latents without an update, so one more makes `STEPS`.
+    steps = dataclasses.replace(settings, steps=STEPS + 1)
+    single = manifest.with_method("vanilla").with_values(generator={"kinds": {"vqgan": steps}})
+    nowhere = Version(open_storage(manifest.storage.root), "0" * 64)
 
-    def ours(pair: tuple[Teacher, VQGAN], config: Synthesis, batch: int) -> Call:
-        config = dataclasses.replace(config, batch_size=batch)
-        # The last step evaluates its latents without an update, so one more makes `STEPS`.
-        synthesiser = Synthesiser(*pair, config, STEPS + 1, settings.learning_rate)
+    def ours(pair: tuple[Teacher, VQGAN], batch: int, compiled: bool = False) -> Call:
+        timed = single.with_values(synthesis={"compile": compiled})
+        source = LatentSource(SourceContext(timed, *pair, nowhere))
+        source.limit(batch)
+        prompts = [StoredPrompt(0, index, index, "", text[0], None) for index in range(batch)]
 
         def call() -> float:
-            synthesiser(text.expand(batch, -1), range(batch))
+            source.make(prompts, range(batch))
             return float(STEPS * batch)
 
         return call
 
     batch = initial_batch_size(manifest, device)
     variants = {
-        f"synthesis, batch of {size}": ours(own, config, size)
+        f"synthesis, batch of {size}": ours(own, size)
         for size in (max(1, int(part * batch)) for part in BATCHES)
     }
-    single = dataclasses.replace(config, precision="float32")
-    variants["synthesis, float32"] = ours(exact, single, batch)
+    variants["synthesis, float32"] = ours(exact, batch)
     # Compilation needs a compiler and gains nothing on a CPU.
     if manifest.synthesis.compile or device.type == "cuda":
-        compiled = dataclasses.replace(config, compile=True)
-        variants["synthesis, compiled"] = ours(own, compiled, batch)
+        variants["synthesis, compiled"] = ours(own, batch, compiled=True)
 
     teacher, generator = published
     reference.as_published(teacher.model, generator.network)
 
     def plain() -> float:
         targets = text.expand(reference.BATCH, -1)
-        reference.plain_loop(teacher, generator, targets, config.image_size, STEPS)
+        reference.plain_loop(teacher, generator, targets, manifest.synthesis.image_size, STEPS)
         return float(STEPS * reference.BATCH)
 
     variants["plain loop"] = plain
-    timed = ours(own, config, batch)
+    timed = ours(own, batch)
     return time_loop("synthesis", "image-steps/s", timed, variants, "plain loop", limit, repeats)
 
 
@@ -119,7 +121,7 @@ def _sampled(
         return LatentSource(SourceContext(own, teacher, generator, nowhere))
 
     def making(source: LatentSource, batch: int) -> Call:
-        embedding = class_text_embeddings(single, source.synthesiser.teacher)[0]
+        embedding = class_text_embeddings(single, source.teacher)[0]
         prompts = [StoredPrompt(0, index, index, text, embedding, None) for index in range(batch)]
 
         def call() -> float:

@@ -32,9 +32,9 @@ from typing import Literal, get_args
 
 from dfkd.config.distillation import Average
 from dfkd.evaluation.results import Spread, domain_means, over_seeds, selected, spread
+from dfkd.lab.charts import RenderedChart, Series
+from dfkd.lab.charts import curve as curve_chart
 from dfkd.lab.few_shot.settings import Start
-from dfkd.report.figures import RenderedChart, Series
-from dfkd.report.figures import curve as curve_chart
 from dfkd.report.tables import HEADS
 from dfkd.storage.base import Storage
 from dfkd.utils import strict_json

@@ -16,11 +16,11 @@ from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.data import Domains
 from dfkd.evaluation.footprint import megabytes
 from dfkd.evaluation.results import Spread
+from dfkd.lab import charts
+from dfkd.lab.charts import RenderedChart, Scatter, Series
 from dfkd.lab.studies.results import FILE, Difference, StudyResults, StudyRow
 from dfkd.lab.studies.study import Study, StudyFile
-from dfkd.report import figures
 from dfkd.report.contact_sheet import contact_sheet, examples
-from dfkd.report.figures import RenderedChart, Scatter, Series
 from dfkd.report.tables import HEADS
 from dfkd.storage.base import Storage
 from dfkd.utils.images import decode_image
@@ -256,13 +256,13 @@ def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:
     if described.kind == "curve":
         lines = _lines(described, results)
         mean = len(described.chosen_axes) == 1
-        return figures.curve(described.title, described.x, y, lines, mean) if lines else None
+        return charts.curve(described.title, described.x, y, lines, mean) if lines else None
     if described.kind == "bars":
         groups = []
         for row in results.rows:
             bars = [(name, row.domains[name]) for name in results.domains]
             groups.append(Series(row.label, (*bars, *([(MEAN, row.mean)] if row.mean else []))))
-        return figures.bars(described.title, y, groups)
+        return charts.bars(described.title, y, groups)
     if described.kind == "embedding" and results.maps:
         # The maps of each row, before and after training.
         rows: dict[str, list[Scatter]] = {}
@@ -271,7 +271,7 @@ def chart(described: StudyFile, results: StudyResults) -> RenderedChart | None:
             name = f"{each.row}, {when} (silhouette {each.silhouette:.2f})"
             shown = Scatter(name, each.points, each.classes, each.taught)
             rows.setdefault(each.row, []).append(shown)
-        return figures.maps(described.title, list(rows.values()))
+        return charts.maps(described.title, list(rows.values()))
     return None
 
 

@@ -51,9 +51,8 @@ ENCODING = ("encoder.", "quant_conv.")
 """Tensors of a VAE that only encode."""
 
 MAX_SIZE, MAX_LAYERS = 10_000, 8
-"""Bounds on the numbers in a configuration, and on those that count layers, blocks or entries.
-
-The latter multiply; Stable Diffusion has at most 4 of each."""
+"""Bounds on the numbers in a configuration, which size the tables of a scheduler, and on those that
+count layers, blocks or entries: these multiply, and Stable Diffusion has at most 4 of each."""
 
 
 def find_folder(value: str, cache: str = CACHE) -> Path:
@@ -82,34 +81,6 @@ def weights_file(part: Path, usual: str = "diffusion_pytorch_model.safetensors")
     """The safetensors file of a network: the one with its usual name, or the only one."""
     files = sorted(part.glob("*.safetensors"))
     return files[0] if len(files) == 1 else part / usual
-
-
-def _configuration(path: Path, kinds: Sequence[str]) -> dict[str, Any]:
-    """A configuration of one of the classes `kinds`, with bounded numbers.
-
-    Raises:
-        WeightsError: it is of another class, of a UNet with other conditions than a text tower's,
-            or a number is out of bounds.
-    """
-    tree = read_json(FIELD, path, REMEDY)
-    if tree.get("_class_name") not in kinds:
-        rule = f"must be one of {', '.join(kinds)}"
-        field = f"{FIELD}: {path.parent.name}._class_name"
-        raise WeightsError(field, rule, tree.get("_class_name"), "give another model")
-    # Before the bounds, which larger models exceed too.
-    if other := [key for key in OTHER_CONDITIONS if tree.get(key) is not None]:
-        raise _foreign(
-            path.parent.parent,
-            f"must have a UNet that one text tower conditions, and this one has {other[0]}",
-        )
-    # A file of a few bytes must not ask for a network of any size.
-    for key, number in numbers(tree):
-        limit = MAX_LAYERS if re.search("layers|blocks|length", key) else MAX_SIZE
-        if abs(number) > limit:
-            raise WeightsError(
-                f"{FIELD}: {path.parent.name}.{key}", f"must be at most {limit}", number, REMEDY
-            )
-    return tree
 
 
 def read_network(
@@ -179,9 +150,27 @@ def _from_configuration(path: Path, kinds: Sequence[str], device: str) -> Any:
     """The object of diffusers that a configuration describes, with its tensors on `device`.
 
     Raises:
-        WeightsError: the configuration is not one of `kinds`, or diffusers refuses it.
+        WeightsError: the configuration is not one of `kinds`, or of a UNet with other conditions
+            than a text tower's, a number is out of bounds, or diffusers refuses it.
     """
-    tree = _configuration(path, kinds)
+    tree = read_json(FIELD, path, REMEDY)
+    if tree.get("_class_name") not in kinds:
+        rule = f"must be one of {', '.join(kinds)}"
+        field = f"{FIELD}: {path.parent.name}._class_name"
+        raise WeightsError(field, rule, tree.get("_class_name"), "give another model")
+    # Before the bounds, which larger models exceed too.
+    if other := [key for key in OTHER_CONDITIONS if tree.get(key) is not None]:
+        raise _foreign(
+            path.parent.parent,
+            f"must have a UNet that one text tower conditions, and this one has {other[0]}",
+        )
+    # A file of a few bytes must not ask for a network of any size.
+    for key, number in numbers(tree):
+        limit = MAX_LAYERS if re.search("layers|blocks|length", key) else MAX_SIZE
+        if abs(number) > limit:
+            raise WeightsError(
+                f"{FIELD}: {path.parent.name}.{key}", f"must be at most {limit}", number, REMEDY
+            )
     # Outside the try, so that a broken diffusers is not blamed on the file; and here, because the
     # import takes a second, and only this kind of generator needs it.
     import diffusers

@@ -71,7 +71,11 @@ class Diffusion:
         # Computed here, because torch.compile cannot trace it.
         self._mixed = precision == "bfloat16" and multiplies_bfloat16(self.device)
         if self._mixed:
-            _round_weights(unet, vae)
+            # Once and in place: autocast would round the weights to the same numbers at each call,
+            # because it keeps rounded weights only of networks that are trained.
+            for layer in [*unet.modules(), *vae.modules()]:
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    layer.to(torch.bfloat16)
         # Some schedulers add noise at each step.
         self._noisy = "generator" in inspect.signature(self.scheduler.step).parameters
         # A consistency model takes the guidance scale as input, so it needs no second pass.
@@ -189,18 +193,6 @@ class Diffusion:
     def constrain(self, latent: Tensor) -> Tensor:
         """The latent itself, because the VAE decodes any."""
         return latent
-
-
-def _round_weights(*networks: nn.Module) -> None:
-    """Round the weights of convolutions and linear layers to bfloat16, in place.
-
-    Autocast would round them to the same numbers, but at each call: it keeps the rounded weights
-    only of networks that are trained.
-    """
-    for network in networks:
-        for layer in network.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                layer.to(torch.bfloat16)
 
 
 def scale_embedding(scale: float, size: int) -> Tensor:

@@ -7,11 +7,11 @@ its own text encoder is the same network. open_clip and transformers name its te
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
@@ -29,19 +29,17 @@ most 0.004, and two networks that were trained apart differ by more than 1."""
 PADDING = {"<|endoftext|>": True, "!": False}
 """Whether the padding of a CLIP tokenizer is the end token; `!` is token 0."""
 
-Count = Annotated[int, Field(ge=1, le=1 << 20)]
-
 
 @checked(frozen=True, config=ConfigDict(extra="ignore", strict=True))
 class Shape:
     """`text_encoder/config.json`: the shape of a CLIPTextModel, with transformers' defaults."""
 
-    hidden_size: Count = 512
-    num_attention_heads: Count = 8
+    hidden_size: int = 512
+    num_attention_heads: int = 8
     hidden_act: str = "quick_gelu"
-    max_position_embeddings: Count = 77
-    vocab_size: Count = 49408
-    num_hidden_layers: Count = 12
+    max_position_embeddings: int = 77
+    vocab_size: int = 49408
+    num_hidden_layers: int = 12
 
 
 @dataclass(frozen=True)

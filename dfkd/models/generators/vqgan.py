@@ -12,10 +12,10 @@ from taming.modules.diffusionmodules.model import Decoder
 from torch import Tensor, nn
 
 from dfkd.config.paths import CACHE, GENERATOR_CONFIG, GENERATOR_WEIGHTS, MINIATURE, local_path
-from dfkd.errors import ManifestError, WeightsError
+from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.generators.generator import Condition, TextInput, to_pixels
 from dfkd.models.generators.settings import Vqgan
-from dfkd.models.generators.vqgan_config import Model, read_model
+from dfkd.models.generators.vqgan_config import REMEDY, Model, read_model
 from dfkd.models.generators.vqgan_decoder import decode
 from dfkd.models.teacher import Teacher
 from dfkd.models.weights.artifacts import FETCH, PUBLISHED_VQGANS, cached, published
@@ -96,10 +96,24 @@ class VQGAN:
         cache: str = CACHE,
     ) -> "VQGAN":
         """See `GeneratorSettings.load`; the nearest codes are always searched in float32."""
-        files = cls.files(settings, cache)
-        network, state = _read(files)
+        config, weights = cls.files(settings, cache).values()
+        model = read_model(config)
+        try:
+            with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
+                network = Network(model)
+        except Exception as error:  # impossible numbers can raise anything in a constructor
+            rule = f"must be buildable ({one_line(error)})"
+            raise WeightsError("generator.vqgan.config", rule, str(config), REMEDY) from None
+        # A checkpoint also holds the encoder and the discriminator of its training.
+        state = {
+            key: value
+            for key, value in read_state_dict("generator.vqgan.weights", weights).items()
+            if key.startswith(_PARTS)
+        }
+        remedy = "give the checkpoint that belongs to generator.vqgan.config"
+        match("generator.vqgan.weights", weights, state, network.state_dict(), remedy)
         network.to_empty(device=device)
-        load_into("generator.vqgan.weights", files["generator.vqgan.weights"], network, state)
+        load_into("generator.vqgan.weights", weights, network, state)
         return cls(network, precision, quantised=settings.quantise)
 
     @classmethod
@@ -232,19 +246,3 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """The gradient of the codes as that of the latent."""
         return gradients[0], None
-
-
-def _read(files: dict[str, Path]) -> tuple[Network, dict[str, Tensor]]:
-    """The network without memory for its weights, and the tensors of a checkpoint that match it."""
-    with torch.device("meta"):  # shapes only, so that a mismatch costs no memory
-        network = Network(read_model(files["generator.vqgan.config"]))
-    weights = files["generator.vqgan.weights"]
-    # A checkpoint also holds the encoder and the discriminator of its training.
-    state = {
-        key: value
-        for key, value in read_state_dict("generator.vqgan.weights", weights).items()
-        if key.startswith(_PARTS)
-    }
-    remedy = "give the checkpoint that belongs to generator.vqgan.config"
-    match("generator.vqgan.weights", weights, state, network.state_dict(), remedy)
-    return network, state

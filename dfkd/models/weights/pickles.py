@@ -63,7 +63,13 @@ def _walk(stream: Any) -> None:
     for operation, argument, _ in pickletools.genops(stream):
         name = operation.name
         if name in ("GLOBAL", "INST"):
-            _require_known(str(argument))
+            named = str(argument)
+            module, _, word = named.partition(" ")
+            # Storages and types of numbers have many names, and none of them does anything.
+            kind = word.endswith("Storage") or word.startswith(_TYPES)
+            harmless = module in ("torch", "torch.storage") and kind
+            if named not in _GLOBALS and not harmless:
+                raise ValueError(f"it names {named[:80]!r}, which has no place among weights")
         elif name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
             raise ValueError(f"a pickle with {name}, which torch does not write")
         if name in ("PUT", "BINPUT", "LONG_BINPUT"):
@@ -82,16 +88,6 @@ def _walk(stream: Any) -> None:
         stack += [
             None if kind is pickletools.markobject else depth for kind in operation.stack_after
         ]
-
-
-def _require_known(name: str) -> None:
-    """Raise `ValueError` if a pickle names what no file of weights needs."""
-    module, _, word = name.partition(" ")
-    # Storages and types of numbers have many names, and none of them does anything.
-    kind = word.endswith("Storage") or word.startswith(_TYPES)
-    harmless = module in ("torch", "torch.storage") and kind
-    if name not in _GLOBALS and not harmless:
-        raise ValueError(f"it names {name[:80]!r}, which has no place among weights")
 
 
 def _top(stack: list[int | None]) -> int:

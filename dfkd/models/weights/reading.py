@@ -179,7 +179,10 @@ def _is_plain(value: object) -> bool:
 
 def _read(field: str, path: Path) -> Any:
     """What a checkpoint holds; the content tells its format, because names often lie."""
-    if _is_safetensors(path):
+    # safetensors begin with the length of the header, then its JSON object.
+    with path.open("rb") as stream:
+        head = stream.read(9)
+    if head[8:] == b"{" and 0 < struct.unpack("<Q", head[:8])[0] <= path.stat().st_size:
         return load_file(path, device="cpu")
     # Since torch 1.6 files are zips, which can be mapped into memory; older ones are bare pickles.
     zipped = zipfile.is_zipfile(path)
@@ -213,16 +216,6 @@ def _check_archive(field: str, path: Path) -> None:
 
 class _Callback:
     """Replaces the Lightning class that old VQGAN checkpoints contain."""
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of the header, then its JSON object."""
-    with path.open("rb") as stream:
-        head = stream.read(9)
-    if len(head) < 9 or head[8:] != b"{":
-        return False
-    (length,) = struct.unpack("<Q", head[:8])
-    return bool(0 < length <= path.stat().st_size)
 
 
 def _listed(what: str, names: list[str]) -> list[str]:

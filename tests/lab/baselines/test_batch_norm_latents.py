@@ -6,20 +6,20 @@ import torch
 from dfkd.lab.baselines.batch_norm import batch_norm_loss, batch_norm_taps
 from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.teacher import Teacher, spherical_distance
-from dfkd.synthesis.latents import Synthesiser
+from dfkd.synthesis.latents import LatentSource
 from dfkd.utils.pixels import from_bytes
 from tests.helpers.inversion_runs import read
-from tests.helpers.sources import source_of
+from tests.helpers.sources import source_of, stored
 
 PROMPTS = ("A dog", "A house", "A car", "A heart")
 SEEDS = (1, 2, 3, 4)
 
 
-def synthesiser(teacher: Teacher, generator: VQGAN, source: str, steps: int) -> Synthesiser:
-    """The loop of a source that a manifest names."""
+def latents_of(teacher: Teacher, generator: VQGAN, source: str, steps: int) -> LatentSource:
+    """The source that a manifest names."""
     words = (f"synthesis.source={source}", "synthesis.bn.weight=0.1", "synthesis.views=0")
     manifest = read(*words, f"generator.vqgan.steps={steps}")
-    made: Synthesiser = source_of(manifest, teacher, generator).synthesiser
+    made: LatentSource = source_of(manifest, teacher, generator)
     return made
 
 
@@ -28,7 +28,7 @@ def test_statistics_that_are_asked_for_are_matched(teacher: Teacher, generator: 
     targets = teacher.encode_text(PROMPTS)
 
     def loss(source: str) -> tuple[float, float]:
-        made = synthesiser(teacher, generator, source, steps=8)(targets, SEEDS)
+        made = latents_of(teacher, generator, source, steps=8).make(stored(targets), SEEDS)
         pixels = from_bytes(made.pixels)
         with batch_norm_taps(teacher, "test") as taps:
             seen = teacher.encode_image(pixels)
@@ -48,10 +48,11 @@ def test_statistics_that_are_asked_for_are_matched(teacher: Teacher, generator: 
 def test_images_that_share_statistics_depend_on_each_other_and_on_nothing_else(
     teacher: Teacher, generator: VQGAN
 ) -> None:
-    targets, made = teacher.encode_text(PROMPTS), synthesiser(teacher, generator, "bn", steps=4)
-    one, two = (made(targets, SEEDS) for _ in range(2))
+    prompts = stored(teacher.encode_text(PROMPTS))
+    source = latents_of(teacher, generator, "bn", steps=4)
+    one, two = (source.make(prompts, SEEDS) for _ in range(2))
     assert torch.equal(one.pixels, two.pixels)
-    other = made(targets, [1, 2, 3, 5])
+    other = source.make(prompts, [1, 2, 3, 5])
     assert not torch.equal(one.pixels[0], other.pixels[0])
 
 
@@ -61,5 +62,5 @@ def test_a_loss_that_is_no_number_is_that_of_the_whole_batch(
     monkeypatch.setattr(generator, "quantised", False)  # the nearest codes of no number are finite
     targets = teacher.encode_text(PROMPTS)
     targets[2] = torch.nan
-    made = synthesiser(teacher, generator, "bn", steps=3)(targets, SEEDS)
+    made = latents_of(teacher, generator, "bn", steps=3).make(stored(targets), SEEDS)
     assert made.diverged.all()

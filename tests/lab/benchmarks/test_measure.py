@@ -12,7 +12,6 @@ import torch
 
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
-from dfkd.config.synthesis import Synthesis
 from dfkd.dataset.batch import Batch
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.labels import live_targets
@@ -36,9 +35,9 @@ from dfkd.models.generators.vqgan import VQGAN
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
 from dfkd.prompts import contrastive
-from dfkd.synthesis.latents import Synthesiser
 from dfkd.utils.types import Precision
 from tests.helpers import small_manifest
+from tests.helpers.sources import source_of, stored
 from tests.helpers.tiny_models import VQGAN as SETTINGS
 from tests.helpers.tiny_version import write_manifest
 
@@ -86,11 +85,12 @@ def test_the_plain_loop_is_synthesis_without_any_switch(teacher: Teacher) -> Non
     """The same losses at the same step, as far as float32 goes."""
     generator = VQGAN.load(SETTINGS, CPU, "float32")
     targets = teacher.encode_text(["A cat", "A clock"])
-    losses = []
-    ours = Synthesiser(teacher, generator, Synthesis(image_size=64, batch_size=2, views=0), 3, 0.15)
-    ours(targets, [0, 1], lambda _, found: losses.append(found))
+    views = ("synthesis.views=0", "synthesis.view_noise=0")
+    loop = ("generator.vqgan.steps=3", "generator.vqgan.learning_rate=0.15")
+    manifest = Manifest.read("manifests/studies/vqgan.yaml", (*views, *loop))
+    losses = source_of(manifest, teacher, generator).make(stored(targets), [0, 1]).losses
     assert torch.allclose(
-        reference.plain_loop(teacher, generator, targets, 64, 3), losses[-1], rtol=1e-3
+        reference.plain_loop(teacher, generator, targets, 64, 3), losses, rtol=1e-3
     )
 
 

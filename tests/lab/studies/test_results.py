@@ -127,7 +127,7 @@ def test_domains_stand_in_the_order_of_the_data_whatever_the_order_in_a_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order, drawn = {"photo": 4, "art": 5, "sketch": 6}, []
-    monkeypatch.setattr("dfkd.report.figures.bars", lambda title, y, rows: drawn.extend(rows))
+    monkeypatch.setattr("dfkd.lab.charts.bars", lambda title, y, rows: drawn.extend(rows))
     study = read(write(tmp_path, kind="bars"))
     score = outcome("d", art=0.1, photo=0.2, sketch=0.3)
     found = StudyCells(None, {"Baseline": (CellScore(0, "cells/a", score),)}, {}, {})

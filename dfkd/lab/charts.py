@@ -8,6 +8,7 @@ import altair as alt
 import vl_convert
 
 from dfkd.evaluation.results import Spread
+from dfkd.report.page import band
 
 COLOURS = (
     "#4b5563", "#0072b2", "#d98e04", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d31",
@@ -47,12 +48,6 @@ class RenderedChart:
     svg: bytes
     png: bytes
     """Has twice the resolution of the SVG."""
-
-
-def band(mean: float, std: float | None) -> tuple[float, float]:
-    """One standard deviation below and above an accuracy 0-1, in percent; None counts as 0."""
-    # A band that leaves 0 to 100 % would stretch the axis.
-    return 100 * max(mean - (std or 0), 0), 100 * min(mean + (std or 0), 1)
 
 
 def _rendered(chart: Any) -> RenderedChart:

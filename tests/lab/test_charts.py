@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dfkd.evaluation.results import Spread
-from dfkd.report.figures import COLOURS, RenderedChart, Scatter, Series, bars, curve, maps
+from dfkd.lab.charts import COLOURS, RenderedChart, Scatter, Series, bars, curve, maps
 
 NAME = "<b>&\"'"
 
