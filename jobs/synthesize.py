@@ -36,7 +36,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Build the version of each method; returns the location of the last one's manifest."""
-    return build(manifest, options)[-1].version.storage.location("manifest.json")
+    return build(manifest, options)[-1].version.storage.location("version.json")
 
 
 def build(manifest: Manifest, options: argparse.Namespace) -> list[dfkd.BuiltVersion]:
@@ -55,7 +55,7 @@ def _tell(built: dfkd.BuiltVersion) -> None:
     print(
         f"{built.method}: {built.images} images, {built.failed} failed; prompts: mean similarity "
         f"{statistics['similarity']:.3f}, {statistics['own_class']:.0%} nearest to their class; "
-        f"{built.version.manifest['inconsistent']} images taken for another class; "
+        f"{built.version.facts['inconsistent']} images taken for another class; "
         f"version {built.version.id}",
         flush=True,
     )

@@ -81,8 +81,8 @@ def _report(root: Storage, method: str, over_blocks: "OverBlocks") -> dict[str, 
         problems = verification.verify(version, over_blocks)
     except CorruptionError as error:
         return report | {"problems": [str(error)]}
-    report |= {"version": version.id, "shards": version.manifest["shards"]}
-    report |= {"samples": version.manifest["samples"], "problems": problems}
+    report |= {"version": version.id, "shards": version.facts["shards"]}
+    report |= {"samples": version.facts["samples"], "problems": problems}
     print(
         f"{method}: version {version.id}, {report['shards']} shards, {report['samples']} samples, "
         f"{len(problems)} problems",

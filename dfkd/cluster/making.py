@@ -60,12 +60,12 @@ class BuiltVersion:
     @property
     def images(self) -> int:
         """The number of images in the version."""
-        return int(self.version.manifest["samples"])
+        return int(self.version.facts["samples"])
 
     @property
     def failed(self) -> int:
         """The number of images that diverged at every attempt and are not in the version."""
-        return int(self.version.manifest["failed"])
+        return int(self.version.facts["failed"])
 
 
 def build(

@@ -106,7 +106,7 @@ def train(config: dict[str, Any]) -> bool:
         if ray.train.collective.broadcast_from_rank_zero(folder.exists(CARD)):
             return False
         home = root.child(layout.data(job.method))
-        require_on_this_node(home.child(layout.version(job.version)), layout.MANIFEST)
+        require_on_this_node(home.child(layout.version(job.version)), layout.PUBLISHED)
         version = open_version(home, job.version)
         # On each node, because each reads its own weight files.
         check_initial_weights(job.manifest, version, job.method, job.seed, job.name)
@@ -293,7 +293,7 @@ def open_distiller(
     """A rank's distiller at step 0; with several ranks its gradients are synchronised."""
     manifest, config = job.manifest, job.manifest.distillation
     device = pick_device() if job.ranks.gpu else torch.device("cpu")
-    moments = version.manifest["label_mean"], version.manifest["label_std"]
+    moments = version.facts["label_mean"], version.facts["label_std"]
     objective: Objective = DistanceObjective.of(config.standardise, *moments)
     outputs, size = len(manifest.classes), manifest.synthesis.image_size
     if job.embedding:

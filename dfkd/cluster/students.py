@@ -286,7 +286,7 @@ class StudentDistiller(StudentActor):
         """Train a student; returns the task, with the error if a retry would only repeat it."""
         try:
             home = open_storage(self.manifest.storage.root).child(layout.data(task.method))
-            require_on_this_node(home.child(layout.version(task.version)), layout.MANIFEST)
+            require_on_this_node(home.child(layout.version(task.version)), layout.PUBLISHED)
             target = locate_student(self.manifest, task.method, task.seed, task.version)
             check_initial_weights(self.manifest, target.version, task.method, task.seed, task.name)
             _train(self.manifest, target, Ranks(0, self.cpus, own_device()), self.bar)
@@ -342,7 +342,7 @@ def _train(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPl
     embedding = None
     if manifest.distillation.embeds:
         # Errors come before all shards are read.
-        steps_per_epoch(target.version.manifest["samples"], manifest.distillation.batch_size)
+        steps_per_epoch(target.version.facts["samples"], manifest.distillation.batch_size)
         require_replaceable_classes(manifest, target.method, target.version)
         embedding = embedding_objective(manifest, target.version)
     job = Job(

@@ -129,7 +129,7 @@ class Stream:
             ManifestError: the version holds fewer images than a batch.
         """
         self.version, self.image_size, self.seed, self.share = version, image_size, seed, share
-        images, blocks = version.manifest["samples"], len(version.blocks)
+        images, blocks = version.facts["samples"], len(version.blocks)
         self.window_blocks = max(1, blocks * WINDOW_IMAGES // max(1, images))
         # The reads of a window may still go on when the next one begins.
         self.examples = Examples(version, 2 * self.window_blocks)
@@ -140,7 +140,7 @@ class Stream:
         self._offset = share.rank * quotient + min(share.rank, remainder)
         # The rows of the first rank, because all ranks must have the same runs.
         rows = quotient + (remainder > 0)
-        mean_bytes = version.manifest["bytes"] / images
+        mean_bytes = version.facts["bytes"] / images
         self.buffer = max(2 * rows, int(buffer_bytes / mean_bytes))
         longest = max(1, int(MAX_RUN_BYTES / mean_bytes))
         self.run_length = min(run_length(self.buffer, rows), longest)

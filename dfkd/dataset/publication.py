@@ -1,4 +1,4 @@
-"""Write the files of a published version, all byte-deterministic: blocks, data card, manifest."""
+"""Write the files of a published version, all byte-deterministic: blocks, data card, facts."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ from dfkd.utils.markdown import escape
 from dfkd.utils.strict_json import canonical
 
 SCHEMA_VERSION = 3
-"""Format version of manifest.json and its blocks; raised with every incompatible change."""
+"""Format version of version.json and its blocks; raised with every incompatible change."""
 
 Entry = tuple[Receipt, Images]
 """What a worker has stored about a shard."""
@@ -40,7 +40,7 @@ def publish(
     done: Container[str],
     quarantined: Collection[str],
 ) -> None:
-    """Write the blocks, the data card and, last and only once, manifest.json with their hashes.
+    """Write the blocks, the data card and, last and only once, version.json with their hashes.
 
     It reads receipts, and no shard. Every value is known to the last bit from the receipts, so the
     same work gives the same bytes whoever publishes it.
@@ -98,7 +98,7 @@ def publish(
     count = max(1, totals["labels"])
     mean = math.fsum(each for each, _ in sums) / count
     spread = math.fsum(each for _, each in sums) / count - mean**2
-    manifest: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "fingerprint": fingerprint,
         "identity": dict(identity),
@@ -120,15 +120,15 @@ def publish(
     }
     # It holds the sha256 of each part of the prompts.
     if storage.exists(layout.PROMPTS_SUMMARY):
-        manifest["prompts"] = hashlib.sha256(storage.get(layout.PROMPTS_SUMMARY)).hexdigest()
-    card = data_card(manifest).encode()
-    manifest["card"] = hashlib.sha256(card).hexdigest()
+        facts["prompts"] = hashlib.sha256(storage.get(layout.PROMPTS_SUMMARY)).hexdigest()
+    card = data_card(facts).encode()
+    facts["card"] = hashlib.sha256(card).hexdigest()
     # Another publisher may have been faster, and this one must not replace its card.
-    if storage.exists(layout.MANIFEST):
+    if storage.exists(layout.PUBLISHED):
         return
-    # The manifest makes the version published, so everything it refers to is written before.
+    # This object makes the version published, so everything it refers to is written before.
     storage.put(layout.CARD, card)
-    storage.put_if_absent(layout.MANIFEST, canonical(manifest))
+    storage.put_if_absent(layout.PUBLISHED, canonical(facts))
 
 
 def block_files(
@@ -165,7 +165,7 @@ def block_files(
 
 
 def put_block(storage: Storage, name: str, receipts: Sequence[Receipt], index: bytes) -> Block:
-    """Store a block of a version; returns what manifest.json says of it."""
+    """Store a block of a version; returns what version.json says of it."""
     listed = canonical([asdict(receipt) for receipt in receipts])
     block = Block(
         name=name,
@@ -196,21 +196,21 @@ def block_entries(version: PublishedVersion, block: Block) -> Iterator[Entry]:
 
 
 def repair(version: PublishedVersion) -> None:
-    """Write identity and data card of a version again if they do not match its manifest.
+    """Write identity and data card of a version again if they do not match its facts.
 
-    That happens to the card when two publishers race: one writes the manifest, and the other
-    replaces the card before it sees the manifest.
+    That happens to the card when two publishers race: one writes version.json, and the other
+    replaces the card before it sees that.
 
     Raises:
-        CorruptionError: this dfkd writes another card than that of the manifest.
+        CorruptionError: this dfkd writes another card than that of the facts.
     """
     storage, damaged = version.storage, version.damaged_files()
     if layout.IDENTITY in damaged:
-        storage.put(layout.IDENTITY, canonical(version.manifest["identity"]))
+        storage.put(layout.IDENTITY, canonical(version.facts["identity"]))
     if layout.CARD in damaged:
-        card = data_card(version.manifest).encode()
-        if hashlib.sha256(card).hexdigest() != version.manifest["card"]:
-            made = version.manifest["environment"].get("dfkd", "another version")
+        card = data_card(version.facts).encode()
+        if hashlib.sha256(card).hexdigest() != version.facts["card"]:
+            made = version.facts["environment"].get("dfkd", "another version")
             raise CorruptionError(
                 f"{storage.location(layout.CARD)}: is damaged, and this dfkd writes it otherwise "
                 f"than dfkd {made}, which made it; restore it from a copy"
@@ -230,14 +230,14 @@ def repair_block(version: PublishedVersion, block: Block) -> None:
     own = (match for match in found if block_name(int(match[2]), classes) == block.name)
     keys = [match[0] for match in sorted(own, key=lambda match: (int(match[1]), int(match[2])))]
     entries = in_order(lambda key: read_receipt(storage, key, version.fingerprint), keys)
-    receipts, index = block_files(entries, version.classes, method_of(version.manifest["identity"]))
+    receipts, index = block_files(entries, version.classes, method_of(version.facts["identity"]))
     listed = canonical([asdict(receipt) for receipt in receipts])
     for key, data, digest in (
         (block.receipts_key, listed, block.receipts),
         (block.index_key, index, block.index),
     ):
         if hashlib.sha256(data).hexdigest() != digest:
-            made = version.manifest["environment"].get("pyarrow", "another version")
+            made = version.facts["environment"].get("pyarrow", "another version")
             raise CorruptionError(
                 f"{storage.location(key)}: is damaged, and this dfkd with pyarrow {pa.__version__} "
                 f"writes it otherwise than pyarrow {made}, which made it; restore it from a copy, "
@@ -258,34 +258,34 @@ The images derive from these weights and fall under whatever terms the weights c
 training material for a student, not pictures of real things: they inherit the teacher's biases, and
 how a class looks is the teacher's idea of its name.
 
-`manifest.json` holds the full configuration, library versions and the hashes of the files in
+`version.json` holds the full configuration, library versions and the hashes of the files in
 `index/`: Parquet with a row for each image (its prompt, seed, loss and confidence), and JSON with
 the sha256 of each shard.
 """
 
 
-def data_card(manifest: Mapping[str, Any]) -> str:
-    """The data card of a version (its README.md) as Markdown, from its manifest only."""
-    identity = manifest["identity"]
-    counts = {name: manifest[name] for name in ("samples", "shards", "bytes")}
-    names = [escape(name).replace("|", "\\|") for name in manifest["classes"]]
-    rows = zip(names, manifest["class_samples"], manifest["class_failed"], strict=True)
+def data_card(facts: Mapping[str, Any]) -> str:
+    """The data card of a version (its README.md) as Markdown, from its facts only."""
+    identity = facts["identity"]
+    counts = {name: facts[name] for name in ("samples", "shards", "bytes")}
+    names = [escape(name).replace("|", "\\|") for name in facts["classes"]]
+    rows = zip(names, facts["class_samples"], facts["class_failed"], strict=True)
     lines = [
-        f"# Synthetic images of {len(manifest['classes'])} classes",
+        f"# Synthetic images of {len(facts['classes'])} classes",
         "",
         INTRODUCTION.format(**counts),
-        f"- version: `{manifest['fingerprint'][:16]}` (fingerprint `{manifest['fingerprint']}`)",
+        f"- version: `{facts['fingerprint'][:16]}` (fingerprint `{facts['fingerprint']}`)",
         f"- method: {method_of(identity)}",
         f"- teacher: {escape(str(identity.get('teacher.model', 'see its files below')))}",
-        f"- labels: mean {manifest['label_mean']:.6f}, standard deviation "
-        f"{manifest['label_std']:.6f} over all distances",
+        f"- labels: mean {facts['label_mean']:.6f}, standard deviation "
+        f"{facts['label_std']:.6f} over all distances",
         f"- images that the teacher takes for another class than their own: "
-        f"{manifest['inconsistent']}",
-        f"- images that diverged and were left out: {manifest['failed']}",
-        f"- tasks quarantined and left out: {', '.join(manifest['quarantined']) or 'none'}",
+        f"{facts['inconsistent']}",
+        f"- images that diverged and were left out: {facts['failed']}",
+        f"- tasks quarantined and left out: {', '.join(facts['quarantined']) or 'none'}",
         *(
             f"- shards that lie in `versions/{version}`, from which they were carried over: {count}"
-            for version, count in sorted(manifest["carried"].items())
+            for version, count in sorted(facts["carried"].items())
         ),
         "",
         "## Images per class",
@@ -298,7 +298,7 @@ def data_card(manifest: Mapping[str, Any]) -> str:
         "",
         "| weights | sha256 |",
         "|---|---|",
-        *(f"| {role} | `{digest}` |" for role, digest in sorted(manifest["weights"].items())),
+        *(f"| {role} | `{digest}` |" for role, digest in sorted(facts["weights"].items())),
         "",
         TERMS,
     ]

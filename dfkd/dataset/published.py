@@ -1,7 +1,7 @@
 """Read published versions: the current one or one by name, with everything verified on reading.
 
 What is known of a version's shards and images lies in blocks of about a thousand shards, of which
-manifest.json holds only the hashes. So a reader takes no more memory than the blocks that it needs.
+version.json holds only the hashes. So a reader takes no more memory than the blocks that it needs.
 """
 
 import hashlib
@@ -83,8 +83,8 @@ class Block:
         return layout.block(self.name, self.index, "parquet")
 
 
-class _Manifest(BaseModel, strict=True):
-    """The keys of manifest.json that readers rely on; the file holds more."""
+class _Facts(BaseModel, strict=True):
+    """The keys of version.json that readers rely on; the file holds more."""
 
     schema_: Literal[3] = Field(alias="schema")
     """`publication.SCHEMA_VERSION`: a version of another format could be read wrongly."""
@@ -114,7 +114,8 @@ class Pointer(BaseModel, strict=True):
 
     number: Annotated[int, Field(ge=1, le=MAX_POINTER_NUMBER)]
     version: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
-    manifest: Sha256
+    sha256: Sha256
+    """Of the version's `version.json`."""
 
 
 _POINTER = TypeAdapter(Pointer)
@@ -126,8 +127,8 @@ class PublishedVersion:
     """A version that no longer changes; all readers use it."""
 
     home: Storage
-    manifest: dict[str, Any]
-    """The content of manifest.json."""
+    facts: dict[str, Any]
+    """The content of version.json."""
     blocks: tuple[Block, ...]
 
     def __repr__(self) -> str:
@@ -141,12 +142,12 @@ class PublishedVersion:
     @property
     def fingerprint(self) -> str:
         """64 hexadecimal digits."""
-        return str(self.manifest["fingerprint"])
+        return str(self.facts["fingerprint"])
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names by class index."""
-        return tuple(self.manifest["classes"])
+        return tuple(self.facts["classes"])
 
     @property
     def storage(self) -> Storage:
@@ -235,7 +236,7 @@ class PublishedVersion:
             CorruptionError: prompts.json is not what was published.
         """
         key = layout.PROMPTS_SUMMARY
-        data = self._verified(key, self.manifest.get("prompts"), PROMPTS_REMEDY)
+        data = self._verified(key, self.facts.get("prompts"), PROMPTS_REMEDY)
         return parse_json(data, self.storage.location(key))
 
     def _verified(self, key: str, digest: str | None, remedy: str) -> bytes:
@@ -251,8 +252,8 @@ class PublishedVersion:
 
     def damaged_files(self) -> list[str]:
         """The keys of identity and data card that are missing or not what was published."""
-        identity = hashlib.sha256(canonical(self.manifest["identity"])).hexdigest()
-        expected = {layout.IDENTITY: identity, layout.CARD: self.manifest["card"]}
+        identity = hashlib.sha256(canonical(self.facts["identity"])).hexdigest()
+        expected = {layout.IDENTITY: identity, layout.CARD: self.facts["card"]}
         return [key for key in expected if sha256_object(self.storage, key) != expected[key]]
 
     def damaged_blocks(self) -> list[Block]:
@@ -269,17 +270,17 @@ def open_version(home: Storage, name: str, sha256: str | None = None) -> Publish
     """Open the published version `name` (16 digits) in the storage of a method.
 
     Args:
-        sha256: the expected sha256 of manifest.json, if known (`current` knows it).
+        sha256: the expected sha256 of version.json, if known (`current` knows it).
 
     Raises:
-        CorruptionError: the version is not published (`MissingObject`), or its manifest is damaged.
+        CorruptionError: the version is not published (`MissingObject`), or its facts are damaged.
     """
-    key = f"{layout.version(name)}/{layout.MANIFEST}"
+    key = f"{layout.version(name)}/{layout.PUBLISHED}"
     data = home.get(key)
-    manifest = parse_json(data, home.location(key))
+    facts = parse_json(data, home.location(key))
     try:
         # Without `sha256` nothing vouches for the bytes, so the content itself is checked.
-        checked = _Manifest.model_validate_json(data)
+        checked = _Facts.model_validate_json(data)
         digest = fingerprint(checked.identity)
         consistent = (
             checked.fingerprint == digest
@@ -296,16 +297,16 @@ def open_version(home: Storage, name: str, sha256: str | None = None) -> Publish
         consistent = False
     if not consistent or (sha256 and hashlib.sha256(data).hexdigest() != sha256):
         raise CorruptionError(
-            f"{home.location(key)}: is not the manifest that was published; "
+            f"{home.location(key)}: is not what was published; "
             "restore it, or give another storage.root and synthesise again"
         )
-    return PublishedVersion(home, manifest, checked.blocks)
+    return PublishedVersion(home, facts, checked.blocks)
 
 
 def current(home: Storage) -> PublishedVersion | None:
     """The version that readers use, or None before the first is published."""
     pointer = next(pointers(home), None)
-    return open_version(home, pointer.version, pointer.manifest) if pointer else None
+    return open_version(home, pointer.version, pointer.sha256) if pointer else None
 
 
 def current_id(home: Storage) -> str | None:
@@ -342,20 +343,20 @@ def advance(home: Storage, name: str, fence: Callable[[], object] = lambda: None
     Raises:
         DfkdError: jobs/clean.py is removing the version, or has removed it.
     """
-    digest = sha256_object(home, manifest := f"{layout.version(name)}/{layout.MANIFEST}")
+    digest = sha256_object(home, key := f"{layout.version(name)}/{layout.PUBLISHED}")
     if digest is None:
-        raise missing_object(home.location(manifest))
+        raise missing_object(home.location(key))
     written = False
     while not written:
         newest = next(pointers(home), None)
-        if newest and (newest.version, newest.manifest) == (name, digest):
+        if newest and (newest.version, newest.sha256) == (name, digest):
             return
         fence()
         refuse_removal(home, name)
         # The write fails if another process has used the number. The newest pointer is read again
         # then, so concurrent calls are ordered and none is lost.
         number = newest.number + 1 if newest else 1
-        data = canonical({"version": name, "manifest": digest, "number": number})
+        data = canonical({"version": name, "sha256": digest, "number": number})
         written = home.put_if_absent(layout.pointer(number), data)
 
 

@@ -1,6 +1,6 @@
 """Read single samples of a published version without the rest of their shards.
 
-The index has the location and the sha256 of each sample, and the version's manifest names the
+The index has the location and the sha256 of each sample, and the version's facts name the
 sha256 of the index. So a single sample is verified as strictly as a whole shard.
 """
 

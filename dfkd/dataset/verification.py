@@ -28,7 +28,7 @@ def verify(version: PublishedVersion, over_blocks: OverBlocks = map) -> list[str
     ]
     for found in over_blocks(lambda block: block_problems(version, block), version.blocks):
         problems += found
-    if version.manifest.get("prompts") is None:
+    if version.facts.get("prompts") is None:
         return problems
     try:
         for name, digest in version.prompt_digests().items():

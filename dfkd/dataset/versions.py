@@ -76,7 +76,7 @@ def _unfinished(home: Storage) -> list[str]:
     def unfinished(name: str) -> bool:
         """Whether a version was begun and has none of the marks that end it."""
         head = layout.version(name)
-        ended = (layout.MANIFEST, layout.ABANDONED, layout.REMOVING)
+        ended = (layout.PUBLISHED, layout.ABANDONED, layout.REMOVING)
         return home.exists(f"{head}/{layout.IDENTITY}") and not any(
             home.exists(f"{head}/{mark}") for mark in ended
         )
@@ -143,8 +143,8 @@ class Version:
 
     @property
     def published(self) -> bool:
-        """Whether manifest.json exists; the version does not change afterwards."""
-        return self.storage.exists(layout.MANIFEST)
+        """Whether version.json exists; the version does not change afterwards."""
+        return self.storage.exists(layout.PUBLISHED)
 
     def done(self) -> "TaskSet":
         """The ids of all tasks that have a receipt, from a listing of keys only."""
@@ -226,7 +226,7 @@ class Version:
             return
         digests = {name: sha256_object(self.storage, layout.prompts(name)) for name in names}
         data = canonical({**facts, "parts": digests})
-        # The facts have digits that depend on the processor, and the manifest holds the file's
+        # The facts have digits that depend on the processor, and version.json holds the file's
         # hash. So the first summary of the same parts stays, also if a second driver is late.
         if not self.storage.put_if_absent(layout.PROMPTS_SUMMARY, data):
             stored = read_json(self.storage, layout.PROMPTS_SUMMARY)
@@ -264,7 +264,7 @@ class Version:
         quarantined: Collection[str] = (),
         make_current: bool = True,
     ) -> "PublishedVersion":
-        """Write blocks, data card and manifest, then make the version current. Safe to repeat.
+        """Write blocks, data card and facts, then make the version current. Safe to repeat.
 
         Args:
             blocks: name and tasks of each block, as `dfkd.config.plan.blocks` gives them.
@@ -285,7 +285,7 @@ class Version:
                 self.done(),
                 quarantined,
             )
-        # Another publisher may have won the race, so the version is read back from its manifest.
+        # Another publisher may have won the race, so the version is read back.
         version = open_version(self.home, self.id)
         publication.repair(version)
         # Whoever lost the race, or was killed, has left blocks that the version does not name.

@@ -25,7 +25,7 @@ def embedding_objective(manifest: Manifest, version: PublishedVersion) -> Embedd
     """
     mean, std = embedding_moments(version)
     both = manifest.distillation.target == "both"
-    distance_std = max(float(version.manifest["label_std"]), MIN_STD) if both else None
+    distance_std = max(float(version.facts["label_std"]), MIN_STD) if both else None
     return EmbeddingObjective(mean, std, encode_classes(manifest, manifest.classes), distance_std)
 
 

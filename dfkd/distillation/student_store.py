@@ -118,7 +118,7 @@ def require_students(manifest: Manifest, root: Storage, version: PublishedVersio
 
 def _refuse_foreign(version: PublishedVersion, method: Method, required: dict[str, Any]) -> None:
     """Raise `ManifestError` if the version's identity has another value of a required field."""
-    identity = version.manifest["identity"]
+    identity = version.facts["identity"]
     for field, value in required.items():
         if identity.get(field) != value:
             raise ManifestError(
@@ -175,7 +175,7 @@ def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion)
     digests = file_hashes(manifest.teacher, manifest.cache)
     expected = identity(manifest.with_method(method), digests)
     # Keys of both, because some are there for some teachers only, such as `teacher.preprocessing`.
-    keys = {*expected, *version.manifest["identity"]}
+    keys = {*expected, *version.facts["identity"]}
     teachers = {key: expected.get(key) for key in sorted(keys) if key.startswith("teacher.")}
     _refuse_foreign(version, method, teachers)
 

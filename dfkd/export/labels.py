@@ -58,7 +58,7 @@ def write_labels(manifest: Manifest, classes: tuple[str, ...]) -> str:
             "run jobs/pipeline.py with the same settings first",
         )
     labels = labels_json(classes, encode_classes(manifest, classes)).rstrip()
-    teacher = student.version.manifest["weights"][TEACHER]
+    teacher = student.version.facts["weights"][TEACHER]
     content = f'{{"teacher": {json.dumps(teacher)}, "labels": {labels}}}\n'
     folder = open_storage(manifest.storage.root).child(layout.OTHER_CLASSES)
     folder.put(LABELS, content.encode())

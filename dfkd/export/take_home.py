@@ -216,8 +216,8 @@ def _origin(
         "data": {
             "version": location.version.id,
             "fingerprint": location.version.fingerprint,
-            "images": location.version.manifest["samples"],
-            "weights": location.version.manifest["weights"],
+            "images": location.version.facts["samples"],
+            "weights": location.version.facts["weights"],
         },
         "teacher": {
             "model": manifest.teacher.model,

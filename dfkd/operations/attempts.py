@@ -182,7 +182,7 @@ def next_number(root: Storage, current_version: PublishedVersion | None, manifes
     used = [attempt.number for attempt in attempts(root)]
     number = manifest.salt
     if current_version is not None or used:
-        published = current_version.manifest["identity"].get("salt", 0) if current_version else 0
+        published = current_version.facts["identity"].get("salt", 0) if current_version else 0
         number = max([*used, published, manifest.salt]) + 1
     # The names of attempts sort by number only if all have the same number of digits.
     if number >= MAX_NUMBER:
@@ -238,7 +238,7 @@ def require_comparable(manifest: Manifest) -> None:
 
 def require_same_settings(base: PublishedVersion, identity: Mapping[str, Any]) -> None:
     """Refuse (`ManifestError`) to carry over images that were made with other settings."""
-    published = base.manifest["identity"]
+    published = base.facts["identity"]
     # The salt and the list of carried shards differ between any two versions.
     changeable = {"salt", *(key for key in [*published, *identity] if key.startswith("carried."))}
     for key in sorted((published.keys() | identity.keys()) - changeable):
@@ -269,7 +269,7 @@ def gate(
     # 0.14 - 0.02 is a little above 0.12, which must pass: no rounding is as large as 1e-9.
     least = -1.0 if current_accuracy is None else current_accuracy - config.tolerance - 1e-9
     fewest, class_name = min(
-        zip(candidate.manifest["class_samples"], candidate.classes, strict=True), key=itemgetter(0)
+        zip(candidate.facts["class_samples"], candidate.classes, strict=True), key=itemgetter(0)
     )
     measured = diversity(candidate)
     return Decision(

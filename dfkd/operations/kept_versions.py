@@ -57,7 +57,7 @@ class KeptVersions:
         for key, objects in listing.versions.items():
             if key in begun or layout.IDENTITY not in objects:
                 continue
-            if layout.MANIFEST not in objects and layout.ABANDONED not in objects:
+            if layout.PUBLISHED not in objects and layout.ABANDONED not in objects:
                 kept.setdefault(key, "unfinished")
             elif age(objects) < grace:
                 kept.setdefault(key, f"younger than {grace:g} s")
@@ -65,7 +65,7 @@ class KeptVersions:
         for key in [key for key in kept if key in listing.versions]:
             objects = listing.versions[key]
             # Of a removed one there may be shards that others carry.
-            if layout.MANIFEST not in objects and layout.IDENTITY in objects:
+            if layout.PUBLISHED not in objects and layout.IDENTITY in objects:
                 identity = read_json(root, f"{folder(key)}/{layout.IDENTITY}")
                 if base := str(identity.get("carried.from", "")):
                     method = key.partition("/")[0]
@@ -74,12 +74,12 @@ class KeptVersions:
         # A removal that was killed goes on, whatever is to be kept now. A job that leases the
         # version came later than its mark, and refuses to work on it.
         kept = {key: why for key, why in kept.items() if key not in begun}
-        # Without the manifest of a version that is or was current, nobody knows which shards in
+        # Without the facts of a version that is or was current, nobody knows which shards in
         # other folders it refers to.
         for key in (key for key in current if key in kept):
             objects = listing.versions.get(key, {})
-            if layout.IDENTITY in objects and layout.MANIFEST not in objects:
-                root.size(f"{folder(key)}/{layout.MANIFEST}")  # raises `MissingObject`
+            if layout.IDENTITY in objects and layout.PUBLISHED not in objects:
+                root.size(f"{folder(key)}/{layout.PUBLISHED}")  # raises `MissingObject`
         return cls(kept, begun, {key for name in kept for key in _carried_keys(root, name)})
 
 
@@ -110,7 +110,7 @@ def _carried_keys(root: Storage, key: str) -> Iterator[str]:
     except MissingObject:
         return
     # The receipts of millions of shards take minutes to read, and few versions carry any.
-    if version.manifest["carried"]:
+    if version.facts["carried"]:
         for receipt in version.receipts():
             if receipt.version:
                 yield f"{home}/{receipt.key}"

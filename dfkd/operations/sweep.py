@@ -11,7 +11,7 @@ from dfkd.storage import layout
 from dfkd.storage.base import Storage, StoredObject, in_order
 
 ORDER = {
-    layout.MANIFEST: 0,
+    layout.PUBLISHED: 0,
     layout.STUDENT_CARD: 0,
     layout.ABANDONED: 2,
     layout.IDENTITY: 3,

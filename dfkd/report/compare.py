@@ -116,7 +116,7 @@ def settings(first: Facts, second: Facts) -> list[tuple[str, str, str]]:
         flat.append(flatten(facts.origin.manifest) if manifests and facts.origin else {})
         for images in facts.method_images:
             if images.method in shown:
-                identity = images.version.manifest["identity"]
+                identity = images.version.facts["identity"]
                 flat[-1] |= {f"{images.method}: {key}": value for key, value in identity.items()}
     keys = {key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key)}
     # What differs in the manifests need not be told of each method's data set again.

@@ -230,7 +230,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
     images = []
     for method, version in versions.items():
         index = read_index(version)
-        prompts = version.prompts_summary() if version.manifest.get("prompts") else {}
+        prompts = version.prompts_summary() if version.facts.get("prompts") else {}
         shown = gallery(version, index, per_class)
         images.append(MethodImages(method, version, index, shown, prompts))
     name = origin.manifest.get("name") if origin else None

@@ -115,7 +115,7 @@ def read_index(version: PublishedVersion) -> Index:
         CorruptionError: a block is not what was published.
     """
     names = ["class_index", "index", "shard", "confidence"]
-    step = -(-version.manifest["samples"] // MAX_ROWS) or 1
+    step = -(-version.facts["samples"] // MAX_ROWS) or 1
     columns: dict[str, list[Numbers]] = {name: [np.empty(0, int)] for name in (*names, "block")}
     total = 0
     for number, block in enumerate(version.blocks):

@@ -84,7 +84,7 @@ def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
         )
     # Students are found on the current version, whatever the manifest says of its synthesis.
     for location in locations:
-        stored = location.version.manifest["identity"]
+        stored = location.version.facts["identity"]
         single = manifest.with_method(location.method)
         for key in changed_settings(single, stored):
             raise ManifestError(
@@ -108,8 +108,8 @@ def render(facts: Facts) -> str:
     weights: dict[str, str] = {}
     environment: dict[str, str] = {}
     for images in facts.method_images:
-        weights |= images.version.manifest["weights"]
-        environment |= images.version.manifest["environment"]
+        weights |= images.version.facts["weights"]
+        environment |= images.version.facts["environment"]
     # Sections without content are left out together with their links.
     present = {
         **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
@@ -289,8 +289,8 @@ def _per_class(facts: Facts) -> list[dict[str, Any]]:
     made, failed, confidences, read = np.zeros((4, len(facts.classes)))
     for images in facts.method_images:
         # Counts come from the version, because the index may have been read in part.
-        made += images.version.manifest["class_samples"]
-        failed += images.version.manifest["class_failed"]
+        made += images.version.facts["class_samples"]
+        failed += images.version.facts["class_failed"]
         np.add.at(confidences, images.index.class_index, images.index.confidence)
         np.add.at(read, images.index.class_index, 1)
     # The confusion matrix is a sum over seeds, so each image was counted once for each seed.
@@ -323,7 +323,7 @@ def _diversities(facts: Facts) -> list[dict[str, Any]]:
     summaries = {scored.label: scored.summary for scored in facts.students}
     rows = []
     for images in facts.method_images:
-        manifest, shown = images.version.manifest, images.gallery
+        manifest, shown = images.version.facts, images.gallery
         made, others = manifest["samples"], manifest["inconsistent"]
         rows.append(
             {

@@ -70,7 +70,7 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
     shown = [each for each in (facts.best, facts.teacher) if each] or facts.scored[:1]
     rows = [(f"{_mean(facts)}, {each.label}", share(each.summary["mean"]), "%") for each in shown]
     if facts.method_images:
-        made = sum(int(m.version.manifest["samples"]) for m in facts.method_images)
+        made = sum(int(m.version.facts["samples"]) for m in facts.method_images)
         of = ", all methods" if len(facts.method_images) > 1 else ""
         rows.append((f"images synthesised{of}", count(made), ""))
     # Library weights are trained on ImageNet, and a file's are of unknown origin.

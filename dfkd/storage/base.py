@@ -108,7 +108,7 @@ def ignore(request: Request) -> None:
 
 
 class Storage(Protocol):
-    """Objects under keys like `versions/0a/manifest.json`. Safe for threads and for processes."""
+    """Objects under keys like `versions/0a/version.json`. Safe for threads and for processes."""
 
     def put(self, key: str, data: bytes | Path) -> None:
         """Write or replace an object; readers see either the old or the new one, whole."""

@@ -53,7 +53,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions of Python and libraries, for published manifests and scores."""
+    """Versions of Python and libraries, for published versions and scores."""
     versions = {}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):

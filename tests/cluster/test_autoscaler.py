@@ -133,7 +133,7 @@ def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
         wait_until_nodes_are_gone(cluster)
     published = current(open_storage(str(tmp_path / "run")).child("data/vanilla"))
     assert published is not None
-    assert published.manifest["shards"] == 8
+    assert published.facts["shards"] == 8
     assert verify(published) == []
 
 

@@ -101,13 +101,13 @@ def test_a_version_that_is_being_removed_is_not_begun_or_made_current(tmp_path: 
 def test_a_version_that_is_half_removed_is_no_unfinished_work(tmp_path: Path) -> None:
     version = fill(tmp_path)
     version.storage.put(layout.REMOVING, b"")
-    version.storage.delete(layout.MANIFEST)
+    version.storage.delete(layout.PUBLISHED)
     begin(home(tmp_path), IDENTITY | {"salt": 5})
 
 
 def test_a_manifest_that_is_made_anew_is_the_one_that_current_names(tmp_path: Path) -> None:
     first = fill(tmp_path)
-    first.storage.delete(layout.MANIFEST)
+    first.storage.delete(layout.PUBLISHED)
     again = open_filling(tmp_path).publish(BLOCKS, {"torch": "another"})
     assert again.id == first.id
     assert current(home(tmp_path)) == again != first

@@ -64,7 +64,7 @@ def test_a_run_publishes_what_it_made(tmp_path: Path) -> None:
 
 def test_the_manifest_says_what_was_made_of_what(tmp_path: Path) -> None:
     published = fill(tmp_path)
-    manifest = published.manifest
+    manifest = published.facts
     assert manifest["identity"] == IDENTITY
     assert manifest["fingerprint"] == fingerprint(IDENTITY)
     assert manifest["environment"] == ENVIRONMENT
@@ -85,7 +85,7 @@ def test_images_that_the_teacher_takes_for_another_class_are_counted(tmp_path: P
         for sample in published.samples(receipt)
     )
     assert 0 < wrong < 11
-    assert published.manifest["inconsistent"] == wrong
+    assert published.facts["inconsistent"] == wrong
     card = published.storage.get("README.md").decode()
     assert f"- images that the teacher takes for another class than their own: {wrong}\n" in card
 
@@ -150,7 +150,7 @@ def test_a_quarantined_task_may_be_missing_and_is_named(version: Version) -> Non
     commit_all(version, without=("0001-00000",))
     quarantined = ["0000-00000", "0001-00000"]  # the first has a receipt all the same
     published = version.publish(BLOCKS, ENVIRONMENT, quarantined)
-    assert published.manifest["quarantined"] == ["0001-00000"]
+    assert published.facts["quarantined"] == ["0001-00000"]
     assert [r.task for r in published.receipts()] == ["0000-00000", "0000-00001", "0001-00001"]
     assert "left out: 0001-00000" in published.storage.get("README.md").decode()
     assert verify(published) == []
@@ -161,7 +161,7 @@ def test_a_task_of_which_every_image_failed(version: Version) -> None:
         commit(version, task)
     assert commit(version, TASKS[0], failed=[0, 1, 2]).samples == 0
     published = version.publish(BLOCKS, ENVIRONMENT)
-    assert published.manifest["samples"] == 9
+    assert published.facts["samples"] == 9
     assert verify(published) == []
 
 
@@ -222,7 +222,7 @@ def test_a_publisher_that_is_late_keeps_the_files_of_the_first(
 
     monkeypatch.setattr(publication, "block_files", outrun)
     published = version.publish(BLOCKS, ENVIRONMENT)
-    assert published.manifest["environment"] == {"pyarrow": "17.0"}
+    assert published.facts["environment"] == {"pyarrow": "17.0"}
     assert verify(published) == []
     (block,) = published.blocks
     left = sorted(version.storage.list("index/"))
@@ -271,7 +271,7 @@ def test_publication_reads_no_shard(version: Version) -> None:
     commit_all(version)
     for key in list(version.storage.list("shards/")):
         version.storage.delete(key)
-    assert version.publish(BLOCKS, ENVIRONMENT).manifest["samples"] == 12
+    assert version.publish(BLOCKS, ENVIRONMENT).facts["samples"] == 12
 
 
 @pytest.mark.parametrize("damage", ["missing", "flip", "cut", "longer", "other"])

@@ -79,7 +79,7 @@ def test_metadata_that_is_read_can_be_written_to_the_index(
 
 def test_what_was_removed_does_not_become_current(tmp_path: Path) -> None:
     version = begin(home(tmp_path), IDENTITY)
-    with pytest.raises(MissingObject, match=r"manifest\.json: no such object"):
+    with pytest.raises(MissingObject, match=r"version\.json: no such object"):
         advance(version.home, version.id)
 
 
@@ -95,7 +95,7 @@ def test_the_version_that_was_published_last_is_current(tmp_path: Path) -> None:
     assert len(list(home(tmp_path).list("current/"))) == 3
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "index", "receipts", "README.md"])
+@pytest.mark.parametrize("name", ["version.json", "index", "receipts", "README.md"])
 def test_any_flipped_bit_of_a_published_file_is_found(tmp_path: Path, name: str) -> None:
     published = fill(tmp_path)
     (block,) = published.blocks
@@ -137,9 +137,9 @@ def test_a_manifest_that_contradicts_itself_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> None:
     published = fill(tmp_path)
-    altered = published.manifest | change(published.manifest)
-    published.storage.put("manifest.json", json.dumps(altered).encode())
-    with pytest.raises(CorruptionError, match="is not the manifest that was published"):
+    altered = published.facts | change(published.facts)
+    published.storage.put("version.json", json.dumps(altered).encode())
+    with pytest.raises(CorruptionError, match="is not what was published"):
         open_version(home(tmp_path), ID)
 
 
@@ -147,8 +147,8 @@ def test_the_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
     published, other = fill(tmp_path), begin(home(tmp_path), IDENTITY | {"salt": 1})
     commit_all(other)
     other.publish(BLOCKS, ENVIRONMENT)
-    published.storage.put("manifest.json", other.storage.get("manifest.json"))
-    with pytest.raises(CorruptionError, match="is not the manifest that was published"):
+    published.storage.put("version.json", other.storage.get("version.json"))
+    with pytest.raises(CorruptionError, match="is not what was published"):
         open_version(home(tmp_path), ID)
 
 
@@ -163,7 +163,7 @@ def test_a_pointer_that_claims_gigabytes_is_not_read_whole(tmp_path: Path) -> No
 
 
 def pointer(**changes: object) -> bytes:
-    return json.dumps({"number": 2, "version": "0" * 16, "manifest": "0" * 64} | changes).encode()
+    return json.dumps({"number": 2, "version": "0" * 16, "sha256": "0" * 64} | changes).encode()
 
 
 def test_a_pointer_to_nowhere_is_refused(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_pointer_to_nowhere_is_refused(tmp_path: Path) -> None:
         (pointer(number=3), "names no version"),
         (pointer(number=None), "names no version"),
         (pointer(number=10**400), "names no version"),
-        (pointer(manifest="../manifest"), "names no version"),
+        (pointer(sha256="../version"), "names no version"),
     ]:
         storage.put("current/00000002.json", content)
         with pytest.raises(CorruptionError, match=reason):

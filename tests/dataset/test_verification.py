@@ -84,7 +84,7 @@ def test_a_damaged_manifest_does_not_hide_the_other_methods(
     manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_version.publish(Manifest.read(manifest), "mix")
-    next((manifest.parent / "run").glob("data/mix/versions/*/manifest.json")).write_bytes(b"{")
+    next((manifest.parent / "run").glob("data/mix/versions/*/version.json")).write_bytes(b"{")
     assert job.main([str(manifest), "--set", "prompts.method=[mix, vanilla]"]) == Exit.FAILED
     printed = capsys.readouterr().out
     assert "vanilla: version" in printed

@@ -87,7 +87,7 @@ def require_undisturbed(root: str, undisturbed: PublishedVersion) -> None:
     """The same shards by sha256, each once, whole, and nothing beside them."""
     version = published(root)
     assert list(version.receipts()) == list(undisturbed.receipts())
-    assert version.manifest["shards"] == TASKS
+    assert version.facts["shards"] == TASKS
     assert verify(version) == []
     storage = version.storage
     assert isinstance(storage, S3Storage)
@@ -132,7 +132,7 @@ def make_weather(proxy: Proxy, seed: int) -> set[str]:
     """Faults at the writes that count, and anywhere; the kinds."""
     proxy.inject("busy", "busy", "lost", "cut request", method="PUT", target="/shards/")
     proxy.inject("lost", "busy", "lost", method="PUT", target="/receipts/")
-    proxy.inject("lost", method="PUT", target="/manifest.json")
+    proxy.inject("lost", method="PUT", target="/version.json")
     proxy.inject("lost", method="PUT", target="/current/")
     kinds = {"busy", "throttled", "cut request", "cut answer", "lost", "slow"}
     proxy.storm(seed, share=0.3, kinds=sorted(kinds))

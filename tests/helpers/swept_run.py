@@ -92,6 +92,6 @@ class Run:
 
     def claim(self, candidate: PublishedVersion) -> Attempt:
         """The first attempt of a regeneration, which is of this candidate."""
-        claim = {"identity": candidate.manifest["identity"]}
+        claim = {"identity": candidate.facts["identity"]}
         self.storage.put(CLAIM, canonical(claim))
         return Attempt(self.storage, 1)

@@ -97,7 +97,7 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
     assert f"current: {first} -> " in found.stdout
     second = published(place)
     assert [r.version == first for r in second.receipts()].count(False) == 1
-    assert second.manifest["identity"]["salt"] == 2
+    assert second.facts["identity"]["salt"] == 2
     decision = json.loads(root.get("regenerations/00000002/decision.json"))
     assert decision["candidate"] == second.id
     for name, figure in (("candidate", "accuracy"), ("current", "current_accuracy")):

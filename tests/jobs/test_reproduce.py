@@ -118,7 +118,7 @@ def test_results_say_where_they_come_from(made: Path) -> None:
     assert found["command"] == f"python jobs/reproduce.py {made / 'study.yaml'}"
     assert {cell["outcome"]["version"] for row in found["rows"][1:] for cell in row["cells"]} == {
         json.loads(path.read_text())["fingerprint"]
-        for path in (made / "root").glob("*/data/*/versions/*/manifest.json")
+        for path in (made / "root").glob("*/data/*/versions/*/version.json")
     }
     for outcome in (cell["outcome"] for row in found["rows"] for cell in row["cells"]):
         assert {"python", "torch"} <= outcome["environment"].keys()
@@ -168,7 +168,7 @@ def test_whole_runs_are_compared_with_each_other(made: Path, tmp_path: Path) -> 
     assert len(set(versions)) == 2
     salts = {
         json.loads(path.read_text())["identity"].get("salt", 0)
-        for path in (tmp_path / "root").glob("*/data/*/versions/*/manifest.json")
+        for path in (tmp_path / "root").glob("*/data/*/versions/*/version.json")
     }
     assert salts == {0, 1}
     table = (tmp_path / "table.md").read_text()

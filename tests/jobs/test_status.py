@@ -272,7 +272,7 @@ def test_a_version_that_is_being_removed_is_removed_first(path: Path, manifest: 
         assert found["remark"] == f"ends the removal of version {version.id}"
         # A kill after the first deletion.
         version.storage.put("removing", b"begun")
-        version.storage.delete("manifest.json")
+        version.storage.delete("version.json")
     assert run_here("clean", path).returncode == 0
     assert status(path)["next"] == f"python jobs/synthesize.py {path}"
 
@@ -354,10 +354,10 @@ def test_damage_is_one_line(path: Path, manifest: Manifest) -> None:
         assert done.returncode == 1
         assert version.storage.location("identity.json") in last_error(done)
     version.storage.put("identity.json", canonical(identity(manifest, {})))
-    version.storage.put("manifest.json", b"{}")
+    version.storage.put("version.json", b"{}")
     done = run_here("status", path)
     assert done.returncode == 1
-    assert "is not the manifest that was published" in last_error(done)
+    assert "is not what was published" in last_error(done)
 
 
 def test_an_unreachable_store_is_worth_a_retry(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_publishes_a_version_and_leaves_what_it_cost(undisturbed: Path) -> None:
     version = published(undisturbed / "run", "contrastive")
     assert sum(receipt.samples for receipt in version.receipts()) == 18
-    assert version.manifest["shards"] == 9
+    assert version.facts["shards"] == 9
     assert json.loads(version.storage.get("prompts.json"))["prompts"] == 18
     (entry,) = cost_records.read(open_storage(str(undisturbed / "run")))
     assert entry.key == "records/synthesize-contrastive.json"

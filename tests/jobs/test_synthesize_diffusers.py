@@ -43,7 +43,7 @@ def test_a_run_is_published_and_resumed_to_the_same_bytes(home: Path) -> None:
     # As if it had been killed after all shards but one.
     made = contents(data)
     folder = data / "random/versions" / version.id
-    for name in ("manifest.json", "README.md", "receipts/0001-00001.json.gz"):
+    for name in ("version.json", "README.md", "receipts/0001-00001.json.gz"):
         (folder / name).unlink()
     shutil.rmtree(folder / "index")
     shutil.rmtree(data / "random/current")

@@ -218,8 +218,8 @@ def test_a_damaged_object_that_names_versions_is_an_error(
 def test_a_current_version_without_its_manifest_is_an_error(run: Run) -> None:
     """Its shards may lie in folders of others, which nobody else refers to."""
     chain = run.old_chain()
-    chain[2].storage.delete(layout.MANIFEST)
-    with pytest.raises(MissingObject, match=r"manifest\.json: no such object"):
+    chain[2].storage.delete(layout.PUBLISHED)
+    with pytest.raises(MissingObject, match=r"version\.json: no such object"):
         run.plan()
     # Also if something else than the pointer is named as the reason for keeping it.
     with lease.protecting(run.storage, [f"vanilla/{chain[2].id}"]), pytest.raises(MissingObject):

@@ -50,7 +50,7 @@ def test_a_version_that_is_leased_after_the_plan_stays(run: Run) -> None:
 def test_a_version_that_a_job_takes_up_after_the_plan_stays(run: Run, state: str) -> None:
     """The job looked for the mark before it was written, and the second look sees its lease."""
     first, second, _ = run.chain(3)
-    first.storage.delete(layout.MANIFEST)
+    first.storage.delete(layout.PUBLISHED)
     if state == "abandoned":
         first.storage.put(layout.ABANDONED, b"")
     else:
@@ -72,7 +72,7 @@ def test_a_version_that_a_job_takes_up_after_the_plan_stays(run: Run, state: str
 def test_work_that_ended_between_mark_and_removal_stays(run: Run) -> None:
     """A job took the version up and ended, and the sweep was killed before it withdrew its mark."""
     first = run.chain(3)[0]
-    first.storage.delete(layout.MANIFEST)
+    first.storage.delete(layout.PUBLISHED)
     first.storage.put(layout.ABANDONED, b"")
     age(run.root)
     planned = run.plan()
@@ -160,7 +160,7 @@ def test_a_killed_sweep_is_finished_by_the_next_one(run: Run, steps: int, keep: 
     run.sweep(keep)
     assert run.plan(keep).removals == ()
     for version in versions:
-        published = version.storage.exists(layout.MANIFEST)
+        published = version.storage.exists(layout.PUBLISHED)
         assert published or not version.storage.exists(layout.IDENTITY)
     if keep == 1:
         needed = {receipt.key.split("/")[1] for receipt in list(versions[2].receipts())}
@@ -172,7 +172,7 @@ def test_a_killed_removal_goes_on_although_an_object_is_young(run: Run) -> None:
     """A worker that took very long has stored it since."""
     first = run.old_chain()[0]
     first.storage.put(layout.REMOVING, kept_versions.BEGUN)
-    first.storage.delete(layout.MANIFEST)
+    first.storage.delete(layout.PUBLISHED)
     os.utime(first.storage.location(layout.receipt(TASKS[0].id)))
     assert f"version vanilla/{first.id}" in run.removed()
 

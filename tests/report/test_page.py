@@ -276,7 +276,7 @@ def test_means_over_classes_are_shown_as_such(tmp_path: Path) -> None:
 def test_a_version_whose_images_all_failed_has_a_page(written: tuple[Manifest, str]) -> None:
     facts = collect(open_storage(written[0].storage.root))
     (first, *_) = facts.method_images
-    empty = dataclasses.replace(first.version, manifest=first.version.manifest | {"samples": 0})
+    empty = dataclasses.replace(first.version, facts=first.version.facts | {"samples": 0})
     images = dataclasses.replace(first, version=empty)
     html = page.render(dataclasses.replace(facts, method_images=[images]))
     assert "Of 0 images the teacher takes" in html

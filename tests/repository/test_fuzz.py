@@ -256,10 +256,10 @@ def test_any_change_of_a_version_s_manifest_is_refused(
     published: Path, data: st.DataObject
 ) -> None:
     """The pointer states the hash of the valid manifest, and then that of the damaged one."""
-    (path,) = published.glob("data/vanilla/versions/*/manifest.json")
+    (path,) = published.glob("data/vanilla/versions/*/version.json")
     content = data.draw(other_content(path.read_bytes()))
     pointer = published / "data/vanilla/current/00000001.json"
-    forged = json.loads(pointer.read_text()) | {"manifest": hashlib.sha256(content).hexdigest()}
+    forged = json.loads(pointer.read_text()) | {"sha256": hashlib.sha256(content).hexdigest()}
     with replaced(path, content):
         with pytest.raises(CorruptionError):
             current(home(published))

@@ -239,12 +239,12 @@ def test_no_key_leads_outside_the_storage(outside: Path, name: str) -> None:
 
 
 def forge(version: PublishedVersion, **changes: Any) -> None:
-    """Change a published manifest, and the pointer so that it states the new hash."""
-    content = canonical(version.manifest | changes)
-    version.storage.put("manifest.json", content)
-    facts = json.loads(version.home.get("current/00000001.json"))
-    facts["manifest"] = hashlib.sha256(content).hexdigest()
-    version.home.put("current/00000001.json", canonical(facts))
+    """Change the facts of a version, and the pointer so that it states the new hash."""
+    content = canonical(version.facts | changes)
+    version.storage.put("version.json", content)
+    pointer = json.loads(version.home.get("current/00000001.json"))
+    pointer["sha256"] = hashlib.sha256(content).hexdigest()
+    version.home.put("current/00000001.json", canonical(pointer))
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -254,7 +254,7 @@ def test_no_shard_of_a_manifest_or_receipt_lies_outside(outside: Path, name: str
     ((receipt, images),) = block_entries(version, block)
     forged = dataclasses.replace(receipt, shard=name)
     version.storage.put("receipts/0000-00000.json.gz", encode(forged, images))
-    version.storage.delete("manifest.json")
+    version.storage.delete("version.json")
     version.home.delete("current/00000001.json")
     found = Version(version.home, version.fingerprint).publish([("00000", TASKS[:1])], {})
     with pytest.raises(CorruptionError, match="object key"):
@@ -299,6 +299,6 @@ def test_a_forged_manifest_is_refused(
     tmp_path: Path, changes: dict[str, Any] | Callable[[Any], dict[str, Any]]
 ) -> None:
     version = fill(tmp_path, TASKS[:1])
-    forge(version, **(changes(version.manifest["blocks"][0]) if callable(changes) else changes))
-    with pytest.raises(CorruptionError, match="is not the manifest that was published"):
+    forge(version, **(changes(version.facts["blocks"][0]) if callable(changes) else changes))
+    with pytest.raises(CorruptionError, match="is not what was published"):
         current(home(tmp_path))

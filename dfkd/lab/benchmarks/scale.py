@@ -151,9 +151,9 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
         "classes": len(manifest.classes),
         "images": image_count(manifest),
         "tasks": task_count(manifest),
-        "samples": version.manifest["samples"],
-        "shard_bytes": version.manifest["bytes"],
-        "manifest_bytes": version.storage.size(layout.MANIFEST),
+        "samples": version.facts["samples"],
+        "shard_bytes": version.facts["bytes"],
+        "manifest_bytes": version.storage.size(layout.PUBLISHED),
         "receipt_bytes": receipt_bytes,
         "index_bytes": index_bytes,
         "embedding": EMBEDDING,
@@ -167,7 +167,7 @@ def measure(manifest: Manifest, effort: Effort) -> Results:
 
 def _check(version: PublishedVersion) -> None:
     """Read some shards as a reader does, including verification."""
-    interval = max(1, version.manifest["shards"] // CHECKED_SHARDS)
+    interval = max(1, version.facts["shards"] // CHECKED_SHARDS)
     for receipt in itertools.islice(version.receipts(), 0, None, interval):
         for _ in version.samples(receipt):
             pass

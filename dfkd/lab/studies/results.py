@@ -491,7 +491,7 @@ def collect_results(
             rows.append(StudyRow.of(names, "student", finished, average, size))
     # The rows of a gallery are data sets, without scores.
     for name, version in () if study.trains else study_cells.versions.items():
-        names, made_by = study.rows[name][0].names, version.manifest["environment"]
+        names, made_by = study.rows[name][0].names, version.facts["environment"]
         rows.append(StudyRow(names, "student", (), {}, None, None, version.fingerprint, made_by))
     return StudyResults(
         study=study.described.name,

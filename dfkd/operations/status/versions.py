@@ -156,7 +156,7 @@ def _state(home: Storage, method: Method, name: str, activity: Activity) -> Stat
     storage = home.child(layout.version(name))
     if storage.exists(layout.REMOVING):
         return "removing"
-    if storage.exists(layout.MANIFEST):
+    if storage.exists(layout.PUBLISHED):
         return "published"
     if storage.exists(layout.ABANDONED):
         return "abandoned"
@@ -182,15 +182,15 @@ def _sizes(storage: Storage, identity: Mapping[str, Any]) -> tuple[int, int, int
 
 
 def _published(version: PublishedVersion, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `VersionStatus` that the manifest of a published version has."""
+    """The fields of a `VersionStatus` that a published version tells."""
     classes, each, _, parts = _sizes(version.storage, identity)
-    missing = sorted(version.manifest["quarantined"])
+    missing = sorted(version.facts["quarantined"])
     reasons = _reasons(version.storage, lambda task: task in missing) if missing else {}
     return {
         "prompts": Done(parts, parts),
         "shards": Done(classes * parts - len(missing), classes * parts),
-        "images": Done(version.manifest["samples"], classes * each),
-        "failed_images": version.manifest["failed"],
+        "images": Done(version.facts["samples"], classes * each),
+        "failed_images": version.facts["failed"],
         "quarantined": dict.fromkeys(missing, "") | reasons,
     }
 

@@ -46,7 +46,7 @@ def test_each_method_has_a_version(undisturbed: Path) -> None:
         assert verify(version) == []
         assert sum(receipt.samples for receipt in version.receipts()) == 6
         assert f"- method: {method}\n" in version.storage.get("README.md").decode()
-        identity = version.manifest["identity"]
+        identity = version.facts["identity"]
         assert ("generator.vqgan.weights.sha256" in identity) == (method != "deepinversion")
     records = sorted(path.name for path in (undisturbed / "run/records").iterdir())
     assert records == sorted(f"synthesize-{method}.json" for method in FOUND)
@@ -59,7 +59,7 @@ def test_a_run_that_died_within_a_part_resumes_to_the_same_bytes(
     manifest = write(tmp_path)
     shutil.copytree(undisturbed / "run" / "data", tmp_path / "run" / "data")
     for version in (tmp_path / "run" / "data").glob("*/versions/*"):
-        for name in ("manifest.json", "README.md", "receipts/0001-00000.json.gz"):
+        for name in ("version.json", "README.md", "receipts/0001-00000.json.gz"):
             (version / name).unlink()
         shutil.rmtree(version / "index")
         if version.parts[-3] != "vanilla-bn":  # there the shard had come as far as storage
