@@ -39,8 +39,13 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """
     from dfkd.operations.preflight import check_later_stages
 
-    check_later_stages(manifest)  # `synthesize.build` checks its own stage
-    built = synthesize.build(manifest, options)
+    check_later_stages(manifest)  # `dfkd.synthesize` checks its own stage
+    built = dfkd.synthesize(
+        manifest,
+        abandon=options.abandon,
+        accept_partial=options.accept_partial,
+        on_version=synthesize.tell,
+    )
     _require_current(built)
     distill.work(manifest, options)
     _require_current(built)

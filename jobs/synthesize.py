@@ -35,21 +35,17 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Build the version of each method; returns the location of the last one's manifest."""
-    return build(manifest, options)[-1].version.storage.location("version.json")
-
-
-def build(manifest: Manifest, options: argparse.Namespace) -> list[dfkd.BuiltVersion]:
-    """Build the version of each method, and print a line about each."""
-    return dfkd.synthesize(
+    """Build the version of each method; returns the location of the last one's facts."""
+    built = dfkd.synthesize(
         manifest,
         abandon=options.abandon,
         accept_partial=options.accept_partial,
-        on_version=_tell,
+        on_version=tell,
     )
+    return built[-1].version.storage.location("version.json")
 
 
-def _tell(built: dfkd.BuiltVersion) -> None:
+def tell(built: dfkd.BuiltVersion) -> None:
     """Print a line about a published version."""
     statistics = built.prompts
     print(
