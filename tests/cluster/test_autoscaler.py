@@ -87,7 +87,7 @@ def write(folder: Path) -> Path:
     return write_manifest(
         folder,
         classes=["dog", "house"],
-        generator={"vqgan": {"steps": 20}},
+        generator={"vqgan": {"steps": 12}},
         synthesis=made,
         distillation={"epochs": 1},
     )
@@ -140,7 +140,7 @@ def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
 def test_a_study_gets_a_node_for_each_student(tmp_path: Path) -> None:
     axes = [{"name": "Method", "values": {"Baseline": tiny_study.METHODS["Baseline"]}}]
     # So many epochs that the first student is still training when the second node comes.
-    changes = {"cluster": {"workers": WORKERS}, "distillation": {"epochs": 400}}
+    changes = {"cluster": {"workers": WORKERS}, "distillation": {"epochs": 150}}
     start: dict[str, Any] = merge(tiny_study.BASE, changes)
     start["storage"] = {"root": str(tmp_path / "root")}
     file = tiny_study.write(tmp_path, start, axes=axes, seeds=list(range(WORKERS)))

@@ -17,7 +17,7 @@ def test_nothing_is_lost_and_nothing_doubled_while_workers_and_nodes_are_killed(
 ) -> None:
     record = tmp_path / "chaos.json"
     module = ("-m", "dfkd.lab.benchmarks.chaos", str(record))
-    sizes = ("--tasks=60", "--nodes=2", "--pause=5", "--task-seconds=0.5", "--seed=1")
+    sizes = ("--tasks=60", "--nodes=2", "--pause=4", "--task-seconds=0.5", "--seed=1")
     environment = jobs.environment()
     environment.pop("RAY_AUTH_TOKEN", None)
     done = subprocess.run([sys.executable, *module, *sizes], env=environment, check=False)
