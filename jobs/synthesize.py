@@ -11,6 +11,7 @@ import dfkd
 from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import estimated_bytes, image_count, image_steps, sampling_steps, task_count
+from dfkd.storage import layout
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         accept_partial=options.accept_partial,
         on_version=tell,
     )
-    return built[-1].version.storage.location("version.json")
+    return built[-1].version.storage.location(layout.PUBLISHED)
 
 
 def tell(built: dfkd.BuiltVersion) -> None:

@@ -47,6 +47,9 @@ BarPlace = Literal["terminal", "relayed", "log"]
 """Where progress is shown: a bar on this process's terminal, a bar that Ray relays to the driver's
 terminal, or lines in the log."""
 
+MAX_DECODE_THREADS = 8
+"""Threads of a rank at most that decode images beside a GPU."""
+
 LOG_STEPS = 50
 """Steps between two points of a TensorBoard curve; the end of an epoch is a point too."""
 
@@ -155,10 +158,6 @@ def _read(checkpoints: Checkpoints, step: int) -> dict[str, Tensor]:
             f"distillation: {error}; another process trains this student; run the same command "
             "again, it resumes"
         ) from None
-
-
-MAX_DECODE_THREADS = 8
-"""Threads at most that decode images beside a GPU."""
 
 
 def open_stream(

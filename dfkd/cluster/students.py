@@ -57,9 +57,6 @@ from dfkd.storage.lease import protecting
 from dfkd.storage.local import open_storage
 from dfkd.utils.progress import Closing
 
-PLAIN = Ranks(0, 1.0, "cpu")
-"""Stands for ranks whose resources are not known yet."""
-
 RANK_GRACE_SECONDS = 600.0
 """How much longer than for a step ranks wait for each other, in seconds."""
 
@@ -115,7 +112,8 @@ def distill_located(
         if not trains_here(config.rank_limits):
             # What every rank would raise, before ranks in other processes wait for and take GPUs.
             # A rank inside this process raises the same errors just as early.
-            open_stream(manifest, target.version, target.seed, 0, config.rank_limits[-1], PLAIN)
+            some = Ranks(0, 1.0, "cpu")  # what ranks will have changes none of these errors
+            open_stream(manifest, target.version, target.seed, 0, config.rank_limits[-1], some)
             classes, size = len(manifest.classes), manifest.synthesis.image_size
             build(config, classes, size, target.seed, manifest.cache)
             if not config.stored_labels:

@@ -185,10 +185,10 @@ def run(
             print(f"wrote {written}", flush=True)
     except DfkdError as error:
         return fail(error)
-    # A disk or a network that fails is no bug, wherever it shows.
     except BrokenPipeError:
         gone = "stdout: its reader has gone, so the job has stopped"
         return fail(DfkdError(f"{gone}; run the same command again, it resumes"))
+    # A disk or a network that fails is no bug, wherever it shows.
     except OSError as error:
         told = f"operating system: {error}; fix that and run the same command again, it resumes"
         # Most failures pass, so the same command may succeed; a wrong path stays wrong.

@@ -11,7 +11,7 @@ data/{method}/
         index/{block}-{hash}.json   the receipts of a block
         index/{block}-{hash}.parquet    a row for each image of a block
         README.md                   data card
-        version.json               written last and once; with it the version is published
+        version.json                written last and once; with it the version is published
         quarantined/{task}.json     why a task failed at every attempt; deleted by the next call
         abandoned                   marks an unfinished version that later runs ignore
         removing                    marks a version that jobs/clean.py removes or is about to

@@ -99,9 +99,9 @@ def kill_while(
             for pid in family:
                 # Ray's own helpers are of the family too, and a process may end meanwhile.
                 with contextlib.suppress(OSError):
-                    line = Path(f"/proc/{pid}/cmdline").read_bytes()
-                    if line.startswith(b"ray::Filler") and not killed:
+                    if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Filler"):
                         killed = [pid]
+                        break
         for pid in killed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
