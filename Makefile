@@ -39,7 +39,7 @@ $(VENV)/.extras: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed ## Class names to student on this machine, in minutes (MANIFEST=... for another run)
-	$(BIN)/python jobs/pipeline.py $(MANIFEST)
+	$(BIN)/dfkd pipeline $(MANIFEST)
 
 cluster: $(VENV)/.installed ## The same images on S3 and a cluster of three nodes, of which one dies half-way (needs Ceph)
 	$(BIN)/python cluster/local.py $(MANIFEST)

@@ -24,6 +24,7 @@ from dfkd.cluster.making import BuiltVersion, build, identify, is_published, req
 from dfkd.cluster.students import FinishedStudent, distill_all
 from dfkd.cluster.worker import synthesis_engine
 from dfkd.config.manifest import Manifest
+from dfkd.config.paths import manifest_file
 from dfkd.config.presets import PRESETS
 from dfkd.dataset.versions import refuse_unfinished
 from dfkd.distillation.student_store import locate_students
@@ -69,7 +70,7 @@ def read_manifest(path: str | Path, **values: Any) -> Manifest:
     """Read the manifest in a YAML file, with new values for some of its keys.
 
     Args:
-        path: of the file, e.g. `manifests/miniature.yaml`.
+        path: of the file, or the name of one that the package ships, e.g. `miniature`.
         **values: new values by key; a section is a mapping of the keys to change, e.g.
             `classes=["rocket", "tree"], synthesis={"steps": 50}`. Values are plain values or paths.
             A name with dots is that of a key in a section: `**{"synthesis.views": 4}`.
@@ -80,7 +81,7 @@ def read_manifest(path: str | Path, **values: Any) -> Manifest:
     Raises:
         ManifestError: the file or a value breaks a rule, which the text names.
     """
-    tree = read_tree(path)
+    tree = read_tree(manifest_file(path))
     for key, value in values.items():
         nested = _plain(value)
         for name in reversed(key.split(".")):

@@ -1,58 +1,11 @@
-"""Distil a student from the current version of each prompt method, one for each seed."""
+"""Distil a student from the current version of each prompt method, one for each seed.
 
-from __future__ import annotations
+The same as `dfkd distill`, for `ray job submit` and for a checkout.
+"""
 
-import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
 
-import dfkd
-from dfkd.commands import command_line
-from dfkd.config.manifest import Manifest
-from dfkd.config.plan import image_count
-
-
-def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would train if no image fails in synthesis, and what that costs at least."""
-    from dfkd.dataset.loader import steps_per_epoch
-    from dfkd.distillation.distiller import Schedule
-    from dfkd.operations import estimate
-    from dfkd.operations.preflight import check_distillation
-
-    student = check_distillation(manifest)
-    config = manifest.distillation
-    schedule = Schedule.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
-    students = len(manifest.methods) * len(config.seeds)
-    return {
-        "methods": list(manifest.methods),
-        "seeds": list(config.seeds),
-        "students": students,
-        "workers": config.workers,
-        "images_per_version": image_count(manifest),
-        "steps_per_epoch": schedule.steps_per_epoch,
-        "warmup_steps": schedule.warmup,
-        "steps_per_student": schedule.total,
-        "images_seen": schedule.total * config.batch_size * students,
-        "cost": estimate.students(manifest, student, schedule.total, schedule.warmup),
-    }
-
-
-def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Train or reuse every student; returns the location of the last one's card."""
-    return dfkd.distill(manifest, on_student=_tell)[-1].student.location
-
-
-def _tell(finished: dfkd.FinishedStudent) -> None:
-    """Print a line about a finished student."""
-    student, action = finished.student, "reused" if finished.reused else "trained"
-    print(f"{student.method} seed {student.seed}: {action} {student.location}", flush=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns the exit code."""
-    return command_line.run(command_line.parser(__doc__ or ""), work, plan, argv)
-
+from dfkd.commands.distill import main
 
 if __name__ == "__main__":
     sys.exit(main())

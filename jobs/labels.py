@@ -1,39 +1,11 @@
-"""Write labels of other classes, which let an exported student of embeddings tell those apart."""
+"""Write labels of other classes, which let an exported student of embeddings tell those apart.
 
-from __future__ import annotations
+The same as `dfkd labels`, for `ray job submit` and for a checkout.
+"""
 
-import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
 
-from dfkd.commands import command_line
-from dfkd.config.manifest import Manifest
-
-
-def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would write."""
-    from dfkd.distillation.student_store import require_embeddings
-    from dfkd.models.teacher import file_hashes
-
-    require_embeddings(manifest)
-    file_hashes(manifest.teacher, manifest.cache)  # refuses weights that are not there
-    return {"classes": list(manifest.with_classes(options.classes).classes)}
-
-
-def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Encode the class names with the teacher; returns the location of labels.json."""
-    from dfkd.export.labels import write_labels
-
-    return write_labels(manifest, options.classes)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns the exit code."""
-    arguments = command_line.parser(__doc__ or "")
-    command_line.add_classes(arguments, required=True)
-    return command_line.run(arguments, work, plan, argv)
-
+from dfkd.commands.labels import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,102 +1,11 @@
-"""Class names in, student out: synthesise, distil and evaluate each prompt method, and report."""
+"""Class names in, student out: synthesise, distil and evaluate each prompt method, and report.
 
-from __future__ import annotations
+The same as `dfkd pipeline`, for `ray job submit` and for a checkout.
+"""
 
-import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
 
-import dfkd
-import distill
-import evaluate
-import synthesize
-from dfkd.commands import command_line
-from dfkd.config.manifest import Manifest
-from dfkd.errors import DfkdError
-from dfkd.storage.local import open_storage
-
-
-def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run would make, train and score."""
-    stages = {
-        "synthesize": synthesize.plan(manifest, options),
-        "distill": distill.plan(manifest, options),
-    }
-    if manifest.evaluation.scored:
-        stages["evaluate"] = evaluate.plan(manifest, options)
-    return stages
-
-
-def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Run the three jobs, each of which resumes; returns the location of the report.
-
-    Without labelled images there is no report, and it returns that of the student to take home.
-
-    Raises:
-        PartialError: some evaluation images could not be read; everything is written.
-        DfkdError: another job has made another version current meanwhile.
-    """
-    from dfkd.operations.preflight import check_later_stages
-
-    check_later_stages(manifest)  # `dfkd.synthesize` checks its own stage
-    built = dfkd.synthesize(
-        manifest,
-        abandon=options.abandon,
-        accept_partial=options.accept_partial,
-        on_version=synthesize.tell,
-    )
-    _require_current(built)
-    distill.work(manifest, options)
-    _require_current(built)
-    if not manifest.evaluation.scored:
-        return _show_unscored(manifest, options)
-    evaluated = dfkd.evaluate(manifest, threads=options.threads)
-    evaluate.tell(evaluated)
-    _require_current(built)
-    # Also if `evaluation.models` leaves the students out: they are trained in any case.
-    print(f"student to take home {dfkd.take_home(manifest, threads=options.threads)}")
-    page = dfkd.write_report(manifest, command_line.again("pipeline", options))
-    command_line.refuse_unreadable(evaluated.results["data"]["unreadable"], page)
-    return page
-
-
-def _require_current(built: Sequence[dfkd.BuiltVersion]) -> None:
-    """Raise `DfkdError` unless the versions of this run are current.
-
-    Each stage takes the current ones. Under one root a job with another manifest replaces them.
-    """
-    from dfkd.dataset.published import current_id
-
-    for version in (each.version for each in built):
-        if (newest := current_id(version.home)) != version.id:
-            raise DfkdError(
-                f"{version.home.location()}: another job has made version {newest} current, and "
-                f"this one works on version {version.id}; give each manifest a storage.root of its "
-                "own, or run the same command again, which makes its own version current"
-            )
-
-
-def _show_unscored(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Show the images, and export the student; returns its location."""
-    from dfkd.distillation.student_store import locate_student
-    from dfkd.report.contact_sheet import write_contact_sheet
-
-    seed = manifest.distillation.seeds[0]
-    versions = {name: locate_student(manifest, name, seed).version for name in manifest.methods}
-    root = open_storage(manifest.storage.root)
-    print(f"contact sheet {write_contact_sheet(root, manifest.name, versions)}")
-    print("evaluation.data is none: no model is scored, and there is no report")
-    return dfkd.take_home(manifest, threads=options.threads)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns the exit code."""
-    arguments = command_line.parser(__doc__ or "")
-    synthesize.add_arguments(arguments)
-    command_line.add_threads(arguments)
-    return command_line.run(arguments, work, plan, argv)
-
+from dfkd.commands.pipeline import main
 
 if __name__ == "__main__":
     sys.exit(main())

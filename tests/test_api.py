@@ -110,7 +110,7 @@ def test_each_stage_is_a_call_and_the_student_answers_with_names(
         },
         evaluation={"data": str(tmp_path / "data"), "models": "student"},
     )
-    with pytest.raises(dfkd.ManifestError, match=r"run jobs/synthesize\.py first"):
+    with pytest.raises(dfkd.ManifestError, match=r"run dfkd synthesize first"):
         dfkd.distill(manifest)
     publish(manifest)
     both = manifest.with_values(prompts={"method": ("vanilla", "mix")})

@@ -20,6 +20,7 @@ from dfkd.cluster.capacity import count_nodes, has_autoscaler
 from dfkd.cluster.ray_internals import in_submitted_folder, quiet_authentication
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError, one_line
 from dfkd.storage.base import BUCKET_ROOTS, Storage
+from dfkd.utils.progress import say
 
 LOCAL_OBJECT_STORE = 128 << 20
 """Bytes of Ray's object store, which carries only small messages; shards go through storage."""
@@ -51,6 +52,7 @@ def connected() -> Iterator[None]:
     # Waiting threads that spin can make two workers on two cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = cluster_address()
+    say("joins the Ray cluster of RAY_ADDRESS" if address else "starts Ray on this machine")
     quiet_authentication()
     # Escape codes before each line of a worker make no sense in a file.
     if not sys.stderr.isatty():

@@ -96,7 +96,7 @@ def build(
     root = open_storage(manifest.storage.root).observed(count_request)
     version = _version(root, manifest, identity)
     require_space([(manifest, identity)])
-    # The lease protects an abandoned or old version from a jobs/clean.py that runs meanwhile. It
+    # The lease protects an abandoned or old version from a dfkd clean that runs meanwhile. It
     # comes before `begin`, which looks for the mark of a removal: so one of the two sees the other.
     with protecting(root, [f"{manifest.method}/{version.id}"]):
         begin(version.home, identity, abandon)
@@ -112,7 +112,7 @@ def build(
         if quarantined and not accept_partial:
             shown = [f"{name}: {reason}" for name, reason in sorted(quarantined.items())[:REASONS]]
             if len(quarantined) > REASONS:
-                shown.append("jobs/status.py shows more, with --json all")
+                shown.append("dfkd status shows more, with --json all")
             raise PartialError(
                 f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks "
                 f"quarantined ({'; '.join(shown)}); run the same command again; --accept-partial "

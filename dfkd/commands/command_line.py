@@ -10,13 +10,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.errors import DfkdError, Exit, InfrastructureError, PartialError, as_utf8, may_pass
 from dfkd.utils import logs
+from dfkd.utils.progress import say
 from dfkd.utils.yaml import dump
 
 
@@ -35,6 +35,10 @@ class Composed(Protocol):
         """Each of these manifests, as plain values."""
 
 
+LIBRARIES = "loads PyTorch, then checks the files that the manifest names"
+"""What commands begin with that make, train or score something."""
+MANIFEST = "YAML file that describes the run, or the name of one that the package brings"
+
 MAX_COUNT = 10**6
 """Largest whole number of an option. Torch takes no more threads than 32 bits can count."""
 MAX_SECONDS = 10**9
@@ -47,13 +51,14 @@ the overrides, and the other options only print something.
 
 
 def parser(
-    description: str, manifest: str = "YAML file that describes the run", **choices: Sequence[str]
+    command: str, description: str, manifest: str = MANIFEST, **choices: Sequence[str]
 ) -> argparse.ArgumentParser:
-    """A parser with the arguments of every job, after one positional argument for each choice.
+    """A parser with the arguments of every command, after a positional argument for each choice.
 
     `manifest` says what the last positional argument may be.
     """
     arguments = argparse.ArgumentParser(
+        prog=f"dfkd {command}",
         description=description,
         epilog="exit codes: 0 done, 1 failed, 2 bad manifest or usage, 3 partial (the last line "
         "says what is missing), 4 worth retrying (infrastructure), 130 or 143 stopped",
@@ -147,6 +152,7 @@ def run(
     plan: Callable[[Any, argparse.Namespace], dict[str, Any]],
     argv: Sequence[str] | None = None,
     read: Callable[[str, tuple[str, ...]], Described] = Manifest.read,
+    first: str = "",
 ) -> int:
     """Parse the arguments, read the file, do the work and report; returns the exit code.
 
@@ -158,6 +164,7 @@ def run(
             printed something. Raises `DfkdError` for anything that the user can fix.
         plan: what the job would do, for `--dry-run`: a mapping that is printed as JSON.
         read: gives the content of the file, with overrides applied; both get it.
+        first: what `work` and `plan` begin with, if that takes long; it is said before.
     """
     _prepare_output()
     options = arguments.parse_args(argv)
@@ -169,14 +176,16 @@ def run(
             show(dump(content.as_dict()))
             return Exit.DONE
         if options.submission_id:
-            show(f"{submission_id(arguments.prog, content, options)}\n")
+            show(f"{submission_id(arguments.prog.split()[-1], content, options)}\n")
             return Exit.DONE
+        if first:
+            say(f"{arguments.prog}: {first}")
         if options.dry_run:
             show(f"{json.dumps(plan(content, options), indent=2)}\n")
             return Exit.DONE
         # A study or a finished run has a manifest; a recipe has none, and so no root.
         own = content if isinstance(content, Manifest) else getattr(content, "manifest", None)
-        log = logs.json_log(Path(arguments.prog).stem, own.storage.root if own else "")
+        log = logs.json_log(arguments.prog.split()[-1], own.storage.root if own else "")
         with _interrupted_by_sigterm(terminated), log:
             written = work(content, options)
         if terminated.is_set():  # `status.py --watch` ends quietly
@@ -252,7 +261,7 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def submission_id(prog: str, manifest: Described, options: argparse.Namespace) -> str:
+def submission_id(command: str, manifest: Described, options: argparse.Namespace) -> str:
     """The submission id of a job for `ray job submit`: `dfkd-JOB-` and 16 hexadecimal digits.
 
     It covers the manifest with all overrides and the job's own options. Ray accepts each id once,
@@ -263,12 +272,12 @@ def submission_id(prog: str, manifest: Described, options: argparse.Namespace) -
     # A change of the other file makes another run.
     if isinstance(manifest, Composed):
         run["manifests"] = manifest.manifests()
-    return f"dfkd-{Path(prog).stem}-{fingerprint(run)[:16]}"
+    return f"dfkd-{command}-{fingerprint(run)[:16]}"
 
 
-def again(job: str, options: argparse.Namespace) -> str:
-    """The command line that runs a job with the same manifest and overrides, as text in UTF-8."""
-    words = ["python", f"jobs/{job}.py", options.manifest]
+def again(command: str, options: argparse.Namespace) -> str:
+    """The words that run a command with the same manifest and overrides, as text in UTF-8."""
+    words = ["dfkd", command, options.manifest]
     for setting in options.overrides:
         words += ["--set", setting]
     return as_utf8(shlex.join(words))

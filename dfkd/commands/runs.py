@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.config.manifest import Manifest
+from dfkd.config.paths import manifest_file
 from dfkd.errors import ManifestError
 from dfkd.storage.base import Storage, split_root
 from dfkd.storage.local import open_existing
@@ -31,7 +32,7 @@ class Run:
         """
         from dfkd.evaluation.results import require_finished
 
-        storage = open_existing(self.root, "run jobs/pipeline.py first")
+        storage = open_existing(self.root, "run dfkd pipeline first")
         require_finished(storage)
         return storage
 
@@ -50,7 +51,7 @@ def read(source: str, overrides: tuple[str, ...]) -> Run:
                 "--set", "belongs to a manifest, not to a folder", source, "leave it out"
             )
         return Run(source, None)
-    if not Path(source).exists():
+    if not manifest_file(source).exists():
         rule = "must be a manifest, or the folder or bucket of a run"
         raise ManifestError("manifest", rule, source, "check the path")
     manifest = Manifest.read(source, overrides)

@@ -46,7 +46,7 @@ def watch(look: Look, as_json: bool, seconds: float) -> None:
             time.sleep(seconds)
             try:
                 status = look()
-            # An object is missing if jobs/clean.py removes its version during the look.
+            # An object is missing if dfkd clean removes its version during the look.
             except (InfrastructureError, MissingObject, OSError) as error:
                 print(f"{_clock()} {error}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:

@@ -86,7 +86,7 @@ class Distillation:
     target: Literal["distances", "embedding", "both"] = "distances"
     """What the student learns: the teacher's distances to the class texts, its image embedding, or
     the embedding with both losses. The classes of the latter two can be replaced after the training
-    (`jobs/evaluate.py --classes`, `jobs/labels.py`); with `both` and `texts: styles` they were as
+    (`dfkd evaluate --classes`, `dfkd labels`); with `both` and `texts: styles` they were as
     accurate on their own classes in `manifests/studies/better`."""
     texts: Texts = "template"
     """Texts that the teacher compares images with: the class prompt, or each class' mean over

@@ -18,7 +18,7 @@ SIZES = ("images_per_class", "shard_size", "image_size", "precision", "format")
 """Keys of `synthesis` that every source reads."""
 
 REGENERATED = ("salt", "carried.")
-"""Beginnings of the keys that jobs/regenerate.py changes from version to version."""
+"""Beginnings of the keys that dfkd regenerate changes from version to version."""
 
 REGENERATION_KEYS = ("classes", "share")
 """Keys of `regeneration` that select the tasks which are made anew."""
@@ -95,7 +95,7 @@ def weights_of(identity: Mapping[str, Any]) -> dict[str, str]:
 
 def changed_settings(manifest: Manifest, stored: Mapping[str, Any]) -> list[str]:
     """The keys in which a stored identity differs from a manifest with one method, sorted, without
-    those that jobs/regenerate.py changes from version to version.
+    those that dfkd regenerate changes from version to version.
     """
     differing = _differing_keys(stored, as_stored(manifest, stored))
     return [key for key in differing if not key.startswith(REGENERATED)]

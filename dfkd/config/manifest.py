@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from dfkd.config.distillation import Distillation, Evaluation, TextOnly
 from dfkd.config.methods import LATENTS, Method, method_name
-from dfkd.config.paths import CACHE
+from dfkd.config.paths import CACHE, manifest_file
 from dfkd.config.plugins import KINDS, PromptSettings, SourceSettings, plain
 from dfkd.config.presets import PRESETS
 from dfkd.config.synthesis import (
@@ -84,7 +84,7 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Regeneration:
-    """The images that `jobs/regenerate.py` makes anew, and the quality that it requires.
+    """The images that `dfkd regenerate` makes anew, and the quality that it requires.
 
     These keys are for runs of that job on a schedule.
     """
@@ -125,12 +125,12 @@ class Manifest:
     """Required like the generator, because both must know the same kind of images."""
     generator: GeneratorConfig
     cache: Name = CACHE
-    """The folder that `jobs/fetch.py` fills with published weights. Set another one if the home
+    """The folder that `dfkd fetch` fills with published weights. Set another one if the home
     folder is too small; on a cluster each node needs the folder. Results do not depend on it."""
     seed: Natural = 0
     """Seed from which every random number of the run is derived."""
     salt: Natural = 0
-    """Number that gives another data set from the same settings; `jobs/regenerate.py` increments
+    """Number that gives another data set from the same settings; `dfkd regenerate` increments
     it."""
     prompts: Prompts = dataclasses.field(default_factory=Prompts)
     synthesis: Synthesis = dataclasses.field(default_factory=Synthesis)
@@ -191,7 +191,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "Manifest":
-        """The manifest in file `path` with `key.sub=value` overrides applied.
+        """The manifest in a file, or the shipped one of that name, with `key.sub=value` overrides.
 
         The file's keys override those of its `preset`, also if an override names the preset. Each
         override takes precedence over the file and over earlier overrides.
@@ -199,7 +199,7 @@ class Manifest:
         Raises:
             ManifestError: the file or an override breaks a rule, which the text names.
         """
-        return load(cls, path, overrides, PRESETS)
+        return load(cls, manifest_file(path), overrides, PRESETS)
 
     @property
     def text_tower(self) -> TeacherConfig:

@@ -18,6 +18,17 @@ GENERATOR_WEIGHTS = ASSETS / "generator.safetensors"
 DIFFUSION = ASSETS / "diffusion"
 BACKBONE = ASSETS / "backbone.safetensors"
 EVALUATION = ASSETS / "evaluation.tar"
+MANIFESTS = ASSETS / "manifests"
+"""The repository's `manifests/*.yaml`, which a wheel has too."""
+
+
+def manifest_file(name: str | Path) -> Path:
+    """The file that `name` names: a path, or the name of a manifest that the package ships."""
+    path, shipped = Path(name), MANIFESTS / f"{name}.yaml"
+    # A file of the user's own comes first. A name has no slash, so it leads nowhere else.
+    if path.exists() or Path(str(name)).name != str(name) or not shipped.is_file():
+        return path
+    return shipped
 
 
 def local_path(text: str | Path) -> Path:

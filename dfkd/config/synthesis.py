@@ -77,7 +77,7 @@ class Prompts:
     are a section of its name."""
 
     method: Annotated[Several[Name], Field(min_length=1)] = ("contrastive",)
-    """One method, or a list that `jobs/pipeline.py` compares: `vanilla`, `mix`, `random`,
+    """One method, or a list that `dfkd pipeline` compares: `vanilla`, `mix`, `random`,
     `contrastive`, or one of another package."""
     template: Name = "{class} in the style of {style}"
     """The sentence of every prompt with a style or a pseudo-word."""

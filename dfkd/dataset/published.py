@@ -55,7 +55,7 @@ INDEX_ROWS = 8192
 MAX_POINTER_NUMBER = 10**8 - 2
 """The highest pointer number that is accepted, so that its successor also has eight digits."""
 
-BLOCK_REMEDY = "run jobs/verify.py, which restores it"
+BLOCK_REMEDY = "run dfkd verify, which restores it"
 PROMPTS_REMEDY = "restore it from a copy, or give another storage.root and synthesise again"
 """What to do about a damaged block or part of the prompts, for messages."""
 
@@ -341,7 +341,7 @@ def advance(home: Storage, name: str, fence: Callable[[], object] = lambda: None
             raises if another process has taken over in the meantime.
 
     Raises:
-        DfkdError: jobs/clean.py is removing the version, or has removed it.
+        DfkdError: dfkd clean is removing the version, or has removed it.
     """
     digest = sha256_object(home, key := f"{layout.version(name)}/{layout.PUBLISHED}")
     if digest is None:
@@ -361,16 +361,16 @@ def advance(home: Storage, name: str, fence: Callable[[], object] = lambda: None
 
 
 def refuse_removal(home: Storage, name: str) -> None:
-    """Raise `DfkdError` if jobs/clean.py removes the version `name` or is about to.
+    """Raise `DfkdError` if dfkd clean removes the version `name` or is about to.
 
     Garbage collection writes the mark and then checks the leases; a reader takes a lease and then
     checks the mark. At least one side sees the other, whatever the interleaving.
     """
     if home.exists(f"{layout.version(name)}/{layout.REMOVING}"):
-        # Not the exit code 4: after a kill, only jobs/clean.py ends the removal.
+        # Not the exit code 4: after a kill, only dfkd clean ends the removal.
         raise DfkdError(
             f"{home.location(layout.version(name))}: is being removed; "
-            "run jobs/clean.py once more, then the same command again"
+            "run dfkd clean once more, then the same command again"
         )
 
 

@@ -23,7 +23,7 @@ def verify(version: PublishedVersion, over_blocks: OverBlocks = map) -> list[str
     """
     problems = [
         f"{version.storage.location(key)}: is not what was published; "
-        "run jobs/verify.py, which restores it"
+        "run dfkd verify, which restores it"
         for key in version.damaged_files()
     ]
     for found in over_blocks(lambda block: block_problems(version, block), version.blocks):

@@ -43,7 +43,7 @@ def begin(home: Storage, identity: Mapping[str, Any], abandon: bool = False) -> 
     Raises:
         FingerprintError: a version of another identity is unfinished; the text shows the
             difference.
-        DfkdError: jobs/clean.py is removing this version.
+        DfkdError: dfkd clean is removing this version.
     """
     version = Version(home, fingerprint(identity))
     if abandon:
@@ -193,7 +193,7 @@ class Version:
         return receipt
 
     def quarantine(self, task: str, reason: str) -> None:
-        """Store why a task failed at every attempt, for jobs/status.py.
+        """Store why a task failed at every attempt, for dfkd status.
 
         Args:
             task: id of the task, or `prompts` for a part of the prompts.

@@ -77,5 +77,5 @@ def exported_student(root: Storage) -> str:
     student = read_json(root, layout.TAKE_HOME).get("student")
     if not isinstance(student, dict):
         where = root.location(layout.TAKE_HOME)
-        raise CorruptionError(f"{where}: names no student; run jobs/pipeline.py again")
+        raise CorruptionError(f"{where}: names no student; run dfkd pipeline again")
     return str(student.get("folder", ""))

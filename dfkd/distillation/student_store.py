@@ -67,7 +67,7 @@ def locate_students(
 
     A version is read once, because the receipts of a large one take tens of megabytes.
     """
-    root = open_existing(manifest.storage.root, "run jobs/synthesize.py first")
+    root = open_existing(manifest.storage.root, "run dfkd synthesize first")
     if students is None:
         students = [*itertools.product(manifest.methods, manifest.distillation.seeds)]
     data_sets, found = {}, []
@@ -77,7 +77,7 @@ def locate_students(
             opened = open_version(home, version) if version else current(home)
             if opened is None:
                 rule = f"must hold a published version of method {method}"
-                place, remedy = manifest.storage.root, "run jobs/synthesize.py first"
+                place, remedy = manifest.storage.root, "run dfkd synthesize first"
                 raise ManifestError("storage.root", rule, place, remedy)
             _require_own(manifest, method, opened)
             data_sets[method] = opened
@@ -125,7 +125,7 @@ def _refuse_foreign(version: PublishedVersion, method: Method, required: dict[st
                 field,
                 f"must be that of version {version.id} of method {method}, {identity.get(field)!r}",
                 value,
-                "run jobs/synthesize.py with this manifest first",
+                "run dfkd synthesize with this manifest first",
             )
 
 

@@ -120,7 +120,7 @@ def class_vectors(manifest: Manifest, tower: Teacher, seed: int, root: Storage) 
     ):
         raise CorruptionError(
             f"{root.location(key)}: is not the classifier that was written; delete it and run "
-            "jobs/evaluate.py again, which trains it anew"
+            "dfkd evaluate again, which trains it anew"
         )
     return vectors.to(tower.device)
 

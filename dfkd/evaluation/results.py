@@ -271,7 +271,7 @@ def require_finished(storage: Storage) -> None:
             "storage.root",
             "must hold a finished run, with results.json",
             storage.location(),
-            "run jobs/pipeline.py first, with labelled images (evaluation.data)",
+            "run dfkd pipeline first, with labelled images (evaluation.data)",
         )
 
 
@@ -287,7 +287,7 @@ def read_results(storage: Storage) -> dict[str, Any]:
     try:
         content: dict[str, Any] = strict_json.parse(storage.get(layout.RESULTS))
     except ValueError as error:
-        raise CorruptionError(f"{place}: {error}; score again with jobs/evaluate.py") from None
+        raise CorruptionError(f"{place}: {error}; score again with dfkd evaluate") from None
     validate_results(content, f"{place}: results")
     return content
 
@@ -334,4 +334,4 @@ def validate_results(results: Mapping[str, Any], place: str = "results") -> None
 
 
 def _refuse(field: str, rule: str, value: object) -> NoReturn:
-    raise CorruptionError(f"{field}: {rule}, got {value!r:.80}; score again with jobs/evaluate.py")
+    raise CorruptionError(f"{field}: {rule}, got {value!r:.80}; score again with dfkd evaluate")

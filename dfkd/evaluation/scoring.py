@@ -138,7 +138,7 @@ def evaluate(
                 "evaluation.models",
                 f"needs the student of method {found.method} seed {found.seed} at {found.location}",
                 list(manifest.evaluation.models),
-                "run jobs/distill.py with this manifest, or set evaluation.models=teacher",
+                "run dfkd distill with this manifest, or set evaluation.models=teacher",
             )
         if classes:
             require_replaceable_classes(manifest, found.method, found.version)

@@ -55,7 +55,7 @@ def write_labels(manifest: Manifest, classes: tuple[str, ...]) -> str:
             "distillation.target",
             "must be that of a finished student",
             manifest.distillation.target,
-            "run jobs/pipeline.py with the same settings first",
+            "run dfkd pipeline with the same settings first",
         )
     labels = labels_json(classes, encode_classes(manifest, classes)).rstrip()
     teacher = student.version.facts["weights"][TEACHER]

@@ -56,7 +56,7 @@ class with the smallest angle. `model.int8.onnx` is the same, quantised.""",
 CLASSES = {
     "distances": "",
     "embedding": """
-  Another `labels.json` gives it others: `python jobs/labels.py MANIFEST --classes "rocket, tree"`
+  Another `labels.json` gives it others: `dfkd labels MANIFEST --classes "rocket, tree"`
   writes one for `python -m dfkd.export.predict --labels`. It was not trained for those.""",
 }
 """What to do about the classes, by what the student learned."""
@@ -135,7 +135,7 @@ In percent, on `{source}`, which neither synthesis nor distillation has read:
 NOT_SCORED = """\
 Not measured, because the run has no labelled images (`evaluation.data: none`) or has not scored its
 students (`evaluation.models`). If you get some, set `evaluation.data` and repeat
-`jobs/pipeline.py`: it scores the student and writes this folder anew."""
+`dfkd pipeline`: it scores the student and writes this folder anew."""
 
 AVERAGES = {
     "images": "The mean is over domains.",

@@ -87,12 +87,12 @@ class Predictor:
                 str(path),
                 "leave it out, or distil with distillation.target=embedding",
             )
-        remedy = "write it with jobs/labels.py in the run of the student"
+        remedy = "write it with dfkd labels in the run of the student"
         try:
             written = json.loads(path.read_bytes())
             labels, encoder = _labels(written["labels"]), written["teacher"]
         except MALFORMED as error:
-            rule = f"must be a file that jobs/labels.py wrote ({one_line(error)})"
+            rule = f"must be a file that dfkd labels wrote ({one_line(error)})"
             raise ManifestError("--labels", rule, str(path), remedy) from None
         if encoder != teacher:
             rule = "must be of the student's own teacher"
@@ -166,7 +166,7 @@ def _label_pictures(argv: Sequence[str] | None) -> int:
         "pictures", nargs="+", type=Path, metavar="picture", help="PNG, JPEG, WebP or BMP files"
     )
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="labels of other classes, from jobs/labels.py"
+        "--labels", type=Path, metavar="FILE", help="labels of other classes, from dfkd labels"
     )
     parser.add_argument("--int8", action="store_true", help=f"use {INT8}")
     parser.add_argument(

@@ -36,7 +36,7 @@ def build_backbone(
     else:
         _require_resnet(config.student)
         # Blocks of random weights start as the identity, as timm's do (arXiv:1706.02677, section
-        # 5.1). After 300 steps of `jobs/pretrain.py` a ResNet-50 named 69 % of validation icons,
+        # 5.1). After 300 steps of `dfkd pretrain` a ResNet-50 named 69 % of validation icons,
         # without it 35 %.
         backbone = torchvision.models.get_model(
             config.student, weights=None, zero_init_residual=True

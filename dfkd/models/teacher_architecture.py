@@ -114,7 +114,7 @@ def find_weights(weights: str, architecture: Architecture, cache: str = CACHE) -
     given = local_path(weights)
     if weights == MINIATURE:
         source = Source(existing_file("teacher.weights", TEACHER_WEIGHTS), {}, None)
-    # Before folders, as `jobs/fetch.py` does; `./openai` still names a folder.
+    # Before folders, as `dfkd fetch` does; `./openai` still names a folder.
     elif tag := get_pretrained_cfg(architecture.name, weights):
         quick_gelu = bool(tag.get("quick_gelu"))
         require_activation(weights, quick_gelu, architecture)  # before the file is looked for

@@ -1,4 +1,4 @@
-"""The work of `jobs/fetch.py`: download published weights into the cache."""
+"""The work of `dfkd fetch`: download published weights into the cache."""
 
 import socket
 import ssl

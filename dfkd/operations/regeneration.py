@@ -116,7 +116,7 @@ def regenerate(
     )
     raise GateError(
         f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
-        f"({'; '.join(reasons)}); it stays for inspection until jobs/clean.py removes it"
+        f"({'; '.join(reasons)}); it stays for inspection until dfkd clean removes it"
     )
 
 
@@ -277,5 +277,5 @@ class _Run:
             raise GateError(
                 f"regeneration {attempt.number}: version {attempt.candidate} was compared with "
                 f"{decision.current or 'none'}, but {newest} is current now, and stays so; "
-                "run jobs/regenerate.py once more, which compares with that one"
+                "run dfkd regenerate once more, which compares with that one"
             )

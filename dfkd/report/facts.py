@@ -284,5 +284,5 @@ def _read_origin(storage: Storage) -> RunOrigin | None:
     except ValueError as error:
         raise CorruptionError(
             f"{storage.location(layout.REPORT_FACTS)}: {error}; delete it and run "
-            "jobs/pipeline.py again, which writes it anew"
+            "dfkd pipeline again, which writes it anew"
         ) from None

@@ -80,7 +80,7 @@ def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
             "manifest",
             "must be that of the students that results.json scores",
             sorted(different)[0],
-            "run jobs/evaluate.py with this manifest first",
+            "run dfkd evaluate with this manifest first",
         )
     # Students are found on the current version, whatever the manifest says of its synthesis.
     for location in locations:
@@ -91,7 +91,7 @@ def _require_scored(manifest: Manifest, scored: Collection[str]) -> None:
                 key,
                 f"must be that of version {location.version.id}, {stored.get(key)!r}",
                 as_stored(single, stored).get(key),
-                "give the manifest of the run, or run jobs/pipeline.py with this one",
+                "give the manifest of the run, or run dfkd pipeline with this one",
             )
 
 

@@ -14,7 +14,7 @@ data/{method}/
         version.json                written last and once; with it the version is published
         quarantined/{task}.json     why a task failed at every attempt; deleted by the next call
         abandoned                   marks an unfinished version that later runs ignore
-        removing                    marks a version that jobs/clean.py removes or is about to
+        removing                    marks a version that dfkd clean removes or is about to
     current/{n:08d}.json            names a version; the highest number is current
 students/{name}/                    a student: checkpoints/, tensorboard/, then weights and card
 cells/{name}/                       the results of a study's cell

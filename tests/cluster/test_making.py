@@ -249,7 +249,7 @@ def test_a_version_in_the_making_is_kept_from_removal(
 def test_a_version_whose_removal_has_begun_meanwhile_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by a jobs/clean.py that found the lease of a suspended driver expired."""
+    """As by a dfkd clean that found the lease of a suspended driver expired."""
     manifest = read(tmp_path)
     identity = identify(manifest)
 

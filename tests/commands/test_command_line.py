@@ -45,7 +45,7 @@ def run(argv: list[str], error: BaseException | None = None, written: str = "a f
             raise error
         return written
 
-    return command_line.run(command_line.parser("A job."), work, plan, argv)
+    return command_line.run(command_line.parser("pipeline", "A job."), work, plan, argv)
 
 
 @pytest.mark.parametrize(("written", "printed"), [("a file", "wrote a file\n"), ("", "")])
@@ -94,7 +94,7 @@ def work(manifest, options):
         raise InfrastructureError("disk: is away; run again")
     return "a file"
 
-arguments = command_line.parser("")
+arguments = command_line.parser("pipeline", "")
 sys.exit(command_line.run(arguments, work, lambda *both: {{"images": 5}}, sys.argv[1:]))
 """
 
@@ -181,7 +181,9 @@ def test_a_terminated_job_has_the_exit_code_of_sigterm(
 ) -> None:
     """Also if the work ends itself well, and while Ray starts, which has a handler of its own."""
     before = signal.getsignal(signal.SIGTERM)
-    code = command_line.run(command_line.parser("A job."), lambda *_: work(), plan, [path])
+    code = command_line.run(
+        command_line.parser("pipeline", "A job."), lambda *_: work(), plan, [path]
+    )
     assert code == Exit.TERMINATED == 143
     assert "wrote" not in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is before
@@ -212,7 +214,7 @@ def test_wrong_usage_is_exit_code_2(path: str) -> None:
 def test_a_submission_is_named_by_all_that_describes_the_run(
     path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["jobs/pipeline.py"])
+    monkeypatch.setattr("sys.argv", ["dfkd pipeline"])
 
     def name(*words: str) -> str:
         assert run([path, "--submission-id", *words]) == Exit.DONE
@@ -226,11 +228,11 @@ def test_a_submission_is_named_by_all_that_describes_the_run(
 
 
 def test_a_submission_is_named_by_the_job_and_its_own_options(path: str) -> None:
-    arguments = command_line.parser("A job.", benchmark=("streaming", "scale"))
+    arguments = command_line.parser("pipeline", "A job.", benchmark=("streaming", "scale"))
     arguments.add_argument("--abandon", action="store_true")
     lines = [["streaming", path], ["scale", path], ["streaming", path, "--abandon"]]
     names = {
-        command_line.submission_id(f"/x/{job}.py", Manifest.read(path), arguments.parse_args(line))
+        command_line.submission_id(job, Manifest.read(path), arguments.parse_args(line))
         for job in ("distill", "synthesize")
         for line in [*lines, ["streaming", path, "--submission-id"]]
     }
@@ -250,7 +252,6 @@ def test_every_job_refuses_a_root_that_no_storage_serves(
     job: str,
     options: list[str],
 ) -> None:
-    monkeypatch.syspath_prepend(jobs.ROOT / "jobs")  # as Python does for a script
     words, key = {
         "benchmark": (["scale", path], "storage.root"),
         "pretrain": ([str(jobs.ROOT / "manifests" / "pretrain.yaml")], "output"),

@@ -90,7 +90,7 @@ def test_a_version_that_is_being_removed_is_not_begun_or_made_current(tmp_path: 
     base = fill(tmp_path)
     candidate = regenerated(tmp_path, base, 1, TASKS[:1], make_current=False)
     home(tmp_path).put(f"versions/{candidate.id}/{layout.REMOVING}", b"")
-    with pytest.raises(DfkdError, match=r"is being removed; run jobs/clean\.py") as refused:
+    with pytest.raises(DfkdError, match=r"is being removed; run dfkd clean") as refused:
         advance(home(tmp_path), candidate.id)
     assert refused.value.exit_code == Exit.FAILED
     with pytest.raises(DfkdError, match="is being removed"):

@@ -83,5 +83,5 @@ def test_a_damaged_index_is_refused(version: PublishedVersion) -> None:
     path = Path(version.storage.location(version.blocks[0].index_key))
     path.chmod(0o644)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(CorruptionError, match="is not what was published; run jobs/verify"):
+    with pytest.raises(CorruptionError, match="is not what was published; run dfkd verify"):
         Examples(version).rows(0)

@@ -77,7 +77,7 @@ def test_a_method_without_a_version_is_named(
 ) -> None:
     code = job.main([str(manifest), "--set", "prompts.method=[vanilla, mix]"])
     assert code == Exit.FAILED
-    assert "data/mix: nothing published; run jobs/synthesize.py" in capsys.readouterr().out
+    assert "data/mix: nothing published; run dfkd synthesize" in capsys.readouterr().out
 
 
 def test_a_damaged_manifest_does_not_hide_the_other_methods(

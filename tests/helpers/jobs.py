@@ -1,7 +1,7 @@
 """Running the jobs as a user does: a process, its exit code, and what it printed."""
 
 import contextlib
-import importlib.util
+import importlib
 import io
 import json
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dfkd.commands import main
 from dfkd.errors import Exit
 from tests.helpers.waiting import wait_for
 
@@ -26,15 +27,8 @@ def command(job: str, manifest: Path, *arguments: str) -> list[str]:
 
 
 def load(job: str) -> ModuleType:
-    """A job's module, to be called in this process, which saves an interpreter's start."""
-    if (folder := str(ROOT / "jobs")) not in sys.path:
-        sys.path.append(folder)  # as Python does for a script: some jobs import others
-    spec = importlib.util.spec_from_file_location(f"{job}_job", ROOT / "jobs" / f"{job}.py")
-    if spec is None or spec.loader is None:
-        raise ImportError(job)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module of a command, to be called in this process, which saves an interpreter's start."""
+    return importlib.import_module(main.ELSEWHERE.get(job, f"dfkd.commands.{job}"))
 
 
 def environment() -> dict[str, str]:
@@ -95,11 +89,12 @@ def run_here(job: str, manifest: Path | str, *arguments: str) -> subprocess.Comp
 
 
 def refusal(job: str, manifest: Path | str, *arguments: str) -> str:
-    """The one line with which a job refuses what it is given; it prints nothing else."""
+    """The one line with which a job refuses what it is given; before it, only how it began."""
     found = run_here(job, manifest, *arguments)
     assert (found.returncode, found.stdout) == (Exit.USAGE, "")
-    (line,) = found.stderr.strip().splitlines()
+    *begun, line = found.stderr.strip().splitlines()
     assert line.startswith("error: ")
+    assert all(text.startswith(f"dfkd {job}: ") for text in begun)
     return line.removeprefix("error: ")
 
 

@@ -46,7 +46,7 @@ def test_the_record_names_the_arguments_that_were_parsed(
     found = jobs.run_here("benchmark", "scale", path, "--set", "generator.vqgan.steps=1")
     assert found.returncode == 0, found.stderr
     kept = json.loads((tmp_path / "run" / "benchmarks" / "scale.json").read_text())
-    assert kept["command"] == f"python jobs/benchmark.py scale {path} --set generator.vqgan.steps=1"
+    assert kept["command"] == f"dfkd benchmark scale {path} --set generator.vqgan.steps=1"
 
 
 def test_versions_of_few_classes_hold_a_batch(

@@ -218,7 +218,7 @@ def test_a_text_only_classifier_of_each_seed_is_scored(run: Path, tmp_path: Path
 def test_a_missing_student_is_named_with_the_job_that_trains_it(run: Path) -> None:
     line = jobs.refusal("evaluate", run, "--set", "distillation.seeds=[0, 5]")
     assert "method vanilla seed 5" in line
-    assert "jobs/distill.py" in line
+    assert "dfkd distill" in line
 
 
 def test_a_dry_run_says_what_would_be_scored(run: Path) -> None:

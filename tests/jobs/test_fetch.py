@@ -1,4 +1,4 @@
-"""`jobs/fetch.py`: official formats with random weights, from a server and copied."""
+"""`dfkd fetch`: official formats with random weights, from a server and copied."""
 
 import re
 import shutil

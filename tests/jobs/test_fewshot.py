@@ -205,10 +205,10 @@ def test_what_changes_a_training_makes_it_anew_and_nothing_else_does(
         ("--learning-rate=0", ["learning_rate", "greater than 0"]),
         ("--epochs=0", ["epochs", "equal to 1"]),
         ("--set=distillation.weights=none", ["--starts", "library"]),
-        ("--set=distillation.seeds=[0, 7]", ["--starts", "seed 7", "jobs/distill.py"]),
-        ("--set=distillation.student=resnet18", ["--starts", "jobs/distill.py"]),
+        ("--set=distillation.seeds=[0, 7]", ["--starts", "seed 7", "dfkd distill"]),
+        ("--set=distillation.student=resnet18", ["--starts", "dfkd distill"]),
         ("--set=evaluation.data=/nowhere", ["evaluation.data", "/nowhere"]),
-        ("--set=prompts.method=mix", ["storage.root", "mix", "jobs/synthesize.py"]),
+        ("--set=prompts.method=mix", ["storage.root", "mix", "dfkd synthesize"]),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(

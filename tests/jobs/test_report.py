@@ -42,7 +42,7 @@ def test_a_manifest_gives_a_page_that_names_the_run_and_its_command(tmp_path: Pa
     place = tmp_path / "first" / "run" / "report.html"
     assert out == f"wrote {place}\n"
     html = place.read_text()
-    assert f"python jobs/pipeline.py {manifest} --set seed=3" in html
+    assert f"dfkd pipeline {manifest} --set seed=3" in html
     assert "90.0\u00a0%" in html
     before = html
     code, _, err = report(tmp_path / "first" / "run")

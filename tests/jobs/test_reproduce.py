@@ -115,7 +115,7 @@ def test_the_table_follows_from_the_cells(made: Path) -> None:
 
 def test_results_say_where_they_come_from(made: Path) -> None:
     found = results(made)
-    assert found["command"] == f"python jobs/reproduce.py {made / 'study.yaml'}"
+    assert found["command"] == f"dfkd reproduce {made / 'study.yaml'}"
     assert {cell["outcome"]["version"] for row in found["rows"][1:] for cell in row["cells"]} == {
         json.loads(path.read_text())["fingerprint"]
         for path in (made / "root").glob("*/data/*/versions/*/version.json")

@@ -95,9 +95,7 @@ def test_a_run_that_is_not_begun(path: Path, root: Path) -> None:
         (1, "absent", None),
     ]
     assert found["evaluate"]["state"] == found["report"]["state"] == "absent"
-    assert text(path, "--set", "seed=3")[-1] == (
-        f"next: python jobs/synthesize.py {path} --set seed=3"
-    )
+    assert text(path, "--set", "seed=3")[-1] == (f"next: dfkd synthesize {path} --set seed=3")
     assert not root.exists()
 
 
@@ -105,7 +103,7 @@ def test_a_run_interrupted_half_way(path: Path, manifest: Manifest, root: Path) 
     version = filled(manifest, 4)
     before = contents(root)
     lines = text(path)
-    assert lines[-1] == f"next: python jobs/synthesize.py {path}"
+    assert lines[-1] == f"next: dfkd synthesize {path}"
     (line,) = [line for line in lines if line.startswith("synthesize")]
     assert f"unfinished  {version.id}, shards 4/6, images 16/24, newest shard 00:00 ago" in line
     (found,) = status(path)["synthesize"]
@@ -157,7 +155,7 @@ def test_while_a_process_is_at_work_its_shards_tell_the_rate(
     assert (holder["holder"], holder["versions"]) == ("far:7", [f"vanilla/{version.id}"])
     assert holder["since_seconds"] == pytest.approx(400, abs=5)
     assert holder["expires_seconds"] == pytest.approx(lease.SECONDS, abs=5)
-    command = f"python jobs/synthesize.py {path}"
+    command = f"dfkd synthesize {path}"
     assert (found["next"], found["remark"]) == (command, "once far:7 has ended")
     assert lines[-1] == f"next: {command}   # once far:7 has ended"
     assert any(line.startswith("at work") and "for 06:4" in line for line in lines)
@@ -175,7 +173,7 @@ def test_quarantined_tasks_are_named_with_their_reasons(path: Path, manifest: Ma
     version.quarantine(second.id, "no luck either")
     lines = text(path)
     assert any(line.split() == [second.id, "quarantined", "no", "luck", "either"] for line in lines)
-    command = f"next: python jobs/synthesize.py {path}"
+    command = f"next: dfkd synthesize {path}"
     assert lines[-1].startswith(f"{command}   # tries quarantined tasks again; --accept-partial")
 
     tiny_version.fill(manifest, [second])  # a worker that was thought dead
@@ -185,7 +183,7 @@ def test_quarantined_tasks_are_named_with_their_reasons(path: Path, manifest: Ma
     assert (made["state"], made["shards"]["done"]) == ("published", 5)
     assert (made["images"]["done"], made["failed_images"]) == (20, 0)
     assert made["quarantined"] == {first.id: "no luck"}
-    assert found["next"] == f"python jobs/distill.py {path}"
+    assert found["next"] == f"dfkd distill {path}"
 
 
 def put_checkpoint(root: Path, name: str, step: int, seconds: float) -> None:
@@ -217,7 +215,7 @@ def test_the_epoch_of_a_student_in_training(path: Path, manifest: Manifest, root
         with at_work(root, version.id, 90, number=8):
             both = status(path, *more)
     assert [s["state"] for s in found["distill"]] == ["finished", "running", "absent"]
-    assert found["next"] == f"python jobs/distill.py {path} --set 'distillation.seeds=[0, 1, 2]'"
+    assert found["next"] == f"dfkd distill {path} --set 'distillation.seeds=[0, 1, 2]'"
     assert [s["state"] for s in both["distill"]] == ["finished", "running", "running"]
     assert both["remark"] == "once the 2 processes at work have ended"
 
@@ -230,12 +228,12 @@ def test_another_manifest_s_unfinished_version_stands_in_the_way(
     own, foreign = found["synthesize"]
     assert (own["state"], own["own"]) == ("absent", True)
     assert (foreign["id"], foreign["own"], foreign["shards"]["done"]) == (other.id, False, 2)
-    assert found["next"] == f"python jobs/synthesize.py {path} --set seed=5 --abandon"
+    assert found["next"] == f"dfkd synthesize {path} --set seed=5 --abandon"
     assert other.id in found["remark"]
     other.storage.put("abandoned", b"")
     found = status(path, "--set", "seed=5")
     assert len(found["synthesize"]) == 1
-    assert found["next"] == f"python jobs/synthesize.py {path} --set seed=5"
+    assert found["next"] == f"dfkd synthesize {path} --set seed=5"
 
 
 def test_an_unfinished_version_of_any_method_stands_in_the_way(tmp_path: Path) -> None:
@@ -246,7 +244,7 @@ def test_an_unfinished_version_of_any_method_stands_in_the_way(tmp_path: Path) -
     vanilla = tiny_version.publish(manifest, "vanilla")
     tiny_version.fill(dataclasses.replace(manifest, seed=1), [], "vanilla")
     found = status(path)
-    assert found["next"] == f"python jobs/synthesize.py {path} --abandon"
+    assert found["next"] == f"dfkd synthesize {path} --abandon"
     done = run_here("synthesize", path)
     assert (done.returncode, "add --abandon" in last_error(done)) == (2, True)
 
@@ -257,7 +255,7 @@ def test_an_unfinished_version_of_any_method_stands_in_the_way(tmp_path: Path) -
     ):
         open_storage(manifest.storage.root).put(f"students/{name}/student.json", b"{}")
     found = status(path, "--set", "evaluation.data=none")
-    assert found["next"].startswith("python jobs/pipeline.py")
+    assert found["next"].startswith("dfkd pipeline")
     assert found["next"].endswith("--abandon")
 
 
@@ -268,13 +266,13 @@ def test_a_version_that_is_being_removed_is_removed_first(path: Path, manifest: 
     for _ in range(2):
         found = status(path)
         assert found["synthesize"][0]["state"] == "removing"
-        assert found["next"] == f"python jobs/clean.py {path}"
+        assert found["next"] == f"dfkd clean {path}"
         assert found["remark"] == f"ends the removal of version {version.id}"
         # A kill after the first deletion.
         version.storage.put("removing", b"begun")
         version.storage.delete("version.json")
     assert run_here("clean", path).returncode == 0
-    assert status(path)["next"] == f"python jobs/synthesize.py {path}"
+    assert status(path)["next"] == f"dfkd synthesize {path}"
 
 
 def test_a_version_that_is_not_current_is_made_so(path: Path, manifest: Manifest) -> None:
@@ -283,14 +281,14 @@ def test_a_version_that_is_not_current_is_made_so(path: Path, manifest: Manifest
     found = status(path)
     (version,) = found["synthesize"]
     assert (version["id"], version["state"], version["current"]) == (first.id, "published", False)
-    assert found["next"] == f"python jobs/synthesize.py {path}"
+    assert found["next"] == f"dfkd synthesize {path}"
 
 
 def test_weight_files_are_not_needed_and_the_call_in_progress_counts(
     path: Path, manifest: Manifest
 ) -> None:
     tiny_version.publish(manifest, digests={"teacher.weights": "ab" * 32})
-    assert status(path)["next"] == f"python jobs/distill.py {path}"
+    assert status(path)["next"] == f"dfkd distill {path}"
     begun = tiny_version.fill(manifest, [], digests={"teacher.weights": "cd" * 32})
     (version,) = status(path)["synthesize"]
     assert (version["id"], version["state"]) == (begun.id, "unfinished")
@@ -303,17 +301,17 @@ def test_a_regeneration_that_is_unfinished_goes_on_first(
     storage = open_storage(str(root))
     claim = {"identity": identity(dataclasses.replace(manifest, salt=1), {})}
     storage.put("regenerations/00000001/claim.json", canonical(claim))
-    assert status(path)["next"] == f"python jobs/regenerate.py {path}"
+    assert status(path)["next"] == f"dfkd regenerate {path}"
     for other in ("generator.vqgan.steps=7", "prompts.method=[vanilla, random]"):
-        # jobs/regenerate.py would refuse to resume it with these.
-        assert "jobs/synthesize.py" in status(path, "--set", other)["next"]
+        # dfkd regenerate would refuse to resume it with these.
+        assert "dfkd synthesize" in status(path, "--set", other)["next"]
     accepted = tiny_version.publish(dataclasses.replace(manifest, salt=1))
     storage.put("regenerations/00000001/finished.json", b"{}")
     found = status(path)
     (version,) = found["synthesize"]
     assert (version["id"], version["current"]) == (accepted.id, True)
-    assert found["next"] == f"python jobs/distill.py {path}"
-    # jobs/pipeline.py would export the student, but make the first version current again.
+    assert found["next"] == f"dfkd distill {path}"
+    # dfkd pipeline would export the student, but make the first version current again.
     name = student_name(manifest, accepted.fingerprint, "vanilla", 0)
     storage.put(f"students/{name}/student.json", b"{}")
     found = status(path, "--set", "evaluation.data=none")
@@ -329,12 +327,12 @@ def test_a_root_shows_all_that_is_in_it(path: Path, manifest: Manifest, root: Pa
     assert states == {first.id: ("published", True), second.id: ("unfinished", False)}
     (student,) = found["distill"]
     assert (student["seed"], student["step"], student["epoch"]) == (0, 7, None)
-    assert found["next"] == "python jobs/synthesize.py MANIFEST"
+    assert found["next"] == "dfkd synthesize MANIFEST"
     second.storage.put("abandoned", b"")
-    assert status(root)["next"] == "python jobs/distill.py MANIFEST"
+    assert status(root)["next"] == "dfkd distill MANIFEST"
     open_storage(str(root)).put("cells/one/results.json", b"{}")
-    assert status(root)["next"] == "python jobs/reproduce.py STUDY"
-    assert status(path)["next"] == f"python jobs/distill.py {path}"  # of the manifest's own run
+    assert status(root)["next"] == "dfkd reproduce STUDY"
+    assert status(path)["next"] == f"dfkd distill {path}"  # of the manifest's own run
 
 
 def test_a_root_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:

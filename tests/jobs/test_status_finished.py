@@ -56,7 +56,7 @@ def test_a_finished_run_needs_nothing(finished: Path) -> None:
 
 
 def test_results_without_a_model_or_older_than_a_student_are_outdated(finished: Path) -> None:
-    again = f"python jobs/evaluate.py {finished}"
+    again = f"dfkd evaluate {finished}"
     more = ["--set", "evaluation.models=[teacher, text-only, student]"]
     found = status(finished, *more)
     assert found["evaluate"]["state"] == "outdated"
@@ -68,7 +68,7 @@ def test_results_without_a_model_or_older_than_a_student_are_outdated(finished: 
         found = status(finished)
         assert (found["evaluate"]["state"], found["next"]) == ("outdated", again)
         assert found["report"]["state"] == "outdated"
-        assert status(results.parent)["next"] == "python jobs/evaluate.py MANIFEST"
+        assert status(results.parent)["next"] == "dfkd evaluate MANIFEST"
     finally:
         age(results, -1)
         age(report, -1)
@@ -123,13 +123,13 @@ def test_what_is_missing_damaged_or_of_other_students_is_made_again(
 ) -> None:
     with changed(finished.parent / "run" / file, change):
         found = status(finished)
-    assert (found[part]["state"], found["next"]) == (state, f"python jobs/{job}.py {finished}")
+    assert (found[part]["state"], found["next"]) == (state, f"dfkd {job} {finished}")
 
 
 def test_a_report_of_a_root_alone_is_made_of_the_root(finished: Path) -> None:
     root = finished.parent / "run"
     with changed(root / "report.html", None):
-        assert status(root)["next"] == f"python jobs/report.py {root}"
+        assert status(root)["next"] == f"dfkd report {root}"
 
 
 def test_without_labelled_images_neither_results_nor_a_report_are_next(finished: Path) -> None:

@@ -156,7 +156,7 @@ def test_timm_gives_its_weights_by_one_name_only(
 @pytest.mark.parametrize("counted", [True, False], ids=["counted", "before-num_batches_tracked"])
 def test_torchvisions_weights_come_from_the_cache(tmp_path: Path, counted: bool) -> None:
     config, cache = Distillation(weights="IMAGENET1K_V1"), str(tmp_path)
-    with pytest.raises(WeightsError, match=r"IMAGENET1K_V1.*run python jobs/fetch\.py MANIFEST"):
+    with pytest.raises(WeightsError, match=r"IMAGENET1K_V1.*run dfkd fetch MANIFEST"):
         build(config, 4, 32, 0, cache)
     source = torchvision.models.resnet18()
     state = source.state_dict()

@@ -113,7 +113,7 @@ def test_the_way_a_picture_becomes_a_square_changes_no_label(tmp_path: Path) -> 
 
 
 def test_a_job_asks_no_hub_for_a_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only `jobs/fetch.py` does: a node without a network would wait for it."""
+    """Only `dfkd fetch` does: a node without a network would wait for it."""
     with Publisher() as hub:
         template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -102,7 +102,7 @@ def test_a_diffusion_model_of_the_hub_is_needed_by_methods_with_prompts(tmp_path
         ({"teacher": {"weights": "opneai"}}, "teacher.weights: must be an existing file"),
         (
             {"generator": small_manifest.vqgan(weights="vqgan")},
-            f"a published VQGAN .*{VQGAN}.*jobs/fetch.py",
+            f"a published VQGAN .*{VQGAN}.*dfkd fetch",
         ),
         (
             {"generator": small_manifest.vqgan(config="none.yaml")},

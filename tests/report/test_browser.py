@@ -47,7 +47,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     manifest = finished(tmp_path_factory.mktemp("browser"))
-    report = Path(page.write(manifest, "python jobs/pipeline.py " + 40 * "long-"))
+    report = Path(page.write(manifest, "dfkd pipeline " + 40 * "long-"))
     storage = open_storage(manifest.storage.root)
     return {"report": report, "comparison": Path(compare.write(storage, storage))}
 

@@ -127,7 +127,7 @@ def test_old_scores_are_not_shown_beside_new_images(copy: Storage, run: Manifest
 
 def test_a_manifest_of_other_students_than_the_scored_ones_is_refused(run: Manifest) -> None:
     other = run.with_values(distillation={"epochs": run.distillation.epochs + 1})
-    with pytest.raises(ManifestError, match=r"results\.json scores.*run jobs/evaluate\.py"):
+    with pytest.raises(ManifestError, match=r"results\.json scores.*run dfkd evaluate"):
         page.write(other, "command")
     assert not (Path(run.storage.root) / "report.json").exists()
 

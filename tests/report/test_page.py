@@ -21,7 +21,7 @@ from dfkd.report.wording import figures, headline
 from dfkd.storage.local import open_storage
 from tests.helpers.finished_run import CLASSES, SIZES, TEXT, finished
 
-COMMAND = "python jobs/pipeline.py 'my <run>.yaml'"
+COMMAND = "dfkd pipeline 'my <run>.yaml'"
 
 
 class Outline(HTMLParser):

@@ -68,7 +68,7 @@ def test_a_manifest_with_a_credential_is_refused_without_saying_it(
     key, value = (field.removesuffix(".0"), [root, "x"]) if field[-1] == "0" else (field, root)
     manifest = write_manifest(tmp_path)
     arguments = [str(manifest), "--print-manifest", "--set", f"{key}={json.dumps(value)}"]
-    assert run(parser(""), lambda *_: "", lambda *_: {}, arguments) == 2
+    assert run(parser("pipeline", ""), lambda *_: "", lambda *_: {}, arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(f"error: {field}: must not hold credentials, got ")

@@ -197,7 +197,6 @@ def test_a_whole_run_can_be_planned(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """CLIP's own tokenizer is used, which would refuse names that it cannot tell apart."""
-    monkeypatch.syspath_prepend(FOLDER.parent / "jobs")
     manifest = read(name)
     published, domains = DATA_SETS[name]
     tower = RESNET if name == "pacs_conventional" else VIT

@@ -14,6 +14,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from open_clip.utils import to_2tuple
 
 from dfkd import Manifest
+from dfkd.commands import main
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import read_results
 from dfkd.models.teacher_architecture import build, read_architecture, require_activation
@@ -73,12 +74,16 @@ def mine(tmp_path: Path) -> Path:
 
 
 def script(words: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The Python file that a command runs and its options, also where it is submitted to Ray."""
+    """The file of `jobs/` that a command runs, or would submit to Ray, and its options."""
     if words[:3] == ("ray", "job", "submit") and "--" in words:
         words = words[words.index("--") + 1 :]
     match words:
         case ("python" | ".venv/bin/python", path, *options) if path.endswith(".py"):
             return path, options
+        case ("dfkd" | ".venv/bin/dfkd", name, *options) if (
+            ROOT / "jobs" / f"{name}.py"
+        ).is_file():
+            return f"jobs/{name}.py", options
     return None
 
 
@@ -101,7 +106,6 @@ def test_every_job_takes_its_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Options are known, and the manifest, the study or the run is read with what is set."""
-    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "manifests").symlink_to(ROOT / "manifests")
     found = script(command.words)
@@ -140,6 +144,8 @@ def test_every_other_command_names_what_is_there(
     program, *words = command.words
     if found := script(command.words):
         assert (ROOT / found[0]).is_file()
+    elif program.endswith("dfkd"):
+        assert words[0] in main.COMMANDS
     elif program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words) <= set(targets)
@@ -228,8 +234,7 @@ def test_the_keys_are_all_keys() -> None:
     assert leaves(Manifest.read(MINIATURE).as_dict()) <= keys.keys()
 
 
-def test_a_wrong_command_is_found(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_command_is_found(mine: Path) -> None:
     """The check of jobs can fail: an unknown key, an unknown option."""
-    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
     for wrong in (["--set", "synthesis.nonsense=1"], ["--nonsense"]):
         assert exit_code("pipeline", [str(mine), *wrong, "--print-manifest"]) == 2

@@ -1,9 +1,10 @@
-"""Jobs, options and extras that the package's texts name to a user exist."""
+"""Commands, options and extras that the package's texts name to a user exist."""
 
 import ast
 import re
 import tomllib
 
+from dfkd.commands import main
 from tests.helpers.jobs import ROOT
 
 FILES = list((ROOT / "dfkd").rglob("*.py"))
@@ -19,14 +20,13 @@ def named(pattern: str) -> set[str]:
     return {name for text in TEXTS for name in re.findall(pattern, text)}
 
 
-def test_jobs_and_their_options_exist() -> None:
-    jobs = {file.stem: file.read_text() for file in (ROOT / "jobs").glob("*.py")}
-    found = named(r"jobs/(\w+)\.py")
+def test_commands_and_their_options_exist() -> None:
+    found = named(r"(?:\brun |again with |^|`)dfkd ([a-z]+)\b")
     assert len(found) > 5
-    assert found <= jobs.keys()
+    assert found <= main.COMMANDS.keys()
     options = named(r"(?:add|with|of|use|give|name|without|repeat) (--[a-z]+(?:-[a-z]+)*)")
     assert len(options) > 3
-    declared = "".join([*jobs.values(), *(file.read_text() for file in FILES)])
+    declared = "".join(file.read_text() for file in FILES)
     assert {option for option in options if f'"{option}"' not in declared} == set()
 
 

@@ -291,7 +291,7 @@ def rows(
         DfkdError: a training diverged.
     """
     images, labels, start = domain.images, domain.images.labels, origin.start
-    # With k = 0 all images are tested, as `jobs/evaluate.py` does.
+    # With k = 0 all images are tested, as `dfkd evaluate` does.
     untouched = (0, *config.shots) if start == "student" else ()
     planned: list[tuple[Curve, int]] = [("untouched", shots) for shots in untouched]
     planned += [(start, shots) for shots in config.shots]

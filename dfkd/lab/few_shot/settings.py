@@ -1,4 +1,4 @@
-"""The settings of few-shot training, which options of `jobs/fewshot.py` give."""
+"""The settings of few-shot training, which options of `dfkd fewshot` give."""
 
 import argparse
 import dataclasses

@@ -274,7 +274,7 @@ def initial_weights(
                 f"needs the student of method {location.method} seed {location.seed} at "
                 f"{location.location}",
                 "student",
-                "run jobs/distill.py with this manifest, or leave student out",
+                "run dfkd distill with this manifest, or leave student out",
             )
         sha256 = read_card(location.storage)["sha256"]
         return InitialWeights(

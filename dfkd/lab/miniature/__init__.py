@@ -1,7 +1,7 @@
 """The recipe of the bundled models: teacher, generator, a student's backbone, evaluation images.
 
 The assets are used like any other weights and data, by `dfkd.models` and `dfkd.evaluation.data`;
-`dfkd/bundled/MODEL_CARD.md` describes them. `jobs/pretrain.py` alone imports the modules here:
+`dfkd/bundled/MODEL_CARD.md` describes them. `dfkd pretrain` alone imports the modules here:
 
     recipe.py          the manifest                     -> settings and work folder of each stage
     icons.py           the icon package                 -> names, licences, what is held out

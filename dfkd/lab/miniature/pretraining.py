@@ -1,4 +1,4 @@
-"""Stages of `jobs/pretrain.py`: the split of drawings, teacher, its image tower, generator.
+"""Stages of `dfkd pretrain`: the split of drawings, teacher, its image tower, generator.
 
 Each stage stores its result in the work folder and reuses it there, so the same command resumes.
 """

@@ -1,4 +1,4 @@
-"""The manifest of `jobs/pretrain.py`: everything that determines the bundled models.
+"""The manifest of `dfkd pretrain`: everything that determines the bundled models.
 
 Each stage works in a folder whose name has a hash of the names and values of the keys on which its
 result depends (`identity`). So a recipe with another generator uses the drawings and the teacher of

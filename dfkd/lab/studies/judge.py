@@ -1,6 +1,6 @@
 """The judge of a study: a classifier that guided no synthesis names the synthesised images.
 
-Its file, which `jobs/pretrain.py --only judge` writes, is a safetensors state dict of a
+Its file, which `dfkd pretrain --only judge` writes, is a safetensors state dict of a
 student's network. The metadata has `architecture` and `classes`, a JSON list of names.
 """
 
@@ -26,7 +26,7 @@ from dfkd.models.weights.reading import load_into, match, read_state_dict
 from dfkd.utils.pixels import from_batch, from_bytes
 from dfkd.utils.types import Name, require_unique
 
-_REMEDY = "run jobs/pretrain.py with --only judge, which writes one"
+_REMEDY = "run dfkd pretrain with --only judge, which writes one"
 
 
 class _Metadata(BaseModel):

@@ -12,7 +12,7 @@ PAPER = {
     "Figure 1": "a drawing of the task",
     "Figure 3": "a drawing of the idea",
     "Figure 4": "a drawing of the prompt methods",
-    "Figure 5": "jobs/fewshot.py, of any finished run",
+    "Figure 5": "dfkd fewshot, of any finished run",
     "Table 8": "the style dictionary, which is prompts.styles: paper",
 }
 """Every figure and table of the paper, with the reason why it may have no study."""

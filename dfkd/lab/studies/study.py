@@ -143,7 +143,7 @@ class StudyFile:
     class. 0 makes none.
     """
     judge: str = ""
-    """Weights of a classifier that guided no synthesis (`jobs/pretrain.py --only judge`),
+    """Weights of a classifier that guided no synthesis (`dfkd pretrain --only judge`),
     relative to the working directory. The table then has a column `recognised`: the share of a
     row's synthesised images that this judge puts into the class that they were made for. Empty
     measures nothing, as `--quick` does.

@@ -1,6 +1,6 @@
 """Published files that a manifest can name, and their paths in the cache.
 
-`jobs/fetch.py` fills the cache once, so that workers do not wait for the network or load it all at
+`dfkd fetch` fills the cache once, so that workers do not wait for the network or load it all at
 the same time. Loading a model reads these files from the cache and never downloads them. What a
 library takes from a hub by itself (the tags of open_clip, the models of timm) has no entry here.
 Addresses, sizes and hashes are from public sources, which comments name. Diffusion models are in
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from dfkd.config.paths import local_path
 from dfkd.errors import WeightsError
 
-FETCH = "python jobs/fetch.py MANIFEST"
+FETCH = "dfkd fetch MANIFEST"
 
 HASH_IN_ADDRESS = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 """Finds the first digits of the sha256, which PyTorch writes into a file's name."""

@@ -28,7 +28,7 @@ MAX_SHARING = 4
 
 _ELSEWHERE = "give the path of an intact file with tensors only, or download it again"
 _CONVERTED = (
-    "for OpenAI's CLIP give the tag openai, which jobs/fetch.py takes from the hub; "
+    "for OpenAI's CLIP give the tag openai, which dfkd fetch takes from the hub; "
     "save the tensors of others as safetensors"
 )
 

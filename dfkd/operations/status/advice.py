@@ -34,7 +34,7 @@ def next_step(status: RunStatus, *, planned: bool, regenerating: bool, study: bo
     if step:
         return step
     last = {"evaluate": status.evaluate, "report": status.report}
-    # After a regeneration jobs/pipeline.py would make an older version current.
+    # After a regeneration dfkd pipeline would make an older version current.
     if not any(version.regenerated for version in status.synthesize):
         last["pipeline"] = status.take_home
     for job, file in last.items():

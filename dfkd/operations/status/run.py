@@ -57,7 +57,7 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
         else list(found_students(stored, activity))
     )
     finished = [listed - (s.age_seconds or 0.0) for s in students if s.state == "finished"]
-    # Without a manifest, the newest student may be one that jobs/regenerate.py has refused.
+    # Without a manifest, the newest student may be one that dfkd regenerate has refused.
     trained = max(finished, default=0.0) if manifest or not renewed else 0.0
     results = _written(root, layout.RESULTS)
     if not (manifest or versions or students or results):
@@ -103,7 +103,7 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
 
 
 def _is_resumed(attempt: Attempt, manifest: Manifest | None) -> bool:
-    """Whether jobs/regenerate.py with the manifest resumes an attempt; True without a manifest."""
+    """Whether dfkd regenerate with the manifest resumes an attempt; True without a manifest."""
     if manifest is None:
         return True
     if manifest.methods != (attempt.method,):
@@ -154,7 +154,7 @@ def _scores_all(
     try:
         results = read_results(root)
     except CorruptionError:
-        return False  # jobs/evaluate.py writes them anew
+        return False  # dfkd evaluate writes them anew
     if "student" in models and set(results["students"]) != {each.name for each in students}:
         return False
     return models <= {row["model"] for row in results["rows"]}

@@ -1,4 +1,4 @@
-"""What `jobs/status.py` tells of a run."""
+"""What `dfkd status` tells of a run."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -22,7 +22,7 @@ class FileStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """Where a run stands. `as_dict` is what `jobs/status.py --json` prints."""
+    """Where a run stands. `as_dict` is what `dfkd status --json` prints."""
 
     schema: Literal[1] = 1
     root: str

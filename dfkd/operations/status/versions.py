@@ -46,14 +46,14 @@ class VersionStatus:
     """The whole hash, of which `id` is the beginning."""
     state: State
     """`running`: unfinished, and a lease names it, so a process is at work on it. `abandoned`:
-    unfinished, and jobs ignore it until its own manifest is run again. `removing`: jobs/clean.py
+    unfinished, and jobs ignore it until its own manifest is run again. `removing`: dfkd clean
     removes it or is about to, and other jobs refuse to use it."""
     current: bool = False
     """Whether readers use it."""
     own: bool = True
     """Whether it is the manifest's version; True if there is no manifest."""
     regenerated: bool = False
-    """Whether it is the manifest's, and jobs/synthesize.py would make another one: it has another
+    """Whether it is the manifest's, and dfkd synthesize would make another one: it has another
     salt, or carries shards over."""
     prompts: Done
     """Parts of the prompts: one for each shard of every class."""
@@ -86,7 +86,7 @@ def read_versions(
     Args:
         manifest: its version is yielded first, and then the unfinished versions of others; None
             for all versions.
-        renewed: whether `jobs/regenerate.py` makes the versions. The current one is then that of
+        renewed: whether `dfkd regenerate` makes the versions. The current one is then that of
             the manifest, even if it has another salt and carries shards over.
 
     Raises:

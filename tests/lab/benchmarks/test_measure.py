@@ -220,7 +220,7 @@ def test_a_page_has_a_table_for_each_record() -> None:
     made = figure("stream", "images/s", [1500.0], ("bare decoding", 0.634))
     record = {
         "benchmark": "streaming",
-        "command": "python jobs/benchmark.py streaming x.yaml",
+        "command": "dfkd benchmark streaming x.yaml",
         "date": "2026-01-02",
         "machine": {"processor": "a CPU", "cpus": 2},
         "environment": {"torch": "2.8.0"},
@@ -233,7 +233,7 @@ def test_a_page_has_a_table_for_each_record() -> None:
     lines = page([record, record]).splitlines()
     assert lines.count("## streaming") == 2
     assert lines[2] == (
-        "`python jobs/benchmark.py streaming x.yaml`, 2026-01-02, a CPU with 2 CPUs, torch 2.8.0, "
+        "`dfkd benchmark streaming x.yaml`, 2026-01-02, a CPU with 2 CPUs, torch 2.8.0, "
         "most memory of all processes 2.5 MB"
     )
     assert lines[6] == "| stream | 1.5 k | 1.5 k | 1.5 k | images/s | 63% of bare decoding | - |"

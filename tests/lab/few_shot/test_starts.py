@@ -63,7 +63,7 @@ def test_library_weights_come_from_the_cache(tmp_path: Path) -> None:
     library = ("distillation.student=resnet18", "distillation.weights=IMAGENET1K_V1")
     manifest = read(tmp_path, *library, f"cache={tmp_path}")
     start = starts.initial_weights(manifest, "library", 0, CPU)
-    with pytest.raises(WeightsError, match=r"^distillation\.weights: .*jobs/fetch\.py"):
+    with pytest.raises(WeightsError, match=r"^distillation\.weights: .*dfkd fetch"):
         start.make()
     plain = dataclasses.replace(manifest.distillation, weights="none", warmup_epochs=0)
     source = build(plain, 3, 32, seed=5).backbone.state_dict()

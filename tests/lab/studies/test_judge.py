@@ -51,7 +51,7 @@ def test_its_accuracy_is_over_the_images_that_can_be_read(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("metadata", "complaint"),
     [
-        (None, r"judge: must be a safetensors file whose metadata has .*, got '.*'; run jobs/pre"),
+        (None, r"judge: must be a safetensors file whose metadata has .*, got '.*'; run dfkd pre"),
         ({**GOOD, "architecture": "vit_h_14"}, "judge: must have a student's architecture"),
         ({"architecture": "resnet18"}, "classes, a JSON list"),
         ({**GOOD, "classes": "red"}, "classes, a JSON list"),

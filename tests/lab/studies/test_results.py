@@ -89,7 +89,7 @@ def test_rows_stand_in_the_order_of_the_study_with_the_teacher_first(tmp_path: P
     teacher = CellScore(0, "cells/t", outcome("2026-11-26", photo=1.0))
     found = StudyCells(teacher, students, {}, {"x": "why"})
     sizes = {"CLIP": 3, "Random_Prompt": 2}
-    command = "python jobs/reproduce.py x"
+    command = "dfkd reproduce x"
     results = collect_results(study, found, {"photo": 4}, command, "abc", (), sizes)
     assert [row.names for row in results.rows] == [("CLIP",), ("Random_Prompt",)]
     assert [row.model for row in results.rows] == ["teacher", "student"]

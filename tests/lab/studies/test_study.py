@@ -111,7 +111,7 @@ def test_a_submission_is_named_by_the_base_too(tmp_path: Path) -> None:
     options = argparse.Namespace()
 
     def name(**start: Any) -> str:
-        return submission_id("jobs/reproduce.py", read(write(tmp_path, start)), options)
+        return submission_id("reproduce", read(write(tmp_path, start)), options)
 
     assert name() == name() != name(seed=7)
 

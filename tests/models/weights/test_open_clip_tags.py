@@ -18,7 +18,7 @@ TEXTS = ["a dog", "two cats"]
 def test_a_folder_that_is_named_like_a_tag_is_given_as_a_path(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The name alone is the tag, as `jobs/fetch.py` takes it."""
+    """The name alone is the tag, as `dfkd fetch` takes it."""
     monkeypatch.chdir(tmp_path)
     give_tag(monkeypatch, hf_hub="someone/tiny/")
     written = write_teacher(tmp_path / "tiny", model_config(VIT))
@@ -39,7 +39,7 @@ def test_a_hubs_model_is_found_in_the_cache_without_a_network(
         file_hashes(config, str(tmp_path))
     text = str(caught.value)
     assert "needs someone/tiny, which is not in the cache" in text
-    assert "run python jobs/fetch.py MANIFEST" in text
+    assert "run dfkd fetch MANIFEST" in text
     assert "\n" not in text
 
     keep_hub_model(tmp_path, "someone/tiny", Path(written.weights))
