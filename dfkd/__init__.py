@@ -8,7 +8,7 @@ The stages are functions, described in `dfkd.api`:
     versions = dfkd.synthesize(manifest)
     students = dfkd.distill(manifest)
     evaluated = dfkd.evaluate(manifest)
-    dfkd.take_home(manifest), dfkd.write_report(manifest)
+    dfkd.export_candidates(manifest), dfkd.write_report(manifest)
     student = dfkd.load_student(students[0])
     student.predict(["rocket.png"])
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
         NamedStudent,
         distill,
         evaluate,
+        export_candidates,
         load_student,
         read_manifest,
         synthesize,
-        take_home,
         write_report,
     )
     from dfkd.config.manifest import Manifest
@@ -62,10 +62,10 @@ __all__ = [
     "WeightsError",
     "distill",
     "evaluate",
+    "export_candidates",
     "load_student",
     "read_manifest",
     "synthesize",
-    "take_home",
     "write_report",
 ]
 

@@ -27,12 +27,11 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.paths import manifest_file
 from dfkd.config.presets import PRESETS
 from dfkd.dataset.versions import refuse_unfinished
-from dfkd.distillation.student_store import locate_students
+from dfkd.distillation.student_store import locate_all
 from dfkd.errors import ManifestError
 from dfkd.evaluation import footprint, scoring
-from dfkd.evaluation.results import read_results
 from dfkd.evaluation.scoring import Evaluated
-from dfkd.export import take_home as takehome
+from dfkd.export.candidates import write_candidates
 from dfkd.export.predict import FACTS
 from dfkd.models.student import Student
 from dfkd.models.student import load_student as load
@@ -55,10 +54,10 @@ __all__ = [
     "Picture",
     "distill",
     "evaluate",
+    "export_candidates",
     "load_student",
     "read_manifest",
     "synthesize",
-    "take_home",
     "write_report",
 ]
 
@@ -155,14 +154,18 @@ def _check_all_methods_first(
 def distill(
     manifest: Manifest, *, on_student: Callable[[FinishedStudent], object] = lambda finished: None
 ) -> list[FinishedStudent]:
-    """Train a student for each method and seed on the current version, or reuse a finished one.
+    """Train the students of a manifest on the current versions, or reuse finished ones.
+
+    The first of `distillation.student` is trained for each method and seed, the others for each
+    seed on the last method's images.
 
     Args:
         manifest: of the run.
         on_student: called with each student as soon as it is in storage.
 
     Returns:
-        One student for each method and, within it, each of `distillation.seeds`.
+        One student for each method and, within it, each of `distillation.seeds`; then those of the
+        other architectures.
 
     Raises:
         ManifestError: nothing is published, or settings do not fit; nothing has been started.
@@ -170,14 +173,14 @@ def distill(
         InfrastructureError: workers died too often; the same call resumes.
     """
     # Refuse a method without a published version before the students of another one are trained.
-    located = locate_students(manifest)
+    located = locate_all(manifest)
     missing = [each for each in located if not each.finished]
     students = {}
     with connected() if _needs_ray(manifest, len(missing)) else contextlib.nullcontext():
         for finished in distill_all(manifest, located):
-            students[finished.student.method, finished.student.seed] = finished
+            students[finished.student.name] = finished
             on_student(finished)
-    return [students[each.method, each.seed] for each in located]
+    return [students[each.name] for each in located]
 
 
 def _needs_ray(manifest: Manifest, students: int) -> bool:
@@ -227,27 +230,27 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
     return dataclasses.replace(evaluated, ms=ms, sheet=sheet)
 
 
-def take_home(manifest: Manifest, *, threads: int = 0) -> str:
-    """Export a student to the folder `student/`: ONNX in float32 and int8, labels, model card.
+def export_candidates(manifest: Manifest, *, threads: int = 0) -> str:
+    """Export every candidate of a run, and score and time each as exported.
 
-    `dfkd.export.take_home` describes the files.
+    Candidates are the students and the towers of `candidates.towers`. Their folders are under
+    `candidates/` (`dfkd.export.folder` describes them), and their figures in `candidates.json`
+    (`dfkd.export.candidates`). Without labelled images, a few more images are synthesised to
+    compare on.
 
     Args:
-        manifest: of an evaluated run, or with `evaluation.data: none`; the student of its last
-            method and first seed is exported.
+        manifest: of a run whose students are finished.
         threads: as for `evaluate`.
 
     Returns:
-        The location of the folder.
+        The location of `candidates.json`.
 
     Raises:
-        ManifestError: the run is not evaluated.
-        CorruptionError: that student or another object of the run is missing or damaged.
+        ManifestError: a student is not finished.
+        CorruptionError: a student or another object of the run is missing or damaged.
     """
-    storage = open_storage(manifest.storage.root)
-    results = read_results(storage) if manifest.evaluation.scored else None
     with thread_limit(threads) as thread_count:
-        return takehome.write_take_home(manifest, results, thread_count)
+        return write_candidates(manifest, thread_count)
 
 
 def write_report(manifest: Manifest, command: str = "") -> str:

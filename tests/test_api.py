@@ -228,7 +228,7 @@ def test_the_lines_for_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         generator={"kinds": {"diffusers": sampler}},
         synthesis={"images_per_class": 4, "shard_size": 4},
         distillation={"epochs": 1, "batch_size": 8},
-        text_only={"styles": 1},
+        candidates={"styles": 1},
     )
     for statement in statements[2:-1]:
         exec(statement, names)

@@ -102,6 +102,7 @@ def distill_located(
         InfrastructureError: workers died too often, or a driver's GPU failed; the call resumes.
     """
     require_shared_storage(manifest.storage.root)
+    manifest = manifest.with_student(target.architecture)
     if target.finished:
         _checkpoints(target).clear()  # left by a run that was killed just after it finished
         return FinishedStudent(target, reused=True)
@@ -194,7 +195,10 @@ def _distill_side_by_side(
     share = plan_students(cluster, count)
     ranks = Ranks(0, share.cpus, gpu_name() if share.gpus else "cpu")
     by_name = {target.name: target for target in targets}
-    tasks = [StudentTask(each.method, each.seed, each.version.id, each.name) for each in targets]
+    tasks = [
+        StudentTask(each.method, each.seed, each.version.id, each.architecture, each.name)
+        for each in targets
+    ]
 
     def newest(task: StudentTask) -> int:
         """The step of a student's newest checkpoint."""
@@ -224,13 +228,14 @@ class StudentTask:
     seed: int
     version: str
     """Id of the version that it learns from."""
+    architecture: str
     name: str
     """Its folder."""
 
     @property
     def id(self) -> str:
         """Name of the student in messages."""
-        return f"{self.method} student of seed {self.seed}"
+        return f"{self.method} student {self.architecture} of seed {self.seed}"
 
 
 class StudentActor(Actor):
@@ -285,9 +290,10 @@ class StudentDistiller(StudentActor):
         try:
             home = open_storage(self.manifest.storage.root).child(layout.data(task.method))
             require_on_this_node(home.child(layout.version(task.version)), layout.PUBLISHED)
-            target = locate_student(self.manifest, task.method, task.seed, task.version)
-            check_initial_weights(self.manifest, target.version, task.method, task.seed, task.name)
-            _train(self.manifest, target, Ranks(0, self.cpus, own_device()), self.bar)
+            manifest = self.manifest.with_student(task.architecture)
+            target = locate_student(manifest, task.method, task.seed, task.version)
+            check_initial_weights(manifest, target.version, task.method, task.seed, task.name)
+            _train(manifest, target, Ranks(0, self.cpus, own_device()), self.bar)
         except (InfrastructureError, OSError, torch.AcceleratorError):
             # The latter two are faults of this node or GPU, and may pass: another actor takes this
             # one's place, and the task resumes.

@@ -24,7 +24,9 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     student = check_distillation(manifest)
     config = manifest.distillation
     schedule = Schedule.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
-    students = len(manifest.methods) * len(config.seeds)
+    # The first for each method, the others for the last one.
+    kinds = len(manifest.methods) + len(config.student) - 1
+    students = kinds * len(config.seeds)
     return {
         "methods": list(manifest.methods),
         "seeds": list(config.seeds),
@@ -49,7 +51,8 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 def _tell(finished: FinishedStudent) -> None:
     """Print a line about a finished student."""
     student, action = finished.student, "reused" if finished.reused else "trained"
-    print(f"{student.method} seed {student.seed}: {action} {student.location}", flush=True)
+    name = f"{student.method} {student.architecture} seed {student.seed}"
+    print(f"{name}: {action} {student.location}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

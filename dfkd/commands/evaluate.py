@@ -27,9 +27,9 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
         manifest = manifest.with_classes(classes)
     data = open_data(manifest.evaluation, manifest.classes)
     if "text-only" in manifest.evaluation.scored:
-        from dfkd.operations.preflight import check_text_only  # here, because it imports torch
+        from dfkd.operations.preflight import check_towers  # here, because it imports torch
 
-        check_text_only(manifest)
+        check_towers(manifest)
     seeds = len(manifest.distillation.seeds)
     students = len(manifest.methods) * seeds
     return {

@@ -53,8 +53,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     evaluated = api.evaluate(manifest, threads=options.threads)
     evaluate.tell(evaluated)
     _require_current(built)
-    # Also if `evaluation.models` leaves the students out: they are trained in any case.
-    print(f"student to take home {api.take_home(manifest, threads=options.threads)}")
+    print(f"candidates {api.export_candidates(manifest, threads=options.threads)}")
     page = api.write_report(manifest, command_line.again("pipeline", options))
     command_line.refuse_unreadable(evaluated.results["data"]["unreadable"], page)
     return page
@@ -86,8 +85,7 @@ def _show_unscored(manifest: Manifest, options: argparse.Namespace) -> str:
     versions = {name: locate_student(manifest, name, seed).version for name in manifest.methods}
     root = open_storage(manifest.storage.root)
     print(f"contact sheet {write_contact_sheet(root, manifest.name, versions)}")
-    print("evaluation.data is none: no model is scored, and there is no report")
-    return api.take_home(manifest, threads=options.threads)
+    return api.export_candidates(manifest, threads=options.threads)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

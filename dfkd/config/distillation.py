@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.config.paths import BACKBONE, MINIATURE
+from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
 from dfkd.utils.types import (
     CHECKED,
@@ -27,6 +28,7 @@ Augmentation = Literal[
     "flip", "crop", "affine", "turn", "colour", "grey", "invert", "noise", "blur", "erase"
 ]
 Average = Literal["images", "classes"]
+Classifier = Literal["zero-shot", "text-only"]
 Model = Literal["teacher", "text-only", "student"]
 """Models that can be scored, in the order of the tables."""
 
@@ -72,12 +74,15 @@ class Distillation:
     precision: Precision = "float32"
     """Precision of the student's layers in training and of the gradients that ranks exchange. A
     device without bfloat16 instructions computes the layers in float32."""
-    student: Name = "resnet18"
-    """A torchvision ResNet (resnet18, resnet50, ...) or `timm:NAME`."""
-    weights: Name = "IMAGENET1K_V1"
+    student: Annotated[Several[Name], Field(min_length=1)] = ("resnet18",)
+    """A torchvision ResNet (resnet18, resnet50, ...) or `timm:NAME`, or a list of them. Methods are
+    compared by the first one, which is trained on the images of each method. The others are
+    trained on those of the last method, and all of them are candidates to ship."""
+    weights: Annotated[Several[Name], Field(min_length=1)] = ("IMAGENET1K_V1",)
     """Initial weights of the backbone: torchvision's name of the weights (read from the cache),
     `pretrained` for a model of timm, `miniature` for the bundled ones of `timm:test_resnet`, a
-    safetensors file, or `none` for random weights, which allow no warm-up."""
+    safetensors file, or `none` for random weights, which allow no warm-up. One for all students, or
+    a list with one for each."""
     seeds: Annotated[Several[Seed], Field(min_length=1)] = (0,)
     """Seeds of the students. One student is trained for each seed, and one text-only classifier if
     `evaluation.models` contains it."""
@@ -105,17 +110,40 @@ class Distillation:
     twice (sgd) or three times (adamw) as large as the student."""
 
     @property
+    def architecture(self) -> str:
+        """The first of `student`; settings from `of_student` have only this one."""
+        return self.student[0]
+
+    @property
+    def initial_weights(self) -> str:
+        """The weights that it starts from."""
+        return self.weights[0]
+
+    def of_student(self, architecture: str) -> "Distillation":
+        """The same settings with only one of the students."""
+        place = self.student.index(architecture) if len(self.weights) > 1 else 0
+        return dataclasses.replace(self, student=(architecture,), weights=(self.weights[place],))
+
+    @property
     def weight_decay(self) -> float:
         """The weight decay of the optimizer."""
         if self.optimizer != "sgd":
             return 0.0
-        return WEIGHT_DECAY_FROM_RANDOM if self.weights == "none" else WEIGHT_DECAY
+        return WEIGHT_DECAY_FROM_RANDOM if self.initial_weights == "none" else WEIGHT_DECAY
 
     def __post_init__(self) -> None:
         require_unique("distillation.seeds", self.seeds)
         require_unique("distillation.augmentation", self.augmentation)
+        require_unique("distillation.student", self.student)
+        if len(self.weights) not in (1, len(self.student)):
+            raise ManifestError(
+                "distillation.weights",
+                f"must be one for all of distillation.student, or {len(self.student)}",
+                self.weights,
+                "name as many as there are students, in their order",
+            )
         # Each check below is about a pair of keys, which the types of single fields cannot express.
-        if self.warmup_epochs and self.weights == "none":
+        if self.warmup_epochs and "none" in self.weights:
             raise ManifestError(
                 "distillation.warmup_epochs",
                 "must be 0 with distillation.weights=none: a random backbone has nothing to freeze",
@@ -161,29 +189,26 @@ class Distillation:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
-class TextOnly:
-    """A linear classifier on a frozen CLIP image tower, trained only on texts
-    (`dfkd.distillation.text_only`).
+class Candidates:
+    """Models that could be shipped beside the students: CLIP image towers as they are.
 
-    All other settings are those of PromptStyler. One classifier is trained for each of
-    `distillation.seeds`.
+    Each candidate is exported, and scored and timed as exported.
     """
 
-    model: str = ""
-    """The tower's architecture, named as in `teacher.model`; empty for the teacher's own tower."""
-    weights: str = ""
-    """The tower's weights, named as in `teacher.weights`."""
+    towers: tuple[Literal["teacher"] | TeacherConfig, ...] = ("teacher",)
+    """`teacher`, and other open_clip models with the keys of the section `teacher`: `{model:
+    MobileCLIP2-S0, weights: dfndr2b}`. Empty: students only."""
+    classifiers: Annotated[Several[Classifier], Field(min_length=1)] = ("zero-shot",)
+    """What a tower compares an image with: the embeddings of the class prompts (`zero-shot`), or
+    the vectors of a linear classifier that is trained only on texts (`text-only`,
+    `dfkd.distillation.text_only`), one for each of `distillation.seeds`."""
     styles: Count = 80
-    """K, the number of style words that are learned."""
+    """K, the number of style words that the text-only classifier learns; its other settings are
+    those of PromptStyler."""
 
     def __post_init__(self) -> None:
-        if bool(self.model) != bool(self.weights):
-            raise ManifestError(
-                "text_only.weights",
-                "model and weights of the tower must be given together",
-                [self.model, self.weights],
-                "name both, or neither to take the teacher's",
-            )
+        require_unique("candidates.classifiers", self.classifiers)
+        require_unique("candidates.towers", self.towers)
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -203,8 +228,8 @@ class Evaluation:
     """Accuracy on a domain: the mean over images, or the mean of the classes' accuracies (VisDA).
     """
     models: Several[Model] = ("teacher", "student")
-    """Models that are scored. The teacher classifies zero-shot; `text-only` is a classifier trained
-    without images, with the settings of `text_only`."""
+    """Models that are scored. The teacher classifies zero-shot; `text-only` is a classifier on its
+    tower that is trained without images (`candidates.styles`)."""
 
     def __post_init__(self) -> None:
         require_unique("evaluation.domains", self.domains)

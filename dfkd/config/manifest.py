@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from dfkd.config.distillation import Distillation, Evaluation, TextOnly
+from dfkd.config.distillation import Candidates, Distillation, Evaluation
 from dfkd.config.methods import LATENTS, Method, method_name
 from dfkd.config.paths import CACHE, manifest_file
 from dfkd.config.plugins import KINDS, PromptSettings, SourceSettings, plain
@@ -135,7 +135,7 @@ class Manifest:
     prompts: Prompts = dataclasses.field(default_factory=Prompts)
     synthesis: Synthesis = dataclasses.field(default_factory=Synthesis)
     distillation: Distillation = Distillation()
-    text_only: TextOnly = TextOnly()
+    candidates: Candidates = Candidates()
     evaluation: Evaluation = Evaluation()
     cluster: Cluster = Cluster()
     regeneration: Regeneration = Regeneration()
@@ -202,12 +202,17 @@ class Manifest:
         return load(cls, manifest_file(path), overrides, PRESETS)
 
     @property
-    def text_tower(self) -> TeacherConfig:
-        """The model with the tower of the text-only classifier."""
-        own = self.text_only
-        if not own.model:
-            return self.teacher
-        return dataclasses.replace(self.teacher, model=own.model, weights=own.weights)
+    def towers(self) -> dict[str, TeacherConfig]:
+        """The image towers that are candidates, by their names among the candidates."""
+        found: dict[str, TeacherConfig] = {}
+        for tower in self.candidates.towers:
+            if tower == "teacher":
+                found[tower] = self.teacher
+            else:
+                # Two weights of one architecture differ in their weights only.
+                name = f"{tower.model} {tower.weights}" if tower.model in found else tower.model
+                found[name] = tower
+        return found
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -278,6 +283,10 @@ class Manifest:
             synthesis={"source": (source,), KINDS: _only(self.synthesis.kinds, source)},
             generator={KINDS: _only(self.generator.kinds, self.generator.kind)},
         )
+
+    def with_student(self, architecture: str) -> "Manifest":
+        """The same manifest with only one of the students in `distillation.student`."""
+        return dataclasses.replace(self, distillation=self.distillation.of_student(architecture))
 
     def as_dict(self) -> dict[str, Any]:
         """The manifest as plain lists, dicts and scalars, as in a YAML or JSON file."""

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 
+HELD_OUT_SALT = 2**31 - 1
+"""Salt of images that no student learns from, for the agreement with the teacher."""
+
 MAX_EMBEDDING_DIM = 1024
 """Usual maximum of the embedding dimension; SAMPLE_OVERHEAD has room for larger ones."""
 

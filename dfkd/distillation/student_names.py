@@ -1,4 +1,4 @@
-"""How the name of a student's folder follows from its data and settings, and which one is exported.
+"""How the name of a student's folder follows from its data and settings.
 
 The folder is `students/{method}-s{seed}-{hash}`. The hash makes training safe to repeat: the same
 settings find the finished student or its checkpoints, others get a new folder.
@@ -11,10 +11,6 @@ from dfkd.config.distillation import weights_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
-from dfkd.dataset.published import read_json
-from dfkd.errors import CorruptionError
-from dfkd.storage import layout
-from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical
 
 SCHEMA = 1
@@ -29,13 +25,16 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
     """`{method}-s{seed}-{hash12}`; the hash covers everything that determines the student.
 
     Args:
+        manifest: names the student; of several the first is meant (`Manifest.with_student`).
         fingerprint: fingerprint of the data set that it is trained on.
     """
     config = manifest.distillation
     settings = dataclasses.asdict(config)
     for key in TRAINING_ONLY_KEYS:
         del settings[key]
-    settings["weights"] = weights_identity(config.weights)
+    # As of a manifest that has no other students, which change nothing of this one.
+    settings["student"] = config.architecture
+    settings["weights"] = weights_identity(config.initial_weights)
     identity = {
         "schema": SCHEMA,
         "distillation": settings,
@@ -64,18 +63,3 @@ def weights_identity(weights: str) -> str:
     from dfkd.models.weights.reading import existing_file
 
     return sha256_file(existing_file("distillation.weights", file))
-
-
-def exported_student(root: Storage) -> str:
-    """The folder's name of the student that `student/` holds for use elsewhere; empty without one.
-
-    Raises:
-        CorruptionError: its description is damaged.
-    """
-    if not root.exists(layout.TAKE_HOME):
-        return ""
-    student = read_json(root, layout.TAKE_HOME).get("student")
-    if not isinstance(student, dict):
-        where = root.location(layout.TAKE_HOME)
-        raise CorruptionError(f"{where}: names no student; run dfkd pipeline again")
-    return str(student.get("folder", ""))

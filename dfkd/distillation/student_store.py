@@ -28,6 +28,8 @@ class StudentLocation:
     seed: int
     version: PublishedVersion
     """The data set that it is trained on."""
+    architecture: str
+    """Which of `distillation.student` it is."""
     name: str
     """Name of the folder, from `student_name`."""
     storage: Storage
@@ -65,6 +67,8 @@ def locate_students(
 ) -> list[StudentLocation]:
     """As `locate_student`, for several methods and seeds; for all of the manifest if None.
 
+    They are of the first architecture in `distillation.student`.
+
     A version is read once, because the receipts of a large one take tens of megabytes.
     """
     root = open_existing(manifest.storage.root, "run dfkd synthesize first")
@@ -84,8 +88,29 @@ def locate_students(
         data_set = data_sets[method]
         name = student_name(manifest, data_set.fingerprint, method, seed)
         storage = root.child(layout.student(name))
-        found.append(StudentLocation(method, seed, data_set, name, storage))
+        architecture = manifest.distillation.architecture
+        found.append(StudentLocation(method, seed, data_set, architecture, name, storage))
     return found
+
+
+def locate_candidates(manifest: Manifest, version: str = "") -> list[StudentLocation]:
+    """The students that could be shipped: of each architecture and seed, on the last method's data.
+
+    Arguments and errors are those of `locate_student`.
+    """
+    chosen = [(manifest.methods[-1], seed) for seed in manifest.distillation.seeds]
+    return [
+        location
+        for architecture in manifest.distillation.student
+        for location in locate_students(manifest.with_student(architecture), chosen, version)
+    ]
+
+
+def locate_all(manifest: Manifest) -> list[StudentLocation]:
+    """Every student that a manifest trains: of each method and seed, and the other candidates."""
+    first = locate_students(manifest)
+    names = {each.name for each in first}
+    return [*first, *(each for each in locate_candidates(manifest) if each.name not in names)]
 
 
 def _require_own(manifest: Manifest, method: Method, version: PublishedVersion) -> None:
@@ -109,7 +134,11 @@ def require_students(manifest: Manifest, root: Storage, version: PublishedVersio
     """
     method, config = manifest.method, manifest.distillation
     _require_own(manifest, method, version)
-    names = [student_name(manifest, version.fingerprint, method, seed) for seed in config.seeds]
+    names = [
+        student_name(manifest.with_student(each), version.fingerprint, method, seed)
+        for each in config.student
+        for seed in config.seeds
+    ]
     finished = all(root.child(layout.student(name)).exists(CARD) for name in names)
     # Only training needs the teacher.
     if not finished and (config.embeds or not config.stored_labels):
@@ -158,7 +187,7 @@ def check_initial_weights(
         raise WeightsError(
             "distillation.weights",
             "must be the same on every node",
-            f"{manifest.distillation.weights}, with which {name} has another name",
+            f"{manifest.distillation.initial_weights}, with which {name} has another name",
             "copy the driver's file to each node",
         )
 

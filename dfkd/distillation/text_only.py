@@ -18,6 +18,7 @@ whose vector is nearest.
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -29,6 +30,7 @@ from torch.nn import functional as F
 
 from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
+from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.models.teacher import Teacher, check_classes, file_hashes
 from dfkd.prompts.pseudo_words import PseudoWords
@@ -56,59 +58,51 @@ SCHEMA = 1
 """To be increased with every code change that changes the vectors of a manifest."""
 
 
-def load_tower(manifest: Manifest, device: torch.device) -> Teacher:
-    """The tower of the text-only classifier.
+def check_texts(tower: Teacher, classes: Sequence[str], template: str) -> None:
+    """Refuse class names that the tower cannot read or tell apart, or that do not fit a sentence
+    with a style word, before any training.
 
     Raises:
-        ManifestError, WeightsError: as `Teacher.load` and `check_classes`. If `text_only` names a
-            tower of its own, the errors name fields of `text_only`.
+        ManifestError: as `check_classes`.
     """
-    config = manifest.text_tower
-    with errors_name_own_keys(manifest):
-        tower = Teacher.load(config, device, cache=manifest.cache)
-        check_classes(tower, manifest.classes, config.template)
-        # Refuse class names that do not fit a sentence with a style word before any training.
-        PseudoWords(tower, STYLED).tokens(manifest.classes, [STYLED] * len(manifest.classes))
-    return tower
+    check_classes(tower, classes, template)
+    PseudoWords(tower, STYLED).tokens(classes, [STYLED] * len(classes))
 
 
 @contextmanager
-def errors_name_own_keys(manifest: Manifest) -> Iterator[None]:
-    """Let errors name `text_only.model` and `text_only.weights`, if these name the tower.
-
-    It is read by the teacher's code, which names the teacher's keys.
-    """
+def errors_name(section: str) -> Iterator[None]:
+    """Let errors of the block name keys of `section`, where the teacher's code names `teacher`."""
     try:
         yield
     except ManifestError as error:
-        if not manifest.text_only.model:
-            raise
         field, rule, value, remedy = error.parts
-        raise type(error)(_own(field), _own(rule), value, _own(remedy)) from None
+        field, rule, remedy = (
+            re.sub(r"\bteacher\.(model|weights|template)", rf"{section}.\1", text)
+            for text in (field, rule, remedy)
+        )
+        raise type(error)(field, rule, value, remedy) from None
 
 
-def _own(text: str) -> str:
-    """A text about the teacher's keys with those of `text_only`."""
-    return text.replace("teacher.model", "text_only.model").replace(
-        "teacher.weights", "text_only.weights"
-    )
-
-
-def class_vectors(manifest: Manifest, tower: Teacher, seed: int, root: Storage) -> Tensor:
+def class_vectors(
+    manifest: Manifest, config: TeacherConfig, tower: Teacher, seed: int, root: Storage
+) -> Tensor:
     """The classifier of a seed: unit vectors float32 [M, E] on the tower's device.
 
     The first call trains it and writes `text-only/{classifier_name}.safetensors` under `root`;
     later calls read that file.
 
+    Args:
+        config: names the tower, which is `tower`.
+
     Raises:
         CorruptionError: the stored file is damaged.
     """
-    key = f"text-only/{classifier_name(manifest, seed)}.safetensors"
+    key = f"text-only/{classifier_name(manifest, config, seed)}.safetensors"
     shape = (len(manifest.classes), tower.embedding_dim)
     try:
         vectors = safetensors.torch.load(root.get(key))["vectors"]
     except MissingObject:
-        vectors = train_classifier(tower, manifest.classes, manifest.text_only.styles, seed)
+        vectors = train_classifier(tower, manifest.classes, manifest.candidates.styles, seed)
         root.put(key, safetensors.torch.save({"vectors": vectors.cpu()}))
     except (SafetensorError, KeyError):
         vectors = torch.empty(0)
@@ -125,19 +119,16 @@ def class_vectors(manifest: Manifest, tower: Teacher, seed: int, root: Storage) 
     return vectors.to(tower.device)
 
 
-def classifier_name(manifest: Manifest, seed: int) -> str:
+def classifier_name(manifest: Manifest, config: TeacherConfig, seed: int) -> str:
     """`s{seed}-{hash12}`; the hash covers everything that can change the classifier.
 
     Raises:
-        ManifestError, WeightsError: as `load_tower`.
+        ManifestError, WeightsError: as `file_hashes`.
     """
-    config = manifest.text_tower
-    with errors_name_own_keys(manifest):
-        digests = file_hashes(config, manifest.cache)
     identity = {
         "schema": SCHEMA,
-        "styles": manifest.text_only.styles,
-        "tower": {"teacher.model": config.model} | digests,
+        "styles": manifest.candidates.styles,
+        "tower": {"teacher.model": config.model} | file_hashes(config, manifest.cache),
         "classes": list(manifest.classes),
         "seed": seed,
     }

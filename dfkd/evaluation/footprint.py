@@ -53,15 +53,11 @@ def networks(manifest: Manifest) -> dict[str, TimedNetwork]:
     """
     found: dict[str, TimedNetwork] = {}
     for model in manifest.evaluation.models:
-        # The text-only classifier has the teacher's tower if it is given no other.
-        shared = model == "text-only" and manifest.text_tower == manifest.teacher
-        if shared and "teacher" in found:
-            found[model] = found["teacher"]
-        elif model == "student":
+        if model == "student":
             found[model] = student(manifest)
-        else:
-            weights = manifest.teacher if model == "teacher" else manifest.text_tower
-            found[model] = tower(weights, manifest.cache)
+        else:  # the text-only classifier has the teacher's tower
+            shared = found.get("teacher") or found.get("text-only")
+            found[model] = shared or tower(manifest.teacher, manifest.cache)
     return found
 
 
@@ -75,9 +71,13 @@ def tower(config: TeacherConfig, cache: str) -> TimedNetwork:
 def student(manifest: Manifest) -> TimedNetwork:
     """A student of the manifest's shape with random weights, which change neither figure."""
     # Without weights nothing is read; a warm-up would be refused, because it needs some.
-    config = dataclasses.replace(manifest.distillation, weights="none", warmup_epochs=0)
+    config = dataclasses.replace(
+        manifest.distillation.of_student(manifest.distillation.architecture),
+        weights=("none",),
+        warmup_epochs=0,
+    )
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
-    name = f"{config.student}, {size} px, {classes} classes"
+    name = f"{config.architecture}, {size} px, {classes} classes"
     if config.embeds:
         width = int(read_architecture(manifest.teacher.model).model["embed_dim"])
         texts = F.normalize(torch.ones(classes, width), dim=1)

@@ -24,7 +24,7 @@ from dfkd.distillation.student_store import (
     locate_students,
     require_replaceable_classes,
 )
-from dfkd.distillation.text_only import class_vectors, load_tower
+from dfkd.distillation.text_only import class_vectors
 from dfkd.errors import DfkdError, ManifestError, as_utf8
 from dfkd.evaluation.data import Domains, Item, open_data
 from dfkd.evaluation.footprint import parameters
@@ -51,7 +51,7 @@ DistanceFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Classifier:
     """A model to score, with the names that its rows get."""
 
     model: Model
@@ -143,20 +143,20 @@ def evaluate(
         if classes:
             require_replaceable_classes(manifest, found.method, found.version)
     root = open_storage(manifest.storage.root)
-    candidates = _load_candidates(scored, root, students, manifest.classes)
-    scores = score(candidates, data, threads)
+    classifiers = _load_classifiers(scored, root, students, manifest.classes)
+    scores = score(classifiers, data, threads)
     names, average = [student.name for student in students], manifest.evaluation.average
     content = results(data, scores.rows, scores.unreadable, scores.parameters, names, average)
     location = write_results(root.child(folder) if folder else root, content)
     return Evaluated(content, location, {s.method: s.version for s in students})
 
 
-def _load_candidates(
+def _load_classifiers(
     manifest: Manifest,
     root: Storage,
     students: Sequence[StudentLocation],
     own_classes: tuple[str, ...],
-) -> Iterator[Candidate]:
+) -> Iterator[Classifier]:
     """Yield the models of `evaluation.models` one by one, so that few are in memory at a time.
 
     Args:
@@ -164,22 +164,16 @@ def _load_candidates(
         own_classes: the classes that the students were trained for; others replace them.
     """
     device, wanted = pick_device(), manifest.evaluation.models
-    if "teacher" in wanted:
+    if {"teacher", "text-only"} & set(wanted):
         teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
         check_classes(teacher, manifest.classes, manifest.teacher.template)
-        vectors = class_text_embeddings(manifest, teacher)
-        yield _tower_candidate("teacher", ZERO_SHOT, 0, teacher, vectors)
+        if "teacher" in wanted:
+            vectors = class_text_embeddings(manifest, teacher)
+            yield _tower_classifier("teacher", ZERO_SHOT, 0, teacher, vectors)
+        for seed in manifest.distillation.seeds if "text-only" in wanted else ():
+            vectors = class_vectors(manifest, manifest.teacher, teacher, seed, root)
+            yield _tower_classifier("text-only", CLASSIFIER, seed, teacher, vectors)
         del teacher
-    if "text-only" in wanted:
-        tower = load_tower(manifest, device)
-        # Without a tower of its own that would be the teacher once more.
-        if manifest.text_only.model:
-            vectors = class_text_embeddings(manifest, tower)
-            yield _tower_candidate("text-only", ZERO_SHOT, 0, tower, vectors)
-        for seed in manifest.distillation.seeds:
-            vectors = class_vectors(manifest, tower, seed, root)
-            yield _tower_candidate("text-only", CLASSIFIER, seed, tower, vectors)
-        del tower
     replaced = students and manifest.classes != own_classes
     texts = encode_classes(manifest, manifest.classes) if replaced else None
     for location in students:
@@ -188,14 +182,14 @@ def _load_candidates(
             student = student.with_classes(texts)
         size = card["image_size"]
         about = location.method, location.seed, size, student, device, parameters(student)
-        yield Candidate("student", *about)
+        yield Classifier("student", *about)
 
 
-def _tower_candidate(
+def _tower_classifier(
     model: Model, method: str, seed: int, tower: Teacher, vectors: Tensor
-) -> Candidate:
+) -> Classifier:
     """An image tower that answers with the nearest of the classes' unit vectors [M, E]."""
-    return Candidate(
+    return Classifier(
         model,
         method,
         seed,
@@ -208,14 +202,14 @@ def _tower_candidate(
 
 
 def score(
-    candidates: Iterable[Candidate],
+    classifiers: Iterable[Classifier],
     data: Domains,
     threads: int = 0,
 ) -> Scores:
     """Score models on every domain.
 
     Args:
-        candidates: the models. Of a lazy iterable at most two groups of `GROUP` are held.
+        classifiers: the models. Of a lazy iterable at most two groups of `GROUP` are held.
         data: the images, with classes in the order of the models' outputs.
         threads: threads that decode images; 0 means one for each processor.
 
@@ -228,30 +222,40 @@ def score(
     rows: list[ResultRow] = []
     unreadable: dict[str, str] = {}
     sizes: dict[str, int] = {}
-    # Models in a row that take the same pixels are scored together.
-    for _, same in groupby(candidates, lambda each: (each.image_size, each.resizing)):
-        while group := tuple(islice(same, GROUP)):
-            counts = _confusions(group, data, threads, unreadable)
-            for candidate, domains in zip(group, counts, strict=True):
-                about = (candidate.model, candidate.method, candidate.seed)
-                sizes[candidate.model] = candidate.parameters
-                rows += [
-                    row(*about, domain, data.classes, confusion)
-                    for domain, confusion in domains.items()
-                    if confusion.any()  # a domain without a readable image has no accuracy
-                ]
-    if not rows and unreadable:
-        name, reason = min(unreadable.items())
-        raise DfkdError(
-            f"evaluation.data: none of {len(data.items)} images can be read, the first being "
-            f"{name} ({reason}); check {data.source}"
-        )
+    for classifier, domains in confusions(classifiers, data, threads, unreadable):
+        about = (classifier.model, classifier.method, classifier.seed)
+        sizes[classifier.model] = classifier.parameters
+        rows += [
+            row(*about, domain, data.classes, confusion)
+            for domain, confusion in domains.items()
+            if confusion.any()  # a domain without a readable image has no accuracy
+        ]
     problems = (f"{name}: {reason}" for name, reason in sorted(unreadable.items()))
     return Scores(tuple(rows), tuple(problems), sizes)
 
 
+def confusions(
+    classifiers: Iterable[Classifier], data: Domains, threads: int, unreadable: dict[str, str]
+) -> Iterator[tuple[Classifier, dict[str, npt.NDArray[np.int64]]]]:
+    """Yield each model with its confusion counts [M, M] (true x predicted) on each domain.
+
+    Adds the reason for each image that cannot be read to `unreadable`, by the image's name. Other
+    arguments and errors are those of `score`.
+    """
+    # Models in a row that take the same pixels are scored together.
+    for _, same in groupby(classifiers, lambda each: (each.image_size, each.resizing)):
+        while group := tuple(islice(same, GROUP)):
+            yield from zip(group, _confusions(group, data, threads, unreadable), strict=True)
+            if unreadable and len(unreadable) == len(data.items):
+                name, reason = min(unreadable.items())
+                raise DfkdError(
+                    f"evaluation.data: none of {len(data.items)} images can be read, the first "
+                    f"being {name} ({reason}); check {data.source}"
+                )
+
+
 def _confusions(
-    group: Sequence[Candidate],
+    group: Sequence[Classifier],
     data: Domains,
     threads: int,
     unreadable: dict[str, str],
@@ -275,8 +279,8 @@ def _confusions(
                     readable.append((item, image))
             if readable:
                 items, arrays = zip(*readable, strict=True)
-                for candidate, domains in zip(group, counts, strict=True):
-                    for item, answer in zip(items, _predict(candidate, arrays, M), strict=True):
+                for classifier, domains in zip(group, counts, strict=True):
+                    for item, answer in zip(items, _predict(classifier, arrays, M), strict=True):
                         domains[item.domain][item.class_index, answer] += 1
             failures = f"{len(unreadable)} unreadable" if unreadable else ""
             progress.set_postfix_str(failures, refresh=False)
@@ -285,17 +289,17 @@ def _confusions(
 
 
 def _predict(
-    candidate: Candidate, images: Sequence[npt.NDArray[np.uint8]], classes: int
+    classifier: Classifier, images: Sequence[npt.NDArray[np.uint8]], classes: int
 ) -> list[int]:
     """The predicted class of each image [S, S, 3] uint8."""
-    batch = torch.from_numpy(np.stack(images)).to(candidate.device)
+    batch = torch.from_numpy(np.stack(images)).to(classifier.device)
     with torch.inference_mode():
-        distances = candidate.distances(from_bytes(batch).contiguous())
+        distances = classifier.distances(from_bytes(batch).contiguous())
     shape = (len(images), classes)
     # `argmin` takes NaN for the smallest distance, so it must not get that far.
     if distances.shape != shape or not torch.isfinite(distances).all():
         raise DfkdError(
-            f"{candidate.model} {candidate.method} seed {candidate.seed}: must give finite "
+            f"{classifier.model} {classifier.method} seed {classifier.seed}: must give finite "
             f"distances {shape}, got {tuple(distances.shape)} or NaN; train it again"
         )
     answers: list[int] = distances.argmin(dim=1).tolist()

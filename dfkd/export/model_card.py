@@ -1,4 +1,4 @@
-"""The model card of an exported student: Markdown, from the facts in `takehome.json`."""
+"""The model card of an exported candidate: Markdown, from the facts in `candidate.json`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,8 @@ assert not picture.mode.startswith("I"), "16 bits a channel: see preprocess.json
 picture = picture.convert("RGBA")
 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 S, short = rules["size"], min(picture.size)
-picture = picture.resize([S * side // short for side in picture.size], Image.Resampling.BICUBIC)
+kernel, squash = Image.Resampling[rules["interpolation"].upper()], rules["resize_mode"] == "squash"
+picture = picture.resize([S if squash else S * d // short for d in picture.size], kernel)
 left, top = (round((side - S) / 2) for side in picture.size)
 pixels = np.float32(picture.crop((left, top, left + S, top + S))).transpose(2, 0, 1)[None] / 255
 distances = onnxruntime.InferenceSession("model.onnx").run(None, {"pixels": pixels})[0][0]
@@ -56,28 +57,56 @@ class with the smallest angle. `model.int8.onnx` is the same, quantised.""",
 CLASSES = {
     "distances": "",
     "embedding": """
-  Another `labels.json` gives it others: `dfkd labels MANIFEST --classes "rocket, tree"`
-  writes one for `python -m dfkd.export.predict --labels`. It was not trained for those.""",
+  Another `labels.json` gives it others: `dfkd labels MANIFEST --classes "rocket, tree"` writes one
+  for `dfkd predict --labels`. It was not trained for those.""",
 }
 """What to do about the classes, by what the student learned."""
 
+SUBJECT = {
+    "distilled": """\
+A {model} ({parameters:,} parameters, {image_size} px) that `dfkd` distilled from a vision-language
+teacher on {data[images]:,} synthesised images; distillation saw no real one.""",
+    "zero-shot": """\
+The image tower of the CLIP model {model} ({parameters:,} parameters, {image_size} px). The text
+embeddings of the classes are folded in; nothing was trained.""",
+    "text-only": """\
+The image tower of the CLIP model {model} ({parameters:,} parameters, {image_size} px), with a
+linear classifier folded in that `dfkd` trained on texts alone, in PromptStyler's manner.""",
+}
+"""What it is, by the kind of classifier."""
+
+LEARNED = {
+    "student": """\
+- It learned from images that a generator made after the teacher's idea of the class names, and
+  inherits the teacher's errors and biases. Try it on your own pictures before you rely on it.""",
+    "tower": """\
+- It has the errors and biases of its CLIP model. Try it on pictures of your own before you rely on
+  it.""",
+}
+LICENCE = {
+    "student": """\
+The weights are the output of your run; `dfkd` (Apache-2.0) lays no claim to them. They derive from
+the weights of the teacher, the generator and the student's initial backbone, whose licences and
+terms apply: read those before you pass this folder on.""",
+    "tower": """\
+The weights are those of the CLIP model; `dfkd` (Apache-2.0) lays no claim to them. Its licence and
+terms apply: read them before you pass this folder on.""",
+}
+
 CARD = """\
-# {name}: a classifier of {classes} classes
+# {name}: {candidate}, a classifier of {classes} classes
 
-A {student[architecture]} ({student[parameters]:,} parameters, {student[image_size]} px) that \
-`dfkd` distilled from a vision-language
-teacher on {data[images]:,} synthesised images; distillation saw no real one.
+{subject}
 
-`model.onnx` (opset {opset}) takes `pixels`, float32 [N, 3, {student[image_size]}, \
-{student[image_size]}] RGB in [0, 1], which it
+`model.onnx` (opset {opset}) takes `pixels`, float32 [N, 3, {image_size}, {image_size}] RGB in \
+[0, 1], which it
 normalises itself, and gives {output} `preprocess.json` says how a picture becomes `pixels`, \
-`takehome.json` holds all figures
-below.
+`candidate.json` holds all
+figures below.
 
 ## Use
 
-With this package, from the folder above: `python -m dfkd.export.predict student picture.png`.
-Without it:
+With this package: `dfkd predict FOLDER picture.png`. In a browser: `try.html`. Without either:
 
 ```python
 {example}```
@@ -86,7 +115,7 @@ It reads what Pillow reads; the command takes PNG, JPEG, WebP and BMP. `preproce
 the command does with 16 bits a channel and with very long pictures. The files need onnxruntime 1.14
 or later.
 
-## Accuracy
+## {measure}
 
 {accuracy}
 
@@ -101,8 +130,7 @@ by at most {check[model.int8.onnx][max_difference]:.2g}; {equal[model.onnx]:.2f}
 
 {speed}
 
-Medians of {latency[runs]} runs with one image on one core ({latency[machine]}); the teacher's
-image tower in float32.
+Medians of {latency[runs]} runs with one image on one core ({latency[machine]}).
 
 ## Where it comes from
 
@@ -113,110 +141,91 @@ image tower in float32.
 - It knows these {classes} classes and answers with one of them whatever the picture shows.\
 {other_classes}
 - Probabilities are softmax(cosines / {temperature:.4g}), where a distance is half the square of an
-  angle; the temperature is the teacher's own (1 / its logit scale) and was fitted to nothing.
+  angle; the temperature is the CLIP model's own (1 / its logit scale) and was fitted to nothing.
 - The int8 figures are those of this machine's processor and onnxruntime; others round differently.
-- It learned from images that a generator made after the teacher's idea of the class names, and
-  inherits the teacher's errors and biases. Try it on pictures of your own before you rely on it.
+{learned}
 
 ## Licence
 
-The weights are the output of your run; `dfkd` (Apache-2.0) lays no claim to them. They derive from
-the weights of the teacher, the generator and the student's initial backbone, whose licences and
-terms apply: read those before you pass this folder on.
+{licence}
 """
 
-ACCURACY = """\
-In percent, on `{source}`, which neither synthesis nor distillation has read:
-
-{table}
-
-{average}"""
-
-NOT_SCORED = """\
-Not measured, because the run has no labelled images (`evaluation.data: none`) or has not scored its
-students (`evaluation.models`). If you get some, set `evaluation.data` and repeat
-`dfkd pipeline`: it scores the student and writes this folder anew."""
-
-AVERAGES = {
-    "images": "The mean is over domains.",
-    "classes": "Each figure is a mean over classes, the last one over domains too.",
+MEASURES = {
+    "accuracy": """\
+In percent, of these files, on `{images[source]}`, which synthesis and training have not read:""",
+    "agreement": """\
+There are no labelled images, so this is the share, in percent, of {images[source]}, on which these
+files give the teacher's answer. It favours the teacher, and tells nothing about real pictures:""",
 }
-"""A sentence on what the accuracies are means of, by `evaluation.average`."""
-
-TITLES = {
-    "teacher": "teacher zero-shot",
-    "student": "student, PyTorch",
-    "onnx": "`model.onnx`",
-    "int8": "`model.int8.onnx`",
-}
-"""Names of the models in the tables."""
+TITLES = {"float32": "`model.onnx`", "int8": "`model.int8.onnx`"}
+"""Names of the files in the tables."""
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
     """The card as Markdown.
 
     Args:
-        facts: the content of `takehome.json`, without the entry of the card itself.
+        facts: the content of `candidate.json`, without the entry of the card itself.
     """
-    evaluation, check = facts["evaluation"], facts["check"]
-    target = "embedding" if "embedding_dim" in facts["student"] else "distances"
+    check, measure = facts["check"], facts["scored"]["measure"]
+    target = "embedding" if "embedding_dim" in facts.get("student", {}) else "distances"
     # A fact that is missing is a `KeyError`, not a blank.
     return CARD.format(
         **facts,
+        subject=SUBJECT[facts["classifier"]].format(**facts),
         example=EXAMPLE if target == "distances" else EMBEDDING_EXAMPLE,
         output=OUTPUTS[target].format(**facts),
         other_classes=CLASSES[target],
-        accuracy=_accuracy(evaluation) if evaluation else NOT_SCORED,
+        measure=measure.capitalize(),
+        accuracy=f"{MEASURES[measure].format(images=facts['scored'])}\n\n{_accuracy(facts)}",
         equal={name: 100 * check[name]["equal_predictions"] for name in (MODEL, INT8)},
         speed=_speed(facts),
         origin=_origin(facts),
+        learned=LEARNED[facts["kind"]],
+        licence=LICENCE[facts["kind"]],
     )
 
 
-def _accuracy(evaluation: Mapping[str, Any]) -> str:
-    """The text with a row for each model that was scored, and a column for each domain."""
-    domains = list(evaluation["images"])
-    rows = []
-    for name, scores in evaluation["accuracy"].items():
-        figures = [scores["domains"].get(domain) for domain in domains] + [scores["mean"]]
+def _accuracy(facts: Mapping[str, Any]) -> str:
+    """A row for each file, with a column for each domain; of the seed that is in the folder."""
+    images, rows = facts["scored"]["images"], []
+    for precision, file in facts["measured"]["files"].items():
+        by_domain = {domain: values[0] for domain, values in file["domains"].items()}
+        figures = [*(by_domain.get(domain) for domain in images), file["means"][0]]
         cells = ("-" if figure is None else f"{100 * figure:.1f}" for figure in figures)
-        rows.append([TITLES[name], *cells])
-    counts = [str(count) for count in evaluation["images"].values()]
-    rows.append(["images", *counts, str(sum(evaluation["images"].values()))])
-    return ACCURACY.format(
-        source=evaluation["source"],
-        table=table(["", *map(escape, domains), "mean"], rows),
-        average=AVERAGES[evaluation["average"]],
-    )
+        rows.append([TITLES[precision], *cells])
+    counts = [str(count) for count in images.values()]
+    rows.append(["images", *counts, str(sum(images.values()))])
+    return table(["", *map(escape, images), "mean"], rows)
 
 
 def _speed(facts: Mapping[str, Any]) -> str:
-    """A table of sizes and times of the teacher's tower and of both files."""
-    files, teacher, ms = facts["files"], facts["teacher"], facts["latency"]["ms"]
-    sizes = {
-        "teacher": teacher["bytes"],
-        "onnx": files[MODEL]["bytes"],
-        "int8": files[INT8]["bytes"],
-    }
-    titles = TITLES | {"teacher": f"teacher's image tower, PyTorch, {teacher['image_size']} px"}
+    """A table of sizes and times of both files."""
+    files = facts["measured"]["files"].items()
     return table(
         ["", "MB", "ms an image"],
-        [[titles[name], f"{size / 1e6:.1f}", f"{ms[name]:.1f}"] for name, size in sizes.items()],
+        [[TITLES[name], f"{f['bytes'] / 1e6:.1f}", f"{f['ms']:.1f}"] for name, f in files],
     )
 
 
 def _origin(facts: Mapping[str, Any]) -> str:
-    """A table of what the student was made from, with hashes."""
-    student, data, calibration = facts["student"], facts["data"], facts["calibration"]
-    rows = [
-        ["data version", f"`{data['version']}`"],
-        ["fingerprint", f"`{data['fingerprint']}`"],
-        ["prompt method, seed", f"{student['method']}, {student['seed']}"],
-        ["student", f"`{student['folder']}`, sha256 `{student['sha256']}`"],
-        ["student's initial weights", f"`{student['weights']}`"],
-        ["teacher", escape(str(facts["teacher"]["model"]))],
+    """A table of what the candidate was made from, with hashes."""
+    data, calibration, rows = facts["data"], facts["calibration"], []
+    if student := facts.get("student"):
+        rows = [
+            ["data version", f"`{data['version']}`"],
+            ["fingerprint", f"`{data['fingerprint']}`"],
+            ["prompt method, seed", f"{student['method']}, {student['seed']}"],
+            ["student", f"`{student['folder']}`, sha256 `{student['sha256']}`"],
+            ["student's initial weights", f"`{student['weights']}`"],
+            ["teacher", escape(str(facts["teacher"]))],
+        ]
+    rows += [
         *([f"{escape(r)} sha256", f"`{d}`"] for r, d in sorted(data["weights"].items())),
-        ["int8 calibration", f"{calibration['images']} images of that version, no others"],
+        [
+            "int8 calibration",
+            f"{calibration['images']} images of version {calibration['version']}, no others",
+        ],
         ["made with", ", ".join(f"{n} {v}" for n, v in sorted(facts["libraries"].items()))],
     ]
     return table(["", ""], rows, names=2)

@@ -79,17 +79,37 @@ def quantise(source: Path, path: Path, images: Sequence[npt.NDArray[np.uint8]]) 
             _Calibration(images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=products,  # None is all
-            # The last layer stays float32: in 8 bits the distances of close classes would be
-            # equal, and distances beyond the calibrated range would be clipped.
-            nodes_to_exclude=[
-                node.name for node in graph.node if graph.output[0].name in node.output
-            ],
+            nodes_to_exclude=_last_layer(graph),
             per_channel=True,
             reduce_range=True,  # 7-bit weights: kernels of older processors would overflow
             activation_type=QuantType.QUInt8,  # the fastest kernels with int8 weights
             weight_type=QuantType.QInt8,
         )
         _save(onnx.load(quantised), path)
+
+
+def _last_layer(graph: onnx.GraphProto) -> list[str]:
+    """The names of the nodes from the last matrix product to the output, which stay float32.
+
+    In 8 bits the distances of close classes would be equal, and distances beyond the calibrated
+    range would be clipped. In front of the product with the classes' vectors of a tower, the
+    projection into their space belongs to it too.
+    """
+    makers = {output: node for node in graph.node for output in node.output}
+    products = 2 if any(node.op_type == "Acos" for node in graph.node) else 1
+    found: dict[str, int] = {}
+    # Backwards from the output; each tensor with the number of products that are still to be met.
+    open_ends = [(graph.output[0].name, products)]
+    while open_ends:
+        tensor, left = open_ends.pop()
+        node = makers.get(tensor)
+        if node is None or found.get(node.name, -1) >= left:
+            continue
+        found[node.name] = left
+        left -= node.op_type in ("Gemm", "MatMul")
+        if left:
+            open_ends += [(name, left) for name in node.input]
+    return list(found)
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]

@@ -1,7 +1,7 @@
-"""Label pictures with an exported student: `python -m dfkd.export.predict FOLDER PICTURE...`.
+"""Label pictures with an exported candidate: `dfkd predict FOLDER PICTURE...`.
 
 It needs onnxruntime, numpy and pillow, but neither torch nor a GPU. The folder is one that dfkd
-wrote, whose files have the sha256 in `takehome.json`; pictures may be anybody's.
+wrote, whose files have the sha256 in `candidate.json`; pictures may be anybody's.
 """
 
 import argparse
@@ -20,12 +20,12 @@ import numpy.typing as npt
 import onnxruntime
 
 from dfkd.errors import DfkdError, Exit, ManifestError, one_line, printable_line
-from dfkd.utils.images import Array, batch, decode_image, read_picture
+from dfkd.utils.images import Array, Resizing, batch, decode_image, read_picture
 
 MODEL, INT8 = "model.onnx", "model.int8.onnx"
 TEACHER = "teacher.weights"
-"""The role of the teacher's weights among the hashes in `takehome.json`."""
-LABELS, RULES, FACTS = "labels.json", "preprocess.json", "takehome.json"
+"""The role of the teacher's weights among the hashes in `candidate.json`."""
+LABELS, RULES, FACTS = "labels.json", "preprocess.json", "candidate.json"
 """The files that programs read; the last one is written last, so the folder is complete with it."""
 
 MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -33,7 +33,7 @@ MALFORMED = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class Predictor:
-    """An exported student on the CPU.
+    """An exported candidate on the CPU.
 
     Attributes:
         labels: the class names, in the order of the distances.
@@ -41,7 +41,7 @@ class Predictor:
     """
 
     def __init__(self, folder: Path, int8: bool = False, labels: Path | None = None) -> None:
-        """Load a `student/` folder.
+        """Load the folder of a candidate.
 
         Args:
             int8: use `model.int8.onnx`, which is smaller and less accurate.
@@ -52,24 +52,25 @@ class Predictor:
                 distances and knows only its own classes.
         """
         model = INT8 if int8 else MODEL
-        remedy = "give a student/ folder as dfkd wrote it"
+        remedy = "give a folder of candidates/ or shipped/ as dfkd wrote it"
         try:
             facts = json.loads((folder / FACTS).read_bytes())
             files = {name: (folder / name).read_bytes() for name in (LABELS, RULES, model)}
             stated = {name: facts["files"][name]["sha256"] for name in files}
         except MALFORMED as error:
             rule = f"must hold {FACTS} and what it lists ({one_line(error)})"
-            raise ManifestError("student", rule, str(folder), remedy) from None
+            raise ManifestError("folder", rule, str(folder), remedy) from None
         for name, data in files.items():
-            # A file of another student would give wrong labels without any error.
+            # A file of another model would give wrong labels without any error.
             if (digest := hashlib.sha256(data).hexdigest()) != stated[name]:
                 rule = f"must have the sha256 that {FACTS} states"
-                raise ManifestError(f"student {folder / name}", rule, digest, remedy)
+                raise ManifestError(f"folder {folder / name}", rule, digest, remedy)
         self.labels, self.texts = _labels(json.loads(files[LABELS]))
         if labels is not None:
             self._replace_labels(labels, facts["data"]["weights"].get(TEACHER))
         rules = json.loads(files[RULES])
         self._size, self._temperature = rules["size"], rules["temperature"]
+        self._resizing = Resizing(rules["resize_mode"], rules["interpolation"])
         self._session = onnxruntime.InferenceSession(
             files[model], providers=["CPUExecutionProvider"]
         )
@@ -105,7 +106,8 @@ class Predictor:
         Raises:
             ValueError: not a picture, or it is truncated or too large.
         """
-        name, pixels = self._session.get_inputs()[0].name, decode_image(encoded, self._size)
+        pixels = decode_image(encoded, self._size, self._resizing)
+        name = self._session.get_inputs()[0].name
         output: Array = self._session.run(None, {name: batch([pixels])})[0]
         found: Array = (output if self.texts is None else distances(output, self.texts))[0]
         return found
@@ -160,8 +162,8 @@ def _positive(text: str) -> int:
 
 def _label_pictures(argv: Sequence[str] | None) -> int:
     """Print a line for each picture; returns the exit code, as not every one may be readable."""
-    parser = argparse.ArgumentParser(prog="python -m dfkd.export.predict", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the student/ folder of a run")
+    parser = argparse.ArgumentParser(prog="dfkd predict", description=__doc__)
+    parser.add_argument("folder", type=Path, help="candidates/NAME or shipped of a run")
     parser.add_argument(
         "pictures", nargs="+", type=Path, metavar="picture", help="PNG, JPEG, WebP or BMP files"
     )

@@ -31,21 +31,21 @@ def build_backbone(
     `dfkd.models.student.build`.
     """
     artifact = library_file(config)
-    if config.student.startswith("timm:"):
+    if config.architecture.startswith("timm:"):
         backbone, mean, std = _timm(config, image_size)
     else:
-        _require_resnet(config.student)
+        _require_resnet(config.architecture)
         # Blocks of random weights start as the identity, as timm's do (arXiv:1706.02677, section
         # 5.1). After 300 steps of `dfkd pretrain` a ResNet-50 named 69 % of validation icons,
         # without it 35 %.
         backbone = torchvision.models.get_model(
-            config.student, weights=None, zero_init_residual=True
+            config.architecture, weights=None, zero_init_residual=True
         )
         backbone.fc = nn.Identity()
         mean, std = IMAGENET_MEAN, IMAGENET_STD
     if artifact:
-        _load_backbone(backbone, cached(FIELD, config.weights, artifact.file, cache))
-    elif file := weights_file(config.weights):
+        _load_backbone(backbone, cached(FIELD, config.initial_weights, artifact.file, cache))
+    elif file := weights_file(config.initial_weights):
         _load_backbone(backbone, file)
     return backbone, mean, std
 
@@ -62,24 +62,24 @@ def library_file(config: Distillation) -> Artifact | None:
         ManifestError: torchvision has no such architecture.
         WeightsError: the library has no such weights of this architecture.
     """
-    if not names_library(config.weights):
+    if not names_library(config.initial_weights):
         return None
     # timm knows no names, so any other than this would silently mean the same weights.
     known: dict[str, Any] = {"pretrained": None}
-    if not config.student.startswith("timm:"):
-        _require_resnet(config.student)
-        known = dict(torchvision.models.get_model_weights(config.student).__members__)
-    if config.weights not in known:
+    if not config.architecture.startswith("timm:"):
+        _require_resnet(config.architecture)
+        known = dict(torchvision.models.get_model_weights(config.architecture).__members__)
+    if config.initial_weights not in known:
         raise WeightsError(
             FIELD,
             f"must be none, a safetensors file, or {', '.join(known)}",
-            config.weights,
+            config.initial_weights,
             "name one of these",
         )
-    if known[config.weights] is None:
+    if known[config.initial_weights] is None:
         return None
     licence = "BSD-3-Clause (pytorch/vision); trained on ImageNet"
-    return at_address(known[config.weights].url, licence)
+    return at_address(known[config.initial_weights].url, licence)
 
 
 def _require_resnet(student: str) -> None:
@@ -101,14 +101,14 @@ def _timm(
     """A model of timm without its head, and mean and deviation of its input's channels."""
     import timm  # here, because the import takes seconds, and ResNets do not need it
 
-    name = config.student.removeprefix("timm:")
+    name = config.architecture.removeprefix("timm:")
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"{name[:6]}*")[:5])
         raise ManifestError(
             "distillation.student", "must be a model of timm", name, f"near it: {near or 'none'}"
         )
     # A file of weights is loaded later, but the library's own only by building the model with them.
-    library = names_library(config.weights)
+    library = names_library(config.initial_weights)
     settings = timm.models.get_pretrained_cfg(name)
     options: dict[str, Any] = {"num_classes": 0}  # no head
     # A transformer has one position embedding per patch, so it must know the size in advance.
@@ -122,13 +122,13 @@ def _timm(
             raise WeightsError(
                 FIELD,
                 f"the library could not load them ({one_line(error)})",
-                config.weights,
+                config.initial_weights,
                 "download them elsewhere and give the path of a safetensors file, or do without",
             ) from None
         raise ManifestError(
             "distillation.student",
             f"cannot be built for {image_size} px ({one_line(error)})",
-            config.student,
+            config.architecture,
             "choose another model or synthesis.image_size",
         ) from None
     mean, std = (settings.mean, settings.std) if settings else (IMAGENET_MEAN, IMAGENET_STD)

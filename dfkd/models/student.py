@@ -121,7 +121,7 @@ def build(
     """
     with seeded(derive_seed("student", seed)):
         backbone, mean, std = build_backbone(config, image_size, cache)
-        head = nn.Linear(feature_count(backbone, image_size, config.student), outputs)
+        head = nn.Linear(feature_count(backbone, image_size, config.architecture), outputs)
     return Student(backbone, head, mean, std)
 
 
@@ -152,7 +152,7 @@ def card(
     embedding = {"target": config.target, "embedding_dim": embedding_dim} if embedding_dim else {}
     return {
         "schema": 1,
-        "architecture": config.student,
+        "architecture": config.architecture,
         "classes": list(classes),
         "image_size": image_size,
         "input": "float32 RGB [N, 3, image_size, image_size] in [0, 1]; the model normalises",
@@ -193,7 +193,7 @@ def load_student(
         raise _damaged(storage.location(WEIGHTS), "is missing") from None
     if hashlib.sha256(data).hexdigest() != meta["sha256"]:
         raise _damaged(storage.location(WEIGHTS), "sha256 differs from student.json")
-    config = Distillation(student=meta["architecture"], weights="none", warmup_epochs=0)
+    config = Distillation(student=(meta["architecture"],), weights=("none",), warmup_epochs=0)
     classes, width = len(meta["classes"]), meta.get("embedding_dim", 0)
     try:
         student = build(config, width or classes, meta["image_size"], seed=0)

@@ -255,6 +255,7 @@ def require_same_settings(base: PublishedVersion, identity: Mapping[str, Any]) -
 def gate(
     config: Regeneration,
     candidate: PublishedVersion,
+    file: str,
     accuracy: float,
     current_version: PublishedVersion | None,
     current_accuracy: float | None,
@@ -262,7 +263,9 @@ def gate(
     """Decide whether a candidate may become current, by the rules in the manifest.
 
     Args:
-        accuracy: of the candidate's students, mean over domains and seeds, 0-1.
+        file: name of the shipped model and precision, for people.
+        accuracy: of this file as exported of the candidate's students, mean over domains and
+            seeds, 0-1.
         current_version: the current version, if there is one.
         current_accuracy: accuracy of its students, measured in the same way.
     """
@@ -280,7 +283,7 @@ def gate(
         # All rules, also after one has failed, so that a person reads all reasons at once.
         rules=(
             Rule(
-                f"mean accuracy, at most {100 * config.tolerance:g} points less",
+                f"mean accuracy of {file}, at most {100 * config.tolerance:g} points less",
                 "" if current_accuracy is None else f"{100 * current_accuracy:.2f} %",
                 f"{100 * accuracy:.2f} %",
                 accuracy >= least,

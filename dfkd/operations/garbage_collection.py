@@ -168,9 +168,10 @@ class _Planner:
             method = key.partition("/")[0]
             try:
                 identity = read_json(self.root, f"{folder(key)}/{layout.IDENTITY}")
-                for seed in self.manifest.distillation.seeds:
-                    name = student_name(self.manifest, fingerprint(identity), method, seed)
-                    found[name] = key
+                for architecture in self.manifest.distillation.student:
+                    single = self.manifest.with_student(architecture)
+                    for seed in self.manifest.distillation.seeds:
+                        found[student_name(single, fingerprint(identity), method, seed)] = key
             except (CorruptionError, ManifestError):
                 continue  # without its identity or the initial weights nothing is attributed to it
         return found

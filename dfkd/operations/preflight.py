@@ -9,12 +9,13 @@ import torch
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import image_count
 from dfkd.dataset.loader import steps_per_epoch
-from dfkd.distillation.text_only import load_tower
+from dfkd.distillation.text_only import check_texts, errors_name
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.models.generators.generator import Generator
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher, check_classes
+from dfkd.operations.required_weights import towers
 from dfkd.prompts.maker import check_prompts
 from dfkd.utils.progress import say
 
@@ -81,9 +82,16 @@ def _check_compiler(manifest: Manifest) -> None:
 
 
 def check_distillation(manifest: Manifest) -> Student:
-    """Refuse a student that cannot be built, or whose initial weights are missing; returns it."""
+    """Refuse students that cannot be built, or whose initial weights are missing.
+
+    Returns the first of `distillation.student`.
+    """
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
-    return build(manifest.distillation, classes, size, seed=0, cache=manifest.cache)
+    first, *_ = [
+        build(manifest.distillation.of_student(each), classes, size, seed=0, cache=manifest.cache)
+        for each in manifest.distillation.student
+    ]
+    return first
 
 
 def check_batches(manifest: Manifest) -> None:
@@ -92,16 +100,22 @@ def check_batches(manifest: Manifest) -> None:
 
 
 def check_evaluation(manifest: Manifest) -> None:
-    """Refuse missing evaluation data or classes, and an unusable tower of the text-only classifier.
+    """Refuse missing evaluation data or classes, and unusable towers of candidates.
 
-    Only folder and file names are read, not the images. If nothing is scored, nothing is checked.
+    Only folder and file names are read, not the images.
     """
     if manifest.evaluation.scored:
         open_data(manifest.evaluation, manifest.classes)
-    check_text_only(manifest)
+    check_towers(manifest)
 
 
-def check_text_only(manifest: Manifest) -> None:
-    """Refuse an unusable tower of the text-only classifier, if that is scored."""
-    if "text-only" in manifest.evaluation.scored:
-        load_tower(manifest, torch.device("cpu"))
+def check_towers(manifest: Manifest) -> None:
+    """Refuse towers that cannot be loaded, or cannot tell the classes apart."""
+    texts = "text-only" in (*manifest.candidates.classifiers, *manifest.evaluation.scored)
+    for section, config in towers(manifest).items():
+        if section == "teacher" and not texts:
+            continue  # which synthesis checks
+        with errors_name(section):
+            tower = Teacher.load(config, torch.device("cpu"), cache=manifest.cache)
+            check = check_texts if texts else check_classes
+            check(tower, manifest.classes, config.template)

@@ -5,6 +5,7 @@ Every step stores its result, so a killed call loses only its last step; the sam
 
 import dataclasses
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,10 @@ from dfkd.dataset.published import (
     pointers,
     refuse_removal,
 )
-from dfkd.distillation.student_store import require_students
-from dfkd.errors import GateError, PartialError
-from dfkd.evaluation.results import read_results
+from dfkd.distillation.student_store import locate_candidates, require_students
+from dfkd.errors import GateError, ManifestError, PartialError
 from dfkd.evaluation.scoring import evaluate
-from dfkd.export import take_home
+from dfkd.export import candidates, choice
 from dfkd.operations import attempts
 from dfkd.operations.attempts import Attempt, Decision
 from dfkd.operations.preflight import check_later_stages, check_synthesis, note_surprises
@@ -51,6 +51,7 @@ def plan(manifest: Manifest) -> dict[str, Any]:
         current = attempts.current_of(root, manifest.method)
         if current:
             require_students(manifest, root, current)
+        _shipped_student(root, manifest)
         unfinished = attempts.unfinished(root)
         salt = unfinished.number if unfinished else attempts.next_number(root, current, manifest)
     fresh_count, fresh_images = task_count(manifest), image_count(manifest)
@@ -66,7 +67,9 @@ def plan(manifest: Manifest) -> dict[str, Any]:
         "fresh_tasks": fresh_count,
         "fresh_images": fresh_images,
         "worker_seconds_cap": config.worker_seconds,
-        "students": len(manifest.distillation.seeds) * (2 if current else 1),
+        "students": len(manifest.distillation.seeds)
+        * len(manifest.distillation.student)
+        * (2 if current else 1),
     }
 
 
@@ -93,7 +96,7 @@ def regenerate(
         attempt = _begin(root, manifest, abandon)
         print(f"regeneration {attempt.number}: version {attempt.candidate}", flush=True)
         salted = dataclasses.replace(manifest, salt=attempt.number)
-        run = _Run(salted, attempt, lease, command, threads)
+        run = _Run(salted, attempt, lease, command, threads, _shipped_student(root, manifest))
         candidate = run.build(abandon, accept_partial)
         # Stop here if another process took over the lease while the candidate was built.
         lease.fence()
@@ -157,6 +160,25 @@ def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
     return attempt
 
 
+def _shipped_student(root: Storage, manifest: Manifest) -> tuple[str, str]:
+    """Architecture and precision of the file in `shipped/`, or the first student's in float32.
+
+    Raises:
+        ManifestError: a tower is shipped, which new images do not change, or another student.
+    """
+    shipped = choice.read_shipped(root)
+    if shipped is None:
+        return manifest.distillation.architecture, "float32"
+    if shipped.candidate not in manifest.distillation.student:
+        raise ManifestError(
+            "distillation.student",
+            f"must have {shipped.candidate}, which {layout.SHIPPED} holds and the gate compares",
+            list(manifest.distillation.student),
+            "add it, or ship a student with dfkd ship; a tower does not change with the images",
+        )
+    return shipped.candidate, shipped.precision
+
+
 @dataclass(frozen=True)
 class _Run:
     """The steps of one regeneration."""
@@ -167,6 +189,8 @@ class _Run:
     lease: Lease
     command: str
     threads: int
+    shipped: tuple[str, str]
+    """Architecture and precision of the file that the gate compares."""
 
     def build(self, abandon: bool, accept_partial: bool) -> PublishedVersion:
         """Build the candidate; it is published but not current."""
@@ -194,7 +218,8 @@ class _Run:
             current = None
         accuracy = self.score(candidate, attempts.CANDIDATE)
         current_accuracy = self.score(current, attempts.CURRENT) if current else None
-        decision = attempts.gate(config, candidate, accuracy, current, current_accuracy)
+        file = " ".join(self.shipped)
+        decision = attempts.gate(config, candidate, file, accuracy, current, current_accuracy)
         # Whoever has lost the lease in the hours of training must not write a decision.
         self.lease.fence()
         # The page comes first: a call that resumes after the decision does not write it.
@@ -211,16 +236,15 @@ class _Run:
         return dataclasses.replace(collect(storage, root), name=f"{name} {version.id}")
 
     def score(self, version: PublishedVersion, name: str) -> float:
-        """Mean accuracy (0-1) of a version's students, which are trained or reused.
+        """Mean accuracy (0-1), over seeds, of the shipped file as a version's students have it.
 
-        Results go to the folder `name` of the attempt.
+        They are trained or reused. Results for the page go to the folder `name` of the attempt.
         """
-        for seed in self.manifest.distillation.seeds:
-            finished = students.distill(self.manifest, self.manifest.method, seed, version.id)
+        for student in locate_candidates(self.manifest, version.id):
+            finished = students.distill_located(self.manifest, student)
             action = "reused" if finished.reused else "trained"
-            print(
-                f"{name} {version.id} seed {seed}: {action} {finished.student.location}", flush=True
-            )
+            told = f"{name} {version.id} {student.architecture} seed {student.seed}"
+            print(f"{told}: {action} {student.location}", flush=True)
         folder = f"{self.attempt.folder}/{name}"
         scored = evaluate(self.manifest, self.threads, version.id, folder)
         note_origin(self.attempt.root.child(folder), self.manifest, self.command)
@@ -230,9 +254,12 @@ class _Run:
                 f"evaluation.data: {len(unreadable)} images could not be read, the first is "
                 f"{unreadable[0]}; fix or remove them and run the same command again, it resumes"
             )
-        (summary,) = [s for s in scored.results["summary"] if s["model"] == "student"]
-        print(f"{name} {version.id}: accuracy {100 * summary['mean']:.2f} %", flush=True)
-        return float(summary["mean"])
+        architecture, precision = self.shipped
+        files = candidates.score_student(self.manifest, architecture, version.id, self.threads)
+        mean = statistics.fmean(files[precision])
+        told = f"{architecture} {precision}: accuracy {100 * mean:.2f} %"
+        print(f"{name} {version.id}, {told}", flush=True)
+        return mean
 
     def accept(self, decision: Decision) -> str:
         """Make the candidate current, and replace results, exported student and report of the root
@@ -249,8 +276,11 @@ class _Run:
         version = open_version(home, attempt.candidate)
         write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
         with thread_limit(self.threads) as threads:
-            student = take_home.write_take_home(manifest, read_results(attempt.root), threads)
-        print(f"student to take home {student}", flush=True)
+            print(f"candidates {candidates.write_candidates(manifest, threads)}", flush=True)
+        if shipped := choice.read_shipped(attempt.root):
+            point = choice.point_of(choice.read_candidates(attempt.root), shipped)
+            where = choice.ship(attempt.root, point, shipped.limits)
+            print(f"shipped {point.name} {where}", flush=True)
         return page.write(manifest, self.command)
 
     def _fence(self, decision: Decision) -> None:

@@ -8,7 +8,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.paths import local_path
 from dfkd.config.pipelines import PIPELINES, Pipeline
 from dfkd.config.synthesis import TeacherConfig
-from dfkd.distillation.text_only import errors_name_own_keys
+from dfkd.distillation.text_only import errors_name
 from dfkd.models import backbone
 from dfkd.models.generators.diffusers_folder import find_folder
 from dfkd.models.generators.settings import Diffusers, Vqgan
@@ -50,14 +50,13 @@ def needs(manifest: Manifest) -> list[Need]:
         ManifestError: an architecture, a file or a name of weights does not exist, or weights
             do not fit their architecture. This is known before a long download.
     """
-    _check_tower(manifest.teacher)
-    if "text-only" in manifest.evaluation.scored:
-        with errors_name_own_keys(manifest):
-            _check_tower(manifest.text_tower)
-    by_field = [
-        *_generator(manifest),
-        ("distillation.weights", backbone.library_file(manifest.distillation)),
-    ]
+    for field, tower in towers(manifest).items():
+        with errors_name(field):
+            _check_tower(tower)
+    by_field = [*_generator(manifest)]
+    for architecture in manifest.distillation.student:
+        config = manifest.distillation.of_student(architecture)
+        by_field.append(("distillation.weights", backbone.library_file(config)))
     files: dict[str, Need] = {}
     for field, artifact in by_field:
         if artifact:
@@ -117,24 +116,24 @@ def missing_of_pipeline(manifest: Manifest) -> list[str]:
 
 
 def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
-    """The CLIP models that a manifest names, by the key of their weights."""
-    configs = {"teacher.weights": manifest.teacher}
-    if "text-only" in manifest.evaluation.scored and manifest.text_only.model:
-        configs["text_only.weights"] = manifest.text_tower
-    return configs
+    """The CLIP models that a manifest names, by the section of their keys."""
+    others = [tower for tower in manifest.candidates.towers if tower != "teacher"]
+    named = {f"candidates.towers.{number}": tower for number, tower in enumerate(others)}
+    return {"teacher": manifest.teacher, **named}
 
 
 def hub_models(manifest: Manifest) -> list[HubModel]:
     """The models that a manifest names and that a hub's own client downloads."""
-    config = manifest.distillation
     models = []
     for field, tower in towers(manifest).items():
         tag = get_pretrained_cfg(tower.model, tower.weights)
         if hub_id(tag):
-            models.append(HubModel(field, "open_clip", hub_id(tag)))
+            models.append(HubModel(f"{field}.weights", "open_clip", hub_id(tag)))
     if found := published_pipeline(manifest):
         names = found[1].repository, found[1].licence
         models.append(HubModel("generator.diffusers.weights", "diffusers", *names))
-    if config.student.startswith("timm:") and backbone.names_library(config.weights):
-        models.append(HubModel("distillation.weights", "timm", config.student))
+    for architecture in manifest.distillation.student:
+        config = manifest.distillation.of_student(architecture)
+        if architecture.startswith("timm:") and backbone.names_library(config.initial_weights):
+            models.append(HubModel("distillation.weights", "timm", architecture))
     return models

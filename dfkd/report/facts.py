@@ -17,7 +17,6 @@ from pydantic.dataclasses import dataclass as checked
 from dfkd.config.distillation import Average
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, current, open_version
-from dfkd.distillation.student_names import exported_student
 from dfkd.errors import CorruptionError, as_utf8
 from dfkd.evaluation import footprint
 from dfkd.evaluation.results import (
@@ -133,8 +132,6 @@ class Facts:
     trained_students: list[TrainedStudent]
     entries: list[cost_records.CostRecord]
     """What each stage cost."""
-    exported: str
-    """Name of the student in the folder `student/`; empty if it is not one of the scored ones."""
     origin: RunOrigin | None
 
     @property
@@ -234,7 +231,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         shown = gallery(version, index, per_class)
         images.append(MethodImages(method, version, index, shown, prompts))
     name = origin.manifest.get("name") if origin else None
-    location, exported = as_utf8(storage.location()), exported_student(storage)
+    location = as_utf8(storage.location())
     return Facts(
         location=location,
         name=str(name or Path(location).name),
@@ -248,7 +245,6 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         trained_students=students,
         # The folder of a regeneration has none: those of the root are of all versions.
         entries=cost_records.read(storage),
-        exported=exported if exported in results["students"] else "",
         origin=origin,
     )
 

@@ -46,7 +46,7 @@ PANELS = 24
 SECTIONS = {
     "accuracy": "Accuracy", "confusion": "Confusions", "classes": "Classes",
     "images": "Images", "doubtful": "Least certain images", "prompts": "Diversity",
-    "cost": "Time and cost", "takehome": "Take-home student", "provenance": "Provenance",
+    "cost": "Time and cost", "provenance": "Provenance",
 }  # fmt: skip
 """Anchor and heading of each section, in the order of the page."""
 
@@ -113,7 +113,6 @@ def render(facts: Facts) -> str:
     # Sections without content are left out together with their links.
     present = {
         **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
-        "takehome": bool(facts.exported),
     }  # fmt: skip
     return template("page.html.jinja").render(
         title=facts.name,

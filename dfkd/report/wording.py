@@ -62,7 +62,7 @@ def _initial_weights(facts: Facts) -> str:
     """`distillation.weights` of the students; empty if it is not known."""
     section = facts.origin.manifest.get("distillation") if facts.origin else None
     weights = section.get("weights") if isinstance(section, Mapping) else None
-    return weights if isinstance(weights, str) else ""
+    return str(weights[0]) if isinstance(weights, list) and weights else ""
 
 
 def figures(facts: Facts) -> list[tuple[str, str, str]]:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+K = TypeVar("K")
 
 WARMUP_CALLS, TIMED_CALLS = 3, 21
 """Untimed calls of each model, and timed calls after them."""
@@ -102,14 +104,14 @@ def processor_name() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def time_on_one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
+def time_on_one_core(calls: Mapping[K, Callable[[], object]]) -> dict[str, Any]:
     """Time each call on one core.
 
     Returns the median milliseconds by name under `ms`, and under `batch`, `threads`, `runs` and
     `machine` how they were measured. torch is limited to one thread here; the caller must limit
     every other library that a call uses. The calls take turns, so a momentary load affects all.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[K, list[float]] = {name: [] for name in calls}
     with thread_limit(1):
         # The first turns only fill caches and trigger lazy initialisation, so they are not timed.
         for turn in range(WARMUP_CALLS + TIMED_CALLS):
@@ -126,6 +128,18 @@ def time_on_one_core(calls: Mapping[str, Callable[[], object]]) -> dict[str, Any
         "runs": TIMED_CALLS,
         "machine": processor_name(),
     }
+
+
+def time_on_gpu(call: Callable[[], object]) -> float:
+    """Median milliseconds of a call that computes on the GPU, with its launch and its end."""
+    seconds = []
+    for _ in range(WARMUP_CALLS + TIMED_CALLS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds[WARMUP_CALLS:])
 
 
 @contextmanager

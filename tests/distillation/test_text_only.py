@@ -11,13 +11,14 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from dfkd.config.manifest import Manifest
+from dfkd.config.synthesis import TeacherConfig
 from dfkd.distillation import text_only
 from dfkd.distillation.text_only import (
     arcface,
     class_vectors,
     classifier_name,
     content_loss,
-    load_tower,
+    errors_name,
     style_loss,
     train_classifier,
 )
@@ -35,7 +36,7 @@ STYLES = 3
 def miniature(folder: Path, **settings: object) -> Manifest:
     path = write_manifest(
         folder,
-        text_only={"styles": STYLES, **settings},
+        candidates={"styles": STYLES, **settings},
         evaluation={"models": ["teacher", "text-only"]},
     )
     return Manifest.read(path, (f"classes=[{', '.join(CLASSES)}]",))
@@ -137,13 +138,13 @@ def test_a_classifier_is_trained_once_and_then_found(
 ) -> None:
     manifest = miniature(tmp_path)
     root = open_storage(str(tmp_path / "run"))
-    first = class_vectors(manifest, tower, 0, root)
+    first = class_vectors(manifest, manifest.teacher, tower, 0, root)
     (key,) = root.list("text-only/")
     with monkeypatch.context() as patch:
         patch.setattr(text_only, "train_classifier", lambda *_: pytest.fail("trained again"))
-        assert torch.equal(class_vectors(manifest, tower, 0, root), first)
-    class_vectors(miniature(tmp_path, styles=2), tower, 0, root)
-    class_vectors(manifest, tower, 1, root)
+        assert torch.equal(class_vectors(manifest, manifest.teacher, tower, 0, root), first)
+    class_vectors(miniature(tmp_path, styles=2), manifest.teacher, tower, 0, root)
+    class_vectors(manifest, manifest.teacher, tower, 1, root)
     assert len(list(root.list("text-only/"))) == 3
     flipped = bytearray(root.get(key))
     flipped[-1] ^= 0x40  # the exponent of the last value
@@ -157,28 +158,21 @@ def test_a_classifier_is_trained_once_and_then_found(
     ):
         root.put(key, damaged)
         with pytest.raises(CorruptionError, match="is not the classifier that was written"):
-            class_vectors(manifest, tower, 0, root)
+            class_vectors(manifest, manifest.teacher, tower, 0, root)
 
 
 def test_a_classifier_is_named_after_the_weights_of_its_tower(tmp_path: Path) -> None:
     own = write_teacher(tmp_path / "own", model_config(VIT))
-    manifest = miniature(tmp_path, model=own.model, weights=own.weights)
-    name = classifier_name(manifest, 0)
+    manifest = miniature(tmp_path)
+    name = classifier_name(manifest, own, 0)
     save_file(random_model(model_config(VIT), seed=1).state_dict(), own.weights)
-    assert classifier_name(manifest, 0) != name
+    assert classifier_name(manifest, own, 0) != name
 
 
-def test_a_tower_of_its_own_is_loaded_and_its_errors_name_its_keys(tmp_path: Path) -> None:
-    own = write_teacher(tmp_path / "own", model_config(VIT))
-    manifest = miniature(tmp_path, model=own.model, weights=own.weights)
-    assert load_tower(manifest, CPU).name == own.model
-    assert manifest.teacher.model == "miniature"
-    missing = miniature(tmp_path, model=own.model, weights=str(tmp_path / "absent.pt"))
-    with pytest.raises(WeightsError, match=r"^text_only\.weights: must be an existing file"):
-        load_tower(missing, CPU)
-    lost = Manifest.read(
-        tmp_path / "manifest.yaml",
-        ("text_only.model=''", "text_only.weights=''", "teacher.weights=absent.pt"),
-    )
-    with pytest.raises(WeightsError, match=r"^teacher\.weights: "):
-        load_tower(lost, CPU)
+def test_the_errors_of_a_tower_name_its_own_keys() -> None:
+    missing = TeacherConfig(model="miniature", weights="absent.pt")
+    with (
+        pytest.raises(WeightsError, match=r"^candidates\.towers\.0\.weights: must be an existing"),
+        errors_name("candidates.towers.0"),
+    ):
+        Teacher.load(missing, CPU)

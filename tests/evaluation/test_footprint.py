@@ -18,7 +18,7 @@ from dfkd.evaluation.footprint import (
     read,
 )
 from dfkd.storage.local import open_storage
-from tests.helpers.tiny_models import RESNET, VIT, model_config, random_model, write_teacher
+from tests.helpers.tiny_models import VIT, model_config, random_model, write_teacher
 from tests.helpers.tiny_version import write_manifest
 
 
@@ -27,20 +27,18 @@ def network(name: str, calls: list[str]) -> TimedNetwork:
 
 
 def test_only_the_network_that_answers_an_image_is_counted(tmp_path: Path) -> None:
-    teacher, own = model_config(VIT), model_config(RESNET)
-    files = write_teacher(tmp_path / "own", own)
+    teacher = model_config(VIT)
     given = write_teacher(tmp_path / "teacher", teacher)
     path = write_manifest(
         tmp_path,
         teacher={"model": given.model, "weights": given.weights},
-        text_only={"model": files.model, "weights": files.weights},
         distillation={"student": "resnet18"},
         evaluation={"models": ["teacher", "text-only", "student"]},
     )
     found = networks(Manifest.read(path))
     assert list(found) == ["teacher", "text-only", "student"]
-    for model, config in (("teacher", teacher), ("text-only", own)):
-        visual = random_model(config).get_submodule("visual")
+    visual = random_model(teacher).get_submodule("visual")
+    for model in ("teacher", "text-only"):
         assert found[model].parameters == sum(p.numel() for p in visual.parameters())
     assert found["student"].parameters == 11_176_512 + 3 * (512 + 1)  # ResNet-18 and its head
     assert found["student"].answer(torch.rand(1, 3, 32, 32)).shape == (1, 3)  # type: ignore[attr-defined]

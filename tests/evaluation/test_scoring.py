@@ -15,7 +15,7 @@ from dfkd.config.distillation import Evaluation
 from dfkd.errors import DfkdError, ManifestError
 from dfkd.evaluation import scoring
 from dfkd.evaluation.data import Domains, open_data
-from dfkd.evaluation.scoring import Candidate, evaluate, score
+from dfkd.evaluation.scoring import Classifier, evaluate, score
 from dfkd.lab.few_shot.run import read_domain
 from dfkd.utils.images import Resizing, decode_image
 from tests.helpers import small_manifest
@@ -53,12 +53,12 @@ def nearest_colour(pixels: Tensor) -> Tensor:
     return torch.stack([1 - pixels[:, channel].mean(dim=(1, 2)) for channel in range(3)], dim=1)
 
 
-def candidate(distances: Callable[[Tensor], Tensor] = nearest_colour) -> Candidate:
-    return Candidate("student", "mix", 7, 16, distances, torch.device("cpu"), 10)
+def classifier(distances: Callable[[Tensor], Tensor] = nearest_colour) -> Classifier:
+    return Classifier("student", "mix", 7, 16, distances, torch.device("cpu"), 10)
 
 
 def test_the_class_with_the_smallest_distance_is_counted(data: Domains) -> None:
-    flat, odd = score([candidate()], data, threads=2).rows
+    flat, odd = score([classifier()], data, threads=2).rows
     assert (flat["model"], flat["method"], flat["seed"]) == ("student", "mix", 7)
     assert (flat["domain"], flat["images"], flat["accuracy"]) == ("flat", 9, 1.0)
     assert flat["confusion"] == [[3, 0, 0], [0, 3, 0], [0, 0, 3]]
@@ -72,15 +72,15 @@ def test_the_class_with_the_smallest_distance_is_counted(data: Domains) -> None:
 def test_scores_do_not_depend_on_batches_or_threads(
     data: Domains, monkeypatch: pytest.MonkeyPatch, batch_size: int, threads: int
 ) -> None:
-    expected = score([candidate()], data, 1)
+    expected = score([classifier()], data, 1)
     assert expected.parameters == {"student": 10}
     monkeypatch.setattr(scoring, "BATCH", batch_size)
-    assert score([candidate()], data, threads) == expected
+    assert score([classifier()], data, threads) == expected
 
 
 def test_models_get_their_own_size_in_the_unit_range_and_batches(data: Domains) -> None:
     model = Mock(wraps=nearest_colour)
-    score([candidate(model)], data)
+    score([classifier(model)], data)
     seen = [pixels for (pixels,), _ in model.call_args_list]
     assert [tuple(batch.shape) for batch in seen] == [(4, 3, 16, 16)] * 3 + [(2, 3, 16, 16)]
     assert {batch.dtype for batch in seen} == {torch.float32}
@@ -93,10 +93,12 @@ def test_few_models_are_held_at_a_time(data: Domains, monkeypatch: pytest.Monkey
     monkeypatch.setattr(scoring, "BATCH", 64)
     events: list[str] = []
 
-    def models() -> Iterator[Candidate]:
+    def models() -> Iterator[Classifier]:
         for name in ("a", "b", "c"):
             events.append(f"load {name}")
-            yield candidate(lambda pixels, name=name: events.append(name) or nearest_colour(pixels))
+            yield classifier(
+                lambda pixels, name=name: events.append(name) or nearest_colour(pixels)
+            )
 
     score(models(), data)
     assert events == ["load a", "load b", "a", "b", "load c", "c"]
@@ -107,7 +109,7 @@ def test_models_scored_together_decode_each_image_once(
 ) -> None:
     decode = Mock(wraps=decode_image)
     monkeypatch.setattr(scoring, "decode_image", decode)
-    one, other = candidate(), candidate(lambda seen: 1 - nearest_colour(seen))
+    one, other = classifier(), classifier(lambda seen: 1 - nearest_colour(seen))
     together = score([one, other], data)
     assert decode.call_count == len(data.items)
     assert together.rows == score([one], data).rows + score([other], data).rows
@@ -127,8 +129,8 @@ def test_a_picture_is_squashed_or_cropped_as_each_model_wants_it(tmp_path: Path)
         picture.paste(COLOURS["green"], (32, 0, 64, 32))
         picture.save(folder / "0.png")
     data = open_data(Evaluation(data=str(tmp_path / "data")), CLASSES)
-    squashed = dataclasses.replace(candidate(), resizing=Resizing("squash"))
-    rows = score([candidate(), squashed, candidate()], data).rows
+    squashed = dataclasses.replace(classifier(), resizing=Resizing("squash"))
+    rows = score([classifier(), squashed, classifier()], data).rows
     answers = [np.sum(row["confusion"], axis=0).tolist() for row in rows]
     assert answers == [[0, 3, 0], [3, 0, 0], [0, 3, 0]]
 
@@ -161,7 +163,7 @@ def test_an_unreadable_image_is_named_and_left_out_of_every_count(
     broken.write_bytes(broken.read_bytes()[:60])
     gone = tmp_path / "flat" / "green" / "2.png"
     gone.unlink()
-    scores = score([candidate(), candidate()], data)
+    scores = score([classifier(), classifier()], data)
     assert [row["images"] for row in scores.rows] == [7, 5, 7, 5]
     assert scores.rows[0]["confusion"] == [[2, 0, 0], [0, 2, 0], [0, 0, 3]]
     assert [name.split(": ")[0] for name in scores.unreadable] == [str(gone), str(broken)]
@@ -173,7 +175,7 @@ def test_an_unreadable_image_is_named_even_if_its_name_is_not_utf8(tmp_path: Pat
     (tmp_path / "flat" / "red" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"no image")
     data = open_data(Evaluation(data=str(tmp_path)), CLASSES)
     manifest = small_manifest.read(tmp_path, classes=list(CLASSES))
-    scored = score([candidate()], data).unreadable
+    scored = score([classifier()], data).unreadable
     few_shot = read_domain(manifest, data, "flat", threads=1).unreadable
     name = str(tmp_path / "flat" / "red" / r"caf\udce9.png")
     assert [line.split(": ")[0] for line in (*scored, *few_shot)] == [name, name]
@@ -183,7 +185,7 @@ def test_data_without_a_readable_image_is_refused(data: Domains, tmp_path: Path)
     for item in data.items:
         Path(item.name).write_bytes(b"no image")
     with pytest.raises(DfkdError, match=r"evaluation\.data: none of 14 images"):
-        score([candidate()], data)
+        score([classifier()], data)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_a_model_with_impossible_output_is_refused(
     data: Domains, wrong: Callable[[Tensor], Tensor]
 ) -> None:
     with pytest.raises(DfkdError, match=r"student mix seed 7: must give finite distances \(4, 3\)"):
-        score([candidate(wrong)], data)
+        score([classifier(wrong)], data)
 
 
 def test_classes_that_the_teacher_would_cut_are_refused(tmp_path: Path) -> None:

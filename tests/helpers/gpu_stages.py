@@ -42,7 +42,7 @@ STUDENT: dict[str, Any] = {
 }  # fmt: skip
 SCORED: dict[str, Any] = {
     "evaluation": {"models": ["teacher", "text-only", "student"], "domains": "mosaic"},
-    "text_only": {"styles": 2},
+    "candidates": {"classifiers": ["zero-shot", "text-only"], "styles": 2},
 }
 TRAINED = FewShot(domains=("mosaic",), shots=(1,), seeds=(0,), epochs=1)
 RUNS: dict[str, dict[str, Any]] = {

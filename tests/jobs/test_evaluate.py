@@ -187,10 +187,9 @@ def test_nothing_is_scored_without_labelled_images(run: Path) -> None:
 
 
 def test_a_text_only_classifier_of_each_seed_is_scored(run: Path, tmp_path: Path) -> None:
-    """On the teacher's tower, or on one of its own, which then answers zero-shot too."""
     common = (
         "--set=evaluation.models=[text-only, teacher]",
-        "--set=text_only.styles=2",
+        "--set=candidates.styles=2",
         f"--set=storage.root={tmp_path}",
     )
     job = evaluate(run, *common)
@@ -205,14 +204,6 @@ def test_a_text_only_classifier_of_each_seed_is_scored(run: Path, tmp_path: Path
     before = (tmp_path / "results.json").read_bytes()
     assert evaluate(run, *common).returncode == 0
     assert (tmp_path / "results.json").read_bytes() == before
-
-    own = write_teacher(tmp_path)
-    tower = [f"--set=text_only.{key}={value}" for key, value in own.items()]
-    job = evaluate(run, *common, *tower)
-    assert job.returncode == 0, job.stderr
-    found = json.loads((tmp_path / "results.json").read_text())
-    rows = [(row["model"], row["method"], row["seed"]) for row in found["rows"][::2]]
-    assert rows == [("teacher", "zero-shot", 0), ("text-only", "zero-shot", 0), *classifiers]
 
 
 def test_a_missing_student_is_named_with_the_job_that_trains_it(run: Path) -> None:
@@ -230,9 +221,9 @@ def test_a_dry_run_says_what_would_be_scored(run: Path) -> None:
 
 
 def test_a_dry_run_refuses_a_tower_that_the_run_would_refuse(run: Path) -> None:
-    options = ["--set=evaluation.models=[text-only]", "--set=text_only.model=RN50"]
-    options += ("--set=text_only.weights=nowhere.pt", "--dry-run")
-    assert jobs.refusal("evaluate", run, *options).startswith("text_only.weights: ")
+    towers = "--set=candidates.towers=[{model: RN50, weights: nowhere.pt}]"
+    options = ("--set=evaluation.models=[text-only]", towers, "--dry-run")
+    assert jobs.refusal("evaluate", run, *options).startswith("candidates.towers.0.weights: ")
 
 
 def test_an_unreadable_image_ends_partial_with_everything_else_written(

@@ -32,7 +32,7 @@ SMALL = [
     "distillation.warmup_epochs=1",  # as in the paper; the miniature itself has none
     "distillation.epochs=2",
     "distillation.batch_size=8",
-    "text_only.styles=1",
+    "candidates.styles=1",
     "cluster.workers=1",
 ]
 

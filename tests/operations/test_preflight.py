@@ -22,12 +22,17 @@ def test_a_batch_that_no_epoch_will_fill_is_refused(tmp_path: Path) -> None:
         check_batches(small_manifest.read(tmp_path, "distillation.batch_size=100000"))
 
 
-def test_only_what_is_scored_needs_data_and_towers(tmp_path: Path) -> None:
-    wrong = ("evaluation.models=[text-only]", "text_only.model=RN50", "text_only.weights=none.pt")
-    for data in ("bundled", "missing"):
-        with pytest.raises(ManifestError):
-            check_evaluation(small_manifest.read(tmp_path, f"evaluation.data={data}", *wrong))
-    check_evaluation(small_manifest.read(tmp_path, "evaluation.data=none", *wrong))
+def test_only_what_is_scored_needs_data(tmp_path: Path) -> None:
+    check_evaluation(small_manifest.read(tmp_path, "evaluation.data=none"))
+    with pytest.raises(ManifestError, match=r"^evaluation\.data: "):
+        check_evaluation(small_manifest.read(tmp_path, "evaluation.data=missing"))
+
+
+@pytest.mark.parametrize("data", ["bundled", "none"])
+def test_a_tower_that_cannot_be_loaded_is_refused(tmp_path: Path, data: str) -> None:
+    wrong = "candidates.towers=[{model: RN50, weights: none.pt}]"
+    with pytest.raises(ManifestError, match=r"^candidates\.towers\.0\.weights: "):
+        check_evaluation(small_manifest.read(tmp_path, f"evaluation.data={data}", wrong))
 
 
 def test_names_that_the_bundled_model_does_not_draw_are_noted(

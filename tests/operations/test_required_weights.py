@@ -92,11 +92,8 @@ def test_a_diffusion_model_of_the_hub_is_needed_by_methods_with_prompts(tmp_path
     [
         ({"teacher": {"model": "ViT-B-32"}}, "set teacher.model=ViT-B-32-quickgelu"),
         (
-            {
-                "text_only": {"model": "RN50", "weights": "openai"},
-                "evaluation": {"models": ["teacher", "text-only"]},
-            },
-            "set text_only.model=RN50-quickgelu",
+            {"candidates": {"towers": [{"model": "RN50", "weights": "openai"}]}},
+            "set candidates.towers.0.model=RN50-quickgelu",
         ),
         ({"teacher": {"model": "ViT-B-99"}}, "teacher.model: must be an open_clip architecture"),
         ({"teacher": {"weights": "opneai"}}, "teacher.weights: must be an existing file"),

@@ -181,7 +181,7 @@ def test_every_weight_file_has_a_known_source(name: str) -> None:
 def test_with_a_diffusion_model_only_generator_teacher_and_steps_differ(name: str) -> None:
     manifest, plain = read(name), read("pacs")
     assert manifest.synthesis == plain.synthesis
-    for section in ("classes", "prompts", "text_only", "evaluation"):
+    for section in ("classes", "prompts", "candidates", "evaluation"):
         assert getattr(manifest, section) == getattr(plain, section)
     assert manifest.distillation == dataclasses.replace(
         plain.distillation, seeds=(0,), warmup_epochs=20, epochs=40
@@ -209,8 +209,7 @@ def test_a_whole_run_can_be_planned(
     settings = {
         "cache": cache,
         "storage.root": tmp_path / "run",
-        "text_only.model": teacher.model,
-        "text_only.weights": teacher.weights,
+        "candidates.towers": f"[teacher, {{model: {teacher.model}, weights: {teacher.weights}}}]",
         "teacher.model": teacher.model,
         "teacher.weights": teacher.weights,
         "evaluation.data": tmp_path / "data",

@@ -248,7 +248,7 @@ class InnerStudentTrainer:
             rate: learning rate of SGD.
             decay: weight decay of SGD.
         """
-        config = Distillation(student=ARCHITECTURE, weights="none", warmup_epochs=0)
+        config = Distillation(student=(ARCHITECTURE,), weights=("none",), warmup_epochs=0)
         seed = context.seed_of("student")
         student = build(config, len(classifier.texts), context.image_size, seed)
         # The code bases of these methods start from blocks that are not the identity.

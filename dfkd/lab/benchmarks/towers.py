@@ -79,6 +79,6 @@ def _tower(name: str) -> TimedNetwork:
 
 def _student(name: str, classes: int) -> TimedNetwork:
     """A student of distances."""
-    config = Distillation(student=name, weights="none", warmup_epochs=0)
+    config = Distillation(student=(name,), weights=("none",), warmup_epochs=0)
     network = student.build(config, classes, IMAGE_SIZE, seed=0).eval()
     return TimedNetwork(name, parameters(network), IMAGE_SIZE, network)

@@ -137,7 +137,7 @@ def few_shot(manifest: Manifest, config: FewShot, threads: int = 0) -> FewShotRe
     average = manifest.evaluation.average
     remarks = (*data.notes, *notes(config, data, names))
     results = FewShotResults(
-        architecture=manifest.distillation.student,
+        architecture=manifest.distillation.architecture,
         classes=manifest.classes,
         data=FewShotData(data.source, tuple(names), remarks, tuple(sorted(unreadable))),
         curves=curve_captions(manifest, config),
@@ -362,7 +362,7 @@ def cell_key(
     identity = {
         "schema": SCHEMA,
         "settings": settings,
-        "architecture": manifest.distillation.student,
+        "architecture": manifest.distillation.architecture,
         "weights": origin.weights,
         "classes": manifest.classes,
         "domain": domain.name,

@@ -285,10 +285,10 @@ def initial_weights(
     config, size, weights = manifest.distillation, manifest.synthesis.image_size, f"seed {seed}"
     # Library weights are the same for every seed; random ones follow from it.
     if start == "library":
-        weights = f"library {weights_identity(config.weights)}"
+        weights = f"library {weights_identity(config.initial_weights)}"
     else:
         # `build` refuses a warm-up of a random backbone, but it concerns distillation only.
-        config = dataclasses.replace(config, weights="none", warmup_epochs=0)
+        config = dataclasses.replace(config, weights=("none",), warmup_epochs=0)
 
     def make() -> Student:
         classes = len(manifest.classes)
@@ -315,7 +315,7 @@ def check_starts(
         ManifestError: as `initial_weights`, or there are no weights for the start `library`.
         CorruptionError: a student is damaged.
     """
-    if "library" in config.starts and manifest.distillation.weights == "none":
+    if "library" in config.starts and manifest.distillation.initial_weights == "none":
         raise ManifestError(
             "--starts",
             "must do without library where distillation.weights is none",
@@ -333,7 +333,7 @@ def check_starts(
 
 def curve_captions(manifest: Manifest, config: FewShot) -> dict[Curve, str]:
     """A description of each curve, for display."""
-    library = manifest.distillation.weights
+    library = manifest.distillation.initial_weights
     if file := weights_file(library):
         library = file.name
     used = ", ".join(str(n) for n in sorted({student_seed(manifest, s) for s in config.seeds}))

@@ -62,7 +62,7 @@ class ClassifierTrainer(Resumable):
         self, recipe: ClassifierRecipe, batches: LabelledBatches, folder: Path, seed: int
     ) -> None:
         self.recipe, self.batches = recipe, batches
-        config = Distillation(student=recipe.architecture, weights="none", warmup_epochs=0)
+        config = Distillation(student=(recipe.architecture,), weights=("none",), warmup_epochs=0)
         network = build(config, len(batches.by_class), SIZE, seed)
         self.network: nn.Module = network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(

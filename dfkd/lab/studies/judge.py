@@ -116,7 +116,7 @@ def read_judge(
             unknown,
             "change the study's classes, name another judge, or remove the key",
         )
-    config = Distillation(student=metadata.architecture, weights="none", warmup_epochs=0)
+    config = Distillation(student=(metadata.architecture,), weights=("none",), warmup_epochs=0)
     try:
         # Without memory first: a small file may name an architecture of any size.
         with torch.device("meta"):

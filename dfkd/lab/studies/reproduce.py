@@ -401,4 +401,4 @@ def _shape(manifest: Manifest) -> tuple[object, ...]:
     config = manifest.distillation
     # The teacher's name too, because a student of embeddings has an output for each dimension.
     target = config.target, manifest.teacher.model
-    return config.student, config.weights, *target, manifest.synthesis.image_size
+    return config.architecture, config.initial_weights, *target, manifest.synthesis.image_size

@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass as checked
 from dfkd.config.hashing import fingerprint
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
+from dfkd.config.plan import HELD_OUT_SALT
 from dfkd.config.presets import PRESETS
 from dfkd.errors import ManifestError
 from dfkd.lab.few_shot.settings import FewShot
@@ -31,8 +32,6 @@ from dfkd.utils.yaml import check, expand_preset, load, merge, read_tree
 FILE = "study.yaml"
 STUDIES = Path(__file__).parents[3] / "manifests" / "studies"
 """The studies of the repository."""
-HELD_OUT_SALT = 2**31 - 1
-"""Salt of the data set that measures agreement; no study has it among its seeds."""
 
 Settings = dict[str, Any]
 """Manifest keys with new values, nested as in a manifest file."""

@@ -36,7 +36,7 @@ def next_step(status: RunStatus, *, planned: bool, regenerating: bool, study: bo
     last = {"evaluate": status.evaluate, "report": status.report}
     # After a regeneration dfkd pipeline would make an older version current.
     if not any(version.regenerated for version in status.synthesize):
-        last["pipeline"] = status.take_home
+        last["pipeline"] = status.candidates
     for job, file in last.items():
         if file.state in ("absent", "outdated"):
             return _abandoning(job, status.synthesize) if job == "pipeline" else Step(job)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from dfkd.config.identity import as_stored
 from dfkd.config.manifest import Manifest
-from dfkd.distillation.student_names import exported_student
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.evaluation.results import read_results
+from dfkd.export.choice import read_candidates
 from dfkd.operations.attempts import Attempt, attempts
 from dfkd.operations.status.activity import Activity
 from dfkd.operations.status.advice import next_step
@@ -67,14 +67,14 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
             root.location(),
             "give the manifest, or the storage.root of a run",
         )
-    evaluate = report = take_home = FileStatus(state="not planned")
+    evaluate = report = candidates = FileStatus(state="not planned")
     if manifest is None or manifest.evaluation.scored:
         evaluate = _file(results, trained, not results or _scores_all(root, manifest, students))
         report = _file(_written(root, layout.REPORT), results or 0.0)
-    exported = _written(root, layout.TAKE_HOME)
+    exported = _written(root, layout.CANDIDATES)
     if exported or (students and manifest):
-        of_others = exported and students and manifest and not _is_own(root, manifest, students)
-        take_home = _file(exported, trained, not of_others)
+        of_others = exported and students and manifest and not _are_own(root, manifest, students)
+        candidates = _file(exported, trained, not of_others)
     status = RunStatus(
         root=root.location().rstrip("/"),
         at_work=activity.holders,
@@ -82,7 +82,7 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
         distill=tuple(students),
         evaluate=evaluate,
         report=report,
-        take_home=take_home,
+        candidates=candidates,
         cost=activity.cost,
     )
     step = next_step(
@@ -132,14 +132,14 @@ def _file(written: float | None, sources: float, complete: bool = True) -> FileS
     return FileStatus(state="finished" if current else "outdated", age_seconds=age)
 
 
-def _is_own(root: Storage, manifest: Manifest, students: Collection[StudentStatus]) -> bool:
-    """Whether `student/` is the student that the manifest exports, see `dfkd.take_home`."""
-    own = manifest.methods[-1], manifest.distillation.seeds[0]
+def _are_own(root: Storage, manifest: Manifest, students: Collection[StudentStatus]) -> bool:
+    """Whether the candidates in `candidates.json` are the students of the manifest."""
     try:
-        name = exported_student(root)
+        measured = read_candidates(root)
     except CorruptionError:
         return False  # the next export writes it anew
-    return name in {each.name for each in students if (each.method, each.seed) == own}
+    found = {name for candidate in measured.candidates for name in candidate.students}
+    return found == {each.name for each in students if each.method == manifest.methods[-1]}
 
 
 def _scores_all(

@@ -34,7 +34,7 @@ class RunStatus:
     """Of `results.json`."""
     report: FileStatus
     """Of `report.html`."""
-    take_home: FileStatus
+    candidates: FileStatus
     """Of the exported student."""
     cost: tuple[Cost, ...]
     """One for each stage, method and seed, over all versions."""

@@ -1,5 +1,6 @@
 """How far the students of a run are, from one listing of their folders."""
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ class StudentStatus:
     seed: int
     name: str | None
     """Name of its folder; None while its version is not begun."""
+    architecture: str | None = None
+    """Which of several in `distillation.student` it is."""
     state: State
     """`running`: of the unfinished students of its published version, it is one of the first, as
     many as processes are at work there."""
@@ -96,14 +99,20 @@ def expected_students(
         processes = activity.processes(f"{version.method}/{version.id}")
         if version.state != "published":
             processes = 0
-        for seed in manifest.distillation.seeds:
+        students = manifest.distillation.student
+        if version.method != manifest.methods[-1]:
+            students = students[:1]
+        for architecture, seed in itertools.product(students, manifest.distillation.seeds):
+            single = manifest.with_student(architecture)
             name, student = None, Stored(version.method, seed)
             if version.fingerprint:
-                name = student_name(manifest, version.fingerprint, version.method, seed)
+                name = student_name(single, version.fingerprint, version.method, seed)
                 student = stored.get(name, student)
             status = _status(student, name, processes > 0)
             # A process trains one student at a time, and they begin in this order.
             processes -= status.state == "running"
+            several = len(manifest.distillation.student) > 1
+            status = replace(status, architecture=architecture if several else None)
             yield _timed(status, manifest, version, student, activity)
 
 

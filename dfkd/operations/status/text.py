@@ -54,10 +54,11 @@ def _rows(status: RunStatus) -> Iterator[Row]:
             more = f"{len(reasons) - MAX_REASONS} more"
             yield "", more, "quarantined", "--json prints all of them"
     for student in status.distill:
-        yield "distill", f"{student.method} seed {student.seed}", student.state, _student(student)
+        named = (student.method, student.architecture, f"seed {student.seed}")
+        yield "distill", " ".join(filter(None, named)), student.state, _student(student)
     yield "evaluate", layout.RESULTS, status.evaluate.state, _age(status.evaluate)
     yield "report", layout.REPORT, status.report.state, _age(status.report)
-    yield "export", layout.TAKE_HOME, status.take_home.state, _age(status.take_home)
+    yield "export", layout.CANDIDATES, status.candidates.state, _age(status.candidates)
     for stage in dict.fromkeys(cost.stage for cost in status.cost):
         ended = [cost for cost in status.cost if cost.stage == stage]
         spent, worked = (
