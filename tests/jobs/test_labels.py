@@ -15,10 +15,10 @@ from PIL import Image
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.embedding import encode_classes
 from dfkd.distillation.student_store import locate_student
-from dfkd.evaluation.scoring import evaluate
+from dfkd.export.candidates import write_candidates
+from dfkd.export.folder import synthesised_images
 from dfkd.export.model_card import EMBEDDING_EXAMPLE
 from dfkd.export.predict import Predictor, main
-from dfkd.export.take_home import synthesised_images, write_take_home
 from dfkd.models.student import build, card, load_student, save_student
 from dfkd.models.teacher import file_hashes
 from tests.helpers import jobs
@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = Manifest.read(path)
     publish(manifest, digests=file_hashes(manifest.teacher))
     put_student(manifest)
-    write_take_home(manifest, evaluate(manifest, 1).results, threads=1)
+    write_candidates(manifest, threads=1)
     return path
 
 
@@ -75,7 +75,7 @@ def labels(run: Path) -> Path:
 
 
 def taken_home(run: Path) -> Path:
-    return run.parent / "run" / "student"
+    return run.parent / "run" / "candidates" / "resnet18"
 
 
 def test_other_classes_are_scored_without_training(run: Path) -> None:

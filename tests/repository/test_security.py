@@ -33,11 +33,11 @@ from dfkd.dataset.shards import Sample, sample_key, write_shard
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import CorruptionError
-from dfkd.export.take_home import synthesised_images
+from dfkd.export.folder import synthesised_images
 from dfkd.report.contact_sheet import examples
 from dfkd.report.gallery import data_uri
 from dfkd.storage.local import open_storage
-from dfkd.utils.images import decode_image
+from dfkd.utils.images import USUAL, decode_image
 from dfkd.utils.strict_json import canonical
 from tests.helpers.partial_version import TASKS, fill, home, make_sample
 from tests.helpers.tiny_version import write_manifest
@@ -151,7 +151,7 @@ def first_batch(version: PublishedVersion, cache_bytes: int) -> None:
 @pytest.mark.parametrize("name", ["png bomb", "postscript"])
 def test_no_reader_of_few_images_decodes_such_ones(tmp_path: Path, name: str) -> None:
     version = hostile_version(tmp_path, image=STRANGE[name])
-    for read in (lambda: synthesised_images(version, 32), lambda: examples(version)):
+    for read in (lambda: synthesised_images(version, 32, USUAL), lambda: examples(version)):
         with pytest.raises(CorruptionError, match="cannot be read"):
             read()
 
