@@ -1,4 +1,4 @@
-"""Shared fixtures: the miniature models, a Ray, an S3 server, an Azure server."""
+"""Shared fixtures: the miniature models, a Ray, an S3 server, an Azure server, a browser."""
 
 import gc
 import os
@@ -6,6 +6,7 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -20,6 +21,9 @@ from dfkd.models.teacher import Teacher
 from tests.helpers.jobs import ROOT
 from tests.helpers.tiny_models import TEACHER
 from tests.helpers.tiny_models import VQGAN as SETTINGS
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 # Ray's workers otherwise wait for all else that runs on the machine, and tests for them. Ray reads
 # this when it is first imported, by the modules of tests or by the jobs they start.
@@ -110,6 +114,17 @@ def azure_root(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in azurite.environment.items():
         monkeypatch.setenv(name, value)
     return azurite.new_root()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Chrome]":
+    """A real browser, for all tests of pages."""
+    from tests.helpers import browsers  # selenium is for them alone
+
+    if absent := browsers.missing():
+        pytest.skip(absent)
+    with browsers.open_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture

@@ -246,11 +246,46 @@ def repair_block(version: PublishedVersion, block: Block) -> None:
         storage.put(key, data)
 
 
+FRONT_MATTER = """\
+---
+pretty_name: Synthetic images of {classes} classes
+task_categories:
+- image-classification
+tags:
+- synthetic
+- webdataset
+- knowledge-distillation
+- dfkd
+annotations_creators:
+- machine-generated
+size_categories:
+- {size}
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {shards}*.tar
+dataset_info:
+  splits:
+  - name: train
+    num_examples: {samples}
+    num_bytes: {bytes}
+---
+
+"""
+"""What the Hugging Face hub and `datasets.load_dataset` read of a card.
+
+It names no licence, because that of the weights decides, which dfkd does not know. With the number
+of examples, a folder that lacks shards, which may lie in another version, is an error of
+`load_dataset` and not a smaller data set.
+"""
+
 INTRODUCTION = """\
 {samples} images in {shards} WebDataset shards ({bytes} bytes), synthesised by dfkd from class names
 alone: no image was read to make them. Each image carries a vision-language teacher's distances to
 the class prompts (`distances.npy`, smaller is closer) and its embedding of the image
-(`embedding.npy`).
+(`embedding.npy`). `datasets.load_dataset` reads this folder, and `webdataset` the tars in
+`shards/`.
 """
 
 TERMS = """\
@@ -265,11 +300,21 @@ the sha256 of each shard.
 
 
 def data_card(facts: Mapping[str, Any]) -> str:
-    """The data card of a version (its README.md) as Markdown, from its facts only."""
+    """The data card of a version (its README.md) as Markdown, from its facts only.
+
+    It begins with the YAML block of the Hugging Face hub.
+    """
     identity = facts["identity"]
     counts = {name: facts[name] for name in ("samples", "shards", "bytes")}
     names = [escape(name).replace("|", "\\|") for name in facts["classes"]]
     rows = zip(names, facts["class_samples"], facts["class_failed"], strict=True)
+    front_matter = FRONT_MATTER.format(
+        classes=len(facts["classes"]),
+        size=size_category(facts["samples"]),
+        shards=layout.SHARDS,
+        samples=facts["samples"],
+        bytes=facts["bytes"],
+    )
     lines = [
         f"# Synthetic images of {len(facts['classes'])} classes",
         "",
@@ -302,4 +347,16 @@ def data_card(facts: Mapping[str, Any]) -> str:
         "",
         TERMS,
     ]
-    return "\n".join(lines)
+    return front_matter + "\n".join(lines)
+
+
+def size_category(samples: int) -> str:
+    """The hub's name for a number of samples, such as `1K<n<10K` for 1,000 to 9,999."""
+    names = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+    # The first name stands for a thousand, each further one for ten times as many.
+    reached = sum(samples >= 1000 * 10**place for place in range(len(names)))
+    if not reached:
+        return f"n<{names[0]}"
+    if reached == len(names):
+        return f"n>{names[-1]}"
+    return f"{names[reached - 1]}<n<{names[reached]}"

@@ -3,10 +3,6 @@
 Screenshots are left in build/screenshots.
 """
 
-import base64
-import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,33 +11,8 @@ from selenium.webdriver.common.by import By
 
 from dfkd.report import compare, page
 from dfkd.storage.local import open_storage
+from tests.helpers.browsers import keep, requests, show
 from tests.helpers.finished_run import finished
-
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
-FLAGS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--disable-dev-shm-usage",
-]  # fmt: skip
-
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="install chromium and chromium-driver"
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
-    driver.set_page_load_timeout(120)
-    driver.set_script_timeout(120)
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -50,38 +21,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     report = Path(page.write(manifest, "dfkd pipeline " + 40 * "long-"))
     storage = open_storage(manifest.storage.root)
     return {"report": report, "comparison": Path(compare.write(storage, storage))}
-
-
-def show(browser: webdriver.Chrome, path: Path, width: int, theme: str) -> None:
-    """Open a file at a width and in a theme, with empty logs before."""
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    scheme = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
-    browser.get("about:blank")
-    for log in ("browser", "performance"):
-        browser.get_log(log)
-    browser.get(path.as_uri())
-
-
-def requests(browser: webdriver.Chrome) -> list[str]:
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [
-        m["params"]["request"]["url"]
-        for m in messages
-        if m["method"] == "Network.requestWillBeSent"
-    ]
-
-
-def keep(browser: webdriver.Chrome, name: str) -> None:
-    """Leave a picture of the whole page for people."""
-    height = browser.execute_script("return document.documentElement.scrollHeight")
-    width = browser.execute_script("return innerWidth")
-    clip = {"x": 0, "y": 0, "width": width, "height": min(height, 16000), "scale": 1}
-    options = {"format": "png", "captureBeyondViewport": True, "clip": clip}
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", options)
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    (SCREENSHOTS / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
