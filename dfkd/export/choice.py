@@ -5,8 +5,10 @@ candidate has two files, float32 and int8, and so two points of accuracy, time a
 
 The answer is found by a rule of three sentences:
 
-1. The first choice is the most accurate file. Where intervals over seeds overlap that file's there
-   is no winner, and of these files the smallest is taken, of equally small ones the fastest.
+1. The first choice is the most accurate file. Where 95 % intervals over seeds overlap that file's,
+   there is no winner, and of these files the smallest is taken that is at most one point (1 %) less
+   accurate, of equally small ones the fastest. Without the point, two seeds that differ much would
+   make a bad file as good as any.
 2. At most two more choices follow. Each is, by the same rule, the best of the files that need at
    most half the megabytes, or half the milliseconds, of all choices before, and that are more
    accurate than guessing.
@@ -22,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
 from dfkd.errors import CorruptionError, LimitsError, ManifestError
@@ -34,10 +36,21 @@ from dfkd.utils.types import CHECKED, Count, Fraction, Name, Natural, Printable,
 
 CHOICES = 3
 """Largest number of files that the answer names as choices."""
+CLOSE = 0.01 + 1e-9
+"""Largest difference, 0-1, at which the smaller of two files is taken that are not told apart; the
+small part is for rounding."""
 SHOWN = 3
 """Number of other files that a remark names; it counts the rest."""
 
-Key = Annotated[str, Field(pattern=f"^{KEY.pattern}$")]
+
+def _inside(key: str) -> str:
+    """The key; raises `ValueError` if it could name something outside the storage."""
+    if not KEY.fullmatch(key):
+        raise ValueError("must be names of letters, digits and ._=- joined by '/'")
+    return key
+
+
+Key = Annotated[str, AfterValidator(_inside)]
 Amount = Annotated[float, Field(gt=0, lt=1e9)]
 Precision = Literal["float32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
@@ -47,7 +60,7 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 class ExportedFile:
     """A candidate's file, with its scores as exported."""
 
-    file: Annotated[Key, Field(pattern="^[^/]*$")]
+    file: Key
     """Name in the candidate's folder."""
     bytes: Annotated[Size, Field(ge=1)]
     ms: Amount
@@ -222,8 +235,12 @@ def pick(allowed: Sequence[Point]) -> tuple[Point, list[Point]]:
     """
     best, *others = sorted(allowed, key=lambda each: (-each.mean, each.mb, each.ms))
     tied = [best, *(each for each in others if each.high >= best.low)]
-    unbeaten = [each for each in tied if not any(other.beats(each) for other in allowed)]
-    return min(unbeaten, key=lambda each: (each.mb, each.ms, -each.mean)), tied
+    close = [
+        each
+        for each in tied
+        if best.mean - each.mean <= CLOSE and not any(other.beats(each) for other in allowed)
+    ]
+    return min(close, key=lambda each: (each.mb, each.ms, -each.mean)), tied
 
 
 @dataclass(frozen=True)
@@ -317,9 +334,10 @@ def _remarks(
             names = _names(choice.tied)
             remarks.append(f"No winner: {names} are equally good ({percent(best.mean)}).")
         elif others:
+            taken = "" if choice.point is best else " The smallest within one point is taken."
             remarks.append(
-                f"No winner: over seeds, the 95 % intervals of {_names(others)} overlap that of "
-                f"{best.name}, the highest with {percent(best.mean)}; the smallest is taken."
+                f"No winner: {_names(others)} cannot be told apart from {best.name} "
+                f"({percent(best.mean)}), as 95 % intervals over seeds overlap.{taken}"
             )
     between = [
         each
@@ -383,7 +401,7 @@ class Limits:
 
 
 def nearest(shown: Sequence[Point], limits: Limits) -> Point:
-    """The point whose largest miss, as a share of its limit, is smallest; of equal ones the first.
+    """The point whose largest miss, as a share of its limit, is smallest; of equal ones the most accurate.
 
     Args:
         shown: at least one point.
@@ -391,8 +409,9 @@ def nearest(shown: Sequence[Point], limits: Limits) -> Point:
     most = asdict(limits)
     return min(
         shown,
-        key=lambda each: max(
-            (miss / most[name] for name, miss in limits.misses(each).items()), default=0.0
+        key=lambda each: (
+            max((miss / most[name] for name, miss in limits.misses(each).items()), default=0.0),
+            -each.mean,
         ),
     )
 
