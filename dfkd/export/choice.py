@@ -401,7 +401,7 @@ class Limits:
 
 
 def nearest(shown: Sequence[Point], limits: Limits) -> Point:
-    """The point whose largest miss, as a share of its limit, is smallest; of equal ones the most accurate.
+    """The point whose largest miss, as a share of its limit, is smallest; then the most accurate.
 
     Args:
         shown: at least one point.

@@ -28,6 +28,7 @@ from dfkd.evaluation.results import (
     read_results,
     sort_rows,
 )
+from dfkd.export.choice import Candidates, read_candidates
 from dfkd.models.student import read_card
 from dfkd.report.gallery import (
     MAX_PER_CLASS,
@@ -136,6 +137,8 @@ class Facts:
     exported: str
     """Name of the student in the folder `student/`; empty if it is not one of the scored ones."""
     origin: RunOrigin | None
+    candidates: Candidates | None = None
+    """What could be shipped; None for a run without candidates."""
 
     @property
     def teacher(self) -> ScoredModel | None:
@@ -250,6 +253,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         entries=cost_records.read(storage),
         exported=exported if exported in results["students"] else "",
         origin=origin,
+        candidates=read_candidates(storage) if storage.exists(layout.CANDIDATES) else None,
     )
 
 
