@@ -161,6 +161,12 @@ class GateError(DfkdError):
     exit_code = Exit.PARTIAL
 
 
+class LimitsError(DfkdError):
+    """No candidate satisfies the limits of a device."""
+
+    exit_code = Exit.PARTIAL
+
+
 class InfrastructureError(DfkdError):
     """Storage, disk, cluster or a download failed. The same command resumes, and may succeed."""
 

@@ -27,6 +27,7 @@ from dfkd.evaluation.results import (
     read_results,
     sort_rows,
 )
+from dfkd.export.choice import Candidates, read_candidates
 from dfkd.models.student import read_card
 from dfkd.report.gallery import (
     MAX_PER_CLASS,
@@ -133,6 +134,8 @@ class Facts:
     entries: list[cost_records.CostRecord]
     """What each stage cost."""
     origin: RunOrigin | None
+    candidates: Candidates | None = None
+    """What could be shipped; None for a run without candidates."""
 
     @property
     def teacher(self) -> ScoredModel | None:
@@ -246,6 +249,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         # The folder of a regeneration has none: those of the root are of all versions.
         entries=cost_records.read(storage),
         origin=origin,
+        candidates=read_candidates(storage) if storage.exists(layout.CANDIDATES) else None,
     )
 
 

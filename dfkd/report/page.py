@@ -20,7 +20,9 @@ from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
 from dfkd.evaluation.results import read_results
+from dfkd.export.choice import answer, points
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
+from dfkd.report import frontier
 from dfkd.report.facts import Facts, collect, commit, note_origin
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
@@ -43,8 +45,11 @@ CONFUSIONS = 4
 PANELS = 24
 """Maximum number of domains with their own chart; the table shows all domains."""
 
+FRAME = ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")
+"""What a template needs to know of the picture of the candidates."""
+
 SECTIONS = {
-    "accuracy": "Accuracy", "confusion": "Confusions", "classes": "Classes",
+    "ship": "What to ship", "accuracy": "Accuracy", "confusion": "Confusions", "classes": "Classes",
     "images": "Images", "doubtful": "Least certain images", "prompts": "Diversity",
     "cost": "Time and cost", "provenance": "Provenance",
 }  # fmt: skip
@@ -111,13 +116,23 @@ def render(facts: Facts) -> str:
         weights |= images.version.facts["weights"]
         environment |= images.version.facts["environment"]
     # Sections without content are left out together with their links.
+    found = facts.candidates
+    files = points(found) if found else []
+    chosen = answer(found) if found else None
     present = {
+        "ship": bool(found),
         **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
     }  # fmt: skip
     return template("page.html.jinja").render(
         title=facts.name,
         sections=[(key, name) for key, name in SECTIONS.items() if present.get(key, True)],
         facts=facts,
+        candidates=found,
+        answer=chosen,
+        chosen=[choice.point.name for choice in chosen.choices] if chosen else [],
+        files=sorted(files, key=lambda point: -point.mean),
+        intervals=any(point.half is not None for point in files),
+        frontiers=frontier.panels(found, chosen) if found and chosen else [],
         slots=slots,
         headline=headline(facts),
         numbers=figures(facts),
@@ -169,6 +184,7 @@ def _environment() -> jinja2.Environment:
         "js": Markup((package / "page.js").read_text("utf-8")),  # noqa: S704 - our own
         "version": metadata.version("dfkd"),
         "shown": _shown,
+        **{name.lower(): getattr(frontier, name) for name in FRAME},
     }
     return environment
 

@@ -1,11 +1,13 @@
 """The headline of a page, the figures below it, and the format of every number."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from dfkd.export.choice import amount
 from dfkd.report.facts import Facts, TrainedStudent
 
 MILLION = 1_000_000
@@ -152,8 +154,14 @@ def figure(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def unbroken(sentence: str) -> str:
+    """The sentence with spaces that do not break between a number and its unit."""
+    return re.sub(r"(\d) (%|ms|MB)", "\\1\u00a0\\2", sentence)
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
-    "bytes": size, "count": count, "duration": duration, "figure": figure,
-    "percent": percent, "share": share, "short": short, "spread": spread, "words": words,
+    "amount": amount, "bytes": size, "count": count, "duration": duration, "figure": figure,
+    "percent": percent, "share": share, "short": short, "spread": spread,
+    "unbroken": unbroken, "words": words,
 }  # fmt: skip
 """The functions that templates use, by their names there."""

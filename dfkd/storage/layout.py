@@ -20,6 +20,8 @@ students/{name}/                    a student: checkpoints/, tensorboard/, then 
 cells/{name}/                       the results of a study's cell
 cells/root/mark                     marks a root of studies, before it has a cell
 regenerations/{n:08d}/              one attempt at a better version
+candidates/{name}/                  an exported candidate; candidates.json has all of them
+shipped/                            a copy of the candidate that dfkd ship chose
 other-classes/                      scores and labels of classes that replace the run's
 leases/, records/, tensorboard/, benchmarks/
 """
@@ -41,6 +43,10 @@ CHECKPOINTS = "checkpoints/"
 OTHER_CLASSES = "other-classes/"
 RESULTS = "results.json"
 REPORT, REPORT_FACTS, COMPARISON = "report.html", "report.json", "comparison.html"
+CANDIDATES = "candidates.json"
+"""What each candidate reaches and costs; written after all of their folders."""
+SHIPPED, SHIPPED_FACTS = "shipped/", "shipped.json"
+"""The folder of the shipped candidate, and the object in it that is written last."""
 CONTACT_SHEET = "contact-sheet.png"
 CANDIDATES = "candidates.json"
 """What was measured of every candidate; written after all their folders."""

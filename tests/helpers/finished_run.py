@@ -18,6 +18,8 @@ from dfkd.prompts.statistics import statistics
 from dfkd.storage import cost_records
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
+from dfkd.utils.strict_json import canonical
+from tests.helpers.candidates import FOUR, tree
 from tests.helpers.tiny_version import publish, write_manifest
 
 CLASSES = ("red", "<img src=x onerror=alert(1)>", "Æ & 'blue'")
@@ -51,6 +53,7 @@ def finished(folder: Path, gain: float = 0.0, **sections: dict[str, object]) -> 
     put_results(storage, gain, names)
     storage.put("latency.json", json.dumps(LATENCY).encode())
     put_records(storage)
+    storage.put("candidates.json", canonical(tree(*FOUR)))
     exported = {"student": {"folder": locate_student(manifest, METHODS[-1], SEEDS[0]).name}}
     storage.put("student/takehome.json", json.dumps(exported).encode())
     return manifest

@@ -38,7 +38,6 @@ from dfkd.lab.studies.results import (
     cell_of_teacher,
     collect_results,
     evaluation_digest,
-    require_scipy,
     scored_images,
     unseen_digest,
 )
@@ -150,12 +149,10 @@ def run(study: Study, data: Domains | None, threads: int = 0) -> StudyCells:
         ManifestError: weights, names, sizes or students that cannot work; nothing has been started.
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
-    # Missing packages, weights and wrong sizes are refused now, not after hours of training.
+    # A missing package, weights and wrong sizes are refused now, not after hours of training.
     described, manifest = study.described, study.manifest
     if described.kind == "embedding":
         require_tsne()
-    if described.compare:
-        require_scipy()
     size = manifest.synthesis.image_size
     # The quick study must run without the judge's file.
     judge_file = "" if described.size == "quick" else described.judge

@@ -30,6 +30,7 @@ from dfkd.evaluation.results import Spread, domain_means, over_seeds, selected, 
 from dfkd.lab.studies.study import Study
 from dfkd.storage import layout
 from dfkd.storage.base import MissingObject, Storage
+from dfkd.utils.intervals import half_width
 from dfkd.utils.strict_json import canonical, indented, read_as
 from dfkd.utils.types import CHECKED, Fraction, Sha256
 
@@ -69,32 +70,14 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differ
     Args:
         ours: accuracies by seed.
         theirs: accuracies of the reference by seed.
-
-    Raises:
-        ManifestError: scipy is missing.
     """
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    count = len(differences)
-    if not count:
+    if not differences:
         return None
-    mean = statistics.fmean(differences)
-    # One difference has no standard deviation.
-    if count == 1:
+    mean, half = statistics.fmean(differences), half_width(differences)
+    if half is None:
         return Difference(mean, None, None)
-    quantile = float(require_scipy().stdtrit(count - 1, 0.975))
-    half = quantile * statistics.stdev(differences) / count**0.5
     return Difference(mean, mean - half, mean + half)
-
-
-def require_scipy() -> Any:
-    """`scipy.special`, which only these intervals need; `ManifestError` if scipy is missing."""
-    try:
-        from scipy import special
-    except ImportError:
-        raise ManifestError(
-            "environment", "needs the extra studies", "no scipy", "pip install -e '.[studies]'"
-        ) from None
-    return special
 
 
 @checked(frozen=True, kw_only=True, config=CHECKED)
