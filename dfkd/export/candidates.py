@@ -9,6 +9,7 @@ or a tower with a classifier that is trained only on texts (`text-only`). Its fo
     measure     "accuracy" on labelled images; or "agreement", where there are none: the share of
                 synthesised images, from which nothing has learned, on which a candidate gives the
                 teacher's answer
+    average     "images" or "classes": how accuracy on a domain is averaged
     source      where these images are from, for display
     images      {domain: number}
     machine     whose core was timed; gpu: the GPU that was timed, or null
@@ -335,10 +336,10 @@ def score(manifest: Manifest, exported: Sequence[Exported], threads: int) -> dic
     pairs = [(each, precision) for each in ordered for precision in FILES]
     classifiers = (_classifier(each, precision, threads) for each, precision in pairs)
     unreadable: dict[str, str] = {}
+    average = manifest.evaluation.average if labelled else "images"
     for (each, precision), (_, counts) in zip(
         pairs, confusions(classifiers, data, threads, unreadable), strict=True
     ):
-        average = manifest.evaluation.average if labelled else "images"
         each.accuracies[precision] = {
             domain: accuracy_of(row("student", "", 0, domain, data.classes, found), average)
             for domain, found in counts.items()
@@ -347,6 +348,7 @@ def score(manifest: Manifest, exported: Sequence[Exported], threads: int) -> dic
     images = Counter(item.domain for item in data.items if as_utf8(item.name) not in unreadable)
     return {
         "measure": "accuracy" if labelled else "agreement",
+        "average": average,
         "source": data.source,
         "classes": len(manifest.classes),
         "images": {domain: images[domain] for domain in data.names if images[domain]},

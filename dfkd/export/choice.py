@@ -27,12 +27,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
+from dfkd.config.distillation import Average
 from dfkd.errors import CorruptionError, LimitsError, ManifestError
 from dfkd.storage import layout
 from dfkd.storage.base import KEY, SMALL_OBJECT, Storage
 from dfkd.utils.intervals import half_width
 from dfkd.utils.strict_json import canonical, read_as
-from dfkd.utils.types import CHECKED, Count, Fraction, Name, Natural, Printable, Seed, Size
+from dfkd.utils.types import CHECKED, Count, Fraction, Name, Natural, Printable, Seed, Sha256, Size
 
 CHOICES = 3
 """Largest number of files that the answer names as choices."""
@@ -98,6 +99,8 @@ class Candidate:
     """Synthesised images that it needed."""
     seeds: tuple[Seed, ...]
     """Seeds of its trainings; empty for a tower that was not trained."""
+    students: tuple[Name, ...]
+    """Folders under students/, by seed; empty for a tower."""
     parameters: Count
     image_size: Count
     """Pixels of a side of the input."""
@@ -116,6 +119,8 @@ class Candidates:
     measure: Literal["accuracy", "agreement"]
     """Share of labelled images that are right; or, without labelled images, share of synthesised
     ones, which no candidate learned from, on which a file gives the labeller's answer."""
+    average: Average
+    """Whether accuracy on a domain is over its images, or the mean of its classes' accuracies."""
     source: Printable
     """Name of the images, for display."""
     images: Annotated[dict[Printable, Count], Field(min_length=1)]
@@ -436,6 +441,46 @@ def choose(found: Candidates, limits: Limits) -> Point:
             f"{described(closest, found)}, relax a limit or add a candidate"
         )
     return pick(allowed)[0]
+
+
+@checked(frozen=True, kw_only=True, config=CHECKED)
+class Shipped:
+    """The content of `shipped.json`: which file was taken, and within which limits."""
+
+    schema: Literal[1]
+    candidate: Name
+    folder: Key
+    precision: Precision
+    file: Key
+    limits: Limits
+    candidates_sha256: Sha256
+    """Of the `candidates.json` that it was taken from."""
+
+
+def read_shipped(storage: Storage) -> Shipped | None:
+    """What is in `shipped/` under a root; None if nothing is.
+
+    Raises:
+        CorruptionError: `shipped.json` is damaged.
+    """
+    home = storage.child(layout.SHIPPED)
+    if not home.exists(layout.SHIPPED_FACTS):
+        return None
+    try:
+        return read_as(TypeAdapter(Shipped), home.get(layout.SHIPPED_FACTS, SMALL_OBJECT))
+    except ValueError as error:
+        place = home.location(layout.SHIPPED_FACTS)
+        raise CorruptionError(f"{place}: {error}; run dfkd ship again") from None
+
+
+def point_of(found: Candidates, shipped: Shipped) -> Point:
+    """The point of the file that is shipped, as it is measured now."""
+    (point,) = [
+        each
+        for each in points(found)
+        if (each.candidate.name, each.precision) == (shipped.candidate, shipped.precision)
+    ]
+    return point
 
 
 def ship(storage: Storage, point: Point, limits: Limits) -> str:

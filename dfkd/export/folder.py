@@ -38,9 +38,9 @@ from dfkd.export.onnx_graphs import (
     load_graph,
     quantise,
 )
-from dfkd.export.try_page import write_try_page
 from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES
 from dfkd.export.predict import distances as class_distances
+from dfkd.export.try_page import write_try_page
 from dfkd.storage.base import Storage
 from dfkd.utils.images import Resizing, batch, decode_image
 

@@ -157,6 +157,11 @@ In percent, of these files, on `{images[source]}`, which synthesis and training 
 There are no labelled images, so this is the share, in percent, of {images[source]}, on which these
 files give the teacher's answer. It favours the teacher, and tells nothing about real pictures:""",
 }
+AVERAGES = {
+    "images": "The mean is over domains.",
+    "classes": "Each figure is a mean over classes, the last one over domains too.",
+}
+"""A sentence on what the accuracies are means of, by `evaluation.average`."""
 TITLES = {"float32": "`model.onnx`", "int8": "`model.int8.onnx`"}
 """Names of the files in the tables."""
 
@@ -177,7 +182,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
         output=OUTPUTS[target].format(**facts),
         other_classes=CLASSES[target],
         measure=measure.capitalize(),
-        accuracy=f"{MEASURES[measure].format(images=facts['scored'])}\n\n{_accuracy(facts)}",
+        accuracy=f"{MEASURES[measure].format(images=facts['scored'])}\n\n{_accuracy(facts)}\n\n"
+        f"{AVERAGES[facts['scored']['average']]}",
         equal={name: 100 * check[name]["equal_predictions"] for name in (MODEL, INT8)},
         speed=_speed(facts),
         origin=_origin(facts),

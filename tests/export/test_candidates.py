@@ -1,6 +1,5 @@
 """The candidates of a small run: towers of random weights, and students that know three colours."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 
 from dfkd.config.manifest import Manifest
+from dfkd.config.synthesis import TeacherConfig
 from dfkd.distillation import text_only
 from dfkd.distillation.student_store import locate_candidates, locate_student
 from dfkd.errors import ManifestError
@@ -46,7 +46,7 @@ FILES = {
 }
 ROLES = {"teacher.weights": "be" * 32, "generator.vqgan.weights": "ac" * 32}
 """The weights that the data set was made with."""
-NAMES = ["teacher", "teacher text-only", "{own}", "{own} text-only", "resnet18"]
+NAMES = ["teacher", "teacher text-only", "{own}", "{own} text-only", "timm:test_resnet"]
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     (place / "data" / "ink" / "red" / "broken.png").write_bytes(b"no picture")
     (place / "own").mkdir()
     own = write_teacher(place / "own")
-    manifest = dataclasses.replace(
-        manifest,
+    manifest = manifest.with_values(
         candidates={
-            "towers": ("teacher", own),
+            "towers": ("teacher", TeacherConfig(**own)),
             "classifiers": ("zero-shot", "text-only"),
             "styles": 1,
-        },
+        }
     )
     events: list[str] = []
 
@@ -140,7 +139,7 @@ def test_every_candidate_has_an_entry_and_a_whole_folder(run: Run) -> None:
 
 def test_a_student_is_that_of_the_last_method_and_the_first_seed(run: Run) -> None:
     chosen = locate_student(run.manifest, "mix", 1)
-    facts = run.facts("resnet18")
+    facts = run.facts("timm:test_resnet")
     about = facts["student"]
     assert (about["method"], about["seed"], about["folder"]) == ("mix", 1, chosen.name)
     card = json.loads(chosen.storage.get("student.json"))
@@ -148,7 +147,7 @@ def test_a_student_is_that_of_the_last_method_and_the_first_seed(run: Run) -> No
     assert about["weights"] == "none"
     assert facts["data"]["fingerprint"] == chosen.version.fingerprint
     assert facts["data"]["weights"] == ROLES
-    entry = run.entry("resnet18")
+    entry = run.entry("timm:test_resnet")
     assert entry["seeds"] == [1, 0]
     assert entry["students"] == [each.name for each in locate_candidates(run.manifest)]
     assert entry["images"] == chosen.version.facts["samples"]
@@ -175,12 +174,12 @@ def test_accuracies_are_those_of_the_files_on_the_evaluation_data(run: Run, name
 
 def test_the_float32_files_are_as_accurate_as_the_models_in_pytorch(run: Run) -> None:
     results = evaluate(run.manifest, 1).results
-    for name, method in (("teacher", "zero-shot"), ("resnet18", "mix")):
+    for name, method in (("teacher", "zero-shot"), ("timm:test_resnet", "mix")):
         (summary,) = [each for each in results["summary"] if each["method"] == method]
         means = run.entry(name)["files"]["float32"]["means"]
         assert np.mean(means) == pytest.approx(summary["mean"])
     # The first seed takes red for green and back, the second one makes no mistake.
-    assert run.entry("resnet18")["files"]["float32"]["means"] == pytest.approx([1 / 6, 1])
+    assert run.entry("timm:test_resnet")["files"]["float32"]["means"] == pytest.approx([1 / 6, 1])
 
 
 def test_sizes_and_times_are_measured(run: Run, name: str) -> None:
@@ -191,7 +190,7 @@ def test_sizes_and_times_are_measured(run: Run, name: str) -> None:
     assert (latency["batch"], latency["threads"], latency["runs"]) == (1, 1, 21)
     sizes = {each: file["bytes"] for each, file in entry["files"].items()}
     assert sizes["int8"] < 0.6 * sizes["float32"]
-    if name == "resnet18":
+    if name == "timm:test_resnet":
         student, _ = load_student(locate_student(run.manifest, "mix", 1).storage)
         assert entry["parameters"] == sum(p.numel() for p in student.parameters())
 
@@ -211,7 +210,7 @@ def test_a_tower_s_graphs_give_the_distances_of_the_teacher(run: Run) -> None:
 def test_the_check_is_of_images_that_did_not_calibrate_int8(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts, chosen = run.facts("resnet18"), locate_student(run.manifest, "mix", 1)
+    facts, chosen = run.facts("timm:test_resnet"), locate_student(run.manifest, "mix", 1)
     check = facts["check"]
     calibration, images = synthesised_images(chosen.version, 32, USUAL)
     assert not {image.tobytes() for image in images} & {image.tobytes() for image in calibration}
@@ -219,7 +218,7 @@ def test_the_check_is_of_images_that_did_not_calibrate_int8(
     student, _ = load_student(chosen.storage)
     expected = student(torch.from_numpy(batch(images))).detach().numpy()
     for file in ("model.onnx", "model.int8.onnx"):
-        found = load_graph(run.folder("resnet18") / file, threads=1)(batch(images))
+        found = load_graph(run.folder("timm:test_resnet") / file, threads=1)(batch(images))
         largest = np.abs(found - expected).max()
         assert check[file]["max_difference"] == pytest.approx(largest, rel=0.01, abs=1e-6)
         same = (found.argmin(1) == expected.argmin(1)).mean()
@@ -227,13 +226,13 @@ def test_the_check_is_of_images_that_did_not_calibrate_int8(
     assert check["model.onnx"]["max_difference"] < 1e-5 < check["model.int8.onnx"]["max_difference"]
     monkeypatch.setattr(folder, "BATCH", 7)  # the last of which is smaller
     network = Network(student, CLASSES, None, 32, USUAL, 1.0)
-    again = check_graphs(network, run.folder("resnet18"), images)
+    again = check_graphs(network, run.folder("timm:test_resnet"), images)
     assert again["model.int8.onnx"] == pytest.approx(check["model.int8.onnx"], rel=0.01)
 
 
 def test_a_graph_of_another_student_does_not_pass_the_check(run: Run, tmp_path: Path) -> None:
     for name in ("model.onnx", "model.int8.onnx"):
-        shutil.copy(run.folder("resnet18") / "model.onnx", tmp_path / name)
+        shutil.copy(run.folder("timm:test_resnet") / "model.onnx", tmp_path / name)
     other, _ = load_student(locate_student(run.manifest, "mix", 0).storage)  # knows red from green
     red = np.full((32, 32, 3), (200, 60, 60), np.uint8)
     found = check_graphs(Network(other, CLASSES, None, 32, USUAL, 1.0), tmp_path, [red])
@@ -252,7 +251,7 @@ def test_calibration_and_check_see_synthesised_images_only(
         for sample in version.samples(receipt)
     }
     calibration, others = synthesised_images(version, 32, USUAL)
-    assert run.facts("resnet18")["calibration"] == {"images": 12, "version": version.id}
+    assert run.facts("timm:test_resnet")["calibration"] == {"images": 12, "version": version.id}
     assert {image.tobytes() for image in [*calibration, *others]} == made
     monkeypatch.setattr(folder, "CALIBRATION", 7)
     for few in synthesised_images(version, 32, USUAL):
@@ -261,18 +260,18 @@ def test_calibration_and_check_see_synthesised_images_only(
 
 def test_the_gate_s_figures_are_those_of_the_candidate(run: Run) -> None:
     version = locate_student(run.manifest, "mix", 1).version.id
-    found = candidates.score_student(run.manifest, "resnet18", version, 1)
-    files = run.entry("resnet18")["files"]
+    found = candidates.score_student(run.manifest, "timm:test_resnet", version, 1)
+    files = run.entry("timm:test_resnet")["files"]
     assert found == {precision: file["means"] for precision, file in files.items()}
 
 
 def test_the_rules_say_how_to_read_the_output(run: Run) -> None:
-    rules = json.loads((run.folder("resnet18") / "preprocess.json").read_text())
+    rules = json.loads((run.folder("timm:test_resnet") / "preprocess.json").read_text())
     assert rules["schema"] == 1
     assert (rules["size"], rules["colours"], rules["range"]) == (32, "RGB", [0, 1])
     assert rules["output"]["name"] == "distances"
     assert "smaller is closer" in rules["output"]["meaning"]
-    assert json.loads((run.folder("resnet18") / "labels.json").read_text()) == list(CLASSES)
+    assert json.loads((run.folder("timm:test_resnet") / "labels.json").read_text()) == list(CLASSES)
     teacher = Teacher.load(run.manifest.teacher, torch.device("cpu"))
     assert rules["temperature"] == pytest.approx(1 / teacher.logit_scale)
 
@@ -294,7 +293,7 @@ def test_the_card_says_what_was_measured(run: Run, name: str) -> None:
     del facts["files"]["README.md"]
     assert card == model_card(facts)
     assert facts["opset"] == OPSET
-    if name == "resnet18":
+    if name == "timm:test_resnet":
         assert "| `model.onnx` | 33.3 | 0.0 | 16.7 |" in " ".join(card.split())
 
 
@@ -305,7 +304,7 @@ def test_the_card_s_example_does_what_the_command_does(
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "picture.png")
     for file in FILES:
-        shutil.copy(run.folder("resnet18") / file, tmp_path)
+        shutil.copy(run.folder("timm:test_resnet") / file, tmp_path)
     card = (tmp_path / "README.md").read_text()
     script = card.split("```python\n")[1].split("```")[0]
     assert script == EXAMPLE

@@ -1,18 +1,22 @@
 import re
 from typing import Any
 
+import pytest
+
 from dfkd.export.model_card import model_card
 
-SCORES = {"domains": {"flat": 0.5, "ink": 0.25}, "mean": 0.375}
 FACTS: dict[str, Any] = {
     "name": "tiny",
+    "candidate": "resnet18",
+    "kind": "student",
+    "classifier": "distilled",
+    "model": "resnet18",
+    "parameters": 1234567,
+    "image_size": 64,
     "classes": 3,
     "opset": 18,
     "temperature": 0.0571,
     "student": {
-        "architecture": "resnet18",
-        "image_size": 64,
-        "parameters": 1234567,
         "method": "mix",
         "seed": 4,
         "folder": "mix-s4-abc",
@@ -25,38 +29,59 @@ FACTS: dict[str, Any] = {
         "images": 2880,
         "weights": {"teacher.weights": "beef", "generator.vqgan.weights": "ace"},
     },
-    "teacher": {"model": "a|b", "image_size": 224, "bytes": 350_000_000},
-    "calibration": {"images": 256},
-    "evaluation": {
+    "teacher": "a|b",
+    "calibration": {"images": 256, "version": "v1"},
+    "scored": {
+        "measure": "accuracy",
+        "average": "images",
         "source": "folder {x}",
         "images": {"flat": 30, "ink": 10},
-        "average": "images",
-        "accuracy": {"teacher": SCORES, "student": SCORES},
+    },
+    "measured": {
+        "files": {
+            "float32": {
+                "bytes": 44_700_000,
+                "ms": 6.0,
+                "means": [0.375, 0.9],
+                "domains": {"flat": [0.5, 0.9], "ink": [0.25, 0.9]},
+            },
+            "int8": {
+                "bytes": 11_300_000,
+                "ms": 1.51,
+                "means": [0.3, 0.9],
+                "domains": {"flat": [0.4, 0.9], "ink": [0.2, 0.9]},
+            },
+        }
     },
     "check": {
         "images": 40,
         "model.onnx": {"max_difference": 1.5e-6, "equal_predictions": 1.0},
         "model.int8.onnx": {"max_difference": 0.07, "equal_predictions": 0.975},
     },
-    "latency": {
-        "ms": {"teacher": 80.04, "onnx": 6.0, "int8": 1.51, "torch": 9.0},
-        "runs": 21,
-        "machine": "Some CPU",
-    },
-    "files": {"model.onnx": {"bytes": 44_700_000}, "model.int8.onnx": {"bytes": 11_300_000}},
+    "latency": {"runs": 21, "machine": "Some CPU"},
     "libraries": {"torch": "2", "onnx": "1"},
 }
 
 
-def squeezed(**evaluation: Any) -> str:
-    """The card without the padding of its tables, with other facts of the evaluation."""
-    facts = FACTS | {"evaluation": FACTS["evaluation"] | evaluation}
-    return re.sub(" +", " ", model_card(facts))
+def squeezed(**scored: Any) -> str:
+    """The card without the padding of its tables, with other facts of the scored images."""
+    return re.sub(" +", " ", model_card(FACTS | {"scored": FACTS["scored"] | scored}))
 
 
-def test_a_run_without_labelled_images_has_no_accuracy() -> None:
-    card = model_card(FACTS | {"evaluation": None})
-    assert "Not measured, because the run has no labelled images" in card
+def test_without_labelled_images_the_card_says_what_is_measured_instead() -> None:
+    card = squeezed(measure="agreement")
+    assert "## Agreement" in card
+    assert "It favours the teacher" in card
+
+
+@pytest.mark.parametrize("classifier", ["zero-shot", "text-only"])
+def test_a_tower_learned_from_no_image(classifier: str) -> None:
+    facts = FACTS | {"kind": "tower", "classifier": classifier, "model": "RN50"}
+    del facts["student"]
+    card = model_card(facts | {"data": {"weights": {"teacher.weights": "beef"}}})
+    assert "The image tower of the CLIP model RN50 (1,234,567 parameters, 64 px)" in card
+    assert "synthesised images; distillation" not in card
+    assert "prompt method" not in card
 
 
 def test_every_figure_is_that_of_the_facts() -> None:
@@ -64,14 +89,13 @@ def test_every_figure_is_that_of_the_facts() -> None:
     for line in (
         "A resnet18 (1,234,567 parameters, 64 px)",
         "on 2,880 synthesised images; distillation saw no real one.",
-        "`folder {x}`, which neither synthesis nor distillation has read",
+        "`folder {x}`, which synthesis and training have not read",
         "Over 40 synthesised images, none of which calibrated int8, the distances",
         "| | flat | ink | mean |",
-        "| teacher zero-shot | 50.0 | 25.0 | 37.5 |",
+        "| `model.onnx` | 50.0 | 25.0 | 37.5 |",
         "| images | 30 | 10 | 40 |",
         "at most 1.5e-06",
         "100.00 % and 97.50 % of the predictions",
-        "| teacher's image tower, PyTorch, 224 px | 350.0 | 80.0 |",
         "| `model.int8.onnx` | 11.3 | 1.5 |",
         r"| teacher | a\|b |",
         "| student's initial weights | `IMAGENET1K_V1` |",
@@ -91,7 +115,7 @@ def test_names_of_strangers_are_no_markup() -> None:
     card = squeezed(images=dict.fromkeys(("photo <b>x", "`ink` *a*", "art_painting"), 10))
     head = r"| | photo \<b\>x | \`ink\` \*a\* | art_painting | mean |"
     assert head in card
-    foreign = FACTS | {"teacher": FACTS["teacher"] | {"model": "/models/<i>/_b"}}
+    foreign = FACTS | {"teacher": "/models/<i>/_b"}
     assert r"| teacher | /models/\<i\>/\_b |" in re.sub(" +", " ", model_card(foreign))
 
 
@@ -99,9 +123,3 @@ def test_means_over_classes_are_called_so() -> None:
     assert "The mean is over domains.\n" in squeezed()
     told = "Each figure is a mean over classes, the last one over domains too."
     assert told in squeezed(average="classes")
-
-
-def test_a_teacher_that_was_not_scored_has_no_line() -> None:
-    card = squeezed(accuracy={"student": SCORES})
-    assert "teacher zero-shot" not in card
-    assert "| student, PyTorch | 50.0" in card

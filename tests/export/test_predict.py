@@ -53,6 +53,8 @@ def put_rules(folder: Path, **changes: object) -> None:
     rules = {
         "schema": 1,
         "size": SIZE,
+        "resize_mode": "shortest",
+        "interpolation": "bicubic",
         "temperature": 0.05,
     }
     put(folder, json.dumps({**rules, **changes}).encode(), RULES)
@@ -108,9 +110,9 @@ def without(name: str) -> Callable[[Path], object]:
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no model": (without(MODEL), "model.onnx"),
-    "unfinished": (without(FACTS), "takehome.json"),
+    "unfinished": (without(FACTS), "candidate.json"),
     "no labels": (without(LABELS), "labels.json"),
-    "facts are a list": (lambda f: (f / FACTS).write_text("[]"), "takehome.json"),
+    "facts are a list": (lambda f: (f / FACTS).write_text("[]"), "candidate.json"),
     "labels of another student": (
         lambda f: (f / LABELS).write_text(json.dumps(NAMES[::-1])),
         "labels.json: must have the sha256",
@@ -132,7 +134,7 @@ def test_a_folder_that_dfkd_did_not_write_is_refused_in_one_line(
     assert main([str(folder), str(picture)]) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("error: student")
+    assert err.startswith("error: folder")
     assert err.count("\n") == 1
     assert len(err) < 600
     assert re.search(message, err)

@@ -39,6 +39,7 @@ def candidate(
         "folder": f"candidates/{re.sub('[^a-z0-9_]+', '-', name)}",
         "images": 0,
         "seeds": list(range(len(float32[0]))) if trained else [],
+        "students": [f"{name}-s{seed}" for seed in range(len(float32[0]))] if trained else [],
         "parameters": round(float32[2] * 250_000),
         "image_size": 64,
         "gpu_ms": None,
@@ -52,6 +53,7 @@ def tree(*candidates: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "schema": 1,
         "classes": 3,
+        "average": "images",
         "measure": "accuracy",
         "source": "bundled",
         "images": DOMAINS,

@@ -53,9 +53,11 @@ def finished(folder: Path, gain: float = 0.0, **sections: dict[str, object]) -> 
     put_results(storage, gain, names)
     storage.put("latency.json", json.dumps(LATENCY).encode())
     put_records(storage)
-    storage.put("candidates.json", canonical(tree(*FOUR)))
-    exported = {"student": {"folder": locate_student(manifest, METHODS[-1], SEEDS[0]).name}}
-    storage.put("student/takehome.json", json.dumps(exported).encode())
+    measured = tree(*FOUR)
+    for each in measured["candidates"]:
+        if each["kind"] == "student":
+            each["students"] = [locate_student(manifest, METHODS[-1], s).name for s in SEEDS]
+    storage.put("candidates.json", canonical(measured))
     return manifest
 
 

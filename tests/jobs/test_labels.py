@@ -15,6 +15,7 @@ from PIL import Image
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.embedding import encode_classes
 from dfkd.distillation.student_store import locate_student
+from dfkd.evaluation.scoring import evaluate
 from dfkd.export.candidates import write_candidates
 from dfkd.export.folder import synthesised_images
 from dfkd.export.model_card import EMBEDDING_EXAMPLE
@@ -62,6 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = Manifest.read(path)
     publish(manifest, digests=file_hashes(manifest.teacher))
     put_student(manifest)
+    evaluate(manifest, 1)
     write_candidates(manifest, threads=1)
     return path
 
@@ -75,7 +77,7 @@ def labels(run: Path) -> Path:
 
 
 def taken_home(run: Path) -> Path:
-    return run.parent / "run" / "candidates" / "resnet18"
+    return run.parent / "run" / "candidates" / "timm-test_resnet"
 
 
 def test_other_classes_are_scored_without_training(run: Path) -> None:
@@ -123,7 +125,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def test_both_graphs_agree_with_the_student(run: Path) -> None:
-    facts = json.loads((taken_home(run) / "takehome.json").read_text())
+    facts = json.loads((taken_home(run) / "candidate.json").read_text())
     check = facts["check"]
     assert check["images"] == 12
     assert check["model.onnx"]["max_difference"] < 1e-5

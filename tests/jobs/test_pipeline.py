@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ SMALL = [
     "prompts.method=[vanilla, contrastive]",
     "prompts.contrastive.updates=2",
     "distillation.student=timm:test_resnet",
+    "distillation.weights=miniature",
     "distillation.warmup_epochs=1",  # as in the paper; the miniature itself has none
     "distillation.epochs=2",
     "distillation.batch_size=8",
@@ -79,24 +80,29 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     again = run_here("pipeline", MANIFEST, *arguments)
     assert again.returncode == 0
     changed = {name for name, data in contents(tmp_path / "run").items() if before[name] != data}
-    seconds = {"latency.json", "report.html", "student/README.md", "student/takehome.json"}
+    seconds = {"latency.json", "report.html", "candidates.json"}
+    measured = r"candidates/.*/(README\.md|candidate\.json)"
+    seconds |= {key for key in before if re.fullmatch(measured, key)}
     assert changed <= seconds
-    assert {"student/model.onnx", "student/model.int8.onnx", "student/labels.json"} <= before.keys()
+    assert {"candidates/teacher/model.onnx", "candidates/teacher/labels.json"} <= before.keys()
 
     unscored = run_here("pipeline", MANIFEST, *arguments, "--set", "evaluation.data=none")
     assert unscored.returncode == 0, unscored.stderr
-    assert unscored.stdout.splitlines()[-1] == f"wrote {tmp_path / 'run' / 'student'}"
+    assert unscored.stdout.splitlines()[-1] == f"wrote {tmp_path / 'run' / 'candidates.json'}"
     assert f"contact sheet {tmp_path / 'run' / 'contact-sheet.png'}" in unscored.stdout
-    assert "Not measured" in (tmp_path / "run" / "student" / "README.md").read_text()
+    measured = json.loads((tmp_path / "run" / "candidates.json").read_text())
+    assert measured["measure"] == "agreement"
+    (teacher,) = [each for each in measured["candidates"] if each["name"] == "teacher"]
+    assert teacher["files"]["float32"]["means"] == [1.0]  # these are its own answers
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
 
-    # Students are exported without a score too; else the status names the same command for ever.
-    shutil.rmtree(tmp_path / "run" / "student")
+    # Candidates are exported if no student is scored; else the status names the same for ever.
+    (tmp_path / "run" / "candidates.json").unlink()
     arguments += ["--set", "evaluation.models=teacher"]
     teacher_alone = run_here("pipeline", MANIFEST, *arguments)
     assert teacher_alone.returncode == 0, teacher_alone.stderr
     assert teacher_alone.stdout.splitlines()[-2:] == [
-        f"student to take home {tmp_path / 'run' / 'student'}",
+        f"candidates {tmp_path / 'run' / 'candidates.json'}",
         f"wrote {tmp_path / 'run' / 'report.html'}",
     ]
     assert "next: nothing to do" in run_here("status", MANIFEST, *arguments).stdout

@@ -315,7 +315,7 @@ def test_a_regeneration_that_is_unfinished_goes_on_first(
     name = student_name(manifest, accepted.fingerprint, "vanilla", 0)
     storage.put(f"students/{name}/student.json", b"{}")
     found = status(path, "--set", "evaluation.data=none")
-    assert (found["take_home"]["state"], found["next"]) == ("absent", None)
+    assert (found["candidates"]["state"], found["next"]) == ("absent", None)
 
 
 def test_a_root_shows_all_that_is_in_it(path: Path, manifest: Manifest, root: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_finished_run_needs_nothing(finished: Path) -> None:
         ("contrastive", "published", True),
     ]
     assert [s["state"] for s in found["distill"]] == ["finished"] * 4
-    states = {found[part]["state"] for part in ("evaluate", "report", "take_home")}
+    states = {found[part]["state"] for part in ("evaluate", "report", "candidates")}
     assert states == {"finished"}
     assert text(finished)[-1] == "next: nothing to do"
 
@@ -102,15 +102,9 @@ def of_another(text: str) -> str:
         ("results.json", of_another, "evaluate", "outdated", "evaluate"),
         ("results.json", lambda text: text[:100], "evaluate", "outdated", "evaluate"),
         ("report.html", None, "report", "absent", "report"),
-        ("student/takehome.json", None, "take_home", "absent", "pipeline"),
-        ("student/takehome.json", of_another, "take_home", "outdated", "pipeline"),
-        (
-            "student/takehome.json",
-            lambda _: '{"student": null}',
-            "take_home",
-            "outdated",
-            "pipeline",
-        ),
+        ("candidates.json", None, "candidates", "absent", "pipeline"),
+        ("candidates.json", of_another, "candidates", "outdated", "pipeline"),
+        ("candidates.json", lambda text: text[:100], "candidates", "outdated", "pipeline"),
     ],
 )
 def test_what_is_missing_damaged_or_of_other_students_is_made_again(

@@ -132,12 +132,6 @@ def test_a_manifest_of_other_students_than_the_scored_ones_is_refused(run: Manif
     assert not (Path(run.storage.root) / "report.json").exists()
 
 
-def test_a_student_to_take_home_is_shown_with_its_scores_only(copy: Storage, facts: Facts) -> None:
-    assert facts.exported
-    copy.put("student/takehome.json", b'{"student": {"folder": "vanilla-s0-ffffffffffff"}}')
-    assert not collect(copy).exported
-
-
 @pytest.mark.parametrize(
     "key",
     [

@@ -349,7 +349,13 @@ def read(source: str | Path, overrides: tuple[str, ...] = ()) -> Study:
     path = Path(source)
     path = path / FILE if path.is_dir() else path
     described = load(StudyFile, path, overrides)
-    common = [read_tree(path.parent / described.base), described.settings]
+    base = read_tree(path.parent / described.base)
+    # A cell is one student: the first one of a run that compares several.
+    if isinstance(own := base.get("distillation"), dict):
+        for key in ("student", "weights"):
+            own[key] = own[key][0] if isinstance(own.get(key), list) else own.get(key)
+        base["distillation"] = {key: value for key, value in own.items() if value is not None}
+    common = [base, described.settings]
     if described.size == "quick":
         # Beneath the axes, so that the rows differ in the small study as in the full one.
         common.append(described.quick.settings)
