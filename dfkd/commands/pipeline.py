@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dfkd.commands import command_line, distill, evaluate, synthesize
 from dfkd.config.manifest import Manifest
 from dfkd.errors import DfkdError
+from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Run the three jobs, each of which resumes; returns the location of the report.
 
-    Without labelled images there is no report, and it returns that of the student to take home.
+    Without labelled images the report is about candidates and images alone.
 
     Raises:
         PartialError: some evaluation images could not be read; everything is written.
@@ -77,7 +78,9 @@ def _require_current(built: Sequence[BuiltVersion]) -> None:
 
 
 def _show_unscored(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Show the images, and export the student; returns its location."""
+    """Show the images, and export the student; returns the location of the report about the
+    candidates, or that of the student in a run without any.
+    """
     from dfkd import api
     from dfkd.distillation.student_store import locate_student
     from dfkd.report.contact_sheet import write_contact_sheet
@@ -86,8 +89,12 @@ def _show_unscored(manifest: Manifest, options: argparse.Namespace) -> str:
     versions = {name: locate_student(manifest, name, seed).version for name in manifest.methods}
     root = open_storage(manifest.storage.root)
     print(f"contact sheet {write_contact_sheet(root, manifest.name, versions)}")
-    print("evaluation.data is none: no model is scored, and there is no report")
-    return api.take_home(manifest, threads=options.threads)
+    student = api.take_home(manifest, threads=options.threads)
+    if not root.exists(layout.CANDIDATES):
+        print("evaluation.data is none: no model is scored, and there is no report")
+        return student
+    print(f"student to take home {student}")
+    return api.write_report(manifest, command_line.again("pipeline", options))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
