@@ -29,14 +29,16 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
     """Run the three jobs, each of which resumes; returns the location of the report.
 
-    Without labelled images there is no report, and it returns that of the student to take home.
+    Without labelled images the report is about candidates and images alone.
 
     Raises:
         PartialError: some evaluation images could not be read; everything is written.
         DfkdError: another job has made another version current meanwhile.
     """
     from dfkd import api
+    from dfkd.export.choice import answer, read_candidates
     from dfkd.operations.preflight import check_later_stages
+    from dfkd.report.contact_sheet import write_contact_sheet
 
     check_later_stages(manifest)  # `api.synthesize` checks its own stage
     built = api.synthesize(
@@ -48,14 +50,20 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
     _require_current(built)
     distill.work(manifest, options)
     _require_current(built)
-    if not manifest.evaluation.scored:
-        return _show_unscored(manifest, options)
-    evaluated = api.evaluate(manifest, threads=options.threads)
-    evaluate.tell(evaluated)
+    unreadable: list[str] = []
+    if manifest.evaluation.scored:
+        evaluated = api.evaluate(manifest, threads=options.threads)
+        evaluate.tell(evaluated)
+        unreadable = evaluated.results["data"]["unreadable"]
+    else:
+        versions = {each.method: each.version for each in built}
+        root = open_storage(manifest.storage.root)
+        print(f"contact sheet {write_contact_sheet(root, manifest.name, versions)}")
     _require_current(built)
     print(f"candidates {api.export_candidates(manifest, threads=options.threads)}")
+    print(answer(read_candidates(open_storage(manifest.storage.root))).sentence)
     page = api.write_report(manifest, command_line.again("pipeline", options))
-    command_line.refuse_unreadable(evaluated.results["data"]["unreadable"], page)
+    command_line.refuse_unreadable(unreadable, page)
     return page
 
 
@@ -73,19 +81,6 @@ def _require_current(built: Sequence[BuiltVersion]) -> None:
                 f"this one works on version {version.id}; give each manifest a storage.root of its "
                 "own, or run the same command again, which makes its own version current"
             )
-
-
-def _show_unscored(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Show the images, and export the student; returns its location."""
-    from dfkd import api
-    from dfkd.distillation.student_store import locate_student
-    from dfkd.report.contact_sheet import write_contact_sheet
-
-    seed = manifest.distillation.seeds[0]
-    versions = {name: locate_student(manifest, name, seed).version for name in manifest.methods}
-    root = open_storage(manifest.storage.root)
-    print(f"contact sheet {write_contact_sheet(root, manifest.name, versions)}")
-    return api.export_candidates(manifest, threads=options.threads)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from dfkd.config.manifest import Manifest
 from dfkd.config.paths import manifest_file
 from dfkd.errors import ManifestError
+from dfkd.storage import layout
 from dfkd.storage.base import Storage, split_root
 from dfkd.storage.local import open_existing
 
@@ -33,7 +34,8 @@ class Run:
         from dfkd.evaluation.results import require_finished
 
         storage = open_existing(self.root, "run dfkd pipeline first")
-        require_finished(storage)
+        if not storage.exists(layout.CANDIDATES):  # alone in a run without labelled images
+            require_finished(storage)
         return storage
 
 

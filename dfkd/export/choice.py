@@ -356,8 +356,10 @@ def _remarks(
         and not any(other.beats(each) for other in everything)
     ]
     if between:
-        lie = "lies" if len(between) == 1 else "lie"
-        remarks.append(f"Between these {lie} {_names(between)}, which saves less than half.")
+        verbs = ("lies", "saves") if len(between) == 1 else ("lie", "save")
+        remarks.append(
+            f"Between these {verbs[0]} {_names(between)}, which {verbs[1]} less than half."
+        )
     if choices[0].point.mean <= 1 / found.classes:
         remarks.append(f"No file does better than guessing ({percent(1 / found.classes)}).")
     if any(len(candidate.seeds) == 1 for candidate in found.candidates):

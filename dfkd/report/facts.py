@@ -43,6 +43,13 @@ from dfkd.storage.base import Storage
 from dfkd.utils.strict_json import canonical, read_as
 from dfkd.utils.types import CHECKED
 
+UNSCORED: dict[str, Any] = {
+    **{key: [] for key in ("classes", "rows", "summary", "students")},
+    "average": "images",
+    "data": {"domains": [], "notes": [], "unreadable": []},
+}
+"""What is shown of the results of a run without labelled images."""
+
 
 @checked(frozen=True, config=CHECKED)
 class RunOrigin:
@@ -128,7 +135,7 @@ class Facts:
     unreadable: tuple[str, ...]
     """Names of evaluation images that could not be read."""
     scored: list[ScoredModel]
-    """The teacher first."""
+    """The teacher first; empty for a run without labelled images."""
     method_images: list[MethodImages]
     trained_students: list[TrainedStudent]
     entries: list[cost_records.CostRecord]
@@ -151,7 +158,9 @@ class Facts:
     def learned(self) -> str:
         """What the students of the run learned: `distillation.target` of the first one."""
         targets = (student.card.get("target", "distances") for student in self.trained_students)
-        return next(targets, "distances")
+        manifest = self.origin.manifest if self.origin else {}
+        planned = manifest.get("distillation", {}).get("target", "distances")
+        return str(next(targets, planned))
 
     @property
     def best(self) -> ScoredModel | None:
@@ -187,7 +196,7 @@ def commit() -> str | None:
 def collect(storage: Storage, root: Storage | None = None) -> Facts:
     """Collect all facts of the finished run under a root.
 
-    The data sets are those that the scored students learned from.
+    The data sets are those that the scored students learned from; without scores, the current ones.
 
     Args:
         storage: the run's root or, with `root`, a folder in it with results.
@@ -197,7 +206,10 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         ManifestError: the run is not finished.
         CorruptionError: an object of the run is damaged.
     """
-    results = read_results(storage)
+    candidates = read_candidates(storage) if storage.exists(layout.CANDIDATES) else None
+    # A run without labelled images has candidates and no results.
+    unscored = candidates is not None and not storage.exists(layout.RESULTS)
+    results = UNSCORED if unscored else read_results(storage)
     origin = _read_origin(storage)
     classes, rows = tuple(results["classes"]), sort_rows(results["rows"])
     run = root or storage
@@ -220,12 +232,14 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
     else:
         methods = run.folders(layout.DATA)
         opened = {method: current(run.child(layout.data(method))) for method in methods}
+    if unscored:
+        classes = next((version.classes for version in opened.values() if version), ())
     versions = {
         method: version
         for method, version in opened.items()
         if version and version.classes == classes
     }
-    strips = len(shown_classes(classes)) * max(len(versions), 1)
+    strips = max(len(shown_classes(classes)) * len(versions), 1)
     per_class = min(MAX_PER_CLASS, max(MAX_PICTURES // strips, 1))
     images = []
     for method, version in versions.items():
@@ -249,7 +263,7 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         # The folder of a regeneration has none: those of the root are of all versions.
         entries=cost_records.read(storage),
         origin=origin,
-        candidates=read_candidates(storage) if storage.exists(layout.CANDIDATES) else None,
+        candidates=candidates,
     )
 
 

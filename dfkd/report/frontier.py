@@ -14,6 +14,8 @@ LEFT, RIGHT, TOP, BOTTOM = 34, 8, 10, 24
 """Margins around the axes."""
 LETTER, LINE = 6.2, 13
 """Width of a letter and height of a line, in units, at the font size of the labels, 11."""
+BOLD = 1.12
+"""How much wider bold letters are."""
 LONGEST = 28
 """Number of letters of a label; a longer name is cut."""
 MARK = 6
@@ -79,8 +81,8 @@ def panels(found: Candidates, answer: Answer) -> list[Panel]:
     """The two panels, with accuracy or agreement in percent and both costs on a log scale."""
     measure = found.measure.capitalize()
     return [
-        _panel(found, answer, "ms", f"{measure} over latency", "ms for an image on one core"),
-        _panel(found, answer, "mb", f"{measure} over size", "MB of the file"),
+        _panel(found, answer, "ms", f"{measure} over latency", "ms on one core"),
+        _panel(found, answer, "mb", f"{measure} over size", "MB"),
     ]
 
 
@@ -144,13 +146,13 @@ def _panel(
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Round numbers between two: 1, 2 and 5 times powers of ten, or the powers alone if many."""
+    """Round numbers between two, as many as there is room for."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1,)):
+    for factors in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,)):
         ticks = [
             f * 10.0**power for power in powers for f in factors if low <= f * 10**power <= high
         ]
-        if len(ticks) <= 6:
+        if len(ticks) <= 7:
             break
     return ticks
 
@@ -178,8 +180,8 @@ def _labels(
     for number in order:
         name = candidates[number].name
         text = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-        width = LETTER * len(text)
-        best: tuple[float, Box, Mark, float] | None = None
+        width = LETTER * len(text) * (BOLD if name in names else 1)
+        best: tuple[float, Box, Mark, int] | None = None
         for mark, distance, (right, below) in itertools.product(
             marks[2 * number : 2 * number + 2], range(0, FARTHEST, 8), SIDES
         ):

@@ -20,7 +20,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
 from dfkd.evaluation.results import read_results
-from dfkd.export.choice import answer, points
+from dfkd.export.choice import answer, points, read_candidates
 from dfkd.prompts.diversity import NEAR_DUPLICATE_COSINE
 from dfkd.report import frontier
 from dfkd.report.facts import Facts, collect, commit, note_origin
@@ -68,7 +68,11 @@ def write(manifest: Manifest, command: str) -> str:
         CorruptionError: an object of the run is damaged.
     """
     storage = open_storage(manifest.storage.root)
-    _require_scored(manifest, read_results(storage)["students"])  # before report.json is written
+    # Before report.json is written.
+    if manifest.evaluation.scored or storage.exists(layout.RESULTS):
+        _require_scored(manifest, read_results(storage)["students"])
+    else:
+        read_candidates(storage)
     note_origin(storage, manifest, command)
     return write_stored(storage)
 
@@ -121,6 +125,7 @@ def render(facts: Facts) -> str:
     chosen = answer(found) if found else None
     present = {
         "ship": bool(found),
+        **dict.fromkeys(("accuracy", "confusion", "classes"), bool(facts.scored)),
         **dict.fromkeys(("images", "doubtful", "prompts"), bool(facts.method_images)),
     }  # fmt: skip
     return template("page.html.jinja").render(
@@ -140,9 +145,9 @@ def render(facts: Facts) -> str:
         accuracy=accuracy_charts(facts, slots),
         best=_best(facts),
         matrices=_matrices(facts),
-        open_matrix=facts.best.label if facts.best else facts.scored[0].label,
+        open_matrix=(facts.best or facts.scored[0]).label if facts.scored else "",
         confusions=_confusions(facts),
-        per_class=_per_class(facts),
+        per_class=_per_class(facts) if facts.scored else [],
         diversities=_diversities(facts),
         twin=NEAR_DUPLICATE_COSINE,
         heads=HEADS,

@@ -36,7 +36,7 @@ def candidate(
         "kind": "student" if trained else "tower",
         "classifier": "distilled" if trained else "zero-shot",
         "model": name,
-        "folder": f"candidates/{re.sub('[^a-z0-9_]+', '-', name)}",
+        "folder": f"candidates/{re.sub('[^A-Za-z0-9_]+', '-', name)}",
         "images": 0,
         "seeds": list(range(len(float32[0]))) if trained else [],
         "students": [f"{name}-s{seed}" for seed in range(len(float32[0]))] if trained else [],

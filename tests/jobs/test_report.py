@@ -10,7 +10,9 @@ import pytest
 from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import results, row, write_results
 from dfkd.storage.local import open_storage
+from dfkd.utils.strict_json import canonical
 from tests.helpers import jobs, small_manifest
+from tests.helpers.candidates import FOUR, tree
 
 CLASSES = ["cat", "dog"]
 
@@ -85,3 +87,11 @@ def test_overrides_belong_to_a_manifest(tmp_path: Path) -> None:
     code, _, err = report(tmp_path / "first" / "run", "--set", "seed=1")
     assert code == 2
     assert err.startswith("error: --set: ")
+
+
+def test_a_run_that_has_candidates_alone_has_a_page(tmp_path: Path) -> None:
+    content = canonical(tree(*FOUR, measure="agreement"))
+    open_storage(str(tmp_path / "run")).put("candidates.json", content)
+    code, out, err = report(tmp_path / "run")
+    assert code == 0, err
+    assert out == f"wrote {tmp_path / 'run' / 'report.html'}\n"

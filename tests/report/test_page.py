@@ -15,10 +15,13 @@ from dfkd.distillation.student_store import locate_students
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import Domains, Item
 from dfkd.evaluation.results import results, row, write_results
+from dfkd.export.choice import answer
 from dfkd.report import compare, page
 from dfkd.report.facts import Facts, RunOrigin, collect, note_origin
 from dfkd.report.wording import figures, headline
 from dfkd.storage.local import open_storage
+from dfkd.utils.strict_json import canonical
+from tests.helpers.candidates import FOUR, parsed, tree
 from tests.helpers.finished_run import CLASSES, SIZES, TEXT, finished
 
 COMMAND = "dfkd pipeline 'my <run>.yaml'"
@@ -220,10 +223,65 @@ def test_a_run_with_no_more_than_its_results_has_a_page(run: Manifest, tmp_path:
     bare.put("results.json", source.get("results.json"))
     outline = Outline(Path(page.write_stored(bare)).read_text())
     present = {attributes.get("id") for attributes in outline.all("section")}
-    assert present == set(page.SECTIONS) - {"images", "doubtful", "prompts", "takehome"}
+    assert present == set(page.SECTIONS) - {"ship", "images", "doubtful", "prompts", "takehome"}
+    assert "#ship" not in {a["href"] for a in outline.all("a")}
     assert "left no records of time" in outline.text
     assert "TensorBoard" not in outline.text
     assert "A student that" in outline.words
+
+
+def test_the_page_opens_with_the_candidates_and_what_to_ship(facts: Facts) -> None:
+    section = page.render(facts).partition('<section id="ship">')[2].partition("</section>")[0]
+    outline = Outline(section)
+    found = answer(facts.candidates)
+    assert found.sentence in outline.words
+    assert all(remark in outline.words for remark in found.remarks)
+    assert "21.5\u00a0MB" in section
+    kinds = [attributes.get("class") for attributes in outline.all("rect") + outline.all("circle")]
+    # In each panel, and once in the legend.
+    assert [kinds.count(kind) for kind in ("mark", "mark hollow")] == [2 * 4 + 2] * 2
+    rows = [" ".join(row.split()) for row in outline.text.splitlines() if "float32" in row]
+    assert "timm:test_resnet float32 62.0 ±5.0 2.2 1.5 48" in rows
+    assert "teacher text-only float32 82.0 3.2 21.5 0" in rows
+    assert "candidates/teacher-text-only/" in {a["href"] for a in outline.all("a")}
+    assert section.count('<th scope="row" class="chosen">') == len(found.choices) == 3
+    assert "half of a 95 % interval over seeds" in outline.words
+    assert "GPU" not in outline.words
+
+
+def test_time_on_a_gpu_is_shown_where_it_was_measured(facts: Facts) -> None:
+    fast, *others = FOUR
+    found = parsed(fast | {"gpu_ms": 0.25}, *others, gpu="NVIDIA H100")
+    words = Outline(page.render(dataclasses.replace(facts, candidates=found))).words
+    assert "teacher float32 80.0 3.2 21.5 0 0.25 " in words
+    assert "teacher text-only float32 82.0 3.2 21.5 0 - " in words
+    assert "or on NVIDIA H100" in words
+
+
+def test_a_run_without_labelled_images_has_a_page_about_its_candidates(
+    run: Manifest, tmp_path: Path
+) -> None:
+    shutil.copytree(run.storage.root, tmp_path / "run")
+    unscored = run.with_values(storage={"root": str(tmp_path / "run")}, evaluation={"data": "none"})
+    storage = open_storage(unscored.storage.root)
+    storage.delete("results.json")
+    storage.delete("candidates.json")
+    with pytest.raises(ManifestError, match=r"with candidates\.json.*run dfkd pipeline first"):
+        page.write(unscored, COMMAND)
+    storage.put("candidates.json", canonical(tree(*FOUR, measure="agreement")))
+    html = Path(page.write(unscored, COMMAND)).read_text()
+    outline = Outline(html)
+    present = [attributes.get("id") for attributes in outline.all("section")]
+    absent = {"accuracy", "confusion", "classes"}
+    assert present == [name for name in page.SECTIONS if name not in absent]
+    assert {a["href"] for a in outline.all("a")}.isdisjoint(f"#{name}" for name in absent)
+    assert "Of 4 candidates, ship teacher text-only. images synthesised" in outline.words
+    assert "Ship teacher text-only (82.0 % agreement, 3.2 ms, 21.5 MB) unless" in outline.words
+    assert "This favours the teacher, whose own answers these are." in outline.words
+    assert "3 classes · no labelled images" in outline.words
+    assert len(outline.all("img")) >= 2 * 3 * 8
+    assert COMMAND in outline.text
+    assert Path(page.write_stored(storage)).read_text() == html
 
 
 @pytest.mark.parametrize(
