@@ -4,7 +4,6 @@ import functools
 import io
 import json
 import tarfile
-import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -29,6 +28,7 @@ from tests.export.test_predict import NAMES, SIZE, colours, put, put_rules
 from tests.helpers.browsers import keep, requests, show
 from tests.helpers.jobs import ROOT
 from tests.helpers.loopback import Loopback
+from tests.helpers.waiting import wait_for
 
 INSTALLED = ROOT / ".cache" / "onnxruntime-web"
 CLASSES = ("airplane", "book", "camera", "car", "cat", "clock", "dog", "fish", "heart", "house")
@@ -112,12 +112,12 @@ def served(folder: Path, runtime: Path) -> Loopback:
 
 def settled(browser: webdriver.Chrome) -> str:
     """What the page says when it is ready, has an answer, or an error."""
-    for _ in range(600):
-        told = browser.find_element(By.ID, "status").text
-        if told and not told.startswith("Loading"):
-            return told
-        time.sleep(0.05)
-    raise AssertionError("the page says nothing")
+
+    def told() -> str:
+        text = browser.find_element(By.ID, "status").text
+        return "" if text.startswith("Loading") else text
+
+    return wait_for(told, "an answer of the page", limit=60)
 
 
 def forget(browser: webdriver.Chrome) -> None:
@@ -321,10 +321,7 @@ def test_without_the_runtime_the_page_says_what_to_fetch(
     with Loopback(functools.partial(Files, directory=str(tmp_path))) as server:
         show(browser, f"{server.address}/try.html", 390, "light")
         notice = browser.find_element(By.ID, "no-runtime")
-        for _ in range(100):
-            if notice.is_displayed():
-                break
-            time.sleep(0.05)
+        wait_for(notice.is_displayed, "the notice", limit=60)
         assert f"npm install {RUNTIME}" in notice.text
         keep(browser, "try-no-runtime")
     assert not browser.find_element(By.ID, "controls").is_displayed()

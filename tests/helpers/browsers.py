@@ -37,8 +37,10 @@ def open_browser(profile: Path) -> Iterator[webdriver.Chrome]:
     driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
     driver.set_page_load_timeout(120)
     driver.set_script_timeout(120)
-    yield driver
-    driver.quit()
+    try:
+        yield driver
+    finally:
+        driver.quit()
 
 
 def show(browser: webdriver.Chrome, page: Path | str, width: int, theme: str) -> None:
