@@ -3,6 +3,7 @@
 Screenshots are left in build/screenshots.
 """
 
+import base64
 import itertools
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from selenium.webdriver.common.by import By
 from dfkd.report import compare, page
 from dfkd.storage.local import open_storage
 from dfkd.utils.strict_json import canonical
-from tests.helpers.browsers import keep, requests, show
+from tests.helpers.browsers import SCREENSHOTS, keep, requests, show
 from tests.helpers.candidates import candidate, tree
 from tests.helpers.finished_run import finished
 
