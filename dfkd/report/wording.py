@@ -59,16 +59,18 @@ def _student(trained: TrainedStudent | None, parameters: int) -> str:
 
 def _origin(facts: Facts) -> str:
     """What the headline says about the images that the student was trained on."""
-    if _initial_weights(facts) == "none":
+    if _initial_weights(facts)[:1] == ["none"]:  # of the first student, which is scored
         return "has never seen a real image"
     return "was distilled from synthesised images alone"
 
 
-def _initial_weights(facts: Facts) -> str:
-    """`distillation.weights` of the students; empty if it is not known."""
+def _initial_weights(facts: Facts) -> list[str]:
+    """`distillation.weights`, once each; empty if they are not known."""
     section = facts.origin.manifest.get("distillation") if facts.origin else None
     weights = section.get("weights") if isinstance(section, Mapping) else None
-    return str(weights[0]) if isinstance(weights, list) and weights else ""
+    # Earlier runs have a single name instead of a list.
+    known = [weights] if isinstance(weights, str) else weights if isinstance(weights, list) else []
+    return [str(each) for each in dict.fromkeys(known)]
 
 
 def figures(facts: Facts) -> list[tuple[str, str, str]]:
@@ -80,10 +82,11 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
         of = ", all methods" if len(facts.method_images) > 1 else ""
         rows.append((f"images synthesised{of}", count(made), ""))
     # Library weights are trained on ImageNet, and a file's are of unknown origin.
-    if (weights := _initial_weights(facts)) == "none":
+    weights = _initial_weights(facts)
+    if weights == ["none"]:
         rows.append(("real images used", "0", ""))
     elif weights:
-        rows.append(("initial weights", Path(weights).name, ""))
+        rows.append(("initial weights", ", ".join(Path(each).name for each in weights), ""))
     if facts.entries:
         # Of workers, because records have durations and no dates: what ran side by side is unknown.
         spent = sum(entry.worker_seconds for entry in facts.entries)

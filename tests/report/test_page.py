@@ -90,7 +90,6 @@ def test_every_part_is_there(written: tuple[Manifest, str]) -> None:
     sections = [attributes.get("id") for attributes in outline.all("section")]
     assert sections == list(page.SECTIONS)
     assert {a["href"] for a in outline.all("a")} >= {f"#{name}" for name in page.SECTIONS}
-    assert {"student/", "student/README.md"} <= {a["href"] for a in outline.all("a")}
     assert COMMAND in outline.text
     assert "1 h 00 min" in outline.words
     assert [a.get("class") for a in outline.all("div")].count("bars") == 1 + 3
@@ -196,14 +195,20 @@ def test_a_page_without_student_and_teacher_is_about_what_was_scored(facts: Fact
 
 
 def test_a_student_with_pretrained_weights_has_seen_real_images(facts: Facts) -> None:
-    def claimed(weights: str) -> str:
-        origin = RunOrigin(1, COMMAND, None, {"distillation": {"weights": weights}})
+    def claimed(*weights: str) -> str:
+        origin = RunOrigin(1, COMMAND, None, {"distillation": {"weights": list(weights)}})
         shown = dataclasses.replace(facts, origin=origin)
         return str(headline(shown)) + str(figures(shown))
 
     assert "never seen a real image" in claimed("none")
+    assert "('real images used', '0', '')" in claimed("none", "none")
     assert "never seen a real image" not in claimed("IMAGENET1K_V1")
     assert "('initial weights', 'IMAGENET1K_V1', '')" in claimed("IMAGENET1K_V1")
+    # The scored student is the first one; the figure is about all of them.
+    several = claimed("none", "pretrained")
+    assert "never seen a real image" in several
+    assert "('initial weights', 'none, pretrained', '')" in several
+    assert "real images used" not in several
 
 
 def test_a_run_that_is_not_finished_is_refused_and_nothing_written(
