@@ -26,7 +26,7 @@ from dfkd.report import frontier
 from dfkd.report.facts import Facts, collect, commit, note_origin
 from dfkd.report.gallery import shown_classes
 from dfkd.report.tables import HEADS
-from dfkd.report.wording import FILTERS, figures, headline
+from dfkd.report.wording import FILTERS, figures, headline, verdict
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
@@ -139,7 +139,8 @@ def render(facts: Facts) -> str:
         intervals=any(point.half is not None for point in files),
         frontiers=frontier.panels(found, chosen) if found and chosen else [],
         slots=slots,
-        headline=headline(facts),
+        headline=headline(facts) if facts.scored else None,
+        verdict=verdict(facts.candidates) if facts.candidates else None,
         numbers=figures(facts),
         spread=any(model.summary["std"] is not None for model in facts.scored),
         accuracy=accuracy_charts(facts, slots),

@@ -7,19 +7,22 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dfkd.export.choice import amount, answer
+from dfkd.export.choice import Candidates, amount, answer
 from dfkd.report.facts import Facts, TrainedStudent
 
 MILLION = 1_000_000
 
 
+def verdict(found: Candidates) -> Markup:
+    """The headline of a page about candidates: the first choice."""
+    name, many = answer(found).choices[0].point.name, len(found.candidates)
+    of = f"Of {many} candidates, ship" if many > 1 else "Ship"
+    return Markup('{} <em class="name">{}</em>.').format(of, name)
+
+
 def headline(facts: Facts) -> Markup:
     """One sentence that states the result of the run, with its figure emphasised."""
     best, teacher = facts.best, facts.teacher
-    if not facts.scored and facts.candidates:
-        name = answer(facts.candidates).choices[0].point.name
-        many = len(facts.candidates.candidates)
-        return Markup('Of {} candidates, ship <em class="name">{}</em>.').format(many, name)
     domains_text = f"{count(len(facts.images))} domain{'s' if len(facts.images) != 1 else ''}"
     if best is None:
         shown = teacher or facts.scored[0]
