@@ -159,7 +159,7 @@ def run(
         plan: what the job would do, for `--dry-run`: a mapping that is printed as JSON.
         read: gives the content of the file, with overrides applied; both get it.
     """
-    _prepare_output()
+    prepare_output()
     options = arguments.parse_args(argv)
     terminated = threading.Event()
     try:
@@ -204,7 +204,7 @@ def run(
     return Exit.DONE
 
 
-def _prepare_output() -> None:
+def prepare_output() -> None:
     """Let stdout and stderr show any name, and replace one that is closed (`>&-`) by /dev/null."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
