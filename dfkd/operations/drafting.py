@@ -121,8 +121,8 @@ def drawings(name: str, classes: Sequence[str], file: str) -> tuple[str, list[st
 
 # The name in reports.
 {dump({"name": name})}
-# What the student tells apart, two or more, as in a sentence ("A {classes[0]}"). The models know
-# {len(bundled_names())} names, which stand at the end of this file.
+# What the student tells apart, two or more; the plain text of the first is "A {classes[0]}".
+# The models know {len(bundled_names())} names, which stand at the end of this file.
 {dump({"classes": list(classes)})}
 # Where results go, and a stopped run goes on: a folder, or s3://, az:// or gs://bucket/prefix.
 {dump({"storage": {"root": f"runs/{name}"}})}
@@ -150,7 +150,7 @@ synthesis:
   shard_size: 12
   batch_size: 12
 
-# The student: a small ResNet that has seen drawings of other things, and how long it learns.
+# The student: a small ResNet whose weights come from drawings too, and how long it learns.
 distillation:
   student: timm:test_resnet
   weights: miniature
@@ -208,8 +208,8 @@ def photographs(
 
 # The name in reports.
 {dump({"name": name})}
-# What the student tells apart, two or more, as in a sentence ("A {classes[0]}"). Any words will do;
-# say a word more where a name has two meanings.
+# What the student tells apart, two or more; the plain text of the first is "A {classes[0]}".
+# Any words will do; say a word more where a name has two meanings.
 {noted}{dump({"classes": list(classes)})}
 # Where results go, and a stopped run goes on: a folder, or s3://, az:// or gs://bucket/prefix.
 {dump({"storage": {"root": f"runs/{name}"}})}
