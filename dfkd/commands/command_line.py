@@ -166,7 +166,7 @@ def run(
         read: gives the content of the file, with overrides applied; both get it.
         first: what `work` and `plan` begin with, if that takes long; it is said before.
     """
-    _prepare_output()
+    prepare_output()
     options = arguments.parse_args(argv)
     terminated = threading.Event()
     try:
@@ -213,7 +213,7 @@ def run(
     return Exit.DONE
 
 
-def _prepare_output() -> None:
+def prepare_output() -> None:
     """Let stdout and stderr show any name, and replace one that is closed (`>&-`) by /dev/null."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -26,6 +26,8 @@ class Pipeline:
     licence: str = ""
     sha256: Mapping[str, str] = field(default_factory=dict)
     """Published hashes by file."""
+    bytes: Mapping[str, int] = field(default_factory=dict)
+    """Published sizes of the large files."""
 
 
 PIPELINES = {
@@ -49,6 +51,12 @@ PIPELINES = {
             "text_encoder/model.safetensors": (
                 "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334"
             ),
+        },
+        # As several public projects state them beside these hashes.
+        bytes={
+            "unet/diffusion_pytorch_model.safetensors": 3_438_167_540,
+            "vae/diffusion_pytorch_model.safetensors": 334_643_276,
+            "text_encoder/model.safetensors": 492_265_874,
         },
     ),
     # Trained for one to four steps, and without guidance.

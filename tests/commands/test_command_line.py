@@ -290,7 +290,7 @@ def test_paths_on_the_command_line_are_held_to_the_same_rule(
         ("reproduce", ["dictionary", "--quick", "--output", "ftp://x/y"], "--output"),
     ):
         assert jobs.load(job).main([*words, *options]) == Exit.USAGE
-        (line,) = capsys.readouterr().err.splitlines()
+        *_, line = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {field}: must be a directory, {BUCKET_ROOTS}, got ")
 
 

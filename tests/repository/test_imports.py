@@ -151,6 +151,7 @@ HEAVY = {"torch", "torchvision", "ray", "open_clip", "boto3"}
         "dfkd.storage.local",
         "dfkd.evaluation.data",
         "dfkd.models.weights.artifacts",
+        "dfkd.commands.init",
         "dfkd.lab.few_shot.settings",
         "dfkd.lab.studies.study",
     ],

@@ -20,6 +20,12 @@ NAMED = 12
 """Number of unknown classes that a note names."""
 
 
+def bundled_names() -> list[str]:
+    """The names, in lower case, of what the bundled diffusion model was trained to draw."""
+    names: list[str] = json.loads((DIFFUSION / "scores.json").read_text())["names"]
+    return names
+
+
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Vqgan(GeneratorSettings):
     """A VQGAN of taming-transformers, whose latents start as random codes and are optimised."""
@@ -125,7 +131,7 @@ class Diffusers(GeneratorSettings):
         """The classes that the bundled model was not trained to draw."""
         if self.weights != MINIATURE:
             return []
-        known = json.loads((DIFFUSION / "scores.json").read_text())["names"]
+        known = bundled_names()
         unknown = [name for name in classes if name.lower() not in known]
         if not unknown:
             return []

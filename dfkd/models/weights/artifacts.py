@@ -108,6 +108,14 @@ PUBLISHED_VQGANS = {
 }
 """Configuration and weights of each VQGAN by manifest key."""
 
+# As public projects state them that pin these files by hash. A test compares them with the number
+# of parameters.
+HUB_BYTES = {
+    "timm/vit_large_patch14_clip_224.openai": 1_710_517_724,
+    "resnet18-f37072fd.pth": 46_830_571,
+}
+"""Sizes of weights that a library takes from its hub or address, by their name there."""
+
 PIPELINE_FILES = (
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
