@@ -130,7 +130,8 @@ def train(config: dict[str, Any]) -> bool:
         batch_size = job.manifest.distillation.batch_size
         done, total = distiller.step * batch_size, distiller.schedule.total * batch_size
         shown = {"terminal": progress.bar, "relayed": relayed_bar, "log": LineBar}[job.bar]
-        bar: Bar = shown(f"{job.method} student", total, "img", done)
+        title = f"{job.method} student {job.manifest.distillation.architecture}"
+        bar: Bar = shown(title, total, "img", done)
         with Tracker(bar, folder.child(layout.TENSORBOARD), batch_size) as tracker:
             leader = _Leader(distiller, tracker, checkpoints)
             watch = LocalPreemptionWatch() if job.ranks.local else PreemptionWatch()

@@ -21,7 +21,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     from dfkd.operations import estimate
     from dfkd.operations.preflight import check_distillation
 
-    student = check_distillation(manifest)
+    built = check_distillation(manifest)
     config = manifest.distillation
     schedule = Schedule.of(config, steps_per_epoch(image_count(manifest), config.batch_size))
     # The first for each method, the others for the last one.
@@ -37,7 +37,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
         "warmup_steps": schedule.warmup,
         "steps_per_student": schedule.total,
         "images_seen": schedule.total * config.batch_size * students,
-        "cost": estimate.students(manifest, student, schedule.total, schedule.warmup),
+        "cost": estimate.students(manifest, built, schedule.total, schedule.warmup),
     }
 
 

@@ -10,10 +10,14 @@ from typing import Any
 
 from dfkd.commands import command_line
 from dfkd.commands.runs import RUN, Run, read
+from dfkd.distillation.student_names import student_names
+from dfkd.errors import ManifestError
 from dfkd.export import choice
+from dfkd.storage import layout
 from dfkd.storage.local import open_existing
 from dfkd.utils.markdown import align
 
+FIRST = "run dfkd pipeline first"
 UNITS = {"max_ms": "ms", "max_mb": "MB", "at_least": "points"}
 
 
@@ -24,7 +28,7 @@ def limits_of(options: argparse.Namespace) -> choice.Limits:
 
 def plan(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """What would be copied."""
-    found = choice.read_candidates(open_existing(run.root, "run dfkd pipeline first"))
+    found = _read(run)
     point = choice.choose(found, limits_of(options))
     return {"candidate": point.candidate.name, "precision": point.precision}
 
@@ -35,13 +39,32 @@ def work(run: Run, options: argparse.Namespace) -> str:
     Raises:
         LimitsError: no file satisfies all limits.
     """
-    storage = open_existing(run.root, "run dfkd pipeline first")
-    found, limits = choice.read_candidates(storage), limits_of(options)
+    found, limits = _read(run), limits_of(options)
     print("\n".join(table(found, limits)), flush=True)
     point = choice.choose(found, limits)
-    where = choice.ship(storage, point, limits)
+    where = choice.ship(open_existing(run.root, FIRST), point, limits)
     print(f"shipped {choice.described(point, found)}")
     return where
+
+
+def _read(run: Run) -> choice.Candidates:
+    """The candidates of a run; `ManifestError` if its manifest has other students now."""
+    storage = open_existing(run.root, FIRST)
+    found = choice.read_candidates(storage)
+    if run.manifest:
+        from dfkd.dataset.published import current  # which imports pyarrow
+
+        method = run.manifest.methods[-1]
+        version = current(storage.child(layout.data(method)))
+        own = student_names(run.manifest, version.fingerprint, method) if version else []
+        if {name for each in found.candidates for name in each.students} != set(own):
+            raise ManifestError(
+                "distillation",
+                "must be as of the students in candidates.json, on the images that are current",
+                list(run.manifest.distillation.student),
+                FIRST,
+            )
+    return found
 
 
 def table(found: choice.Candidates, limits: choice.Limits) -> list[str]:

@@ -51,6 +51,15 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
     return f"{method}-s{seed}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"
 
 
+def student_names(manifest: Manifest, fingerprint: str, method: Method) -> list[str]:
+    """The names of the students of each architecture and seed; arguments as for `student_name`."""
+    return [
+        student_name(manifest.with_student(architecture), fingerprint, method, seed)
+        for architecture in manifest.distillation.student
+        for seed in manifest.distillation.seeds
+    ]
+
+
 def weights_identity(weights: str) -> str:
     """The sha256 of the file that initial weights name, whatever its path, or the library's name.
 

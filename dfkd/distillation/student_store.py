@@ -11,7 +11,7 @@ from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion, current, open_version
-from dfkd.distillation.student_names import student_name
+from dfkd.distillation.student_names import student_name, student_names
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
 from dfkd.models.student import CARD, Student, load_student
 from dfkd.models.teacher import file_hashes
@@ -134,11 +134,7 @@ def require_students(manifest: Manifest, root: Storage, version: PublishedVersio
     """
     method, config = manifest.method, manifest.distillation
     _require_own(manifest, method, version)
-    names = [
-        student_name(manifest.with_student(each), version.fingerprint, method, seed)
-        for each in config.student
-        for seed in config.seeds
-    ]
+    names = student_names(manifest, version.fingerprint, method)
     finished = all(root.child(layout.student(name)).exists(CARD) for name in names)
     # Only training needs the teacher.
     if not finished and (config.embeds or not config.stored_labels):

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from dfkd.cluster.connection import connected
 from dfkd.cluster.making import build, identify, is_published
 from dfkd.config.manifest import Manifest
-from dfkd.config.plan import HELD_OUT_SALT
+from dfkd.config.plan import HELD_OUT_SALT, image_count
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.student_names import weights_identity
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_candidates
@@ -120,7 +120,7 @@ def write_candidates(manifest: Manifest, threads: int) -> str:
             _export(candidate, Path(name), students[0].version, manifest)
             for candidate in candidates(manifest, root, students)
         ]
-        scored = score(manifest, exported, threads)
+        scored, _ = score(manifest, exported, threads)
         timed = _time([each for each in exported if each.candidate.seed in (None, shipped)])
         gpu = torch.cuda.get_device_name() if pick_device().type == "cuda" else None
         entries = []
@@ -142,12 +142,16 @@ def write_candidates(manifest: Manifest, threads: int) -> str:
 
 def score_student(
     manifest: Manifest, architecture: str, version: str, threads: int
-) -> dict[str, list[float]]:
-    """Mean accuracy over domains (0-1) of both files of a student, by precision, for each seed.
+) -> tuple[dict[str, list[float]], list[str]]:
+    """Score both files of a student as exported.
 
     Args:
         architecture: one of `distillation.student`.
         version: id of the published version that it learned from.
+
+    Returns:
+        The mean accuracy over domains (0-1) by precision, for each seed; and the images that could
+        not be read.
 
     Raises:
         ManifestError, CorruptionError: as `write_candidates`.
@@ -159,11 +163,12 @@ def score_student(
             _export(_student(single, each, temperature), Path(name), each.version, single)
             for each in students
         ]
-        score(single, exported, threads)
-    return {
+        _, unreadable = score(single, exported, threads)
+    means = {
         precision: [statistics.fmean(each.accuracies[precision].values()) for each in exported]
         for precision in FILES
     }
+    return means, unreadable
 
 
 def _temperature(manifest: Manifest) -> float:
@@ -314,11 +319,13 @@ def _time(exported: Sequence[Exported]) -> dict[str, Any]:
     return time_on_one_core(calls)
 
 
-def score(manifest: Manifest, exported: Sequence[Exported], threads: int) -> dict[str, Any]:
+def score(
+    manifest: Manifest, exported: Sequence[Exported], threads: int
+) -> tuple[dict[str, Any], list[str]]:
     """Score both files of each candidate; sets `accuracies` of each.
 
     Returns:
-        What `candidates.json` says of the images.
+        What `candidates.json` says of the images, and those that could not be read.
 
     Raises:
         DfkdError: no image can be read.
@@ -346,13 +353,14 @@ def score(manifest: Manifest, exported: Sequence[Exported], threads: int) -> dic
             if found.any()
         }
     images = Counter(item.domain for item in data.items if as_utf8(item.name) not in unreadable)
-    return {
+    content = {
         "measure": "accuracy" if labelled else "agreement",
         "average": average,
         "source": data.source,
         "classes": len(manifest.classes),
         "images": {domain: images[domain] for domain in data.names if images[domain]},
     }
+    return content, [f"{name}: {reason}" for name, reason in sorted(unreadable.items())]
 
 
 def _classifier(exported: Exported, precision: str, threads: int) -> Classifier:
@@ -381,7 +389,7 @@ def held_out(manifest: Manifest) -> Domains:
     """Synthesised images that nothing has learned from, labelled by the teacher's answers.
 
     They are a small version of the last method's data set with another salt, which is made unless
-    it is there, and never becomes current.
+    it is there. It has a root of its own, because no other job must resume or remove it.
 
     Raises:
         PartialError, InfrastructureError: as `build`; the same call resumes.
@@ -390,13 +398,18 @@ def held_out(manifest: Manifest) -> Domains:
     shards = math.ceil(HELD_OUT_SHARE * config.images_per_class / config.shard_size)
     most = max(1, HELD_OUT_IMAGES // (len(manifest.classes) * config.shard_size))
     count = min(config.images_per_class, config.shard_size * min(shards, most))
+    root = f"{manifest.storage.root.rstrip('/')}/{layout.HELD_OUT}"
     small = manifest.with_method(manifest.methods[-1]).with_values(
-        synthesis={"images_per_class": count}
+        storage={"root": root}, synthesis={"images_per_class": count}
     )
     small = dataclasses.replace(small, salt=HELD_OUT_SALT)
     identity = identify(small)
-    with contextlib.nullcontext() if is_published(small, identity) else connected():
-        version = build(small, identity, make_current=False).version
+    with contextlib.ExitStack() as ray_runtime:
+        if not is_published(small, identity):
+            say(f"synthesises {image_count(small)} more images, from which nothing learns")
+            ray_runtime.enter_context(connected())
+        # What another manifest has left unfinished there is of no use to this one.
+        version = build(small, identity, abandon=True).version
     items = tuple(
         Item("synthesised", int(sample.arrays["distances"].argmin()), sample.key, sample.image)
         for receipt in version.receipts()

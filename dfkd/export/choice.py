@@ -124,7 +124,7 @@ class Candidates:
     source: Printable
     """Name of the images, for display."""
     images: Annotated[dict[Printable, Count], Field(min_length=1)]
-    """Number of images by domain, in display order."""
+    """Number of images by domain."""
     machine: Printable
     """The processor, of which one core was timed."""
     gpu: Printable | None

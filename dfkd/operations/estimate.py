@@ -106,10 +106,20 @@ def synthesis(manifest: Manifest, teacher: Teacher, generator: Generator | None)
     return found | ({"without": left_out} if left_out else {})
 
 
-def students(manifest: Manifest, student: Student, steps: int, warmup: int) -> dict[str, Any]:
-    """What all students cost at least: the `summary` of `student_work`."""
-    count = len(manifest.distillation.seeds) * len(manifest.methods)
-    return summary([work * count for work in student_work(manifest, student, steps, warmup)])
+def students(
+    manifest: Manifest, built: Sequence[Student], steps: int, warmup: int
+) -> dict[str, Any]:
+    """What all students cost at least: the `summary` of `student_work`.
+
+    Args:
+        built: an untrained one for each of `distillation.student`.
+    """
+    works, methods = [], len(manifest.methods)
+    for student in built:
+        count = methods * len(manifest.distillation.seeds)
+        works += [work * count for work in student_work(manifest, student, steps, warmup)]
+        methods = 1  # the first is trained for each method, the others for the last one
+    return summary(works)
 
 
 def summary(works: Sequence[Work]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import read_json
-from dfkd.distillation.student_names import student_name
+from dfkd.distillation.student_names import student_names
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.operations.attempts import Attempt
 from dfkd.operations.kept_versions import KeptVersions
@@ -163,15 +163,13 @@ class _Planner:
 
     def _expected_students(self, gone: Sequence[str]) -> dict[str, str]:
         """The version of each student that the manifest's settings train on versions that go."""
-        found = {}
+        found: dict[str, str] = {}
         for key in gone:
             method = key.partition("/")[0]
             try:
                 identity = read_json(self.root, f"{folder(key)}/{layout.IDENTITY}")
-                for architecture in self.manifest.distillation.student:
-                    single = self.manifest.with_student(architecture)
-                    for seed in self.manifest.distillation.seeds:
-                        found[student_name(single, fingerprint(identity), method, seed)] = key
+                names = student_names(self.manifest, fingerprint(identity), method)
+                found |= dict.fromkeys(names, key)
             except (CorruptionError, ManifestError):
                 continue  # without its identity or the initial weights nothing is attributed to it
         return found

@@ -81,17 +81,16 @@ def _check_compiler(manifest: Manifest) -> None:
         )
 
 
-def check_distillation(manifest: Manifest) -> Student:
+def check_distillation(manifest: Manifest) -> list[Student]:
     """Refuse students that cannot be built, or whose initial weights are missing.
 
-    Returns the first of `distillation.student`.
+    Returns them, one for each of `distillation.student`.
     """
     size, classes = manifest.synthesis.image_size, len(manifest.classes)
-    first, *_ = [
+    return [
         build(manifest.distillation.of_student(each), classes, size, seed=0, cache=manifest.cache)
         for each in manifest.distillation.student
     ]
-    return first
 
 
 def check_batches(manifest: Manifest) -> None:

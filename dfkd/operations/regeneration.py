@@ -92,11 +92,12 @@ def regenerate(
     """
     _check(manifest)
     root = open_storage(manifest.storage.root)
+    shipped = _shipped_student(root, manifest)
     with holding(root, LEASE) as lease, connected():
         attempt = _begin(root, manifest, abandon)
         print(f"regeneration {attempt.number}: version {attempt.candidate}", flush=True)
         salted = dataclasses.replace(manifest, salt=attempt.number)
-        run = _Run(salted, attempt, lease, command, threads, _shipped_student(root, manifest))
+        run = _Run(salted, attempt, lease, command, threads, shipped)
         candidate = run.build(abandon, accept_partial)
         # Stop here if another process took over the lease while the candidate was built.
         lease.fence()
@@ -248,14 +249,16 @@ class _Run:
         folder = f"{self.attempt.folder}/{name}"
         scored = evaluate(self.manifest, self.threads, version.id, folder)
         note_origin(self.attempt.root.child(folder), self.manifest, self.command)
-        if unreadable := scored.results["data"]["unreadable"]:
+        architecture, precision = self.shipped
+        files, lost = candidates.score_student(
+            self.manifest, architecture, version.id, self.threads
+        )
+        if unreadable := [*scored.results["data"]["unreadable"], *lost]:
             # A disk that fails for a minute must not decide between two versions.
             raise PartialError(
                 f"evaluation.data: {len(unreadable)} images could not be read, the first is "
                 f"{unreadable[0]}; fix or remove them and run the same command again, it resumes"
             )
-        architecture, precision = self.shipped
-        files = candidates.score_student(self.manifest, architecture, version.id, self.threads)
         mean = statistics.fmean(files[precision])
         told = f"{architecture} {precision}: accuracy {100 * mean:.2f} %"
         print(f"{name} {version.id}, {told}", flush=True)
@@ -271,13 +274,17 @@ class _Run:
         # Whoever has lost the lease meanwhile must not replace the results of a later attempt.
         self.lease.fence()
         print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
+        # A call that is killed while it copies the file leaves no `shipped.json`.
+        facts = f"{layout.SHIPPED}{layout.SHIPPED_FACTS}"
+        if attempt.root.exists(facts):
+            attempt.storage.put(facts, attempt.root.get(facts))
         results = attempt.storage.get(f"{attempts.CANDIDATE}/{layout.RESULTS}")
         attempt.root.put(layout.RESULTS, results)
         version = open_version(home, attempt.candidate)
         write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
         with thread_limit(self.threads) as threads:
             print(f"candidates {candidates.write_candidates(manifest, threads)}", flush=True)
-        if shipped := choice.read_shipped(attempt.root):
+        if shipped := choice.read_shipped(attempt.storage):
             point = choice.point_of(choice.read_candidates(attempt.root), shipped)
             where = choice.ship(attempt.root, point, shipped.limits)
             print(f"shipped {point.name} {where}", flush=True)

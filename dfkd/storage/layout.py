@@ -22,6 +22,7 @@ cells/root/mark                     marks a root of studies, before it has a cel
 regenerations/{n:08d}/              one attempt at a better version
 candidates/{name}/                  an exported candidate; candidates.json has all of them
 shipped/                            a copy of the candidate that dfkd ship chose
+held-out/                           a root of its own with images that nothing learns from
 other-classes/                      scores and labels of classes that replace the run's
 leases/, records/, tensorboard/, benchmarks/
 """
@@ -41,6 +42,7 @@ TENSORBOARD = "tensorboard/"
 BENCHMARKS = "benchmarks/"
 CHECKPOINTS = "checkpoints/"
 OTHER_CLASSES = "other-classes/"
+HELD_OUT = "held-out"
 RESULTS = "results.json"
 REPORT, REPORT_FACTS, COMPARISON = "report.html", "report.json", "comparison.html"
 CANDIDATES = "candidates.json"

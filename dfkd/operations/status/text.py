@@ -36,7 +36,7 @@ def line(status: RunStatus) -> str:
     )
     finished = sum(student.state == "finished" for student in status.distill)
     students = [f"{finished}/{len(status.distill)} students"]
-    students += [f"{s.method} seed {s.seed} {_progress(s)}" for s in status.distill if s.step]
+    students += [f"{_name(s)} {_progress(s)}" for s in status.distill if s.step]
     files = (f"{layout.RESULTS} {status.evaluate.state}", f"{layout.REPORT} {status.report.state}")
     remark = f" # {status.remark}" if status.remark else ""
     parts = [*versions, *students, *files, f"next: {status.next or 'nothing to do'}{remark}"]
@@ -54,8 +54,7 @@ def _rows(status: RunStatus) -> Iterator[Row]:
             more = f"{len(reasons) - MAX_REASONS} more"
             yield "", more, "quarantined", "--json prints all of them"
     for student in status.distill:
-        named = (student.method, student.architecture, f"seed {student.seed}")
-        yield "distill", " ".join(filter(None, named)), student.state, _student(student)
+        yield "distill", _name(student), student.state, _student(student)
     yield "evaluate", layout.RESULTS, status.evaluate.state, _age(status.evaluate)
     yield "report", layout.REPORT, status.report.state, _age(status.report)
     yield "export", layout.CANDIDATES, status.candidates.state, _age(status.candidates)
@@ -96,6 +95,12 @@ def _version(version: VersionStatus) -> str:
     if version.newest_shard_seconds is not None:
         facts.append(f"newest shard {_time(version.newest_shard_seconds)} ago")
     return ", ".join((*facts, *_pace(version.images_per_second, version.seconds_left)))
+
+
+def _name(student: StudentStatus) -> str:
+    """A student's method, architecture if there are several, and seed."""
+    named = (student.method, student.architecture, f"seed {student.seed}")
+    return " ".join(filter(None, named))
 
 
 def _student(student: StudentStatus) -> str:
