@@ -33,7 +33,7 @@ def checkpoints(target: StudentLocation) -> Checkpoints:
 
 def task_of(manifest: Manifest) -> StudentTask:
     target = locate_student(manifest, "vanilla", 0)
-    return StudentTask("vanilla", 0, target.version.id, target.name)
+    return StudentTask("vanilla", 0, target.version.id, target.architecture, target.name)
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,28 @@ from PIL import Image
 from ceph import missing
 from dfkd.errors import Exit
 from dfkd.evaluation.results import validate_results
+from dfkd.export.choice import (
+    Limits,
+    point_of,
+    points,
+    read_candidates,
+    read_shipped,
+    ship,
+)
 from dfkd.operations import attempts
 from dfkd.storage import lease
 from dfkd.storage.local import open_storage
-from tests.helpers.jobs import plan, refusal, run_here
+from dfkd.utils.strict_json import canonical
+from tests.helpers.candidates import candidate, put_folders, tree
+from tests.helpers.jobs import contents, last_error, plan, refusal, run_here
 from tests.helpers.own_ray import own_ray
 from tests.helpers.published import published
 from tests.helpers.small_manifest import vqgan
 from tests.helpers.tiny_version import write_manifest
 
 CLASSES = ("clock", "book", "key")
+SHIPPED = "timm:test_efficientnet"
+"""The student that is shipped in int8; results are those of the first one."""
 
 
 @pytest.fixture
@@ -50,8 +62,9 @@ def manifest(tmp_path: Path) -> Path:
             "views": 0,
         },
         generator=vqgan(steps=1),
-        distillation={"epochs": 1},
-        evaluation={"data": str(tmp_path / "data")},
+        distillation={"epochs": 1, "student": ["timm:test_resnet", SHIPPED]},
+        candidates={"towers": []},
+        evaluation={"data": str(tmp_path / "data"), "average": "classes"},
         cluster={"workers": 1},
     )  # fmt: skip
 
@@ -68,7 +81,7 @@ def regenerate(
 @pytest.mark.s3
 @pytest.mark.timeout(700)
 def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Published; refused by the gate; a share made anew and accepted; the rest swept."""
+    """Published, shipped; refused by the gate; a share made anew and accepted; the rest swept."""
     found = regenerate(manifest, place)
     assert found.returncode == Exit.DONE, found.stderr
     root = open_storage(place)
@@ -77,6 +90,9 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
     assert "comparison.html" not in found.stdout
     assert found.stdout.splitlines()[-1] == f"wrote {root.location('report.html')}"
     results = root.get("results.json")
+    (old,) = (each for each in points(read_candidates(root)) if each.name == f"{SHIPPED} int8")
+    ship(root, old, Limits(max_mb=1.0))
+    file = root.get("shipped/model.int8.onnx")
 
     with monkeypatch.context() as strict:
         strict.setattr(attempts, "MINIMUM_PER_CLASS", 5)
@@ -86,12 +102,12 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
     assert "does not become current (images of each class, at least 5, got 4 of clock)" in line
     assert published(place).id == first
     assert root.get("results.json") == results
+    assert root.get("shipped/model.int8.onnx") == file
     refused = json.loads(root.get("regenerations/00000001/decision.json"))
     assert refused["current"] == first
     assert "refused" in root.get("regenerations/00000001/comparison.html").decode()
 
     some = ["regeneration.share=0.5", "regeneration.classes=[book]", "regeneration.tolerance=1.0"]
-    some.append("evaluation.average=classes")
     found = regenerate(manifest, place, *some)
     assert found.returncode == Exit.DONE, found.stderr
     assert f"current: {first} -> " in found.stdout
@@ -100,11 +116,18 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
     assert second.facts["identity"]["salt"] == 2
     decision = json.loads(root.get("regenerations/00000002/decision.json"))
     assert decision["candidate"] == second.id
-    for name, figure in (("candidate", "accuracy"), ("current", "current_accuracy")):
-        scored = json.loads(root.get(f"regenerations/00000002/{name}/results.json"))
-        validate_results(scored)
-        (students,) = (line for line in scored["summary"] if line["model"] == "student")
-        assert (scored["average"], students["mean"]) == ("classes", decision[figure])
+    for name in ("candidate", "current"):
+        validate_results(json.loads(root.get(f"regenerations/00000002/{name}/results.json")))
+    # What the gate has compared is the shipped file before and after.
+    shipped = read_shipped(root)
+    assert shipped is not None
+    assert (shipped.candidate, shipped.precision, shipped.limits.max_mb) == (SHIPPED, "int8", 1.0)
+    new = point_of(read_candidates(root), shipped)
+    assert (decision["current_accuracy"], decision["accuracy"]) == (old.mean, new.mean)
+    assert f"mean accuracy of {SHIPPED} int8, at most" in decision["rules"][0]["text"]
+    assert f"shipped {SHIPPED} int8 {root.location('shipped')}" in found.stdout
+    assert json.loads(root.get("shipped/candidate.json"))["data"]["version"] == second.id
+    assert root.get("shipped/model.int8.onnx") != file
     assert root.get("results.json") == root.get("regenerations/00000002/candidate/results.json")
     assert second.fingerprint in root.get("report.html").decode()
 
@@ -119,7 +142,7 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
     assert not any(root.exists(key) for key in gone)
     assert published(place).id == second.id
     assert refused["candidate"] not in root.child("data/vanilla").folders("versions/")
-    assert len(root.folders("students/")) == 1
+    assert len(root.folders("students/")) == 2
 
 
 def test_a_second_regeneration_is_refused_while_one_is_at_work(
@@ -129,7 +152,7 @@ def test_a_second_regeneration_is_refused_while_one_is_at_work(
     with lease.holding(root, "regenerate") as first:
         found = regenerate(manifest, tmp_path / "run")
     assert found.returncode == Exit.RETRY
-    (line,) = found.stderr.strip().splitlines()
+    line = last_error(found)
     assert line.startswith(f"error: lease regenerate: is held by {first.holder} until ")
     assert list(root.list("regenerations/")) == []
 
@@ -155,6 +178,23 @@ def test_what_cannot_be_regenerated_is_refused_at_once(
 ) -> None:
     assert complaint in refusal("regenerate", manifest, "--set", setting, *options)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["teacher", "timm:test_vit"])
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_what_new_images_do_not_change_is_not_compared(
+    manifest: Path, tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
+    """A tower, or a student that the manifest does not train."""
+    content = tree(candidate(name, ([0.8], 3.2, 2.0), ([0.7], 1.9, 0.5)))
+    root = open_storage(str(tmp_path / "run"))
+    root.put("candidates.json", canonical(content))
+    put_folders(tmp_path / "run", content)
+    ship(root, points(read_candidates(root))[0], Limits())
+    before = contents(tmp_path / "run")
+    rule = f"distillation.student: must have {name}, which shipped/ holds"
+    assert rule in refusal("regenerate", manifest, *options)
+    assert contents(tmp_path / "run") == before
 
 
 def test_the_plan_makes_nothing(manifest: Path, tmp_path: Path) -> None:

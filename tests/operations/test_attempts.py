@@ -25,6 +25,7 @@ from dfkd.storage.local import open_storage
 from tests.helpers import small_manifest
 from tests.helpers.partial_version import TASKS, fill, regenerated
 
+FILE = "resnet18 int8"
 IDENTITY = {"prompts.method": ["mix"], "salt": 3, "generator.vqgan.learning_rate": 0.1}
 DECISION = Decision("0" * 16, "", 0.5, None, (Rule("at least 1", "", "0", False),))
 DAMAGE = [
@@ -90,7 +91,7 @@ def owls(tmp_path: Path) -> PublishedVersion:
 
 
 def test_a_class_without_images_is_refused_and_named(owls: PublishedVersion) -> None:
-    rules = gate(Regeneration(), owls, 0.5, owls, 0.5).rules
+    rules = gate(Regeneration(), owls, FILE, 0.5, owls, 0.5).rules
     assert [(rule.value, rule.holds) for rule in rules][1] == ("0 of tree", False)
 
 
@@ -99,8 +100,9 @@ def test_a_student_that_loses_as_much_as_it_may_passes(
     tmp_path: Path, accuracy: float, holds: bool
 ) -> None:
     version, config = fill(tmp_path), Regeneration(tolerance=0.02)
-    decision = gate(config, version, accuracy, version, 0.14)
+    decision = gate(config, version, FILE, accuracy, version, 0.14)
     assert [rule.holds for rule in decision.rules] == [holds, True, True]
+    assert decision.rules[0].text.startswith(f"mean accuracy of {FILE}, ")
 
 
 @pytest.mark.parametrize("holds", [True, False])
@@ -108,7 +110,7 @@ def test_images_that_are_too_much_alike_are_refused(tmp_path: Path, holds: bool)
     version = fill(tmp_path)
     floor = diversity(version) + (0 if holds else 1e-6)
     config = Regeneration(diversity_floor=floor)
-    decision = gate(config, version, 0.5, version, 0.5)
+    decision = gate(config, version, FILE, 0.5, version, 0.5)
     assert [rule.holds for rule in decision.rules] == [True, True, holds]
 
 

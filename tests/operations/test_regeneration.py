@@ -13,12 +13,15 @@ from unittest.mock import Mock
 import pytest
 
 from dfkd.cluster import students
+from dfkd.cluster.students import FinishedStudent
 from dfkd.config.identity import identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import blocks, tasks
 from dfkd.dataset.published import PublishedVersion, advance, current_id
 from dfkd.distillation.student_names import student_name
+from dfkd.distillation.student_store import StudentLocation
 from dfkd.errors import BudgetError, DfkdError, GateError, LeaseError, ManifestError, PartialError
+from dfkd.export import choice
 from dfkd.models.generators.settings import Vqgan
 from dfkd.models.student import CARD
 from dfkd.operations import attempts, garbage_collection, regeneration, sweep
@@ -26,6 +29,8 @@ from dfkd.operations.attempts import Attempt
 from dfkd.storage import layout, lease
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
+from dfkd.utils.strict_json import canonical
+from tests.helpers.candidates import candidate, parsed, put_folders, tree
 from tests.helpers.tiny_models import RESNET, model_config, write_teacher
 from tests.helpers.tiny_version import fill, publish, write_manifest
 
@@ -58,20 +63,102 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     return Manifest.read(write_manifest(tmp_path))
 
 
-def test_images_that_could_not_be_read_decide_nothing(
-    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They may be readable a minute later, when the other version is scored."""
-    scored = SimpleNamespace(results={"data": {"unreadable": ["photo/dog/1.png: truncated"]}})
-    student = SimpleNamespace(reused=True, student=SimpleNamespace(location="here"))
-    monkeypatch.setattr(regeneration, "evaluate", lambda *_: scored)
+def scored_by(
+    monkeypatch: pytest.MonkeyPatch, lost: list[str], lost_of_the_file: list[str]
+) -> tuple[list[StudentLocation], Mock]:
+    """The real `score` of students that are not trained; returns those, and what scores the file.
+
+    Args:
+        lost: the images that could not be read for `results.json`.
+        lost_of_the_file: those that could not be read for the shipped file.
+    """
+    trained: list[StudentLocation] = []
+
+    def distil(manifest: Manifest, student: StudentLocation) -> FinishedStudent:
+        trained.append(student)
+        return FinishedStudent(student, reused=True)
+
+    results = SimpleNamespace(results={"data": {"unreadable": lost}})
+    files = {"float32": [0.9], "int8": [0.4, 0.6]}
+    score = Mock(return_value=(files, lost_of_the_file))
+    monkeypatch.setattr(regeneration, "evaluate", lambda *_: results)
     monkeypatch.setattr(regeneration, "note_origin", lambda *_: None)
     monkeypatch.setattr(regeneration._Run, "score", SCORE)
-    monkeypatch.setattr(students, "distill", lambda *_: student)
+    monkeypatch.setattr(students, "distill_located", distil)
+    monkeypatch.setattr(regeneration.candidates, "score_student", score)
+    return trained, score
+
+
+LOST = "photo/dog/1.png: truncated"
+
+
+@pytest.mark.parametrize("lost", [([LOST], []), ([], [LOST])])
+def test_images_that_could_not_be_read_decide_nothing(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, lost: tuple[list[str], list[str]]
+) -> None:
+    """They may be readable a minute later, when the other version is scored."""
+    scored_by(monkeypatch, *lost)
     publish(manifest)
     with pytest.raises(PartialError, match=r"1 images could not be read, the first is photo/dog"):
         regenerate(manifest)
     assert not open_storage(manifest.storage.root).exists("regenerations/00000001/decision.json")
+
+
+@pytest.mark.parametrize(("shipped", "accuracy"), [(True, 0.5), (False, 0.9)])
+def test_the_shipped_file_decides_and_every_student_is_trained(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, shipped: bool, accuracy: float
+) -> None:
+    trained, score = scored_by(monkeypatch, [], [])
+    publish(manifest)
+    manifest = manifest.with_values(distillation={"student": SEVERAL, "seeds": (0, 1)})
+    if shipped:
+        put_shipped(open_storage(manifest.storage.root))
+    with pytest.raises(GateError):
+        regenerate(manifest)
+    file = f"{SEVERAL[1]} int8" if shipped else f"{SEVERAL[0]} float32"
+    decision = Attempt(open_storage(manifest.storage.root), 1).decision
+    assert decision is not None
+    assert decision.rules[0].text.startswith(f"mean accuracy of {file}, ")
+    assert (decision.accuracy, decision.current_accuracy) == (accuracy, accuracy)
+    assert {call.args[1] for call in score.call_args_list} == {file.split()[0]}
+    students = [(name, seed) for name in SEVERAL for seed in (0, 1)]
+    assert [(each.architecture, each.seed) for each in trained] == 2 * students
+    versions = [each.version.id for each in trained]
+    assert versions == 4 * [decision.candidate] + 4 * [decision.current]
+    assert [call.args[2] for call in score.call_args_list] == [versions[0], versions[-1]]
+
+
+SEVERAL = ("timm:test_resnet", "timm:test_efficientnet")
+CONTENT = tree(candidate(SEVERAL[1], ([0.6], 2.2, 0.4), ([0.5], 1.4, 0.2), images=24))
+
+
+def put_shipped(root: Storage) -> None:
+    """The int8 file of the second student is what is shipped."""
+    root.put(layout.CANDIDATES, canonical(CONTENT))
+    put_folders(Path(root.location()), CONTENT)
+    (point,) = (each for each in choice.points(parsed(*CONTENT["candidates"])) if each.mb == 0.2)
+    choice.ship(root, point, choice.Limits(max_mb=0.3))
+
+
+def test_a_kill_while_the_file_is_copied_does_not_forget_which_it_is(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "MINIMUM_PER_CLASS", 1)
+    monkeypatch.setattr(regeneration, "write_contact_sheet", lambda *_: None)
+    monkeypatch.setattr(regeneration.page, "write", lambda *_: "report.html")
+    monkeypatch.setattr(regeneration.candidates, "write_candidates", lambda *_: "candidates.json")
+    publish(manifest)
+    manifest = manifest.with_values(distillation={"student": SEVERAL})
+    root = open_storage(manifest.storage.root)
+    put_shipped(root)
+    before = choice.read_shipped(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "canonical", killed)  # after the copy, before shipped.json
+        with pytest.raises(KeyboardInterrupt):
+            regenerate(manifest)
+    assert choice.read_shipped(root) is None
+    regenerate(manifest)
+    assert choice.read_shipped(root) == before
 
 
 def regenerate(manifest: Manifest) -> None:
