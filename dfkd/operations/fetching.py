@@ -76,7 +76,7 @@ def fetch(manifest: Manifest) -> str:
             if model.library == "diffusers":
                 found = _fetch_pipeline(manifest)
             elif model.library == "open_clip":
-                tower = towers(manifest)[model.field]
+                tower = towers(manifest)[model.field.removesuffix(".weights")]
                 tag = get_pretrained_cfg(tower.model, tower.weights) or {}
                 found = f"{model.id}: {_fetch_tag(model.field, tag, manifest.cache)}"
             else:

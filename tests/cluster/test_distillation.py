@@ -274,6 +274,40 @@ def test_students_of_one_rank_train_side_by_side(
     assert len({file.name.split(".")[-2] for file in events}) > 1
 
 
+def test_other_architectures_train_beside_the_first_on_the_last_method_s_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = ["timm:test_resnet", "timm:test_efficientnet"]
+    settings = {"student": several, "epochs": 1}
+    manifest = Manifest.read(
+        write_manifest(tmp_path, prompts={"method": ["vanilla", "mix"]}, distillation=settings)
+    )
+    versions = {method: publish(manifest, method) for method in manifest.methods}
+    alone = distill(manifest.with_student(several[0]), "mix", 0)  # of a manifest without others
+    written = Path(alone.student.location).stat().st_mtime_ns
+    engines: list[tuple[type, int]] = []
+
+    def noted(kind: Any, share: WorkerResources, count: int, *others: Any) -> Any:
+        engines.append((kind, count))
+        return student_engine(kind, share, count, *others)
+
+    monkeypatch.setattr(students, "student_engine", noted)
+    found = dfkd.distill(manifest)
+    assert engines == [(StudentDistiller, 2)]
+    assert [(each.student.method, each.student.architecture, each.reused) for each in found] == [
+        ("vanilla", several[0], False),
+        ("mix", several[0], True),
+        ("mix", several[1], False),
+    ]
+    assert found[1].student.name == alone.student.name
+    assert Path(alone.student.location).stat().st_mtime_ns == written
+    for each in found:
+        _, card = load_student(each.student.storage)
+        made = (card["version"], card["student"])
+        assert made == (versions[each.student.method].fingerprint, each.student.architecture)
+    assert len([*tmp_path.glob("run/students/*")]) == 3
+
+
 def test_a_student_that_fails_at_every_attempt_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

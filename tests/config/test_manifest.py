@@ -40,7 +40,7 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
     distillation = manifest.distillation
     assert (distillation.warmup_epochs, distillation.epochs) == (150, 150)
     assert (distillation.learning_rate, distillation.finetune_factor) == (0.1, 0.1)
-    assert distillation.weights == "IMAGENET1K_V1"
+    assert distillation.initial_weights == "IMAGENET1K_V1"
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_defaults_are_the_papers_numbers(path: Path) -> None:
         ("regeneration.classes=[horse]", "regeneration.classes", "must be among classes"),
         ("distillation.seeds=true", "distillation.seeds", "integer"),
         (f"distillation.seeds={1 << 32}", "distillation.seeds", "less than 4294967296"),
-        ("distillation.student=[]", "distillation.student", "at least 1"),
+        ("distillation.student=[]", "distillation.student", "1 or more"),
         ("distillation.student=[resnet18, resnet18]", "distillation.student", "once"),
         ("distillation.weights=[none, none]", "distillation.weights", "one for all"),
         ("candidates.towers=[teacher, teacher]", "candidates.towers", "once"),
-        ("candidates.towers=[{model: RN50}]", "candidates.towers.0", "weights"),
-        ("candidates.classifiers=[]", "candidates.classifiers", "at least 1"),
+        ("candidates.towers=[{model: RN50}]", "candidates.towers.0.weights", "is required"),
+        ("candidates.classifiers=[]", "candidates.classifiers", "1 or more"),
         ("evaluation.models=[teacher, teacher]", "evaluation.models", "once"),
         ("evaluation.models=[]", "evaluation.models", "must name a model"),
         ("evaluation.average=pixels", "evaluation.average", "images"),
@@ -175,7 +175,7 @@ def test_the_shards_hold_the_labels_of_plain_images(
 
 def test_weights_with_a_suffix_are_a_file_of_the_current_folder(path: Path) -> None:
     manifest = Manifest.read(path, ("distillation.weights=mine.safetensors",))
-    assert weights_file(manifest.distillation.weights) == Path("mine.safetensors")
+    assert weights_file(manifest.distillation.initial_weights) == Path("mine.safetensors")
     assert weights_file("IMAGENET1K_V1") is None
 
 

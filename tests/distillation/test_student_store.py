@@ -7,7 +7,7 @@ import torch
 
 from dfkd.config.distillation import Distillation, Texts
 from dfkd.config.manifest import Manifest, StorageConfig
-from dfkd.distillation.student_names import TRAINING_ONLY_KEYS, student_name
+from dfkd.distillation.student_names import TRAINING_ONLY_KEYS, student_name, student_names
 from dfkd.distillation.student_store import (
     check_initial_weights,
     check_teacher,
@@ -51,6 +51,14 @@ def test_the_same_initial_weights_at_another_path_are_the_same_student(tmp_path:
         path.write_bytes(content)
     same, moved, other = (named(weights=str(path)) for path in weights)
     assert same == moved != other
+
+
+def test_other_students_of_the_manifest_do_not_rename_the_first() -> None:
+    several, weights = ("resnet18", "resnet50"), ("IMAGENET1K_V1", "IMAGENET1K_V2")
+    assert named(student=several) == named(student=several, weights=weights) == named()
+    both = MANIFEST.with_values(distillation={"student": several, "weights": weights})
+    second = named(student="resnet50", weights="IMAGENET1K_V2")
+    assert student_names(both, "f", "mix") == [named(), second]
 
 
 CHANGED: dict[str, Any] = {

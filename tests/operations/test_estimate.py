@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,27 @@ def test_a_plan_tells_a_bound(tmp_path: Path) -> None:
         costs.append([planned[stage]["cost"]["tflop"] for stage in ("synthesize", "distill")])
         assert planned["distill"]["cost"]["bound_of"].startswith("H100 at its peaks")
     assert all(0 < few < many for few, many in zip(*costs, strict=True))
+
+
+@pytest.mark.heavy
+def test_other_students_are_counted_for_one_method(tmp_path: Path) -> None:
+    """The first is trained on the images of each method, the others on those of the last."""
+
+    def planned(*students: str, methods: str = "mix") -> dict[str, Any]:
+        settings = [
+            f"distillation.student=[{', '.join(students)}]", f"prompts.method=[{methods}]",
+            "distillation.seeds=[0, 1]", "distillation.weights=none",
+            "distillation.warmup_epochs=0",
+        ]  # fmt: skip
+        found = jobs.load("distill").plan(small_manifest.read(tmp_path, *settings), None)
+        return found | found["cost"]
+
+    first, other = planned("resnet18"), planned("resnet34")
+    both = planned("resnet18", "resnet34", methods="vanilla, mix")
+    assert [each["students"] for each in (first, other, both)] == [2, 2, 6]
+    assert both["tflop"] == pytest.approx(2 * first["tflop"] + other["tflop"], rel=0.01)
+    seen = [each["images_seen"] for each in (first, other, both)]
+    assert seen[2] == 2 * seen[0] + seen[1]
 
 
 def test_methods_without_prompts_are_named_and_not_counted() -> None:

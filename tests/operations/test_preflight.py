@@ -5,21 +5,41 @@ from pathlib import Path
 import pytest
 
 from dfkd.config.manifest import Manifest
-from dfkd.errors import ManifestError
+from dfkd.errors import ManifestError, WeightsError
 from dfkd.operations.preflight import (
     check_batches,
+    check_distillation,
     check_evaluation,
     check_synthesis,
     note_surprises,
 )
 from tests.helpers import small_manifest
 from tests.helpers.inversion_runs import read as inversion
+from tests.helpers.tiny_models import write_backbone
 
 
 def test_a_batch_that_no_epoch_will_fill_is_refused(tmp_path: Path) -> None:
     check_batches(small_manifest.read(tmp_path))
     with pytest.raises(ManifestError, match=r"batch_size: must not exceed the \d+ images"):
         check_batches(small_manifest.read(tmp_path, "distillation.batch_size=100000"))
+
+
+@pytest.mark.parametrize(("content", "rule"), [(None, "existing file"), (b"{}", "")])
+def test_each_student_is_built_and_its_weights_are_read(
+    tmp_path: Path, content: bytes | None, rule: str
+) -> None:
+    first, second = write_backbone(tmp_path / "first.safetensors"), tmp_path / "second.safetensors"
+    write_backbone(second, "test_efficientnet")
+    students = "distillation.student=[timm:test_resnet, timm:test_efficientnet]"
+    settings = (students, f"distillation.weights=[{first}, {second}]")
+    built = check_distillation(small_manifest.read(tmp_path, *settings))
+    sizes = [sum(each.numel() for each in student.backbone.parameters()) for student in built]
+    assert sizes == [372_688, 99_196]
+    second.unlink()
+    if content is not None:
+        second.write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"^distillation\.weights: .*{rule}"):
+        check_distillation(small_manifest.read(tmp_path, *settings))
 
 
 def test_only_what_is_scored_needs_data(tmp_path: Path) -> None:

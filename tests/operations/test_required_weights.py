@@ -65,6 +65,19 @@ def test_names_stand_for_published_files(tmp_path: Path) -> None:
     assert hub_models(config) == [HubModel("teacher.weights", "open_clip", hub)]
 
 
+def test_each_student_s_weights_are_needed(tmp_path: Path) -> None:
+    students = ["resnet18", "resnet50", "timm:resnet18", "timm:resnet34"]
+    weights = ["IMAGENET1K_V1", "IMAGENET1K_V2", "pretrained", "none"]
+    config = small_manifest.read(
+        tmp_path, distillation={"student": students, "weights": weights, "warmup_epochs": 0}
+    )
+    assert [(need.field, need.artifact.file) for need in needs(config)] == [
+        ("distillation.weights", "resnet18-f37072fd.pth"),
+        ("distillation.weights", "resnet50-11ad3fa6.pth"),
+    ]
+    assert hub_models(config) == [HubModel("distillation.weights", "timm", "timm:resnet18")]
+
+
 def test_models_of_a_hub_are_told_apart(tmp_path: Path) -> None:
     config = manifest(
         tmp_path,
