@@ -190,7 +190,7 @@ def test_of_many_pictures_the_one_that_cannot_be_decoded_is_named(tmp_path: Path
 
 
 def test_an_exported_student_is_refused_with_what_runs_it(tmp_path: Path) -> None:
-    (tmp_path / "takehome.json").write_text("{}")
+    (tmp_path / "candidate.json").write_text("{}")
     with pytest.raises(dfkd.ManifestError, match=r"not an exported student.*dfkd\.export\.predict"):
         dfkd.load_student(tmp_path)
 

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not emulated_cuda.COMPILER, reason="needs a C++ compiler"),
 ]
 
-SCORED = ["synthesize", "distill", "evaluate", "few_shot"]
+SCORED = ["synthesize", "distill", "evaluate", "export_candidates", "few_shot"]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from dfkd.config.distillation import Augmentation  # noqa: E402
 from dfkd.config.manifest import Manifest  # noqa: E402
 from dfkd.config.plan import PromptPart, PromptSummary, blocks, part_count, units  # noqa: E402
 from dfkd.dataset.versions import begin  # noqa: E402
+from dfkd.export.choice import read_candidates  # noqa: E402
 from dfkd.lab.few_shot.run import few_shot  # noqa: E402
 from dfkd.lab.few_shot.settings import FewShot  # noqa: E402
 from dfkd.models.generators.diffusers_folder import SCHEDULERS  # noqa: E402
@@ -130,6 +131,9 @@ def main(name: str, folder: Path) -> None:
     stage("distill", lambda: dfkd.distill(manifest))
     if "evaluation" in RUNS[name]:
         stage("evaluate", lambda: dfkd.evaluate(manifest))
+        stage("export_candidates", lambda: dfkd.export_candidates(manifest))
+        for each in read_candidates(open_storage(manifest.storage.root)).candidates:
+            assert each.gpu_ms, each.name
         stage("few_shot", lambda: few_shot(manifest, TRAINED))
 
 
