@@ -9,14 +9,18 @@ The process needs the library that `build` makes in LD_PRELOAD, and a torch that
 CUDA. It must end by `os._exit`, because torch would wait for its device's thread.
 """
 
+import functools
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.onnx
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
@@ -190,17 +194,19 @@ def install() -> None:
             "get_device_name": lambda device=None: "emulated",
             "is_bf16_supported": lambda including_emulation=True: True,
             "empty_cache": lambda: None,
+            "synchronize": lambda device=None: None,
             "manual_seed": lambda seed: None,
-            "get_rng_state": lambda device: torch.zeros(1, dtype=torch.uint8),
-            "set_rng_state": lambda state, device: None,
+            "get_rng_state": lambda device=None: torch.zeros(1, dtype=torch.uint8),
+            "set_rng_state": lambda state, device=None: None,
         },
         torch: {
             "Generator": _Generator,
             "tensor": _on_device_after(torch.tensor),
             "as_tensor": _on_device_after(torch.as_tensor),
             # torch has no version counter for a tensor that wraps another one in inference mode.
-            "inference_mode": torch.no_grad,
+            "inference_mode": lambda mode=True: torch.no_grad() if mode else nullcontext(),
         },
+        torch.onnx: {"export": _on_cpu(torch.onnx.export)},
         Tensor: {"pin_memory": lambda self: self},
         threading.Thread: {"run": _in_mode(threading.Thread.run)},
     }
@@ -210,6 +216,17 @@ def install() -> None:
     # A module that is moved gets new parameters, because `DeviceTensor` is another class.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     _Mode().__enter__()
+
+
+def _on_cpu(work: Callable[..., Any]) -> Callable[..., Any]:
+    """`work` without the emulation, for what has a mode of its own and knows only the CPU."""
+
+    @functools.wraps(work)
+    def done(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return work(*args, **kwargs)
+
+    return done
 
 
 def _on_device_after(make: Any) -> Any:

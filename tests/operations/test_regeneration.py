@@ -21,11 +21,12 @@ from dfkd.dataset.published import PublishedVersion, advance, current_id
 from dfkd.distillation.student_names import student_name
 from dfkd.distillation.student_store import StudentLocation
 from dfkd.errors import BudgetError, DfkdError, GateError, LeaseError, ManifestError, PartialError
-from dfkd.export import choice
+from dfkd.export import candidates, choice
 from dfkd.models.generators.settings import Vqgan
 from dfkd.models.student import CARD
 from dfkd.operations import attempts, garbage_collection, regeneration, sweep
 from dfkd.operations.attempts import Attempt
+from dfkd.report import page
 from dfkd.storage import layout, lease
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
@@ -85,7 +86,7 @@ def scored_by(
     monkeypatch.setattr(regeneration, "note_origin", lambda *_: None)
     monkeypatch.setattr(regeneration._Run, "score", SCORE)
     monkeypatch.setattr(students, "distill_located", distil)
-    monkeypatch.setattr(regeneration.candidates, "score_student", score)
+    monkeypatch.setattr(candidates, "score_student", score)
     return trained, score
 
 
@@ -145,8 +146,8 @@ def test_a_kill_while_the_file_is_copied_does_not_forget_which_it_is(
 ) -> None:
     monkeypatch.setattr(attempts, "MINIMUM_PER_CLASS", 1)
     monkeypatch.setattr(regeneration, "write_contact_sheet", lambda *_: None)
-    monkeypatch.setattr(regeneration.page, "write", lambda *_: "report.html")
-    monkeypatch.setattr(regeneration.candidates, "write_candidates", lambda *_: "candidates.json")
+    monkeypatch.setattr(page, "write", lambda *_: "report.html")
+    monkeypatch.setattr(candidates, "write_candidates", lambda *_: "candidates.json")
     publish(manifest)
     manifest = manifest.with_values(distillation={"student": SEVERAL})
     root = open_storage(manifest.storage.root)
