@@ -1,4 +1,4 @@
-"""Towers of published architectures as files, with random weights: their operators have all of ONNX.
+"""Towers of published architectures as files, with random weights: ONNX has their operators.
 
 `PE-Core-T-16-384` distorts pictures to squares, and `MobileCLIP2-S0` merges its branches.
 """
