@@ -200,7 +200,8 @@ def _needs_ray(manifest: Manifest, students: int) -> bool:
 def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = ()) -> Evaluated:
     """Score the teacher, the text-only classifiers and all students, by domain and class.
 
-    Writes `results.json` and, if there are students, `contact-sheet.png` under the run's root. Unreadable images are left out and listed in `results["data"]["unreadable"]`.
+    Writes `results.json` and, if there are students, `contact-sheet.png` under the run's root.
+    Unreadable images are left out and listed in `results["data"]["unreadable"]`.
 
     Args:
         manifest: of the run; all its students must be finished.
