@@ -162,8 +162,8 @@ distillation:
   finetune_factor: 1.0
   augmentation: [flip, crop, affine]
 
-# What else could be shipped: the teacher's own image tower, with the texts of the classes folded in,
-# or with a classifier that learns from texts alone. The report says which of all to ship.
+# What else could be shipped: the teacher's own image tower with the texts of the classes folded
+# in, or with a classifier that learns from texts alone. The report says which of all to ship.
 candidates:
   towers: [teacher]
   classifiers: [zero-shot, text-only]

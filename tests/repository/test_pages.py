@@ -15,8 +15,9 @@ from open_clip.utils import to_2tuple
 
 from dfkd import Manifest
 from dfkd.commands import main
-from dfkd.evaluation import footprint
 from dfkd.evaluation.results import read_results
+from dfkd.evaluation.scoring import parameters
+from dfkd.lab import footprint
 from dfkd.models.teacher_architecture import build, read_architecture, require_activation
 from dfkd.report import tables
 from dfkd.storage.local import open_storage
@@ -178,7 +179,7 @@ def test_every_manifest_is_valid(page: Path, number: int, mine: Path, tmp_path: 
 
 def test_the_results_of_the_readme_are_those_of_the_demo() -> None:
     demo = open_storage(str(ROOT / "manifests" / "studies" / "demo"))
-    shown = tables.table(read_results(demo), footprint.read(demo).ms)
+    shown = tables.table(read_results(demo))
     assert f"```text\n{shown}\n```" in (ROOT / "README.md").read_text()
 
 
@@ -204,7 +205,7 @@ def test_the_teachers_are_accepted_and_as_large_as_their_table_says() -> None:
         require_activation(tag, bool(published.get("quick_gelu")), architecture)
         with torch.device("meta"):
             tower = build(architecture).get_submodule("visual")
-        side, count = max(to_2tuple(tower.image_size)), footprint.parameters(tower)
+        side, count = max(to_2tuple(tower.image_size)), parameters(tower)
         assert cells == [f"{side}", f"{count / 1e6:.1f}", f"{footprint.megabytes(count):.0f}"], (
             model
         )
