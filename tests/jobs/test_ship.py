@@ -9,6 +9,7 @@ from dfkd.storage.local import open_storage
 from dfkd.utils.strict_json import canonical
 from tests.helpers import jobs
 from tests.helpers.candidates import FOUR, put_folders, tree
+from tests.helpers.finished_run import finished
 
 
 @pytest.fixture
@@ -54,6 +55,24 @@ def test_limits_that_nothing_satisfies_are_told_with_what_they_exclude(run: Path
     assert "--at-least 70 excludes 4 of 8 files, the nearest by 8.0 points: timm" in found.stdout
     assert "the nearest is teacher text-only int8 (" in jobs.last_error(found)
     assert not (run / "shipped").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_candidates_of_other_students_than_the_manifest_s_are_not_shipped(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """Of the folder's own candidates a person may ship what she likes."""
+    root = tmp_path / "run"
+    finished(tmp_path)
+    put_folders(root, tree(*FOUR))
+    path = tmp_path / "manifest.yaml"
+    assert jobs.run_here("ship", path, *options).returncode == 0
+    before = jobs.contents(root)
+    for setting in ("distillation.epochs=9", "distillation.student=[timm:test_resnet, resnet18]"):
+        line = jobs.refusal("ship", path, "--set", setting, *options)
+        assert line.startswith("distillation: must be as of the students in candidates.json")
+    assert jobs.contents(root) == before
+    assert jobs.run_here("ship", root, *options).returncode == 0
 
 
 def test_a_dry_run_says_what_would_be_shipped(run: Path) -> None:

@@ -26,6 +26,8 @@ from dfkd.storage.local import open_storage, open_to_read
 from tests.helpers import finished_run, jobs, tiny_version
 from tests.jobs.test_status import age, status, text
 
+REPORT = "report.html"
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -126,10 +128,47 @@ def test_a_report_of_a_root_alone_is_made_of_the_root(finished: Path) -> None:
         assert status(root)["next"] == f"dfkd report {root}"
 
 
-def test_without_labelled_images_neither_results_nor_a_report_are_next(finished: Path) -> None:
-    found = status(finished, "--set", "evaluation.data=none")
-    assert found["evaluate"]["state"] == found["report"]["state"] == "not planned"
+def test_without_labelled_images_there_is_a_report_about_candidates(finished: Path) -> None:
+    settings = ("--set", "evaluation.data=none")
+    found = status(finished, *settings)
+    assert (found["evaluate"]["state"], found["report"]["state"]) == ("not planned", "finished")
     assert found["next"] is None
+    candidates, report = (finished.parent / f"run/{name}" for name in ("candidates.json", REPORT))
+    with changed(report, None):
+        assert status(finished, *settings)["next"].startswith("dfkd report ")
+        with changed(candidates, None):  # which the page is about, and the job makes both
+            assert status(finished, *settings)["next"].startswith("dfkd pipeline ")
+
+
+def test_a_report_older_than_the_candidates_is_outdated(finished: Path) -> None:
+    report = finished.parent / "run" / REPORT
+    results = finished.parent / "run/results.json"
+    try:
+        age(report, 60)
+        age(results, 120)  # of students that are older still
+        for student in finished.parent.glob("run/students/*/student.json"):
+            age(student, 180)
+        found = status(finished)
+        assert (found["evaluate"]["state"], found["report"]["state"]) == ("finished", "outdated")
+        assert found["next"] == f"dfkd report {finished}"
+    finally:
+        age(report, -1)
+        age(results, -1)
+
+
+def test_each_architecture_is_told_and_one_that_is_missing_comes_next(finished: Path) -> None:
+    more = ("--set", "distillation.student=[timm:test_resnet, timm:test_efficientnet]")
+    found = status(finished, *more)
+    assert [(s["method"], s["architecture"], s["seed"], s["state"]) for s in found["distill"]] == [
+        *(("vanilla", "timm:test_resnet", seed, "finished") for seed in (0, 1)),
+        *(("contrastive", "timm:test_resnet", seed, "finished") for seed in (0, 1)),
+        *(("contrastive", "timm:test_efficientnet", seed, "absent") for seed in (0, 1)),
+    ]
+    assert found["next"].startswith("dfkd distill ")
+    assert found["candidates"]["state"] == "outdated"
+    lines = [line for line in text(finished, *more) if line.startswith("distill")]
+    assert "contrastive timm:test_efficientnet seed 1" in lines[-1]
+    assert all(student["architecture"] is None for student in status(finished)["distill"])
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import pytest
 from dfkd.dataset.published import current, open_version
 from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import begin
-from dfkd.distillation.student_names import student_name
+from dfkd.distillation.student_names import student_name, student_names
 from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage import layout, lease
 from dfkd.storage.base import MissingObject
@@ -149,6 +149,18 @@ def test_students_are_removed_with_their_versions(run: Run) -> None:
     run.sweep()
     left = {f"vanilla-s0-{'b' * 12}", f"vanilla-s0-{'c' * 12}", new}
     assert set(run.storage.folders("students/")) == left
+
+
+def test_unfinished_students_of_each_architecture_go_with_their_version(run: Run) -> None:
+    versions, several = run.old_chain(), ("timm:test_resnet", "timm:test_efficientnet")
+    run.manifest = run.manifest.with_values(distillation={"student": several, "seeds": (0, 1)})
+    old, new = (student_names(run.manifest, versions[i].fingerprint, "vanilla") for i in (0, 2))
+    for number, names in ((0, old), (2, new)):
+        assert len(names) == 4
+        for name in names:
+            run.put_student(versions[number], name, card=False)
+    run.removed()
+    assert set(run.storage.folders("students/")) == set(new)
 
 
 @pytest.mark.parametrize("mark", [b"vanilla/0123456789abcdef", b"\xff", b"\x1b[2Jx"])

@@ -33,10 +33,10 @@ def next_step(status: RunStatus, *, planned: bool, regenerating: bool, study: bo
         return step and Step("reproduce")
     if step:
         return step
-    last = {"evaluate": status.evaluate, "report": status.report}
+    last = {"evaluate": status.evaluate, "pipeline": status.candidates, "report": status.report}
     # After a regeneration dfkd pipeline would make an older version current.
-    if not any(version.regenerated for version in status.synthesize):
-        last["pipeline"] = status.candidates
+    if any(version.regenerated for version in status.synthesize):
+        del last["pipeline"]
     for job, file in last.items():
         if file.state in ("absent", "outdated"):
             return _abandoning(job, status.synthesize) if job == "pipeline" else Step(job)

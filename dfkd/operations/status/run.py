@@ -68,10 +68,12 @@ def read_status(root: Storage, manifest: Manifest | None, command: Command) -> R
             "give the manifest, or the storage.root of a run",
         )
     evaluate = report = candidates = FileStatus(state="not planned")
-    if manifest is None or manifest.evaluation.scored:
-        evaluate = _file(results, trained, not results or _scores_all(root, manifest, students))
-        report = _file(_written(root, layout.REPORT), results or 0.0)
     exported = _written(root, layout.CANDIDATES)
+    scored = manifest is None or bool(manifest.evaluation.scored)
+    if scored:
+        evaluate = _file(results, trained, not results or _scores_all(root, manifest, students))
+    if scored or exported:
+        report = _file(_written(root, layout.REPORT), max(results or 0.0, exported or 0.0))
     if exported or (students and manifest):
         of_others = exported and students and manifest and not _are_own(root, manifest, students)
         candidates = _file(exported, trained, not of_others)

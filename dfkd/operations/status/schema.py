@@ -14,8 +14,8 @@ class FileStatus:
 
     state: Literal["absent", "outdated", "finished", "not planned"]
     """`outdated`: it lacks a model of the manifest, or what it is made from was written later.
-    `not planned`: the manifest has no images to score models on; or of a run without a manifest
-    there is no such object.
+    `not planned`: the manifest has no images to score models on; or nothing says which candidates
+    there should be.
     """
     age_seconds: float | None = None
 
@@ -35,7 +35,7 @@ class RunStatus:
     report: FileStatus
     """Of `report.html`."""
     candidates: FileStatus
-    """Of the exported student."""
+    """Of `candidates.json`."""
     cost: tuple[Cost, ...]
     """One for each stage, method and seed, over all versions."""
     next: str | None = None
