@@ -260,9 +260,11 @@ def test_calibration_and_check_see_synthesised_images_only(
 
 def test_the_gate_s_figures_are_those_of_the_candidate(run: Run) -> None:
     version = locate_student(run.manifest, "mix", 1).version.id
-    found = candidates.score_student(run.manifest, "timm:test_resnet", version, 1)
+    found, unreadable = candidates.score_student(run.manifest, "timm:test_resnet", version, 1)
     files = run.entry("timm:test_resnet")["files"]
     assert found == {precision: file["means"] for precision, file in files.items()}
+    (broken,) = unreadable
+    assert "ink/red/broken.png: " in broken
 
 
 def test_the_rules_say_how_to_read_the_output(run: Run) -> None:

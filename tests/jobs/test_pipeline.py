@@ -88,7 +88,7 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
 
     unscored = run_here("pipeline", MANIFEST, *arguments, "--set", "evaluation.data=none")
     assert unscored.returncode == 0, unscored.stderr
-    assert unscored.stdout.splitlines()[-1] == f"wrote {tmp_path / 'run' / 'candidates.json'}"
+    assert unscored.stdout.splitlines()[-1] == f"wrote {tmp_path / 'run' / 'report.html'}"
     assert f"contact sheet {tmp_path / 'run' / 'contact-sheet.png'}" in unscored.stdout
     measured = json.loads((tmp_path / "run" / "candidates.json").read_text())
     assert measured["measure"] == "agreement"
