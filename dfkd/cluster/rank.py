@@ -130,7 +130,8 @@ def train(config: dict[str, Any]) -> bool:
         batch_size = job.manifest.distillation.batch_size
         done, total = distiller.step * batch_size, distiller.schedule.total * batch_size
         shown = {"terminal": progress.bar, "relayed": relayed_bar, "log": LineBar}[job.bar]
-        title = f"{job.method} student {job.manifest.distillation.architecture}"
+        architecture = job.manifest.distillation.architecture.removeprefix("timm:")
+        title = f"{job.method} {architecture}"  # short, as a line of the log has 80 columns
         bar: Bar = shown(title, total, "img", done)
         with Tracker(bar, folder.child(layout.TENSORBOARD), batch_size) as tracker:
             leader = _Leader(distiller, tracker, checkpoints)

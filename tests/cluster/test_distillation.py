@@ -275,7 +275,7 @@ def test_students_of_one_rank_train_side_by_side(
 
 
 def test_other_architectures_train_beside_the_first_on_the_last_method_s_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     several = ["timm:test_resnet", "timm:test_efficientnet"]
     settings = {"student": several, "epochs": 1}
@@ -284,6 +284,7 @@ def test_other_architectures_train_beside_the_first_on_the_last_method_s_images(
     )
     versions = {method: publish(manifest, method) for method in manifest.methods}
     alone = distill(manifest.with_student(several[0]), "mix", 0)  # of a manifest without others
+    assert "mix test_resnet: " in capfd.readouterr().err
     written = Path(alone.student.location).stat().st_mtime_ns
     engines: list[tuple[type, int]] = []
 
@@ -303,7 +304,7 @@ def test_other_architectures_train_beside_the_first_on_the_last_method_s_images(
     assert Path(alone.student.location).stat().st_mtime_ns == written
     for each in found:
         _, card = load_student(each.student.storage)
-        made = (card["version"], card["student"])
+        made = (card["version"], card["architecture"])
         assert made == (versions[each.student.method].fingerprint, each.student.architecture)
     assert len([*tmp_path.glob("run/students/*")]) == 3
 
@@ -335,7 +336,8 @@ def test_an_error_of_one_student_beside_others_is_that_error(tmp_path: Path) -> 
 
 
 def test_a_defect_in_an_actor_keeps_its_traceback(tmp_path: Path) -> None:
-    manifest = prepare_alone(tmp_path, epochs=2)
+    own = Cluster()  # not the default of other manifests
+    manifest = dataclasses.replace(prepare_alone(tmp_path), cluster=own)
     object.__setattr__(manifest.cluster, "task_timeout", "never")  # which no manifest may have
     with pytest.raises(TypeError) as caught:
         dfkd.distill(manifest)
