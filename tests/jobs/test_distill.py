@@ -113,12 +113,12 @@ def test_a_finished_student_is_reused_and_each_seed_has_its_own(tmp_path: Path) 
     publish(Manifest.read(manifest))
     first = jobs.run_here("distill", manifest)
     assert first.returncode == 0, first.stderr
-    assert "vanilla seed 0: trained" in first.stdout
+    assert "vanilla timm:test_resnet seed 0: trained" in first.stdout
     written = (student(tmp_path) / "student.safetensors").stat().st_mtime_ns
     second = jobs.run_here("distill", manifest, "--set", "distillation.seeds=[0, 1]")
     assert second.returncode == 0, second.stderr
-    assert "vanilla seed 0: reused" in second.stdout
-    assert "vanilla seed 1: trained" in second.stdout
+    assert "vanilla timm:test_resnet seed 0: reused" in second.stdout
+    assert "vanilla timm:test_resnet seed 1: trained" in second.stdout
     entries = cost_records.read(open_storage(str(tmp_path / "run")))
     assert [entry.seed for entry in entries] == [0, 1]
     students = sorted((tmp_path / "run" / "students").iterdir())
