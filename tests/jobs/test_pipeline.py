@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-import dfkd
+from dfkd import api
 from dfkd.cluster.making import identify
 from dfkd.config.identity import weights_of
 from dfkd.config.manifest import Manifest
@@ -145,7 +145,7 @@ def test_the_generator_is_loaded_by_synthesize_alone(
         raise DfkdError("begun")
 
     monkeypatch.setattr(Diffusion, "load", None)
-    monkeypatch.setattr(dfkd, "synthesize", synthesize)
+    monkeypatch.setattr(api, "synthesize", synthesize)
     assert load("pipeline").main([str(MANIFEST), *settings(tmp_path / "run")]) == 1
     assert "begun" in capsys.readouterr().err
 
@@ -174,7 +174,7 @@ def test_a_version_that_another_job_makes_current_meanwhile_is_not_taken_for_its
     own = tiny_version.fill(manifest, tasks(manifest), digests=weights_of(identify(manifest)))
     own.seal_prompts([], {"similarity": 0.5, "own_class": 1.0})
     own.publish(blocks(manifest), {})
-    begin = dfkd.synthesize
+    begin = api.synthesize
 
     def synthesize(*arguments: Any, **options: Any) -> Any:
         """This job's synthesis, after which that of another manifest ends."""
@@ -182,7 +182,7 @@ def test_a_version_that_another_job_makes_current_meanwhile_is_not_taken_for_its
         tiny_version.publish(dataclasses.replace(manifest, seed=1))
         return built
 
-    monkeypatch.setattr(dfkd, "synthesize", synthesize)
+    monkeypatch.setattr(api, "synthesize", synthesize)
     found = run_here("pipeline", path)
     assert found.returncode == 1
     assert "another job has made version" in last_error(found)
