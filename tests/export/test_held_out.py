@@ -64,6 +64,7 @@ def test_images_to_agree_on_are_made_once_and_disturb_no_other_job(
     means = [each["candidates"][0]["files"]["float32"]["means"] for each in (content, again)]
     assert means[0] == means[1]
 
+    dfkd.write_report(manifest)
     status = jobs.run_here("status", path, "--json")
     found = json.loads(status.stdout)
     assert (found["next"], found["candidates"]["state"]) == (None, "finished")
