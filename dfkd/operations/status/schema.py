@@ -35,7 +35,7 @@ class RunStatus:
     report: FileStatus
     """Of `report.html`."""
     candidates: FileStatus
-    """Of the exported student."""
+    """Of `candidates.json`."""
     cost: tuple[Cost, ...]
     """One for each stage, method and seed, over all versions."""
     next: str | None = None
