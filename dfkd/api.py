@@ -29,7 +29,7 @@ from dfkd.config.presets import PRESETS
 from dfkd.dataset.versions import refuse_unfinished
 from dfkd.distillation.student_store import locate_all
 from dfkd.errors import ManifestError
-from dfkd.evaluation import footprint, scoring
+from dfkd.evaluation import scoring
 from dfkd.evaluation.scoring import Evaluated
 from dfkd.export.candidates import write_candidates
 from dfkd.export.predict import FACTS
@@ -200,8 +200,8 @@ def _needs_ray(manifest: Manifest, students: int) -> bool:
 def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = ()) -> Evaluated:
     """Score the teacher, the text-only classifiers and all students, by domain and class.
 
-    Writes `results.json`, `latency.json` and, if there are students, `contact-sheet.png` under the
-    run's root. Unreadable images are left out and listed in `results["data"]["unreadable"]`.
+    Writes `results.json` and, if there are students, `contact-sheet.png` under the run's root.
+    Unreadable images are left out and listed in `results["data"]["unreadable"]`.
 
     Args:
         manifest: of the run; all its students must be finished.
@@ -223,11 +223,11 @@ def evaluate(manifest: Manifest, *, threads: int = 0, classes: Sequence[str] = (
         evaluated = scoring.evaluate(manifest, thread_count, folder=folder, classes=tuple(classes))
         if classes:
             return evaluated
-        root = open_storage(manifest.storage.root)
-        ms = footprint.measure_and_write(root, footprint.networks(manifest))
-    versions = evaluated.versions
-    sheet = write_contact_sheet(root, manifest.name, versions) if versions else ""
-    return dataclasses.replace(evaluated, ms=ms, sheet=sheet)
+    if not evaluated.versions:
+        return evaluated
+    root = open_storage(manifest.storage.root)
+    sheet = write_contact_sheet(root, manifest.name, evaluated.versions)
+    return dataclasses.replace(evaluated, sheet=sheet)
 
 
 def export_candidates(manifest: Manifest, *, threads: int = 0) -> str:

@@ -59,13 +59,11 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
 
 def tell(evaluated: Evaluated) -> None:
     """Print the table of accuracies and the notes."""
-    from dfkd.report.tables import SIZES, table
+    from dfkd.report.tables import table
 
     if evaluated.sheet:
         print(f"contact sheet {evaluated.sheet}")
-    print(table(evaluated.results, evaluated.ms))
-    if evaluated.ms:
-        print(SIZES)
+    print(table(evaluated.results))
     for note in evaluated.results["data"]["notes"]:
         print(f"note: {note}")
 

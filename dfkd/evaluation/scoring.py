@@ -4,14 +4,14 @@ A model is anything that maps pixels to distances [N, M]; it answers with the ne
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfkd.config.distillation import Model
 from dfkd.config.manifest import Manifest
@@ -27,7 +27,6 @@ from dfkd.distillation.student_store import (
 from dfkd.distillation.text_only import class_vectors
 from dfkd.errors import DfkdError, ManifestError, as_utf8
 from dfkd.evaluation.data import Domains, Item, open_data
-from dfkd.evaluation.footprint import parameters
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
 from dfkd.models.teacher import Teacher, check_classes, distances
 from dfkd.prompts.styles import class_text_embeddings
@@ -97,8 +96,6 @@ class Evaluated:
     """The data set that the students of each method learned from; empty without students."""
     sheet: str = ""
     """Location of the contact sheet of these versions; empty if none was written."""
-    ms: dict[str, float] = field(default_factory=dict)
-    """Milliseconds for one image on one core, by model; empty if they were not measured."""
 
 
 def evaluate(
@@ -232,6 +229,11 @@ def score(
         ]
     problems = (f"{name}: {reason}" for name, reason in sorted(unreadable.items()))
     return Scores(tuple(rows), tuple(problems), sizes)
+
+
+def parameters(module: nn.Module) -> int:
+    """The number of parameters of a module."""
+    return sum(tensor.numel() for tensor in module.parameters())
 
 
 def confusions(

@@ -48,9 +48,8 @@ from dfkd.distillation.student_store import StudentLocation, load_located, locat
 from dfkd.distillation.text_only import class_vectors
 from dfkd.errors import ManifestError, as_utf8
 from dfkd.evaluation.data import Domains, Item, open_data
-from dfkd.evaluation.footprint import parameters
 from dfkd.evaluation.results import accuracy_of, row
-from dfkd.evaluation.scoring import Classifier, confusions
+from dfkd.evaluation.scoring import Classifier, confusions, parameters
 from dfkd.export.folder import Network, publish, write_graphs
 from dfkd.export.onnx_graphs import load_graph
 from dfkd.export.predict import INT8, MODEL

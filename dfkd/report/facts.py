@@ -18,7 +18,6 @@ from dfkd.config.distillation import Average
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion, current, open_version
 from dfkd.errors import CorruptionError, as_utf8
-from dfkd.evaluation import footprint
 from dfkd.evaluation.results import (
     ResultRow,
     Spread,
@@ -96,8 +95,6 @@ class ScoredModel:
     """Counts [M, M], true class x predicted class, summed over domains and seeds."""
     parameters: int
     """Number of parameters of the network."""
-    ms: float | None
-    """Milliseconds for one image on one core; None if not measured."""
 
     @property
     def label(self) -> str:
@@ -111,11 +108,6 @@ class ScoredModel:
         if not domain:
             return Spread(mean=summary["mean"], std=summary["std"])
         return summary["domains"].get(domain)
-
-    @property
-    def megabytes(self) -> float:
-        """Size of the parameters in float32."""
-        return footprint.megabytes(self.parameters)
 
 
 @dataclass(frozen=True)
@@ -213,12 +205,12 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
     origin = _read_origin(storage)
     classes, rows = tuple(results["classes"]), sort_rows(results["rows"])
     run = root or storage
-    ms, scored = footprint.read(run).ms, []
+    scored = []
     for summary in results["summary"]:
         model, key = summary["model"], (summary["model"], summary["method"])
         confusions = [row["confusion"] for row in rows if (row["model"], row["method"]) == key]
         total = np.array(confusions, dtype=np.int64).sum(axis=0)
-        scored.append(ScoredModel(summary, total, results["parameters"][model], ms.get(model)))
+        scored.append(ScoredModel(summary, total, results["parameters"][model]))
     students = _trained_students(run, rows, results["students"])
     # Never the current version of a method with a scored student: its scores are of another one.
     opened: dict[str, PublishedVersion | None]

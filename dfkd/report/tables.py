@@ -3,26 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dfkd.evaluation.footprint import megabytes
 from dfkd.evaluation.results import Spread, images_of
 from dfkd.utils.markdown import align
 
-SIZES = "MB: parameters in float32; ms: one image on one core of this machine."
-"""Explanation of the last two rows."""
 HEADS = {"images": "accuracy, %", "classes": "class mean, %"}
 """What the figures are, by `average`."""
 
 
-def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
+def table(results: Mapping[str, Any]) -> str:
     """Accuracies in percent as text, without a final newline.
 
     There is one line for each domain, and one column for each model and method. Below stand the
-    mean over domains, its standard deviation over seeds (if there are several), the model's size,
-    and the time for one image.
+    mean over domains and its standard deviation over seeds (if there are several).
 
     Args:
         results: the content of `results.json`.
-        ms: milliseconds by model, for those that were measured; none: no such line.
     """
     summaries, images = results["summary"], images_of(results)
     models = [line["model"] for line in summaries]
@@ -36,10 +31,6 @@ def table(results: Mapping[str, Any], ms: Mapping[str, float]) -> str:
     if any(line["std"] is not None for line in summaries):
         stds = (line["std"] for line in summaries)
         lines.append(["± over seeds", *("-" if s is None else f"{100 * s:.1f}" for s in stds), ""])
-    parameters = results["parameters"]
-    lines.append(["MB", *(f"{megabytes(parameters[model]):.1f}" for model in models), ""])
-    if ms:
-        lines.append(["ms", *(f"{ms[model]:.1f}" if model in ms else "-" for model in models), ""])
     return ruled(align(lines), 2)
 
 

@@ -1,6 +1,5 @@
 """Small finished runs, made without training: versions, prompts, students, results."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,6 @@ METHODS = ("vanilla", "contrastive")
 DOMAINS = ("photo", "line_drawing", "sketch")
 TEXT = 'A <script>alert(2)</script> of "things"'
 SEEDS = (0, 1)
-LATENCY = {"schema": 1, "ms": {"teacher": 9.0, "student": 4.06}, "machine": "slow"}
 SIZES = {"teacher": 1_000_000, "student": 250_000}
 
 
@@ -51,7 +49,6 @@ def finished(folder: Path, gain: float = 0.0, **sections: dict[str, object]) -> 
             put_student(manifest, method, seed)
     names = [locate_student(manifest, m, seed).name for m in METHODS for seed in SEEDS]
     put_results(storage, gain, names)
-    storage.put("latency.json", json.dumps(LATENCY).encode())
     put_records(storage)
     measured = tree(*FOUR)
     for each in measured["candidates"]:

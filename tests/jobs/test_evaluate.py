@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from unittest.mock import Mock
 
 import pytest
 import safetensors.torch
@@ -15,11 +14,9 @@ from PIL import Image
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.distillation.student_store import locate_student
-from dfkd.evaluation import scoring
 from dfkd.evaluation.results import validate_results
 from dfkd.models import teacher_architecture
 from dfkd.models.student import Student, build, card, save_student
-from dfkd.models.teacher import Teacher
 from tests.helpers import jobs
 from tests.helpers.tiny_version import CLASSES, publish, write_manifest
 
@@ -159,26 +156,6 @@ def test_means_over_classes_are_everywhere_where_they_are_asked_for(
     assert ["odd", "66.7", "100.0", "6"] in lines
     assert ["±", "over", "seeds", "47.1", "0.0"] in lines
     assert "note: the layout is domain/class folders" in job.stdout
-
-
-def test_sizes_and_latencies_stand_beside_the_scores(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The counts in results.json, the milliseconds apart from it, and both in the table."""
-    load = Mock(wraps=Teacher.load)
-    monkeypatch.setattr(Teacher, "load", load)
-    job, root = evaluate(run), run.parent / "run"
-    assert load.call_count == 2  # to score, and on the CPU to be timed
-    sizes = json.loads((root / "results.json").read_text())["parameters"]
-    latency = json.loads((root / "latency.json").read_text())
-    assert list(sizes) == list(latency["ms"]) == ["student", "teacher"]
-    assert (latency["batch"], latency["threads"]) == (1, 1)
-    lines = [line.split() for line in job.stdout.splitlines()]
-    models = ("teacher", "student", "student")
-    assert ["MB", *(f"{4 * sizes[model] / 1e6:.1f}" for model in models)] in lines
-    assert ["ms", *(f"{latency['ms'][model]:.1f}" for model in models)] in lines
-    assert scoring.evaluate(Manifest.read(run), 1).results["parameters"] == sizes
-    assert load.call_count == 2 + 1  # of a study or a regeneration, which times nothing
 
 
 def test_nothing_is_scored_without_labelled_images(run: Path) -> None:

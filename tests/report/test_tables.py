@@ -7,8 +7,6 @@ from dfkd.config.distillation import Average
 from dfkd.evaluation.results import ResultRow, row, summarise
 from dfkd.report.tables import table
 
-MS = {"teacher": 12.34, "student": 6.0}
-
 
 def scored(method: str, domain: str, accuracy: float, seed: int = 0) -> ResultRow:
     model = "teacher" if method == "zero-shot" else "student"
@@ -42,7 +40,7 @@ def test_the_table_reads_like_the_papers() -> None:
         scored("zero-shot", "pixel", 0.451),
         scored("zero-shot", "color_emoji", 1.0),
     ]
-    assert table(results(rows), MS).splitlines() == [
+    assert table(results(rows)).splitlines() == [
         "               teacher     student",
         "accuracy, %  zero-shot contrastive images",
         "-----------------------------------------",
@@ -50,23 +48,21 @@ def test_the_table_reads_like_the_papers() -> None:
         "pixel             45.1        45.0   1000",
         "mean              72.5        60.0   2000",
         "± over seeds         -         7.1",
-        "MB                11.6        44.8",
-        "ms                12.3         6.0",
     ]
 
 
 def test_a_domain_that_a_model_was_not_scored_on_is_a_dash() -> None:
     rows = [scored("zero-shot", "ink", 0.5), scored("zero-shot", "oil", 0.5)]
-    text = table(results([*rows, scored("mix", "ink", 0.25)]), MS)
+    text = table(results([*rows, scored("mix", "ink", 0.25)]))
     words = [line.split() for line in text.splitlines()]
     assert words[3:5] == [["ink", "50.0", "25.0", "1000"], ["oil", "50.0", "-", "1000"]]
 
 
 def test_domains_stand_in_the_order_of_the_data() -> None:
     rows = [scored("zero-shot", name, 0.5) for name in ("cartoon", "photo", "sketch")]
-    text = table(results(rows, domains=("sketch", "photo")), MS)
+    text = table(results(rows, domains=("sketch", "photo")))
     names = [line.partition(" ")[0] for line in text.splitlines()[3:]]
-    assert names == ["sketch", "photo", "cartoon", "mean", "MB", "ms"]
+    assert names == ["sketch", "photo", "cartoon", "mean"]
 
 
 VISDA = ("plane", "bcycl", "bus", "car", "horse", "knife", "mcycl", "person", "plant", "sktbrd",
@@ -91,7 +87,7 @@ def table_4(domain: str) -> ResultRow:
 
 def test_class_means_are_those_of_the_papers_table_4() -> None:
     rows = [table_4(name) for name in CLIP]
-    text = table(results(rows, "classes", VISDA, domains=("synthetic", "real")), {})
+    text = table(results(rows, "classes", VISDA, domains=("synthetic", "real")))
     assert text.splitlines() == [
         "                teacher",
         "class mean, % zero-shot images",
@@ -99,6 +95,5 @@ def test_class_means_are_those_of_the_papers_table_4() -> None:
         "synthetic          85.7  21000",
         "real               82.1  21000",
         "mean               83.9  42000",
-        "MB                 11.6",
     ]
-    assert "85.7" not in table(results(rows, "images", VISDA), MS)
+    assert "85.7" not in table(results(rows, "images", VISDA))

@@ -18,7 +18,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.pipelines import PIPELINES
 from dfkd.config.synthesis import Prompts, Synthesis, TeacherConfig
 from dfkd.dataset.published import current
-from dfkd.evaluation import footprint
+from dfkd.lab import footprint
 from dfkd.lab.baselines.inverter import even_batches
 from dfkd.lab.baselines.settings import BatchNorm, Cmi, DeepInversion, Dfad, Pre
 from dfkd.lab.benchmarks.memory import watched

@@ -18,8 +18,10 @@ from open_clip.utils import to_2tuple
 
 from dfkd import Manifest
 from dfkd.commands import main
-from dfkd.evaluation import footprint
 from dfkd.evaluation.results import read_results
+from dfkd.evaluation.scoring import parameters
+from dfkd.export import choice
+from dfkd.lab import footprint
 from dfkd.models.teacher_architecture import build, read_architecture, require_activation
 from dfkd.operations import drafting
 from dfkd.report import tables
@@ -183,11 +185,18 @@ def test_every_manifest_is_valid(page: Path, number: int, mine: Path, tmp_path: 
     Manifest.read(path)
 
 
+DEMO = ROOT / "manifests" / "studies" / "demo"
+
+
 def test_the_table_of_the_demo_is_that_of_its_results() -> None:
-    folder = ROOT / "manifests" / "studies" / "demo"
-    demo = open_storage(str(folder))
-    shown = tables.table(read_results(demo), footprint.read(demo).ms)
-    assert f"```text\n{shown}\n```" in (folder / "README.md").read_text()
+    shown = tables.table(read_results(open_storage(str(DEMO))))
+    assert f"```text\n{shown}\n```" in (DEMO / "README.md").read_text()
+
+
+def test_the_answer_of_the_readme_is_that_of_the_demo() -> None:
+    quoted = re.findall("^> (.+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    found = choice.read_candidates(open_storage(str(DEMO)))
+    assert " ".join(quoted) == choice.answer(found).sentence
 
 
 def test_the_towers_and_students_of_the_readme_are_those_that_were_measured() -> None:
@@ -212,7 +221,7 @@ def test_the_teachers_are_accepted_and_as_large_as_their_table_says() -> None:
         require_activation(tag, bool(published.get("quick_gelu")), architecture)
         with torch.device("meta"):
             tower = build(architecture).get_submodule("visual")
-        side, count = max(to_2tuple(tower.image_size)), footprint.parameters(tower)
+        side, count = max(to_2tuple(tower.image_size)), parameters(tower)
         assert cells == [f"{side}", f"{count / 1e6:.1f}", f"{footprint.megabytes(count):.0f}"], (
             model
         )

@@ -7,8 +7,9 @@ from timm.utils.model import reparameterize_model
 
 from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
-from dfkd.evaluation.footprint import TimedNetwork, parameters
+from dfkd.evaluation.scoring import parameters
 from dfkd.lab.benchmarks.measure import Call, Effort, Results, figure, median_ratio, time_in_turns
+from dfkd.lab.footprint import TimedNetwork
 from dfkd.models import student
 from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import build, build_tokenizer, read_architecture

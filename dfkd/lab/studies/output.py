@@ -1,7 +1,7 @@
 """The files that a study writes: its table in the paper's shape and its figure.
 
 results.json              described in `dfkd.lab.studies.results`
-latency.json              described in `dfkd.evaluation.footprint`; not for a gallery
+latency.json              described in `dfkd.lab.footprint`; not for a gallery
 table.md                  not for a gallery
 figure.svg, figure.png    only the PNG for a gallery and a case
 """
@@ -14,10 +14,10 @@ from PIL import Image
 
 from dfkd.dataset.published import PublishedVersion
 from dfkd.evaluation.data import Domains
-from dfkd.evaluation.footprint import megabytes
 from dfkd.evaluation.results import Spread
 from dfkd.lab import charts
 from dfkd.lab.charts import RenderedChart, Scatter, Series
+from dfkd.lab.footprint import megabytes
 from dfkd.lab.studies.results import FILE, Difference, StudyResults, StudyRow
 from dfkd.lab.studies.study import Study, StudyFile
 from dfkd.report.contact_sheet import contact_sheet, examples

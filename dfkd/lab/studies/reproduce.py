@@ -22,9 +22,9 @@ from dfkd.dataset.loader import Stream
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.student_names import student_name
 from dfkd.errors import DfkdError, InfrastructureError, ManifestError, PartialError, printable_line
-from dfkd.evaluation import footprint
 from dfkd.evaluation.data import Domains, open_data
 from dfkd.evaluation.scoring import evaluate
+from dfkd.lab import footprint
 from dfkd.lab.few_shot.run import require_trainable, unknown_domain
 from dfkd.lab.studies import output
 from dfkd.lab.studies.judge import read_judge

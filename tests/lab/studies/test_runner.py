@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.errors import ManifestError
-from dfkd.evaluation import footprint
+from dfkd.lab import footprint
 from dfkd.lab.studies.reproduce import networks, open_evaluation
 from dfkd.lab.studies.results import CellScore, StudyCells
 from dfkd.lab.studies.study import read

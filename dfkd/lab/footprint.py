@@ -1,7 +1,7 @@
-"""Size of the models of a run, and time of each for one image on one core.
+"""Size of a study's networks, and time of each in PyTorch for one image on one core.
 
-The counts of parameters follow from the manifest and are in `results.json`. The milliseconds depend
-on the machine, so they are in a separate file, `latency.json`, and no check compares them:
+What a run could ship is measured as exported instead (`dfkd.export.candidates`). The milliseconds
+depend on the machine, so they are in a separate file, `latency.json`, and no check compares them:
 
     {"schema": 1, "ms": {name: median}, "batch": 1, "threads": 1, "runs", "machine"}
 """
@@ -14,12 +14,13 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, Field, TypeAdapter
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import CorruptionError
+from dfkd.evaluation.scoring import parameters
 from dfkd.models.student import build
 from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import read_architecture
@@ -43,22 +44,6 @@ class TimedNetwork:
     image_size: int
     answer: Callable[[Tensor], object]
     """Runs the network on pixels [1, 3, S, S] float32."""
-
-
-def networks(manifest: Manifest) -> dict[str, TimedNetwork]:
-    """The network of each model in `evaluation.models`, by name of the model.
-
-    Raises:
-        ManifestError, WeightsError: as `Teacher.load` and `student.build`.
-    """
-    found: dict[str, TimedNetwork] = {}
-    for model in manifest.evaluation.models:
-        if model == "student":
-            found[model] = student(manifest)
-        else:  # the text-only classifier has the teacher's tower
-            shared = found.get("teacher") or found.get("text-only")
-            found[model] = shared or tower(manifest.teacher, manifest.cache)
-    return found
 
 
 def tower(config: TeacherConfig, cache: str) -> TimedNetwork:
@@ -87,11 +72,6 @@ def student(manifest: Manifest) -> TimedNetwork:
         module = build(config, classes, size, seed=0)
     module.eval()
     return TimedNetwork(name, parameters(module), size, module)
-
-
-def parameters(module: nn.Module) -> int:
-    """The number of parameters of a module."""
-    return sum(tensor.numel() for tensor in module.parameters())
 
 
 def megabytes(parameters: int) -> float:

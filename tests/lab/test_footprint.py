@@ -8,13 +8,12 @@ import torch
 
 from dfkd.config.manifest import Manifest
 from dfkd.errors import CorruptionError
-from dfkd.evaluation import footprint
-from dfkd.evaluation.footprint import (
+from dfkd.lab import footprint
+from dfkd.lab.footprint import (
     TimedNetwork,
     cached_or_measured,
     measure_and_write,
     megabytes,
-    networks,
     read,
 )
 from dfkd.storage.local import open_storage
@@ -33,16 +32,15 @@ def test_only_the_network_that_answers_an_image_is_counted(tmp_path: Path) -> No
         tmp_path,
         teacher={"model": given.model, "weights": given.weights},
         distillation={"student": "resnet18"},
-        evaluation={"models": ["teacher", "text-only", "student"]},
     )
-    found = networks(Manifest.read(path))
-    assert list(found) == ["teacher", "text-only", "student"]
+    manifest = Manifest.read(path)
     visual = random_model(teacher).get_submodule("visual")
-    for model in ("teacher", "text-only"):
-        assert found[model].parameters == sum(p.numel() for p in visual.parameters())
-    assert found["student"].parameters == 11_176_512 + 3 * (512 + 1)  # ResNet-18 and its head
-    assert found["student"].answer(torch.rand(1, 3, 32, 32)).shape == (1, 3)  # type: ignore[attr-defined]
-    assert megabytes(found["student"].parameters) == pytest.approx(44.712, abs=1e-3)
+    tower = footprint.tower(manifest.teacher, manifest.cache)
+    assert tower.parameters == sum(p.numel() for p in visual.parameters())
+    student = footprint.student(manifest)
+    assert student.parameters == 11_176_512 + 3 * (512 + 1)  # ResNet-18 and its head
+    assert student.answer(torch.rand(1, 3, 32, 32)).shape == (1, 3)  # type: ignore[attr-defined]
+    assert megabytes(student.parameters) == pytest.approx(44.712, abs=1e-3)
     embedding = footprint.student(Manifest.read(path, ("distillation.target=embedding",)))
     assert embedding.parameters == 11_176_512 + 16 * (512 + 1)  # the teacher's 16 dimensions
     assert embedding.answer(torch.rand(1, 3, 32, 32)).shape == (1, 3)  # type: ignore[attr-defined]
