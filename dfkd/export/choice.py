@@ -5,10 +5,10 @@ candidate has two files, float32 and int8, and so two points of accuracy, time a
 
 The answer is found by a rule of three sentences:
 
-1. The first choice is the most accurate file. Where 95 % intervals over seeds overlap that file's,
-   there is no winner, and of these files the smallest is taken that is at most one point (1 %) less
-   accurate, of equally small ones the fastest. Without the point, two seeds that differ much would
-   make a bad file as good as any.
+1. The first choice is the most accurate file, or the smallest of those that are at most one point
+   (1 %) less accurate and not shown to be worse; of equally small ones the fastest. A file is shown
+   to be worse if its 95 % interval over seeds ends below that of the most accurate file. Without
+   the point, two seeds that differ much would make a bad file as good as any.
 2. At most two more choices follow. Each is, by the same rule, the best of the files that need at
    most half the megabytes, or half the milliseconds, of all choices before, and that are more
    accurate than guessing.
@@ -237,13 +237,16 @@ def pick(allowed: Sequence[Point]) -> tuple[Point, list[Point]]:
     """The choice among at least one point, and all points that its accuracy is not told from.
 
     The latter are those whose interval reaches that of the most accurate point, which is the first.
+    Where neither has an interval, a difference of one point is taken for none in the choice alone.
     """
     best, *others = sorted(allowed, key=lambda each: (-each.mean, each.mb, each.ms))
     tied = [best, *(each for each in others if each.high >= best.low)]
     close = [
         each
-        for each in tied
-        if best.mean - each.mean <= CLOSE and not any(other.beats(each) for other in allowed)
+        for each in allowed
+        if best.mean - each.mean <= CLOSE
+        and (each in tied or best.half is each.half is None)
+        and not any(other.beats(each) for other in allowed)
     ]
     return min(close, key=lambda each: (each.mb, each.ms, -each.mean)), tied
 
@@ -343,6 +346,11 @@ def _remarks(
             remarks.append(
                 f"No winner: {_names(others)} cannot be told apart from {best.name} "
                 f"({percent(best.mean)}), as 95 % intervals over seeds overlap.{taken}"
+            )
+        elif best is not choice.point:
+            more = 100 * (best.mean - choice.point.mean)
+            remarks.append(
+                f"{best.name} is {more:.1f} points more accurate than {choice.point.name}."
             )
     between = [
         each

@@ -14,7 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 34, 8, 10, 24
 """Margins around the axes."""
 LETTER, LINE = 6.2, 13
 """Width of a letter and height of a line, in units, at the font size of the labels, 11."""
-BOLD = 1.12
+BOLD = 1.2
 """How much wider bold letters are."""
 LONGEST = 28
 """Number of letters of a label; a longer name is cut."""

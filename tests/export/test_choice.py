@@ -53,7 +53,7 @@ def test_each_choice_is_the_best_of_those_that_halve_size_or_time() -> None:
 def test_both_limits_are_named_if_both_are_halved_and_what_lies_between_is_named() -> None:
     found = answer(
         parsed(
-            candidate("a", ([0.82], 10.0, 20.0), ([0.81], 9.0, 10.5)),
+            candidate("a", ([0.82], 10.0, 20.0), ([0.8], 9.0, 10.5)),
             candidate("b", ([0.6], 4.0, 8.0), ([0.3], 4.0, 7.0)),
         )
     )
@@ -62,6 +62,14 @@ def test_both_limits_are_named_if_both_are_halved_and_what_lies_between_is_named
         "b (60.0 %, 4.0 ms, 8.0 MB)."
     )
     assert found.remarks == ["Between these lies a int8, which saves less than half."]
+
+
+def test_without_seeds_one_point_is_taken_for_none() -> None:
+    """How much chance there is in a single value is not known; a smaller file costs nothing."""
+    found = parsed(candidate("a", ([0.82], 10.0, 20.0), ([0.812], 9.0, 6.0)))
+    assert names(found) == ["a int8"]
+    assert answer(found).remarks[0] == "a is 0.8 points more accurate than a int8."
+    assert names(parsed(candidate("a", ([0.82], 10.0, 20.0), ([0.809], 9.0, 11.0)))) == ["a"]
 
 
 def test_a_limit_excludes_all_choices_before() -> None:

@@ -127,7 +127,7 @@ def test_the_picture_of_the_candidates_is_legible(
     first, second = (panel["box"] for panel in panels)
     assert (second[1] >= first[3]) is (width == 390)  # stacked on a phone
     answer = browser.find_element(By.CSS_SELECTOR, "#ship .answer")
-    assert answer.text.startswith("Ship teacher text-only (")
+    assert answer.text.startswith("Ship teacher text-only ")
     wide = browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width
 
