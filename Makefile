@@ -38,7 +38,7 @@ $(VENV)/.extras: $(VENV)/.installed
 	$(INSTALL) -e '.[dev,pretrain,studies]'
 	@touch $@
 
-demo: $(VENV)/.installed ## Class names to student on this machine, in minutes (MANIFEST=... for another run)
+demo: $(VENV)/.installed ## Class names to what to ship on this machine, in minutes (MANIFEST=... for another run)
 	$(BIN)/dfkd pipeline $(MANIFEST)
 
 cluster: $(VENV)/.installed ## The same images on S3 and a cluster of three nodes, of which one dies half-way (needs Ceph)

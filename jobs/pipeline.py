@@ -1,4 +1,4 @@
-"""Class names in, student out: synthesise, distil and evaluate each prompt method, and report.
+"""Class names in, answer out: synthesise, distil, evaluate, export all candidates, and report.
 
 The same as `dfkd pipeline`, for `ray job submit` and for a checkout.
 """

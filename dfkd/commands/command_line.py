@@ -188,7 +188,7 @@ def run(
         log = logs.json_log(arguments.prog.split()[-1], own.storage.root if own else "")
         with _interrupted_by_sigterm(terminated), log:
             written = work(content, options)
-        if terminated.is_set():  # `status.py --watch` ends quietly
+        if terminated.is_set():  # `dfkd status --watch` ends quietly
             return Exit.TERMINATED
         if written:
             print(f"wrote {written}", flush=True)

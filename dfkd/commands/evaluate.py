@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would score."""
-    # `pipeline.py`, which has no such option, shows this plan too.
+    # `dfkd pipeline`, which has no such option, shows this plan too.
     if classes := getattr(options, "classes", ()):
         from dfkd.distillation.student_store import require_embeddings  # which imports torch
 

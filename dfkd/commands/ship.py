@@ -1,7 +1,7 @@
 """Copy the most accurate candidate within your limits to shipped/, or say what excludes which.
 
-A file is taken by the rule of the report's answer: where intervals over seeds overlap that of the
-most accurate file, the smallest of these.
+A file is taken by the rule of the report's answer: the most accurate one, or the smallest of those
+that are at most a point less accurate and not shown to be worse.
 """
 
 import argparse

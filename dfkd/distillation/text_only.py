@@ -114,7 +114,7 @@ def class_vectors(
     ):
         raise CorruptionError(
             f"{root.location(key)}: is not the classifier that was written; delete it and run "
-            "dfkd evaluate again, which trains it anew"
+            "dfkd pipeline again, which trains it anew"
         )
     return vectors.to(tower.device)
 

@@ -1,8 +1,8 @@
-"""Export of a student: ONNX files, a model card, and a program that uses them.
+"""Export of candidates, their figures, the answer what to ship, and a program that uses a folder.
 
-In: a finished student, its teacher, and synthesised images that calibrate int8. Out: the folder
-`student/` with `model.onnx`, `model.int8.onnx`, a card and measured figures. Begin with
-`take_home.py`, which calls `onnx_graphs.py` and `model_card.py`. `predict.py` reads the folder
-elsewhere; it needs onnxruntime, numpy and Pillow, but no torch. `try_page.py` writes a page beside
-the model that does the same in a browser.
+In: finished students, image towers, and synthesised images that calibrate int8. Out: a folder
+`candidates/{name}/` for each, and `candidates.json`. Begin with `candidates.py`, which calls
+`folder.py` for a folder. `choice.py` finds the answer. `predict.py` reads a folder elsewhere; it
+needs onnxruntime, numpy and Pillow, but no torch. `try_page.py` writes a page beside the model that
+does the same in a browser.
 """

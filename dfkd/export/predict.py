@@ -25,6 +25,8 @@ from dfkd.utils.images import Array, Resizing, batch, decode_image, read_picture
 MODEL, INT8 = "model.onnx", "model.int8.onnx"
 TEACHER = "teacher.weights"
 """The role of the teacher's weights among the hashes in `candidate.json`."""
+SHIPPED = "shipped.json"
+"""In a folder that `dfkd ship` has written: which file was taken."""
 LABELS, RULES, FACTS = "labels.json", "preprocess.json", "candidate.json"
 """The files that programs read; the last one is written last, so the folder is complete with it."""
 
@@ -40,20 +42,25 @@ class Predictor:
         texts: their unit text embeddings [M, E]; None for a student of distances.
     """
 
-    def __init__(self, folder: Path, int8: bool = False, labels: Path | None = None) -> None:
+    def __init__(self, folder: Path, int8: bool | None = None, labels: Path | None = None) -> None:
         """Load the folder of a candidate.
 
         Args:
-            int8: use `model.int8.onnx`, which is smaller and less accurate.
+            int8: use `model.int8.onnx`, which is smaller; None is the file that `shipped.json` in
+                the folder names, and `model.onnx` where there is none.
             labels: the `labels.json` of other classes, for a student of embeddings.
 
         Raises:
             ManifestError: a file of the folder is missing or damaged, or the student is of
                 distances and knows only its own classes.
         """
-        model = INT8 if int8 else MODEL
         remedy = "give a folder of candidates/ or shipped/ as dfkd wrote it"
         try:
+            model = INT8 if int8 else MODEL
+            if int8 is None and (folder / SHIPPED).exists():
+                model = json.loads((folder / SHIPPED).read_bytes())["file"]
+                if model not in (MODEL, INT8):
+                    raise ValueError(f"{SHIPPED} names no model")
             facts = json.loads((folder / FACTS).read_bytes())
             files = {name: (folder / name).read_bytes() for name in (LABELS, RULES, model)}
             stated = {name: facts["files"][name]["sha256"] for name in files}
@@ -170,7 +177,11 @@ def _label_pictures(argv: Sequence[str] | None) -> int:
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="labels of other classes, from dfkd labels"
     )
-    parser.add_argument("--int8", action="store_true", help=f"use {INT8}")
+    parser.add_argument(
+        "--int8",
+        action=argparse.BooleanOptionalAction,
+        help=f"use {INT8} or {MODEL} (in shipped/: the file that was shipped)",
+    )
     parser.add_argument(
         "--top", type=_positive, default=3, metavar="K", help="labels a picture (3)"
     )

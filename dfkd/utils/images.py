@@ -1,7 +1,7 @@
 """Encoded pictures to the pixels that a model takes.
 
 Scoring and `dfkd.export.predict` share this module. It needs only numpy and pillow, so that users
-of an exported student need no torch.
+of an exported model need no torch.
 """
 
 import io

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:  # a student to take home is used where there is no pydantic
+if TYPE_CHECKING:  # an exported model is used where there is no pydantic
     from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from dfkd.errors import Exit
+from dfkd.errors import Exit, ManifestError
 from dfkd.export.predict import FACTS, INT8, LABELS, MODEL, RULES, Predictor, distances, main
 
 SIZE = 8
@@ -102,6 +102,16 @@ def test_int8_selects_the_quantised_model(folder: Path, picture: Path) -> None:
     exact, small = Predictor(folder), Predictor(folder, int8=True)
     difference = small.distances(picture.read_bytes()) - exact.distances(picture.read_bytes())
     np.testing.assert_allclose(difference, 1.0, atol=1e-6)
+
+
+def test_a_shipped_folder_answers_by_the_file_that_was_shipped(folder: Path, picture: Path) -> None:
+    (folder / "shipped.json").write_text(json.dumps({"file": INT8}))
+    shipped, exact = Predictor(folder), Predictor(folder, int8=False)
+    difference = shipped.distances(picture.read_bytes()) - exact.distances(picture.read_bytes())
+    np.testing.assert_allclose(difference, 1.0, atol=1e-6)
+    (folder / "shipped.json").write_text(json.dumps({"file": "../model.onnx"}))
+    with pytest.raises(ManifestError, match="names no model"):
+        Predictor(folder)
 
 
 def without(name: str) -> Callable[[Path], object]:

@@ -87,6 +87,9 @@ def type_text(annotation: Any) -> str:
         return f"list of {type_text(arguments[0])}"
     if origin is dict:
         return "mapping of text to text"
+    if dataclasses.is_dataclass(annotation):
+        names = (f"`{field.name}`" for field in dataclasses.fields(annotation))
+        return f"mapping with {', '.join(names)}"
     return PLAIN[annotation]
 
 
