@@ -165,7 +165,7 @@ def test_each_architecture_is_told_and_one_that_is_missing_comes_next(finished: 
         *(("contrastive", "timm:test_efficientnet", seed, "absent") for seed in (0, 1)),
     ]
     assert found["next"].startswith("dfkd distill ")
-    assert found["candidates"]["state"] == "outdated"
+    assert (found["evaluate"]["state"], found["candidates"]["state"]) == ("finished", "outdated")
     lines = [line for line in text(finished, *more) if line.startswith("distill")]
     assert "contrastive timm:test_efficientnet seed 1" in lines[-1]
     assert all(student["architecture"] is None for student in status(finished)["distill"])

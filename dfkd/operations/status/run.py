@@ -157,6 +157,8 @@ def _scores_all(
         results = read_results(root)
     except CorruptionError:
         return False  # dfkd evaluate writes them anew
-    if "student" in models and set(results["students"]) != {each.name for each in students}:
+    first = (None, manifest.distillation.architecture)  # of several; the others are candidates
+    names = {each.name for each in students if each.architecture in first}
+    if "student" in models and set(results["students"]) != names:
         return False
     return models <= {row["model"] for row in results["rows"]}
