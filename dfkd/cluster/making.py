@@ -84,7 +84,7 @@ def build(
         abandon: leave unfinished work of another manifest behind; otherwise it is an error.
         accept_partial: publish although tasks are quarantined.
         worker_seconds: limit of all workers' time; begun tasks are finished.
-        make_current: False publishes a candidate that readers do not use yet.
+        make_current: False publishes a challenger that readers do not use yet.
         engine: its workers are used; None starts some, which end with this call.
 
     Raises:

@@ -22,7 +22,7 @@ def work(manifest: Manifest, options: argparse.Namespace) -> str:
         LeaseError: another regeneration is running.
         BudgetError: a budget limit was reached; the same command resumes.
         PartialError: tasks are quarantined, or evaluation images could not be read.
-        GateError: the candidate was refused; `current` is unchanged.
+        GateError: the challenger was refused; `current` is unchanged.
     """
     from dfkd.operations import regeneration
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument(
         "--accept-partial",
         action="store_true",
-        help="publish the candidate without its quarantined tasks",
+        help="publish the challenger without its quarantined tasks",
     )
     command_line.add_threads(arguments)
     return command_line.run(arguments, work, plan, argv, first=command_line.LIBRARIES)

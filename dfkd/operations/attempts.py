@@ -1,11 +1,11 @@
 """Regenerations: numbered attempts at a better version of the data set, and the gate for each.
 
-    regenerations/{n:08d}/claim.json      written once: the identity of the candidate, and its base
+    regenerations/{n:08d}/claim.json      written once: the identity of the challenger, and its base
                           decision.json   written once: the gate's numbers and its verdict
                           finished.json   written once: nothing is left to do
-                          ...             results and pages about the candidate
+                          ...             results and pages about the challenger
 
-The number is the candidate's salt. It is claimed by put-if-absent, so no two attempts share one.
+The number is the challenger's salt. It is claimed by put-if-absent, so no two attempts share one.
 The same command resumes the newest attempt if it has no `finished.json`.
 """
 
@@ -37,11 +37,11 @@ T = TypeVar("T")
 CLAIM = re.compile(rf"{layout.REGENERATIONS}(?P<number>[0-9]{{8}})/claim\.json")
 MAX_NUMBER = 10**8
 """Numbers of attempts have eight digits."""
-CANDIDATE, CURRENT = "candidate", "current"
-"""Folders of an attempt with the results of the candidate and of the version that it challenges."""
+CHALLENGER, CURRENT = "challenger", "current"
+"""Folders of an attempt with the results of the challenger and of the version that it challenges."""
 
 MINIMUM_PER_CLASS = 1
-"""Images of every class that a candidate must have."""
+"""Images of every class that a challenger must have."""
 SHARDS_PER_CLASS = 3
 """Maximum number of shards read to measure a class's diversity."""
 EMBEDDINGS = 200
@@ -54,7 +54,7 @@ class Attempt:
 
     root: Storage
     number: int
-    """Number of the attempt; also the candidate's salt."""
+    """Number of the attempt; also the challenger's salt."""
 
     @property
     def storage(self) -> Storage:
@@ -73,16 +73,16 @@ class Attempt:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Identity of the candidate, from `claim.json`."""
+        """Identity of the challenger, from `claim.json`."""
         return _read(self.storage, "claim.json", Claim).identity
 
     @property
     def method(self) -> str:
-        """Method of the candidate."""
+        """Method of the challenger."""
         return method_of(self.identity)
 
     @property
-    def candidate(self) -> str:
+    def challenger(self) -> str:
         """Id of the version that this attempt makes."""
         return fingerprint(self.identity)[:16]
 
@@ -119,18 +119,18 @@ class Claim:
     """Content of `claim.json`."""
 
     identity: StoredIdentity
-    """Identity of the candidate."""
+    """Identity of the challenger."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of the gate, and whether the candidate keeps it."""
+    """A rule of the gate, and whether the challenger keeps it."""
 
     text: str
     before: str
     """The value of the current version; empty if that does not matter."""
     value: str
-    """The value of the candidate."""
+    """The value of the challenger."""
     holds: bool
 
 
@@ -138,17 +138,17 @@ class Rule:
 class Decision:
     """The gate's rules and verdict; accuracies are means over domains and seeds, 0-1."""
 
-    candidate: str
-    """Id of the candidate."""
+    challenger: str
+    """Id of the challenger."""
     current: str
-    """Id of the version that the candidate would replace; empty if there is none."""
+    """Id of the version that the challenger would replace; empty if there is none."""
     accuracy: float
     current_accuracy: float | None
     rules: tuple[Rule, ...]
 
     @property
     def accepted(self) -> bool:
-        """Whether the candidate becomes current."""
+        """Whether the challenger becomes current."""
         return all(rule.holds for rule in self.rules)
 
 
@@ -197,7 +197,7 @@ def next_number(root: Storage, current_version: PublishedVersion | None, manifes
 
 
 def begin(root: Storage, number: int, identity: Mapping[str, Any]) -> Attempt:
-    """Claim a number for a candidate's identity; an existing claim of the same identity is reused.
+    """Claim a number for a challenger's identity; an existing claim of the same identity is reused.
 
     Raises:
         FingerprintError: the number is claimed for another identity; the text shows the difference.
@@ -254,17 +254,17 @@ def require_same_settings(base: PublishedVersion, identity: Mapping[str, Any]) -
 
 def gate(
     config: Regeneration,
-    candidate: PublishedVersion,
+    challenger: PublishedVersion,
     file: str,
     accuracy: float,
     current_version: PublishedVersion | None,
     current_accuracy: float | None,
 ) -> Decision:
-    """Decide whether a candidate may become current, by the rules in the manifest.
+    """Decide whether a challenger may become current, by the rules in the manifest.
 
     Args:
         file: name of the shipped model and precision, for people.
-        accuracy: of this file as exported of the candidate's students, mean over domains and
+        accuracy: of this file as exported of the challenger's students, mean over domains and
             seeds, 0-1.
         current_version: the current version, if there is one.
         current_accuracy: accuracy of its students, measured in the same way.
@@ -272,11 +272,11 @@ def gate(
     # 0.14 - 0.02 is a little above 0.12, which must pass: no rounding is as large as 1e-9.
     least = -1.0 if current_accuracy is None else current_accuracy - config.tolerance - 1e-9
     fewest, class_name = min(
-        zip(candidate.facts["class_samples"], candidate.classes, strict=True), key=itemgetter(0)
+        zip(challenger.facts["class_samples"], challenger.classes, strict=True), key=itemgetter(0)
     )
-    measured = diversity(candidate)
+    measured = diversity(challenger)
     return Decision(
-        candidate=candidate.id,
+        challenger=challenger.id,
         current=current_version.id if current_version else "",
         accuracy=accuracy,
         current_accuracy=current_accuracy,

@@ -180,7 +180,7 @@ class _Planner:
             attempt = Attempt(self.root, int(number))
             if not attempt.claimed:
                 continue  # this folder is not dfkd's
-            version = f"{attempt.method}/{attempt.candidate}"
+            version = f"{attempt.method}/{attempt.challenger}"
             unused = attempt.finished and version not in self.kept.reasons
             if unused and age(objects) >= self.grace:
                 what = f"pages of regeneration {attempt.number}"

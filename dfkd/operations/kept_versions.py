@@ -37,7 +37,7 @@ class KeptVersions:
         kept: dict[str, str] = {}
         if attempt := unfinished(root):
             why = f"regeneration {attempt.number} is unfinished"
-            names = [attempt.candidate, *([attempt.base[:16]] if attempt.base else [])]
+            names = [attempt.challenger, *([attempt.base[:16]] if attempt.base else [])]
             kept |= {f"{attempt.method}/{name}": why for name in names}
         for key, record in lease.held_leases(root).items():
             kept |= dict.fromkeys(record.versions, f"held by {record.holder} ({key})")

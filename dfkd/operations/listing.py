@@ -23,7 +23,7 @@ REGENERATION = re.compile(
     f"{layout.REGENERATIONS}(?P<id>[0-9]{{8}})/"
     r"(?P<name>(?!(?:claim|decision|finished)\.json$).+)"
 )
-"""What an attempt has written about its candidate; its claim and its decision stay."""
+"""What an attempt has written about its challenger; its claim and its decision stay."""
 
 Objects = Mapping[str, StoredObject]
 """Entries by their names within a folder."""

@@ -1,4 +1,4 @@
-"""A complete regeneration: make the candidate, train students, score, decide, accept.
+"""A complete regeneration: make the challenger, train students, score, decide, accept.
 
 Every step stores its result, so a killed call loses only its last step; the same command resumes.
 """
@@ -81,27 +81,27 @@ def regenerate(
     Args:
         command: the command line that repeats this; results and report show it.
         abandon: abandon an unfinished attempt and begin the next one.
-        accept_partial: publish the candidate although tasks are quarantined.
+        accept_partial: publish the challenger although tasks are quarantined.
         threads: CPU threads for scoring; 0 uses all.
 
     Raises:
         LeaseError: another regeneration is running.
         BudgetError: a budget limit was reached; the same command resumes.
         PartialError: tasks are quarantined, or evaluation images could not be read.
-        GateError: the candidate was refused; `current` is unchanged.
+        GateError: the challenger was refused; `current` is unchanged.
     """
     _check(manifest)
     root = open_storage(manifest.storage.root)
     shipped = _shipped_student(root, manifest)
     with holding(root, LEASE) as lease, connected():
         attempt = _begin(root, manifest, abandon)
-        print(f"regeneration {attempt.number}: version {attempt.candidate}", flush=True)
+        print(f"regeneration {attempt.number}: version {attempt.challenger}", flush=True)
         salted = dataclasses.replace(manifest, salt=attempt.number)
         run = _Run(salted, attempt, lease, command, threads, shipped)
-        candidate = run.build(abandon, accept_partial)
-        # Stop here if another process took over the lease while the candidate was built.
+        challenger = run.build(abandon, accept_partial)
+        # Stop here if another process took over the lease while the challenger was built.
         lease.fence()
-        decision = attempt.decision or run.decide(candidate)
+        decision = attempt.decision or run.decide(challenger)
         page = attempt.storage.location(layout.COMPARISON)
         if decision.current:
             print(f"old and new side by side {page}", flush=True)
@@ -119,13 +119,13 @@ def regenerate(
         if not rule.holds
     )
     raise GateError(
-        f"regeneration {attempt.number}: version {attempt.candidate} does not become current "
+        f"regeneration {attempt.number}: version {attempt.challenger} does not become current "
         f"({'; '.join(reasons)}); it stays for inspection until dfkd clean removes it"
     )
 
 
 def _check(manifest: Manifest) -> None:
-    """Refuse a manifest whose candidate or students could not be made, trained or scored."""
+    """Refuse a manifest whose challenger or students could not be made, trained or scored."""
     attempts.require_comparable(manifest)
     check_later_stages(manifest)
     check_synthesis(manifest)
@@ -138,7 +138,7 @@ def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
     unfinished = attempts.unfinished(root)
     if unfinished and abandon:
         unfinished.finish()
-        key = f"{layout.data(unfinished.method)}/{layout.version(unfinished.candidate)}"
+        key = f"{layout.data(unfinished.method)}/{layout.version(unfinished.challenger)}"
         root.put(f"{key}/{layout.ABANDONED}", b"")
         unfinished = None
     current = attempts.current_of(root, method)
@@ -151,7 +151,7 @@ def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:
     identity = identify(dataclasses.replace(manifest, salt=number), base)
     if base and current and current.fingerprint == base:
         attempts.require_same_settings(current, identity)
-    # The gate compares its students with those of the candidate, which cost hours until then.
+    # The gate compares its students with those of the challenger, which cost hours until then.
     if current:
         require_students(manifest, root, current)
     attempt = attempts.begin(root, number, identity)
@@ -194,7 +194,7 @@ class _Run:
     """Architecture and precision of the file that the gate compares."""
 
     def build(self, abandon: bool, accept_partial: bool) -> PublishedVersion:
-        """Build the candidate; it is published but not current."""
+        """Build the challenger; it is published but not current."""
         config = self.manifest.regeneration
         built = build(
             self.manifest,
@@ -207,26 +207,26 @@ class _Run:
         print(f"{built.method}: {built.images} images, {built.failed} failed", flush=True)
         return built.version
 
-    def decide(self, candidate: PublishedVersion) -> Decision:
+    def decide(self, challenger: PublishedVersion) -> Decision:
         """Train and score students of both versions; write the page that compares them.
 
         A resumed attempt finds the students that it has trained before.
         """
         attempt, config = self.attempt, self.manifest.regeneration
         current = attempts.current_of(attempt.root, attempt.method)
-        # After a kill the candidate may already be current; then there is nothing to compare with.
-        if current and current.id == candidate.id:
+        # After a kill the challenger may already be current; then there is nothing to compare with.
+        if current and current.id == challenger.id:
             current = None
-        accuracy = self.score(candidate, attempts.CANDIDATE)
+        accuracy = self.score(challenger, attempts.CHALLENGER)
         current_accuracy = self.score(current, attempts.CURRENT) if current else None
         file = " ".join(self.shipped)
-        decision = attempts.gate(config, candidate, file, accuracy, current, current_accuracy)
+        decision = attempts.gate(config, challenger, file, accuracy, current, current_accuracy)
         # Whoever has lost the lease in the hours of training must not write a decision.
         self.lease.fence()
         # The page comes first: a call that resumes after the decision does not write it.
         if current:
             old = self.facts(current, attempts.CURRENT)
-            new = self.facts(candidate, attempts.CANDIDATE)
+            new = self.facts(challenger, attempts.CHALLENGER)
             page = compare.render(old, new, [dataclasses.astuple(r) for r in decision.rules])
             attempt.storage.put(layout.COMPARISON, page.encode())
         return attempt.decide(decision)
@@ -265,22 +265,22 @@ class _Run:
         return mean
 
     def accept(self, decision: Decision) -> str:
-        """Make the candidate current, and replace results, exported files and report of the root by
+        """Make the challenger current, and replace results, exported files and report of the root by
         those of the new version; returns the report's location.
         """
         attempt, manifest = self.attempt, self.manifest
         home = attempt.root.child(layout.data(attempt.method))
-        advance(home, attempt.candidate, lambda: self._fence(decision))
+        advance(home, attempt.challenger, lambda: self._fence(decision))
         # Whoever has lost the lease meanwhile must not replace the results of a later attempt.
         self.lease.fence()
-        print(f"current: {decision.current or 'none'} -> {attempt.candidate}", flush=True)
+        print(f"current: {decision.current or 'none'} -> {attempt.challenger}", flush=True)
         # A call that is killed while it copies the file leaves no `shipped.json`.
         facts = f"{layout.SHIPPED}{layout.SHIPPED_FACTS}"
         if attempt.root.exists(facts):
             attempt.storage.put(facts, attempt.root.get(facts))
-        results = attempt.storage.get(f"{attempts.CANDIDATE}/{layout.RESULTS}")
+        results = attempt.storage.get(f"{attempts.CHALLENGER}/{layout.RESULTS}")
         attempt.root.put(layout.RESULTS, results)
-        version = open_version(home, attempt.candidate)
+        version = open_version(home, attempt.challenger)
         write_contact_sheet(attempt.root, manifest.name, {manifest.method: version})
         with thread_limit(self.threads) as threads:
             print(f"candidates {candidates.write_candidates(manifest, threads)}", flush=True)
@@ -300,19 +300,19 @@ class _Run:
         attempt = self.attempt
         home = attempt.root.child(layout.data(attempt.method))
         newest, *earlier = [pointer.version for pointer in pointers(home)] or [""]
-        # A call that was killed while it accepted has made the candidate current already. If
+        # A call that was killed while it accepted has made the challenger current already. If
         # somebody has rolled back since, a repetition must not undo that.
-        if attempt.candidate in earlier and newest != attempt.candidate:
+        if attempt.challenger in earlier and newest != attempt.challenger:
             attempt.finish()
             raise GateError(
-                f"regeneration {attempt.number}: version {attempt.candidate} was current and is "
+                f"regeneration {attempt.number}: version {attempt.challenger} was current and is "
                 f"not any more; {newest} stays current"
             )
         # Nor may it undo a roll-back during the training, whose version the gate has not seen.
-        if newest not in ("", decision.current, attempt.candidate):
+        if newest not in ("", decision.current, attempt.challenger):
             attempt.finish()
             raise GateError(
-                f"regeneration {attempt.number}: version {attempt.candidate} was compared with "
+                f"regeneration {attempt.number}: version {attempt.challenger} was compared with "
                 f"{decision.current or 'none'}, but {newest} is current now, and stays so; "
                 "run dfkd regenerate once more, which compares with that one"
             )

@@ -34,7 +34,7 @@ def render(first: Facts, second: Facts, verdict: Sequence[tuple[str, str, str, b
     """The page about two runs; the same facts give the same text.
 
     Args:
-        verdict: for a regeneration: rule, current value, candidate's value, and whether it holds.
+        verdict: for a regeneration: rule, current value, challenger's value, and whether it holds.
     """
     slots = slots_of(first, second)
     # The mean '' comes last, after the domains of both runs.

@@ -25,7 +25,7 @@ from tests.jobs.test_regenerate import manifest
 
 __all__ = ["manifest"]
 
-MOMENTS = ("regenerations/00000000/claim.json", "regenerations/00000000/candidate/results.json")
+MOMENTS = ("regenerations/00000000/claim.json", "regenerations/00000000/challenger/results.json")
 """Objects after whose appearance the job is killed."""
 
 
@@ -67,7 +67,7 @@ def require_whole(root: Storage) -> None:
     assert verify(version) == []
     assert root.folders("regenerations/") == ("00000000",)
     decision = json.loads(root.get("regenerations/00000000/decision.json"))
-    assert decision["candidate"] == version.id
+    assert decision["challenger"] == version.id
     assert root.exists("regenerations/00000000/finished.json")
 
 

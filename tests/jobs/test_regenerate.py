@@ -115,8 +115,8 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
     assert [r.version == first for r in second.receipts()].count(False) == 1
     assert second.facts["identity"]["salt"] == 2
     decision = json.loads(root.get("regenerations/00000002/decision.json"))
-    assert decision["candidate"] == second.id
-    for name in ("candidate", "current"):
+    assert decision["challenger"] == second.id
+    for name in ("challenger", "current"):
         validate_results(json.loads(root.get(f"regenerations/00000002/{name}/results.json")))
     # What the gate has compared is the shipped file before and after.
     shipped = read_shipped(root)
@@ -128,7 +128,7 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
     assert f"shipped {SHIPPED} int8 {root.location('shipped')}" in found.stdout
     assert json.loads(root.get("shipped/candidate.json"))["data"]["version"] == second.id
     assert root.get("shipped/model.int8.onnx") != file
-    assert root.get("results.json") == root.get("regenerations/00000002/candidate/results.json")
+    assert root.get("results.json") == root.get("regenerations/00000002/challenger/results.json")
     assert second.fingerprint in root.get("report.html").decode()
 
     sweep = (f"--set=storage.root={place}", "--keep=1", "--grace=0")
@@ -141,7 +141,7 @@ def test_three_in_a_row(manifest: Path, place: str, monkeypatch: pytest.MonkeyPa
     assert f"removed {len(gone)} objects, {planned['bytes']} bytes" in found.stdout
     assert not any(root.exists(key) for key in gone)
     assert published(place).id == second.id
-    assert refused["candidate"] not in root.child("data/vanilla").folders("versions/")
+    assert refused["challenger"] not in root.child("data/vanilla").folders("versions/")
     assert len(root.folders("students/")) == 2
 
 

@@ -110,15 +110,15 @@ def test_an_unfinished_regeneration_keeps_its_candidate_and_base_and_a_finished_
     run: Run,
 ) -> None:
     base = fill(run.root)
-    candidate = regenerated(run.root, base, 1, TASKS[:1], make_current=False)
+    challenger = regenerated(run.root, base, 1, TASKS[:1], make_current=False)
     regenerated(run.root, base, 2, TASKS)
-    attempt, both = run.claim(candidate), {f"vanilla/{each.id}" for each in (base, candidate)}
-    attempt.storage.put("candidate/results.json", b"{}")
+    attempt, both = run.claim(challenger), {f"vanilla/{each.id}" for each in (base, challenger)}
+    attempt.storage.put("challenger/results.json", b"{}")
     run.storage.put("regenerations/00000007/notes.txt", b"of somebody else")
     age(run.root)
     kept = run.sweep().kept
     assert {kept[name] for name in both} == {"regeneration 1 is unfinished"}
-    assert verify(base) == verify(candidate) == []
+    assert verify(base) == verify(challenger) == []
     attempt.finish()
     age(run.root)
     pages = "pages of regeneration 1"
@@ -127,13 +127,13 @@ def test_an_unfinished_regeneration_keeps_its_candidate_and_base_and_a_finished_
 
 
 def test_young_students_and_pages_stay_although_their_version_goes(run: Run) -> None:
-    candidate = regenerated(run.root, fill(run.root), 1, TASKS[:1], make_current=False)
-    attempt = run.claim(candidate)
+    challenger = regenerated(run.root, fill(run.root), 1, TASKS[:1], make_current=False)
+    attempt = run.claim(challenger)
     attempt.finish()
     age(run.root)
-    attempt.storage.put("candidate/results.json", b"{}")
-    run.put_student(candidate, f"vanilla-s0-{'a' * 12}")
-    assert run.removed() == {f"version vanilla/{candidate.id}"}
+    attempt.storage.put("challenger/results.json", b"{}")
+    run.put_student(challenger, f"vanilla-s0-{'a' * 12}")
+    assert run.removed() == {f"version vanilla/{challenger.id}"}
 
 
 def test_students_are_removed_with_their_versions(run: Run) -> None:

@@ -41,7 +41,7 @@ PAGE = "regenerations/{:08d}/comparison.html"
 
 @pytest.fixture
 def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
-    """Of a run without models whose gate refuses every candidate, which has too few images."""
+    """Of a run without models whose gate refuses every challenger, which has too few images."""
 
     def build(run: regeneration._Run, *_: bool) -> PublishedVersion:
         made = fill(run.manifest, tasks(run.manifest))
@@ -125,7 +125,7 @@ def test_the_shipped_file_decides_and_every_student_is_trained(
     students = [(name, seed) for name in SEVERAL for seed in (0, 1)]
     assert [(each.architecture, each.seed) for each in trained] == 2 * students
     versions = [each.version.id for each in trained]
-    assert versions == 4 * [decision.candidate] + 4 * [decision.current]
+    assert versions == 4 * [decision.challenger] + 4 * [decision.current]
     assert [call.args[2] for call in score.call_args_list] == [versions[0], versions[-1]]
 
 
@@ -211,7 +211,7 @@ def test_a_kill_before_the_decision_leaves_the_page(
     root = open_storage(manifest.storage.root)
 
     regenerate_until_the_decision(manifest)
-    new = f"{attempts.CANDIDATE} {Attempt(root, 1).candidate}"
+    new = f"{attempts.CHALLENGER} {Attempt(root, 1).challenger}"
     old = f"{attempts.CURRENT} {first.id}"
     assert root.get(PAGE.format(1)).decode() == f"{old} | {new}"
     with pytest.raises(GateError, match="at least 9, got 8 of red"):
@@ -233,7 +233,7 @@ def test_a_refused_first_version_has_no_page(
 def test_a_roll_back_after_a_kill_is_not_undone(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, cleaned: bool
 ) -> None:
-    """The killed call has made its candidate current, and has not said so."""
+    """The killed call has made its challenger current, and has not said so."""
     monkeypatch.setattr(attempts, "MINIMUM_PER_CLASS", 1)
     first, home = publish(manifest), open_storage(manifest.storage.root).child("data/vanilla")
 
@@ -242,7 +242,7 @@ def test_a_roll_back_after_a_kill_is_not_undone(
         regenerate(manifest)
     assert current_id(home) != first.id
     advance(home, first.id)
-    if cleaned:  # the number of the candidate is not one of those to keep
+    if cleaned:  # the number of the challenger is not one of those to keep
         root = open_storage(manifest.storage.root)
         planned = garbage_collection.plan(root, manifest, 1, 0)
         sweep.remove(root, manifest, planned, 1, 0, lambda: None)
@@ -358,7 +358,7 @@ def test_a_base_whose_removal_has_begun_is_not_carried_over(manifest: Manifest) 
 def test_students_that_the_current_version_cannot_have_are_refused_at_once(
     manifest: Manifest, tmp_path: Path, section: str, key: str, value: Any, rule: str
 ) -> None:
-    """Not after the candidate and its students have been made."""
+    """Not after the challenger and its students have been made."""
     teacher = write_teacher(tmp_path / "teacher", model_config(RESNET))
     changed: dict[str, Any] = {key: value}
     if section:
