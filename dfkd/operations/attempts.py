@@ -38,7 +38,7 @@ CLAIM = re.compile(rf"{layout.REGENERATIONS}(?P<number>[0-9]{{8}})/claim\.json")
 MAX_NUMBER = 10**8
 """Numbers of attempts have eight digits."""
 CHALLENGER, CURRENT = "challenger", "current"
-"""Folders of an attempt with the results of the challenger and of the version that it challenges."""
+"""Folders of an attempt with the results of the challenger and of the version it challenges."""
 
 MINIMUM_PER_CLASS = 1
 """Images of every class that a challenger must have."""

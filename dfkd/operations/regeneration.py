@@ -265,8 +265,8 @@ class _Run:
         return mean
 
     def accept(self, decision: Decision) -> str:
-        """Make the challenger current, and replace results, exported files and report of the root by
-        those of the new version; returns the report's location.
+        """Make the challenger current, and replace results, exported files and report of the root
+        by those of the new version; returns the report's location.
         """
         attempt, manifest = self.attempt, self.manifest
         home = attempt.root.child(layout.data(attempt.method))
