@@ -64,7 +64,7 @@ def test_the_demo_runs_in_an_empty_folder(dfkd: Path, tmp_path: Path) -> None:
     measured = json.loads((root / "candidates.json").read_text())["candidates"]
     assert [each["kind"] for each in measured] == ["tower", "tower", "student", "student"]
     assert (root / "report.html").is_file()
-    shipped = run(dfkd, tmp_path, "ship", "miniature", "--max-mb", "3")
+    shipped = run(dfkd, tmp_path, "ship", str(root), "--max-mb", "3")
     assert shipped.returncode == 0, shipped.stderr
     picture = root / "contact-sheet.png"
     told = run(dfkd, tmp_path, "predict", str(root / "shipped"), str(picture))

@@ -35,6 +35,7 @@ SMALL = [
     "synthesis.shard_size=2",
     "generator.diffusers.steps=40",
     "distillation.student=timm:test_resnet",
+    "distillation.weights=miniature",
     "distillation.epochs=2",
     "distillation.batch_size=6",
     "evaluation.models=teacher",
@@ -249,6 +250,7 @@ WORDS = {
     "fewshot": "manifests/miniature.yaml",
     "labels": 'manifests/miniature.yaml --set distillation.target=both --classes "anchor, bus"',
     "regenerate": "manifests/miniature.yaml --set prompts.method=contrastive",
+    "ship": "manifests/miniature.yaml",
     "synthesize": "manifests/miniature.yaml",
     "verify": "manifests/miniature.yaml",
 }

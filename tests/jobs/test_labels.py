@@ -22,6 +22,7 @@ from dfkd.export.model_card import EMBEDDING_EXAMPLE
 from dfkd.export.predict import Predictor, main
 from dfkd.models.student import build, card, load_student, save_student
 from dfkd.models.teacher import file_hashes
+from dfkd.utils.images import USUAL
 from tests.helpers import jobs
 from tests.helpers.tiny_version import CLASSES, EMBEDDING, publish, write_manifest
 from tests.jobs.test_evaluate import PURE, write_teacher
@@ -131,7 +132,7 @@ def test_both_graphs_agree_with_the_student(run: Path) -> None:
     assert check["model.onnx"]["max_difference"] < 1e-5
     location = locate_student(Manifest.read(run), "vanilla", 0)
     student, _ = load_student(location.storage)
-    _, images = synthesised_images(location.version, 32)
+    _, images = synthesised_images(location.version, 32, USUAL)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
     expected = student(pixels).argmin(1).tolist()
     encoded = [png(image) for image in images]

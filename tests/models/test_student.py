@@ -226,7 +226,7 @@ def test_weights_of_a_deeper_network_are_refused_and_a_head_is_dropped(
     config = Distillation(student=student, weights=str(tmp_path / "w.safetensors"))
     heads = ("head.1.weight", "classifier.weight", "last_linear.weight")
     for name, fits in ((key, False), ("other", False), *((head, True) for head in heads)):
-        safetensors.torch.save_file({**backbone, name: torch.zeros(1)}, config.weights)
+        safetensors.torch.save_file({**backbone, name: torch.zeros(1)}, config.initial_weights)
         with contextlib.nullcontext() if fits else pytest.raises(WeightsError, match=name):
             build(config, 5, 32, 0)
 
