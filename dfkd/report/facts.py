@@ -199,10 +199,12 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         CorruptionError: an object of the run is damaged.
     """
     candidates = read_candidates(storage) if storage.exists(layout.CANDIDATES) else None
-    # A run without labelled images has candidates and no results.
-    unscored = candidates is not None and not storage.exists(layout.RESULTS)
-    results = UNSCORED if unscored else read_results(storage)
     origin = _read_origin(storage)
+    # A run without labelled images has candidates and no results, or only those of an earlier one.
+    evaluation = origin.manifest.get("evaluation") if origin else None
+    unlabelled = isinstance(evaluation, Mapping) and evaluation.get("data") == "none"
+    unscored = candidates is not None and (unlabelled or not storage.exists(layout.RESULTS))
+    results = UNSCORED if unscored else read_results(storage)
     classes, rows = tuple(results["classes"]), sort_rows(results["rows"])
     run = root or storage
     scored = []

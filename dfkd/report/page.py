@@ -69,7 +69,7 @@ def write(manifest: Manifest, command: str) -> str:
     """
     storage = open_storage(manifest.storage.root)
     # Before report.json is written.
-    if manifest.evaluation.scored or storage.exists(layout.RESULTS):
+    if manifest.evaluation.scored:
         _require_scored(manifest, read_results(storage)["students"])
     else:
         read_candidates(storage)
