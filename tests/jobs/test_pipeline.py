@@ -101,10 +101,10 @@ def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
     arguments += ["--set", "evaluation.models=teacher"]
     teacher_alone = run_here("pipeline", MANIFEST, *arguments)
     assert teacher_alone.returncode == 0, teacher_alone.stderr
-    assert teacher_alone.stdout.splitlines()[-2:] == [
-        f"candidates {tmp_path / 'run' / 'candidates.json'}",
-        f"wrote {tmp_path / 'run' / 'report.html'}",
-    ]
+    *_, exported, sentence, last = teacher_alone.stdout.splitlines()
+    assert exported == f"candidates {tmp_path / 'run' / 'candidates.json'}"
+    assert sentence.startswith("Ship ")
+    assert last == f"wrote {tmp_path / 'run' / 'report.html'}"
     assert "next: nothing to do" in run_here("status", MANIFEST, *arguments).stdout
 
 

@@ -35,7 +35,7 @@ def test_from_class_names_to_a_report_on_s3(s3_root: str) -> None:
         f"{versions}{version}/prompts/00001.parquet",
         "data/contrastive/current/00000001.json",
         f"students/{student}/student.safetensors",
-        "student/model.int8.onnx",
+        "candidates/teacher/model.int8.onnx",
         "contact-sheet.png",
     ):
         assert storage.exists(key), key
