@@ -27,7 +27,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Run the three jobs, each of which resumes; returns the location of the report.
+    """Run all stages, each of which resumes; returns the location of the report.
 
     Without labelled images the report is about candidates and images alone.
 

@@ -94,7 +94,6 @@ class Exported:
     candidate: Candidate
     folder: Path
     facts: dict[str, Any]
-    parameters: int
     gpu_ms: float | None = None
     accuracies: dict[str, dict[str, float]] = field(default_factory=dict)
     """By precision and domain, 0-1."""
@@ -290,20 +289,22 @@ def _export(
         **candidate.about,
         **candidate.origin,
         **write_graphs(candidate.network, folder, version),
+        "parameters": parameters(candidate.network.module),
     }
     module, size = candidate.network.module, candidate.network.image_size
     gpu_ms = None
-    if pick_device().type == "cuda":
+    # The other seeds of a candidate are as fast.
+    shipped = candidate.seed in (None, manifest.distillation.seeds[0])
+    if shipped and pick_device().type == "cuda":
         on_gpu = copy.deepcopy(module).to("cuda")
         pixels = torch.rand(1, 3, size, size).to("cuda")
         with torch.inference_mode():
             gpu_ms = time_on_gpu(partial(on_gpu, pixels))
-    count = parameters(module)
     # The graphs hold everything, and the networks of many candidates would fill the memory.
     bare = dataclasses.replace(
         candidate, network=dataclasses.replace(candidate.network, module=nn.Identity())
     )
-    return Exported(bare, folder, {**facts, "parameters": count}, count, gpu_ms)
+    return Exported(bare, folder, facts, gpu_ms)
 
 
 def _time(exported: Sequence[Exported]) -> dict[str, Any]:
@@ -379,7 +380,7 @@ def _classifier(exported: Exported, precision: str, threads: int) -> Classifier:
         network.image_size,
         distances,
         torch.device("cpu"),
-        exported.parameters,
+        exported.facts["parameters"],
         network.resizing,
     )
 
@@ -438,7 +439,7 @@ def _entry(seeds: Sequence[Exported], ms: Mapping[tuple[str, str], float]) -> di
         "folder": folder_of(name),
         "seeds": [each.candidate.seed for each in seeds if each.candidate.seed is not None],
         "students": [each.candidate.student for each in seeds if each.candidate.student],
-        "parameters": first.parameters,
+        "parameters": first.facts["parameters"],
         "gpu_ms": first.gpu_ms,
         "files": files,
     }

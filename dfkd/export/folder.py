@@ -87,7 +87,6 @@ def write_graphs(network: Network, folder: Path, version: PublishedVersion) -> d
     quantise(folder / MODEL, folder / INT8, images)
     (folder / LABELS).write_text(labels_json(network.classes, texts), encoding="utf-8")
     _write_json(folder / RULES, preprocessing_rules(network))
-    write_try_page(folder)
     return {
         "calibration": {"images": len(images), "version": version.id},
         "check": check_graphs(network, folder, others),
@@ -198,10 +197,11 @@ def check_graphs(network: Network, folder: Path, images: Images) -> dict[str, An
 
 
 def publish(folder: Path, facts: Mapping[str, Any], home: Storage) -> None:
-    """Put all files into storage, with the card and `candidate.json`, which are written here.
+    """Put all files into storage, with page, card and `candidate.json`, which are written here.
 
     `candidate.json` is deleted first and put last, so a folder with it is complete.
     """
+    write_try_page(folder)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     facts = {"schema": SCHEMA, **facts, "files": {n: _file_facts(folder / n) for n in names}}
     # The card shows the files' sizes, so it is written after their facts and gets its own then.
