@@ -5,7 +5,9 @@ same student gives the same bytes with the same library versions.
 """
 
 import contextlib
+import gc
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +44,7 @@ def export(student: nn.Module, image_size: int, path: Path, output: str = OUTPUT
     """
     # Two images, because with one the exporter would fix the batch size at 1.
     example = torch.zeros(2, 3, image_size, image_size)
-    with _silenced():
+    with _silenced(), _no_collection():
         program = torch.onnx.export(
             student,
             (example,),
@@ -156,6 +158,24 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     model.opset_import.extend(versions)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector out of `ast.parse`, by which the exporter reads its operators.
+
+    Before Python 3.11.8 a collection there lets another thread or a finaliser parse in between, and
+    the first one fails with `SystemError: AST constructor recursion depth mismatch`
+    (https://github.com/python/cpython/issues/106905).
+    """
+    if sys.version_info >= (3, 11, 8) or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager
