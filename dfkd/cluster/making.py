@@ -35,7 +35,7 @@ from dfkd.dataset.published import PublishedVersion, refuse_removal
 from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.versions import Version, begin
 from dfkd.errors import BudgetError, DfkdError, InfrastructureError, PartialError
-from dfkd.models import teacher
+from dfkd.models import labeller
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, require_root_space
 from dfkd.storage.cost_records import CostCounter, record_cost
@@ -170,7 +170,7 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
         base: fingerprint of the version from which all tasks but the regenerated are carried over.
     """
     cache = manifest.cache
-    weights = teacher.file_hashes(manifest.teacher, cache)
+    weights = labeller.file_hashes(manifest.teacher, cache)
     if manifest.source.follows_prompts:
         weights = weights | manifest.generator.settings.hashes(cache)
     return identities.identity(manifest, weights, base)

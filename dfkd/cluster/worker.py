@@ -33,7 +33,8 @@ from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.versions import Version
 from dfkd.errors import WeightsError
 from dfkd.models.generators.generator import Generator
-from dfkd.models.teacher import Teacher, file_hashes
+from dfkd.models.labeller import file_hashes
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.maker import PromptMaker
 from dfkd.prompts.statistics import statistics
 from dfkd.storage import layout

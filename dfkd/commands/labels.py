@@ -13,7 +13,7 @@ from dfkd.config.manifest import Manifest
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would write."""
     from dfkd.distillation.student_store import require_embeddings
-    from dfkd.models.teacher import file_hashes
+    from dfkd.models.labeller import file_hashes
 
     require_embeddings(manifest)
     file_hashes(manifest.teacher, manifest.cache)  # refuses weights that are not there

@@ -10,7 +10,8 @@ from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.receipts import Receipt
 from dfkd.distillation.labels import target_embeddings
 from dfkd.distillation.objective import MIN_STD, EmbeddingObjective
-from dfkd.models.teacher import Teacher, check_classes
+from dfkd.models.labeller import check_classes
+from dfkd.models.teacher import Teacher
 from dfkd.storage.base import in_order
 
 

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
 
 from dfkd.config.manifest import Manifest
-from dfkd.models.teacher import Teacher, distances
+from dfkd.models.labeller import distances
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import (
     check_styled_prompts,
     class_text_embeddings,

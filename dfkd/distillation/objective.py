@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfkd.dataset.batch import Batch
+from dfkd.models.labeller import distances
 from dfkd.models.student import Student, rescale_output
-from dfkd.models.teacher import distances
 
 MIN_STD = 1e-6
 """Least standard deviation that targets are divided by: those of one image may be equal."""

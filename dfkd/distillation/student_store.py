@@ -13,8 +13,8 @@ from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion, current, open_version
 from dfkd.distillation.student_names import student_name, student_names
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
+from dfkd.models.labeller import file_hashes
 from dfkd.models.student import CARD, Student, load_student
-from dfkd.models.teacher import file_hashes
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_existing

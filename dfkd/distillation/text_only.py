@@ -32,7 +32,8 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import CorruptionError, ManifestError
-from dfkd.models.teacher import Teacher, check_classes, file_hashes
+from dfkd.models.labeller import check_classes, file_hashes
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.pseudo_words import PseudoWords
 from dfkd.storage.base import MissingObject, Storage
 from dfkd.utils.progress import bar

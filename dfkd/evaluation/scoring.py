@@ -28,7 +28,8 @@ from dfkd.distillation.text_only import class_vectors
 from dfkd.errors import DfkdError, ManifestError, as_utf8
 from dfkd.evaluation.data import Domains, Item, open_data
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
-from dfkd.models.teacher import Teacher, check_classes, distances
+from dfkd.models.labeller import check_classes, distances
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.storage.base import Storage, in_order
 from dfkd.storage.local import open_storage

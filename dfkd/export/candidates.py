@@ -54,7 +54,8 @@ from dfkd.export.folder import Network, publish, write_graphs
 from dfkd.export.onnx_graphs import load_graph
 from dfkd.export.predict import INT8, MODEL
 from dfkd.export.predict import distances as class_distances
-from dfkd.models.teacher import Teacher, class_prompt, file_hashes
+from dfkd.models.labeller import class_prompt, file_hashes
+from dfkd.models.teacher import Teacher
 from dfkd.models.tower import TowerClassifier
 from dfkd.storage import layout
 from dfkd.storage.base import Storage

@@ -64,7 +64,7 @@ class Student(nn.Module):
         """Distances [N, M]; in training what the head learns, which may be standardised."""
         if self.texts is None:
             return self.output(pixels)
-        # `dfkd.models.teacher.distances`, 2 * atan2(|a - b|, |a + b|)^2, is angle^2 / 2. This form
+        # `dfkd.models.labeller.distances`, 2 * atan2(|a - b|, |a + b|)^2, is angle^2 / 2. This form
         # has operators that ONNX has too.
         cosines = self.embed(pixels) @ self.texts.T
         return cosines.clamp(-1, 1).acos().square() / 2

@@ -13,7 +13,7 @@ class TowerClassifier(nn.Module):
     """Maps pixels float32 [N, 3, S, S] in [0, 1] to distances float32 [N, M]; smaller is closer.
 
     A distance is half the square of the angle between the image's embedding and a class's vector,
-    as `dfkd.models.teacher.distances`, in operators that ONNX has too.
+    as `dfkd.models.labeller.distances`, in operators that ONNX has too.
     """
 
     mean: Tensor

@@ -13,8 +13,9 @@ from dfkd.distillation.text_only import check_texts, errors_name
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.models.generators.generator import Generator
+from dfkd.models.labeller import check_classes
 from dfkd.models.student import Student, build
-from dfkd.models.teacher import Teacher, check_classes
+from dfkd.models.teacher import Teacher
 from dfkd.operations.required_weights import towers
 from dfkd.prompts.maker import check_prompts
 from dfkd.utils.progress import say

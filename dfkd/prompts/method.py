@@ -11,7 +11,8 @@ from torch import Tensor
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import PromptRow
 from dfkd.config.plugins import PromptSettings
-from dfkd.models.teacher import Teacher, class_prompt
+from dfkd.models.labeller import class_prompt
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import class_text_embeddings
 
 if TYPE_CHECKING:

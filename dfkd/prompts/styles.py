@@ -12,7 +12,8 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Prompts
 from dfkd.errors import ManifestError
-from dfkd.models.teacher import Teacher, class_prompt
+from dfkd.models.labeller import class_prompt
+from dfkd.models.teacher import Teacher
 
 MIX_ALPHA = 1.0
 """Weights of mix are drawn from Beta(alpha, alpha), as in the paper."""

@@ -3,7 +3,7 @@
 With the frozen generator G, the frozen image tower E_img and the text embedding T of a prompt, Adam
 minimises over the latent z of each image
 
-    D(E_img(G(z)), T)    Eqs 1-3; D is `dfkd.models.teacher.spherical_distance`
+    D(E_img(G(z)), T)    Eqs 1-3; D is `dfkd.models.labeller.spherical_distance`
 
 The paper builds on VQGAN-CLIP and says no more. VQGAN-CLIP shows the tower augmented views of G(z)
 and takes the mean of D over them (`dfkd.synthesis.views`). The initial latents, the quantisation
@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from dfkd.config.hashing import derive_seed
 from dfkd.models.generators.generator import Generator
-from dfkd.models.teacher import Teacher, spherical_distance
+from dfkd.models.labeller import spherical_distance
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.conditions import ConditionEncoder, StoredPrompt
 from dfkd.synthesis.image_source import (
     ImageSource,

@@ -17,7 +17,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, Unit, image_seed
 from dfkd.dataset.shards import MadeShard, Sample, sample_key, write_shard
 from dfkd.errors import DfkdError
-from dfkd.models.teacher import Teacher, distances
+from dfkd.models.labeller import distances
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.synthesis.image_source import ImageSource, initial_batch_size

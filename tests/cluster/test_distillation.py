@@ -35,8 +35,8 @@ from dfkd.distillation.embedding import embedding_objective
 from dfkd.distillation.objective import DistanceObjective, Objective
 from dfkd.distillation.student_store import StudentLocation, locate_student, locate_students
 from dfkd.errors import CorruptionError, DfkdError, InfrastructureError, ManifestError
+from dfkd.models.labeller import file_hashes
 from dfkd.models.student import Student, build, load_student
-from dfkd.models.teacher import file_hashes
 from dfkd.storage import cost_records
 from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.lease import held_leases

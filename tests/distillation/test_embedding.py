@@ -21,8 +21,9 @@ from dfkd.distillation.embedding import embedding_moments, encode_classes
 from dfkd.distillation.labels import fold_batch_norms, target_function
 from dfkd.distillation.objective import EmbeddingObjective
 from dfkd.errors import ManifestError
+from dfkd.models.labeller import distances
 from dfkd.models.student import Student, build
-from dfkd.models.teacher import Teacher, distances
+from dfkd.models.teacher import Teacher
 from tests.helpers import small_manifest
 from tests.helpers.tiny_version import fill, publish, write_manifest
 

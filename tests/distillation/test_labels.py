@@ -13,7 +13,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.distillation.labels import fold_batch_norms, target_embeddings, target_function
 from dfkd.errors import ManifestError
 from dfkd.lab.baselines.batch_norm import layers
-from dfkd.models.teacher import Teacher, distances
+from dfkd.models.labeller import distances
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.styles import class_text_embeddings
 from tests.helpers import small_manifest
 
@@ -39,7 +40,7 @@ def test_live_labels_are_distances_of_the_views_in_float32_whatever_the_students
     tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A device that multiplies bfloat16, which this one may not.
-    monkeypatch.setattr("dfkd.models.teacher.multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr("dfkd.models.labeller.multiplies_bfloat16", lambda device: True)
     manifest = read(tmp_path, "distillation.precision=bfloat16")
     label = target_function(manifest, torch.device("cpu"))
     views = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))

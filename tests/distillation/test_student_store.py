@@ -16,8 +16,8 @@ from dfkd.distillation.student_store import (
     locate_students,
 )
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
+from dfkd.models.labeller import file_hashes
 from dfkd.models.student import build, card, save_student
-from dfkd.models.teacher import file_hashes
 from tests.helpers.tiny_models import GENERATOR, RESNET, TEACHER, model_config, write_teacher
 from tests.helpers.tiny_version import publish, write_manifest
 

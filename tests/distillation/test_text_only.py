@@ -23,7 +23,8 @@ from dfkd.distillation.text_only import (
     train_classifier,
 )
 from dfkd.errors import CorruptionError, WeightsError
-from dfkd.models.teacher import Teacher, distances
+from dfkd.models.labeller import distances
+from dfkd.models.teacher import Teacher
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_models import VIT, model_config, random_model, write_teacher
 from tests.helpers.tiny_version import write_manifest

@@ -28,8 +28,9 @@ from dfkd.export.folder import Network, check_graphs, synthesised_images
 from dfkd.export.model_card import EXAMPLE, model_card
 from dfkd.export.onnx_graphs import OPSET, load_graph
 from dfkd.export.predict import Predictor, cosines, main
+from dfkd.models.labeller import distances
 from dfkd.models.student import load_student
-from dfkd.models.teacher import Teacher, distances
+from dfkd.models.teacher import Teacher
 from dfkd.storage.local import LocalStorage
 from dfkd.utils.images import USUAL, batch, decode_image
 from tests.helpers.tiny_version import CLASSES

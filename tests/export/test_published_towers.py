@@ -12,7 +12,8 @@ import torch
 from dfkd.export.folder import Network, check_graphs
 from dfkd.export.onnx_graphs import export, quantise
 from dfkd.export.predict import INT8, MODEL
-from dfkd.models.teacher import Teacher, distances
+from dfkd.models.labeller import distances
+from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import build, build_tokenizer, read_architecture
 from dfkd.models.tower import TowerClassifier
 from dfkd.utils.images import batch

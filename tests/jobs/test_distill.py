@@ -7,8 +7,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dfkd.config.manifest import Manifest
 from dfkd.errors import Exit
 from dfkd.lab.benchmarks.memory import descendants
+from dfkd.models.labeller import file_hashes
 from dfkd.models.student import load_student
-from dfkd.models.teacher import file_hashes
 from dfkd.storage import cost_records
 from dfkd.storage.local import open_storage
 from tests.helpers import jobs

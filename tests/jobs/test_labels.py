@@ -20,8 +20,8 @@ from dfkd.export.candidates import write_candidates
 from dfkd.export.folder import synthesised_images
 from dfkd.export.model_card import EMBEDDING_EXAMPLE
 from dfkd.export.predict import Predictor, main
+from dfkd.models.labeller import file_hashes
 from dfkd.models.student import build, card, load_student, save_student
-from dfkd.models.teacher import file_hashes
 from dfkd.utils.images import USUAL
 from tests.helpers import jobs
 from tests.helpers.tiny_version import CLASSES, EMBEDDING, publish, write_manifest

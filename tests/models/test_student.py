@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from dfkd.config import paths
 from dfkd.config.distillation import Distillation, weights_file
 from dfkd.errors import CorruptionError, ManifestError, WeightsError
+from dfkd.models.labeller import distances
 from dfkd.models.student import (
     CARD,
     WEIGHTS,
@@ -25,7 +26,6 @@ from dfkd.models.student import (
     rescale_output,
     save_student,
 )
-from dfkd.models.teacher import distances
 from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from tests.helpers.published import flip_bit

@@ -21,12 +21,8 @@ from torch import Tensor
 
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
-from dfkd.models.teacher import (
-    Teacher,
-    check_classes,
-    distances,
-    spherical_distance,
-)
+from dfkd.models.labeller import check_classes, distances, spherical_distance
+from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import find_weights, read_architecture
 from dfkd.models.weights.artifacts import hub_id
 from dfkd.utils.device import CPU
@@ -214,7 +210,7 @@ def test_embeddings_of_bfloat16_are_unit_vectors_of_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A device that multiplies bfloat16, which this one may not.
-    monkeypatch.setattr("dfkd.models.teacher.multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr("dfkd.models.labeller.multiplies_bfloat16", lambda device: True)
     teacher = Teacher.load(write_teacher(tmp_path, model_config(VIT)), CPU, "bfloat16")
     pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     mixed, exact = teacher.encode_image(pixels), teacher.encode_image(pixels, "float32")
@@ -227,7 +223,7 @@ def test_texts_beyond_one_batch_are_encoded_too(
     vit: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = vit.encode_text(TEXTS)
-    monkeypatch.setattr("dfkd.models.teacher.TEXT_BATCH", 3)
+    monkeypatch.setattr("dfkd.models.labeller.TEXT_BATCH", 3)
     torch.testing.assert_close(vit.encode_text(TEXTS), whole)
 
 
@@ -313,13 +309,13 @@ def test_a_class_that_tokenises_to_nothing_is_named(vit: Teacher, name: str) -> 
 @pytest.mark.parametrize("name", ["dog<end_of_text>tail", "<start_of_text>dog"])
 def test_a_class_name_does_not_end_or_start_a_text(vit: Teacher, name: str) -> None:
     """The tokenizer takes these words for marks, and the teacher reads up to the first end."""
-    with pytest.raises(ManifestError, match="must not hold the teacher's mark"):
+    with pytest.raises(ManifestError, match="must not hold the model's mark"):
         check_classes(vit, ["cat", "dog", name])
 
 
 def test_class_names_must_differ_to_the_teacher_and_fit(vit: Teacher) -> None:
     check_classes(vit, ["dog", "hot dog", "c++", "犬"], "A {class}")
-    with pytest.raises(ManifestError, match="reads to the teacher exactly like 'dog'"):
+    with pytest.raises(ManifestError, match="reads to the model exactly like 'dog'"):
         check_classes(vit, ["dog", "Dog"])
     check_classes(vit, ["dog " * 14], "{class}")
     with pytest.raises(ManifestError, match="at most 14 tokens, this one 15"):

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError, WeightsError
-from dfkd.models.teacher import Teacher, file_hashes
+from dfkd.models.labeller import file_hashes
+from dfkd.models.teacher import Teacher
 from dfkd.utils.device import CPU
 from tests.helpers.http_server import Publisher, keep_hub_model
 from tests.helpers.tiny_models import (

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dfkd.config.manifest import Manifest
 from dfkd.models.generators.vqgan import VQGAN
-from dfkd.models.teacher import Teacher, spherical_distance
+from dfkd.models.labeller import spherical_distance
+from dfkd.models.teacher import Teacher
 from dfkd.synthesis.image_source import Synthesised
 from dfkd.synthesis.latents import LatentSource
 from dfkd.utils.pixels import from_bytes

@@ -14,7 +14,8 @@ from torch import Tensor
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, Unit, tasks
 from dfkd.dataset.shards import Sample
-from dfkd.models.teacher import Teacher, spherical_distance
+from dfkd.models.labeller import spherical_distance
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.shard_maker import ShardMaker

@@ -15,7 +15,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.plan import Task, Unit, image_seed, tasks
 from dfkd.dataset.shards import Sample, parse_shard
 from dfkd.models.generators.vqgan import VQGAN
-from dfkd.models.teacher import Teacher, distances
+from dfkd.models.labeller import distances
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.maker import PromptMaker
 from dfkd.synthesis.image_source import Synthesised, initial_batch_size
@@ -178,7 +179,7 @@ def test_labels_are_made_in_float32_whatever_the_precision_of_synthesis(
     tmp_path: Path, teacher: Teacher, generator: VQGAN, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A device that multiplies bfloat16, which this one may not.
-    monkeypatch.setattr("dfkd.models.teacher.multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr("dfkd.models.labeller.multiplies_bfloat16", lambda device: True)
     mixed = Teacher.load(TEACHER, torch.device("cpu"), "bfloat16")
     manifest = read(tmp_path)
     _, samples = make(manifest, mixed, generator, next(tasks(manifest)), tmp_path)

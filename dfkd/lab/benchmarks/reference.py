@@ -17,8 +17,9 @@ from dfkd.distillation.augmentation import augment
 from dfkd.lab.benchmarks.measure import Call
 from dfkd.models.generators.generator import to_pixels
 from dfkd.models.generators.vqgan import VQGAN
+from dfkd.models.labeller import distances, spherical_distance
 from dfkd.models.student import Student
-from dfkd.models.teacher import Teacher, distances, spherical_distance
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.contrastive import DISTURBANCE, TEMPERATURE, Problem, contrastive_loss
 from dfkd.prompts.pseudo_words import encode_whole
 from dfkd.prompts.settings import Contrastive

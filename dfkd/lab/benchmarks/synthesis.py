@@ -10,7 +10,8 @@ from dfkd.lab.benchmarks import reference
 from dfkd.lab.benchmarks.measure import Call, Effort, Results, time_loop
 from dfkd.models.generators.settings import Vqgan
 from dfkd.models.generators.vqgan import VQGAN
-from dfkd.models.teacher import Teacher, class_prompt
+from dfkd.models.labeller import class_prompt
+from dfkd.models.teacher import Teacher
 from dfkd.prompts.conditions import StoredPrompt
 from dfkd.prompts.styles import class_text_embeddings
 from dfkd.storage.local import open_storage

@@ -5,7 +5,8 @@ import torch
 
 from dfkd.lab.baselines.batch_norm import batch_norm_loss, batch_norm_taps
 from dfkd.models.generators.vqgan import VQGAN
-from dfkd.models.teacher import Teacher, spherical_distance
+from dfkd.models.labeller import spherical_distance
+from dfkd.models.teacher import Teacher
 from dfkd.synthesis.latents import LatentSource
 from dfkd.utils.pixels import from_bytes
 from tests.helpers.inversion_runs import read

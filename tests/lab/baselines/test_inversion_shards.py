@@ -17,7 +17,8 @@ from dfkd.errors import DfkdError, ManifestError
 from dfkd.lab.baselines.deepinversion import DeepInverter
 from dfkd.lab.baselines.inverter import PartRequest
 from dfkd.models.generators.vqgan import VQGAN
-from dfkd.models.teacher import Teacher, distances
+from dfkd.models.labeller import distances
+from dfkd.models.teacher import Teacher
 from dfkd.operations.preflight import check_synthesis
 from dfkd.prompts.maker import PromptMaker
 from dfkd.storage.local import open_storage

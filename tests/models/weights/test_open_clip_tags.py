@@ -7,7 +7,8 @@ import torch
 
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import WeightsError
-from dfkd.models.teacher import Teacher, file_hashes
+from dfkd.models.labeller import file_hashes
+from dfkd.models.teacher import Teacher
 from tests.helpers.http_server import give_tag, keep_hub_model
 from tests.helpers.tiny_models import VIT, model_config, random_model, write_teacher
 
