@@ -29,6 +29,9 @@ MAX_CHARSMAP = 1 << 20
 SPACES = " {2,}"
 """The only pattern of published tokenizers: it takes several spaces for one."""
 
+UNHEARD = "\ue000"
+"""A sign without a meaning."""
+
 PADDING = {"Unigram": "</s>", "BPE": "<pad>", "WordPiece": "[PAD]"}
 """What fills a text up by the kind of a tokenizer, if the file does not say it: SigLIP's T5, SigLIP
 2's Gemma and CLIPA's BERT."""
@@ -81,9 +84,11 @@ class TokenizerFile:
         self.marks = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         if self.marks >= context_length:
             raise ValueError(f"its {self.marks} marks leave no room in {context_length} tokens")
-        # Special tokens may have ids beyond the text tower's, as T5's `<extra_id_0>` do: no text
-        # that has been cleaned holds them.
-        used = max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+        # Tokens added to a vocabulary may have ids beyond the text tower's, as T5's `<extra_id_0>`
+        # do: no text that has been cleaned holds them.
+        added = self._tokenizer.get_added_tokens_decoder()
+        vocabulary_ids = self._tokenizer.get_vocab(with_added_tokens=False).values()
+        used = max(set(vocabulary_ids) - added.keys(), default=-1) + 1
         if used > vocabulary:
             raise ValueError(f"it has {used} tokens, and the text tower knows {vocabulary}")
         stated = tree.get("padding") or {}
@@ -92,10 +97,11 @@ class TokenizerFile:
         model = tree["model"]
         named = self._tokenizer.token_to_id(str(model.get("unk_token")))
         self._unknown = model.get("unk_id") if kind == "Unigram" else named
-        added = self._tokenizer.get_added_tokens_decoder()
         special = {number for number, token in added.items() if token.special}
         self.all_special_ids = frozenset(special - {self._unknown})
-        self(["a"])  # what is wrong in a file may show only here
+        # What is wrong in a file may show only here, or only with a sign that no tokenizer knows.
+        with _panics_told():
+            self._tokenizer.encode(f"a {UNHEARD}")
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Token ids of the texts: cut to the context, with marks, and filled up on the right.
