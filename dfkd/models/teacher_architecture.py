@@ -298,10 +298,8 @@ def tokenizer_file(
             return None
         base = architecture.path.parent if architecture.path else Path()
         return existing_file("teacher.model (bpe_path)", base / str(options["bpe_path"]))
-    files = (architecture.path, source.path if source else None)
-    for beside in (file.with_name(TOKENIZER) for file in files if file):
-        if beside.is_file():
-            return beside
+    if beside := tokenizer_beside(architecture, source):
+        return beside
     if not (repository := hub_tokenizer(architecture)):
         rule, remedy = f"needs {TOKENIZER} in its folder", "copy it there, beside the configuration"
         raise WeightsError("teacher.model", rule, str(architecture.path), remedy)
@@ -310,6 +308,13 @@ def tokenizer_file(
         rule = f"needs {TOKENIZER} of {repository}, which is not in the cache {cache}"
         raise WeightsError("teacher.model", rule, architecture.name, f"run {FETCH}")
     return Path(found)
+
+
+def tokenizer_beside(architecture: Architecture, source: Source | None) -> Path | None:
+    """A `tokenizer.json` beside the configuration or, without one, beside the weights."""
+    files = (architecture.path, source.path if source else None)
+    named = [file.with_name(TOKENIZER) for file in files if file]
+    return next((file for file in named if file.is_file()), None)
 
 
 def hub_tokenizer(architecture: Architecture) -> str:

@@ -18,6 +18,7 @@ from dfkd.models.teacher_architecture import (
     hub_tokenizer,
     read_architecture,
     require_activation,
+    tokenizer_beside,
     tokenizer_file,
 )
 from dfkd.models.teacher_checks import require_token_embeddings
@@ -142,7 +143,11 @@ def hub_models(manifest: Manifest) -> list[HubModel]:
         tag = get_pretrained_cfg(tower.model, tower.weights)
         if hub_id(tag):
             models.append(HubModel(f"{field}.weights", "open_clip", hub_id(tag)))
-        if repository := hub_tokenizer(read_architecture(tower.model)):
+        shape = read_architecture(tower.model)
+        repository = hub_tokenizer(shape)
+        # Weights that are files of this machine may have it beside them.
+        there = not tag and tokenizer_beside(shape, find_weights(tower.weights, shape))
+        if repository and not there:
             models.append(HubModel(f"{field}.model", "tokenizers", f"{repository}/{TOKENIZER}"))
     if found := published_pipeline(manifest):
         names = found[1].repository, found[1].licence

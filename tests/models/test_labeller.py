@@ -9,6 +9,7 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_image
 
 from dfkd.config.hashing import sha256_file
@@ -19,6 +20,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import read_architecture
 from dfkd.utils.device import CPU
 from dfkd.utils.pixels import from_bytes
+from tests.helpers.http_server import keep_hub_model
 from tests.helpers.hub_families import PUBLISHED, family_config, write_family, write_tokenizer
 from tests.helpers.tiny_models import VIT, model_config, random_model, write_teacher
 
@@ -103,30 +105,19 @@ def test_the_tokenizer_is_hashed_and_lies_beside_weights_or_configuration(tmp_pa
 
 def test_the_tokenizer_of_a_tag_is_read_from_the_cache(tmp_path: Path) -> None:
     model, tag = PUBLISHED["clipa"]
-    config = TeacherConfig(model=model, weights=tag)
-    snapshot = hub_folder(tmp_path, "UCSC-VLAA/ViT-H-14-CLIPA-datacomp1B")
-    (snapshot / "open_clip_model.safetensors").write_bytes(b"weights")
+    config, file = TeacherConfig(model=model, weights=tag), tmp_path / "tokenizer.json"
+    # Only hashes are asked for, so any file will do for the weights.
+    keep_hub_model(tmp_path, "UCSC-VLAA/ViT-H-14-CLIPA-datacomp1B", Path(__file__))
     with pytest.raises(ManifestError) as caught:
         file_hashes(config, str(tmp_path))
     assert "needs tokenizer.json of bert-base-uncased, which is not in" in str(caught.value)
     assert "run dfkd fetch MANIFEST" in str(caught.value)
-    file = hub_folder(tmp_path, "bert-base-uncased") / "tokenizer.json"
     write_tokenizer(file, "clipa")
+    keep_hub_model(tmp_path, "bert-base-uncased", file, "tokenizer.json")
     assert file_hashes(config, str(tmp_path))["teacher.tokenizer"] == sha256_file(file)
 
 
-def hub_folder(cache: Path, repository: str) -> Path:
-    """Where the hub's client keeps the files of a repository."""
-    home, commit = cache / "hub" / f"models--{repository.replace('/', '--')}", "0" * 40
-    (home / "refs").mkdir(parents=True)
-    (home / "refs" / "main").write_text(commit)
-    (home / "snapshots" / commit).mkdir(parents=True)
-    return home / "snapshots" / commit
-
-
 def test_a_siglip_without_its_bias_loads_as_in_open_clip(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     config = write_family(tmp_path, "siglip")
     file = tmp_path / "open_clip_model.safetensors"
     state = load_file(file)
