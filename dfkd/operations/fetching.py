@@ -1,4 +1,4 @@
-"""The work of `dfkd fetch`: download published weights into the cache."""
+"""The work of `dfkd fetch`: download published weights and tokenizers into the cache."""
 
 import socket
 import ssl
@@ -271,8 +271,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def plan(manifest: Manifest) -> dict[str, Any]:
     """The files that a run needs, with what is known of each, and which of them are missing now.
 
-    The files of open_clip's and timm's models are not among them: these libraries know them, and
-    keep them in caches of their own.
+    The files of open_clip's and timm's models are not among them, because these libraries know
+    them; they, and tokenizers, are told by their names on their hubs.
     """
     required = [(each.field, each.artifact) for each in needs(manifest)]
     missing = [each for _, each in required if not each.within(manifest.cache).is_file()]

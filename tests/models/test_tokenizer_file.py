@@ -54,6 +54,22 @@ def test_ids_of_a_text(family: str, text: str, expected: str, tmp_path: Path) ->
     assert [names.id_to_token(number) for number in ids[1].tolist()] == expected.split(" ")
 
 
+def test_files_of_older_releases_are_read(tmp_path: Path) -> None:
+    """SigLIP's is of 2023, when a word's beginning was written in another way, BERT's of 2020."""
+    file = tmp_path / "tokenizer.json"
+    for family in ("siglip", "clipa"):
+        expected = load(tmp_path, family)(["a hot dog"])
+        tree = json.loads(file.read_text())
+        if family == "siglip":
+            old = {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}
+            tree["pre_tokenizer"] = old
+        else:
+            del tree["model"]["type"]
+        file.write_text(json.dumps(tree))
+        again = TokenizerFile(file, LENGTH, 100, **SETTINGS[family])
+        assert torch.equal(again(["a hot dog"]), expected)
+
+
 def test_what_the_file_says_of_padding_holds(tmp_path: Path) -> None:
     """And nothing that it says of a length."""
     known = write_tokenizer(tmp_path / "tokenizer.json", "siglip")
