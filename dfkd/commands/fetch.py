@@ -1,4 +1,4 @@
-"""Fetch the published weights that a manifest names into its cache, and verify them."""
+"""Fetch the published weights and tokenizers of a manifest into its cache, and verify them."""
 
 import argparse
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ E_txt     encode_text                         Eq 2
 D         spherical_distance, `distances`     Eqs 3 and 4
 
 The teacher, which also guides the synthesis, is one with a text tower that takes token embeddings
-(`teacher.py`).
+(`teacher.py`); SigLIP, SigLIP 2 and CLIPA are labellers only.
 """
 
 import re
@@ -30,6 +30,7 @@ from dfkd.models.teacher_architecture import (
     read_weights,
     tokenizer_file,
 )
+from dfkd.models.tokenizer_file import TokenizerFile
 from dfkd.models.weights.reading import load_into
 from dfkd.utils.device import multiplies_bfloat16
 from dfkd.utils.images import USUAL, Resizing
@@ -40,7 +41,7 @@ TEXT_BATCH = 256
 
 
 def file_hashes(config: TeacherConfig, cache: str = CACHE) -> dict[str, str]:
-    """Find and hash the teacher's files.
+    """Find and hash the files of a labeller or teacher.
 
     Args:
         cache: the folder with the files of open_clip's tags.
@@ -51,7 +52,8 @@ def file_hashes(config: TeacherConfig, cache: str = CACHE) -> dict[str, str]:
 
     Raises:
         ManifestError: the architecture is unknown or unsupported.
-        WeightsError: the weights are missing, or were trained with another activation.
+        WeightsError: the weights or the tokenizer are missing, or the weights were trained with
+            another activation.
     """
     architecture = read_architecture(config.model)
     source = find_weights(config.weights, architecture, cache)
@@ -60,7 +62,7 @@ def file_hashes(config: TeacherConfig, cache: str = CACHE) -> dict[str, str]:
         # It states the pixels' mean and deviation; `teacher.model` may name the same file.
         "teacher.weights/config": None if source.config == architecture.path else source.config,
         "teacher.model": architecture.path,
-        "teacher.tokenizer": tokenizer_file(architecture),
+        "teacher.tokenizer": tokenizer_file(architecture, source, cache),
     }
     hashes = {role: sha256_file(path) for role, path in files.items() if path is not None}
     # open_clip states those of a tag in its code, so the same file has others when given by path.
@@ -88,14 +90,16 @@ class Labeller:
     Attributes:
         name: the key `model` of the manifest's section.
         model: the open_clip module, in evaluation mode and without gradients of its weights.
-        tokenizer: open_clip's tokenizer.
+        tokenizer: open_clip's, or a `TokenizerFile`.
         device: the model's device.
         text: the module with the layers of the text tower.
         visual: the image tower.
         image_size: height and width in pixels of the image tower's input.
         embedding_dim: E, the dimension of embeddings.
-        logit_scale: factor on cosines before a softmax over texts.
+        logit_scale: factor on cosines before a softmax over texts. SigLIP also has a term, which
+            makes no difference there.
         context_length: L, the number of tokens of a text with start, end and padding.
+        content_length: the number of tokens without those for start and end.
         mean, std: [1, 3, 1, 1], mean and standard deviation that normalise pixels in [0, 1].
         resizing: how a picture of the evaluation becomes a square for this tower.
     """
@@ -121,7 +125,15 @@ class Labeller:
         scale = model.get_parameter("logit_scale")
         self.device = scale.device
         self.context_length = int(self.text.context_length)
-        self.embedding_dim = int(self.text.text_projection.shape[1])
+        marks = tokenizer.marks if isinstance(tokenizer, TokenizerFile) else 2
+        self.content_length = self.context_length - marks
+        projection = self.text.text_projection
+        if isinstance(projection, nn.Linear):
+            self.embedding_dim = projection.out_features
+        else:
+            # Without one, as in a SigLIP, the tower is as wide as the embeddings.
+            last = self.text.ln_final.weight if projection is None else projection
+            self.embedding_dim = int(last.shape[-1])
         self.logit_scale = float(scale.exp())
         used = _preprocessing(preprocess)
         self.mean, self.std = (
@@ -160,7 +172,7 @@ class Labeller:
         state = read_weights(source, architecture)
         model = build(architecture)
         load_into("teacher.weights", source.path, model, state)
-        tokenizer = build_tokenizer(architecture)
+        tokenizer = build_tokenizer(architecture, source, cache)
         # What was published with the weights takes precedence over the architecture's.
         preprocess = source.preprocess or architecture.preprocess
         return cls(model.to(device), tokenizer, config.model, preprocess, precision)
@@ -231,14 +243,14 @@ def check_classes(labeller: Labeller, classes: Sequence[str], template: str = "{
         ManifestError: a name has no tokens or one that marks an end, has the same tokens as another
             one, or gives a prompt that is longer than the context.
     """
-    limit = labeller.context_length - 2  # without the tokens for start and end
-    marks = {labeller.tokenizer.sot_token_id, labeller.tokenizer.eot_token_id}
+    limit = labeller.content_length
+    marks = set(labeller.tokenizer.all_special_ids)
     seen: dict[tuple[int, ...], str] = {}
     for name in classes:
         tokens = tuple(labeller.content_tokens(name))
         if not tokens:
             raise ManifestError("classes", "tokenises to nothing", name, "give the class a word")
-        # Only up to an end token a text is read; the tokenizer makes one of `<end_of_text>`.
+        # CLIP reads a text up to an end token only; its tokenizer makes one of `<end_of_text>`.
         if marks & set(tokens):
             rule = "must not hold the model's mark of a text's start or end"
             raise ManifestError("classes", rule, name, "rename it")

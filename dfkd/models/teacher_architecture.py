@@ -1,4 +1,4 @@
-"""The parts of a teacher: its open_clip configuration, its weight file and its tokenizer.
+"""The parts of a labeller or teacher: its open_clip configuration, its weights and its tokenizer.
 
 open_clip's global registry of configurations is never changed, so two teachers in one process
 cannot replace each other's.
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dfkd.config.paths import CACHE, MINIATURE, TEACHER_CONFIG, TEACHER_WEIGHTS, local_path
 from dfkd.errors import ManifestError, WeightsError, one_line
 from dfkd.models.teacher_checks import checked_preprocess, is_config, refuse_unsupported
+from dfkd.models.tokenizer_file import TOKENIZER, TokenizerFile
 from dfkd.models.weights.artifacts import FETCH, hub_id
 from dfkd.models.weights.reading import (
     existing_file,
@@ -58,7 +59,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Source:
-    """The weight file of a teacher and the known facts about its training."""
+    """A weight file and the known facts about its training."""
 
     path: Path
     preprocess: dict[str, Any]
@@ -77,8 +78,8 @@ def read_architecture(model: str) -> Architecture:
             `miniature`.
 
     Raises:
-        ManifestError: the architecture is unknown or unreadable, or has a tokenizer or a text tower
-            unlike CLIP's.
+        ManifestError: the architecture is unknown or unreadable, or has a tower that this package
+            cannot use.
     """
     given = local_path(model)
     path: Path | None = None
@@ -198,7 +199,7 @@ def build(architecture: Architecture) -> nn.Module:
     kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
     text.pop("tokenizer_kwargs", None)
-    # Else timm would download weights, which those of the teacher replace at once.
+    # Else timm would download weights, which those of the file replace at once.
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
     try:
@@ -232,17 +233,26 @@ def read_weights(source: Source, architecture: Architecture) -> dict[str, Tensor
         rule = f"must be weights of {architecture.name} ({one_line(error)})"
         raise WeightsError("teacher.weights", rule, str(source.path), "give others") from None
     expected = model.state_dict()
-    # The scale is a scalar in some files and a tensor of shape [1] in others.
-    scale = state.get("logit_scale")
-    if scale is not None and scale.numel() == expected["logit_scale"].numel():
-        state["logit_scale"] = scale.reshape(expected["logit_scale"].shape)
+    # SigLIP's term beside the scale, which no embedding needs, is not in every file.
+    if "logit_bias" in expected:
+        state.setdefault("logit_bias", torch.zeros(()))
+    # Both are a scalar in some files and a tensor of shape [1] in others.
+    for key in {"logit_scale", "logit_bias"} & state.keys() & expected.keys():
+        if state[key].numel() == expected[key].numel():
+            state[key] = state[key].reshape(expected[key].shape)
     remedy = f"give weights of {architecture.name}, or set teacher.model to theirs"
     match("teacher.weights", source.path, state, expected, remedy)
     return state
 
 
-def build_tokenizer(architecture: Architecture) -> Any:
-    """open_clip's tokenizer of the architecture, a callable from texts to int64 ids [N, L].
+def build_tokenizer(
+    architecture: Architecture, source: Source | None = None, cache: str = CACHE
+) -> Any:
+    """The tokenizer of the architecture, a callable from texts to int64 ids [N, L].
+
+    Args:
+        source: the weights, beside which `tokenizer.json` may be.
+        cache: the folder with the files of hubs.
 
     Raises:
         ManifestError: the tokenizer's file is missing or damaged.
@@ -250,12 +260,16 @@ def build_tokenizer(architecture: Architecture) -> Any:
     text = architecture.model["text_cfg"]
     options = dict(text.get("tokenizer_kwargs") or {})
     options["context_length"] = text.get("context_length", 77)
-    if merges := tokenizer_file(architecture):
-        options["bpe_path"] = str(merges)
+    file, known = tokenizer_file(architecture, source, cache), text.get("vocab_size", 49408)
     try:
+        if text.get("hf_tokenizer_name"):
+            assert file is not None  # noqa: S101 - `tokenizer_file` has found it
+            return TokenizerFile(file, vocabulary=known, **options)
+        if file:
+            options["bpe_path"] = str(file)
         tokenizer = open_clip.tokenizer.SimpleTokenizer(**options)
         # An id beyond the table would fail on every worker.
-        known, used = text.get("vocab_size", 49408), tokenizer.vocab_size
+        used = tokenizer.vocab_size
         if used > known:
             raise ValueError(f"it has {used} tokens, and the text tower knows {known}")
         return tokenizer
@@ -263,18 +277,54 @@ def build_tokenizer(architecture: Architecture) -> Any:
         raise ManifestError(
             "teacher.model",
             f"its tokenizer cannot be loaded ({one_line(error)})",
-            architecture.name,
-            "fix tokenizer_kwargs, or the file that bpe_path names",
+            str(file or architecture.name),
+            "fix the file, or tokenizer_kwargs of the configuration",
         ) from None
 
 
-def tokenizer_file(architecture: Architecture) -> Path | None:
-    """The tokenizer's merges file, named relative to the configuration; None without one."""
-    options = architecture.model["text_cfg"].get("tokenizer_kwargs") or {}
-    if "bpe_path" not in options:
-        return None
-    base = architecture.path.parent if architecture.path else Path()
-    return existing_file("teacher.model (bpe_path)", base / str(options["bpe_path"]))
+def tokenizer_file(
+    architecture: Architecture, source: Source | None = None, cache: str = CACHE
+) -> Path | None:
+    """The file with the tokenizer: a `tokenizer.json` beside the configuration, beside the weights,
+    or in the cache, or CLIP's merges under a path relative to the configuration; None without one.
+
+    Raises:
+        WeightsError: the file is not there.
+    """
+    text = architecture.model["text_cfg"]
+    options = text.get("tokenizer_kwargs") or {}
+    if not text.get("hf_tokenizer_name"):
+        if "bpe_path" not in options:
+            return None
+        base = architecture.path.parent if architecture.path else Path()
+        return existing_file("teacher.model (bpe_path)", base / str(options["bpe_path"]))
+    if beside := tokenizer_beside(architecture, source):
+        return beside
+    if not (repository := hub_tokenizer(architecture)):
+        rule, remedy = f"needs {TOKENIZER} in its folder", "copy it there, beside the configuration"
+        raise WeightsError("teacher.model", rule, str(architecture.path), remedy)
+    found = try_to_load_from_cache(repository, TOKENIZER, local_path(cache) / HUB)
+    if not isinstance(found, str):
+        rule = f"needs {TOKENIZER} of {repository}, which is not in the cache {cache}"
+        raise WeightsError("teacher.model", rule, architecture.name, f"run {FETCH}")
+    return Path(found)
+
+
+def tokenizer_beside(architecture: Architecture, source: Source | None) -> Path | None:
+    """A `tokenizer.json` beside the configuration or, without one, beside the weights."""
+    files = (architecture.path, source.path if source else None)
+    named = [file.with_name(TOKENIZER) for file in files if file]
+    return next((file for file in named if file.is_file()), None)
+
+
+def hub_tokenizer(architecture: Architecture) -> str:
+    """The repository with the tokenizer of an architecture that open_clip ships; else empty.
+
+    A configuration in a file may name any, so its tokenizer must be beside it.
+    """
+    if architecture.path is not None:
+        return ""
+    return str(architecture.model["text_cfg"].get("hf_tokenizer_name") or "")
 
 
 def _shipped(model: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What a teacher's configuration must say, so that this package can build and use it.
+"""What the configuration of a labeller or teacher must say, so that this package can build and use
+it.
 
 Nothing in it may name code or files of a hub, which no fingerprint would hold.
 """
@@ -31,7 +32,11 @@ class _Preprocess(TypedDict, total=False):
 _POOLING = {"pool_type": "argmax", "proj_type": "linear", "proj_bias": False}
 """How a CLIP makes a text embedding, which is also open_clip's default."""
 
-_TOKENIZER_KEYS = {"bpe_path", "clean"}
+_POOLED_BY = ("argmax", "last")
+"""Where a text tower ends: at the token with the highest id, as CLIP's, or at the last one."""
+
+_TOKENIZER_KEYS = {False: {"bpe_path", "clean"}, True: {"clean", "strip_sep_token"}}
+"""Of CLIP's tokenizer, and of one in a file `tokenizer.json`."""
 
 
 def is_config(config: Any) -> bool:
@@ -45,50 +50,63 @@ def is_config(config: Any) -> bool:
     )
 
 
-def _unsupported(model: str, rule: str) -> ManifestError:
+def _unsupported(model: str, rule: str, otherwise: str = "") -> ManifestError:
     """The error about an architecture of open_clip that this package cannot use."""
-    remedy = "choose a CLIP architecture such as ViT-B-32-quickgelu"
+    remedy = f"choose a CLIP architecture such as ViT-B-32-quickgelu{otherwise}"
     return ManifestError("teacher.model", rule, model, remedy)
 
 
 def refuse_unsupported(model: str, config: dict[str, Any]) -> None:
     """Raise `ManifestError` if this package cannot use the tokenizer or a tower."""
     text = config["text_cfg"]
-    # Files of such a tokenizer change every embedding, but no fingerprint would hold their hashes,
-    # and each worker would download them.
-    if name := text.get("hf_tokenizer_name"):
-        rule = f"must have CLIP's tokenizer; this one has a hub's (hf_tokenizer_name {name!r})"
-        raise _unsupported(model, rule)
     # timm would read such a tower from a hub or a folder, and no fingerprint covers what is there.
     if ":" in str(name := config["vision_cfg"].get("timm_model_name", "")):
         raise _unsupported(
             model,
             f"must name timm's own architectures; this one names a hub's or a folder's ({name!r})",
         )
-    # Eq 7 feeds token embeddings to the text tower. Towers that also need token ids inside, or that
-    # are made of another library's modules, cannot do that. And only CLIP's way from the last block
-    # to an embedding is known here: a matrix that projects the state of the end token.
     reason = None
     if "multimodal_cfg" in config or text.get("embed_cls"):
         reason = "a class embedding (CoCa, cls_emb)"
-    elif text.get("use_pad_mask"):
-        reason = "a padding mask (use_pad_mask)"
+    # A module of another library, which reads it from a hub.
     elif text.get("hf_model_name"):
         reason = "a Hugging Face encoder (hf_model_name)"
+    elif (pooled := text.get("pool_type", "argmax")) not in _POOLED_BY:
+        reason = f"pool_type {pooled!r}"
+    elif text.get("proj_type") == "none" and text.get("width") != config["embed_dim"]:
+        reason = "another width than the embeddings (proj_type 'none')"
+    if reason:
+        rule = f"must have a text tower like CLIP's or SigLIP's; this one has {reason}"
+        raise _unsupported(model, rule)
+    # These are passed to a tokenizer, so only known ones are.
+    options = text.get("tokenizer_kwargs") or {}
+    known = _TOKENIZER_KEYS[bool(text.get("hf_tokenizer_name"))]
+    if unknown := options.keys() - known:
+        raise ManifestError(
+            "teacher.model",
+            f"its tokenizer_kwargs may hold {', '.join(sorted(known))} only",
+            min(unknown),
+            "remove it from the configuration",
+        )
+
+
+def require_token_embeddings(model: str, config: dict[str, Any]) -> None:
+    """Raise `ManifestError` if prompts and generators cannot use the model: if a sentence's
+    embedding does not follow from those of its tokens as a CLIP's does (Eq 7).
+    """
+    text = config["text_cfg"]
+    reason = None
+    if text.get("use_pad_mask"):
+        reason = "a padding mask (use_pad_mask)"
     for key, usual in _POOLING.items():
         if text.get(key, usual) != usual:
             reason = f"{key} {text[key]!r}"
+    if name := text.get("hf_tokenizer_name"):
+        reason = f"another tokenizer (hf_tokenizer_name {name!r})"
     if reason:
-        raise _unsupported(model, f"must have a text tower like CLIP's; this one has {reason}")
-    # These are passed to a constructor of open_clip, so only known ones are.
-    unknown = (text.get("tokenizer_kwargs") or {}).keys() - _TOKENIZER_KEYS
-    if unknown:
-        raise ManifestError(
-            "teacher.model",
-            f"its tokenizer_kwargs may hold {', '.join(sorted(_TOKENIZER_KEYS))} only",
-            sorted(unknown)[0],
-            "remove it from the configuration",
-        )
+        rule = f"must have CLIP's tokenizer and a text tower like CLIP's; this one has {reason}"
+        otherwise = " as the teacher, and make this one a labeller (distillation.labeller)"
+        raise _unsupported(model, rule, otherwise)
 
 
 def checked_preprocess(model: str, preprocess: Any) -> dict[str, Any]:

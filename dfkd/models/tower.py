@@ -1,4 +1,4 @@
-"""A CLIP image tower as a classifier, with the classes' vectors folded in."""
+"""An image tower as a classifier, with the classes' vectors folded in."""
 
 import copy
 
@@ -6,7 +6,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dfkd.models.teacher import Teacher
+from dfkd.models.labeller import Labeller
 
 
 class TowerClassifier(nn.Module):
@@ -20,7 +20,7 @@ class TowerClassifier(nn.Module):
     std: Tensor
     vectors: Tensor
 
-    def __init__(self, tower: Teacher, vectors: Tensor) -> None:
+    def __init__(self, tower: Labeller, vectors: Tensor) -> None:
         """A copy of the tower on the CPU, in evaluation mode.
 
         Args:

@@ -1,11 +1,11 @@
-"""The work of `dfkd fetch`: download published weights into the cache."""
+"""The work of `dfkd fetch`: download published weights and tokenizers into the cache."""
 
 import socket
 import ssl
 import sys
 import tempfile
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from dfkd.errors import (
     one_line,
 )
 from dfkd.models.teacher_architecture import HUB, hub_files
-from dfkd.models.weights.artifacts import FETCH, PIPELINE_FILES, Artifact, hub_id
+from dfkd.models.weights.artifacts import FETCH, PIPELINE_FILES, Artifact
 from dfkd.operations.preflight import check_distillation
 from dfkd.operations.required_weights import (
     hub_models,
@@ -78,7 +78,12 @@ def fetch(manifest: Manifest) -> str:
             elif model.library == "open_clip":
                 tower = towers(manifest)[model.field.removesuffix(".weights")]
                 tag = get_pretrained_cfg(tower.model, tower.weights) or {}
-                found = f"{model.id}: {_fetch_tag(model.field, tag, manifest.cache)}"
+                path = _fetch_first(model.field, model.id, *hub_files(tag), manifest.cache)
+                found = f"{model.id}: {path}"
+            elif model.library == "tokenizers":
+                repository, _, file = model.id.rpartition("/")
+                path = _fetch_first(model.field, model.id, repository, (file,), manifest.cache)
+                found = f"{model.id}: {path}"
             else:
                 check_distillation(manifest)  # timm downloads a model only by building it
                 found = f"{model.id}, fetched by {model.library}"
@@ -177,13 +182,13 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, NETWORK_ERRORS)
 
 
-def _fetch_tag(field: str, tag: dict[str, Any], cache: str) -> str:
-    """Download the weight file of a tag of open_clip into the cache; returns its path.
+def _fetch_first(field: str, name: str, repository: str, files: Sequence[str], cache: str) -> str:
+    """Download the first of some files that a repository of the hub has into the cache; returns its
+    path.
 
     open_clip's own function takes the pickle whenever the download of the safetensors fails, so
     that a bad line would leave two nodes with different files.
     """
-    repository, files = hub_files(tag)
     remaining = list(files)
     while True:
         file = remaining.pop(0)
@@ -192,9 +197,9 @@ def _fetch_tag(field: str, tag: dict[str, Any], cache: str) -> str:
         except Exception as error:  # the errors of the hub's client have no common base
             if remaining and _is_missing(error):
                 continue
-            rule = f"the hub does not give {hub_id(tag)} ({one_line(error)})"
+            rule = f"the hub does not give {name} ({one_line(error)})"
             remedy = f"run {FETCH} where there is a network"
-            raise WeightsError(field, rule, hub_id(tag), remedy) from None
+            raise WeightsError(field, rule, name, remedy) from None
 
 
 def _fetch_pipeline(manifest: Manifest) -> str:
@@ -266,8 +271,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def plan(manifest: Manifest) -> dict[str, Any]:
     """The files that a run needs, with what is known of each, and which of them are missing now.
 
-    The files of open_clip's and timm's models are not among them: these libraries know them, and
-    keep them in caches of their own.
+    The files of open_clip's and timm's models are not among them, because these libraries know
+    them; they, and tokenizers, are told by their names on their hubs.
     """
     required = [(each.field, each.artifact) for each in needs(manifest)]
     missing = [each for _, each in required if not each.within(manifest.cache).is_file()]

@@ -13,7 +13,16 @@ from dfkd.models.generators.diffusers_folder import find_folder
 from dfkd.models.generators.settings import Diffusers, Vqgan
 from dfkd.models.generators.vqgan import find_file
 from dfkd.models.labeller import errors_name
-from dfkd.models.teacher_architecture import find_weights, read_architecture, require_activation
+from dfkd.models.teacher_architecture import (
+    find_weights,
+    hub_tokenizer,
+    read_architecture,
+    require_activation,
+    tokenizer_beside,
+    tokenizer_file,
+)
+from dfkd.models.teacher_checks import require_token_embeddings
+from dfkd.models.tokenizer_file import TOKENIZER
 from dfkd.models.weights.artifacts import (
     PIPELINE_FILES,
     Artifact,
@@ -40,6 +49,7 @@ class HubModel:
     library: str
     """The library that reads it."""
     id: str
+    """Its name on the hub, and for a tokenizer that of the file."""
     licence: str = "see its model card"
 
 
@@ -50,6 +60,8 @@ def needs(manifest: Manifest) -> list[Need]:
         ManifestError: an architecture, a file or a name of weights does not exist, or weights
             do not fit their architecture. This is known before a long download.
     """
+    teacher = read_architecture(manifest.teacher.model)
+    require_token_embeddings(teacher.name, teacher.model)
     for field, tower in towers(manifest).items():
         with errors_name(field):
             _check_tower(tower)
@@ -71,7 +83,9 @@ def _check_tower(config: TeacherConfig) -> None:
     shape = read_architecture(config.model)
     tag = get_pretrained_cfg(config.model, config.weights)
     if not tag:
-        find_weights(config.weights, shape)
+        source = find_weights(config.weights, shape)
+        if not hub_tokenizer(shape):
+            tokenizer_file(shape, source)
     else:
         # With another activation the weights load, but give wrong embeddings.
         require_activation(config.weights, bool(tag.get("quick_gelu")), shape)
@@ -135,6 +149,12 @@ def hub_models(manifest: Manifest) -> list[HubModel]:
         tag = get_pretrained_cfg(tower.model, tower.weights)
         if hub_id(tag):
             models.append(HubModel(f"{field}.weights", "open_clip", hub_id(tag)))
+        shape = read_architecture(tower.model)
+        repository = hub_tokenizer(shape)
+        # Weights that are files of this machine may have it beside them.
+        there = not tag and tokenizer_beside(shape, find_weights(tower.weights, shape))
+        if repository and not there:
+            models.append(HubModel(f"{field}.model", "tokenizers", f"{repository}/{TOKENIZER}"))
     if found := published_pipeline(manifest):
         names = found[1].repository, found[1].licence
         models.append(HubModel("generator.diffusers.weights", "diffusers", *names))

@@ -87,7 +87,7 @@ def check_styled_prompts(manifest: Manifest, model: Labeller) -> None:
 
     The tokenizer would cut it silently, and different styles could have the same embedding.
     """
-    limit = model.context_length - 2  # without the tokens for start and end
+    limit = model.content_length
     for name in manifest.classes:
         for style in dictionary(manifest.prompts):
             text = styled_prompt(manifest, name, style)

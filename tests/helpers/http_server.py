@@ -141,11 +141,12 @@ def give_tag(monkeypatch: pytest.MonkeyPatch, **config: Any) -> None:
         monkeypatch.setattr(module, "get_pretrained_cfg", find)
 
 
-def keep_hub_model(cache: Path, name: str, weights: Path) -> None:
-    """Leave a model in a cache as the hub's client does when it has downloaded it."""
+def keep_hub_model(
+    cache: Path, name: str, file: Path, kept_as: str = "open_clip_model.safetensors"
+) -> None:
+    """Leave a file of a hub in a cache as the hub's client does when it has downloaded it."""
     home, commit = cache / "hub" / f"models--{name.replace('/', '--')}", "0" * 40
     for part in ("refs", f"snapshots/{commit}"):
         (home / part).mkdir(parents=True)
     (home / "refs" / "main").write_text(commit)
-    kept = home / "snapshots" / commit / "open_clip_model.safetensors"
-    kept.write_bytes(weights.read_bytes())
+    (home / "snapshots" / commit / kept_as).write_bytes(file.read_bytes())

@@ -1,5 +1,6 @@
 """`dfkd fetch`: official formats with random weights, from a server and copied."""
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,13 +15,17 @@ import torch
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.pipelines import PIPELINES
+from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import Exit, WeightsError
 from dfkd.models.generators.settings import Vqgan
 from dfkd.models.generators.vqgan import VQGAN
+from dfkd.models.labeller import file_hashes
 from dfkd.models.weights.artifacts import PUBLISHED_VQGANS
 from dfkd.operations.preflight import check_synthesis
 from tests.helpers import jobs, small_manifest
 from tests.helpers.http_server import Publisher, give_tag, keep_hub_model
+from tests.helpers.hub_families import PUBLISHED as FAMILIES
+from tests.helpers.hub_families import write_family
 from tests.helpers.small_manifest import SMALLEST
 from tests.helpers.tiny_models import (
     F16,
@@ -280,3 +285,29 @@ def test_a_hubs_model_arrives_over_a_bad_line(hub: Publisher, tmp_path: Path) ->
     assert "teacher.weights: someone/tiny: " in fetch(tmp_path / "manifest.yaml")
     assert len(hub.seen) == 3
     check_synthesis(Manifest.read(tmp_path / "manifest.yaml"))
+
+
+def test_a_tokenizer_of_the_hub_is_fetched_into_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the model looks for it without a network."""
+    model, _ = FAMILIES["clipa"]
+    written = write_family(tmp_path / "files", "clipa")
+    tower = {"model": model, "weights": written.weights}
+    path = write_manifest(tmp_path, candidates={"towers": [tower]}, generator=GENERATOR)
+    file = tmp_path / "files" / "tokenizer.json"
+    body = file.read_bytes()
+    file.unlink()
+    with Publisher(**{"tokenizer.json": body}) as hub:
+        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        told = fetch(path)
+        assert {request for request, _ in hub.seen} == {
+            "/bert-base-uncased/resolve/main/tokenizer.json"
+        }
+    assert told.startswith("candidates.towers.0.model: bert-base-uncased/tokenizer.json: ")
+    config = TeacherConfig(**tower)
+    hashes = file_hashes(config, str(tmp_path / "cache"))
+    assert hashes["teacher.tokenizer"] == hashlib.sha256(body).hexdigest()
+    file.write_bytes(body)  # beside its weights
+    assert fetch(path).startswith("nothing to fetch")

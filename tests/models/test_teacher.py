@@ -129,6 +129,8 @@ FAMILIES = {
     "MobileCLIP2": ("MobileCLIP2-S0", "dfndr2b"),
     "MobileCLIP2 with OpenAI's mean": ("MobileCLIP2-S3", "dfndr2b"),
     "PE-Core": ("PE-Core-T-16-384", "meta"),
+    "SigLIP": ("ViT-B-16-SigLIP", "webli"),
+    "CLIPA": ("ViT-L-14-CLIPA", "datacomp1b"),
 }
 """Published weights, one of each kind of preprocessing."""
 

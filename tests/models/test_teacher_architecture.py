@@ -18,6 +18,7 @@ from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
 from dfkd.models.teacher import Teacher
 from dfkd.models.teacher_architecture import build, find_weights, read_architecture
+from dfkd.models.teacher_checks import require_token_embeddings
 from tests.helpers.http_server import give_tag, keep_hub_model
 from tests.helpers.tiny_models import VIT, load_teacher, model_config, write_teacher
 
@@ -85,12 +86,18 @@ def test_a_tower_of_images_that_are_not_square_is_refused(tmp_path: Path) -> Non
         load_teacher(tmp_path, model_config(VIT | {"image_size": [32, 64]}))
 
 
-def test_published_architectures_with_a_text_tower_like_clip_s_are_accepted() -> None:
-    accepted = set()
+def test_which_published_architectures_are_labellers_and_which_are_teachers() -> None:
+    labellers, teachers = set(), set()
     for name in open_clip.list_models():
         with contextlib.suppress(ManifestError):
-            accepted.add(read_architecture(name).name)
-    refused = re.compile("SigLIP|CLIPA|nllb|roberta|worldwide|coca|mt5")
+            architecture = read_architecture(name)
+            labellers.add(name)
+            require_token_embeddings(name, architecture.model)
+            teachers.add(name)
+    no_teachers, refused = re.compile("SigLIP|CLIPA"), re.compile("nllb|roberta|worldwide|coca|mt5")
     published = {name for name in open_clip.list_models() if list_pretrained_tags_by_model(name)}
-    assert {name for name in published if not refused.search(name)} <= accepted
-    assert not [name for name in accepted if refused.search(name)]
+    usable = {name for name in published if not refused.search(name)}
+    assert usable <= labellers
+    assert not [name for name in labellers if refused.search(name)]
+    assert {name for name in labellers if no_teachers.search(name)} == labellers - teachers
+    assert len(labellers - teachers) == 32

@@ -186,7 +186,7 @@ def refusal(model: str, weights: str) -> str:
         ("RN50", "openai", ["RN50 is built with GELU", "set teacher.model=RN50-quickgelu"]),
         ("RN50", "OpenAI", ["trained with QuickGELU", "set teacher.model=RN50-quickgelu"]),
         ("coca_ViT-B-32", "laion2b_s13b_b90k", ["cls_emb"]),
-        ("ViT-B-16-SigLIP", "webli", ["CLIP's tokenizer", "'timm/ViT-B-16-SigLIP'"]),
+        ("ViT-B-16-SigLIP", "webli", ["CLIP's tokenizer", "'timm/ViT-B-16-SigLIP'", "labeller"]),
     ],
 )
 def test_a_model_or_tag_that_cannot_be_loaded_is_refused(
@@ -251,6 +251,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
         (model_config(VIT, custom=True, pool_type="last"), "pool_type 'last'"),
         (model_config(VIT, custom=True, proj_type="none"), "proj_type 'none'"),
         (model_config(VIT, custom=True, proj_bias=True), "proj_bias True"),
+        (model_config(VIT, custom=True, pool_type="eos"), "pool_type 'eos'"),
+        (model_config(VIT, strip_sep_token=True), "buildable by open_clip"),
+        (model_config(VIT, tokenizer_kwargs={"strip_sep_token": True}), "strip_sep_token"),
         (model_config(VIT, tokenizer_kwargs={"trust_remote_code": True}), "trust_remote_code"),
         (model_config(VIT, tokenizer_kwargs={"clean": 1}), "its tokenizer cannot be loaded"),
         ({"embed_dim": 16}, "vision_cfg, text_cfg"),

@@ -10,6 +10,7 @@ from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError
 from dfkd.operations.required_weights import HubModel, hub_models, needs
 from tests.helpers import small_manifest
+from tests.helpers.hub_families import write_family
 from tests.helpers.tiny_models import (
     VIT,
     model_config,
@@ -91,6 +92,24 @@ def test_models_of_a_hub_are_told_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_the_tokenizer_of_a_tower_of_another_family_is_a_file_of_a_hub(tmp_path: Path) -> None:
+    """It lies beside the tower if that is a folder, and there it must be."""
+    towers = [{"model": "ViT-L-14-CLIPA", "weights": "datacomp1b"}]
+    config = manifest(tmp_path, candidates={"towers": towers})
+    section = "candidates.towers.0"
+    assert hub_models(config) == [
+        HubModel(f"{section}.weights", "open_clip", "UCSC-VLAA/ViT-L-14-CLIPA-datacomp1B"),
+        HubModel(f"{section}.model", "tokenizers", "bert-base-uncased/tokenizer.json"),
+    ]
+    folder = tmp_path / "siglip"
+    config = manifest(tmp_path, candidates={"towers": [asdict(write_family(folder, "siglip"))]})
+    assert hub_models(config) == []
+    assert wanted(config) == {}
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ManifestError, match=r"towers.0.model: needs tokenizer.json in its folder"):
+        needs(config)
+
+
 def test_a_diffusion_model_of_the_hub_is_needed_by_methods_with_prompts(tmp_path: Path) -> None:
     generator = {"kind": "diffusers", "diffusers": {"weights": "sd-turbo"}}
     config = small_manifest.read(tmp_path, generator=generator, distillation=OTHERS["distillation"])
@@ -108,6 +127,7 @@ def test_a_diffusion_model_of_the_hub_is_needed_by_methods_with_prompts(tmp_path
             {"candidates": {"towers": [{"model": "RN50", "weights": "openai"}]}},
             "set candidates.towers.0.model=RN50-quickgelu",
         ),
+        ({"teacher": {"model": "ViT-B-16-SigLIP", "weights": "webli"}}, "distillation.labeller"),
         ({"teacher": {"model": "ViT-B-99"}}, "teacher.model: must be an open_clip architecture"),
         ({"teacher": {"weights": "opneai"}}, "teacher.weights: must be an existing file"),
         (
