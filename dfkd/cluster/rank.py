@@ -30,6 +30,7 @@ from dfkd.dataset.published import PublishedVersion, open_version
 from dfkd.distillation.data_parallel import average_buffers, distribute, share_batch_norm
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.hang_watch import HangWatch
+from dfkd.distillation.label_moments import read_moments
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.objective import DistanceObjective, EmbeddingObjective, Objective
 from dfkd.distillation.student_store import check_initial_weights, check_teacher
@@ -116,7 +117,7 @@ def train(config: dict[str, Any]) -> bool:
         if not job.manifest.distillation.stored_labels:
             check_teacher(job.manifest, job.method, version)
         stream = open_stream(job.manifest, version, job.seed, rank, world, job.ranks)
-        distiller = open_distiller(job, version, stream, rank, world)
+        distiller = open_distiller(job, version, stream, rank, world, root)
         checkpoints = Checkpoints(folder.child(layout.CHECKPOINTS))
         # Rank 0 decides, because a rank of an earlier attempt may still write while others list.
         newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
@@ -289,12 +290,16 @@ def _write_student(
 
 
 def open_distiller(
-    job: Job, version: PublishedVersion, stream: Stream, rank: int, world: int
+    job: Job, version: PublishedVersion, stream: Stream, rank: int, world: int, root: Storage
 ) -> Distiller:
     """A rank's distiller at step 0; with several ranks its gradients are synchronised."""
     manifest, config = job.manifest, job.manifest.distillation
     device = pick_device() if job.ranks.gpu else torch.device("cpu")
-    moments = version.facts["label_mean"], version.facts["label_std"]
+    weights: tuple[float, ...] = (1.0,)
+    moments = (version.facts["label_mean"], version.facts["label_std"])
+    if not config.labelled_by_teacher:
+        measured = read_moments(manifest, version, root)
+        weights, moments = measured.weights, measured.of_distances
     objective: Objective = DistanceObjective.of(config.standardise, *moments)
     outputs, size = len(manifest.classes), manifest.synthesis.image_size
     if job.embedding:
@@ -302,12 +307,17 @@ def open_distiller(
     student = build(config, outputs, size, job.seed, manifest.cache)
     if world > 1 and device.type == "cuda":
         student = share_batch_norm(student)
+    targets = target_function(manifest, device, weights)
+    if targets is not None and not config.augmentation:
+        # The same images come in every epoch, so what is kept of them may have their labels.
+        stream.relabel(targets, "embeddings" if config.embeds else "distances", device)
+        targets = None
     return Distiller(
         student,
         config,
         Schedule.of(config, stream.steps),
         job.seed,
-        target_function=target_function(manifest, device),
+        target_function=targets,
         objective=objective,
         device=device,
         rank=rank,

@@ -21,25 +21,30 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError, RayTaskError
 
 from dfkd.cluster.capacity import (
     Ranks,
     WorkerResources,
+    enter_folder,
     gpu_name,
     own_device,
     plan_ranks,
     plan_students,
+    see_reserved_gpus,
     trains_here,
 )
 from dfkd.cluster.connection import require_on_this_node, require_shared_storage
 from dfkd.cluster.engine import Actor, Engine
 from dfkd.cluster.launch import PreemptedError, run_ranks
 from dfkd.cluster.rank import BarPlace, Job, open_stream, train
+from dfkd.cluster.ray_internals import ray_reason
 from dfkd.config.manifest import Cluster, Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.loader import steps_per_epoch
-from dfkd.dataset.published import refuse_removal
+from dfkd.dataset.published import open_version, refuse_removal
 from dfkd.distillation.embedding import embedding_objective
+from dfkd.distillation.label_moments import key_of, measure, read_moments
 from dfkd.distillation.student_store import (
     StudentLocation,
     check_initial_weights,
@@ -55,7 +60,8 @@ from dfkd.storage.checkpoints import Checkpoints
 from dfkd.storage.cost_records import record_cost
 from dfkd.storage.lease import protecting
 from dfkd.storage.local import open_storage
-from dfkd.utils.progress import Closing
+from dfkd.utils.device import configure_process, pick_device
+from dfkd.utils.progress import Closing, say
 
 RANK_GRACE_SECONDS = 600.0
 """How much longer than for a step ranks wait for each other, in seconds."""
@@ -120,6 +126,7 @@ def distill_located(
             if not config.stored_labels:
                 check_teacher(manifest, target.method, target.version)
         ranks = plan_ranks(config.rank_limits, manifest.cluster)
+        measure_labels(manifest, [target])
     with _lease_and_record(manifest, target, ranks):
         try:
             _train(manifest, target, ranks, bar_place(ranks.local))
@@ -157,6 +164,56 @@ def distill_all(
         yield distill_located(manifest, target)
 
 
+def measure_labels(manifest: Manifest, targets: Sequence[StudentLocation]) -> None:
+    """Measure what standardises the labels of students (`dfkd.distillation.label_moments`).
+
+    Each version is measured once, before its students start: by a Ray task with the resources of a
+    student if Ray runs, else in this process.
+
+    Raises:
+        CorruptionError, ManifestError, WeightsError: as `measure`.
+        InfrastructureError: workers died too often; the same call resumes.
+    """
+    if manifest.distillation.labelled_by_teacher:
+        return
+    root = open_storage(manifest.storage.root)
+    for target in {each.version.id: each for each in targets}.values():
+        if root.exists(key_of(manifest, target.version)):
+            continue
+        with protecting(root, [f"{target.method}/{target.version.id}"]):
+            refuse_removal(target.version.home, target.version.id)
+            if not ray.is_initialized():
+                on_gpu = manifest.cluster.gpus_per_worker != 0
+                device = pick_device() if on_gpu else torch.device("cpu")
+                measure(manifest, target.version, root, device)
+                continue
+            say(f"labels {target.version.facts['samples']} images to standardise the labels")
+            share = plan_students(manifest.cluster, 1)
+            task: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_measure)
+            try:
+                ray.get(
+                    task.remote(manifest, target.method, target.version.id, share.cpus, os.getcwd())
+                )
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayError as error:
+                raise InfrastructureError(
+                    f"distillation: workers that label died ({ray_reason(error)}); run the same "
+                    "command again, it resumes"
+                ) from None
+
+
+def _measure(manifest: Manifest, method: Method, version: str, cpus: float, folder: str) -> None:
+    """`measure` as a Ray task, in the driver's working directory."""
+    see_reserved_gpus()
+    enter_folder(folder)
+    configure_process(cpus)
+    root = open_storage(manifest.storage.root)
+    home = root.child(layout.data(method))
+    require_on_this_node(home.child(layout.version(version)), layout.PUBLISHED)
+    measure(manifest, open_version(home, version), root, pick_device())
+
+
 class _Records(Closing):
     """The leases and cost records of students in training.
 
@@ -190,6 +247,7 @@ def _distill_side_by_side(
 ) -> Iterator[FinishedStudent]:
     """`distill_all` with an actor for each student."""
     require_shared_storage(manifest.storage.root)
+    measure_labels(manifest, targets)
     cluster = manifest.cluster
     count = min(len(targets), cluster.workers or len(targets))
     share = plan_students(cluster, count)
@@ -348,7 +406,10 @@ def _train(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPl
         # Errors come before all shards are read.
         steps_per_epoch(target.version.facts["samples"], manifest.distillation.batch_size)
         require_replaceable_classes(manifest, target.method, target.version)
-        embedding = embedding_objective(manifest, target.version)
+        moments = None
+        if not manifest.distillation.labelled_by_teacher:
+            moments = read_moments(manifest, target.version, open_storage(manifest.storage.root))
+        embedding = embedding_objective(manifest, target.version, moments)
     job = Job(
         manifest=manifest,
         method=target.method,

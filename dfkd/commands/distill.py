@@ -36,6 +36,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
         "steps_per_epoch": schedule.steps_per_epoch,
         "warmup_steps": schedule.warmup,
         "steps_per_student": schedule.total,
+        "labellers": estimate.labellers(manifest),
         "images_seen": schedule.total * config.batch_size * students,
         "cost": estimate.students(manifest, built, schedule.total, schedule.warmup),
     }

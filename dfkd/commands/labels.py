@@ -16,12 +16,13 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     from dfkd.models.labeller import file_hashes
 
     require_embeddings(manifest)
-    file_hashes(manifest.teacher, manifest.cache)  # refuses weights that are not there
+    (config,) = manifest.labellers.values()
+    file_hashes(config, manifest.cache)  # refuses weights that are not there
     return {"classes": list(manifest.with_classes(options.classes).classes)}
 
 
 def work(manifest: Manifest, options: argparse.Namespace) -> str:
-    """Encode the class names with the teacher; returns the location of labels.json."""
+    """Encode the class names with the labeller; returns the location of labels.json."""
     from dfkd.export.labels import write_labels
 
     return write_labels(manifest, options.classes)

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from dfkd.config.paths import BACKBONE, MINIATURE
@@ -30,7 +30,7 @@ Augmentation = Literal[
 Average = Literal["images", "classes"]
 Classifier = Literal["zero-shot", "text-only"]
 Model = Literal["teacher", "text-only", "student"]
-"""Models that can be scored, in the order of the tables."""
+"""Models that can be scored, in the order of the tables. `teacher` is the labeller, zero-shot."""
 
 
 MOMENTUM = 0.9
@@ -39,6 +39,11 @@ WEIGHT_DECAY, WEIGHT_DECAY_FROM_RANDOM = 5e-4, 2e-3
 """Weight decay of SGD: the usual one for ResNets, and one for students that start from random
 weights. The paper names none. `manifests/studies/recipe` chose both: with less, a student from
 random weights knows other domains less well; from trained weights the two are equally good."""
+
+
+def _one(value: object) -> object:
+    """A list of one from a single section."""
+    return [value] if isinstance(value, dict) else value
 
 
 def weights_file(weights: str) -> Path | None:
@@ -89,12 +94,20 @@ class Distillation:
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Images of one step, summed over all ranks; at most the images of a version."""
     target: Literal["distances", "embedding", "both"] = "distances"
-    """What the student learns: the teacher's distances to the class texts, its image embedding, or
+    """What the student learns: the labeller's distances to the class texts, its image embedding, or
     the embedding with both losses. The classes of the latter two can be replaced after the training
     (`dfkd evaluate --classes`, `dfkd labels`); with `both` and `texts: styles` they were as
     accurate on their own classes in `manifests/studies/better`."""
+    labeller: Annotated[
+        Several[Literal["teacher"] | TeacherConfig], BeforeValidator(_one), Field(min_length=1)
+    ] = ("teacher",)
+    """The model that says what an image shows: the student learns to answer like it. It also gives
+    the zero-shot results and the texts of other classes. `teacher`, or another open_clip model with
+    the keys of the section `teacher`, which need not know the generator: `{model:
+    PE-Core-L-14-336, weights: meta}`. Of a list the student learns the mean of their standardised
+    distances."""
     texts: Texts = "template"
-    """Texts that the teacher compares images with: the class prompt, or each class' mean over
+    """Texts that the labeller compares images with: the class prompt, or each class' mean over
     its class prompt and `prompts.styles` (an ensemble). Stored distances are to the class prompt
     alone and are not used with styles."""
     standardise: bool | tuple[float, Positive] = True
@@ -135,6 +148,7 @@ class Distillation:
         require_unique("distillation.seeds", self.seeds)
         require_unique("distillation.augmentation", self.augmentation)
         require_unique("distillation.student", self.student)
+        require_unique("distillation.labeller", self.labeller)
         if len(self.weights) not in (1, len(self.student)):
             raise ManifestError(
                 "distillation.weights",
@@ -149,6 +163,14 @@ class Distillation:
                 "must be 0 with distillation.weights=none: a random backbone has nothing to freeze",
                 self.warmup_epochs,
                 "set it to 0, or name the weights that the backbone starts from",
+            )
+        if self.embeds and len(self.labeller) > 1:
+            raise ManifestError(
+                "distillation.labeller",
+                f"must be one model with distillation.target={self.target}: the embeddings of "
+                "several have no common space",
+                [each if isinstance(each, str) else each.model for each in self.labeller],
+                "name one, or set distillation.target=distances",
             )
         if self.embeds and self.standardise is not True:
             raise ManifestError(
@@ -174,8 +196,14 @@ class Distillation:
     @property
     def stored_labels(self) -> bool:
         """Whether the shards hold the targets: an embedding, or distances to the class prompt, both
-        of the plain image."""
-        return not self.augmentation and (self.embeds or self.texts == "template")
+        the teacher's of the plain image."""
+        stored = self.embeds or self.texts == "template"
+        return not self.augmentation and stored and self.labelled_by_teacher
+
+    @property
+    def labelled_by_teacher(self) -> bool:
+        """Whether the teacher is the only labeller, so that a version tells of its labels."""
+        return self.labeller == ("teacher",)
 
     @property
     def embeds(self) -> bool:
@@ -195,9 +223,10 @@ class Candidates:
     Each candidate is exported, and scored and timed as exported.
     """
 
-    towers: tuple[Literal["teacher"] | TeacherConfig, ...] = ("teacher",)
-    """`teacher`, and other open_clip models with the keys of the section `teacher`: `{model:
-    MobileCLIP2-S0, weights: dfndr2b}`. Empty: students only."""
+    towers: tuple[Literal["labeller", "teacher"] | TeacherConfig, ...] = ("labeller",)
+    """`labeller` (each of `distillation.labeller`), `teacher`, and other open_clip models with the
+    keys of the section `teacher`: `{model: MobileCLIP2-S0, weights: dfndr2b}`. Empty: students
+    only."""
     classifiers: Annotated[Several[Classifier], Field(min_length=1)] = ("zero-shot",)
     """What a tower compares an image with: the embeddings of the class prompts (`zero-shot`), or
     the vectors of a linear classifier that is trained only on texts (`text-only`,
@@ -228,8 +257,8 @@ class Evaluation:
     """Accuracy on a domain: the mean over images, or the mean of the classes' accuracies (VisDA).
     """
     models: Several[Model] = ("teacher", "student")
-    """Models that are scored. The teacher classifies zero-shot; `text-only` is a classifier on its
-    tower that is trained without images (`candidates.styles`)."""
+    """Models that are scored. `teacher` is the labeller, which classifies zero-shot; `text-only` is
+    a classifier on its tower that is trained without images (`candidates.styles`)."""
 
     def __post_init__(self) -> None:
         require_unique("evaluation.domains", self.domains)

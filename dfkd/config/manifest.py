@@ -6,9 +6,9 @@ Defaults are the paper's values. If the paper states none, the key's docstring e
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -177,6 +177,14 @@ class Manifest:
                 self.prompts.styles,
                 "add styles or set distillation.texts=template",
             )
+        if len(self.distillation.labeller) > 1 and "text-only" in self.evaluation.models:
+            raise ManifestError(
+                "evaluation.models",
+                "must be without text-only where distillation.labeller has several models, none of "
+                "which is the classifier's tower",
+                list(self.evaluation.models),
+                "leave it out; candidates.classifiers has one for each tower",
+            )
         if self.follows_prompts and not self.generator.settings.optimisation_steps:
             for each in dataclasses.fields(self.synthesis):
                 value = getattr(self.synthesis, each.name)
@@ -202,16 +210,30 @@ class Manifest:
         return load(cls, manifest_file(path), overrides, PRESETS)
 
     @property
+    def labellers(self) -> dict[str, TeacherConfig]:
+        """The models of `distillation.labeller` by name; the teacher's is `teacher`."""
+        return self._named(self.distillation.labeller)
+
+    @property
     def towers(self) -> dict[str, TeacherConfig]:
         """The image towers that are candidates, by their names among the candidates."""
-        found: dict[str, TeacherConfig] = {}
+        chosen: list[Literal["teacher"] | TeacherConfig] = []
         for tower in self.candidates.towers:
-            if tower == "teacher":
-                found[tower] = self.teacher
+            chosen += self.distillation.labeller if tower == "labeller" else (tower,)
+        return self._named(dict.fromkeys(chosen))
+
+    def _named(
+        self, models: Iterable[Literal["teacher"] | TeacherConfig]
+    ) -> dict[str, TeacherConfig]:
+        """The sections of some models by name."""
+        found: dict[str, TeacherConfig] = {}
+        for each in models:
+            if each == "teacher":
+                found[each] = self.teacher
             else:
                 # Two weights of one architecture differ in their weights only.
-                name = f"{tower.model} {tower.weights}" if tower.model in found else tower.model
-                found[name] = tower
+                name = f"{each.model} {each.weights}" if each.model in found else each.model
+                found[name] = each
         return found
 
     @property

@@ -7,11 +7,11 @@ version's receipts. Caching and the number of threads change the speed only.
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from dfkd.errors import CorruptionError, ManifestError
 from dfkd.storage.base import in_order
 from dfkd.utils.hardware import available_memory, cpu_count
 from dfkd.utils.images import header_size
+from dfkd.utils.pixels import from_batch
 
 T = TypeVar("T")
 
@@ -146,6 +147,29 @@ class Stream:
         self.run_length = min(run_length(self.buffer, rows), longest)
         label_bytes = 4 * len(version.classes) + 2 * MAX_EMBEDDING_DIM
         self.cached = images * (3 * image_size**2 + label_bytes) <= cache_bytes
+        self._relabel: Callable[[Batch], Batch] = lambda batch: batch
+
+    def relabel(
+        self,
+        targets: Callable[[Tensor], Tensor],
+        field: Literal["distances", "embeddings"],
+        device: torch.device,
+    ) -> None:
+        """Give the images other labels than those that are stored with them, from now on.
+
+        Those of images that stay in memory are made once.
+
+        Args:
+            targets: from pixels [B, 3, H, W] float32 in [0, 1] on `device` to a row for each image.
+            field: the field of batches that gets them.
+        """
+
+        @torch.no_grad()
+        def relabelled(batch: Batch) -> Batch:
+            rows = targets(from_batch(batch.pixels, device)).cpu()
+            return dataclasses.replace(batch, **{field: rows})
+
+        self._relabel = relabelled
 
     @cached_property
     def _cache(self) -> "_Cache":
@@ -240,7 +264,7 @@ class Stream:
                 pixels = torch.stack(images).permute(0, 3, 1, 2)
                 labels = torch.from_numpy(self.examples.labels(samples))
                 distances, embeddings = _arrays(examples)
-                yield samples, Batch(pixels, distances, labels, embeddings)
+                yield samples, self._relabel(Batch(pixels, distances, labels, embeddings))
 
     def _examples(
         self, windows: Iterator[Window], sizes: Iterator[int]

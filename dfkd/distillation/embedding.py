@@ -8,41 +8,50 @@ from torch import Tensor
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
 from dfkd.dataset.receipts import Receipt
-from dfkd.distillation.labels import target_embeddings
+from dfkd.distillation.label_moments import LabelMoments
+from dfkd.distillation.labels import load_labeller, target_embeddings
 from dfkd.distillation.objective import MIN_STD, EmbeddingObjective
-from dfkd.models.labeller import check_classes
-from dfkd.models.teacher import Teacher
 from dfkd.storage.base import in_order
 
 
-def embedding_objective(manifest: Manifest, version: PublishedVersion) -> EmbeddingObjective:
-    """The objective on a version: it reads all shards once, and encodes the class texts.
+def embedding_objective(
+    manifest: Manifest, version: PublishedVersion, moments: LabelMoments | None = None
+) -> EmbeddingObjective:
+    """The objective on a version; it encodes the class texts.
 
     The same version gives the same bits, so a resumed training goes on with the same objective.
 
+    Args:
+        moments: of the labeller; of the teacher, whose embeddings the version stores, None. Then
+            all shards are read once.
+
     Raises:
         CorruptionError: a shard is not what was published.
-        WeightsError: the teacher's files are missing or damaged.
+        WeightsError: the labeller's files are missing or damaged.
     """
-    mean, std = embedding_moments(version)
-    both = manifest.distillation.target == "both"
-    distance_std = max(float(version.facts["label_std"]), MIN_STD) if both else None
+    if moments is None:
+        mean, std = embedding_moments(version)
+        spread = float(version.facts["label_std"])
+    else:
+        mean, std = moments.embedding_mean, max(moments.embedding_std, MIN_STD)
+        _, spread = moments.of_distances
+    distance_std = max(spread, MIN_STD) if manifest.distillation.target == "both" else None
     return EmbeddingObjective(mean, std, encode_classes(manifest, manifest.classes), distance_std)
 
 
 def encode_classes(manifest: Manifest, classes: tuple[str, ...]) -> Tensor:
     """The unit text embeddings float32 [M, E] of any classes, on the CPU.
 
-    They are made like those of the manifest's own classes (`distillation.texts`).
+    They are made like those of the manifest's own classes (`distillation.texts`), by the labeller,
+    of which a student of embeddings has one.
 
     Raises:
-        ManifestError: the teacher cannot read or distinguish the names.
-        WeightsError: the teacher's files are missing or damaged.
+        ManifestError: the labeller cannot read or distinguish the names.
+        WeightsError: the labeller's files are missing or damaged.
     """
-    other = manifest.with_classes(classes)
-    teacher = Teacher.load(manifest.teacher, torch.device("cpu"), cache=manifest.cache)
-    check_classes(teacher, classes, manifest.teacher.template)
-    return target_embeddings(other, teacher)
+    other, (config,) = manifest.with_classes(classes), manifest.labellers.values()
+    labeller = load_labeller(other, config, torch.device("cpu"))
+    return target_embeddings(other, labeller, config.template)
 
 
 def embedding_moments(version: PublishedVersion) -> tuple[Tensor, float]:

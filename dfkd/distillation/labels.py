@@ -1,6 +1,16 @@
-"""Training targets of a student: the teacher's distances to the class texts, or its embedding."""
+"""Training targets of a student: a labeller's distances to the class texts, or its embedding.
 
-from collections.abc import Callable
+Several labellers k = 1 ... K are an ensemble, the mean of their standardised distances:
+
+    1/K sum_k (d_k - m_k) / s_k  =  a (sum_k w_k d_k) + b,    w_k = (1 / s_k) / sum_j (1 / s_j)
+
+with mean m_k and standard deviation s_k of the distances of k on the version. The factor a and the
+shift b are the same for every image and class, so the targets are the weighted mean in brackets,
+which is a distance like that of one labeller.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -9,8 +19,8 @@ from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
 
 from dfkd.config.manifest import Manifest
-from dfkd.models.labeller import distances
-from dfkd.models.teacher import Teacher
+from dfkd.config.synthesis import TeacherConfig
+from dfkd.models.labeller import Labeller, check_classes, distances, errors_name
 from dfkd.prompts.styles import (
     check_styled_prompts,
     class_text_embeddings,
@@ -18,51 +28,125 @@ from dfkd.prompts.styles import (
 )
 
 TargetFunction = Callable[[Tensor], Tensor]
-"""Maps views [B, 3, H, W] float32 in [0, 1] to the teacher's distances [B, M] or embeddings [B, E],
+"""Maps views [B, 3, H, W] float32 in [0, 1] to a labeller's distances [B, M] or embeddings [B, E],
 float32."""
 
 
-def target_function(manifest: Manifest, device: torch.device) -> TargetFunction | None:
+@dataclass(frozen=True)
+class Ensemble:
+    """One or more labellers."""
+
+    labellers: Sequence[Labeller]
+    texts: Sequence[Tensor]
+    """Unit text embeddings [M, E] of the classes, of each labeller."""
+    weights: Sequence[float] = (1.0,)
+    """w_k of each labeller; their sum is 1."""
+
+    def distances(self, pixels: Tensor) -> Tensor:
+        """The weighted mean [B, M] of distances of pixels [B, 3, H, W] to the class texts.
+
+        Each labeller resizes and normalises the pixels in its own way.
+        """
+        found = [
+            weight * distances(labeller.encode_image(pixels), texts)
+            for labeller, texts, weight in zip(
+                self.labellers, self.texts, self.weights, strict=True
+            )
+        ]
+        return torch.stack(found).sum(dim=0)
+
+    @property
+    def temperature(self) -> float:
+        """The weighted mean of 1 / logit scale."""
+        scales = zip(self.labellers, self.weights, strict=True)
+        return sum(weight / labeller.logit_scale for labeller, weight in scales)
+
+
+def target_function(
+    manifest: Manifest, device: torch.device, weights: Sequence[float] = (1.0,)
+) -> TargetFunction | None:
     """The targets of augmented views; None for what the shards store.
+
+    Args:
+        weights: of the labellers, from `LabelMoments.weights` if there are several.
 
     Raises:
         ManifestError: see `target_embeddings`.
-        WeightsError: the teacher's files are missing or damaged.
+        WeightsError: a labeller's files are missing or damaged.
     """
     if manifest.distillation.stored_labels:
         return None
-    # Always float32: distances to different classes differ by a few hundredths, and bfloat16 has
-    # steps of 0.004 near their usual value.
-    teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
-    fold_batch_norms(teacher.visual)
+    ensemble = load_ensemble(manifest, device, weights)
+    for labeller in ensemble.labellers:
+        fold_batch_norms(labeller.visual)
     if manifest.distillation.embeds:
-        return teacher.encode_image
-    return live_targets(teacher, target_embeddings(manifest, teacher))
+        return ensemble.labellers[0].encode_image
+    return ensemble.distances
 
 
-def target_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:
+def load_ensemble(
+    manifest: Manifest,
+    device: torch.device,
+    weights: Sequence[float] = (1.0,),
+    *,
+    plain: bool = False,
+) -> Ensemble:
+    """The labellers of a manifest with the texts of its classes.
+
+    They run in float32: distances to different classes differ by a few hundredths, and bfloat16 has
+    steps of 0.004 near their usual value.
+
+    Args:
+        weights: of the labellers, from `LabelMoments.weights` if there are several.
+        plain: take the class prompts, whatever `distillation.texts` says.
+
+    Raises:
+        ManifestError, WeightsError: as `target_function`.
+    """
+    labellers, texts = [], []
+    for config in manifest.labellers.values():
+        labeller = load_labeller(manifest, config, device)
+        encode = class_text_embeddings if plain else target_embeddings
+        labellers.append(labeller)
+        texts.append(encode(manifest, labeller, config.template))
+    return Ensemble(labellers, texts, weights)
+
+
+def load_labeller(manifest: Manifest, config: TeacherConfig, device: torch.device) -> Labeller:
+    """A model that can tell the classes apart, in float32.
+
+    Args:
+        config: one of `Manifest.labellers`.
+
+    Raises:
+        ManifestError: it cannot read or distinguish the class names.
+        WeightsError: its files are missing or damaged.
+    """
+    section = "teacher" if config == manifest.teacher else "distillation.labeller"
+    with errors_name(section):
+        labeller = Labeller.load(config, device, cache=manifest.cache)
+        check_classes(labeller, manifest.classes, config.template)
+    return labeller
+
+
+def target_embeddings(manifest: Manifest, labeller: Labeller, template: str = "") -> Tensor:
     """The unit text embeddings float32 [M, E] that images are compared with.
 
     With `distillation.texts: template` they are the class prompts (equation 4), with `styles` an
     ensemble: each class' mean over its class prompt and the styles of the dictionary.
 
     Raises:
-        ManifestError: a prompt in a style is longer than the teacher's context.
+        ManifestError: a prompt in a style is longer than the labeller's context.
     """
-    plain = class_text_embeddings(manifest, teacher)
+    plain = class_text_embeddings(manifest, labeller, template)
     if manifest.distillation.texts == "template":
         return plain
-    check_styled_prompts(manifest, teacher)
+    check_styled_prompts(manifest, labeller)
     styled = torch.stack(
-        [style_text_embeddings(manifest, teacher, name) for name in manifest.classes]
+        [style_text_embeddings(manifest, labeller, name) for name in manifest.classes]
     )
     # A mean of unit vectors is shorter than 1, but spherical distances need unit vectors.
     return F.normalize(torch.cat([styled, plain[:, None]], dim=1).mean(dim=1), dim=1)
-
-
-def live_targets(teacher: Teacher, text_embeddings: Tensor) -> TargetFunction:
-    """The distances of the views themselves to unit text embeddings [M, E]."""
-    return lambda views: distances(teacher.encode_image(views), text_embeddings)
 
 
 def fold_batch_norms(tower: nn.Module) -> None:

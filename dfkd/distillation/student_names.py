@@ -5,12 +5,14 @@ settings find the finished student or its checkpoints, others get a new folder.
 """
 
 import dataclasses
+import functools
 import hashlib
 
 from dfkd.config.distillation import weights_file
 from dfkd.config.hashing import sha256_file
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
+from dfkd.config.synthesis import TeacherConfig
 from dfkd.utils.strict_json import canonical
 
 SCHEMA = 1
@@ -35,6 +37,10 @@ def student_name(manifest: Manifest, fingerprint: str, method: Method, seed: int
     # As of a manifest that has no other students, which change nothing of this one.
     settings["student"] = config.architecture
     settings["weights"] = weights_identity(config.initial_weights)
+    # The version's fingerprint has the teacher.
+    del settings["labeller"]
+    if not config.labelled_by_teacher:
+        settings["labeller"] = labellers_identity(manifest)
     identity = {
         "schema": SCHEMA,
         "distillation": settings,
@@ -58,6 +64,29 @@ def student_names(manifest: Manifest, fingerprint: str, method: Method) -> list[
         for architecture in manifest.distillation.student
         for seed in manifest.distillation.seeds
     ]
+
+
+def labellers_identity(manifest: Manifest) -> list[dict[str, str]]:
+    """What determines the answers of each labeller: template, and the sha256 of its files by role.
+
+    Raises:
+        ManifestError, WeightsError: as `dfkd.models.labeller.file_hashes`.
+    """
+    from dfkd.models.labeller import errors_name
+
+    found = []
+    for name, config in manifest.labellers.items():
+        with errors_name("teacher" if name == "teacher" else "distillation.labeller"):
+            found.append({"template": config.template, **_hashes(config, manifest.cache)})
+    return found
+
+
+@functools.cache
+def _hashes(config: TeacherConfig, cache: str) -> dict[str, str]:
+    """The sha256 of a model's files, read once in a process: each student's name holds them."""
+    from dfkd.models.labeller import file_hashes
+
+    return file_hashes(config, cache)
 
 
 def weights_identity(weights: str) -> str:

@@ -174,29 +174,37 @@ def load_located(
 def check_initial_weights(
     manifest: Manifest, version: PublishedVersion, method: Method, seed: int, name: str
 ) -> None:
-    """Check that this node's initial weights are those after which a student was named.
+    """Check that this node's initial weights and labellers are those after which a student was
+    named.
 
     Raises:
         WeightsError: they differ, or are missing. Of a library's weights only the name is compared.
     """
     if student_name(manifest, version.fingerprint, method, seed) != name:
+        config = manifest.distillation
+        named = [config.initial_weights]
+        if not config.labelled_by_teacher:
+            named += [each.weights for each in manifest.labellers.values()]
         raise WeightsError(
-            "distillation.weights",
+            "distillation.weights" if config.labelled_by_teacher else "distillation.labeller",
             "must be the same on every node",
-            f"{manifest.distillation.initial_weights}, with which {name} has another name",
-            "copy the driver's file to each node",
+            f"{', '.join(named)}, with which {name} has another name",
+            "copy the driver's files to each node",
         )
 
 
 def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion) -> None:
-    """Check that the teacher that gives live targets is the one that made the version.
+    """Check that a teacher that labels is the one that made the version.
 
-    Call it on each node, because each node reads its own weight files.
+    Call it on each node, because each node reads its own weight files. The files of other labellers
+    are part of a student's name.
 
     Raises:
         ManifestError: the teacher differs; the message names the field.
         WeightsError: the teacher's files are missing or damaged.
     """
+    if "teacher" not in manifest.distillation.labeller:
+        return
     digests = file_hashes(manifest.teacher, manifest.cache)
     expected = identity(manifest.with_method(method), digests)
     # Keys of both, because some are there for some teachers only, such as `teacher.preprocessing`.
@@ -208,7 +216,7 @@ def check_teacher(manifest: Manifest, method: Method, version: PublishedVersion)
 def require_replaceable_classes(
     manifest: Manifest, method: Method, version: PublishedVersion
 ) -> None:
-    """Check that the students of a version can get other classes from the manifest's teacher.
+    """Check that the students of a version can get other classes from the manifest's labeller.
 
     Raises:
         ManifestError: they learn distances, or another teacher made the version.

@@ -18,9 +18,7 @@ whose vector is nearest.
 
 import hashlib
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import safetensors.torch
 import torch
@@ -31,7 +29,7 @@ from torch.nn import functional as F
 from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import TeacherConfig
-from dfkd.errors import CorruptionError, ManifestError
+from dfkd.errors import CorruptionError
 from dfkd.models.labeller import check_classes, file_hashes
 from dfkd.models.teacher import Teacher
 from dfkd.prompts.pseudo_words import PseudoWords
@@ -68,20 +66,6 @@ def check_texts(tower: Teacher, classes: Sequence[str], template: str) -> None:
     """
     check_classes(tower, classes, template)
     PseudoWords(tower, STYLED).tokens(classes, [STYLED] * len(classes))
-
-
-@contextmanager
-def errors_name(section: str) -> Iterator[None]:
-    """Let errors of the block name keys of `section`, where the teacher's code names `teacher`."""
-    try:
-        yield
-    except ManifestError as error:
-        field, rule, value, remedy = error.parts
-        field, rule, remedy = (
-            re.sub(r"\bteacher\.(model|weights|template)", rf"{section}.\1", text)
-            for text in (field, rule, remedy)
-        )
-        raise type(error)(field, rule, value, remedy) from None
 
 
 def class_vectors(

@@ -9,6 +9,8 @@
                 unreadable: [line, ...]}: the scored data, with domains in display order
     parameters {model: count}: parameters of the whole student, or of the image tower of the teacher
                or of the text-only classifier
+    labeller   [name, ...]: the models that the students learned from and whose zero-shot scores are
+               those of model "teacher"; their architectures, or "teacher". Older files lack it
     students   [name, ...]: folders under students/ of the scored students
     rows       one per model, method, seed and domain:
         model      "teacher" | "text-only" | "student"
@@ -103,6 +105,7 @@ class _Results(TypedDict):
     average: Average
     data: _Data
     parameters: dict[str, Count]
+    labeller: NotRequired[list[str]]
     students: list[str]
     rows: Annotated[list[ResultRow], Field(min_length=1)]
     summary: list[Summary]
@@ -218,6 +221,7 @@ def results(
     parameters: Mapping[str, int],
     students: Sequence[str],
     average: Average = "images",
+    labeller: Sequence[str] = ("teacher",),
 ) -> dict[str, Any]:
     """The content of `results.json`.
 
@@ -228,6 +232,7 @@ def results(
         parameters: number of parameters of each model in `rows`.
         students: names of the folders of the students in `rows`.
         average: the accuracy that the summary uses.
+        labeller: names of the models that labelled.
     """
     return {
         "schema": 1,
@@ -241,6 +246,7 @@ def results(
             "unreadable": sorted(unreadable),
         },
         "parameters": dict(parameters),
+        "labeller": list(labeller),
         "students": list(students),
         "rows": sort_rows(rows),
         "summary": summarise(rows, average),

@@ -18,6 +18,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.methods import Method
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.embedding import encode_classes
+from dfkd.distillation.label_moments import measure
+from dfkd.distillation.labels import Ensemble, load_ensemble
 from dfkd.distillation.student_store import (
     StudentLocation,
     load_located,
@@ -28,9 +30,7 @@ from dfkd.distillation.text_only import class_vectors
 from dfkd.errors import DfkdError, ManifestError, as_utf8
 from dfkd.evaluation.data import Domains, Item, open_data
 from dfkd.evaluation.results import CLASSIFIER, ZERO_SHOT, ResultRow, results, row, write_results
-from dfkd.models.labeller import check_classes, distances
 from dfkd.models.teacher import Teacher
-from dfkd.prompts.styles import class_text_embeddings
 from dfkd.storage.base import Storage, in_order
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import pick_device
@@ -108,8 +108,9 @@ def evaluate(
 ) -> Evaluated:
     """Score the models that a manifest names and write `results.json`.
 
-    The teacher classifies zero-shot with the prompts of `teacher.template`. The students are those
-    of every method and seed. The text-only classifier of each seed is trained unless it is stored.
+    The labeller classifies zero-shot with the prompts of its template; of several, the mean of
+    their distances does, weighted as for the last method's students. The students are those of
+    every method and seed. The text-only classifier of each seed is trained unless it is stored.
     Models run in float32, and every call scores them again, because that is cheap.
 
     Args:
@@ -141,10 +142,24 @@ def evaluate(
         if classes:
             require_replaceable_classes(manifest, found.method, found.version)
     root = open_storage(manifest.storage.root)
-    classifiers = _load_classifiers(scored, root, students, manifest.classes)
+    weights: Sequence[float] = (1.0,)
+    if len(manifest.labellers) > 1 and "teacher" in manifest.evaluation.models:
+        # The moments of their distances weigh them, and only a version has images to measure them.
+        last = manifest.methods[-1], manifest.distillation.seeds[0]
+        (student,) = locate_students(manifest, [last], version)
+        weights = measure(manifest, student.version, root, pick_device()).weights
+    classifiers = _load_classifiers(scored, root, students, manifest.classes, weights)
     scores = score(classifiers, data, threads)
     names, average = [student.name for student in students], manifest.evaluation.average
-    content = results(data, scores.rows, scores.unreadable, scores.parameters, names, average)
+    content = results(
+        data,
+        scores.rows,
+        scores.unreadable,
+        scores.parameters,
+        names,
+        average,
+        [*manifest.labellers],
+    )
     location = write_results(root.child(folder) if folder else root, content)
     return Evaluated(content, location, {s.method: s.version for s in students})
 
@@ -154,24 +169,47 @@ def _load_classifiers(
     root: Storage,
     students: Sequence[StudentLocation],
     own_classes: tuple[str, ...],
+    weights: Sequence[float],
 ) -> Iterator[Classifier]:
     """Yield the models of `evaluation.models` one by one, so that few are in memory at a time.
 
     Args:
         manifest: with the classes to score.
         own_classes: the classes that the students were trained for; others replace them.
+        weights: of the labellers.
     """
     device, wanted = pick_device(), manifest.evaluation.models
-    if {"teacher", "text-only"} & set(wanted):
-        teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
-        check_classes(teacher, manifest.classes, manifest.teacher.template)
-        if "teacher" in wanted:
-            vectors = class_text_embeddings(manifest, teacher)
-            yield _tower_classifier("teacher", ZERO_SHOT, 0, teacher, vectors)
-        for seed in manifest.distillation.seeds if "text-only" in wanted else ():
-            vectors = class_vectors(manifest, manifest.teacher, teacher, seed, root)
-            yield _tower_classifier("text-only", CLASSIFIER, seed, teacher, vectors)
-        del teacher
+    if "teacher" in wanted:
+        ensemble = load_ensemble(manifest, device, weights, plain=True)
+        # Decoded once, for the one with the most pixels; the others resize that square.
+        largest = max(ensemble.labellers, key=lambda each: each.image_size)
+        yield Classifier(
+            "teacher",
+            ZERO_SHOT,
+            0,
+            largest.image_size,
+            ensemble.distances,
+            device,
+            sum(parameters(each.visual) for each in ensemble.labellers),
+            largest.resizing,
+        )
+        del ensemble, largest
+    if "text-only" in wanted:
+        (config,) = manifest.labellers.values()
+        tower = Teacher.load(config, device, cache=manifest.cache)
+        for seed in manifest.distillation.seeds:
+            vectors = class_vectors(manifest, config, tower, seed, root)
+            yield Classifier(
+                "text-only",
+                CLASSIFIER,
+                seed,
+                tower.image_size,
+                Ensemble([tower], [vectors]).distances,
+                device,
+                parameters(tower.visual),
+                tower.resizing,
+            )
+        del tower
     replaced = students and manifest.classes != own_classes
     texts = encode_classes(manifest, manifest.classes) if replaced else None
     for location in students:
@@ -181,22 +219,6 @@ def _load_classifiers(
         size = card["image_size"]
         about = location.method, location.seed, size, student, device, parameters(student)
         yield Classifier("student", *about)
-
-
-def _tower_classifier(
-    model: Model, method: str, seed: int, tower: Teacher, vectors: Tensor
-) -> Classifier:
-    """An image tower that answers with the nearest of the classes' unit vectors [M, E]."""
-    return Classifier(
-        model,
-        method,
-        seed,
-        tower.image_size,
-        lambda pixels: distances(tower.encode_image(pixels), vectors),
-        tower.device,
-        parameters(tower.visual),
-        tower.resizing,
-    )
 
 
 def score(

@@ -35,6 +35,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,8 @@ from dfkd.cluster.making import build, identify, is_published
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import HELD_OUT_SALT, image_count
 from dfkd.dataset.published import PublishedVersion
+from dfkd.distillation.label_moments import BATCH, measure
+from dfkd.distillation.labels import Ensemble, load_ensemble
 from dfkd.distillation.student_names import weights_identity
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_candidates
 from dfkd.distillation.text_only import class_vectors
@@ -52,9 +55,9 @@ from dfkd.evaluation.results import accuracy_of, row
 from dfkd.evaluation.scoring import Classifier, confusions, parameters
 from dfkd.export.folder import Network, publish, write_graphs
 from dfkd.export.onnx_graphs import load_graph
-from dfkd.export.predict import INT8, MODEL
+from dfkd.export.predict import INT8, MODEL, WEIGHTS
 from dfkd.export.predict import distances as class_distances
-from dfkd.models.labeller import class_prompt, file_hashes
+from dfkd.models.labeller import Labeller, class_prompt, file_hashes
 from dfkd.models.teacher import Teacher
 from dfkd.models.tower import TowerClassifier
 from dfkd.storage import layout
@@ -62,7 +65,8 @@ from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import time_on_gpu, time_on_one_core
-from dfkd.utils.images import USUAL
+from dfkd.utils.images import USUAL, decode_image
+from dfkd.utils.pixels import from_bytes
 from dfkd.utils.progress import say
 from dfkd.utils.strict_json import indented
 
@@ -119,7 +123,7 @@ def write_candidates(manifest: Manifest, threads: int) -> str:
             _export(candidate, Path(name), students[0].version, manifest)
             for candidate in candidates(manifest, root, students)
         ]
-        scored, _ = score(manifest, exported, threads)
+        scored, _ = score(manifest, exported, students[0].version, threads)
         timed = _time([each for each in exported if each.candidate.seed in (None, shipped)])
         gpu = torch.cuda.get_device_name() if pick_device().type == "cuda" else None
         entries = []
@@ -156,13 +160,14 @@ def score_student(
         ManifestError, CorruptionError: as `write_candidates`.
     """
     single = manifest.with_student(architecture)
-    students, temperature = locate_candidates(single, version), _temperature(single)
+    students = locate_candidates(single, version)
+    temperature = _labellers(single, students[0].version).temperature
     with tempfile.TemporaryDirectory() as name:
         exported = [
             _export(_student(single, each, temperature), Path(name), each.version, single)
             for each in students
         ]
-        _, unreadable = score(single, exported, threads)
+        _, unreadable = score(single, exported, students[0].version, threads)
     means = {
         precision: [statistics.fmean(each.accuracies[precision].values()) for each in exported]
         for precision in FILES
@@ -170,10 +175,13 @@ def score_student(
     return means, unreadable
 
 
-def _temperature(manifest: Manifest) -> float:
-    """1 / the teacher's logit scale."""
-    teacher = Teacher.load(manifest.teacher, torch.device("cpu"), cache=manifest.cache)
-    return 1 / teacher.logit_scale
+def _labellers(manifest: Manifest, version: PublishedVersion) -> Ensemble:
+    """The models that labelled the version for its students, with the class prompts."""
+    device, root = pick_device(), open_storage(manifest.storage.root)
+    weights: Sequence[float] = (1.0,)
+    if len(manifest.labellers) > 1:
+        weights = measure(manifest, version, root, device).weights
+    return load_ensemble(manifest, device, weights, plain=True)
 
 
 def folder_of(name: str) -> str:
@@ -189,10 +197,10 @@ def candidates(
     Text-only classifiers are trained unless they are stored.
     """
     device, classes = pick_device(), manifest.classes
-    teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
+    # The text-only classifier needs token embeddings.
+    load = Teacher.load if "text-only" in manifest.candidates.classifiers else Labeller.load
     for name, config in manifest.towers.items():
-        own = config != manifest.teacher
-        tower = Teacher.load(config, device, cache=manifest.cache) if own else teacher
+        tower: Any = load(config, device, cache=manifest.cache)
         origin = {"model": config.model, "weights": file_hashes(config, manifest.cache)}
         for classifier in manifest.candidates.classifiers:
             texts = classifier == "text-only"
@@ -222,8 +230,9 @@ def candidates(
                         1 / tower.logit_scale,
                     ),
                 )
+    temperature = _labellers(manifest, students[0].version).temperature
     for location in students:
-        yield _student(manifest, location, 1 / teacher.logit_scale)
+        yield _student(manifest, location, temperature)
 
 
 def _student(manifest: Manifest, location: StudentLocation, temperature: float) -> Candidate:
@@ -256,6 +265,7 @@ def _student(manifest: Manifest, location: StudentLocation, temperature: float) 
                 **embedding,
             },
             "teacher": manifest.teacher.model,
+            "labellers": _labelled_by(manifest, version),
             "data": {
                 "version": version.id,
                 "fingerprint": version.fingerprint,
@@ -273,6 +283,18 @@ def _student(manifest: Manifest, location: StudentLocation, temperature: float) 
         ),
         location.name,
     )
+
+
+def _labelled_by(manifest: Manifest, version: PublishedVersion) -> list[dict[str, str]]:
+    """Model, template and sha256 of the weights of each labeller."""
+    found = []
+    for config in manifest.labellers.values():
+        if config == manifest.teacher:
+            digest = version.facts["weights"][WEIGHTS]
+        else:
+            digest = file_hashes(config, manifest.cache)[WEIGHTS]
+        found.append({"model": config.model, "template": config.template, "sha256": digest})
+    return found
 
 
 def _export(
@@ -321,9 +343,12 @@ def _time(exported: Sequence[Exported]) -> dict[str, Any]:
 
 
 def score(
-    manifest: Manifest, exported: Sequence[Exported], threads: int
+    manifest: Manifest, exported: Sequence[Exported], learned: PublishedVersion, threads: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Score both files of each candidate; sets `accuracies` of each.
+
+    Args:
+        learned: as for `held_out`.
 
     Returns:
         What `candidates.json` says of the images, and those that could not be read.
@@ -332,7 +357,10 @@ def score(
         DfkdError: no image can be read.
     """
     labelled = manifest.evaluation.scored
-    data = open_data(manifest.evaluation, manifest.classes) if labelled else held_out(manifest)
+    if labelled:
+        data = open_data(manifest.evaluation, manifest.classes)
+    else:
+        data = held_out(manifest, learned)
     # Those that take the same pixels follow each other, so that an image is decoded once.
     ordered = sorted(
         exported,
@@ -386,11 +414,14 @@ def _classifier(exported: Exported, precision: str, threads: int) -> Classifier:
     )
 
 
-def held_out(manifest: Manifest) -> Domains:
-    """Synthesised images that nothing has learned from, labelled by the teacher's answers.
+def held_out(manifest: Manifest, learned: PublishedVersion) -> Domains:
+    """Synthesised images that nothing has learned from, with the labellers' answers as classes.
 
     They are a small version of the last method's data set with another salt, which is made unless
     it is there. It has a root of its own, because no other job must resume or remove it.
+
+    Args:
+        learned: the version that the students learned from, which weighs several labellers.
 
     Raises:
         PartialError, InfrastructureError: as `build`; the same call resumes.
@@ -411,10 +442,22 @@ def held_out(manifest: Manifest) -> Domains:
             ray_runtime.enter_context(connected())
         # What another manifest has left unfinished there is of no use to this one.
         version = build(small, identity, abandon=True).version
+    samples = [each for receipt in version.receipts() for each in version.samples(receipt)]
+    if manifest.distillation.labelled_by_teacher:
+        answers = [int(each.arrays["distances"].argmin()) for each in samples]
+    else:
+        ensemble, answers = _labellers(manifest, learned), []
+        for start in range(0, len(samples), BATCH):
+            images = [
+                each.decoded(lambda data: decode_image(data, config.image_size))
+                for each in samples[start : start + BATCH]
+            ]
+            pixels = from_bytes(torch.from_numpy(np.stack(images)).to(pick_device()))
+            with torch.inference_mode():
+                answers += ensemble.distances(pixels.contiguous()).argmin(dim=1).tolist()
     items = tuple(
-        Item("synthesised", int(sample.arrays["distances"].argmin()), sample.key, sample.image)
-        for receipt in version.receipts()
-        for sample in version.samples(receipt)
+        Item("synthesised", answer, each.key, each.image)
+        for answer, each in zip(answers, samples, strict=True)
     )
     source = f"synthesised images of version {version.id}, from which nothing has learned"
     return Domains(source, manifest.classes, items, ())

@@ -2,7 +2,7 @@
 
 For a student of distances it is a list of names. For a student of embeddings it is an object with
 the unit text embedding of each name. Another file gives it other classes
-(`dfkd.export.predict --labels`): {"teacher": sha256 of the teacher's weights, "labels": such an
+(`dfkd.export.predict --labels`): {"labeller": sha256 of the labeller's weights, "labels": such an
 object}.
 """
 
@@ -15,7 +15,8 @@ from dfkd.config.manifest import Manifest
 from dfkd.distillation.embedding import encode_classes
 from dfkd.distillation.student_store import locate_student, require_replaceable_classes
 from dfkd.errors import ManifestError
-from dfkd.export.predict import LABELS, TEACHER
+from dfkd.export.predict import LABELS, WEIGHTS
+from dfkd.models.labeller import file_hashes
 from dfkd.storage import layout
 from dfkd.storage.local import open_storage
 
@@ -44,9 +45,9 @@ def write_labels(manifest: Manifest, classes: tuple[str, ...]) -> str:
     """Write `other-classes/labels.json` for the exported student of a run; returns its location.
 
     Raises:
-        ManifestError: the students learn distances or are not finished, or the teacher cannot read
+        ManifestError: the students learn distances or are not finished, or the labeller cannot read
             the names.
-        WeightsError: the teacher's files are missing or damaged.
+        WeightsError: the labeller's files are missing or damaged.
     """
     student = locate_student(manifest, manifest.methods[-1], manifest.distillation.seeds[0])
     require_replaceable_classes(manifest, student.method, student.version)
@@ -58,8 +59,9 @@ def write_labels(manifest: Manifest, classes: tuple[str, ...]) -> str:
             "run dfkd pipeline with the same settings first",
         )
     labels = labels_json(classes, encode_classes(manifest, classes)).rstrip()
-    teacher = student.version.facts["weights"][TEACHER]
-    content = f'{{"teacher": {json.dumps(teacher)}, "labels": {labels}}}\n'
+    (config,) = manifest.labellers.values()
+    digest = file_hashes(config, manifest.cache)[WEIGHTS]
+    content = f'{{"labeller": {json.dumps(digest)}, "labels": {labels}}}\n'
     folder = open_storage(manifest.storage.root).child(layout.OTHER_CLASSES)
     folder.put(LABELS, content.encode())
     return folder.location(LABELS)

@@ -224,7 +224,11 @@ def _origin(facts: Mapping[str, Any]) -> str:
             ["prompt method, seed", f"{student['method']}, {student['seed']}"],
             ["student", f"`{student['folder']}`, sha256 `{student['sha256']}`"],
             ["student's initial weights", f"`{student['weights']}`"],
-            ["teacher", escape(str(facts["teacher"]))],
+            ["teacher, which guided the images", escape(str(facts["teacher"]))],
+            *(
+                ["labelled by", f"{escape(each['model'])}, weights sha256 `{each['sha256']}`"]
+                for each in facts["labellers"]
+            ),
         ]
     rows += [
         *([f"{escape(r)} sha256", f"`{d}`"] for r, d in sorted(data["weights"].items())),

@@ -23,7 +23,7 @@ from dfkd.errors import DfkdError, Exit, ManifestError, one_line, printable_line
 from dfkd.utils.images import Array, Resizing, batch, decode_image, read_picture
 
 MODEL, INT8 = "model.onnx", "model.int8.onnx"
-TEACHER = "teacher.weights"
+WEIGHTS = "teacher.weights"
 """The role of the teacher's weights among the hashes in `candidate.json`."""
 SHIPPED = "shipped.json"
 """In a folder that `dfkd ship` has written: which file was taken."""
@@ -74,7 +74,7 @@ class Predictor:
                 raise ManifestError(f"folder {folder / name}", rule, digest, remedy)
         self.labels, self.texts = _labels(json.loads(files[LABELS]))
         if labels is not None:
-            self._replace_labels(labels, facts["data"]["weights"].get(TEACHER))
+            self._replace_labels(labels, [each["sha256"] for each in facts.get("labellers", [])])
         rules = json.loads(files[RULES])
         self._size, self._temperature = rules["size"], rules["temperature"]
         self._resizing = Resizing(rules["resize_mode"], rules["interpolation"])
@@ -82,10 +82,10 @@ class Predictor:
             files[model], providers=["CPUExecutionProvider"]
         )
 
-    def _replace_labels(self, path: Path, teacher: str | None) -> None:
+    def _replace_labels(self, path: Path, labellers: list[str]) -> None:
         """Answer with the other classes in the file `path` from now on.
 
-        `teacher` is the sha256 of the weights of the student's teacher, whose text tower has
+        `labellers` has the sha256 of the weights of the student's labeller, whose text tower has
         encoded its classes; the vectors of another one mean nothing to the student.
         """
         if self.texts is None:
@@ -98,12 +98,12 @@ class Predictor:
         remedy = "write it with dfkd labels in the run of the student"
         try:
             written = json.loads(path.read_bytes())
-            labels, encoder = _labels(written["labels"]), written["teacher"]
+            labels, encoder = _labels(written["labels"]), written["labeller"]
         except MALFORMED as error:
             rule = f"must be a file that dfkd labels wrote ({one_line(error)})"
             raise ManifestError("--labels", rule, str(path), remedy) from None
-        if encoder != teacher:
-            rule = "must be of the student's own teacher"
+        if [encoder] != labellers:
+            rule = "must be of the student's own labeller"
             raise ManifestError("--labels", rule, str(path), remedy)
         self.labels, self.texts = labels
 

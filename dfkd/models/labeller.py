@@ -8,7 +8,9 @@ The teacher, which also guides the synthesis, is one with a text tower that take
 (`teacher.py`); SigLIP, SigLIP 2 and CLIPA are labellers only.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -213,6 +215,20 @@ class Labeller:
             normal = torch.addcmul(self._shift, pixels, self._scale)
             features: Tensor = self.visual(normal.contiguous(memory_format=torch.channels_last))
         return F.normalize(features.float(), dim=-1)
+
+
+@contextmanager
+def errors_name(section: str) -> Iterator[None]:
+    """Let errors of the block name keys of `section`, where this package's say `teacher`."""
+    try:
+        yield
+    except ManifestError as error:
+        field, rule, value, remedy = error.parts
+        field, rule, remedy = (
+            re.sub(r"\bteacher\.(model|weights|template)", rf"{section}.\1", text)
+            for text in (field, rule, remedy)
+        )
+        raise type(error)(field, rule, value, remedy) from None
 
 
 def class_prompt(template: str, name: str) -> str:

@@ -106,6 +106,31 @@ def synthesis(manifest: Manifest, teacher: Teacher, generator: Generator | None)
     return found | ({"without": left_out} if left_out else {})
 
 
+def labellers(manifest: Manifest) -> dict[str, Any]:
+    """What live labels cost at each step of a student: of each model that labels, by its name,
+    parameters, their bytes, and `tflop_per_step`, with `seconds_per_step_at_least` on the device
+    that `bound_of` names. Empty if the labels are stored.
+    """
+    config, found = manifest.distillation, dict[str, Any]()
+    if config.stored_labels:
+        return found
+    device, _ = _device_here()
+    for name, section in manifest.labellers.items():
+        work = label_work(section.model) * config.batch_size
+        with torch.device("meta"):
+            built = teacher_architecture.build(
+                teacher_architecture.read_architecture(section.model)
+            )
+        parameters = sum(each.numel() for each in built.get_submodule("visual").parameters())
+        found[name] = {
+            "parameters": parameters,
+            "gigabytes": _rounded(BYTES["float32"] * parameters / 1e9),
+            "tflop_per_step": _rounded(work.flop / 1e12),
+            "seconds_per_step_at_least": _rounded(work.seconds(device)),
+        }
+    return found
+
+
 def students(
     manifest: Manifest, built: Sequence[Student], steps: int, warmup: int
 ) -> dict[str, Any]:
@@ -126,13 +151,17 @@ def summary(works: Sequence[Work]) -> dict[str, Any]:
     """`tflop`, and `gpu_hours_at_least` on the device that `bound_of` names: the one that is here,
     or an H100.
     """
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    device, reason = device_of(gpu)
+    device, reason = _device_here()
     return {
         "tflop": _rounded(sum(work.flop for work in works) / 1e12),
         "gpu_hours_at_least": _rounded(sum(work.seconds(device) for work in works) / 3600),
         "bound_of": f"{device.name} at its peaks{reason}",
     }
+
+
+def _device_here() -> tuple[Device, str]:
+    """`device_of` of the GPU that is here."""
+    return device_of(torch.cuda.get_device_name() if torch.cuda.is_available() else "")
 
 
 def device_of(gpu: str) -> tuple[Device, str]:
@@ -187,7 +216,7 @@ def images_work(manifest: Manifest, teacher: Teacher, generator: Generator) -> l
     if steps:
         made = counted(step) * steps
         works.append(dataclasses.replace(made, precision=config.precision, compiled=config.compile))
-    return [*works, label_work(manifest)]
+    return [*works, label_work(manifest.teacher.model)]
 
 
 def _sampling(generator: Diffusion, precision: Precision) -> list[Work]:
@@ -257,13 +286,13 @@ def student_work(manifest: Manifest, student: Student, steps: int, warmup: int) 
         for call, times in ((forward, warmup), (step, steps - warmup))
     ]
     if not config.stored_labels:
-        works.append(label_work(manifest) * steps)
+        works += [label_work(each.model) * steps for each in manifest.labellers.values()]
     return [work * config.batch_size for work in works]
 
 
-def label_work(manifest: Manifest) -> Work:
-    """The work of a label of the teacher, which is made in float32; no weights are read."""
-    architecture = teacher_architecture.read_architecture(manifest.teacher.model)
+def label_work(model: str) -> Work:
+    """The work of a label of an open_clip model, which is made in float32; no weights are read."""
+    architecture = teacher_architecture.read_architecture(model)
     with torch.device("meta"):
         tower: Any = teacher_architecture.build(architecture).get_submodule("visual")
     side = tower.image_size if isinstance(tower.image_size, int) else tower.image_size[0]

@@ -9,11 +9,11 @@ import torch
 from dfkd.config.manifest import Manifest
 from dfkd.config.plan import image_count
 from dfkd.dataset.loader import steps_per_epoch
-from dfkd.distillation.text_only import check_texts, errors_name
+from dfkd.distillation.text_only import check_texts
 from dfkd.errors import ManifestError
 from dfkd.evaluation.data import open_data
 from dfkd.models.generators.generator import Generator
-from dfkd.models.labeller import check_classes
+from dfkd.models.labeller import Labeller, check_classes, errors_name
 from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher
 from dfkd.operations.required_weights import towers
@@ -110,12 +110,21 @@ def check_evaluation(manifest: Manifest) -> None:
 
 
 def check_towers(manifest: Manifest) -> None:
-    """Refuse towers that cannot be loaded, or cannot tell the classes apart."""
-    texts = "text-only" in (*manifest.candidates.classifiers, *manifest.evaluation.scored)
+    """Refuse labellers and towers that cannot be loaded, or cannot tell the classes apart."""
+    # Text-only classifiers are trained on candidates, and on the labeller for the results.
+    tuned = list(manifest.towers.values()) if "text-only" in manifest.candidates.classifiers else []
+    if "text-only" in manifest.evaluation.scored:
+        tuned += manifest.labellers.values()
     for section, config in towers(manifest).items():
-        if section == "teacher" and not texts:
+        if section == "teacher" and config not in tuned:
             continue  # which synthesis checks
         with errors_name(section):
-            tower = Teacher.load(config, torch.device("cpu"), cache=manifest.cache)
-            check = check_texts if texts else check_classes
-            check(tower, manifest.classes, config.template)
+            cpu, cache = torch.device("cpu"), manifest.cache
+            if config in tuned:
+                check_texts(
+                    Teacher.load(config, cpu, cache=cache), manifest.classes, config.template
+                )
+            else:
+                check_classes(
+                    Labeller.load(config, cpu, cache=cache), manifest.classes, config.template
+                )

@@ -8,11 +8,11 @@ from dfkd.config.manifest import Manifest
 from dfkd.config.paths import local_path
 from dfkd.config.pipelines import PIPELINES, Pipeline
 from dfkd.config.synthesis import TeacherConfig
-from dfkd.distillation.text_only import errors_name
 from dfkd.models import backbone
 from dfkd.models.generators.diffusers_folder import find_folder
 from dfkd.models.generators.settings import Diffusers, Vqgan
 from dfkd.models.generators.vqgan import find_file
+from dfkd.models.labeller import errors_name
 from dfkd.models.teacher_architecture import (
     find_weights,
     hub_tokenizer,
@@ -130,10 +130,16 @@ def missing_of_pipeline(manifest: Manifest) -> list[str]:
 
 
 def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
-    """The CLIP models that a manifest names, by the section of their keys."""
-    others = [tower for tower in manifest.candidates.towers if tower != "teacher"]
-    named = {f"candidates.towers.{number}": tower for number, tower in enumerate(others)}
-    return {"teacher": manifest.teacher, **named}
+    """The open_clip models that a manifest names, by the section of their keys."""
+    found = {"teacher": manifest.teacher}
+    for section, models in (
+        ("distillation.labeller", manifest.distillation.labeller),
+        ("candidates.towers", manifest.candidates.towers),
+    ):
+        for number, each in enumerate(models):
+            if not isinstance(each, str):
+                found[f"{section}.{number}"] = each
+    return found
 
 
 def hub_models(manifest: Manifest) -> list[HubModel]:

@@ -12,8 +12,7 @@ from dfkd.config.hashing import derive_seed
 from dfkd.config.manifest import Manifest
 from dfkd.config.synthesis import Prompts
 from dfkd.errors import ManifestError
-from dfkd.models.labeller import class_prompt
-from dfkd.models.teacher import Teacher
+from dfkd.models.labeller import Labeller, class_prompt
 
 MIX_ALPHA = 1.0
 """Weights of mix are drawn from Beta(alpha, alpha), as in the paper."""
@@ -67,28 +66,32 @@ def mixture(prompts: Prompts, seed: int) -> tuple[int, int, float]:
     return first, second, float(generator.beta(MIX_ALPHA, MIX_ALPHA))
 
 
-def class_text_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:
-    """Unit embeddings [M, E] of the vanilla class prompts, for labels and zero-shot results."""
-    template = manifest.teacher.template
-    return teacher.encode_text([class_prompt(template, name) for name in manifest.classes])
+def class_text_embeddings(manifest: Manifest, model: Labeller, template: str = "") -> Tensor:
+    """Unit embeddings [M, E] of the vanilla class prompts, for labels and zero-shot results.
+
+    Args:
+        template: the model's own; empty for `teacher.template`.
+    """
+    template = template or manifest.teacher.template
+    return model.encode_text([class_prompt(template, name) for name in manifest.classes])
 
 
-def style_text_embeddings(manifest: Manifest, teacher: Teacher, name: str) -> Tensor:
+def style_text_embeddings(manifest: Manifest, model: Labeller, name: str) -> Tensor:
     """Unit embeddings [S, E] of one class in every style of the dictionary."""
     styles = dictionary(manifest.prompts)
-    return teacher.encode_text([styled_prompt(manifest, name, style) for style in styles])
+    return model.encode_text([styled_prompt(manifest, name, style) for style in styles])
 
 
-def check_styled_prompts(manifest: Manifest, teacher: Teacher) -> None:
+def check_styled_prompts(manifest: Manifest, model: Labeller) -> None:
     """Raise `ManifestError` if the prompt of a class in a style is longer than the context.
 
     The tokenizer would cut it silently, and different styles could have the same embedding.
     """
-    limit = teacher.context_length - 2  # without the tokens for start and end
+    limit = model.content_length
     for name in manifest.classes:
         for style in dictionary(manifest.prompts):
             text = styled_prompt(manifest, name, style)
-            if (length := len(teacher.content_tokens(text))) > limit:
+            if (length := len(model.content_tokens(text))) > limit:
                 raise ManifestError(
                     "prompts.styles",
                     f"a class prompt in a style has at most {limit} tokens, this one {length}",

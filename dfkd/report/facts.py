@@ -95,12 +95,15 @@ class ScoredModel:
     """Counts [M, M], true class x predicted class, summed over domains and seeds."""
     parameters: int
     """Number of parameters of the network."""
+    labeller: tuple[str, ...] = ("teacher",)
+    """Who labelled (`results.json`)."""
 
     @property
     def label(self) -> str:
         """Name in charts and tables; a student is named after its method."""
         model, method = self.summary["model"], self.summary["method"]
-        return {"teacher": model, "student": method}.get(model, f"{model} {method}")
+        zero_shot = "teacher" if self.labeller == ("teacher",) else "labeller"
+        return {"teacher": zero_shot, "student": method}.get(model, f"{model} {method}")
 
     def on(self, domain: str) -> Spread | None:
         """Accuracy on a domain, or the mean over domains for ''; None if it was not scored."""
@@ -138,7 +141,7 @@ class Facts:
 
     @property
     def teacher(self) -> ScoredModel | None:
-        """The teacher's scores; None if it was not scored."""
+        """The zero-shot scores of the labeller, by default the teacher; None if not scored."""
         return next((s for s in self.scored if s.summary["model"] == "teacher"), None)
 
     @property
@@ -212,7 +215,8 @@ def collect(storage: Storage, root: Storage | None = None) -> Facts:
         model, key = summary["model"], (summary["model"], summary["method"])
         confusions = [row["confusion"] for row in rows if (row["model"], row["method"]) == key]
         total = np.array(confusions, dtype=np.int64).sum(axis=0)
-        scored.append(ScoredModel(summary, total, results["parameters"][model]))
+        labeller = tuple(results.get("labeller", ["teacher"]))
+        scored.append(ScoredModel(summary, total, results["parameters"][model], labeller))
     students = _trained_students(run, rows, results["students"])
     # Never the current version of a method with a scored student: its scores are of another one.
     opened: dict[str, PublishedVersion | None]

@@ -32,7 +32,7 @@ from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.yaml import dump
 
-SLOTS = {"teacher": 0, "vanilla": 1, "mix": 2, "random": 3, "contrastive": 4}
+SLOTS = {"teacher": 0, "labeller": 0, "vanilla": 1, "mix": 2, "random": 3, "contrastive": 4}
 """The number of each model's colour on the page."""
 OTHER_SLOTS = (5, 6, 7)
 """Colours of further methods, by name; when they run out, those of absent methods are used."""

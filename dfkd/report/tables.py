@@ -20,7 +20,12 @@ def table(results: Mapping[str, Any]) -> str:
         results: the content of `results.json`.
     """
     summaries, images = results["summary"], images_of(results)
-    models = [line["model"] for line in summaries]
+    # The scores of the model `teacher` are the labeller's.
+    own = results.get("labeller", ["teacher"]) == ["teacher"]
+    models = [
+        "labeller" if line["model"] == "teacher" and not own else line["model"]
+        for line in summaries
+    ]
     lines = [
         ["", *models, ""],
         [HEADS[results["average"]], *(line["method"] for line in summaries), "images"],

@@ -36,7 +36,9 @@ def headline(facts: Facts) -> Markup:
         mean = percent(best.summary["mean"])
         return _sentence(f"{subject} has a {_mean(facts)} of", mean, f"over {domains_text}.")
     ratio = percent(best.summary["mean"] / teacher.summary["mean"])
-    return _sentence(f"{subject} keeps", ratio, f"of its teacher's accuracy over {domains_text}.")
+    return _sentence(
+        f"{subject} keeps", ratio, f"of its {teacher.label}'s accuracy over {domains_text}."
+    )
 
 
 def _mean(facts: Facts) -> str:
@@ -80,6 +82,8 @@ def figures(facts: Facts) -> list[tuple[str, str, str]]:
     """Name, value and unit of the figures below the headline."""
     shown = [each for each in (facts.best, facts.teacher) if each] or facts.scored[:1]
     rows = [(f"{_mean(facts)}, {each.label}", share(each.summary["mean"]), "%") for each in shown]
+    if facts.teacher and facts.teacher.labeller != ("teacher",):
+        rows.append(("labelled by", ", ".join(facts.teacher.labeller), ""))
     if facts.method_images:
         made = sum(int(m.version.facts["samples"]) for m in facts.method_images)
         of = ", all methods" if len(facts.method_images) > 1 else ""

@@ -74,6 +74,7 @@ CHANGED: dict[str, Any] = {
     "weights": "none",
     "batch_size": 64,
     "target": "embedding",
+    "labeller": (dataclasses.replace(TEACHER, template="a {class}"),),
     "texts": "styles",
     "standardise": False,
 }

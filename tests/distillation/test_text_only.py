@@ -18,12 +18,11 @@ from dfkd.distillation.text_only import (
     class_vectors,
     classifier_name,
     content_loss,
-    errors_name,
     style_loss,
     train_classifier,
 )
 from dfkd.errors import CorruptionError, WeightsError
-from dfkd.models.labeller import distances
+from dfkd.models.labeller import distances, errors_name
 from dfkd.models.teacher import Teacher
 from dfkd.storage.local import open_storage
 from tests.helpers.tiny_models import VIT, model_config, random_model, write_teacher

@@ -30,6 +30,7 @@ FACTS: dict[str, Any] = {
         "weights": {"teacher.weights": "beef", "generator.vqgan.weights": "ace"},
     },
     "teacher": "a|b",
+    "labellers": [{"model": "c|d", "template": "A {class}", "sha256": "fade"}],
     "calibration": {"images": 256, "version": "v1"},
     "scored": {
         "measure": "accuracy",
@@ -97,7 +98,8 @@ def test_every_figure_is_that_of_the_facts() -> None:
         "at most 1.5e-06",
         "100.00 % and 97.50 % of the predictions",
         "| `model.int8.onnx` | 11.3 | 1.5 |",
-        r"| teacher | a\|b |",
+        r"| teacher, which guided the images | a\|b |",
+        r"| labelled by | c\|d, weights sha256 `fade` |",
         "| student's initial weights | `IMAGENET1K_V1` |",
         "| teacher.weights sha256 | `beef` |",
         "| generator.vqgan.weights sha256 | `ace` |",
@@ -116,7 +118,8 @@ def test_names_of_strangers_are_no_markup() -> None:
     head = r"| | photo \<b\>x | \`ink\` \*a\* | art_painting | mean |"
     assert head in card
     foreign = FACTS | {"teacher": "/models/<i>/_b"}
-    assert r"| teacher | /models/\<i\>/\_b |" in re.sub(" +", " ", model_card(foreign))
+    row = r"| teacher, which guided the images | /models/\<i\>/\_b |"
+    assert row in re.sub(" +", " ", model_card(foreign))
 
 
 def test_means_over_classes_are_called_so() -> None:

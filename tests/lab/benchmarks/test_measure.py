@@ -14,7 +14,7 @@ from dfkd.config.distillation import Distillation
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.batch import Batch
 from dfkd.distillation.distiller import Distiller, Schedule
-from dfkd.distillation.labels import live_targets
+from dfkd.distillation.labels import Ensemble
 from dfkd.lab.benchmarks import prompts, reference, synthesis
 from dfkd.lab.benchmarks.measure import (
     HEAD,
@@ -113,7 +113,7 @@ def test_plain_distillation_is_distillation_without_any_switch(
     pixels = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     labels, embeddings = torch.zeros(4, dtype=torch.int64), torch.ones(4, 1)
     batch = Batch(pixels.mul(255).byte(), torch.ones(4, 2), labels, embeddings)
-    course, label = Schedule(1, warmup=0, total=9), live_targets(teacher, texts)
+    course, label = Schedule(1, warmup=0, total=9), Ensemble([teacher], [texts]).distances
     ours = Distiller(build(config, 2, 64, seed=0), config, course, 0, label)
     losses = [float(ours.advance(batch).loss) for _ in range(3)]
     plain = reference.plain_distillation(
