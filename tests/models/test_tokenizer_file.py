@@ -1,5 +1,6 @@
 """Tokenizers from a file: their ids, and files that are refused."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from dfkd.errors import ManifestError
 from dfkd.models.tokenizer_file import TokenizerFile
+from tests.helpers.fuzzing import STORED, mutations
 from tests.helpers.hub_families import write_tokenizer
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -173,3 +177,25 @@ def test_a_file_of_another_size_or_kind_is_refused(
     file.write_text("{")
     with pytest.raises(ValueError, match=r"\S"):
         TokenizerFile(file, LENGTH, known)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("family", SETTINGS)
+@STORED
+@given(data=st.data())
+def test_any_change_of_a_file_is_read_or_refused(
+    family: str, data: st.DataObject, tmp_path: Path
+) -> None:
+    """The constructor's errors, and those of texts that it has not seen."""
+    file = tmp_path / "tokenizer.json"
+    known = write_tokenizer(file, family)
+    tree = json.loads(file.read_text())
+    # Most of a file is its vocabulary, of which any change is like another.
+    parts = {key: value for key, value in tree.items() if key != "model"}
+    model = {key: value for key, value in tree["model"].items() if key not in ("vocab", "merges")}
+    changed_parts = data.draw(mutations({"model": model, **parts}))
+    if isinstance(changed_parts, dict) and isinstance(changed_parts.get("model"), dict):
+        changed_parts["model"] = {**tree["model"], **changed_parts["model"]}
+    file.write_bytes(json.dumps(changed_parts).encode())
+    with contextlib.suppress(ValueError, ManifestError):
+        TokenizerFile(file, LENGTH, known, **SETTINGS[family])(["a hot dog", "犬", "", "[SEP] x"])
