@@ -32,7 +32,8 @@ def embedding_objective(manifest: Manifest, version: PublishedVersion) -> Embedd
 def encode_classes(manifest: Manifest, classes: tuple[str, ...]) -> Tensor:
     """The unit text embeddings float32 [M, E] of any classes, on the CPU.
 
-    They are made like those of the manifest's own classes (`distillation.texts`).
+    They are made like those of the manifest's own classes (`distillation.texts`), and one of these
+    keeps its meaning.
 
     Raises:
         ManifestError: the teacher cannot read or distinguish the names.
@@ -40,7 +41,7 @@ def encode_classes(manifest: Manifest, classes: tuple[str, ...]) -> Tensor:
     """
     other = manifest.with_classes(classes)
     teacher = Teacher.load(manifest.teacher, torch.device("cpu"), cache=manifest.cache)
-    check_classes(teacher, classes, manifest.teacher.template)
+    check_classes(teacher, other.meanings, manifest.teacher.template)
     return target_embeddings(other, teacher)
 
 

@@ -53,7 +53,7 @@ def target_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:
         return plain
     check_styled_prompts(manifest, teacher)
     styled = torch.stack(
-        [style_text_embeddings(manifest, teacher, name) for name in manifest.classes]
+        [style_text_embeddings(manifest, teacher, each) for each in manifest.meanings]
     )
     # A mean of unit vectors is shorter than 1, but spherical distances need unit vectors.
     return F.normalize(torch.cat([styled, plain[:, None]], dim=1).mean(dim=1), dim=1)

@@ -163,7 +163,7 @@ def _load_classifiers(
     device, wanted = pick_device(), manifest.evaluation.models
     if {"teacher", "text-only"} & set(wanted):
         teacher = Teacher.load(manifest.teacher, device, cache=manifest.cache)
-        check_classes(teacher, manifest.classes, manifest.teacher.template)
+        check_classes(teacher, manifest.meanings, manifest.teacher.template)
         if "teacher" in wanted:
             vectors = class_text_embeddings(manifest, teacher)
             yield _tower_classifier("teacher", ZERO_SHOT, 0, teacher, vectors)

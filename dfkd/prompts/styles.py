@@ -69,13 +69,13 @@ def mixture(prompts: Prompts, seed: int) -> tuple[int, int, float]:
 def class_text_embeddings(manifest: Manifest, teacher: Teacher) -> Tensor:
     """Unit embeddings [M, E] of the vanilla class prompts, for labels and zero-shot results."""
     template = manifest.teacher.template
-    return teacher.encode_text([class_prompt(template, name) for name in manifest.classes])
+    return teacher.encode_text([class_prompt(template, meaning) for meaning in manifest.meanings])
 
 
-def style_text_embeddings(manifest: Manifest, teacher: Teacher, name: str) -> Tensor:
-    """Unit embeddings [S, E] of one class in every style of the dictionary."""
+def style_text_embeddings(manifest: Manifest, teacher: Teacher, meaning: str) -> Tensor:
+    """Unit embeddings [S, E] of one class, by its meaning, in every style of the dictionary."""
     styles = dictionary(manifest.prompts)
-    return teacher.encode_text([styled_prompt(manifest, name, style) for style in styles])
+    return teacher.encode_text([styled_prompt(manifest, meaning, style) for style in styles])
 
 
 def check_styled_prompts(manifest: Manifest, teacher: Teacher) -> None:
@@ -84,9 +84,9 @@ def check_styled_prompts(manifest: Manifest, teacher: Teacher) -> None:
     The tokenizer would cut it silently, and different styles could have the same embedding.
     """
     limit = teacher.context_length - 2  # without the tokens for start and end
-    for name in manifest.classes:
+    for meaning in manifest.meanings:
         for style in dictionary(manifest.prompts):
-            text = styled_prompt(manifest, name, style)
+            text = styled_prompt(manifest, meaning, style)
             if (length := len(teacher.content_tokens(text))) > limit:
                 raise ManifestError(
                     "prompts.styles",
@@ -96,6 +96,6 @@ def check_styled_prompts(manifest: Manifest, teacher: Teacher) -> None:
                 )
 
 
-def styled_prompt(manifest: Manifest, name: str, style: str) -> str:
-    """The prompt of a class in a style."""
-    return manifest.prompts.template.replace("{class}", name).replace("{style}", style)
+def styled_prompt(manifest: Manifest, meaning: str, style: str) -> str:
+    """The prompt of a class, by its meaning, in a style."""
+    return manifest.prompts.template.replace("{class}", meaning).replace("{style}", style)
