@@ -45,7 +45,9 @@ def read_captions(path: Path, manifest: Manifest) -> list[dict[str, int]]:
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ManifestError(CAPTIONS_FILE, f"at most {MAX_BYTES} bytes", size, "check the path")
     lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    found: list[dict[str, int]] = [{} for _ in manifest.classes]
+    positions = {name: index for index, name in enumerate(manifest.classes)}
+    meanings = manifest.meanings
+    found: list[dict[str, int]] = [{} for _ in meanings]
     seen: dict[str, int] = {}
     total = 0
     for number, line in enumerate(lines, 1):
@@ -66,7 +68,7 @@ def read_captions(path: Path, manifest: Manifest) -> list[dict[str, int]]:
         text, name = entry.get("text"), entry.get("class")
         if not isinstance(text, str) or not text.strip():
             raise refused(number, "text must not be empty", text, "write a text or remove the line")
-        if "class" in entry and name not in manifest.classes:
+        if "class" in entry and not (isinstance(name, str) and name in positions):
             raise refused(number, "class must be one of classes", name, "correct or remove it")
         if len(text) > MAX_LETTERS or not text.isprintable():
             rule = f"text must be printable and have at most {MAX_LETTERS} letters"
@@ -77,12 +79,12 @@ def read_captions(path: Path, manifest: Manifest) -> list[dict[str, int]]:
         if text.count("{class}") != slots or set("{}") & set(text.replace("{class}", "")):
             rule = "text must have {class} once without a class, and no braces with one"
             raise refused(number, rule, text, "name the class, or write {class} in its place")
-        served = [manifest.classes.index(name)] if slots == 0 else range(len(manifest.classes))
+        served = range(len(meanings)) if name is None else [positions[name]]
         total += len(served)
         if total > MAX_TEXTS:
             raise refused(number, f"at most {MAX_TEXTS} texts", total, "remove some")
         for index in served:
-            filled = text.strip().replace("{class}", manifest.meanings[index])
+            filled = text.strip().replace("{class}", meanings[index])
             # The teacher reads lower case, and any space as one.
             read = " ".join(filled.casefold().split())
             if read in seen:
@@ -156,12 +158,7 @@ class CaptionPrompts(PromptMethod):
             own = list(self.captions[row.class_index])
             # Each round uses every text of the class once, so that all are used evenly.
             turn, position = divmod(row.index, len(own))
-            texts.append(own[self._order(row.name, len(own), turn)[position]])
+            seed = derive_seed("captions", *root_seed(self.manifest), row.name, turn)
+            order = np.random.default_rng(seed).permutation(len(own))
+            texts.append(own[order[position]])
         return PromptBatch(texts, self.teacher.encode_text(texts))
-
-    @functools.lru_cache(maxsize=8)  # noqa: B019 - one method lives as long as its worker
-    def _order(self, name: str, count: int, turn: int) -> list[int]:
-        """The order of a class' texts in a round: random, and the same for all of its images."""
-        seed = derive_seed("captions", *root_seed(self.manifest), name, turn)
-        order: list[int] = np.random.default_rng(seed).permutation(count).tolist()
-        return order
