@@ -120,8 +120,7 @@ def synthesize(
         PartialError: tasks are quarantined; the same call tries them again.
         InfrastructureError: storage or cluster failed; the same call resumes.
     """
-    check_synthesis(manifest)
-    note_surprises(manifest)
+    note_surprises(manifest, check_synthesis(manifest)[0])
     singles = [manifest.with_method(method) for method in manifest.methods]
     planned = [(single, identify(single)) for single in singles]
     _check_all_methods_first(planned, abandon)

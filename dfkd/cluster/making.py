@@ -164,7 +164,7 @@ def is_published(manifest: Manifest, identity: Mapping[str, Any]) -> bool:
 def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
     """The identity of a manifest with one method, which the fingerprint hashes.
 
-    It reads the weight files completely.
+    It reads the weight files completely, and those of the prompts.
 
     Args:
         base: fingerprint of the version from which all tasks but the regenerated are carried over.
@@ -173,6 +173,7 @@ def identify(manifest: Manifest, base: str = "") -> dict[str, Any]:
     weights = labeller.file_hashes(manifest.teacher, cache)
     if manifest.source.follows_prompts:
         weights = weights | manifest.generator.settings.hashes(cache)
+        weights = weights | manifest.prompt_settings.hashes()
     return identities.identity(manifest, weights, base)
 
 

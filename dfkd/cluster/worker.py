@@ -143,11 +143,11 @@ class Worker(Actor):
         return generator
 
     def _require_same(self, section: str, digests: Mapping[str, str]) -> None:
-        """Raise `WeightsError` if a weight file of this node is not that of the fingerprint.
+        """Raise `WeightsError` if a file of this node is not that of the fingerprint.
 
         Args:
             section: section of the manifest that names the files.
-            digests: sha256 of each weight file, by role.
+            digests: sha256 of each file, by role.
         """
         known = weights_of(self.version.identity)
         # A file may also be missing here, such as a configuration beside the weights.
@@ -168,6 +168,7 @@ class Worker(Actor):
         A new worker continues where a dead one stopped.
         """
         if self._prompt_maker is None:
+            self._require_same("prompts", self.manifest.prompt_settings.hashes())
             base = self.version.base()
             carried = base.prompt_part if base else None
             self._prompt_maker = PromptMaker(self.manifest, self.load_teacher(), carried)

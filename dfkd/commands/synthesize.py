@@ -21,7 +21,7 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     from dfkd.operations.preflight import check_synthesis, note_surprises
 
     teacher, generator = check_synthesis(manifest)
-    note_surprises(manifest)
+    note_surprises(manifest, teacher)
     methods = manifest.methods
     images = image_count(manifest) * len(methods)
     single = [manifest.with_method(method) for method in methods]

@@ -29,9 +29,9 @@ def identity(manifest: Manifest, weights: Mapping[str, str], base: str = "") -> 
 
     Args:
         manifest: a manifest with one method (`Manifest.with_method`).
-        weights: sha256 of each weight or configuration file, by role (`teacher.weights`, or
-            `generator.diffusers.weights/unet` of a folder). The hash replaces the path, so that
-            moving a file changes nothing.
+        weights: sha256 of each file of weights, configuration or prompts, by role
+            (`teacher.weights`, or `generator.diffusers.weights/unet` of a folder). The hash
+            replaces the path, so that moving a file changes nothing.
         base: fingerprint of the version whose tasks are carried over by a regeneration; empty
             without one.
     """
@@ -91,6 +91,17 @@ def weights_of(identity: Mapping[str, Any]) -> dict[str, str]:
     return {
         key.removesuffix(suffix): value for key, value in identity.items() if key.endswith(suffix)
     }
+
+
+def class_names(identity: Mapping[str, Any]) -> list[Any]:
+    """The names of the classes of an identity, of which some may have meanings.
+
+    Of an identity that a stranger wrote they may be anything.
+    """
+    entries = identity.get("classes")
+    if not isinstance(entries, list):
+        return []
+    return [entry.get("name") if isinstance(entry, dict) else entry for entry in entries]
 
 
 def changed_settings(manifest: Manifest, stored: Mapping[str, Any]) -> list[str]:

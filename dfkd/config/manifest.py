@@ -119,7 +119,8 @@ class Manifest:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     """Name of the run in its reports: letters, digits, `-` and `_`."""
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
-    """Class names as they are written in prompts, in the order of the labels."""
+    """Class names in the order of the labels. One that needs more words in prompts and in the texts
+    that images are compared with is `{name: crane, prompt: "crane, a wading bird"}`."""
     storage: StorageConfig
     teacher: TeacherConfig
     """Required like the generator, because both must know the same kind of images."""
@@ -139,6 +140,8 @@ class Manifest:
     evaluation: Evaluation = Evaluation()
     cluster: Cluster = Cluster()
     regeneration: Regeneration = Regeneration()
+    given_meanings: dict[str, str] = dataclasses.field(default_factory=dict)
+    """`prompt` of the entries of `classes` that have one, by their names; no key of a file."""
 
     def __post_init__(self) -> None:
         for name in self.classes:
@@ -156,6 +159,19 @@ class Manifest:
                     "rename it",
                 )
         require_unique("classes", self.classes)
+        for name, meaning in self.given_meanings.items():
+            # Braces would be slots of a template.
+            if set("{}") & set(meaning) or meaning != meaning.strip() or not meaning.isprintable():
+                raise ManifestError(
+                    f"classes.{name}.prompt",
+                    "is printable, without '{', '}' and without outer spaces",
+                    meaning,
+                    "change it",
+                )
+            if not meaning:
+                raise ManifestError(
+                    f"classes.{name}.prompt", "must not be empty", meaning, "write or remove it"
+                )
         require_folder("cache", self.cache)
         for name in self.regeneration.classes:
             if name not in self.classes:
@@ -208,6 +224,48 @@ class Manifest:
             ManifestError: the file or an override breaks a rule, which the text names.
         """
         return load(cls, manifest_file(path), overrides, PRESETS)
+
+    @classmethod
+    def as_fields(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        """The keys of a file as fields: names and meanings of `classes` apart.
+
+        Raises:
+            ManifestError: an entry is neither a name nor a mapping of `name` and `prompt`.
+        """
+        if "given_meanings" in tree:
+            raise ManifestError(
+                "given_meanings",
+                "is not a key of the manifest",
+                tree["given_meanings"],
+                "write classes: [{name: ..., prompt: ...}]",
+            )
+        classes = tree.get("classes")
+        if not isinstance(classes, list):
+            return tree  # which the check of the fields refuses
+        names, meanings = list[Any](), dict[str, str]()
+        for number, entry in enumerate(classes):
+            if not isinstance(entry, dict):
+                names.append(entry)
+                continue
+            texts = all(isinstance(value, str) for value in entry.values())
+            if set(entry) != {"name", "prompt"} or not texts:
+                raise ManifestError(
+                    f"classes.{number}",
+                    "must be a name, or a mapping with the texts name and prompt",
+                    entry,
+                    'write for example {name: crane, prompt: "crane, a wading bird"}',
+                )
+            names.append(entry["name"])
+            # A class that means its name is the same manifest as the name alone.
+            if entry["prompt"] != entry["name"]:
+                meanings[entry["name"]] = entry["prompt"]
+        return tree | {"classes": names, "given_meanings": meanings}
+
+    @property
+    def meanings(self) -> tuple[str, ...]:
+        """What prompts and class texts call each class, in the order of the labels: its name, or
+        the words that it has for them."""
+        return tuple(self.given_meanings.get(name, name) for name in self.classes)
 
     @property
     def labellers(self) -> dict[str, TeacherConfig]:
@@ -270,7 +328,8 @@ class Manifest:
         return settings
 
     def with_classes(self, classes: tuple[str, ...]) -> "Manifest":
-        """The same manifest for other classes, which nothing of it was made for."""
+        """The same manifest for other classes, which nothing of it was made for. A class of both
+        keeps its meaning."""
         # pydantic's own error for a short list would be no `ManifestError` here.
         if len(classes) < 2:
             raise ManifestError("classes", "must be two or more", classes, "name more")
@@ -278,6 +337,7 @@ class Manifest:
         return dataclasses.replace(
             self,
             classes=classes,
+            given_meanings={k: v for k, v in self.given_meanings.items() if k in classes},
             evaluation=dataclasses.replace(self.evaluation, aliases=aliases),
             regeneration=Regeneration(),
         )
@@ -313,6 +373,11 @@ class Manifest:
     def as_dict(self) -> dict[str, Any]:
         """The manifest as plain lists, dicts and scalars, as in a YAML or JSON file."""
         tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        meanings = tree.pop("given_meanings")
+        tree["classes"] = [
+            {"name": name, "prompt": meanings[name]} if name in meanings else name
+            for name in tree["classes"]
+        ]
         return tree | {key: plain(tree[key]) for key in ("generator", "prompts", "synthesis")}
 
 

@@ -192,12 +192,17 @@ def sampling_steps(manifest: Manifest) -> int:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """An image that needs a prompt: its class index and name, its index, and the prompt's seed."""
+    """An image that needs a prompt."""
 
     class_index: int
     index: int
+    """Number of the image within the class."""
     name: str
+    """The class, as labels and results call it."""
+    meaning: str
+    """The class, as the prompt calls it."""
     seed: int
+    """Of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -234,8 +239,8 @@ def part_rows(manifest: Manifest, part: int) -> list[PromptRow]:
     start = part * manifest.synthesis.shard_size
     stop = min(start + manifest.synthesis.shard_size, manifest.synthesis.images_per_class)
     return [
-        PromptRow(c, i, name, derive_seed("prompt", *root_seed(manifest), name, i))
-        for c, name in enumerate(manifest.classes)
+        PromptRow(c, i, name, meaning, derive_seed("prompt", *root_seed(manifest), name, i))
+        for c, (name, meaning) in enumerate(zip(manifest.classes, manifest.meanings, strict=True))
         for i in range(start, stop)
     ]
 

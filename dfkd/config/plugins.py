@@ -54,6 +54,18 @@ class PromptSettings:
     """The keys of `prompts` that the method reads. Leave out one that it does not read, so that a
     change of that key makes no new data set."""
 
+    def files(self) -> dict[str, Path]:
+        """The files that can change a prompt, by the key that names them, as of a generator.
+
+        Raises:
+            ManifestError: a file is missing.
+        """
+        return {}
+
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of each of the `files`, which are read completely."""
+        return {role: sha256_file(path) for role, path in self.files().items()}
+
     def load(self, manifest: Any, teacher: Any) -> Any:
         """The `PromptMethod` of a run.
 

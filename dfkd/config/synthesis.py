@@ -78,7 +78,7 @@ class Prompts:
 
     method: Annotated[Several[Name], Field(min_length=1)] = ("contrastive",)
     """One method, or a list that `dfkd pipeline` compares: `vanilla`, `mix`, `random`,
-    `contrastive`, or one of another package."""
+    `contrastive`, `captions`, or one of another package."""
     template: Name = "{class} in the style of {style}"
     """The sentence of every prompt with a style or a pseudo-word."""
     styles: Literal["paper", "miniature"] | tuple[Name, ...] = "paper"

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dfkd.config.identity import weights_of
+from dfkd.config.identity import class_names, weights_of
 from dfkd.config.methods import method_of
 from dfkd.config.plan import Task, block_name
 from dfkd.dataset.published import INDEX_ROWS, INDEX_SCHEMA, Block, PublishedVersion
@@ -56,7 +56,7 @@ def publish(
         CorruptionError: a receipt is missing or damaged.
     """
     storage = home.child(layout.version(fingerprint[:16]))
-    names, method = list(identity["classes"]), method_of(identity)
+    names, method = class_names(identity), method_of(identity)
     written: list[Block] = []
     totals: Counter[str] = Counter()
     samples, failed = [0] * len(names), [0] * len(names)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from dfkd.config.hashing import fingerprint, sha256_file
+from dfkd.config.identity import class_names
 from dfkd.config.stored_identity import StoredIdentity
 from dfkd.dataset.receipts import Receipt
 from dfkd.dataset.shards import Sample, get_shard, read_shard
@@ -285,7 +286,7 @@ def open_version(home: Storage, name: str, sha256: str | None = None) -> Publish
         consistent = (
             checked.fingerprint == digest
             and digest[:16] == name
-            and checked.identity.get("classes") == list(checked.classes)
+            and class_names(checked.identity) == list(checked.classes)
             and len({block.name for block in checked.blocks}) == len(checked.blocks)
             and len(checked.class_samples) == len(checked.class_failed) == len(checked.classes)
             and checked.shards == sum(block.shards for block in checked.blocks)

@@ -43,7 +43,7 @@ def encode_classes(manifest: Manifest, classes: tuple[str, ...]) -> Tensor:
     """The unit text embeddings float32 [M, E] of any classes, on the CPU.
 
     They are made like those of the manifest's own classes (`distillation.texts`), by the labeller,
-    of which a student of embeddings has one.
+    of which a student of embeddings has one. One of these classes keeps its meaning.
 
     Raises:
         ManifestError: the labeller cannot read or distinguish the names.

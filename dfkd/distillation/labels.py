@@ -125,7 +125,7 @@ def load_labeller(manifest: Manifest, config: TeacherConfig, device: torch.devic
     section = "teacher" if config == manifest.teacher else "distillation.labeller"
     with errors_name(section):
         labeller = Labeller.load(config, device, cache=manifest.cache)
-        check_classes(labeller, manifest.classes, config.template)
+        check_classes(labeller, manifest.meanings, config.template)
     return labeller
 
 
@@ -143,7 +143,7 @@ def target_embeddings(manifest: Manifest, labeller: Labeller, template: str = ""
         return plain
     check_styled_prompts(manifest, labeller)
     styled = torch.stack(
-        [style_text_embeddings(manifest, labeller, name) for name in manifest.classes]
+        [style_text_embeddings(manifest, labeller, each) for each in manifest.meanings]
     )
     # A mean of unit vectors is shorter than 1, but spherical distances need unit vectors.
     return F.normalize(torch.cat([styled, plain[:, None]], dim=1).mean(dim=1), dim=1)

@@ -87,7 +87,7 @@ def class_vectors(
     try:
         vectors = safetensors.torch.load(root.get(key))["vectors"]
     except MissingObject:
-        vectors = train_classifier(tower, manifest.classes, manifest.candidates.styles, seed)
+        vectors = train_classifier(tower, manifest.meanings, manifest.candidates.styles, seed)
         root.put(key, safetensors.torch.save({"vectors": vectors.cpu()}))
     except (SafetensorError, KeyError):
         vectors = torch.empty(0)
@@ -114,7 +114,7 @@ def classifier_name(manifest: Manifest, config: TeacherConfig, seed: int) -> str
         "schema": SCHEMA,
         "styles": manifest.candidates.styles,
         "tower": {"teacher.model": config.model} | file_hashes(config, manifest.cache),
-        "classes": list(manifest.classes),
+        "classes": list(manifest.meanings),
         "seed": seed,
     }
     return f"s{seed}-{hashlib.sha256(canonical(identity)).hexdigest()[:12]}"

@@ -206,7 +206,7 @@ def candidates(
             texts = classifier == "text-only"
             for seed in manifest.distillation.seeds if texts else (None,):
                 if seed is None:
-                    prompts = [class_prompt(config.template, each) for each in classes]
+                    prompts = [class_prompt(config.template, each) for each in manifest.meanings]
                     vectors = tower.encode_text(prompts)
                 else:
                     vectors = class_vectors(manifest, config, tower, seed, root)

@@ -216,7 +216,8 @@ def photographs(
 # The name in reports.
 {dump({"name": name})}
 # What the student tells apart, two or more; the plain text of the first is "A {classes[0]}".
-# Any words will do; say a word more where a name has two meanings.
+# Any words will do; say a word more where a name has two meanings. To keep the name as the label:
+# `- {{name: crane, prompt: "crane, a wading bird"}}`
 {noted}{dump({"classes": list(classes)})}
 # Where results go, and a stopped run goes on: a folder, or s3://, az:// or gs://bucket/prefix.
 {dump({"storage": {"root": f"runs/{name}"}})}

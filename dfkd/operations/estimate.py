@@ -242,7 +242,7 @@ def prompts_work(manifest: Manifest, teacher: Teacher, config: Contrastive) -> l
     """The work of one contrastive prompt, which is made in float32, without the bank's products."""
     draw = np.random.default_rng(0)
     words = PseudoWords(teacher, manifest.prompts.template)
-    classes = manifest.classes
+    classes = manifest.meanings
     names = {count: [classes[row % len(classes)] for row in range(count)] for count in COUNTS}
     # The lengths of sentences are numbers, so tokens have data; pseudo-words have none.
     plain = {count: words.sentences(each) for count, each in names.items()}

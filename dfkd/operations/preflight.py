@@ -47,7 +47,7 @@ def check_synthesis(manifest: Manifest) -> tuple[Teacher, Generator | None]:
     _check_compiler(manifest)
     cpu, cache = torch.device("cpu"), manifest.cache
     teacher = Teacher.load(manifest.teacher, cpu, cache=cache)
-    check_classes(teacher, manifest.classes, manifest.teacher.template)
+    check_classes(teacher, manifest.meanings, manifest.teacher.template)
     check_prompts(manifest, teacher)
     for method in manifest.methods:
         single = manifest.with_method(method)
@@ -59,11 +59,16 @@ def check_synthesis(manifest: Manifest) -> tuple[Teacher, Generator | None]:
     return teacher, generator
 
 
-def note_surprises(manifest: Manifest) -> None:
-    """Say what the generator's settings want a person to know about these classes."""
+def note_surprises(manifest: Manifest, teacher: Teacher) -> None:
+    """Say what generator and prompt methods want a person to know about these classes."""
+    notes = []
     if manifest.follows_prompts:
-        for note in manifest.generator.settings.notes(manifest.classes):
-            say(f"note: {note}")
+        notes += manifest.generator.settings.notes(manifest.meanings)
+    for single in map(manifest.with_method, manifest.methods):
+        if single.follows_prompts:
+            notes += single.prompt_settings.load(single, teacher).notes()
+    for note in dict.fromkeys(notes):  # sources may share prompts
+        say(f"note: {note}")
 
 
 def _check_compiler(manifest: Manifest) -> None:
@@ -122,9 +127,9 @@ def check_towers(manifest: Manifest) -> None:
             cpu, cache = torch.device("cpu"), manifest.cache
             if config in tuned:
                 check_texts(
-                    Teacher.load(config, cpu, cache=cache), manifest.classes, config.template
+                    Teacher.load(config, cpu, cache=cache), manifest.meanings, config.template
                 )
             else:
                 check_classes(
-                    Labeller.load(config, cpu, cache=cache), manifest.classes, config.template
+                    Labeller.load(config, cpu, cache=cache), manifest.meanings, config.template
                 )

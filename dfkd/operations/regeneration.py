@@ -128,8 +128,7 @@ def _check(manifest: Manifest) -> None:
     """Refuse a manifest whose challenger or students could not be made, trained or scored."""
     attempts.require_comparable(manifest)
     check_later_stages(manifest)
-    check_synthesis(manifest)
-    note_surprises(manifest)
+    note_surprises(manifest, check_synthesis(manifest)[0])
 
 
 def _begin(root: Storage, manifest: Manifest, abandon: bool) -> Attempt:

@@ -49,7 +49,7 @@ class ConditionEncoder:
 
     def of_words(self, prompts: Sequence[StoredPrompt]) -> Tensor:
         """States [N, L, D] of the template's sentences with pseudo-words."""
-        names = [self.manifest.classes[prompt.class_index] for prompt in prompts]
+        names = [self.manifest.meanings[prompt.class_index] for prompt in prompts]
         tokens, positions = self.words.tokens(names, [self.words.template] * len(names))
         device = self.teacher.device
         tokens, positions = tokens.to(device), positions.to(device)

@@ -67,7 +67,7 @@ class Problem:
 
     words: PseudoWords
     names: Sequence[str]
-    """Class name of each prompt."""
+    """What the sentence of each prompt calls its class."""
     labels: Tensor
     """Class index of each prompt, int64 [N]."""
     bank: PromptBank
@@ -100,7 +100,7 @@ class ContrastivePrompts(RandomPrompts):
         assert random.pseudo_words is not None  # noqa: S101 - random prompts have them
         labels = torch.tensor([row.class_index for row in rows], device=self.class_texts.device)
         pseudo_words, embeddings = optimise(
-            Problem(self.words, [row.name for row in rows], labels, self.bank),
+            Problem(self.words, [row.meaning for row in rows], labels, self.bank),
             random.pseudo_words,
             self.config,
             np.random.default_rng(batch_seed),

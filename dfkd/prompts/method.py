@@ -51,6 +51,10 @@ class PromptMethod:
     def check(self) -> None:
         """Raise `ManifestError` if a text that the method would make exceeds the context."""
 
+    def notes(self) -> list[str]:
+        """What a person should know before images are made of these prompts."""
+        return []
+
     def draw(self, rows: Sequence[PromptRow], batch_seed: int) -> PromptBatch:
         """Make the prompts of some rows.
 
@@ -61,7 +65,7 @@ class PromptMethod:
         Args:
             batch_seed: of the random numbers that the batch shares.
         """
-        texts = [class_prompt(self.manifest.teacher.template, row.name) for row in rows]
+        texts = [class_prompt(self.manifest.teacher.template, row.meaning) for row in rows]
         labels = torch.tensor([row.class_index for row in rows], device=self.class_texts.device)
         return PromptBatch(texts, self.class_texts[labels])
 

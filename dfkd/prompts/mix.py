@@ -37,29 +37,31 @@ class MixPrompts(PromptMethod):
         styles, texts, mixed = dictionary(self.manifest.prompts), [], []
         for row in rows:
             first, second, weight = mixture(self.manifest.prompts, row.seed)
-            styled = self._styled(row.name)
+            styled = self._styled(row.meaning)
             # A mean of unit vectors is shorter than 1, and distances are defined on unit vectors.
             mean = weight * styled[first] + (1 - weight) * styled[second]
             mixed.append(F.normalize(mean, dim=0))
-            one, two = (styled_prompt(self.manifest, row.name, styles[i]) for i in (first, second))
+            one, two = (
+                styled_prompt(self.manifest, row.meaning, styles[i]) for i in (first, second)
+            )
             texts.append(f"{weight:.3f} {one} + {1 - weight:.3f} {two}")
         return PromptBatch(texts, torch.stack(mixed))
 
-    def _styled(self, name: str) -> Tensor:
+    def _styled(self, meaning: str) -> Tensor:
         """Text embeddings [S, E] of one class in every style, cached for the latest class."""
-        if name not in self._styles:
-            self._styles = {name: style_text_embeddings(self.manifest, self.teacher, name)}
-        return self._styles[name]
+        if meaning not in self._styles:
+            self._styles = {meaning: style_text_embeddings(self.manifest, self.teacher, meaning)}
+        return self._styles[meaning]
 
     def states(self, prompts: Sequence[StoredPrompt], encoder: ConditionEncoder) -> Tensor:
         """Equation 6 for states: those of two styles, mixed with the weight of the embeddings."""
         config, firsts, seconds, weights = self.manifest.prompts, [], [], []
         styles = dictionary(config)
         for prompt in prompts:
-            name = self.manifest.classes[prompt.class_index]
+            meaning = self.manifest.meanings[prompt.class_index]
             first, second, weight = mixture(config, prompt.seed)
-            firsts.append(styled_prompt(self.manifest, name, styles[first]))
-            seconds.append(styled_prompt(self.manifest, name, styles[second]))
+            firsts.append(styled_prompt(self.manifest, meaning, styles[first]))
+            seconds.append(styled_prompt(self.manifest, meaning, styles[second]))
             weights.append(weight)
         one, two = encoder.of_texts(firsts), encoder.of_texts(seconds)
         share = torch.tensor(weights, device=one.device)[:, None, None]

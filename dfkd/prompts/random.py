@@ -29,12 +29,12 @@ class RandomPrompts(PromptMethod):
 
     def check(self) -> None:
         """See `PromptMethod.check`."""
-        classes = self.manifest.classes
-        self.words.tokens(classes, [self.words.template] * len(classes))
+        meanings = self.manifest.meanings
+        self.words.tokens(meanings, [self.words.template] * len(meanings))
 
     def draw(self, rows: Sequence[PromptRow], batch_seed: int) -> PromptBatch:
         """See `PromptMethod.draw`."""
-        names, dimensions = [row.name for row in rows], self.teacher.token_table.shape[1]
+        names, dimensions = [row.meaning for row in rows], self.teacher.token_table.shape[1]
         # Each row has its own generator, so a pseudo-word does not depend on its batch.
         generators = (torch.Generator().manual_seed(derive_seed(row.seed, 0)) for row in rows)
         noise = torch.stack([torch.randn(dimensions, generator=g) for g in generators])

@@ -73,13 +73,13 @@ def class_text_embeddings(manifest: Manifest, model: Labeller, template: str = "
         template: the model's own; empty for `teacher.template`.
     """
     template = template or manifest.teacher.template
-    return model.encode_text([class_prompt(template, name) for name in manifest.classes])
+    return model.encode_text([class_prompt(template, meaning) for meaning in manifest.meanings])
 
 
-def style_text_embeddings(manifest: Manifest, model: Labeller, name: str) -> Tensor:
-    """Unit embeddings [S, E] of one class in every style of the dictionary."""
+def style_text_embeddings(manifest: Manifest, model: Labeller, meaning: str) -> Tensor:
+    """Unit embeddings [S, E] of one class, by its meaning, in every style of the dictionary."""
     styles = dictionary(manifest.prompts)
-    return model.encode_text([styled_prompt(manifest, name, style) for style in styles])
+    return model.encode_text([styled_prompt(manifest, meaning, style) for style in styles])
 
 
 def check_styled_prompts(manifest: Manifest, model: Labeller) -> None:
@@ -88,9 +88,9 @@ def check_styled_prompts(manifest: Manifest, model: Labeller) -> None:
     The tokenizer would cut it silently, and different styles could have the same embedding.
     """
     limit = model.content_length
-    for name in manifest.classes:
+    for meaning in manifest.meanings:
         for style in dictionary(manifest.prompts):
-            text = styled_prompt(manifest, name, style)
+            text = styled_prompt(manifest, meaning, style)
             if (length := len(model.content_tokens(text))) > limit:
                 raise ManifestError(
                     "prompts.styles",
@@ -100,6 +100,6 @@ def check_styled_prompts(manifest: Manifest, model: Labeller) -> None:
                 )
 
 
-def styled_prompt(manifest: Manifest, name: str, style: str) -> str:
-    """The prompt of a class in a style."""
-    return manifest.prompts.template.replace("{class}", name).replace("{style}", style)
+def styled_prompt(manifest: Manifest, meaning: str, style: str) -> str:
+    """The prompt of a class, by its meaning, in a style."""
+    return manifest.prompts.template.replace("{class}", meaning).replace("{style}", style)

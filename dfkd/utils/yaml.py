@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -193,14 +193,19 @@ def check(schema: type[T], tree: Tree, section: str = "") -> T:
     """`tree` as an instance of `schema`; no value is converted to another type.
 
     Args:
+        schema: a dataclass. If people write a key otherwise than its field is, its class method
+            `as_fields` makes one of the other.
         section: the section of the manifest that `tree` is; empty for a whole one.
 
     Raises:
         ManifestError: an unknown or missing key, a wrong type, a broken rule, or a credential.
     """
+    as_fields: Callable[[Tree], Tree] | None = getattr(schema, "as_fields", None)
     try:
         for field, value in _leaves(tree, section):
             _require_plain(field, value)
+        if as_fields:
+            tree = as_fields(tree)
         # pydantic is given JSON, because its strict mode takes a list for a tuple only from JSON.
         encoded = json.dumps(tree, allow_nan=False)
     except RecursionError:

@@ -1,15 +1,17 @@
 """The fingerprint changes with whatever can change a pixel or a label, and with nothing else."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from dfkd.config.hashing import fingerprint
-from dfkd.config.identity import identity
+from dfkd.config.identity import class_names, identity
 from dfkd.config.manifest import Manifest
 from dfkd.config.methods import method_of
 from tests.helpers import small_manifest
 
+MEANT = [f"{{name: crane, prompt: {meaning}}}" for meaning in ("crane", "a bird", "a machine")]
 WEIGHTS = {"teacher.weights": "aa", "generator.vqgan.weights": "bb", "generator.vqgan.config": "cc"}
 
 
@@ -84,6 +86,28 @@ def test_the_fingerprint_of_a_manifest_never_changes(tmp_path: Path) -> None:
     """Versions that are published under it would be made again, and unfinished ones refused."""
     expected = "4292c626bdd1130ff5728bc5864833a6fafdd7d614e237c31a909138b182ef7d"
     assert digest(read(tmp_path)) == expected
+
+
+def test_a_meaning_is_part_of_the_fingerprint_unless_it_is_the_name(tmp_path: Path) -> None:
+    meant = [digest(read(tmp_path, f"classes=[{first}, cat]")) for first in MEANT]
+    plain = digest(read(tmp_path, "classes=[crane, cat]"))
+    assert meant[0] == plain
+    assert len({plain, *meant}) == 3
+    assert class_names(identity(read(tmp_path, f"classes=[{MEANT[1]}, cat]"), WEIGHTS)) == [
+        "crane",
+        "cat",
+    ]
+
+
+def test_the_content_of_captions_is_in_the_fingerprint_and_not_their_path(tmp_path: Path) -> None:
+    found = []
+    for name, text in (("one", "{class} asleep"), ("two", "{class} asleep"), ("one", "{class}!")):
+        (tmp_path / name).write_text(json.dumps({"text": text}))
+        words = ("prompts.method=captions", f"prompts.captions.file={tmp_path / name}")
+        manifest = read(tmp_path, *words)
+        found.append(identity(manifest, manifest.prompt_settings.hashes()))
+    assert found[0] == found[1] != found[2]
+    assert "prompts.captions.file" not in found[0]
 
 
 @pytest.mark.parametrize(

@@ -188,10 +188,12 @@ def test_other_classes_take_along_what_is_said_of_themselves_alone(path: Path) -
     settings = (
         "evaluation={data: here, aliases: {dog: hound, cat: puss}}",
         "regeneration.classes=[cat]",
+        "classes=[{name: dog, prompt: a pet}, {name: cat, prompt: a tom}]",
     )
     manifest = Manifest.read(path, settings)
     other = manifest.with_classes(("horse", "dog"))
     assert other.classes == ("horse", "dog")
+    assert other.meanings == ("horse", "a pet")
     assert (other.evaluation.data, other.evaluation.aliases) == ("here", {"dog": "hound"})
     assert other.regeneration.classes == ()
     with pytest.raises(ManifestError, match=r"^classes: must be two or more, got \('dog',\)"):
@@ -355,11 +357,39 @@ def test_the_printed_manifest_reads_back_as_the_same(path: Path, tmp_path: Path)
     settings = (
         "prompts.method=[mix, vanilla]",
         "evaluation.aliases.dog=hound",
-        "classes=[dog, no, '1e-3', 1_0]",
+        "classes=[dog, no, '1e-3', 1_0, {name: crane, prompt: 'crane, a bird'}]",
         "distillation.learning_rate=1e-7",
     )
     manifest = Manifest.read(path, settings)
+    assert manifest.classes[-2:] == ("1_0", "crane")
+    assert manifest.meanings[-2:] == ("1_0", "crane, a bird")
     assert manifest.evaluation.aliases == {"dog": "hound"}
     copy = tmp_path / "copy.yaml"
     copy.write_text(dump(manifest.as_dict()))
     assert Manifest.read(copy) == manifest
+
+
+@pytest.mark.parametrize(
+    ("entry", "field", "value"),
+    [
+        ("{name: crane}", "classes.1", "{'name': 'crane'}"),
+        ("{name: crane, text: a bird}", "classes.1", "'text': 'a bird'"),
+        ("{name: crane, prompt: 5}", "classes.1", "'prompt': 5"),
+        ("{name: crane, prompt: ''}", "classes.crane.prompt", "''"),
+        ("{name: crane, prompt: 'a {style}'}", "classes.crane.prompt", "'a {style}'"),
+        ("{name: a/b, prompt: a bird}", "classes", "'a/b'"),
+        ("{name: dog, prompt: a bird}", "classes", "'dog'"),
+    ],
+)
+def test_a_class_with_a_wrong_meaning_is_refused(
+    path: Path, entry: str, field: str, value: str
+) -> None:
+    with pytest.raises(ManifestError) as caught:
+        Manifest.read(path, (f"classes=[dog, {entry}]",))
+    assert caught.value.field == field
+    assert value in str(caught.value)
+
+
+def test_meanings_are_written_beside_the_names_alone(path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"^given_meanings: is not a key of the manifest"):
+        Manifest.read(path, ("given_meanings={dog: a pet}",))

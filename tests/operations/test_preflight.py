@@ -6,6 +6,7 @@ import pytest
 
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError, WeightsError
+from dfkd.models.teacher import Teacher
 from dfkd.operations.preflight import (
     check_batches,
     check_distillation,
@@ -56,15 +57,15 @@ def test_a_tower_that_cannot_be_loaded_is_refused(tmp_path: Path, data: str) -> 
 
 
 def test_names_that_the_bundled_model_does_not_draw_are_noted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    teacher: Teacher, capsys: pytest.CaptureFixture[str]
 ) -> None:
     miniature = Path(__file__).parents[2] / "manifests/miniature.yaml"
-    note_surprises(Manifest.read(miniature, ("classes=[Cat, gazebo]",)))
+    note_surprises(Manifest.read(miniature, ("classes=[Cat, gazebo]",)), teacher)
     told = capsys.readouterr().err
     assert "was not trained to draw 'gazebo'; it draws 70 things" in told
-    note_surprises(Manifest.read(miniature))
+    note_surprises(Manifest.read(miniature), teacher)
     inverts = ("classes=[Cat, gazebo]", "synthesis.source=cmi")  # which draws nothing
-    note_surprises(Manifest.read(miniature, inverts))
+    note_surprises(Manifest.read(miniature, inverts), teacher)
     assert capsys.readouterr().err == ""
 
 

@@ -134,7 +134,7 @@ def sections(schema: type = Manifest, prefix: str = "") -> Iterator[Section]:
             texts.get(field.name, ""),
         )
         for field in fields
-        if field not in nested and field.name != KINDS
+        if field not in nested and field.name not in (KINDS, "given_meanings")
     )
     about = " ".join((schema.__doc__ or "").split())
     yield Section(prefix.removesuffix("."), about, keys)

@@ -164,7 +164,7 @@ def example(manifest: Manifest, teacher: Teacher) -> tuple[Problem, torch.Tensor
     # Full from the start, as after the first batches of a run; before that an update costs less.
     memory = PromptBank(config.bank)
     memory.add(texts[bank_labels], bank_labels)
-    names = [manifest.classes[label] for label in labels.tolist()]
+    names = [manifest.meanings[label] for label in labels.tolist()]
     words = PseudoWords(teacher, manifest.prompts.template)
     draws = torch.Generator().manual_seed(0)
     noise = torch.randn(len(labels), teacher.token_table.shape[1], generator=draws)

@@ -112,7 +112,7 @@ def _sampled(
     """
     # Its prompt is the class prompt. Other methods' prompts cost the model the same.
     single = manifest.with_method("vanilla")
-    text = class_prompt(manifest.teacher.template, manifest.classes[0])
+    text = class_prompt(manifest.teacher.template, manifest.meanings[0])
 
     def source(precision: Precision) -> LatentSource:
         own = single.with_values(synthesis={"precision": precision})

@@ -23,7 +23,7 @@ class ShoutedPrompts(PromptMethod):
 
     def draw(self, rows: Sequence[PromptRow], batch_seed: int) -> PromptBatch:
         """See `PromptMethod.draw`."""
-        texts = [row.name.upper() + self.marks for row in rows]
+        texts = [row.meaning.upper() + self.marks for row in rows]
         return PromptBatch(texts, self.teacher.encode_text(texts))
 
 
