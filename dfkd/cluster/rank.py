@@ -117,7 +117,7 @@ def train(config: dict[str, Any]) -> bool:
         if not job.manifest.distillation.stored_labels:
             check_teacher(job.manifest, job.method, version)
         stream = open_stream(job.manifest, version, job.seed, rank, world, job.ranks)
-        distiller = open_distiller(job, version, stream, rank, world, root)
+        distiller = open_distiller(job, version, stream, rank, world)
         checkpoints = Checkpoints(folder.child(layout.CHECKPOINTS))
         # Rank 0 decides, because a rank of an earlier attempt may still write while others list.
         newest = ray.train.collective.broadcast_from_rank_zero(checkpoints.newest())
@@ -290,7 +290,7 @@ def _write_student(
 
 
 def open_distiller(
-    job: Job, version: PublishedVersion, stream: Stream, rank: int, world: int, root: Storage
+    job: Job, version: PublishedVersion, stream: Stream, rank: int, world: int
 ) -> Distiller:
     """A rank's distiller at step 0; with several ranks its gradients are synchronised."""
     manifest, config = job.manifest, job.manifest.distillation
@@ -298,7 +298,7 @@ def open_distiller(
     weights: tuple[float, ...] = (1.0,)
     moments = (version.facts["label_mean"], version.facts["label_std"])
     if not config.labelled_by_teacher:
-        measured = read_moments(manifest, version, root)
+        measured = read_moments(manifest, version, open_storage(manifest.storage.root))
         weights, moments = measured.weights, measured.of_distances
     objective: Objective = DistanceObjective.of(config.standardise, *moments)
     outputs, size = len(manifest.classes), manifest.synthesis.image_size

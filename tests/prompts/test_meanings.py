@@ -65,5 +65,5 @@ def test_the_text_only_classifier_learns_the_meaning(tmp_path: Path) -> None:
 
 
 def test_two_classes_that_mean_the_same_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"^classes: reads to the teacher exactly like 'cat'"):
+    with pytest.raises(ManifestError, match=r"^classes: reads to the model exactly like 'cat'"):
         check_synthesis(read(tmp_path, ["cat", {"name": "pet", "prompt": "Cat"}]))

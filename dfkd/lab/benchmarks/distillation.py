@@ -276,7 +276,7 @@ def _time_rank(config: dict[str, Any]) -> bool:
     version = open_version(root.child(layout.data(job.method)), job.version)
     size, batch_size = manifest.synthesis.image_size, manifest.distillation.batch_size
     stream = Stream(version, size, batch_size, job.seed, RankShare(rank, world), cache_bytes=0)
-    distiller = open_distiller(job, version, stream, rank, world, root)
+    distiller = open_distiller(job, version, stream, rank, world)
     waited, worked = 0.0, 0.0
     batches = (batch for epoch in itertools.count() for batch in stream.batches(epoch))
     asked = time.perf_counter()
