@@ -106,8 +106,8 @@ def require_token_embeddings(model: str, config: dict[str, Any]) -> None:
     if reason:
         rule = f"must have CLIP's tokenizer and a text tower like CLIP's; this one has {reason}"
         otherwise = (
-            ", or make this one a labeller (distillation.labeller) or a tower, without text-only in "
-            "evaluation.models and candidates.classifiers"
+            ", or make this one a labeller (distillation.labeller) or a tower, without text-only "
+            "in evaluation.models and candidates.classifiers"
         )
         raise _unsupported(model, rule, otherwise)
 
