@@ -91,8 +91,8 @@ def refuse_unsupported(model: str, config: dict[str, Any]) -> None:
 
 
 def require_token_embeddings(model: str, config: dict[str, Any]) -> None:
-    """Raise `ManifestError` if prompts and generators cannot use the model: if a sentence's
-    embedding does not follow from those of its tokens as a CLIP's does (Eq 7).
+    """Raise `ManifestError` if prompts, generators and text-only classifiers cannot use the model:
+    if a sentence's embedding does not follow from those of its tokens as a CLIP's does (Eq 7).
     """
     text = config["text_cfg"]
     reason = None
@@ -105,7 +105,10 @@ def require_token_embeddings(model: str, config: dict[str, Any]) -> None:
         reason = f"another tokenizer (hf_tokenizer_name {name!r})"
     if reason:
         rule = f"must have CLIP's tokenizer and a text tower like CLIP's; this one has {reason}"
-        otherwise = " as the teacher, and make this one a labeller (distillation.labeller)"
+        otherwise = (
+            ", or make this one a labeller (distillation.labeller) or a tower, without text-only "
+            "in evaluation.models and candidates.classifiers"
+        )
         raise _unsupported(model, rule, otherwise)
 
 
