@@ -23,6 +23,7 @@ regenerations/{n:08d}/              one attempt at a better version
 candidates/{name}/                  an exported candidate; candidates.json has all of them
 shipped/                            a copy of the candidate that dfkd ship chose
 held-out/                           a root of its own with images that nothing learns from
+audit/                              a root of its own with the few images of dfkd audit
 other-classes/                      scores and labels of classes that replace the run's
 leases/, records/, tensorboard/, benchmarks/
 """
@@ -43,6 +44,7 @@ BENCHMARKS = "benchmarks/"
 CHECKPOINTS = "checkpoints/"
 OTHER_CLASSES = "other-classes/"
 HELD_OUT = "held-out"
+AUDIT = "audit"
 RESULTS = "results.json"
 REPORT, REPORT_FACTS, COMPARISON = "report.html", "report.json", "comparison.html"
 CANDIDATES = "candidates.json"
