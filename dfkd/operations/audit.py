@@ -40,7 +40,7 @@ from dfkd.storage.base import Storage
 from dfkd.storage.local import open_storage
 from dfkd.utils.strict_json import indented
 
-NAMED = 0.5
+NAMED = 0.625
 """Least share of a class's images whose nearest text of all is its own."""
 SAME = 0.5
 """Least share of a class's images that one other name must be nearest to."""
@@ -84,7 +84,7 @@ def audit(manifest: Manifest, images: int = AUDIT_IMAGES) -> dict[str, Any]:
         # What another manifest has left unfinished there is of no use to this one.
         version = build(few, identity, abandon=True).version
     labeller = Labeller.load(manifest.teacher, torch.device("cpu"), cache=manifest.cache)
-    embeddings, labels, pictures = _images(version)
+    embeddings, labels, pictures = read_images(version)
     nouns = references(manifest.classes)
     texts = labeller.encode_text(
         [class_prompt(manifest.teacher.template, name) for name in (*manifest.classes, *nouns)]
@@ -123,7 +123,7 @@ def audit(manifest: Manifest, images: int = AUDIT_IMAGES) -> dict[str, Any]:
     return found
 
 
-def _images(version: PublishedVersion) -> tuple[Floats, npt.NDArray[np.int64], list[str]]:
+def read_images(version: PublishedVersion) -> tuple[Floats, npt.NDArray[np.int64], list[str]]:
     """Normalised embeddings [N, E] of the teacher, class indices [N], and pictures as URIs."""
     embeddings, labels, pictures = [], [], []
     for receipt in version.receipts():
