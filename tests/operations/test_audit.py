@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import dfkd
+from dfkd.commands import audit as command
 from dfkd.config.manifest import Manifest
 from dfkd.errors import Exit
 from dfkd.operations import audit
@@ -93,5 +94,8 @@ def test_an_audit_is_made_once_and_disturbs_no_run(
     assert job.stdout.splitlines()[-1] == audit.answer(found["classes"], f"dfkd pipeline {path}")
 
 
-def test_bad_counts_are_refused(tmp_path: Path) -> None:
-    assert jobs.run_here("audit", "miniature", "--images=0").returncode == Exit.USAGE
+def test_no_images_are_no_audit(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(["miniature", "--images=0"])
+    assert stop.value.code == Exit.USAGE
+    assert "--images: must be 1 or more" in capsys.readouterr().err
