@@ -19,8 +19,9 @@ def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     from dfkd.dataset.loader import steps_per_epoch
     from dfkd.distillation.distiller import Schedule
     from dfkd.operations import estimate
-    from dfkd.operations.preflight import check_distillation
+    from dfkd.operations.preflight import check_distillation, check_towers
 
+    check_towers(manifest)
     built = check_distillation(manifest)
     config = manifest.distillation
     schedule = Schedule.of(config, steps_per_epoch(image_count(manifest), config.batch_size))

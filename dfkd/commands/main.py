@@ -15,6 +15,7 @@ from dfkd.errors import Exit
 COMMANDS = {
     "demo": "the whole system on this machine in minutes, with the bundled models",
     "init": "write a commented manifest for class names of your own",
+    "audit": "a few images of each class, and whether the run is worth its time",
     "pipeline": "class names in, candidates and report out: all stages in a row",
     "ship": "export the most accurate candidate that fits your limits",
     "predict": "label pictures with an exported model",

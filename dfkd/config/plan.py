@@ -11,6 +11,9 @@ from dfkd.config.manifest import Manifest
 HELD_OUT_SALT = 2**31 - 1
 """Salt of images that no student learns from, for the agreement with the teacher."""
 
+AUDIT_IMAGES = 8
+"""Images of a class that an audit makes by default."""
+
 MAX_EMBEDDING_DIM = 1024
 """Usual maximum of the embedding dimension; SAMPLE_OVERHEAD has room for larger ones."""
 

@@ -111,6 +111,7 @@ def drawings(name: str, classes: Sequence[str], file: str) -> tuple[str, list[st
     text = f"""\
 # {len(classes)} things to tell apart, from their names alone. Written by `dfkd init`; change it.
 #
+#   dfkd audit {file}                  makes a few images, and says whether to go on
 #   dfkd pipeline {file} --dry-run     checks all of this, and prints the plan
 #   dfkd pipeline {file}               makes images, a student and a report
 #   dfkd status {file} --watch         in a second terminal: how far it is
@@ -180,6 +181,7 @@ evaluation:
         "they draw icons, not photographs",
         f"{images} images take {time}",
         "next:",
+        f"  dfkd audit {file}",
         f"  dfkd pipeline {file} --dry-run",
         f"  dfkd pipeline {file}",
     ]
@@ -201,13 +203,13 @@ def photographs(
 # {len(classes)} things to tell apart, from their names alone. Written by `dfkd init`; change it.
 #
 #   dfkd fetch {file}                  once: {total} of published weights
+#   dfkd audit {file}                  makes a few images, and says whether to go on
 #   dfkd pipeline {file} --dry-run     checks all of this, and prints the plan
 #   dfkd pipeline {file}               makes images, a student and its export
 #   dfkd status {file} --watch         in a second terminal: how far it is
 #
 # It needs a GPU, and has never been run with these weights: look at a few images first, with
-# `--set synthesis.images_per_class=8 --set storage.root=runs/look --set distillation.batch_size=16
-# --set distillation.warmup_epochs=1 --set distillation.epochs=1`.
+# `dfkd audit`.
 #
 {_comment(f"{time}. That is a bound from data sheets; a real run takes longer.")}#
 # What is fetched, into {CACHE} (key `cache`):
@@ -275,6 +277,7 @@ evaluation:
         time,
         "next:",
         f"  dfkd fetch {file}",
+        f"  dfkd audit {file}",
         f"  dfkd pipeline {file} --dry-run",
         f"  dfkd pipeline {file}",
     ]

@@ -24,6 +24,7 @@ candidates/{name}/                  an exported candidate; candidates.json has a
 shipped/                            a copy of the candidate that dfkd ship chose
 held-out/                           a root of its own with images that nothing learns from
 labels/{version}-{hash}.safetensors moments of the labels of others than the version's teacher
+audit/                              a root of its own with the few images of dfkd audit
 other-classes/                      scores and labels of classes that replace the run's
 leases/, records/, tensorboard/, benchmarks/
 """
@@ -45,6 +46,7 @@ CHECKPOINTS = "checkpoints/"
 OTHER_CLASSES = "other-classes/"
 HELD_OUT = "held-out"
 LABELS = "labels/"
+AUDIT = "audit"
 RESULTS = "results.json"
 REPORT, REPORT_FACTS, COMPARISON = "report.html", "report.json", "comparison.html"
 CANDIDATES = "candidates.json"

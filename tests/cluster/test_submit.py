@@ -243,6 +243,7 @@ def test_what_is_uploaded_is_what_a_job_needs(tmp_path: Path) -> None:
 
 
 WORDS = {
+    "audit": "manifests/miniature.yaml",
     "benchmark": "scale manifests/miniature.yaml",
     "clean": "manifests/miniature.yaml --dry-run",
     "distill": "manifests/miniature.yaml",
