@@ -10,8 +10,8 @@ With contrastive prompts a prompt also depends on the other classes, so those gr
 of a hundred classes drew.
 """
 
+import argparse
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,4 +152,6 @@ def _agreement(called: Any, unknown: Any) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(prog="python -m dfkd.lab.studies.audit", description=__doc__)
+    parser.add_argument("folder", type=Path, help="where results.json and table.md are written")
+    main(parser.parse_args().folder)
