@@ -172,11 +172,11 @@ def test_labels_of_another_kind_are_refused(
 ) -> None:
     picture = str(next((run.parent / "data").rglob("*.png")))
     for content, rule in (
-        ('{"rose": [1, 0, 0, 0, 0, 0, 0, 0]}', "--labels: must be of the student's own teacher"),
+        ('{"rose": [1, 0, 0, 0, 0, 0, 0, 0]}', "--labels: must be of the student's own labeller"),
         ('{"rose": [1.0], "leaf": "x"}', "--labels: must be a file that dfkd labels wrote"),
         ("{", "--labels: must be a file that dfkd labels wrote"),
     ):
-        wrapped = f'{{"teacher": "0", "labels": {content}}}' if content != "{" else content
+        wrapped = f'{{"labeller": "0", "labels": {content}}}' if content != "{" else content
         (tmp_path / "labels.json").write_text(wrapped)
         options = ["--labels", str(tmp_path / "labels.json")]
         assert main([str(taken_home(run)), picture, *options]) == 2
