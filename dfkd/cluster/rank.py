@@ -30,7 +30,7 @@ from dfkd.dataset.published import PublishedVersion, open_version
 from dfkd.distillation.data_parallel import average_buffers, distribute, share_batch_norm
 from dfkd.distillation.distiller import Distiller, Schedule
 from dfkd.distillation.hang_watch import HangWatch
-from dfkd.distillation.label_moments import read_moments
+from dfkd.distillation.label_moments import moments_of
 from dfkd.distillation.labels import target_function
 from dfkd.distillation.objective import DistanceObjective, EmbeddingObjective, Objective
 from dfkd.distillation.student_store import check_initial_weights, check_teacher
@@ -297,8 +297,7 @@ def open_distiller(
     device = pick_device() if job.ranks.gpu else torch.device("cpu")
     weights: tuple[float, ...] = (1.0,)
     moments = (version.facts["label_mean"], version.facts["label_std"])
-    if not config.labelled_by_teacher:
-        measured = read_moments(manifest, version, open_storage(manifest.storage.root))
+    if measured := moments_of(manifest, version, open_storage(manifest.storage.root)):
         weights, moments = measured.weights, measured.of_distances
     objective: Objective = DistanceObjective.of(config.standardise, *moments)
     outputs, size = len(manifest.classes), manifest.synthesis.image_size

@@ -44,7 +44,7 @@ from dfkd.config.methods import Method
 from dfkd.dataset.loader import steps_per_epoch
 from dfkd.dataset.published import open_version, refuse_removal
 from dfkd.distillation.embedding import embedding_objective
-from dfkd.distillation.label_moments import key_of, measure, read_moments
+from dfkd.distillation.label_moments import key_of, measure, moments_of
 from dfkd.distillation.student_store import (
     StudentLocation,
     check_initial_weights,
@@ -406,9 +406,7 @@ def _train(manifest: Manifest, target: StudentLocation, ranks: Ranks, bar: BarPl
         # Errors come before all shards are read.
         steps_per_epoch(target.version.facts["samples"], manifest.distillation.batch_size)
         require_replaceable_classes(manifest, target.method, target.version)
-        moments = None
-        if not manifest.distillation.labelled_by_teacher:
-            moments = read_moments(manifest, target.version, open_storage(manifest.storage.root))
+        moments = moments_of(manifest, target.version, open_storage(manifest.storage.root))
         embedding = embedding_objective(manifest, target.version, moments)
     job = Job(
         manifest=manifest,

@@ -164,10 +164,12 @@ def measure(
     return read_moments(manifest, version, root)
 
 
-def moments_of(
-    manifest: Manifest, version: PublishedVersion, root: Storage, device: torch.device
-) -> LabelMoments | None:
-    """The result of `measure`, or None where the teacher alone labels, of which a version tells."""
+def moments_of(manifest: Manifest, version: PublishedVersion, root: Storage) -> LabelMoments | None:
+    """What `measure` has stored, or None where the teacher alone labels, of which a version tells.
+
+    Raises:
+        MissingObject, CorruptionError: as `read_moments`.
+    """
     if manifest.distillation.labelled_by_teacher:
         return None
-    return measure(manifest, version, root, device)
+    return read_moments(manifest, version, root)

@@ -46,7 +46,7 @@ from dfkd.config.plan import HELD_OUT_SALT, image_count
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation.label_moments import BATCH, measure
 from dfkd.distillation.labels import Ensemble, load_ensemble
-from dfkd.distillation.student_names import weights_identity
+from dfkd.distillation.student_names import labellers_identity, weights_identity
 from dfkd.distillation.student_store import StudentLocation, load_located, locate_candidates
 from dfkd.distillation.text_only import class_vectors
 from dfkd.errors import ManifestError, as_utf8
@@ -288,11 +288,11 @@ def _student(manifest: Manifest, location: StudentLocation, temperature: float) 
 def _labelled_by(manifest: Manifest, version: PublishedVersion) -> list[dict[str, str]]:
     """Model, template and sha256 of the weights of each labeller."""
     found = []
-    for config in manifest.labellers.values():
-        if config == manifest.teacher:
-            digest = version.facts["weights"][WEIGHTS]
-        else:
-            digest = file_hashes(config, manifest.cache)[WEIGHTS]
+    # Read once, however many students there are.
+    identities = labellers_identity(manifest)
+    for config, files in zip(manifest.labellers.values(), identities, strict=True):
+        own = config == manifest.teacher
+        digest = version.facts["weights"][WEIGHTS] if own else files[WEIGHTS]
         found.append({"model": config.model, "template": config.template, "sha256": digest})
     return found
 

@@ -113,8 +113,7 @@ class CaptionPrompts(PromptMethod):
 
     def check(self) -> None:
         """Raise `ManifestError` if the file breaks a rule, or the teacher cannot read a text."""
-        tokenizer = self.teacher.tokenizer
-        marks = {tokenizer.sot_token_id, tokenizer.eot_token_id}
+        marks = set(self.teacher.tokenizer.all_special_ids)
         for texts in self.captions:
             for text, line in texts.items():
                 tokens = self.teacher.content_tokens(text)
@@ -133,7 +132,7 @@ class CaptionPrompts(PromptMethod):
             fewest = sorted(pairs, key=lambda pair: pair[1])
             told = ", ".join(f"{name} {count}" for name, count in fewest[:NAMED])
             note += f" ({told}{', ...' * (len(fewest) > NAMED)})"
-        limit = self.teacher.context_length - 2  # without the tokens for start and end
+        limit = self.teacher.content_length
         cut = [
             (tokens, line)
             for texts in self.captions

@@ -98,7 +98,7 @@ def test_images_are_labelled_once(
     monkeypatch.setattr(label_moments, "load_ensemble", lambda *_: pytest.fail("measured again"))
     assert torch.equal(measure(manifest, version, root, CPU).covariance, found.covariance)
     plain = manifest.with_values(distillation={"labeller": ("teacher",)})
-    assert moments_of(plain, version, root, CPU) is None
+    assert moments_of(plain, version, root) is None
 
 
 def test_what_determines_labels_determines_where_their_moments_are(
