@@ -23,6 +23,7 @@ from dfkd.config.paths import CACHE
 from dfkd.config.synthesis import TeacherConfig
 from dfkd.errors import ManifestError
 from dfkd.models.teacher_architecture import (
+    Architecture,
     build,
     build_tokenizer,
     find_weights,
@@ -168,6 +169,7 @@ class Labeller:
             WeightsError: the weights are corrupt, or of another architecture.
         """
         architecture = read_architecture(config.model)
+        cls.require(architecture)
         source = find_weights(config.weights, architecture, cache)
         state = read_weights(source, architecture)
         model = build(architecture)
@@ -176,6 +178,10 @@ class Labeller:
         # What was published with the weights takes precedence over the architecture's.
         preprocess = source.preprocess or architecture.preprocess
         return cls(model.to(device), tokenizer, config.model, preprocess, precision)
+
+    @classmethod
+    def require(cls, architecture: Architecture) -> None:
+        """Raise `ManifestError` for an architecture that this class cannot use; none is refused."""
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids of the texts, int64 [N, L] on the model's device."""

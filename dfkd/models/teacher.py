@@ -5,16 +5,13 @@ E_sent.   encode_embeddings                   Eq 7
           hidden_states                       the same tower before pooling, for diffusion models
 """
 
-from typing import Any, Self
+from typing import Any
 
-import torch
 from open_clip.transformer import text_global_pool
 from torch import Tensor, nn
 
-from dfkd.config.paths import CACHE
-from dfkd.config.synthesis import TeacherConfig
 from dfkd.models.labeller import Labeller
-from dfkd.models.teacher_architecture import read_architecture
+from dfkd.models.teacher_architecture import Architecture
 from dfkd.models.teacher_checks import require_token_embeddings
 from dfkd.utils.types import Precision
 
@@ -40,20 +37,9 @@ class Teacher(Labeller):
         self.causal = self.text.attn_mask is not None
 
     @classmethod
-    def load(
-        cls,
-        config: TeacherConfig,
-        device: torch.device,
-        precision: Precision = "float32",
-        cache: str = CACHE,
-    ) -> Self:
-        """As `Labeller.load`, which also loads models that are no teachers.
-
-        Raises:
-            ManifestError: a text tower or a tokenizer unlike CLIP's.
-        """
-        require_token_embeddings(config.model, read_architecture(config.model).model)
-        return super().load(config, device, precision, cache)
+    def require(cls, architecture: Architecture) -> None:
+        """Raise `ManifestError` for a text tower or a tokenizer unlike CLIP's."""
+        require_token_embeddings(architecture.name, architecture.model)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """E_token of Eq 7: the embeddings [N, L, D] of token ids [N, L]."""

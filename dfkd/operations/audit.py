@@ -130,19 +130,31 @@ def audit(manifest: Manifest, images: int = AUDIT_IMAGES) -> dict[str, Any]:
         ]
         for name in manifest.classes
     }
-    sections = [("classes", "Classes")]
+    write_page(root, found, shown, len(nouns))
+    return found
+
+
+def write_page(
+    root: Storage, found: dict[str, Any], shown: dict[str, list[tuple[str, str]]], nouns: int
+) -> None:
+    """Write `audit.html`.
+
+    Args:
+        found: the content of `audit.json`.
+        shown: for each class its pictures as URIs, each with the name that it is taken for.
+        nouns: the number of common nouns that the pictures were compared with.
+    """
     text = template("audit.html.jinja").render(
-        title=f"{manifest.name}: audit",
-        sections=sections,
+        title=f"{found['name']}: audit",
+        sections=[("classes", "Classes")],
         found=found,
         shown=shown,
         answer=answer(found["classes"]),
         named=NAMED,
         same=SAME,
-        nouns=len(nouns),
+        nouns=nouns,
     )
     root.put("audit.html", text.encode())
-    return found
 
 
 def read_images(
@@ -280,5 +292,6 @@ def answer(classes: Sequence[dict[str, Any]], command: str = "dfkd pipeline") ->
         )
     if wrong:
         told = [f"{row['name']} (taken for {next(iter(row['taken_for']))})" for row in wrong]
-        parts.append(f"rename {', '.join(told)}: say a word more, as in 'crane bird'")
+        example = "classes: [{name: crane, prompt: 'crane, a wading bird'}]"
+        parts.append(f"rename {', '.join(told)}, or say what is meant, as in {example}")
     return "; ".join(parts) or f"go on: {command}"

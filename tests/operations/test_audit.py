@@ -91,9 +91,13 @@ def test_an_audit_is_made_once_and_disturbs_no_run(
 
     monkeypatch.setattr(audit, "connected", lambda: pytest.fail("made once more"))
     assert audit.audit(manifest, 2) == found
+    kept = jobs.contents(root / "audit")
     job = jobs.run_here("audit", path, "--images=2")
     assert job.returncode == 0
     assert job.stdout.splitlines()[-1] == audit.answer(found["classes"], f"dfkd pipeline {path}")
+    for command in ("verify", "status", "clean"):
+        assert jobs.run_here(command, path).returncode == 0
+    assert jobs.contents(root / "audit") == kept
 
 
 def test_no_images_are_no_audit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,15 +4,21 @@ Screenshots are left in build/screenshots.
 """
 
 import base64
+import io
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
+from dfkd.operations import audit
 from dfkd.report import compare, page
+from dfkd.report.gallery import data_uri
 from dfkd.storage.local import open_storage
 from dfkd.utils.strict_json import canonical
 from tests.helpers.browsers import SCREENSHOTS, keep, requests, show
@@ -57,12 +63,47 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {"report": report, "comparison": Path(compare.write(storage, storage))}
     bare = open_storage(str(tmp_path_factory.mktemp("candidates")))
     bare.put("candidates.json", canonical(tree(*CROWD, measure="agreement", gpu="a GPU")))
-    return found | {"candidates": Path(page.write_stored(bare))}
+    looked_at = open_storage(str(tmp_path_factory.mktemp("audit")))
+    names = ["crane", *(f"{'very ' * 9}long name {number}" for number in range(7)), "W" * 40]
+    audit.write_page(looked_at, *audited(names))
+    return found | {
+        "candidates": Path(page.write_stored(bare)),
+        "audit": Path(looked_at.location("audit.html")),
+    }
+
+
+def audited(names: list[str]) -> tuple[dict[str, Any], dict[str, list[tuple[str, str]]], int]:
+    """What an audit hands its page: eight noisy pictures of each class."""
+    noise = np.random.default_rng(0)
+    texts = np.eye(len(names) + 1)
+    labels = np.repeat(np.arange(len(names)), 8)
+    vectors = texts[labels] + noise.normal(size=(len(labels), len(texts)))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    far = 1 - vectors @ texts.T
+    taken = [[*names, "bird"][i] for i in far.argmin(axis=1)]
+    shown: dict[str, list[tuple[str, str]]] = {name: [] for name in names}
+    for label, name in zip(labels.tolist(), taken, strict=True):
+        png = io.BytesIO()
+        Image.new("RGB", (64, 64), (28 * label, 120, 90)).save(png, "PNG")
+        shown[names[label]].append((data_uri(png.getvalue()), name))
+    # All images of the last class failed.
+    shown[names[-1]].clear()
+    vectors, far, labels = (each[labels < len(names) - 1] for each in (vectors, far, labels))
+    found = {
+        "name": "cranes",
+        "method": "contrastive",
+        "classes": audit.judge(names, ["bird"], texts, vectors, far, labels),
+        "images": 27000,
+        "images_per_second": 1.234,
+        "workers": 2,
+        "hours": 6.08,
+    }
+    return found, shown, 1
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "audit"])
 def test_a_page_is_whole_in_a_browser(
     browser: webdriver.Chrome, pages: dict[str, Path], name: str, width: int, theme: str
 ) -> None:
