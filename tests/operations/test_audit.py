@@ -95,8 +95,8 @@ def test_an_audit_is_made_once_and_disturbs_no_run(
     job = jobs.run_here("audit", path, "--images=2")
     assert job.returncode == 0
     assert job.stdout.splitlines()[-1] == audit.answer(found["classes"], f"dfkd pipeline {path}")
-    for command in ("verify", "status", "clean"):
-        assert jobs.run_here(command, path).returncode == 0
+    for other in ("verify", "status", "clean"):
+        assert jobs.run_here(other, path).returncode == 0
     assert jobs.contents(root / "audit") == kept
 
 

@@ -23,6 +23,7 @@ from dfkd.lab.baselines.inverter import even_batches
 from dfkd.lab.baselines.settings import BatchNorm, Cmi, DeepInversion, Dfad, Pre
 from dfkd.lab.benchmarks.memory import watched
 from dfkd.models.teacher import Teacher
+from dfkd.operations.estimate import A100, H100, label_work
 from dfkd.operations.required_weights import hub_models, needs
 from dfkd.prompts.settings import Contrastive
 from dfkd.storage.local import open_storage
@@ -168,6 +169,8 @@ def test_every_weight_file_has_a_known_source(name: str) -> None:
     manifest = read(name)
     vqgan = "vqgan-imagenet-f16-16384"
     files, models = [f"{vqgan}.yaml", f"{vqgan}.ckpt"], {TEACHERS.get(name, VIT_B), RN50}
+    if name == "pacs_sd15":
+        models |= {"timm/PE-Core-L-14-336"}
     if name in DIFFUSION:
         files, models = (
             [],
@@ -178,14 +181,40 @@ def test_every_weight_file_has_a_known_source(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DIFFUSION)
-def test_with_a_diffusion_model_only_generator_teacher_and_steps_differ(name: str) -> None:
+def test_with_a_diffusion_model_only_the_other_models_and_steps_differ(name: str) -> None:
     manifest, plain = read(name), read("pacs")
     assert manifest.synthesis == plain.synthesis
-    for section in ("classes", "prompts", "candidates", "evaluation"):
+    for section in ("classes", "prompts", "evaluation"):
         assert getattr(manifest, section) == getattr(plain, section)
+    assert manifest.candidates.classifiers == plain.candidates.classifiers
+    # The files of the models that label, and then one that is small.
+    assert [*manifest.towers.values()][1:] == [*plain.towers.values()][1:]
+    assert [*manifest.towers.values()][:1] == [*manifest.labellers.values()]
     assert manifest.distillation == dataclasses.replace(
-        plain.distillation, seeds=(0,), warmup_epochs=20, epochs=40
+        plain.distillation,
+        labeller=manifest.distillation.labeller,
+        seeds=(0,),
+        warmup_epochs=20,
+        epochs=40,
     )
+
+
+def test_the_labels_of_pacs_sd15_cost_as_much_as_it_says() -> None:
+    manifest, text = read("pacs_sd15"), (FOLDER / "pacs_sd15.yaml").read_text()
+    (labeller,) = manifest.labellers.values()
+    own, teacher = (label_work(each.model).flop for each in (labeller, manifest.teacher))
+    small = label_work("PE-Core-B-16").flop
+    assert f"{own / teacher:.1f} times" in text
+    assert (f"{teacher / small:.1f}", "a fifth of the teacher" in text) == ("4.6", True)
+    per_epoch = own * 4 * 7 * 3000 / 3600
+    peaks = [device.flops["float32"] for device in (H100, A100)]
+    most, least = ([f"{per_epoch * n / each:.0f}" for each in peaks] for n in (5 * 300, 60))
+    words = " ".join(text.replace("#", " ").split())
+    assert (
+        f"at least {most[0]} GPU-hours at the float32 peak of an H100, {most[1]} of an A100"
+        in words
+    )
+    assert f"60 epochs, {least[0]} and {least[1]} hours" in words
 
 
 @pytest.mark.parametrize("name", sorted(DATA_SETS))
@@ -214,6 +243,10 @@ def test_a_whole_run_can_be_planned(
         "teacher.weights": teacher.weights,
         "evaluation.data": tmp_path / "data",
     }
+    if not manifest.distillation.labelled_by_teacher:
+        other = write_teacher(tmp_path / "other", model_config(VIT, quick=False, context_length=32))
+        section = f"{{model: {other.model}, weights: {other.weights}}}"
+        settings |= {"distillation.labeller": section, "candidates.towers": f"[teacher, {section}]"}
     job, path = jobs.load("pipeline"), str(FOLDER / f"{name}.yaml")
     assert job.main([path, *options(settings), "--dry-run"]) == 0
     planned = json.loads(capsys.readouterr().out)
