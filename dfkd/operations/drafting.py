@@ -249,6 +249,8 @@ synthesis:
 
 # The student, and how long it learns: first its last layer alone, then all of it.
 # A smaller one: `student: timm:mobilenetv3_small_100` with `weights: pretrained`.
+# A stronger model than the teacher may say what the images show, which takes longer:
+# `labeller: {{model: PE-Core-L-14-336, weights: meta}}`
 distillation:
   student: resnet18
   weights: IMAGENET1K_V1
