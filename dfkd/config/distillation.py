@@ -105,7 +105,8 @@ class Distillation:
     the zero-shot results and the texts of other classes. `teacher`, or another open_clip model with
     the keys of the section `teacher`, which need not know the generator: `{model:
     PE-Core-L-14-336, weights: meta}`. Of a list the student learns the mean of their standardised
-    distances."""
+    distances. With a far weaker partner it became worse (`manifests/studies/claims.md`); partners
+    that are as good have not been tried."""
     texts: Texts = "template"
     """Texts that the labeller compares images with: the class prompt, or each class' mean over
     its class prompt and `prompts.styles` (an ensemble). Stored distances are to the class prompt
