@@ -88,18 +88,12 @@ def distill(manifest: Manifest, method: Method, seed: int, version: str = "") ->
     return distill_located(manifest, locate_student(manifest, method, seed, version))
 
 
-def distill_located(
-    manifest: Manifest, target: StudentLocation, actor_cpus: float | None = None
-) -> FinishedStudent:
+def distill_located(manifest: Manifest, target: StudentLocation) -> FinishedStudent:
     """Train a student on its version, unless it is finished already.
 
     A lease protects the version from removal while it is read. The same call after a kill resumes
     from the newest checkpoint. One worker on one machine needs no running Ray; in all other cases
     the caller must have connected.
-
-    Args:
-        actor_cpus: CPUs of the calling actor, which then trains the only rank itself; None in a
-            driver, which plans the ranks.
 
     Raises:
         ManifestError: too few shards or images, or too small a cluster.
@@ -113,26 +107,21 @@ def distill_located(
         _checkpoints(target).clear()  # left by a run that was killed just after it finished
         return FinishedStudent(target, reused=True)
     config = manifest.distillation
-    if actor_cpus is not None:
-        ranks = Ranks(0, actor_cpus, own_device())
-    else:
-        if not trains_here(config.rank_limits):
-            # What every rank would raise, before ranks in other processes wait for and take GPUs.
-            # A rank inside this process raises the same errors just as early.
-            some = Ranks(0, 1.0, "cpu")  # what ranks will have changes none of these errors
-            open_stream(manifest, target.version, target.seed, 0, config.rank_limits[-1], some)
-            classes, size = len(manifest.classes), manifest.synthesis.image_size
-            build(config, classes, size, target.seed, manifest.cache)
-            if not config.stored_labels:
-                check_teacher(manifest, target.method, target.version)
-        ranks = plan_ranks(config.rank_limits, manifest.cluster)
-        measure_labels(manifest, [target])
+    if not trains_here(config.rank_limits):
+        # What every rank would raise, before ranks in other processes wait for and take GPUs.
+        # A rank inside this process raises the same errors just as early.
+        some = Ranks(0, 1.0, "cpu")  # what ranks will have changes none of these errors
+        open_stream(manifest, target.version, target.seed, 0, config.rank_limits[-1], some)
+        classes, size = len(manifest.classes), manifest.synthesis.image_size
+        build(config, classes, size, target.seed, manifest.cache)
+        if not config.stored_labels:
+            check_teacher(manifest, target.method, target.version)
+    ranks = plan_ranks(config.rank_limits, manifest.cluster)
+    measure_labels(manifest, [target])
     with _lease_and_record(manifest, target, ranks):
         try:
             _train(manifest, target, ranks, bar_place(ranks.local))
         except torch.AcceleratorError as error:
-            if actor_cpus is not None:  # another actor takes its place, and the task resumes
-                raise
             told = f"distillation: the GPU failed ({one_line(error)})"
             raise InfrastructureError(f"{told}; run the same command again, it resumes") from None
     return FinishedStudent(target, reused=False)

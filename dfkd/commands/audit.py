@@ -12,10 +12,11 @@ from dfkd.config.plan import AUDIT_IMAGES, image_count, task_count
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What would be made, and where."""
     from dfkd.operations.audit import small
-    from dfkd.operations.preflight import check_synthesis
+    from dfkd.operations.preflight import check_synthesis, check_towers
 
     few = small(manifest, options.images)
     check_synthesis(few)
+    check_towers(few)
     return {
         "method": few.method,
         "root": few.storage.root,

@@ -8,16 +8,15 @@ from typing import Any
 
 from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
+from dfkd.distillation.student_names import labellers_identity
 
 
 def plan(manifest: Manifest, options: argparse.Namespace) -> dict[str, Any]:
     """What a run would write."""
     from dfkd.distillation.student_store import require_embeddings
-    from dfkd.models.labeller import file_hashes
 
     require_embeddings(manifest)
-    (config,) = manifest.labellers.values()
-    file_hashes(config, manifest.cache)  # refuses weights that are not there
+    labellers_identity(manifest)  # refuses weights that are not there
     return {"classes": list(manifest.with_classes(options.classes).classes)}
 
 

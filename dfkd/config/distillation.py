@@ -113,7 +113,8 @@ class Distillation:
     alone and are not used with styles."""
     standardise: bool | tuple[float, Positive] = True
     """Rescale labels to mean 0 and standard deviation 1, because a CLIP's distances differ too
-    little for the usual learning rates. `[mean, std]` rescales distances to these, false leaves
+    little for the usual learning rates. The teacher's are rescaled by its distances to the class
+    prompts, also with `texts: styles`. `[mean, std]` rescales distances to these, false leaves
     them as they are. The finished student returns the teacher's distances in any case."""
     workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
     """DDP ranks of a student: a number, or `[least, most]` for a number that follows the cluster's

@@ -289,9 +289,11 @@ class Manifest:
             if each == "teacher":
                 found[each] = self.teacher
             else:
-                # Two weights of one architecture differ in their weights only.
-                name = f"{each.model} {each.weights}" if each.model in found else each.model
-                found[name] = each
+                # Two weights of one architecture differ in their weights only, and two templates
+                # of one model in those.
+                names = (each.model, f"{each.model} {each.weights}")
+                more = f"{names[-1]} {each.template}"
+                found[next((name for name in names if name not in found), more)] = each
         return found
 
     @property

@@ -110,7 +110,7 @@ class EmbeddingObjective:
         return (student @ self.texts.T).argmax(1), (teacher @ self.texts.T).argmax(1)
 
     def finish(self, student: Student) -> Student:
-        """The finished student: its output is an embedding in the teacher's space."""
+        """The finished student: its output is an embedding in the labeller's space."""
         return rescale_output(student, self.mean, self.std).with_classes(self.texts)
 
 

@@ -67,7 +67,8 @@ def student_names(manifest: Manifest, fingerprint: str, method: Method) -> list[
 
 
 def labellers_identity(manifest: Manifest) -> list[dict[str, str]]:
-    """What determines the answers of each labeller: template, and the sha256 of its files by role.
+    """What determines the answers of each labeller: template, architecture, and the sha256 of its
+    files by role.
 
     Raises:
         ManifestError, WeightsError: as `dfkd.models.labeller.file_hashes`.
@@ -77,7 +78,9 @@ def labellers_identity(manifest: Manifest) -> list[dict[str, str]]:
     found = []
     for name, config in manifest.labellers.items():
         with errors_name("teacher" if name == "teacher" else "distillation.labeller"):
-            found.append({"template": config.template, **_hashes(config, manifest.cache)})
+            own = {"template": config.template, "teacher.model": config.model}
+            # The hash of a configuration file takes the place of its path.
+            found.append(own | _hashes(config, manifest.cache))
     return found
 
 

@@ -116,7 +116,7 @@ def locate_all(manifest: Manifest) -> list[StudentLocation]:
 def _require_own(manifest: Manifest, method: Method, version: PublishedVersion) -> None:
     """Raise `ManifestError` unless students of the manifest could learn from the version."""
     required = {
-        "classes": list(manifest.classes),
+        "classes": manifest.as_dict()["classes"],  # with their meanings
         "synthesis.image_size": manifest.synthesis.image_size,
         "teacher.template": manifest.teacher.template,
     }
@@ -186,7 +186,7 @@ def check_initial_weights(
         if not config.labelled_by_teacher:
             named += [each.weights for each in manifest.labellers.values()]
         raise WeightsError(
-            "distillation.weights" if config.labelled_by_teacher else "distillation.labeller",
+            "distillation" if not config.labelled_by_teacher else "distillation.weights",
             "must be the same on every node",
             f"{', '.join(named)}, with which {name} has another name",
             "copy the driver's files to each node",

@@ -8,7 +8,7 @@ or a tower with a classifier that is trained only on texts (`text-only`). Its fo
 
     measure     "accuracy" on labelled images; or "agreement", where there are none: the share of
                 synthesised images, from which nothing has learned, on which a candidate gives the
-                teacher's answer
+                labeller's answer
     average     "images" or "classes": how accuracy on a domain is averaged
     source      where these images are from, for display
     images      {domain: number}

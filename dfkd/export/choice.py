@@ -375,7 +375,7 @@ def _remarks(
     if found.measure == "agreement":
         remarks.append(
             "Without labelled images the percentages are agreement with the labeller, on "
-            "synthesised images that no candidate learned from. This favours the teacher, whose "
+            "synthesised images that no candidate learned from. This favours the labeller, whose "
             "own answers these are."
         )
     return remarks

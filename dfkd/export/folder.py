@@ -135,8 +135,8 @@ def preprocessing_rules(network: Network) -> dict[str, Any]:
         output |= {
             "name": EMBEDDING,
             "shape": ["N", network.texts.shape[1]],
-            "meaning": "embedding in the teacher's space, of any length; with the angle between it "
-            "and a label's vector, distance = angle^2 / 2; smaller is closer",
+            "meaning": "embedding in the labeller's space, of any length; with the angle between "
+            "it and a label's vector, distance = angle^2 / 2; smaller is closer",
         }
     square = [
         "cut the longer side to 8 times the shorter, if it is more, around the centre",

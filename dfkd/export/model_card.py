@@ -49,7 +49,7 @@ prediction is the argmin. `model.int8.onnx` is the same, quantised. `labels.json
 in order,""",
     "embedding": """\
 `embedding`, float32 [N, {student[embedding_dim]}], in the
-teacher's space. `labels.json` has the unit text embedding of each class; the prediction is the
+labeller's space. `labels.json` has the unit text embedding of each class; the prediction is the
 class with the smallest angle. `model.int8.onnx` is the same, quantised.""",
 }
 """What the models give, by what the student learned; `both` gives embeddings too."""
@@ -78,7 +78,8 @@ linear classifier folded in that `dfkd` trained on texts alone, in PromptStyler'
 LEARNED = {
     "student": """\
 - It learned from images that a generator made after the teacher's idea of the class names, and
-  inherits the teacher's errors and biases. Try it on your own pictures before you rely on it.""",
+  inherits the errors and biases of the model that labelled them. Try it on your own pictures before
+  you rely on it.""",
     "tower": """\
 - It has the errors and biases of its CLIP model. Try it on pictures of your own before you rely on
   it.""",
@@ -86,8 +87,8 @@ LEARNED = {
 LICENCE = {
     "student": """\
 The weights are the output of your run; `dfkd` (Apache-2.0) lays no claim to them. They derive from
-the weights of the teacher, the generator and the student's initial backbone, whose licences and
-terms apply: read those before you pass this folder on.""",
+the weights of the teacher, the labeller, the generator and the student's initial backbone, whose
+licences and terms apply: read those before you pass this folder on.""",
     "tower": """\
 The weights are those of the CLIP model; `dfkd` (Apache-2.0) lays no claim to them. Its licence and
 terms apply: read them before you pass this folder on.""",
@@ -154,8 +155,9 @@ MEASURES = {
     "accuracy": """\
 In percent, of these files, on `{images[source]}`, which synthesis and training have not read:""",
     "agreement": """\
-There are no labelled images, so this is the share, in percent, of {images[source]}, on which these
-files give the teacher's answer. It favours the teacher, and tells nothing about real pictures:""",
+There are no labelled images, so this is the share, in percent, of {images[source]}, on which
+these files give the labeller's answer. It favours the labeller, and tells nothing about real
+pictures:""",
 }
 AVERAGES = {
     "images": "The mean is over domains.",

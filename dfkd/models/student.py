@@ -1,6 +1,6 @@
 """Students: a library's backbone and one linear layer, which map pixels to distances.
 
-The layer gives the distances themselves, or an embedding in the teacher's space (a student of
+The layer gives the distances themselves, or an embedding in the labeller's space (a student of
 `distillation.target: embedding` or `both`), whose distances to the class texts follow from it.
 """
 
@@ -70,7 +70,7 @@ class Student(nn.Module):
         return cosines.clamp(-1, 1).acos().square() / 2
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Unit embeddings [N, E] in the teacher's space, of a student of embeddings."""
+        """Unit embeddings [N, E] in the labeller's space, of a student of embeddings."""
         return F.normalize(self.output(pixels), dim=1)
 
     def output(self, pixels: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from dfkd.distillation.labels import load_labeller
 from dfkd.distillation.objective import MIN_STD
 from dfkd.models.labeller import class_prompt, distances
 from dfkd.operations.common_nouns import COMMON_NOUNS
-from dfkd.operations.preflight import check_synthesis, note_surprises
+from dfkd.operations.preflight import check_synthesis, check_towers, note_surprises
 from dfkd.prompts.diversity import pair_cosines, vendi_score
 from dfkd.report.gallery import data_uri
 from dfkd.report.page import template
@@ -82,6 +82,7 @@ def audit(manifest: Manifest, images: int = AUDIT_IMAGES) -> dict[str, Any]:
     """
     few = small(manifest, images)
     teacher, _ = check_synthesis(few)
+    check_towers(few)
     note_surprises(few, teacher)
     identity = identify(few)
     with ExitStack() as ray_runtime:
@@ -90,7 +91,7 @@ def audit(manifest: Manifest, images: int = AUDIT_IMAGES) -> dict[str, Any]:
         # What another manifest has left unfinished there is of no use to this one.
         version = build(few, identity, abandon=True).version
     labels, stored, pictures, pixels = read_images(version)
-    nouns = references(manifest.meanings)
+    nouns = references((*manifest.classes, *manifest.meanings))
     views = []
     for config in manifest.labellers.values():
         labeller = load_labeller(manifest, config, pick_device())
@@ -176,9 +177,9 @@ def read_images(
     return np.array(labels, np.int64), np.array(embeddings), pictures, images
 
 
-def references(classes: Sequence[str]) -> list[str]:
-    """The common nouns that share no word with a class."""
-    words = {word for name in classes for word in re.findall(r"\w+", name.lower())}
+def references(texts: Sequence[str]) -> list[str]:
+    """The common nouns that share no word with the names and meanings of classes."""
+    words = {word for name in texts for word in re.findall(r"\w+", name.lower())}
     return [noun for noun in COMMON_NOUNS if noun not in words]
 
 
@@ -277,7 +278,7 @@ def _time(root: Storage, method: str, images: int) -> dict[str, Any]:
         "images": images,
         "images_per_second": round(speed, 3),
         "workers": workers,
-        "hours": round(images / speed / 3600, 3),
+        "hours": round(images / speed / 3600, 6),
     }
 
 

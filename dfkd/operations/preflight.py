@@ -18,6 +18,7 @@ from dfkd.models.student import Student, build
 from dfkd.models.teacher import Teacher
 from dfkd.operations.required_weights import towers
 from dfkd.prompts.maker import check_prompts
+from dfkd.prompts.styles import check_styled_prompts
 from dfkd.utils.progress import say
 
 
@@ -120,6 +121,7 @@ def check_towers(manifest: Manifest) -> None:
     tuned = list(manifest.towers.values()) if "text-only" in manifest.candidates.classifiers else []
     if "text-only" in manifest.evaluation.scored:
         tuned += manifest.labellers.values()
+    labels = [*manifest.labellers.values()]
     for section, config in towers(manifest).items():
         if section == "teacher" and config not in tuned:
             continue  # which synthesis checks
@@ -130,6 +132,7 @@ def check_towers(manifest: Manifest) -> None:
                     Teacher.load(config, cpu, cache=cache), manifest.meanings, config.template
                 )
             else:
-                check_classes(
-                    Labeller.load(config, cpu, cache=cache), manifest.meanings, config.template
-                )
+                labeller = Labeller.load(config, cpu, cache=cache)
+                check_classes(labeller, manifest.meanings, config.template)
+                if config in labels and manifest.distillation.texts == "styles":
+                    check_styled_prompts(manifest, labeller)

@@ -26,7 +26,6 @@ from dfkd.cluster.students import (
     StudentDistiller,
     StudentTask,
     distill,
-    distill_located,
     student_engine,
 )
 from dfkd.config.manifest import Cluster, Manifest, StorageConfig
@@ -363,10 +362,9 @@ def test_a_notice_leaves_no_checkpoint_of_a_training_that_has_diverged(
     assert not list(tmp_path.rglob("checkpoints/*"))
 
 
-def test_a_driver_s_gpu_that_fails_is_worth_a_repetition_and_an_actor_s_another_actor(
+def test_a_driver_s_gpu_that_fails_is_worth_a_repetition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine ends the whole run after an `InfrastructureError`, and goes on after this one."""
     manifest = prepare(tmp_path, workers=1)
 
     def train(config: dict[str, Any]) -> bool:
@@ -375,5 +373,3 @@ def test_a_driver_s_gpu_that_fails_is_worth_a_repetition_and_an_actor_s_another_
     monkeypatch.setattr(students, "train", train)
     with pytest.raises(InfrastructureError, match=r"^distillation: the GPU failed \(CUDA error"):
         distill(manifest, "vanilla", 0)
-    with pytest.raises(torch.AcceleratorError):
-        distill_located(manifest, locate_student(manifest, "vanilla", 0), actor_cpus=1.0)

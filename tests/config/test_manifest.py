@@ -393,3 +393,13 @@ def test_a_class_with_a_wrong_meaning_is_refused(
 def test_meanings_are_written_beside_the_names_alone(path: Path) -> None:
     with pytest.raises(ManifestError, match=r"^given_meanings: is not a key of the manifest"):
         Manifest.read(path, ("given_meanings={dog: a pet}",))
+
+
+def test_models_that_differ_in_their_template_alone_are_all_there(path: Path) -> None:
+    """Of labellers and of towers."""
+    templates = ("a {class}", "photo of a {class}", "drawing of a {class}")
+    other = [{"model": "RN50", "weights": "openai", "template": each} for each in templates]
+    overrides = f"distillation.labeller={json.dumps(other)}", "evaluation.models=teacher"
+    manifest = Manifest.read(path, overrides)
+    assert [each.template for each in manifest.labellers.values()] == [*templates]
+    assert [each.template for each in manifest.towers.values()] == [*templates]

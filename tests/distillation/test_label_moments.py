@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dfkd.config.manifest import Manifest
 from dfkd.dataset.published import PublishedVersion
 from dfkd.distillation import label_moments
 from dfkd.distillation.label_moments import key_of, measure, moments_of, read_moments
 from dfkd.distillation.labels import Ensemble, load_ensemble, target_function
+from dfkd.distillation.student_names import labellers_identity
 from dfkd.errors import CorruptionError, WeightsError
 from dfkd.models.labeller import Labeller, distances
 from dfkd.storage.base import MissingObject
@@ -136,3 +138,15 @@ def test_one_labeller_weighs_one(teacher: Labeller) -> None:
     alone = Ensemble([teacher], [texts])
     assert torch.equal(alone.distances(pixels), distances(teacher.encode_image(pixels), texts))
     assert alone.temperature == pytest.approx(1 / teacher.logit_scale)
+
+
+def test_the_same_weights_in_another_architecture_are_another_labeller(tmp_path: Path) -> None:
+    """With other activations they have the same shapes and give other labels."""
+    weights = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.zeros(1)}, weights)
+    found = []
+    for model in ("RN50", "RN50-quickgelu"):
+        labeller = {"model": model, "weights": str(weights)}
+        manifest = Manifest.read(write_manifest(tmp_path, distillation={"labeller": labeller}))
+        found.append(labellers_identity(manifest))
+    assert found[0] != found[1]

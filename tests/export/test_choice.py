@@ -124,7 +124,7 @@ def test_a_single_seed_a_guess_and_agreement_are_told() -> None:
     assert found.sentence.startswith("Ship s (30.0 % agreement, 2.0 ms, 3.0 MB): no other")
     assert "better than guessing (33.3 %)" in found.remarks[0]
     assert "single seed" in found.remarks[1]
-    assert "favours the teacher" in found.remarks[2]
+    assert "favours the labeller" in found.remarks[2]
 
 
 def test_a_frontier_rises_with_its_cost() -> None:

@@ -72,7 +72,7 @@ def squeezed(**scored: Any) -> str:
 def test_without_labelled_images_the_card_says_what_is_measured_instead() -> None:
     card = squeezed(measure="agreement")
     assert "## Agreement" in card
-    assert "It favours the teacher" in card
+    assert "It favours the labeller" in card
 
 
 @pytest.mark.parametrize("classifier", ["zero-shot", "text-only"])

@@ -37,6 +37,7 @@ def manifest_of(folder: Path, labeller: Any, **distillation: Any) -> Manifest:
     teacher = section(folder / "teacher")
     path = write_manifest(
         folder,
+        classes=[{"name": "red", "prompt": "a red brush"}, "green", "blue"],
         teacher=teacher,
         distillation={"epochs": 1, "labeller": labeller, **distillation},
         evaluation={"data": str(folder / "data")},

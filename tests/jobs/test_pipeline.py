@@ -49,8 +49,10 @@ MANIFEST = Path(__file__).parents[2] / "manifests" / "miniature.yaml"
 @pytest.mark.slow
 @pytest.mark.timeout(700)
 def test_from_class_names_to_a_table_and_again(tmp_path: Path) -> None:
-    """With classes that nobody prepared, twice: the second time everything is found finished."""
-    arguments = settings(tmp_path / "run", "classes=[rocket, tree]")
+    """With classes that nobody prepared, one of them with a meaning, and twice: the second time
+    everything is found finished."""
+    classes = "classes=[{name: rocket, prompt: space rocket}, tree]"
+    arguments = settings(tmp_path / "run", classes)
     found = run("pipeline", MANIFEST, *arguments)
     assert found.returncode == 0, found.stderr
     *table, last = found.stdout.splitlines()

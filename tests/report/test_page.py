@@ -282,7 +282,7 @@ def test_a_run_without_labelled_images_has_a_page_about_its_candidates(
     assert {a["href"] for a in outline.all("a")}.isdisjoint(f"#{name}" for name in absent)
     assert "Of 4 candidates, ship teacher text-only. What to ship" in outline.words
     assert "Ship teacher text-only (82.0 % agreement, 3.2 ms, 21.5 MB) unless" in outline.words
-    assert "This favours the teacher, whose own answers these are." in outline.words
+    assert "This favours the labeller, whose own answers these are." in outline.words
     assert "3 classes · no labelled images" in outline.words
     assert len(outline.all("img")) >= 2 * 3 * 8
     assert COMMAND in outline.text

@@ -260,7 +260,9 @@ def run(study: Study, data: Domains | None, threads: int = 0) -> StudyCells:
             own = identities[study.cells[0].home.storage.root]
             storage = open_storage(manifest.storage.root)
             store = cell_of_teacher(storage, own, digest, unseen_images)
-            only = manifest.with_values(evaluation={"models": ("teacher",)})
+            only = manifest.with_values(
+                evaluation={"models": ("teacher",)}, distillation={"labeller": ("teacher",)}
+            )
             outcome = store.read() or _score(only, store, threads, unseen=described.unseen)
             teacher = CellScore(0, store.folder, outcome)
         groups: dict[tuple[str, str], list[Cell]] = {}
