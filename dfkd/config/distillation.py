@@ -115,7 +115,7 @@ class Distillation:
     """Rescale labels to mean 0 and standard deviation 1, because a CLIP's distances differ too
     little for the usual learning rates. The teacher's are rescaled by its distances to the class
     prompts, also with `texts: styles`. `[mean, std]` rescales distances to these, false leaves
-    them as they are. The finished student returns the teacher's distances in any case."""
+    them as they are. The finished student returns the labeller's distances in any case."""
     workers: Annotated[Several[Count], Field(min_length=1, max_length=2)] = (1,)
     """DDP ranks of a student: a number, or `[least, most]` for a number that follows the cluster's
     free resources. Students of one rank train side by side, as many as there are GPUs or CPUs;

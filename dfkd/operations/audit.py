@@ -127,7 +127,9 @@ def audit(manifest: Manifest, images: int = AUDIT_IMAGES) -> dict[str, Any]:
     taken = [names[row] for row in rows]
     shown = {
         name: [
-            (uri, taken[i]) for i, uri in enumerate(pictures) if manifest.classes[labels[i]] == name
+            (uri, text, taken[i])
+            for i, (uri, text) in enumerate(pictures)
+            if manifest.classes[labels[i]] == name
         ]
         for name in manifest.classes
     }
@@ -136,13 +138,13 @@ def audit(manifest: Manifest, images: int = AUDIT_IMAGES) -> dict[str, Any]:
 
 
 def write_page(
-    root: Storage, found: dict[str, Any], shown: dict[str, list[tuple[str, str]]], nouns: int
+    root: Storage, found: dict[str, Any], shown: dict[str, list[tuple[str, str, str]]], nouns: int
 ) -> None:
     """Write `audit.html`.
 
     Args:
         found: the content of `audit.json`.
-        shown: for each class its pictures as URIs, each with the name that it is taken for.
+        shown: for each class its pictures as URIs, their prompts, and what they are taken for.
         nouns: the number of common nouns that the pictures were compared with.
     """
     text = template("audit.html.jinja").render(
@@ -160,9 +162,9 @@ def write_page(
 
 def read_images(
     version: PublishedVersion,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[str], torch.Tensor]:
-    """Class indices [N], unit embeddings [N, E] of the teacher, pictures as URIs, and as uint8
-    [N, S, S, 3].
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], list[tuple[str, str]], torch.Tensor]:
+    """Class indices [N], unit embeddings [N, E] of the teacher, pictures as URIs with their
+    prompts, and as uint8 [N, S, S, 3].
     """
     embeddings, labels, pictures, pixels = [], [], [], []
     size = int(version.facts["identity"]["synthesis.image_size"])
@@ -171,7 +173,7 @@ def read_images(
             vector = sample.arrays["embedding"].astype(np.float32)
             embeddings.append(vector / max(float(np.linalg.norm(vector)), 1e-12))
             labels.append(sample.metadata["class_index"])
-            pictures.append(sample.decoded(data_uri))
+            pictures.append((sample.decoded(data_uri), sample.metadata["prompt"]))
             pixels.append(sample.decoded(lambda image: decode_image(image, size)))
     images = torch.from_numpy(np.stack(pixels))
     return np.array(labels, np.int64), np.array(embeddings), pictures, images

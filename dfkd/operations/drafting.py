@@ -223,7 +223,8 @@ def photographs(
 {noted}{dump({"classes": list(classes)})}
 # Where results go, and a stopped run goes on: a folder, or s3://, az:// or gs://bucket/prefix.
 {dump({"storage": {"root": f"runs/{name}"}})}
-# The teacher looks at an image and says how near it is to each name. A student learns just this.
+# The teacher looks at an image and says how near it is to each name. A student learns just this,
+# unless another model labels the images (below).
 # Stable Diffusion 1.5 reads its texts with the same CLIP, so change the two together.
 teacher:
   model: ViT-L-14-quickgelu
@@ -250,7 +251,7 @@ synthesis:
 # The student, and how long it learns: first its last layer alone, then all of it.
 # A smaller one: `student: timm:mobilenetv3_small_100` with `weights: pretrained`.
 # A stronger model than the teacher may say what the images show, which takes longer:
-# `labeller: {{model: PE-Core-L-14-336, weights: meta}}`
+# `labeller: {{model: PE-Core-L-14-336, weights: meta}}`, of 2.7 GB
 distillation:
   student: resnet18
   weights: IMAGENET1K_V1
@@ -259,11 +260,11 @@ distillation:
   batch_size: {BATCH}
   precision: bfloat16
 
-# What else could be shipped: the teacher's own image tower, which is large, and others by their
-# names in open_clip. A small one, of 25 MB, which `dfkd fetch` downloads too:
-# `towers: [teacher, {{model: PE-Core-T-16-384, weights: meta}}]`
+# What else could be shipped: the image tower of the model that labels, which is large, and others
+# by their names in open_clip. A small one, of 25 MB, which `dfkd fetch` downloads too:
+# `towers: [labeller, {{model: PE-Core-T-16-384, weights: meta}}]`
 candidates:
-  towers: [teacher]
+  towers: [labeller]
   classifiers: [zero-shot, text-only]
 
 # The test: with labelled images, a folder domain/class/*, candidates are scored by accuracy. With

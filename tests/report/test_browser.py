@@ -72,7 +72,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def audited(names: list[str]) -> tuple[dict[str, Any], dict[str, list[tuple[str, str]]], int]:
+def audited(names: list[str]) -> tuple[dict[str, Any], dict[str, list[tuple[str, str, str]]], int]:
     """What an audit hands its page: eight noisy pictures of each class."""
     noise = np.random.default_rng(0)
     texts = np.eye(len(names) + 1)
@@ -81,11 +81,11 @@ def audited(names: list[str]) -> tuple[dict[str, Any], dict[str, list[tuple[str,
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     far = 1 - vectors @ texts.T
     taken = [[*names, "bird"][i] for i in far.argmin(axis=1)]
-    shown: dict[str, list[tuple[str, str]]] = {name: [] for name in names}
+    shown: dict[str, list[tuple[str, str, str]]] = {name: [] for name in names}
     for label, name in zip(labels.tolist(), taken, strict=True):
         png = io.BytesIO()
         Image.new("RGB", (64, 64), (28 * label, 120, 90)).save(png, "PNG")
-        shown[names[label]].append((data_uri(png.getvalue()), name))
+        shown[names[label]].append((data_uri(png.getvalue()), f'a "{name}"', name))
     # All images of the last class failed.
     shown[names[-1]].clear()
     vectors, far, labels = (each[labels < len(names) - 1] for each in (vectors, far, labels))
