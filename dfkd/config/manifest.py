@@ -291,9 +291,9 @@ class Manifest:
             else:
                 # Two weights of one architecture differ in their weights only, and two templates
                 # of one model in those.
-                names = (each.model, f"{each.model} {each.weights}")
-                more = f"{names[-1]} {each.template}"
-                found[next((name for name in names if name not in found), more)] = each
+                longer = f"{each.model} {each.weights}"
+                names = (each.model, longer, f"{longer} {each.template}")
+                found[next(name for name in names if name not in found)] = each
         return found
 
     @property

@@ -186,7 +186,7 @@ def check_initial_weights(
         if not config.labelled_by_teacher:
             named += [each.weights for each in manifest.labellers.values()]
         raise WeightsError(
-            "distillation" if not config.labelled_by_teacher else "distillation.weights",
+            "distillation.weights" if config.labelled_by_teacher else "distillation",
             "must be the same on every node",
             f"{', '.join(named)}, with which {name} has another name",
             "copy the driver's files to each node",

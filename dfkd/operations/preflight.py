@@ -127,12 +127,12 @@ def check_towers(manifest: Manifest) -> None:
             continue  # which synthesis checks
         with errors_name(section):
             cpu, cache = torch.device("cpu"), manifest.cache
+            model: Labeller
             if config in tuned:
-                check_texts(
-                    Teacher.load(config, cpu, cache=cache), manifest.meanings, config.template
-                )
+                model = teacher = Teacher.load(config, cpu, cache=cache)
+                check_texts(teacher, manifest.meanings, config.template)
             else:
-                labeller = Labeller.load(config, cpu, cache=cache)
-                check_classes(labeller, manifest.meanings, config.template)
-                if config in labels and manifest.distillation.texts == "styles":
-                    check_styled_prompts(manifest, labeller)
+                model = Labeller.load(config, cpu, cache=cache)
+                check_classes(model, manifest.meanings, config.template)
+            if manifest.distillation.texts == "styles" and config in labels:
+                check_styled_prompts(manifest, model)

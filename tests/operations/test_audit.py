@@ -9,7 +9,7 @@ import pytest
 import dfkd
 from dfkd.commands import audit as command
 from dfkd.config.manifest import Manifest
-from dfkd.errors import Exit
+from dfkd.errors import Exit, WeightsError
 from dfkd.operations import audit
 from tests.helpers import jobs
 from tests.helpers.published import published
@@ -105,3 +105,11 @@ def test_no_images_are_no_audit(capsys: pytest.CaptureFixture[str]) -> None:
         command.main(["miniature", "--images=0"])
     assert stop.value.code == Exit.USAGE
     assert "--images: must be 1 or more" in capsys.readouterr().err
+
+
+def test_a_labeller_that_is_not_there_is_refused_before_an_image_is_made(tmp_path: Path) -> None:
+    labeller = {"model": "RN50", "weights": str(tmp_path / "none.safetensors")}
+    path = write_manifest(tmp_path, distillation={"labeller": labeller})
+    with pytest.raises(WeightsError, match=r"^distillation\.labeller\.0\.weights: "):
+        audit.audit(Manifest.read(path), 2)
+    assert not (tmp_path / "run/audit").exists()

@@ -12,11 +12,12 @@ from dfkd.operations.preflight import (
     check_distillation,
     check_evaluation,
     check_synthesis,
+    check_towers,
     note_surprises,
 )
 from tests.helpers import small_manifest
 from tests.helpers.inversion_runs import read as inversion
-from tests.helpers.tiny_models import write_backbone
+from tests.helpers.tiny_models import VIT, model_config, write_backbone, write_teacher
 
 
 def test_a_batch_that_no_epoch_will_fill_is_refused(tmp_path: Path) -> None:
@@ -81,3 +82,18 @@ def test_sizes_that_a_method_cannot_generate_are_refused() -> None:
     check_synthesis(inversion("synthesis.source=dfad", "synthesis.shard_size=3", *few))
     with pytest.raises(ManifestError, match=r"dfad\.rounds: .* each of the 2 parts, got 1; raise"):
         check_synthesis(inversion("synthesis.source=[cmi, dfad]", *few))
+
+
+@pytest.mark.parametrize("scored", ["student", "[student, text-only]"])
+def test_styled_texts_must_fit_the_labeller_s_context(tmp_path: Path, scored: str) -> None:
+    """Whose context may be shorter than the teacher's."""
+    config = write_teacher(tmp_path / "short", model_config(VIT, context_length=8))
+    settings = (
+        f"distillation.labeller={{model: {config.model}, weights: {config.weights}}}",
+        f"evaluation.models={scored}",
+        "prompts.template='{class} in the style of {style}'",
+        "prompts.styles=[one and two and three and four]",
+    )
+    check_towers(small_manifest.read(tmp_path, *settings))
+    with pytest.raises(ManifestError, match=r"^prompts\.styles: .* at most 6 tokens"):
+        check_towers(small_manifest.read(tmp_path, *settings, "distillation.texts=styles"))
