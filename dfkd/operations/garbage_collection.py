@@ -91,6 +91,7 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
     removals = [
         *planner.students([removal.version for removal in versions]),
         *planner.regenerations(),
+        *planner.labels([removal.version for removal in versions]),
         *versions,
         *planner.marks(),
         planner.leases(),
@@ -185,6 +186,14 @@ class _Planner:
             if unused and age(objects) >= self.grace:
                 what = f"pages of regeneration {attempt.number}"
                 yield Removal(what, f"of version {version}", tuple(objects.values()), version)
+
+    def labels(self, gone: Sequence[str]) -> Iterator[Removal]:
+        """What is stored of the labels of versions that are gone or will go."""
+        left = {version.partition("/")[2] for version in self.listing.versions.keys() - {*gone}}
+        for version, objects in self.listing.labels.items():
+            if version not in left and age(objects) >= self.grace:
+                what, why = f"labels of version {version}", "the version is gone"
+                yield Removal(what, why, tuple(objects.values()))
 
     def marks(self) -> Iterator[Removal]:
         """The marks of removal of versions that are kept."""

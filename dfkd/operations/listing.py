@@ -19,6 +19,7 @@ VERSION_NAME = re.compile(f"{METHOD}/{ID}")
 """`{method}/{id}` of a version."""
 VERSION = re.compile(f"{layout.DATA}{METHOD}/{layout.VERSIONS}{ID}/(?P<name>.+)")
 STUDENT = re.compile(f"{layout.STUDENTS}(?P<id>{METHOD}-s[0-9]+-[0-9a-f]{{12}})/(?P<name>.+)")
+LABELS = re.compile(rf"{layout.LABELS}{ID}-[0-9a-f]{{12}}\.safetensors")
 REGENERATION = re.compile(
     f"{layout.REGENERATIONS}(?P<id>[0-9]{{8}})/"
     r"(?P<name>(?!(?:claim|decision|finished)\.json$).+)"
@@ -41,6 +42,8 @@ class Listing:
     """By the name of the student's folder."""
     regenerations: Groups = field(default_factory=lambda: defaultdict(dict))
     """By the number of the attempt, eight digits."""
+    labels: Groups = field(default_factory=lambda: defaultdict(dict))
+    """The moments of other labellers, by the id of the version, and by their keys."""
     leases: list[StoredObject] = field(default_factory=list)
 
     @classmethod
@@ -55,6 +58,8 @@ class Listing:
                 found.students[match["id"]][match["name"]] = entry
             elif match := REGENERATION.fullmatch(entry.key):
                 found.regenerations[match["id"]][match["name"]] = entry
+            elif match := LABELS.fullmatch(entry.key):
+                found.labels[match["id"]][entry.key] = entry
             elif LEASE.fullmatch(entry.key):
                 found.leases.append(entry)
             elif entry.key.startswith(layout.CELLS):

@@ -151,6 +151,20 @@ def test_students_are_removed_with_their_versions(run: Run) -> None:
     assert set(run.storage.folders("students/")) == left
 
 
+def test_labels_of_other_labellers_go_with_their_version(run: Run) -> None:
+    versions = run.chain(3)
+    old, new = (f"labels/{versions[i].id}-{'a' * 12}.safetensors" for i in (0, 2))
+    young = f"labels/{versions[1].id}-{'b' * 12}.safetensors"
+    for key in (old, new):
+        run.storage.put(key, b"moments")
+    age(run.root)
+    run.storage.put(young, b"moments")
+    assert f"labels of version {versions[0].id}" in run.removed()
+    assert {key for key in contents(run.root) if key.startswith("labels/")} == {new, young}
+    age(run.root)
+    assert run.removed() == {f"labels of version {versions[1].id}"}
+
+
 def test_unfinished_students_of_each_architecture_go_with_their_version(run: Run) -> None:
     versions, several = run.old_chain(), ("timm:test_resnet", "timm:test_efficientnet")
     run.manifest = run.manifest.with_values(distillation={"student": several, "seeds": (0, 1)})
