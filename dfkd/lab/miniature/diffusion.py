@@ -292,7 +292,8 @@ class DiffusionTrainer(Resumable):
         noise = torch.randn(clean.shape, generator=gen)
         # One time of each of B equal intervals: the loss varies less than with free times.
         strata = torch.arange(len(clean)) + torch.rand(len(clean), generator=gen)
-        times = (strata / len(clean) * len(self.alphas)).long()
+        # 63 and a number just below 1 are 64 in float32.
+        times = (strata / len(clean) * len(self.alphas)).long().clamp_max(len(self.alphas) - 1)
         signal = self.alphas[times].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - self.alphas[times]).sqrt().view(-1, 1, 1, 1)
         for group in self.optimizer.param_groups:
