@@ -8,12 +8,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dfkd.config.plugins import NAME
 from dfkd.errors import ManifestError
 from dfkd.storage import layout
 from dfkd.storage.base import Storage, StoredObject
 from dfkd.storage.lease import LEASE
 
-METHOD = "(?P<method>[a-z]+(?:-bn)?)"
+METHOD = f"(?P<method>{NAME.pattern}(?:-{NAME.pattern})?)"
+"""A prompt method, with its source of images where that is not the generator."""
 ID = "(?P<id>[0-9a-f]{16})"
 VERSION_NAME = re.compile(f"{METHOD}/{ID}")
 """`{method}/{id}` of a version."""

@@ -190,15 +190,17 @@ def test_a_damaged_mark_removes_no_student(run: Run, mark: bytes) -> None:
     assert run.storage.folders("students/") == (name, half)
 
 
-def test_methods_with_batch_norm_statistics_are_collected_too(run: Run) -> None:
+@pytest.mark.parametrize("method", ["vanilla-bn", "contrastive_variant", "shout2-sharp"])
+def test_methods_of_any_name_and_source_are_collected(run: Run, method: str) -> None:
     versions = run.chain(2)
-    run.put_student(versions[0], f"vanilla-bn-s0-{'a' * 12}")
-    (run.root / "data/vanilla").rename(run.root / "data/vanilla-bn")
+    run.put_student(versions[0], f"{method}-s0-{'a' * 12}")
+    (run.root / "data/vanilla").rename(run.root / "data" / method)
+    run.storage.put(label := f"labels/{versions[1].id}-{'a' * 12}.safetensors", b"moments")
     age(run.root)
     removed = run.removed()
-    gone = {f"version vanilla-bn/{versions[0].id}", f"student vanilla-bn-s0-{'a' * 12}"}
-    assert gone <= removed
+    assert {f"version {method}/{versions[0].id}", f"student {method}-s0-{'a' * 12}"} <= removed
     assert not any(versions[1].id in what for what in removed)
+    assert label in contents(run.root)
 
 
 @pytest.mark.parametrize("key", [layout.STUDIES, "cells/vanilla-s0-0123456789ab-0123456789ab/x"])

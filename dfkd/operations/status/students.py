@@ -9,13 +9,14 @@ from typing import Literal
 
 from dfkd.config.manifest import Manifest
 from dfkd.distillation.student_names import student_name
+from dfkd.operations.listing import METHOD
 from dfkd.operations.status.activity import Activity
 from dfkd.operations.status.versions import VersionStatus
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
 
 OBJECT = re.compile(
-    rf"{layout.STUDENTS}(?P<name>(?P<method>[a-z-]+)-s(?P<seed>[0-9]+)-[0-9a-f]{{12}})/"
+    rf"{layout.STUDENTS}(?P<name>{METHOD}-s(?P<seed>[0-9]+)-[0-9a-f]{{12}})/"
     rf"(?:{re.escape(layout.STUDENT_CARD)}|{layout.CHECKPOINTS}(?P<step>[0-9]{{10}})\.safetensors)"
 )
 
