@@ -27,7 +27,8 @@ def ray_map(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
         Exception: the one that `work` raises.
     """
     task, remaining = ray.remote(num_cpus=1)(work), iter(items)
-    ahead = ROUNDS * int(ray.cluster_resources()["CPU"])
+    # Where an autoscaler adds nodes for what waits, there may be none yet.
+    ahead = ROUNDS * max(1, int(ray.cluster_resources().get("CPU", 0)))
     pending = deque(map(task.remote, islice(remaining, ahead)))
     while pending:
         try:
