@@ -27,10 +27,13 @@ def ray_map(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
         Exception: the one that `work` raises.
     """
     task, remaining = ray.remote(num_cpus=1)(work), iter(items)
-    # Where an autoscaler adds nodes for what waits, there may be none yet.
-    ahead = ROUNDS * max(1, int(ray.cluster_resources().get("CPU", 0)))
-    pending = deque(map(task.remote, islice(remaining, ahead)))
-    while pending:
+    pending: deque[ray.ObjectRef[B]] = deque()
+    while True:
+        # An autoscaler adds nodes for the tasks that wait, perhaps the first ones.
+        ahead = ROUNDS * max(1, int(ray.cluster_resources().get("CPU", 0)))
+        pending.extend(map(task.remote, islice(remaining, max(0, ahead - len(pending)))))
+        if not pending:
+            return
         try:
             yield ray.get(pending.popleft())
         except RayTaskError as error:
@@ -39,4 +42,3 @@ def ray_map(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
             raise InfrastructureError(
                 f"a worker was lost again and again ({one_line(error)}); run the same command again"
             ) from None
-        pending.extend(map(task.remote, islice(remaining, 1)))

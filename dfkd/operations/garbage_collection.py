@@ -88,10 +88,11 @@ def plan(root: Storage, manifest: Manifest, keep: int, grace: float) -> RemovalP
     kept = KeptVersions.read(root, listing, keep, grace)
     planner = _Planner(root, manifest, listing, kept, grace)
     versions = list(planner.versions())
+    gone = [removal.version for removal in versions]
     removals = [
-        *planner.students([removal.version for removal in versions]),
+        *planner.students(gone),
         *planner.regenerations(),
-        *planner.labels([removal.version for removal in versions]),
+        *planner.labels(gone),
         *versions,
         *planner.marks(),
         planner.leases(),

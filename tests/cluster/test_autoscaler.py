@@ -123,6 +123,8 @@ def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
         # One rank, for which the head would do if it were a machine by itself.
         assert run("distill", write(tmp_path), cluster) > 1
         wait_until_nodes_are_gone(cluster)
+        assert run("verify", write(tmp_path), cluster) > 1
+        wait_until_nodes_are_gone(cluster)
         killed = tmp_path / "killed"
         killed.mkdir()
         driver = start("synthesize", write(killed), cluster)

@@ -10,6 +10,7 @@ from dfkd.dataset.verification import verify
 from dfkd.dataset.versions import begin
 from dfkd.distillation.student_names import student_name, student_names
 from dfkd.errors import CorruptionError, ManifestError
+from dfkd.operations.status.students import stored_students
 from dfkd.storage import layout, lease
 from dfkd.storage.base import MissingObject
 from tests.helpers.jobs import contents
@@ -191,14 +192,15 @@ def test_a_damaged_mark_removes_no_student(run: Run, mark: bytes) -> None:
 
 
 @pytest.mark.parametrize("method", ["vanilla-bn", "contrastive_variant", "shout2-sharp"])
-def test_methods_of_any_name_and_source_are_collected(run: Run, method: str) -> None:
+def test_methods_of_any_name_and_source_are_seen_and_collected(run: Run, method: str) -> None:
     versions = run.chain(2)
-    run.put_student(versions[0], f"{method}-s0-{'a' * 12}")
+    run.put_student(versions[0], name := f"{method}-s0-{'a' * 12}")
+    assert stored_students(run.storage)[name].method == method
     (run.root / "data/vanilla").rename(run.root / "data" / method)
     run.storage.put(label := f"labels/{versions[1].id}-{'a' * 12}.safetensors", b"moments")
     age(run.root)
     removed = run.removed()
-    assert {f"version {method}/{versions[0].id}", f"student {method}-s0-{'a' * 12}"} <= removed
+    assert {f"version {method}/{versions[0].id}", f"student {name}"} <= removed
     assert not any(versions[1].id in what for what in removed)
     assert label in contents(run.root)
 
