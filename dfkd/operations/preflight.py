@@ -115,15 +115,19 @@ def check_evaluation(manifest: Manifest) -> None:
     check_towers(manifest)
 
 
+_ONE_FILE = 2e9
+"""Bytes of the weights of one ONNX file at most: a protocol buffer has less than 2 GiB."""
+
+
 def check_towers(manifest: Manifest) -> None:
-    """Refuse labellers and towers that cannot be loaded, or cannot tell the classes apart."""
+    """Refuse labellers and towers that cannot be loaded, exported or tell the classes apart."""
     # Text-only classifiers are trained on candidates, and on the labeller for the results.
     tuned = list(manifest.towers.values()) if "text-only" in manifest.candidates.classifiers else []
     if "text-only" in manifest.evaluation.scored:
         tuned += manifest.labellers.values()
-    labels = [*manifest.labellers.values()]
+    labels, exported = [*manifest.labellers.values()], [*manifest.towers.values()]
     for section, config in towers(manifest).items():
-        if section == "teacher" and config not in tuned:
+        if section == "teacher" and config not in (*tuned, *exported):
             continue  # which synthesis checks
         with errors_name(section):
             cpu, cache = torch.device("cpu"), manifest.cache
@@ -134,5 +138,13 @@ def check_towers(manifest: Manifest) -> None:
             else:
                 model = Labeller.load(config, cpu, cache=cache)
                 check_classes(model, manifest.meanings, config.template)
+            size = 4 * sum(weight.numel() for weight in model.visual.parameters())
+            if config in exported and size > _ONE_FILE:
+                raise ManifestError(
+                    "teacher.model",
+                    "is a candidate, whose float32 image tower must have at most 2 GB",
+                    f"{config.model} of {size / 1e9:.1f} GB",
+                    "leave it out of candidates.towers",
+                )
             if manifest.distillation.texts == "styles" and config in labels:
                 check_styled_prompts(manifest, model)

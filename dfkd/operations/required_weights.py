@@ -138,7 +138,9 @@ def towers(manifest: Manifest) -> dict[str, TeacherConfig]:
     ):
         for number, each in enumerate(models):
             if not isinstance(each, str):
-                found[f"{section}.{number}"] = each
+                # One labeller is mostly written without a list.
+                alone = section == "distillation.labeller" and len(models) == 1
+                found[section if alone else f"{section}.{number}"] = each
     return found
 
 

@@ -7,6 +7,7 @@ import pytest
 from dfkd.config.manifest import Manifest
 from dfkd.errors import ManifestError, WeightsError
 from dfkd.models.teacher import Teacher
+from dfkd.operations import preflight
 from dfkd.operations.preflight import (
     check_batches,
     check_distillation,
@@ -55,6 +56,23 @@ def test_a_tower_that_cannot_be_loaded_is_refused(tmp_path: Path, data: str) -> 
     wrong = "candidates.towers=[{model: RN50, weights: none.pt}]"
     with pytest.raises(ManifestError, match=r"^candidates\.towers\.0\.weights: "):
         check_evaluation(small_manifest.read(tmp_path, f"evaluation.data={data}", wrong))
+
+
+@pytest.mark.parametrize("towers", ["[teacher]", "[labeller]", "[]"])
+def test_a_candidate_must_fit_into_one_file(
+    towers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger teacher or labeller can teach, but not be shipped."""
+    monkeypatch.setattr(preflight, "_ONE_FILE", 1e4)
+    config = write_teacher(tmp_path / "other", model_config(VIT))
+    labeller = f"distillation.labeller={{model: {config.model}, weights: {config.weights}}}"
+    manifest = small_manifest.read(tmp_path, f"candidates.towers={towers}", labeller)
+    if towers == "[]":
+        check_towers(manifest)
+        return
+    named = {"[teacher]": "teacher", "[labeller]": r"distillation\.labeller"}[towers]
+    with pytest.raises(ManifestError, match=rf"^{named}\.model: is a candidate.* at most 2 GB"):
+        check_towers(manifest)
 
 
 def test_names_that_the_bundled_model_does_not_draw_are_noted(
