@@ -115,8 +115,8 @@ def build(
                 shown.append("dfkd status shows more, with --json all")
             raise PartialError(
                 f"version {version.id}: {len(quarantined)} of {task_count(manifest)} tasks "
-                f"quarantined ({'; '.join(shown)}); run the same command again; --accept-partial "
-                "publishes without them"
+                f"quarantined ({'; '.join(shown)}); run the same command again; dfkd synthesize "
+                "--accept-partial publishes without them"
             )
         # Checked again, because a driver that was suspended may have lost its lease meanwhile.
         refuse_removal(version.home, version.id)

@@ -52,7 +52,7 @@ def publish(
         quarantined: ids of tasks that may lack one.
 
     Raises:
-        PartialError: a task that is not quarantined has no receipt.
+        PartialError: a task that is not quarantined has no receipt, or there is no image.
         CorruptionError: a receipt is missing or damaged.
     """
     storage = home.child(layout.version(fingerprint[:16]))
@@ -94,6 +94,11 @@ def publish(
         raise PartialError(
             f"version {fingerprint[:16]}: {len(unexpected)} of {planned} tasks have no receipt "
             f"({shown}); run the same command again, it resumes"
+        )
+    if not totals["samples"]:
+        raise PartialError(
+            f"version {fingerprint[:16]}: not one image of its {planned} tasks could be made; see "
+            "dfkd status, then run the same command again"
         )
     count = max(1, totals["labels"])
     mean = math.fsum(each for each, _ in sums) / count

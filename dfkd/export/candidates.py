@@ -114,7 +114,7 @@ def write_candidates(manifest: Manifest, threads: int) -> str:
     Raises:
         ManifestError: nothing is published, or a student is not finished.
         CorruptionError: a student or a data set is missing or damaged.
-        PartialError: without labelled images, some of the images to compare on failed.
+        PartialError: without labelled images, not one image to compare on could be made.
     """
     root, shipped = open_storage(manifest.storage.root), manifest.distillation.seeds[0]
     students = locate_candidates(manifest)
@@ -424,15 +424,21 @@ def held_out(manifest: Manifest, learned: PublishedVersion) -> Domains:
         learned: the version that the students learned from, which weighs several labellers.
 
     Raises:
-        PartialError, InfrastructureError: as `build`; the same call resumes.
+        PartialError: not one image could be made.
+        InfrastructureError: as `build`; the same call resumes.
     """
     config = manifest.synthesis
     shards = math.ceil(HELD_OUT_SHARE * config.images_per_class / config.shard_size)
-    most = max(1, HELD_OUT_IMAGES // (len(manifest.classes) * config.shard_size))
-    count = min(config.images_per_class, config.shard_size * min(shards, most))
+    most = max(1, HELD_OUT_IMAGES // len(manifest.classes))
+    count = min(config.images_per_class, config.shard_size * shards, most)
     root = f"{manifest.storage.root.rstrip('/')}/{layout.HELD_OUT}"
     small = manifest.with_method(manifest.methods[-1]).with_values(
-        storage={"root": root}, synthesis={"images_per_class": count}
+        storage={"root": root},
+        synthesis={
+            "images_per_class": count,
+            "shard_size": min(count, config.shard_size),
+            "batch_size": min(count, config.batch_size),
+        },
     )
     small = dataclasses.replace(small, salt=HELD_OUT_SALT)
     identity = identify(small)
@@ -440,8 +446,9 @@ def held_out(manifest: Manifest, learned: PublishedVersion) -> Domains:
         if not is_published(small, identity):
             say(f"synthesises {image_count(small)} more images, from which nothing learns")
             ray_runtime.enter_context(connected())
-        # What another manifest has left unfinished there is of no use to this one.
-        version = build(small, identity, abandon=True).version
+        # What another manifest has left unfinished there is of no use to this one, and fewer images
+        # do too.
+        version = build(small, identity, abandon=True, accept_partial=True).version
     samples = [each for receipt in version.receipts() for each in version.samples(receipt)]
     if manifest.distillation.labelled_by_teacher:
         answers = [int(each.arrays["distances"].argmin()) for each in samples]

@@ -78,7 +78,8 @@ def audit(manifest: Manifest, images: int = AUDIT_IMAGES) -> dict[str, Any]:
 
     Raises:
         ManifestError: weights, names or sizes do not fit; nothing has been started.
-        PartialError, InfrastructureError: as `build`; the same call resumes.
+        PartialError: not one image could be made.
+        InfrastructureError: as `build`; the same call resumes.
     """
     few = small(manifest, images)
     teacher, _ = check_synthesis(few)
@@ -88,8 +89,9 @@ def audit(manifest: Manifest, images: int = AUDIT_IMAGES) -> dict[str, Any]:
     with ExitStack() as ray_runtime:
         if not is_published(few, identity):
             ray_runtime.enter_context(connected())
-        # What another manifest has left unfinished there is of no use to this one.
-        version = build(few, identity, abandon=True).version
+        # What another manifest has left unfinished there is of no use to this one, and fewer images
+        # do too.
+        version = build(few, identity, abandon=True, accept_partial=True).version
     labels, stored, pictures, pixels = read_images(version)
     nouns = references((*manifest.classes, *manifest.meanings))
     views = []

@@ -165,6 +165,14 @@ def test_a_task_of_which_every_image_failed(version: Version) -> None:
     assert verify(published) == []
 
 
+def test_nothing_is_published_without_an_image(version: Version) -> None:
+    for task in TASKS[1:]:
+        commit(version, task, failed=task.indices)
+    with pytest.raises(PartialError, match="not one image of its 4 tasks"):
+        version.publish(BLOCKS, ENVIRONMENT, quarantined=[TASKS[0].id])
+    assert not version.published
+
+
 def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
     fill(tmp_path)
     before = contents(tmp_path)
