@@ -36,7 +36,12 @@ from dfkd.operations.required_weights import (
     published_pipeline,
     towers,
 )
-from dfkd.storage.base import Request, disk_full_error, require_disk_space
+from dfkd.storage.base import (
+    DISK_FULL_ERRORS,
+    Request,
+    disk_full_error,
+    require_disk_space,
+)
 from dfkd.storage.retries import RetryPolicy
 from dfkd.utils.progress import say
 
@@ -88,6 +93,10 @@ def fetch(manifest: Manifest) -> str:
                 check_distillation(manifest)  # timm downloads a model only by building it
                 found = f"{model.id}, fetched by {model.library}"
         except ManifestError as error:
+            for cause in _causes(error):  # the libraries blame the hub for this machine's disk, too
+                if isinstance(cause, OSError) and cause.errno in DISK_FULL_ERRORS:
+                    with disk_full_error(local_path(manifest.cache)):
+                        raise cause from None
             if not _is_outage(error):
                 raise
             raise InfrastructureError(
@@ -214,12 +223,7 @@ def _fetch_pipeline(manifest: Manifest) -> str:
     for file in PIPELINE_FILES:
         say(f"{file} of {pipeline.repository}")  # the client's own bars are only on terminals
         try:
-            with disk_full_error(folder):
-                hf_hub_download(
-                    pipeline.repository, file, revision=pipeline.commit, local_dir=folder
-                )
-        except DfkdError:
-            raise
+            hf_hub_download(pipeline.repository, file, revision=pipeline.commit, local_dir=folder)
         except Exception as error:  # the errors of the hub's client have no common base
             if isinstance(error, OSError) and error.filename:
                 raise  # of this machine's disk

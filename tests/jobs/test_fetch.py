@@ -265,6 +265,16 @@ def test_only_an_outage_of_the_hub_is_worth_a_repetition(
     assert "someone/tiny" in fetch(tmp_path / "manifest.yaml", code=code)
 
 
+@pytest.mark.parametrize("small_disk", ["64k"], indirect=True)
+def test_a_full_disk_is_not_told_as_the_hub_s_fault(
+    hub: Publisher, tmp_path: Path, small_disk: Path
+) -> None:
+    words = "--set", f"cache={small_disk / 'cache'}"
+    told = fetch(tmp_path / "manifest.yaml", *words, code=Exit.RETRY)
+    assert f"no room for {small_disk / 'cache'}" in told
+    assert "the hub" not in told
+
+
 def test_a_pickle_is_taken_only_where_there_are_no_safetensors(
     hub: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
