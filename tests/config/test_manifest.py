@@ -210,6 +210,12 @@ def test_a_key_of_the_optimisation_is_refused_where_latents_are_only_sampled(
     assert refined.generator.settings.optimisation_steps == 4
 
 
+def test_a_rate_of_no_refinement_is_refused(path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"^generator\.diffusers\.refine_rate: has no effect"):
+        Manifest.read(path, (f"{SAMPLED}, refine_rate: 0.1}}}}",))
+    Manifest.read(path, (f"{SAMPLED}, refine_rate: 0.1, refine_steps: 3}}}}",))
+
+
 @pytest.mark.parametrize(
     ("weights", "steps", "guidance"),
     [("miniature", 8, 3.0), ("stable-diffusion-v1-5", 20, 2.0), ("sd-turbo", 1, 1.0)],

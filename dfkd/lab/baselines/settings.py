@@ -158,6 +158,13 @@ class BatchNorm(SourceSettings):
         """See `SourceSettings.check`."""
         from dfkd.lab.baselines.batch_norm import require_batch_norm
 
+        if not manifest.generator.settings.optimisation_steps:
+            raise ManifestError(
+                "synthesis.source",
+                "bn is a loss of latents that are optimised, and this generator only samples them",
+                manifest.method,
+                "set generator.diffusers.refine_steps, or generator.kind to vqgan",
+            )
         require_batch_norm(teacher, manifest.method)
 
 

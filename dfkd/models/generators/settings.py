@@ -105,6 +105,13 @@ class Diffusers(GeneratorSettings):
                     remedy = f"give it; {usual_sampling(self.weights)}"
                     raise ManifestError(f"generator.diffusers.{key}", rule, None, remedy)
                 object.__setattr__(self, key, getattr(own, key))
+        if not self.refine_steps and self.refine_rate != Diffusers.refine_rate:
+            raise ManifestError(
+                "generator.diffusers.refine_rate",
+                "has no effect without refine_steps",
+                self.refine_rate,
+                "remove it, or set generator.diffusers.refine_steps",
+            )
 
     @property
     def sampling_steps(self) -> int:

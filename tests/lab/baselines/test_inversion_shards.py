@@ -174,6 +174,14 @@ def test_a_batch_that_memory_has_no_room_for_is_not_halved(
         maker.shards(by_part(manifest)[0], prompts, tmp_path)
 
 
+def test_batch_norm_in_the_loss_of_latents_that_are_not_optimised_is_refused() -> None:
+    generator = "generator={kind: diffusers, diffusers: {weights: miniature}}"
+    settings = ("synthesis.source=bn", generator)
+    check_synthesis(read(*settings, "generator.diffusers.refine_steps=1"))
+    with pytest.raises(ManifestError, match=r"^synthesis\.source: bn is a loss .* only samples"):
+        check_synthesis(read(*settings))
+
+
 @pytest.mark.parametrize("method", [*METHODS, "bn"])
 def test_a_teacher_without_batch_norm_is_refused_before_any_work(
     method: str, tmp_path: Path
