@@ -109,7 +109,16 @@ def _timm(
         )
     # A file of weights is loaded later, but the library's own only by building the model with them.
     library = names_library(config.initial_weights)
-    settings = timm.models.get_pretrained_cfg(name)
+    try:
+        settings = timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # a model, but a tag of weights that it has not
+        known = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
+        raise ManifestError(
+            "distillation.student",
+            "must be a model of timm, with a tag that it has or without one",
+            name,
+            f"choose among {known or 'none'}",
+        ) from None
     options: dict[str, Any] = {"num_classes": 0}  # no head
     # A transformer has one position embedding per patch, so it must know the size in advance.
     if settings and settings.fixed_input_size:

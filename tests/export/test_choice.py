@@ -139,6 +139,9 @@ def test_limits_choose_the_best_that_is_left_and_say_what_is_missing() -> None:
     assert choose(found, Limits()).name == answer(found).choices[0].point.name
     assert choose(found, Limits(max_ms=3)).name == "teacher text-only int8"
     assert choose(found, Limits(max_mb=0.5)).name == "timm:test_resnet int8"
+    (point,) = (each for each in points(found) if each.name == "timm:test_resnet int8")
+    # In floats 100 x 0.57 is less than 57.
+    assert Limits(at_least=57).misses(dataclasses.replace(point, mean=0.57)) == {}
     limits = Limits(max_ms=1.8, at_least=70)
     teacher = next(each for each in points(found) if each.name == "teacher int8")
     assert limits.misses(teacher) == {"max_ms": pytest.approx(0.1)}

@@ -118,7 +118,7 @@ def test_a_model_of_which_timm_says_that_a_value_is_wrong_is_refused(
     [
         *(
             ({"student": name, **RANDOM}, r"distillation\.student")
-            for name in ("resnet19", "alexnet", "timm:no_such_model")
+            for name in ("resnet19", "alexnet", "timm:no_such_model", "timm:resnet18.none")
         ),
         ({"weights": "IMAGENET1K_V2"}, r"distillation\.weights.*IMAGENET1K_V1"),
         ({"weights": "IMAGENET9K"}, r"distillation\.weights.*IMAGENET1K_V1"),

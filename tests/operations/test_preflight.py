@@ -102,6 +102,17 @@ def test_sizes_that_a_method_cannot_generate_are_refused() -> None:
         check_synthesis(inversion("synthesis.source=[cmi, dfad]", *few))
 
 
+def test_a_name_too_long_for_a_styled_sentence_is_told_as_the_class_s(tmp_path: Path) -> None:
+    config = write_teacher(tmp_path / "short", model_config(VIT, context_length=9))
+    settings = (
+        f"teacher={{model: {config.model}, weights: {config.weights}, template: '{{class}}'}}",
+        "evaluation.models=text-only",
+    )
+    check_towers(small_manifest.read(tmp_path, *settings, "classes=[dog, hot dog]"))
+    with pytest.raises(ManifestError, match=r"^classes: .* at most 7 tokens, this one 8.*'dog dog"):
+        check_towers(small_manifest.read(tmp_path, *settings, "classes=[hot dog, dog dog dog]"))
+
+
 @pytest.mark.parametrize("scored", ["student", "[student, text-only]"])
 def test_styled_texts_must_fit_the_labeller_s_context(tmp_path: Path, scored: str) -> None:
     """Whose context may be shorter than the teacher's."""
