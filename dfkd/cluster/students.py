@@ -52,7 +52,7 @@ from dfkd.distillation.student_store import (
     locate_student,
     require_replaceable_classes,
 )
-from dfkd.errors import DfkdError, InfrastructureError, one_line
+from dfkd.errors import DfkdError, InfrastructureError
 from dfkd.models.student import CARD, build
 from dfkd.storage import layout
 from dfkd.storage.base import CLEANUP_ATTEMPTS
@@ -99,7 +99,8 @@ def distill_located(manifest: Manifest, target: StudentLocation) -> FinishedStud
         ManifestError: too few shards or images, or too small a cluster.
         CorruptionError: a shard does not match its receipt.
         PreemptedError: the only rank's node is about to be taken away.
-        InfrastructureError: workers died too often, or a driver's GPU failed; the call resumes.
+        InfrastructureError: workers died too often; the call resumes.
+        torch.AcceleratorError: the GPU of this process failed; another process resumes.
     """
     require_shared_storage(manifest.storage.root)
     manifest = manifest.with_student(target.architecture)
@@ -119,11 +120,7 @@ def distill_located(manifest: Manifest, target: StudentLocation) -> FinishedStud
     ranks = plan_ranks(config.rank_limits, manifest.cluster)
     measure_labels(manifest, [target])
     with _lease_and_record(manifest, target, ranks):
-        try:
-            _train(manifest, target, ranks, bar_place(ranks.local))
-        except torch.AcceleratorError as error:
-            told = f"distillation: the GPU failed ({one_line(error)})"
-            raise InfrastructureError(f"{told}; run the same command again, it resumes") from None
+        _train(manifest, target, ranks, bar_place(ranks.local))
     return FinishedStudent(target, reused=False)
 
 

@@ -14,7 +14,15 @@ from typing import Any, Protocol, runtime_checkable
 
 from dfkd.config.hashing import fingerprint
 from dfkd.config.manifest import Manifest
-from dfkd.errors import DfkdError, Exit, InfrastructureError, PartialError, as_utf8, may_pass
+from dfkd.errors import (
+    DfkdError,
+    Exit,
+    InfrastructureError,
+    PartialError,
+    as_utf8,
+    may_pass,
+    one_line,
+)
 from dfkd.utils import logs
 from dfkd.utils.progress import say
 from dfkd.utils.yaml import dump
@@ -202,6 +210,14 @@ def run(
         told = f"operating system: {error}; fix that and run the same command again, it resumes"
         # Most failures pass, so the same command may succeed; a wrong path stays wrong.
         return fail(InfrastructureError(told) if may_pass(error) else DfkdError(told))
+    except RuntimeError as error:
+        # What has met a GPU has imported torch, which takes seconds.
+        if "torch" not in sys.modules or not isinstance(
+            error, sys.modules["torch"].AcceleratorError
+        ):
+            raise
+        told = f"GPU: failed ({one_line(error)}); run the same command again, it resumes"
+        return fail(InfrastructureError(told))
     except (KeyboardInterrupt, SystemExit) as stop:
         # While Ray starts, SIGTERM meets its handler, which calls sys.exit(SIGTERM).
         if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:

@@ -360,16 +360,3 @@ def test_a_notice_leaves_no_checkpoint_of_a_training_that_has_diverged(
     with pytest.raises(DfkdError, match="loss is no number at step 3; lower distillation"):
         distill(manifest, "vanilla", 0)
     assert not list(tmp_path.rglob("checkpoints/*"))
-
-
-def test_a_driver_s_gpu_that_fails_is_worth_a_repetition(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = prepare(tmp_path, workers=1)
-
-    def train(config: dict[str, Any]) -> bool:
-        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
-
-    monkeypatch.setattr(students, "train", train)
-    with pytest.raises(InfrastructureError, match=r"^distillation: the GPU failed \(CUDA error"):
-        distill(manifest, "vanilla", 0)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dfkd.commands import command_line
 from dfkd.config.manifest import Manifest
@@ -70,6 +71,7 @@ def test_the_last_line_says_what_was_written_if_anything_was(
         (OSError(116, "Stale file handle"), 4),
         (OSError(36, "File name too long"), 1),
         (IsADirectoryError(21, "Is a directory"), 1),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), 4),
     ],
 )
 def test_each_error_has_its_exit_code_and_one_line(
