@@ -27,22 +27,22 @@ import numpy.typing as npt
 import torch
 from diffusers import UNet2DConditionModel, UniPCMultistepScheduler, VQModel
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfkd.config.paths import MINIATURE
 from dfkd.config.pipelines import PIPELINES
+from dfkd.lab.miniature import validation
 from dfkd.lab.miniature.captions import Captioner
 from dfkd.lab.miniature.drawings import Batches, painted
 from dfkd.lab.miniature.evaluation_set import OFFICIAL
 from dfkd.lab.miniature.generator import Autoencoder
 from dfkd.lab.miniature.looks import LookSampler, vocabulary
-from dfkd.lab.miniature.painting import SIZE
 from dfkd.lab.miniature.recipe import DiffusionRecipe, GeneratorRecipe
 from dfkd.lab.miniature.training import Resumable, cosine, move_average, rise
 from dfkd.models.generators.diffusers_folder import ENCODING
 from dfkd.models.generators.diffusion import Diffusion
-from dfkd.models.generators.generator import Condition
 from dfkd.models.generators.settings import Diffusers
 from dfkd.models.generators.text_tower import Shape
 from dfkd.models.teacher import Teacher
@@ -106,8 +106,10 @@ _OWN_NAME = 0.7
 _EMPTY = 0.1
 """Share of captions that are left empty, from which classifier-free guidance learns what an image
 without a text is."""
-_SPACE_BATCHES = 4
-"""Batches by whose latents the principal components are found."""
+_SPACE_BATCHES, _SPACE_SHARE = 4, 0.35
+"""Batches by whose latents the principal components are found, and their share of drawings in one
+ink in the default look: whatever the recipe has, so that a training can go on from another's.
+"""
 _LAST_RATE = 0.05
 """The learning rate ends at this share of its maximum."""
 _VQ_NAMES = (
@@ -207,7 +209,7 @@ class DiffusionTrainer(Resumable):
     """
 
     parts = ("space", "network", "average", "optimizer")
-    saved = ("step", "seconds", "curve")
+    saved = ("step", "seconds", "curve", "first", "validations")
     recipe: DiffusionRecipe
 
     def __init__(
@@ -226,19 +228,29 @@ class DiffusionTrainer(Resumable):
         # Of batches with all looks, as the first ones show black on white alone.
         steps = range(recipe.easy_steps, recipe.easy_steps + _SPACE_BATCHES)
         self.space = LatentSpace(vq.latent_channels, recipe.components)
-        self.space.fit(torch.cat([self.batch(step)[0] for step in steps]))
+        self.space.fit(torch.cat([self.batch(step, _SPACE_SHARE)[0] for step in steps]))
         torch.manual_seed(seed)
         self.network: Any = unet(recipe, vq, teacher.token_table.shape[1])
+        if recipe.start:
+            start = Path(recipe.start)
+            weights = load_file(start / "unet/diffusion_pytorch_model.safetensors")
+            self.network.load_state_dict(weights)
+            earlier = json.loads((start / "scores.json").read_text("utf-8"))
+            self.step, self.seconds = earlier["steps"], 3600 * earlier["hours"]
+        self.first = self.step
+        """The 0-based step with which this training begins."""
         self.average: Any = copy.deepcopy(self.network).eval().requires_grad_(False)
         """The averaged UNet, in evaluation mode."""
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), weight_decay=0.01, betas=(0.9, 0.99), foreach=True
+            self.network.parameters(), weight_decay=0.01, betas=(0.9, 0.99), fused=True
         )
         self.alphas = scheduler().alphas_cumprod
         self.losses: list[float] = []
         """The losses since the last checkpoint."""
         self.curve: list[tuple[int, float]] = []
         """Step and mean loss since the last checkpoint, at each checkpoint."""
+        self.validations: list[dict[str, Any]] = []
+        """What `validation.measure` returned, with the number of images before it."""
 
     def save(self) -> None:
         """See `Resumable.save`; adds a point to the curve."""
@@ -248,13 +260,13 @@ class DiffusionTrainer(Resumable):
 
     def scores(self) -> dict[str, Any]:
         """The length of the training, and its curve, for `scores.json`."""
-        return super().scores() | {"curve": self.curve}
+        return super().scores() | {"curve": self.curve, "validations": self.validations}
 
     @torch.no_grad()
-    def batch(self, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
+    def batch(self, step: int, default_share: float) -> tuple[Tensor, Tensor, torch.Generator]:
         """Latents float32 [B, C, 8, 8], hidden states [B, L, D], and the generator of a step.
 
-        They depend on the seed and the step alone.
+        They depend on the seed and the arguments alone.
         """
         # Looks are easier to learn than objects. With all looks from the start, a trial of 1,000
         # steps knew colours and grounds, and hardly any object.
@@ -263,7 +275,7 @@ class DiffusionTrainer(Resumable):
         rows, rng = self.batches.draw(step, strength=0)
         gen = torch.Generator().manual_seed(int(rng.integers(2**62)))
         sampler = LookSampler(gen)
-        default = 1 - strength * (1 - self.recipe.default_share)
+        default = 1 - strength * (1 - default_share)
         looks = [sampler.draw(row.colour, default) for row in rows]
         images = painted(self.batches.cache, rows, looks, gen, self.recipe.pose)
         captions = [
@@ -287,7 +299,7 @@ class DiffusionTrainer(Resumable):
 
     def update(self) -> str:
         """One step of the optimizer and the average; returns the mean of the last losses."""
-        latents, states, gen = self.batch(self.step)
+        latents, states, gen = self.batch(self.step, self.recipe.default_share)
         clean = self.space(latents)
         noise = torch.randn(clean.shape, generator=gen)
         # One time of each of B equal intervals: the loss varies less than with free times.
@@ -297,8 +309,10 @@ class DiffusionTrainer(Resumable):
         signal = self.alphas[times].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - self.alphas[times]).sqrt().view(-1, 1, 1, 1)
         for group in self.optimizer.param_groups:
-            fall = max(_LAST_RATE, cosine(self.step, self.recipe.steps))
-            factor = rise(self.step, self.recipe.rising_steps) * fall
+            falling = min(self.recipe.falling_steps, self.recipe.steps)
+            fallen = max(0, self.step - (self.recipe.steps - falling))
+            fall = max(_LAST_RATE, cosine(fallen, falling))
+            factor = rise(self.step - self.first, self.recipe.rising_steps) * fall
             group["lr"] = self.recipe.learning_rate * factor
         with torch.autocast("cpu", torch.bfloat16):
             noisy = signal * clean + sigma * noise
@@ -353,8 +367,10 @@ def sample_scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
     strips = []
     for i, name in enumerate(OFFICIAL):
         images = {
-            "plain": _sample(model, teacher, [f"A {name}"] * _COUNT),
-            "styled": _sample(model, teacher, [f"{name} in the style of {s}" for s in styles]),
+            "plain": validation.sample(model, teacher, [f"A {name}"] * _COUNT),
+            "styled": validation.sample(
+                model, teacher, [f"{name} in the style of {s}" for s in styles]
+            ),
         }
         for kind, made in images.items():
             nearest = (teacher.encode_image(made) @ texts.T).argmax(1)
@@ -370,17 +386,6 @@ def sample_scores(trainer: DiffusionTrainer, folder: Path) -> dict[str, Any]:
         "guidance": _OWN.guidance,
         "teacher": {kind: round(statistics.fmean(shares), 4) for kind, shares in named.items()},
     }
-
-
-def _sample(model: Diffusion, teacher: Teacher, prompts: list[str]) -> Tensor:
-    """An image of each prompt, float32 [N, 3, 64, 64] in [0, 1]; the seeds are 0 to N - 1."""
-    assert model.text is not None  # noqa: S101 - every diffusion model has one
-    prompted, empty = (
-        teacher.hidden_states(teacher.embed_tokens(teacher.tokenize(texts)), model.text.layers)
-        for texts in (prompts, [""])
-    )
-    latents = model.init_latents(range(len(prompts)), SIZE, Condition(prompted, empty))
-    return model.decode(latents)
 
 
 def strip(images: Tensor) -> npt.NDArray[np.uint8]:

@@ -13,7 +13,14 @@ from PIL import Image
 from dfkd.config.hashing import fingerprint
 from dfkd.config.paths import MINIATURE
 from dfkd.errors import ManifestError
-from dfkd.lab.miniature import classifier, diffusion, evaluation_set, pretraining, scoring
+from dfkd.lab.miniature import (
+    classifier,
+    diffusion,
+    evaluation_set,
+    pretraining,
+    scoring,
+    validation,
+)
 from dfkd.lab.miniature.captions import Captioner
 from dfkd.lab.miniature.drawings import Batches, name_weights
 from dfkd.lab.miniature.generator import Autoencoder
@@ -167,13 +174,35 @@ def _make_diffusion(
         folder_of(recipe, "diffusion"),
         recipe.seed,
     )
-    trainer.run()
-    vae = diffusion.autoencoder(recipe.generator, generator, trainer.space)
-    shape = shape_of(trainer.teacher, trainer.layers)
-    diffusion.write_configurations(folder, trainer.average, vae, shape)
-    for part, network in {"unet": trainer.average, "vae": vae}.items():
-        path = folder / part / "diffusion_pytorch_model.safetensors"
-        pretraining.export(network.state_dict(), path)
+    held_out = validation.prepare(split, teacher, recipe.diffusion.pose)
+
+    def export() -> None:
+        """Write the averaged network in diffusers' layout."""
+        vae = diffusion.autoencoder(recipe.generator, generator, trainer.space)
+        shape = shape_of(trainer.teacher, trainer.layers)
+        diffusion.write_configurations(folder, trainer.average, vae, shape)
+        for part, network in {"unet": trainer.average, "vae": vae}.items():
+            path = folder / part / "diffusion_pytorch_model.safetensors"
+            pretraining.export(network.state_dict(), path)
+
+    def measure(place: Path) -> None:
+        """Add a measurement of the model in a folder, which is that of the trainer's step."""
+        measured = validation.measure(place, held_out, teacher)
+        log(f"diffusion step {trainer.step}: {measured}")
+        trainer.validations.append({"images": trainer.step * size, **measured})
+
+    def validate() -> None:
+        """Export and measure, where it is time for it."""
+        step = trainer.step
+        if step % recipe.diffusion.validate_every == 0 or step == recipe.diffusion.steps:
+            export()
+            measure(folder)
+
+    if recipe.diffusion.start and not trainer.path.exists():
+        measure(Path(recipe.diffusion.start))
+    trainer.run(validate)
+    export()
+    (folder / "training.svg").write_bytes(validation.figure(trainer.validations))
     names = [str(path.relative_to(output)) for path in sorted(folder.glob("*/*"))]
     scores = {
         "recipe": fingerprint(identity(recipe, "diffusion")),

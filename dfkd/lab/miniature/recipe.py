@@ -169,11 +169,16 @@ class DiffusionRecipe:
     """Principal components of the latents' channels, which the model makes instead of latents."""
     pose: NonNegative = 0.25
     """Strength of the drawings' random poses; the teacher's and the generator's have 1."""
+    start: str = ""
+    """Folder of an exported model whose training goes on, its steps counted; "": an untrained one.
+    """
     steps: Count = 6400
     easy_steps: Count = 1200
     """Steps in which looks, captions and names become gradually harder."""
     rising_steps: Count = 200
-    """Steps in which the learning rate rises; then it falls along a cosine."""
+    """First steps, in which the learning rate rises."""
+    falling_steps: Count = 6400
+    """Last steps, in which the learning rate falls along a cosine."""
     batch_size: Count = 64
     learning_rate: Positive = 6e-4
     default_share: Fraction = 0.35
@@ -181,6 +186,8 @@ class DiffusionRecipe:
     ema: Fraction = 0.999
     """Decay of the moving average of the weights, which is the model."""
     checkpoint_every: Count = 100
+    validate_every: Count = 1500
+    """Steps between two measurements, after each of which the model is exported."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -264,6 +271,7 @@ _WITHOUT_EFFECT = frozenset(
         *("data.directory", "data.clipart", "data.work", "data.max_likeness"),
         *("teacher.compile", "teacher.checkpoint_every"),
         *("generator.checkpoint_every", "diffusion.checkpoint_every"),
+        "diffusion.validate_every",
         *("backbone.checkpoint_every", "judge.checkpoint_every"),
     }
 )

@@ -93,7 +93,8 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     diffusion = json.loads((out / "diffusion/scores.json").read_text())
     assert jobs.contents(out).keys() == {
         *scores["files"], "scores.json", "NOTICE", "MODEL_CARD.md", "reconstructions.png",
-        *diffusion["files"], "diffusion/scores.json", "diffusion/samples.png",
+        *diffusion["files"],
+        *(f"diffusion/{name}" for name in ("scores.json", "samples.png", "training.svg")),
     }  # fmt: skip
     require_usable(out)
     before = jobs.contents(out)
@@ -112,6 +113,14 @@ def test_from_icons_to_assets(tmp_path: Path) -> None:
     assert f"teacher and generator of {out}" in done.stdout
     assert "diffusion resumes at step 2" in done.stdout
     assert "--only diffusion" in (out / "MODEL_CARD.md").read_text()
+    more = ("diffusion.steps=3", f"diffusion.start={out / 'diffusion'}")
+    settings = [word for each in more for word in ("--set", each)]
+    done = run_here(manifest, "--only", "diffusion", *settings)
+    assert done.returncode == Exit.DONE, done.stderr
+    longer = json.loads((out / "diffusion/scores.json").read_text())
+    assert (longer["steps"], longer["images_seen"]) == (3, 12)
+    assert [each["images"] for each in longer["validations"]] == [8, 12]
+    assert longer["validations"][0]["guidance 3"] == diffusion["validations"][-1]["guidance 3"]
     (out / "generator.yaml").write_text("{}")
     done = run_here(manifest, "--only", "diffusion")
     assert done.returncode == Exit.USAGE

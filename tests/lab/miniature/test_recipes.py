@@ -320,7 +320,7 @@ def test_all_names_of_a_diffusion_model_are_equally_likely_at_each_step(
     drawn = Mock(wraps=trainer.batches.draw)
     monkeypatch.setattr(trainer.batches, "draw", drawn)
     for step in (0, 10**6):
-        trainer.batch(step)
+        trainer.batch(step, 0.35)
     assert [call.kwargs["strength"] for call in drawn.call_args_list] == [0, 0]
     rows = trainer.batches.rows
     share = Counter[str]()
