@@ -62,7 +62,7 @@ from dfkd.models.teacher import Teacher
 from dfkd.models.tower import TowerClassifier
 from dfkd.storage import layout
 from dfkd.storage.base import Storage
-from dfkd.storage.local import open_storage
+from dfkd.storage.local import open_storage, require_no_link
 from dfkd.utils.device import pick_device
 from dfkd.utils.hardware import time_on_gpu, time_on_one_core
 from dfkd.utils.images import USUAL, decode_image
@@ -424,6 +424,7 @@ def held_out(manifest: Manifest, learned: PublishedVersion) -> Domains:
         learned: the version that the students learned from, which weighs several labellers.
 
     Raises:
+        CorruptionError: a link is in place of its folder.
         PartialError: not one image could be made.
         InfrastructureError: as `build`; the same call resumes.
     """
@@ -431,6 +432,7 @@ def held_out(manifest: Manifest, learned: PublishedVersion) -> Domains:
     shards = math.ceil(HELD_OUT_SHARE * config.images_per_class / config.shard_size)
     most = max(1, HELD_OUT_IMAGES // len(manifest.classes))
     count = min(config.images_per_class, config.shard_size * shards, most)
+    require_no_link(manifest.storage.root, layout.HELD_OUT)
     root = f"{manifest.storage.root.rstrip('/')}/{layout.HELD_OUT}"
     small = manifest.with_method(manifest.methods[-1]).with_values(
         storage={"root": root},

@@ -40,7 +40,7 @@ from dfkd.report.gallery import data_uri
 from dfkd.report.page import template
 from dfkd.storage import cost_records, layout
 from dfkd.storage.base import Storage
-from dfkd.storage.local import open_storage
+from dfkd.storage.local import open_storage, require_no_link
 from dfkd.utils.device import pick_device
 from dfkd.utils.images import decode_image
 from dfkd.utils.pixels import from_bytes
@@ -78,10 +78,12 @@ def audit(manifest: Manifest, images: int = AUDIT_IMAGES) -> dict[str, Any]:
 
     Raises:
         ManifestError: weights, names or sizes do not fit; nothing has been started.
+        CorruptionError: a link is in place of the audit's folder.
         PartialError: not one image could be made.
         InfrastructureError: as `build`; the same call resumes.
     """
     few = small(manifest, images)
+    require_no_link(manifest.storage.root, layout.AUDIT)
     teacher, _ = check_synthesis(few)
     check_towers(few)
     note_surprises(few, teacher)

@@ -74,6 +74,14 @@ def open_to_read(root: str) -> Storage:
     return _storage(root).with_attempts(OPENING_ATTEMPTS)
 
 
+def require_no_link(root: str, name: str) -> None:
+    """Raise `CorruptionError` if a folder in a root, which will be a root of its own, is a link.
+
+    A run may come from a stranger, and its links must not lead to files of this machine.
+    """
+    open_to_read(root).exists(name)
+
+
 def _storage(root: str) -> "LocalStorage | BucketStorage":
     """The storage at a root, before any request; raises as `open_to_read`."""
     scheme, bucket, path = split_root("storage.root", root)

@@ -9,7 +9,7 @@ import pytest
 import dfkd
 from dfkd.commands import audit as command
 from dfkd.config.manifest import Manifest
-from dfkd.errors import Exit, WeightsError
+from dfkd.errors import CorruptionError, Exit, WeightsError
 from dfkd.operations import audit
 from tests.helpers import jobs
 from tests.helpers.published import published
@@ -54,6 +54,17 @@ def test_a_common_noun_that_a_class_holds_is_no_rival() -> None:
     nouns = audit.references(["Bird house", "car"])
     assert not {"bird", "house", "car"} & {*nouns}
     assert "tree" in nouns
+
+
+def test_a_link_in_place_of_its_folder_is_refused(tmp_path: Path) -> None:
+    """It could lead to files of the machine, where the audit would write."""
+    manifest = Manifest.read(write_manifest(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "private").mkdir()
+    (tmp_path / "run/audit").symlink_to(tmp_path / "private")
+    with pytest.raises(CorruptionError, match="through a link"):
+        audit.audit(manifest, 2)
+    assert not [*(tmp_path / "private").iterdir()]
 
 
 @pytest.mark.heavy
