@@ -113,7 +113,7 @@ class Synthesis:
     compares sources."""
     images_per_class: Count = 3000
     """Images of each class; the paper settles on 3,000 (Figure 7)."""
-    shard_size: Count = 100
+    shard_size: Annotated[int, Field(ge=1, le=10_000)] = 100
     """Images per shard, which is the work of one task. Where images depend on each other, a worker
     makes a shard of every class at once, and the size also changes the images."""
     image_size: Count = 224
